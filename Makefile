@@ -1,0 +1,40 @@
+# Two commands on a fresh machine (Python 3.11+): `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Everything writes into $(VENV) and .mirage/; `make clean` removes both.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow quick check setup clean help
+
+help:
+	@echo "make demo       set up, then run the main job on real photographs (no GPU, about 8 minutes)"
+	@echo "make test       set up, then style, types, imports and the tests"
+	@echo "make test-slow  clusters, kills, the whole main job (up to 30 minutes)"
+	@echo "make quick      the tests that need no server and no cluster (under 3 minutes)"
+	@echo "make check      style, types and import rules alone"
+	@echo "make clean      remove .venv and .mirage"
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@scripts/setup $(PYTHON) $(VENV)
+	@touch $@
+
+demo: setup
+	@scripts/demo
+
+check: setup
+	@scripts/check
+
+quick: setup
+	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/orchestrator/cluster -x
+
+test: setup check
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .mirage .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
