@@ -1,1 +1,1 @@
-"""To be written."""
+"""A job file becomes a trained, evaluated, registered model, on Ray."""

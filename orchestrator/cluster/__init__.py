@@ -1,1 +1,1 @@
-"""To be written."""
+"""All that touches Ray: launching, the local cluster, the submit hook."""

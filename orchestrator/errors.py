@@ -1,0 +1,50 @@
+"""Every error that a user can cause or cure, as one tree.
+
+    OrchestratorError
+    ├── JobFileError        the job file does not say something that can be run; carries every problem at once
+    ├── PlanError           the job is well formed but cannot be done: data, cluster or workers do not allow it
+    ├── ClusterError        the local cluster, a port, a process; submission
+    ├── CheckpointError     no checkpoint can be read, or one does not belong to this run
+    ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
+    ├── TrackingError       MLflow cannot be reached or refuses
+    ├── RegistryError       a model cannot be registered or found
+    └── PhotoError          a file is not an image that can be restored
+
+A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
+"""
+
+
+class OrchestratorError(Exception):
+    """Root of everything that the command line prints without a traceback."""
+
+
+class JobFileError(OrchestratorError):
+    """A job file with problems; the message lists them all, one line each, with file and line."""
+
+
+class PlanError(OrchestratorError):
+    """A well-formed job that this data or this cluster does not allow."""
+
+
+class ClusterError(OrchestratorError):
+    """The local cluster could not be started, reached or stopped."""
+
+
+class CheckpointError(OrchestratorError):
+    """No usable checkpoint, or one of another run."""
+
+
+class TrainingError(OrchestratorError):
+    """The run failed after it was launched."""
+
+
+class TrackingError(OrchestratorError):
+    """MLflow refused or could not be reached where it was required."""
+
+
+class RegistryError(OrchestratorError):
+    """A model could not be registered, resolved or loaded."""
+
+
+class PhotoError(OrchestratorError):
+    """A file is not a photograph that can be read or written."""
