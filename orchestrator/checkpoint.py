@@ -1,0 +1,195 @@
+"""Checkpoints: everything a run needs to go on exactly, written once, verified when read, never unpickled.
+
+Layout below the run's own folder in the store:
+
+    blobs/<sha256>.safetensors          model, EMA and optimiser tensors, named by their content
+    checkpoints/<step>-<digest>.json    one per checkpoint: which blobs, the position, what it belongs to
+
+The JSON comes last and carries its own checksum: a reader sees a whole checkpoint or none. Order, augmentation,
+noise and DropPath are functions of (seed, position), and the learning rate is one of the step, so `position` is all
+the random and scheduler state there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from orchestrator.errors import CheckpointError
+from shards.errors import ShardsError
+from shards.store import Store
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+METRIC = "val/psnr"
+"""The validation metric by which the best checkpoint is told; larger is better."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to; it resumes nothing else."""
+
+    run_id: str
+    manifests: tuple[str, ...]
+    """Digests of the packed datasets."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A moment of a run. Tensors are on the CPU and no longer change."""
+
+    step: int
+    position: int
+    skipped_steps: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """`model`, `optimizer` and, when the run keeps one, `ema`: name -> tensor."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The newest validation, by which the best checkpoint is told."""
+    world_size: int = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run in a store.
+
+    `save` returns at once and writes in the background, one at a time; `wait` returns when all is written.
+    """
+
+    def __init__(self, store: Store, identity: Identity, *, keep: int, code_version: str = "") -> None:
+        self._store = store
+        self._identity = identity
+        self._keep = keep
+        self._code_version = code_version
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: State) -> None:
+        """Begin to write `state`; waits for the one before, so that two snapshots never pile up."""
+        self.wait()
+        self._pending = self._writer.submit(self._write, state)
+
+    def wait(self) -> None:
+        """Return when the newest `save` is complete; raises what went wrong in it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def names(self) -> list[str]:
+        """Return the checkpoints' names, oldest first."""
+        return [key.removeprefix("checkpoints/").removesuffix(".json") for key in self._store.list("checkpoints/")]
+
+    def newest(self) -> str:
+        """Return the name of the newest checkpoint that reads back whole, or "" when there is none.
+
+        A damaged one is reported and passed over.
+        """
+        for name in reversed(self.names()):
+            try:
+                self.load(name)
+            except (CheckpointError, ShardsError) as error:
+                log.warning("checkpoint %s is damaged and is passed over for the one before: %s", name, error)
+            else:
+                return name
+        return ""
+
+    def load(self, name: str) -> State:
+        """Return the checkpoint `name`, every byte of it verified."""
+        record = self._record(name)
+        owner = record["identity"]
+        mine = json.loads(json.dumps(asdict(self._identity)))
+        if owner != mine:
+            raise CheckpointError(
+                f"checkpoint {name} in {self._store.uri} belongs to run {owner['run_id']} on data "
+                f"{owner['manifests']}, not to {mine['run_id']} on {mine['manifests']}. Give the job another name."
+            )
+        tensors = {}
+        for part, blob in record["blobs"].items():
+            data = self._store.read(_blob_key(blob))
+            if hashlib.sha256(data).hexdigest() != blob:
+                raise CheckpointError(f"{self._store.uri}/{_blob_key(blob)} does not match its checksum.")
+            tensors[part] = safetensors.torch.load(data)
+        return State(
+            step=record["step"],
+            position=record["position"],
+            skipped_steps=record["skipped_steps"],
+            tensors=tensors,
+            metrics=record["metrics"],
+            world_size=record["world_size"],
+        )
+
+    def _write(self, state: State) -> None:
+        blobs = {}
+        for part, tensors in state.tensors.items():
+            data = safetensors.torch.save(dict(tensors))
+            blobs[part] = hashlib.sha256(data).hexdigest()
+            self._store.write(_blob_key(blobs[part]), data)
+        record = {
+            "format": FORMAT,
+            "identity": asdict(self._identity),
+            "code_version": self._code_version,
+            "step": state.step,
+            "position": state.position,
+            "skipped_steps": state.skipped_steps,
+            "world_size": state.world_size,
+            "metrics": dict(state.metrics),
+            "blobs": blobs,
+        }
+        digest = _digest(record)
+        name = f"{state.step:09d}-{digest[:12]}"
+        self._store.write(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
+        self._prune()
+
+    def _record(self, name: str) -> dict[str, Any]:
+        key = _record_key(name)
+        try:
+            record = json.loads(self._store.read(key))
+            claimed = record.pop("sha256")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{self._store.uri}/{key} is not a checkpoint record: {error!r}.") from error
+        if _digest(record) != claimed:
+            raise CheckpointError(f"{self._store.uri}/{key} does not match its own checksum.")
+        if record["format"] != FORMAT:
+            raise CheckpointError(
+                f"{self._store.uri}/{key} has format {record['format']}; this version reads {FORMAT}."
+            )
+        return record  # type: ignore[no-any-return]
+
+    def _prune(self) -> None:
+        """Keep the newest `keep` and the best; records go before the blobs that only they name."""
+        records = {}
+        for name in self.names():
+            try:
+                records[name] = self._record(name)
+            except CheckpointError as error:
+                log.warning("checkpoint %s is damaged and is left where it is: %s", name, error)
+        newest = list(records)[-self._keep :]
+        scored = [name for name, record in records.items() if METRIC in record["metrics"]]
+        best = max(scored, key=lambda name: float(records[name]["metrics"][METRIC]), default=None)
+        kept = {*newest, *([best] if best else [])}
+        needed = {blob for name in kept for blob in records[name]["blobs"].values()}
+        for name in records.keys() - kept:
+            self._store.delete(_record_key(name))
+        for name in records.keys() - kept:
+            for blob in set(records[name]["blobs"].values()) - needed:
+                self._store.delete(_blob_key(blob))
+
+
+def _blob_key(digest: str) -> str:
+    return f"blobs/{digest}.safetensors"
+
+
+def _record_key(name: str) -> str:
+    return f"checkpoints/{name}.json"
+
+
+def _digest(record: Mapping[str, object]) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,231 @@
+"""The schema of a job: every key that a job file may hold, with its unit, range and meaning.
+
+A `Job` is fully resolved: recipe, setting and defaults are already in it, so it says all that a run does. How a
+file becomes one is in `jobfile`; what the named recipes and settings stand for is in `recipes`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from mirage import ModelConfig
+    from mirage.loss import LossWeights
+
+Degradation = Literal["noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow"]
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A part of a job: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """The network. `variant` names a published size; any other key given replaces that size's value."""
+
+    variant: Literal["tiny", "small"] = "tiny"
+    """Published size: tiny (T, 6.2 M parameters) or small (S, 9.7 M)."""
+    dim: int | None = Field(default=None, ge=2)
+    """Embedding width: channels at full resolution."""
+    blocks: tuple[int, int, int, int] | None = None
+    """Blocks in encoder 1, 2, 3 and the latent; the decoders mirror the encoders."""
+    refinement_blocks: int | None = Field(default=None, ge=0)
+    """Blocks after the last decoder."""
+    heads: tuple[int, int, int, int] | None = None
+    """Attention heads per level."""
+    ffn_expansion: float | None = Field(default=None, gt=0)
+    """Hidden width of the feed-forward network over its input."""
+    branch_ratios: tuple[int, int, int] | None = None
+    """Attention : convolution : MLP shares of the channels."""
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Share of images for which a convolution branch is dropped in training."""
+    shallow_tap: Literal["encoder1", "patch_embed"] | None = None
+    """Where the SPD term looks at shallow features: the release's code or the paper's appendix C.3."""
+    batch_norm: Literal["synced", "local"] | None = None
+    """Statistics over the global batch, or over each worker's own share as the release does."""
+
+    def build(self) -> ModelConfig:
+        """Return the `mirage.ModelConfig` this section describes; ValueError when it is impossible."""
+        from dataclasses import replace
+
+        from mirage import ModelConfig
+
+        base = ModelConfig.small() if self.variant == "small" else ModelConfig.tiny()
+        given = {k: v for k, v in self.model_dump().items() if k != "variant" and v is not None}
+        return replace(base, **given)
+
+
+class Loss(Section):
+    """Weights of the combined loss: L1 + Fourier + SPD contrastive."""
+
+    l1_weight: float = Field(default=1.0, ge=0)
+    fourier_weight: float = Field(default=0.1, ge=0)
+    spd_weight: float = Field(default=0.01, ge=0)
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the contrastive term."""
+
+    def build(self) -> LossWeights:
+        """Return the weights as `mirage.loss` takes them."""
+        from mirage.loss import LossWeights
+
+        return LossWeights(
+            l1=self.l1_weight, fourier=self.fourier_weight, spd=self.spd_weight, temperature=self.temperature
+        )
+
+
+class Pack(Section):
+    """How to pack the data when no manifest is at `data.manifests` yet."""
+
+    source: Literal["photographs", "synthetic"]
+    """`photographs`: those that ship in Python wheels. `synthetic`: a folder of clean photographs, `root`."""
+    root: str | None = None
+    """Folder of the raw photographs (not for `photographs`)."""
+    held_out: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
+    """File-name patterns of the photographs kept for evaluation (`synthetic`)."""
+    degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
+    """Which degradations to make. Noise is drawn when a sample is read, never stored."""
+    variants: int = Field(default=4, ge=1)
+    """Different draws of each degradation per training photograph."""
+    seed: int = 0
+    encoding: Literal["fast", "compact"] = "fast"
+    """Lossless tiles: QOI (fast) or WebP (compact)."""
+
+
+class Data(Section):
+    """What is trained on, and in which order."""
+
+    manifests: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    """Packed datasets: URIs, or names below `storage`."""
+    pack: Pack | None = None
+    mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
+    """Degradation -> how many times each of its samples comes in an epoch."""
+    sampling: Literal["permutation", "replacement"] = "permutation"
+    tail: Literal["drop", "carry"] = "drop"
+    """The samples that do not fill the last batch of an epoch: dropped as the release does, or carried over."""
+    crop_pixels: int = Field(default=128, ge=8)
+    augmentation: Literal["release", "paper", "none"] = "release"
+    """One of the release's 7 non-identity dihedral transforms, the paper's flips, or none."""
+    readers: int = Field(default=0, ge=0)
+    """Data-loading subprocesses per worker; 0 reads in the worker itself."""
+    cache_gib: float = Field(default=20.0, gt=0)
+    """Bound of each node's shard cache."""
+
+
+class Train(Section):
+    """How long and how the weights move."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser updates; give this or `epochs`."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Images per step over all workers."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Forward-backward passes per step. Belongs to the job: statistics and negatives are the micro-batch's."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["release", "cosine"] = "release"
+    """`release`: its epoch-wise warm-up and cosine, including the two epochs at rate 0; `cosine`: per step."""
+    schedule_epochs: float | None = Field(default=None, gt=0)
+    """Length that the release's cosine is drawn over (150 in its code, whatever `epochs` says)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up of the `cosine` schedule."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest gradient norm; longer gradients are scaled down."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
+
+
+class Workers(Section):
+    """Training processes and what each one holds."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+    """As many workers start as the cluster has room for, from `min` to `max`."""
+    gpus: float = Field(default=0, ge=0)
+    cpus: float = Field(default=1, gt=0)
+    max_failures: int = Field(default=3, ge=0)
+    """Worker deaths that are survived by resuming from the newest checkpoint."""
+    wait_seconds: float = Field(default=600, gt=0)
+    """How long to wait for resources that other jobs hold before giving up."""
+    deadline_hours: float | None = Field(default=None, gt=0)
+    """Longest time the training may take before it is stopped with a checkpoint."""
+
+
+class Checkpoint(Section):
+    """When the run is written down."""
+
+    every_steps: int = Field(default=500, ge=1)
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints kept; the best by validation PSNR is kept as well."""
+
+
+class Validate(Section):
+    """A quick look during training, on centre crops of held-out photographs."""
+
+    every_steps: int = Field(default=5000, ge=1)
+    photographs: int = Field(default=4, ge=1)
+    """Held-out photographs per degradation."""
+    crop_pixels: int = Field(default=256, ge=8)
+
+
+class Evaluate(Section):
+    """The judgement at the end, on whole held-out photographs."""
+
+    degradations: tuple[Degradation, ...]
+    protocol: Literal["rgb-crop16", "rgb"] = "rgb-crop16"
+
+
+class Track(Section):
+    """Where the run is followed and its model is registered."""
+
+    experiment: str
+    uri: str | None = None
+    """MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+    register_as: str | None = None
+    """Registered-model name; the new version gets the alias `candidate`."""
+    every_steps: int = Field(default=10, ge=1)
+
+
+class Example(Section):
+    """One held-out photograph that the registered model restores to a PNG at the end."""
+
+    photograph: str
+    degradation: Degradation
+
+
+class Job(Section):
+    """One job file, resolved."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    kind: Literal["train", "pack"] = "train"
+    recipe: Literal["release", "paper", "fast"] = "release"
+    """The authors' code, the paper's text, or ours. A number always says which."""
+    setting: Literal["3deg", "5deg"]
+    """Published benchmark combination: fixes mixture, degradations and protocol."""
+    seed: int = 0
+    storage: str = ".mirage/folder"
+    """Where relative manifests and the runs live: `s3://bucket[/prefix]` or a folder."""
+    model: Model = Model()
+    loss: Loss = Loss()
+    data: Data
+    train: Train = Train()
+    workers: Workers = Workers()
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validate = Validate()
+    evaluate: Evaluate
+    track: Track
+    example: Example | None = None
+
+
+# Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
+INCIDENTAL = frozenset({"workers", "track", "storage", "checkpoint", "example", "data.readers", "data.cache_gib"})

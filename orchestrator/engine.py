@@ -1,0 +1,162 @@
+"""Engines: what differs between one process and many when a step is taken.
+
+An engine owns the place in the world (rank, device), the wrapping of the model, precision, gradient
+synchronisation, clipping, and the few things that workers must agree on. `train` reads the same on all of them.
+The loss that an engine is given is this process's *share*: summed over the workers it is the loss of the global
+batch (`mirage.loss`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Engine(Protocol):
+    """What the training loop asks of the processes it runs on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the module to call in training; its parameters are those of `model`."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context that a forward pass runs in."""
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients of this worker's share; they cross the network with the `last` one."""
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return the context for one micro-batch: only the `last` of a step talks to other workers."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        """Clip the gradients and return their norm before clipping; equal on all workers."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return `values` summed over the workers."""
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any worker says so; equal on all workers."""
+
+    def agree(self, text: str) -> str:
+        """Return what worker 0 says, on all workers."""
+
+    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        """Return the rows of all workers, on all workers."""
+
+
+class InProcessEngine:
+    """One process, no Ray and no network: debugging, tests, and one GPU on a desk."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
+        self.device = device
+        self.precision = precision
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model itself."""
+        return model
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return bf16 autocast when the job asks for it."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients."""
+        share.backward()  # type: ignore[no-untyped-call]
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return an empty context: there is nobody to talk to."""
+        return contextlib.nullcontext()
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        """Clip in place; an infinite bound only measures."""
+        return nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the values."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return the flag."""
+        return flag
+
+    def agree(self, text: str) -> str:
+        """Return the text."""
+        return text
+
+    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        """Return the rows."""
+        return rows
+
+
+class DDPEngine(InProcessEngine):
+    """One of several processes of an initialised `torch.distributed` world: gloo on CPU, NCCL on GPUs."""
+
+    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
+        super().__init__(device, precision)
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU.
+        self._control = dist.new_group(backend="gloo")
+        self._wrapped: DistributedDataParallel | None = None
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model in DistributedDataParallel.
+
+        Buffers are not broadcast: BatchNorm's statistics are synchronised where they are made.
+        """
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        return self._wrapped
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
+        (share * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return DDP's `no_sync` for all but the last micro-batch."""
+        assert self._wrapped is not None, "wrap the model before taking a step"
+        if last:
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()  # type: ignore[no-untyped-call, no-any-return]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over workers."""
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any worker's flag is set."""
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(votes.item())
+
+    def agree(self, text: str) -> str:
+        """Return worker 0's text."""
+        box = [text]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        """Return every worker's rows, in rank order."""
+        boxes: list[list[dict[str, object]]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(boxes, rows, group=self._control)
+        return [row for box in boxes for row in box]

@@ -1,0 +1,33 @@
+"""Where a machine keeps what jobs leave on it, and how a job's storage names become absolute."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+FOLDER = ".mirage"
+
+
+def home() -> Path:
+    """Return the home folder: MIRAGE_HOME, else `.mirage` in the working directory.
+
+    `mirage up` sets MIRAGE_HOME for every job, since Ray runs a job in a folder of its own.
+    """
+    return Path(os.environ.get("MIRAGE_HOME") or FOLDER).absolute()
+
+
+def absolute_uri(storage: str) -> str:
+    """Return `storage` unchanged when it has a scheme, else as an absolute folder.
+
+    A relative folder stands below the project that owns the home folder, not below the working directory.
+    """
+    if "://" in storage:
+        return storage.rstrip("/")
+    return str((home().parent / Path(storage).expanduser()).absolute())
+
+
+def below(storage: str, name: str) -> str:
+    """Return `name` as a URI: itself when it says where it is, else below `storage`."""
+    if "://" in name or name.startswith((".", "/", "~")):
+        return absolute_uri(name)
+    return f"{absolute_uri(storage)}/{name}"

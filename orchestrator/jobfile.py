@@ -1,0 +1,305 @@
+"""Read a job file into a `Job`, or report everything that is wrong with it at once, with file and line.
+
+A job is layered: schema defaults, then the setting and the recipe it names, then the file it `extends` (one level),
+then the file itself, then `--set key=value`. Each key remembers the layer that gave it, so that a problem points to
+the line a user can change.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.config import Job
+from orchestrator.errors import JobFileError
+from orchestrator.recipes import SETTINGS, defaults
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a job: where it stands, which key, and what to do."""
+
+    where: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}  {self.key}  {self.message}" if self.key else f"{self.where}  {self.message}"
+
+
+class _Layer:
+    """A YAML file or a set of overrides: its values and the place of each key."""
+
+    def __init__(self, values: dict[str, Any], places: dict[Key, str], whole: str) -> None:
+        self.values = values
+        self.places = places
+        self.whole = whole
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Return the resolved job of the file `path` with `key=value` overrides applied.
+
+    Raises JobFileError that lists every problem found.
+    """
+    path = Path(path)
+    layers = [_read(path)]
+    parent = layers[0].values.pop("extends", None)
+    if parent is not None:
+        base = _read(path.parent / str(parent))
+        if "extends" in base.values:
+            raise _refuse([Problem(base.places[("extends",)], "extends", "only one level of extending is allowed.")])
+        layers.insert(0, base)
+    layers.append(_read_overrides(overrides))
+    return _resolve(layers)
+
+
+def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> Job:
+    """Return the job that `values`, the content of a resolved file, describes."""
+    return _resolve([_Layer(dict(values), {}, whole)])
+
+
+def dump_job(job: Job) -> str:
+    """Return the resolved job as YAML; reading it back gives an equal job."""
+    return yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of job files, for completion in editors.
+
+    Only what a file must itself say is required there: recipe and setting give the rest.
+    """
+    schema = Job.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "Another job file to start from."}
+    schema["required"] = ["name", "setting", "data", "track"]
+    schema["$defs"]["Data"]["required"] = ["manifests"]
+    schema["properties"]["evaluate"].pop("default", None)
+    schema["$defs"]["Evaluate"].pop("required", None)
+    return schema
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> _Layer:
+    shown = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = difflib.get_close_matches(path.name, near, n=1)
+        tail = f" Did you mean {path.parent / hint[0]}?" if hint else ""
+        raise _refuse([Problem(shown, "", f"no such job file.{tail}")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refuse([Problem(shown, "", f"cannot be read as a text file: {error}")]) from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "not YAML"
+        raise _refuse(
+            [Problem(shown + line, "", f"this is not valid YAML: {what}. Mend that line; indent with spaces.")]
+        ) from error
+    if not isinstance(values, dict):
+        raise _refuse([Problem(shown, "", "a job file is a mapping of keys to values, and this one is not.")])
+    places: dict[Key, str] = {}
+    repeated: list[Problem] = []
+    for key, line in _walk(root, ()):
+        if key in places:
+            repeated.append(Problem(f"{shown}:{line}", ".".join(key), f"stands twice; first at {places[key]}."))
+        places.setdefault(key, f"{shown}:{line}")
+    if repeated:
+        raise _refuse(repeated)
+    return _Layer(values, places, shown)
+
+
+def _walk(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
+    """Yield every key path below `node` with its 1-based line."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            key = (*prefix, str(name.value))
+            yield key, name.start_mark.line + 1
+            yield from _walk(value, key)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            key = (*prefix, str(index))
+            yield key, value.start_mark.line + 1
+            yield from _walk(value, key)
+
+
+def _read_overrides(overrides: Sequence[str]) -> _Layer:
+    values: dict[str, Any] = {}
+    places: dict[Key, str] = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        key = tuple(name.strip().split("."))
+        if not equals or not all(key):
+            raise _refuse([Problem(f"--set {text}", "", "is not key=value, for example train.steps=100.")])
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise _refuse([Problem(f"--set {text}", "", "the value is not valid YAML.")]) from error
+        inner = values
+        for part in key[:-1]:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise _refuse([Problem(f"--set {text}", "", "sets a key below one that another --set fills.")])
+        inner[key[-1]] = parsed
+        for depth in range(1, len(key) + 1):
+            places[key[:depth]] = f"--set {text}"
+    return _Layer(values, places, "--set")
+
+
+# --- resolving -----------------------------------------------------------------------------------------------
+
+
+def _resolve(layers: Sequence[_Layer]) -> Job:
+    given: dict[str, Any] = {}
+    places: dict[Key, str] = {}
+    for layer in layers:
+        given = _merge(given, layer.values)
+        places.update(layer.places)
+    whole = layers[-2].whole if len(layers) > 1 else layers[-1].whole
+
+    recipe, setting = given.get("recipe", "release"), given.get("setting")
+    train = given.get("train")
+    steps_given = isinstance(train, dict) and train.get("steps") is not None
+    if recipe in ("release", "paper", "fast") and setting in SETTINGS:
+        given = _merge(defaults(recipe, setting, steps_given=steps_given), given, whole_keys=("data.mixture",))
+    try:
+        job = Job.model_validate(given)
+    except ValidationError as error:
+        raise _refuse([_problem(e, places, whole) for e in _relevant(error.errors())]) from None
+    problems = [
+        Problem(_place(tuple(key.split(".")), places, whole), key, message) for key, message in _conflicts(job)
+    ]
+    if problems:
+        raise _refuse(problems)
+    return job
+
+
+def _merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], whole_keys: tuple[str, ...] = (), prefix: str = ""
+) -> dict[str, Any]:
+    """Lay `over` on `base`, mapping by mapping; those named in `whole_keys` are replaced as one."""
+    merged = dict(base)
+    for name, value in over.items():
+        key = f"{prefix}{name}"
+        below = merged.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key not in whole_keys:
+            merged[name] = _merge(below, value, whole_keys, f"{key}.")
+        else:
+            merged[name] = value
+    return merged
+
+
+def _relevant(errors: Sequence[Any]) -> list[Any]:
+    """Drop what only follows from something else: a missing mixture is the setting's fault when that is wrong."""
+    wrong = {e["loc"] for e in errors}
+    derived = {("data", "mixture"), ("evaluate",)}
+    setting_wrong = ("setting",) in wrong or ("recipe",) in wrong
+    return [e for e in errors if not (setting_wrong and e["type"] == "missing" and e["loc"] in derived)]
+
+
+def _problem(error: Any, places: Mapping[Key, str], whole: str) -> Problem:
+    key = tuple(str(part) for part in error["loc"] if part != "[key]")
+    dotted = ".".join(key)
+    where = _place(key, places, whole)
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key[-1], _fields(key[:-1]), n=1, cutoff=0.5)
+        known = ", ".join(_fields(key[:-1]))
+        return Problem(
+            where, dotted, f'unknown key — did you mean "{near[0]}"?' if near else f"unknown key. Known: {known}."
+        )
+    if error["type"] == "missing":
+        return Problem(where, dotted, "is missing; the job needs it.")
+    message = str(error["msg"])
+    near = difflib.get_close_matches(value, _choices(message), n=1) if isinstance(value, str) else []
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return Problem(where, dotted, f"is {value!r}: {message[0].lower()}{message[1:]}.{hint}")
+
+
+def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
+    """Return the place of the key, or of the nearest one above it that somebody wrote."""
+    for depth in range(len(key), 0, -1):
+        if key[:depth] in places:
+            return places[key[:depth]]
+    return whole
+
+
+def _fields(key: Key) -> list[str]:
+    """Return the keys that the schema knows below `key`."""
+    model: type[BaseModel] | None = Job
+    for name in key:
+        field = model.model_fields.get(name) if model else None
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return sorted(model.model_fields) if model else []
+
+
+def _choices(message: str) -> list[str]:
+    return message.split("'")[1::2]
+
+
+def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) for every combination that cannot be, each with the nearest one that can."""
+    crop = job.data.crop_pixels
+    if crop % 8:
+        low = crop - crop % 8
+        yield "data.crop_pixels", f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}."
+    if job.validation.crop_pixels % 8:
+        yield "validation.crop_pixels", f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride."
+    if (job.train.epochs is None) == (job.train.steps is None):
+        yield "train.steps", "give the length once: either train.epochs or train.steps."
+    batch, micro = job.train.global_batch_size, job.train.micro_batches
+    if batch % micro:
+        yield "train.micro_batches", f"{micro} does not divide the global batch of {batch}."
+    if job.workers.min > job.workers.max:
+        yield "workers.min", f"{job.workers.min} is more than workers.max, {job.workers.max}."
+    if job.workers.max > batch // micro:
+        yield (
+            "workers.max",
+            f"{job.workers.max} workers cannot share a micro-batch of {batch // micro} images: each needs one. "
+            f"Set workers.max to at most {batch // micro}, or raise train.global_batch_size.",
+        )
+    if job.loss.spd_weight and batch // micro < 2:
+        yield (
+            "loss.spd_weight",
+            "the SPD term contrasts the images of a micro-batch and vanishes with one image. "
+            "Raise train.global_batch_size or set loss.spd_weight to 0.",
+        )
+    if job.train.schedule == "release" and job.train.steps is not None:
+        yield "train.schedule", "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine."
+    if job.data.pack and job.data.pack.source == "synthetic" and not job.data.pack.root:
+        yield "data.pack.root", "is missing: name the folder of clean photographs."
+    if job.data.pack and len(job.data.manifests) != 1:
+        yield "data.manifests", "name exactly one dataset when data.pack says how to make it."
+    if job.kind == "pack" and not job.data.pack:
+        yield "data.pack", "is missing: a job of kind pack must say what to pack."
+    if job.train.precision == "bf16" and job.workers.gpus == 0 and job.recipe != "fast":
+        yield "train.precision", "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus."
+    try:
+        job.model.build()
+    except ValueError as error:
+        yield "model", str(error)
+
+
+def _refuse(problems: Sequence[Problem]) -> JobFileError:
+    width = max(len(p.where) for p in problems)
+    keys = max(len(p.key) for p in problems)
+    lines = [
+        f"{p.where:<{width}}  {p.key:<{keys}}  {p.message}" if keys else f"{p.where:<{width}}  {p.message}"
+        for p in problems
+    ]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return JobFileError("\n".join([*lines, f"{count}, nothing was launched."]))
