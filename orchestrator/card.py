@@ -1,0 +1,43 @@
+"""The model card: what a registered model is, what it was trained on, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.config import Job
+from orchestrator.evaluate import Row
+from orchestrator.report import markdown
+from shards.stream import Dataset
+
+
+def model_card(job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str) -> str:
+    """Return the card as Markdown."""
+    config = job.model.build()
+    facts = {
+        "architecture": f"MIRAGE, dim {config.dim}, blocks {config.blocks}, branch ratios {config.branch_ratios}",
+        "setting and recipe": f"{job.setting}, {job.recipe}",
+        "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+        "run": run_id,
+        "code": code_version,
+        "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
+    }
+    licences = sorted({text for m in dataset.manifests for text in m.licences})
+    return "\n".join(
+        [
+            markdown(rows, f"{job.track.register_as or job.name}", how),
+            "## What it is",
+            "",
+            *(f"- {name}: {value}" for name, value in facts.items()),
+            "",
+            "## Terms of the training data",
+            "",
+            *(f"- {text}" for text in licences),
+            "",
+            "## Use",
+            "",
+            "Input and output are RGB in [0, 1] of any size, float32, (b, 3, h, w).",
+            "",
+            "    mirage restore photo.jpg -m models:/NAME@candidate",
+            "",
+        ]
+    )

@@ -1,0 +1,140 @@
+"""A job's data: find it, pack it where the job says how, and count what an epoch draws from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from orchestrator.config import Data, Job, Pack
+from orchestrator.errors import PlanError
+from orchestrator.home import absolute_uri, below, home
+from shards.cache import ShardCache
+from shards.errors import MissingObjectError
+from shards.manifest import Manifest, load_manifest
+from shards.pack import pack
+from shards.sample import row_degradation
+from shards.sources import FolderSource, PhotographSource, Source
+from shards.store import Store, open_store
+from shards.stream import Dataset, EvaluationSet, TrainStream
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+
+def manifest_uris(job: Job) -> tuple[str, ...]:
+    """Return the absolute URIs of the job's packed datasets."""
+    return tuple(below(job.storage, name) for name in job.data.manifests)
+
+
+def open_dataset_at(uris: Sequence[str], spec: Data) -> Dataset:
+    """Return the packed data at `uris`; raises `shards.ShardsError` when it cannot be reached."""
+    return Dataset(uris, _shard_cache(spec))
+
+
+def open_dataset(job: Job) -> Dataset:
+    """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
+    return open_dataset_at(manifest_uris(job), job.data)
+
+
+def ensure_packed(job: Job, progress: Progress) -> bool:
+    """Pack the job's data unless it is there already; return whether anything was packed.
+
+    Raises PlanError when what is there was packed with other settings: nothing is overwritten.
+    """
+    spec = job.data.pack
+    if spec is None:
+        return False
+    (uri,) = manifest_uris(job)
+    store = open_store(uri)
+    found = _manifest(store)
+    source = _source(spec)
+    if found is not None:
+        if found.provenance != source.provenance:
+            raise PlanError(
+                f"data.manifests: {uri} holds a dataset packed from {found.provenance}, and data.pack asks for "
+                f"{source.provenance}. Nothing is overwritten: name another dataset in data.manifests."
+            )
+        return False
+    store.ensure_bucket()
+    name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
+    pack(source, store, name=name, encoding=spec.encoding, on_progress=progress)
+    return True
+
+
+def planned_counts(job: Job) -> dict[str, int]:
+    """Return how many training samples packing will give for each degradation of the job's mixture."""
+    assert job.data.pack is not None, "only a job that packs has planned counts"
+    held = _source(job.data.pack).training_counts()
+    return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
+
+
+def counts(dataset: Dataset, job: Job) -> dict[str, int]:
+    """Return how many training samples the data holds for each degradation of the job's mixture."""
+    return {d: len(dataset.rows("train", row_degradation(d))) for d in job.data.mixture}
+
+
+def check_holds(dataset: Dataset, job: Job) -> None:
+    """Raise PlanError unless the data has samples for all that the job trains on and evaluates."""
+    missing = [f"data.mixture trains on {d}" for d, n in counts(dataset, job).items() if n == 0]
+    missing += [
+        f"evaluate.degradations names {d}"
+        for d in job.evaluate.degradations
+        if not dataset.rows("test", row_degradation(d))
+    ]
+    if missing:
+        raise PlanError(
+            f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
+            "Pack that data too, or take the degradation out of the job."
+        )
+
+
+def train_stream(dataset: Dataset, job: Job) -> TrainStream:
+    """Return the stream of training batches that the job describes."""
+    return TrainStream(
+        dataset,
+        list(job.data.mixture.items()),
+        seed=job.seed,
+        crop_pixels=job.data.crop_pixels,
+        augmentation=job.data.augmentation,
+        global_batch_size=job.train.global_batch_size,
+        micro_batches=job.train.micro_batches,
+        sampling=job.data.sampling,
+        tail=job.data.tail,
+        readers=job.data.readers,
+    )
+
+
+def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
+    """Return the held-out photographs of every degradation that the job evaluates."""
+    return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed)
+
+
+def _manifest(store: Store) -> Manifest | None:
+    try:
+        return load_manifest(store)
+    except MissingObjectError:
+        return None
+
+
+def _shard_cache(data: Data) -> ShardCache:
+    return ShardCache(home() / "cache" / "shards", int(data.cache_gib * 2**30))
+
+
+def _source(spec: Pack) -> Source:
+    if spec.source == "photographs":
+        return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
+    assert spec.root is not None, "the job schema asks for a root"
+    return FolderSource(
+        absolute_uri(spec.root),
+        spec.degradations,
+        held_out=spec.held_out,
+        seed=spec.seed,
+        variants=spec.variants,
+    )
+
+
+def mixture_share(samples: Mapping[str, int]) -> dict[str, float]:
+    """Return each degradation's share of an epoch."""
+    total = sum(samples.values())
+    return {d: n / total for d, n in samples.items()}

@@ -1,0 +1,125 @@
+"""What a job will do and what it takes, computed without Ray and without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mirage.cost import macs, parameters
+from orchestrator import data
+from orchestrator.config import Job
+from orchestrator.errors import PlanError
+from orchestrator.recipes import SETTINGS
+from orchestrator.schedule import total_steps
+from shards.errors import ShardsError
+from shards.order import Entry, Mixture, SampleOrder
+
+MACS_AT = 224
+"""Image side for which MACs are stated, as the paper does."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a job; `render` says it in words."""
+
+    job: Job
+    parameters: int
+    parameters_at_inference: int
+    macs: int
+    """Multiply-adds of one 3 x 224 x 224 image, plain reference form."""
+    samples: Mapping[str, tuple[int, int]]
+    """Degradation -> (samples that the data holds, repeats)."""
+    counts_from: str
+    """Where the sample counts come from."""
+    samples_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    warnings: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        """Return the plan as text for a terminal."""
+        job, train = self.job, self.job.train
+        micro = train.global_batch_size // train.micro_batches
+        workers = f"{job.workers.min}" if job.workers.min == job.workers.max else f"{job.workers.min} to {job.workers.max}"
+        kind = f"{job.workers.gpus:g} GPU" if job.workers.gpus else f"{job.workers.cpus:g} CPU"
+        size = "" if job.model.model_dump(exclude={"variant", "shallow_tap"}, exclude_none=True) else job.model.variant
+        lines = [
+            f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
+            "",
+            f"model      MIRAGE {size or 'custom'}: {self.parameters:,} parameters "
+            f"({self.parameters_at_inference:,} at inference), {self.macs / 1e9:.2f} GMACs at {MACS_AT}²",
+            f"loss       {job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+            f"data       {', '.join(data.manifest_uris(job))}   (counts: {self.counts_from})",
+        ]
+        total = self.samples_per_epoch
+        for degradation, (count, repeat) in self.samples.items():
+            lines.append(
+                f"             {degradation:<9} {count:>7,} x {repeat:<3} = {count * repeat:>8,}   "
+                f"{100 * count * repeat / total:4.1f} %"
+            )
+        lines += [
+            f"epoch      {total:,} samples = {self.steps_per_epoch:,} steps of {train.global_batch_size} "
+            f"(tail of {total - self.steps_per_epoch * train.global_batch_size} "
+            f"{'dropped' if job.data.tail == 'drop' else 'carried over'})",
+            f"training   {self.total_steps:,} steps = {self.total_steps / self.steps_per_epoch:,.2f} epochs, "
+            f"{self.total_steps * train.global_batch_size:,} samples of {job.data.crop_pixels}² pixels, {train.precision}",
+            f"batch      {train.global_batch_size} images = {train.micro_batches} x {micro} over {workers} "
+            f"worker{'' if workers == '1' else 's'} of {kind} each",
+            f"           statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
+            f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}",
+            f"evaluate   {', '.join(job.evaluate.degradations)}   protocol {job.evaluate.protocol}   "
+            f"{'EMA' if train.ema_decay else 'raw'} weights",
+            f"registers  {job.track.register_as or 'nothing'}",
+        ]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _statistics(self) -> str:
+        micro = self.job.train.global_batch_size // self.job.train.micro_batches
+        if self.job.model.batch_norm == "local":
+            return "each worker's own share (batch_norm: local): the result depends on the number of workers"
+        return f"{micro} images, whatever the number of workers"
+
+
+def make_plan(job: Job, *, strict: bool) -> Plan:
+    """Return the plan of `job`.
+
+    With `strict`, the data must be there (PlanError says what is missing). Without, data out of reach is a warning
+    and the setting's published counts stand in.
+    """
+    warnings: list[str] = []
+    try:
+        dataset = data.open_dataset(job)
+        data.check_holds(dataset, job)
+        held, counts_from = data.counts(dataset, job), "manifest"
+    except (ShardsError, PlanError) as error:
+        if strict:
+            raise
+        published = SETTINGS[job.setting].published
+        if job.data.pack is not None:
+            held = data.planned_counts(job)
+            counts_from = "to be packed"
+        else:
+            held = {d: published.get(d, 0) for d in job.data.mixture}
+            counts_from = "published"
+            warnings.append(f"the data is out of reach, so the published counts stand in. {error}")
+    samples = {d: (held[d], repeat) for d, repeat in job.data.mixture.items()}
+    order = SampleOrder(
+        Mixture(tuple(Entry(d, count, repeat) for d, (count, repeat) in samples.items())),
+        seed=job.seed,
+        global_batch_size=job.train.global_batch_size,
+        tail=job.data.tail,
+        sampling=job.data.sampling,
+    )
+    config = job.model.build()
+    return Plan(
+        job=job,
+        parameters=parameters(config),
+        parameters_at_inference=parameters(config, spd_head=False),
+        macs=macs(config, MACS_AT, MACS_AT),
+        samples=samples,
+        counts_from=counts_from,
+        samples_per_epoch=order.mixture.samples_per_epoch,
+        steps_per_epoch=order.steps_per_epoch,
+        total_steps=total_steps(job.train, order.steps_per_epoch),
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,291 @@
+"""A job from its file to its end: pack, plan, train, judge, register, restore one photograph.
+
+Every stage is idempotent. A job that is submitted again goes on where it was; one that is finished is reported
+again and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mirage import restore
+from mirage.weights import loads
+from orchestrator import data, registry, report, track
+from orchestrator.card import model_card
+from orchestrator.config import Job
+from orchestrator.engine import InProcessEngine
+from orchestrator.errors import PlanError
+from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
+from orchestrator.home import below, home
+from orchestrator.jobfile import dump_job
+from orchestrator.plan import Plan, make_plan
+from orchestrator.stop import on_stop
+from orchestrator.train import RESULT, Outcome, run_id, train
+from orchestrator.version import code_version
+from orchestrator.watch import comparison_sheet, to_uint8, validation_items
+from shards.store import Store, open_store
+from shards.stream import Dataset, EvalItem
+
+Say = Callable[[str], None]
+
+RUN_TAG = "mirage.run_id"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the parts of one run are."""
+
+    run_id: str
+    uri: str
+    """The run's folder in the store."""
+    folder: Path
+    """Pictures and report on this machine."""
+
+    @property
+    def store(self) -> Store:
+        """The run's folder, opened."""
+        return open_store(self.uri)
+
+
+def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
+    """Run `job` to its end and say what a user wants to know on the way.
+
+    `in_process` trains in this process, without Ray. Raises an error of `orchestrator.errors` or `shards.errors`.
+    """
+    uri = track.tracking_uri(job.track.uri)
+    if data.ensure_packed(job, _packing(say)):
+        say("packed " + ", ".join(data.manifest_uris(job)))
+    if job.kind == "pack":
+        return Outcome("finished", 0, 0)
+    plan = make_plan(job, strict=True)
+    say(plan.render() + "\n")
+    dataset = data.open_dataset(job)
+    place = _place(job, dataset)
+    place.store.ensure_bucket()
+
+    known = track.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
+    if place.store.exists(RESULT):
+        say(f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1")
+        tracked = known or _open_run(job, plan, place, uri, None)
+        outcome = Outcome("finished", plan.total_steps, plan.total_steps)
+    else:
+        tracked = _open_run(job, plan, place, uri, known)
+        say(f"run {place.run_id}" + (" goes on" if known else ""))
+        outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
+        if outcome.status == "stopped":
+            track.end_run(uri, tracked, "KILLED")
+            say(f"stopped at step {outcome.step} of {outcome.total_steps} with a checkpoint. Submit the job again to go on.")
+            return outcome
+    _conclude(job, dataset, place, uri, tracked, say)
+    return outcome
+
+
+def _packing(say: Say) -> data.Progress:
+    """Return a progress callback that says where packing is, at most every two seconds."""
+    last = [time.monotonic()]
+
+    def progress(done: int, total: int, name: str) -> None:
+        now = time.monotonic()
+        if now - last[0] > 2 or done == total:
+            last[0] = now
+            say(f"packing {done}/{total}  {name}")
+
+    return progress
+
+
+def _place(job: Job, dataset: Dataset) -> Place:
+    name = run_id(job, dataset.digests)
+    return Place(name, f"{below(job.storage, 'runs')}/{name}", home() / "runs" / name)
+
+
+def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -> str:
+    tags = {
+        RUN_TAG: place.run_id,
+        "mirage.setting": job.setting,
+        "mirage.recipe": job.recipe,
+        "mirage.code_version": code_version(),
+        "mirage.data": ", ".join(data.manifest_uris(job)),
+    }
+    params = {
+        **_flat(job.model_dump(mode="json", exclude_none=True)),
+        "plan.parameters": plan.parameters,
+        "plan.macs_224": plan.macs,
+        "plan.total_steps": plan.total_steps,
+    }
+    tracked = track.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
+    if known is None:
+        track.log_artifacts(uri, tracked, {"job.yaml": dump_job(job).encode(), "plan.txt": plan.render().encode()})
+    return tracked
+
+
+def _train(
+    job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say, *, in_process: bool
+) -> Outcome:
+    tracker = track.Tracker(uri, tracked, home() / "spool")
+    driver = _Here(say, tracker)
+    try:
+        if in_process:
+            outcome = _train_here(job, dataset, place, driver)
+        else:
+            from orchestrator.cluster.launch import Assignment, connected, launch
+
+            assignment = Assignment(
+                job=job.model_dump(mode="json", exclude_none=True),
+                manifests=data.manifest_uris(job),
+                run_uri=place.uri,
+                code_version=code_version(),
+                home=str(home()),
+            )
+            with connected():
+                outcome = launch(job, assignment, driver)
+    except BaseException:
+        tracker.close()
+        track.end_run(uri, tracked, "FAILED")
+        raise
+    tracker.close()
+    return outcome
+
+
+def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outcome:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, int(job.workers.cpus)))
+    engine = InProcessEngine(device, job.train.precision)
+    with on_stop(driver.stop):
+        return train(job, dataset, place.store, engine, driver, code_version())
+
+
+class _Here:
+    """The driver's own side of `orchestrator.train.Driver`: the terminal and the tracker."""
+
+    def __init__(self, say: Say, tracker: track.Tracker) -> None:
+        self.say = say
+        self._tracker = tracker
+        self._stopping = False
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._tracker.metrics(step, values)
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        self._tracker.image(name, png, step)
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def stop(self) -> None:
+        self._stopping = True
+
+
+# --- after training ------------------------------------------------------------------------------------------
+
+
+def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say) -> None:
+    """Judge, register, restore one photograph, and say where everything is."""
+    result = json.loads(place.store.read(RESULT))
+    rows = summarise(from_records(result["scores"]), job.evaluate.degradations)
+    weights = place.store.read(result["weights"])
+    how = report.legend(
+        job.evaluate.protocol, job.recipe, "EMA" if result["averaged"] else "raw", _each(rows)
+    )
+    place.folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(job, dataset, rows, how, place.run_id, code_version())
+
+    registered = None
+    if job.track.register_as:
+        registered = registry.register(
+            uri,
+            job.track.register_as,
+            run_id=tracked,
+            weights=weights,
+            card=card,
+            metrics=as_metrics(rows, "test"),
+            tags={RUN_TAG: place.run_id, "recipe": job.recipe, "protocol": job.evaluate.protocol, "data": ", ".join(dataset.digests)},
+            idempotency_key=f"{place.run_id}:{result['weights']}",
+        )
+    files = _pictures(job, dataset, place, weights, registered, uri)
+    files["report.md"] = _write(place.folder / "report.md", report.markdown(rows, place.run_id, how).encode())
+    files["scores.json"] = _write(place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode())
+    files["model-card.md"] = _write(place.folder / "model-card.md", card.encode())
+    if not track.is_finished(uri, tracked):
+        track.log_metrics(uri, tracked, result["step"], as_metrics(rows, "test"))
+        track.log_artifacts(uri, tracked, files)
+        track.end_run(uri, tracked, "FINISHED")
+
+    say("\n" + report.table(rows) + "\n\n" + how + "\n\n" + report.verdict(rows) + "\n")
+    if registered:
+        say(f"model      {registered.name} version {registered.version}, alias candidate   {registered.uri}")
+    for name in ("sheet.png", "restored.png"):
+        if name in files:
+            say(f"picture    {_shown(files[name])}")
+    say(f"report     {_shown(files['report.md'])}")
+    say(f"MLflow     {track.page_command(uri)}")
+
+
+def _pictures(
+    job: Job, dataset: Dataset, place: Place, weights: bytes, registered: registry.RegisteredVersion | None, uri: str
+) -> dict[str, Path]:
+    """Write the comparison sheet, and restore the job's example with the model as the registry gives it."""
+    held_out = data.evaluation_set(dataset, job)
+    cpu = torch.device("cpu")
+    model = loads(weights)
+    sheet = comparison_sheet(validation_items(held_out, job.validation), lambda x: restore(model, x), cpu)
+    files = {"sheet.png": _write(place.folder / "sheet.png", sheet)}
+    if job.example is None:
+        return files
+    item = _example(job, held_out.items(0, 1))
+    if registered is not None:
+        from mirage import load
+
+        model = load(registry.resolve(registered.uri, uri))
+    from orchestrator.photos import png_bytes
+
+    restored = to_uint8(restore(model, to_float(item.degraded, cpu)))
+    for name, picture in (("restored", restored), ("degraded", item.degraded)):
+        files[f"{name}.png"] = _write(place.folder / f"{name}.png", png_bytes(picture))
+    return files
+
+
+def _example(job: Job, items: list[EvalItem]) -> EvalItem:
+    assert job.example is not None, "called for jobs with an example"
+    for item in items:
+        if item.degradation == job.example.degradation and job.example.photograph in item.id:
+            return item
+    known = sorted({i.id for i in items if i.degradation == job.example.degradation})
+    raise PlanError(
+        f"example: no held-out photograph {job.example.photograph!r} with {job.example.degradation}. "
+        f"There are: {', '.join(known) or 'none'}."
+    )
+
+
+def _each(rows: list[Row]) -> int:
+    return max(row.n for row in rows[:-1])
+
+
+def _write(path: Path, content: bytes) -> Path:
+    if not (path.exists() and path.read_bytes() == content):
+        path.write_bytes(content)
+    return path
+
+
+def _shown(path: Path) -> str:
+    """Return the path relative to the working directory when that is shorter to read."""
+    here = os.path.relpath(path)
+    return here if not here.startswith("..") else str(path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+

@@ -1,0 +1,28 @@
+"""Being asked to stop: SIGTERM (what `ray job stop` and SLURM send) and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def on_stop(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` on SIGTERM or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
+
+    Only the main thread may enter it.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

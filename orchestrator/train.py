@@ -1,0 +1,353 @@
+"""The run: one loop that reads the same on one CPU and on many GPUs.
+
+    resume    the newest whole checkpoint, or step 0
+    repeat    step = micro_batches x (forward, loss share, backward), clip, update, average
+              once in a while: log, validate, checkpoint
+              asked to stop: checkpoint and leave
+    end       checkpoint, judge the held-out photographs, write the weights and the result
+
+Every worker runs this function. Workers differ in the share of each batch that they see, and worker 0 alone writes.
+A run is told by its identity (job and data), so that resubmitting a job goes on with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mirage import MIRAGE, restore
+from mirage.loss import LossWeights, restoration_loss
+from mirage.weights import dumps
+from orchestrator import data
+from orchestrator.checkpoint import METRIC, Checkpoints, Identity, State
+from orchestrator.config import INCIDENTAL, Job
+from orchestrator.engine import Engine
+from orchestrator.errors import TrainingError
+from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
+from orchestrator.schedule import learning_rate, total_steps
+from orchestrator.watch import Progress, comparison_sheet, validation_items
+from mirage.collective import Share
+from shards.store import Store
+from shards.stream import Batch, Dataset
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
+
+class Driver(Protocol):
+    """What a worker can tell the process that launched it, and ask of it. None of it blocks or raises."""
+
+    def say(self, line: str) -> None:
+        """Show a line to whoever watches the run."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Track scalars."""
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """Track a picture."""
+
+    def stopping(self) -> bool:
+        """Return whether the run was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    status: str
+    """`finished` or `stopped` (with a checkpoint, to be resumed)."""
+    step: int
+    total_steps: int
+
+
+@dataclass
+class Run:
+    """The moving parts of a run on one worker."""
+
+    job: Job
+    engine: Engine
+    model: MIRAGE
+    """The plain model; its EMA twin is `averaged`."""
+    called: nn.Module
+    """The same model as the engine wrapped it."""
+    optimizer: torch.optim.Optimizer
+    weights: LossWeights
+    averaged: MIRAGE | None
+    steps_per_epoch: int
+    step: int = 0
+    skipped_steps: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def position(self) -> int:
+        """Samples that all workers have consumed: all there is to the state of the data."""
+        return self.step * self.job.train.global_batch_size
+
+    @property
+    def judged(self) -> MIRAGE:
+        """The model that is validated, evaluated and registered."""
+        return self.averaged or self.model
+
+
+def run_id(job: Job, manifests: Sequence[str]) -> str:
+    """Return the identity of the run that `job` on data with these digests is: its name and a digest.
+
+    Keys that say where and how fast it runs leave it the same run.
+    """
+    content = job.model_dump(mode="json", exclude_none=True)
+    for key in INCIDENTAL:
+        section, _, name = key.partition(".")
+        if name:
+            content[section].pop(name, None)
+        else:
+            content.pop(section, None)
+    text = json.dumps([content, list(manifests)], sort_keys=True)
+    return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def train(job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str) -> Outcome:
+    """Train `job` to its end, or until it is asked to stop, and leave everything in `store`, the run's own folder."""
+    stream = data.train_stream(dataset, job)
+    identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
+    checkpoints = Checkpoints(store, identity, keep=job.checkpoint.keep, code_version=code_version)
+    run = _start(job, engine, stream.steps_per_epoch)
+    _resume(run, checkpoints, driver)
+
+    total = total_steps(job.train, run.steps_per_epoch)
+    progress = Progress(run.step, total)
+    stop_position = total * job.train.global_batch_size
+    for micro_batches in stream.steps(run.position, engine.world_size, engine.rank, stop_position):
+        progress.data_arrived()
+        scalars = train_step(run, micro_batches)
+        progress.step_taken()
+
+        due = run.step == total
+        if due or run.step % job.track.every_steps == 0:
+            _log(run, scalars, progress, driver)
+        if due or run.step % job.validation.every_steps == 0:
+            _validate(run, dataset, driver)
+        if due or run.step % job.checkpoint.every_steps == 0:
+            _save(run, checkpoints)
+        elif engine.any(driver.stopping()):
+            _save(run, checkpoints)
+            checkpoints.wait()
+            return Outcome("stopped", run.step, total)
+    checkpoints.wait()
+    _finish(run, dataset, store)
+    return Outcome("finished", run.step, total)
+
+
+def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Advance `run` by one optimiser step; return this worker's share of the scalars, detached.
+
+    Sums over workers of the `loss/` terms are those of the global batch. A step whose gradient is not finite leaves
+    the weights alone and is counted.
+    """
+    run.model.train()
+    train = run.job.train
+    rate = learning_rate(train, run.step, run.steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+
+    scalars: dict[str, Tensor] = {}
+    for i, batch in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        degraded, clean = batch.floats(run.engine.device, run.job.seed)
+        share = Share(*batch.share)
+        with run.engine.sync(last=last):
+            with run.engine.autocast():
+                output = run.called(degraded, batch.positions.to(run.engine.device))
+            loss = restoration_loss(output, clean, run.weights, share)
+            run.engine.backward(loss.total / len(micro_batches), last=last)
+        for name, term in loss.terms().items():
+            term = term.detach() / len(micro_batches)
+            scalars[f"loss/{name}"] = scalars[f"loss/{name}"] + term if i else term
+
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    norm = run.engine.clip(parameters, train.clip_norm)
+    if torch.isfinite(norm):
+        run.optimizer.step()
+        if run.averaged is not None:
+            _average(run.averaged, run.model, train.ema_decay or 0.0, run.step)
+    else:
+        run.skipped_steps += 1
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    # Worker 0 stands for all: these are equal everywhere and must not be summed.
+    first = float(run.engine.rank == 0)
+    scalars["optim/grad_norm"] = norm.detach() * first
+    scalars["optim/lr"] = norm.new_tensor(rate * first)
+    return scalars
+
+
+def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
+    torch.manual_seed(job.seed)
+    model = MIRAGE(job.model.build()).to(engine.device)
+    model.drop_path_seed = job.seed
+    if job.loss.spd_weight == 0:
+        # Without its term the SPD head has no gradient, and DDP must not wait for one.
+        model.spd.requires_grad_(False)
+    averaged = None
+    if job.train.ema_decay is not None:
+        averaged = MIRAGE(job.model.build()).to(engine.device).eval()
+        averaged.load_state_dict(model.state_dict())
+    kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=job.train.learning_rate,
+        betas=job.train.betas,
+        weight_decay=job.train.weight_decay,
+    )
+    return Run(
+        job=job,
+        engine=engine,
+        model=model,
+        called=engine.wrap(model),
+        optimizer=optimizer,
+        weights=job.loss.build(),
+        averaged=averaged,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+@torch.no_grad()
+def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's; early on faster, so that the start is soon forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+    for slow, fast in zip(averaged.buffers(), model.buffers(), strict=True):
+        slow.copy_(fast)
+
+
+# --- once in a while -----------------------------------------------------------------------------------------
+
+
+def _log(run: Run, scalars: Mapping[str, Tensor], progress: Progress, driver: Driver) -> None:
+    names = sorted(scalars)
+    summed = run.engine.sum(torch.stack([scalars[name].float() for name in names]))
+    values = dict(zip(names, summed.tolist(), strict=True))
+    values |= progress.rates(run.job.train.global_batch_size)
+    values["optim/skipped_steps"] = float(run.skipped_steps)
+    if run.engine.rank == 0:
+        driver.metrics(run.step, values)
+        driver.say(progress.line(run.step, values))
+
+
+def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
+    """Score centre crops of some held-out photographs, shared among the workers, and picture one of each kind."""
+    items = validation_items(data.evaluation_set(dataset, run.job), run.job.validation)
+    mine = items[run.engine.rank :: run.engine.world_size]
+    scores = _score(run, mine, "rgb")
+    rows = summarise(scores, run.job.evaluate.degradations)
+    run.validation = as_metrics(rows, f"val/{run.job.setting}") | {METRIC: rows[-1].psnr}
+    if run.engine.rank == 0:
+        driver.metrics(run.step, run.validation)
+        each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
+        driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
+        driver.image("sheet", comparison_sheet(items, lambda x: restore(run.judged, x), run.engine.device), run.step)
+
+
+def _score(run: Run, items: Sequence[data.EvalItem], protocol: str) -> list[Score]:
+    with run.engine.autocast():
+        mine = score(lambda x: restore(run.judged, x).float(), items, protocol, run.engine.device)
+    return from_records(run.engine.gather(as_records(mine)))
+
+
+# --- checkpoint and resume -----------------------------------------------------------------------------------
+
+
+def _save(run: Run, checkpoints: Checkpoints) -> None:
+    """Hand a snapshot of the run to the writer; only worker 0 has one."""
+    if run.engine.rank != 0:
+        return
+    tensors = {"model": _snapshot(run.model.state_dict()), "optimizer": _optimizer_tensors(run)}
+    if run.averaged is not None:
+        tensors["ema"] = _snapshot(run.averaged.state_dict())
+    checkpoints.save(
+        State(
+            step=run.step,
+            position=run.position,
+            skipped_steps=run.skipped_steps,
+            tensors=tensors,
+            metrics=run.validation,
+            world_size=run.engine.world_size,
+        )
+    )
+
+
+def _resume(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
+    """Put the newest whole checkpoint into `run`; worker 0 chooses it for all."""
+    name = run.engine.agree(checkpoints.newest() if run.engine.rank == 0 else "")
+    if not name:
+        return
+    state = checkpoints.load(name)
+    if state.position != state.step * run.job.train.global_batch_size:
+        raise TrainingError(
+            f"checkpoint {name} stands at sample {state.position}, which is not step {state.step} of "
+            f"{run.job.train.global_batch_size} images. It was not written by this job."
+        )
+    run.model.load_state_dict(dict(state.tensors["model"]))
+    if run.averaged is not None:
+        run.averaged.load_state_dict(dict(state.tensors["ema"]))
+    _load_optimizer(run, state.tensors["optimizer"])
+    run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
+    if run.engine.rank == 0:
+        driver.say(f"resumed from checkpoint {name} at step {run.step}")
+
+
+def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
+    """Return the optimiser's moments under the names of their parameters."""
+    names = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    state = run.optimizer.state_dict()["state"]
+    return _snapshot({f"{names[i]}/{kind}": value for i, slots in state.items() for kind, value in slots.items()})
+
+
+def _load_optimizer(run: Run, tensors: Mapping[str, Tensor]) -> None:
+    index = {name: i for i, (name, p) in enumerate(_trainable(run.model))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, kind = key.rsplit("/", 1)
+        state.setdefault(index[name], {})[kind] = value
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
+
+
+def _trainable(model: MIRAGE) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+# --- end -----------------------------------------------------------------------------------------------------
+
+
+def _finish(run: Run, dataset: Dataset, store: Store) -> None:
+    """Judge whole held-out photographs, shared among the workers; write weights and result, the result last."""
+    items = data.evaluation_set(dataset, run.job)
+    scores = _score(run, items.items(run.engine.rank, run.engine.world_size), run.job.evaluate.protocol)
+    if run.engine.rank != 0:
+        return
+    weights = dumps(run.judged, {"run_id": run_id(run.job, dataset.digests)})
+    key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"
+    store.write(key, weights)
+    result = {
+        "step": run.step,
+        "weights": key,
+        "averaged": run.averaged is not None,
+        "skipped_steps": run.skipped_steps,
+        "scores": as_records(scores),
+        "finished_unix": int(time.time()),
+    }
+    if not store.exists(RESULT):
+        store.write(RESULT, json.dumps(result, indent=1).encode())
