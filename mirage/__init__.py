@@ -1,1 +1,8 @@
-"""To be written."""
+"""The MIRAGE image restoration model: plain PyTorch that knows no cluster and no job file, only weights."""
+
+from mirage.config import ModelConfig
+from mirage.model import MIRAGE, Output
+from mirage.restore import restore
+from mirage.weights import load, load_release, save
+
+__all__ = ["MIRAGE", "ModelConfig", "Output", "load", "load_release", "restore", "save"]

@@ -1,0 +1,77 @@
+"""Batch normalisation as a scale and a shift, with statistics of the global micro-batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mirage import kernels
+from mirage.collective import all_reduce_sum
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class Affine(NamedTuple):
+    """Normalising x is `x * scale + shift`."""
+
+    scale: Tensor
+    """(c,)"""
+    shift: Tensor
+    """(c,)"""
+    image_mean: Tensor
+    """(b, c), the mean of x over the pixels of each image, a by-product that the kernel generator needs."""
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm2d that hands out its affine form, so that the next 1x1 convolution absorbs it.
+
+    `synced` takes statistics over the images of all processes, however uneven their shares; each process's
+    statistics count by its number of pixels. Running statistics are then equal everywhere.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, synced: bool) -> None:
+        super().__init__()
+        self.synced = synced
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Affine:
+        """x (b, h, w, c)."""
+        if self.training:
+            image_mean, squares = kernels.moments(x)
+            mean, var = self._batch_statistics(image_mean, squares, pixels=x.shape[1] * x.shape[2])
+        else:
+            image_mean = x.mean((1, 2))
+            mean, var = self.running_mean, self.running_var
+        scale = self.weight * torch.rsqrt(var + EPS)
+        return Affine(scale, self.bias - mean * scale, image_mean)
+
+    def _batch_statistics(self, image_mean: Tensor, squares: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+        """Pool per-image statistics (b, c) over images and processes in one packed sum.
+
+        In float64, because the spread of the means is a difference of large sums.
+        """
+        mean, squares = image_mean.double(), squares.double()
+        count = mean.new_full((1,), mean.shape[0] * pixels)
+        packed = torch.cat((count, pixels * mean.sum(0), squares.sum(0) + pixels * mean.square().sum(0)))
+        if self.synced:
+            packed = all_reduce_sum(packed)
+        count, total, power = packed.split((1, mean.shape[1], mean.shape[1]))
+        mean = total / count
+        var = power / count - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+            unbiased = var * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
+        return mean.to(self.weight.dtype), var.to(self.weight.dtype)

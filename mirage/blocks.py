@@ -1,0 +1,224 @@
+"""The block of MIRAGE: three branches that mix a third of the channels each, and a gated feed-forward net.
+
+Everything here takes and returns channels-last maps (b, h, w, c): layer norm and 1x1 convolutions then work
+on contiguous rows, one row per pixel.  Paper: Sec. 4, Alg. 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirage import kernels
+from mirage.batchnorm import BatchNorm
+from mirage.config import KERNEL_SIZE, ModelConfig
+
+NORM_EPS = 1e-5
+
+
+def pointwise(inputs: int, outputs: int) -> nn.Linear:
+    """A 1x1 convolution, which on channels-last maps is a matrix product."""
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+class Depthwise(nn.Module):
+    """One learned 3x3 kernel per channel, zero padding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 3, 3))
+        nn.init.uniform_(self.weight, -1 / 3, 1 / 3)  # torch's default for 9 inputs: 1 / sqrt(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, h, w, c)."""
+        return kernels.depthwise(x, self.weight)
+
+
+class ChannelAttention(nn.Module):
+    """Attention between channels: which channels vary together over the image decides how they are mixed."""
+
+    other_head: Tensor
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = pointwise(channels, 3 * channels)
+        self.qkv_depthwise = Depthwise(3 * channels)
+        self.temperature = nn.Parameter(torch.ones(heads))
+        head = torch.arange(channels) // (channels // heads)
+        self.register_buffer("other_head", head[:, None] != head[None, :], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, h, w, c)."""
+        batch, height, width, channels = x.shape
+        qkv = self.qkv_depthwise(self.qkv(x)).view(batch, height * width, 3 * channels)
+        qk, v = qkv.split((2 * channels, channels), dim=2)
+
+        # One Gram matrix holds q.k and, on its diagonal, the squared norms: no normalised q or k is written.
+        inner = kernels.gram(qk)  # (b, 2c, 2c)
+        norms = inner.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (b, 2c)
+        cosines = inner[:, :channels, channels:] / (norms[:, :channels, None] * norms[:, None, channels:])
+
+        temperature = self.temperature.repeat_interleave(channels // self.heads)  # (c,)
+        logits = (cosines * temperature[:, None]).masked_fill(self.other_head, -torch.inf)
+        mixing = logits.softmax(dim=2).to(v.dtype)  # (b, c, c), block diagonal by head
+        return torch.bmm(v, mixing.mT).view(batch, height, width, channels)
+
+
+class GatedConvolution(nn.Module):
+    """A 7x7 depthwise convolution whose kernels are generated from the image, inside a gated unit.
+
+    The batch norm, the gate's temperature and the expansion are one affine map. Averaging commutes with that
+    map, so the generator needs the average of its input only: the kernels are known before the expansion runs.
+    """
+
+    def __init__(self, channels: int, synced: bool) -> None:
+        super().__init__()
+        hidden = int(8 / 3 * channels)
+        self.channels = channels
+        self.hidden = hidden
+        self.norm = BatchNorm(channels, synced)
+        self.expand = pointwise(channels, 2 * hidden)  # gate | identity | convolved
+        self.kernel_hidden = pointwise(channels, channels)
+        self.kernel_out = pointwise(channels, channels * KERNEL_SIZE**2)
+        self.contract = pointwise(hidden, channels)
+        self.project = pointwise(channels, channels)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """x (b, h, w, c); keep (b,) scales each sample's gated path (DropPath), None keeps all."""
+        batch, height, width, channels = x.shape
+        scale, shift, image_mean = self.norm(x)
+        cool = torch.cat((1 / self.temperature.expand(self.hidden), x.new_ones(self.hidden)))
+        unscaled = self.expand.weight * cool[:, None]
+        weight, bias = unscaled * scale, unscaled @ shift
+
+        expanded = F.linear(x.flatten(0, 2), weight, bias).view(batch, height, width, 2 * self.hidden)
+        parts = (self.hidden, self.hidden - channels, channels)
+        gate, identity, convolved = torch.split(expanded, parts, dim=3)
+        generated = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
+        values = torch.cat((identity, kernels.dynamic_depthwise(convolved, generated)), dim=3)
+
+        y = self.contract(F.gelu(gate) * values)
+        if keep is not None:
+            y = y * keep.to(y.dtype)[:, None, None, None]
+        return self.project(y + x)
+
+    def _kernels(self, pooled: Tensor) -> Tensor:
+        """Pooled input (b, c) → one kernel per image and channel, (b, c, 7, 7)."""
+        generated = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
+        return generated.view(-1, self.channels, KERNEL_SIZE, KERNEL_SIZE)
+
+
+class ChannelMLP(nn.Module):
+    """Two layers at each pixel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand = pointwise(channels, 2 * channels)
+        self.contract = pointwise(2 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, h, w, c)."""
+        return self.contract(F.gelu(self.expand(x)))
+
+
+class Fusion(nn.Module):
+    """Each branch is lifted by a gate that the others open: `z_i + s_i * sigmoid(sum of T_ij z_j, j != i)`.
+
+    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1, and
+    a learned projection elsewhere, orthogonal at first and scaled so that the gate's input keeps its variance.
+    A single branch passes unchanged.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        gated = widths if len(widths) > 1 else ()
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in gated)
+        self.projections = nn.ParameterDict()
+        for i, to in enumerate(widths):
+            for j, of in enumerate(widths):
+                if to != of:
+                    matrix = nn.init.orthogonal_(torch.empty(to, of), gain=math.sqrt(max(to / of, 1)))
+                    self.projections[f"{i}_{j}"] = nn.Parameter(matrix)
+
+    def forward(self, branches: list[Tensor]) -> list[Tensor]:
+        """One map (b, h, w, width) per branch, in and out."""
+        if not self.scales:
+            return branches
+        return [x + self.scales[i] * torch.sigmoid(self._others(i, branches)) for i, x in enumerate(branches)]
+
+    def _others(self, i: int, branches: list[Tensor]) -> Tensor:
+        terms = [
+            F.linear(x, self.projections[f"{i}_{j}"]) if f"{i}_{j}" in self.projections else x
+            for j, x in enumerate(branches)
+            if j != i
+        ]
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+class Mixer(nn.Module):
+    """The paper's channel-wise functional decomposition. A branch of width zero does not exist."""
+
+    attention: ChannelAttention | None
+    convolution: GatedConvolution | None
+    mlp: ChannelMLP | None
+
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
+        super().__init__()
+        attention, convolution, mlp = config.widths(channels)
+        self.widths = tuple(width for width in (attention, convolution, mlp) if width)
+        self.attention = ChannelAttention(attention, heads) if attention else None
+        self.convolution = (
+            GatedConvolution(convolution, synced=config.batch_norm == "synced") if convolution else None
+        )
+        self.mlp = ChannelMLP(mlp) if mlp else None
+        self.fusion = Fusion(self.widths)
+        self.project = pointwise(channels, channels)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """x (b, h, w, c); keep (b,) or None."""
+        parts = iter(x.split(self.widths, dim=3))
+        branches = []
+        if self.attention is not None:
+            branches.append(self.attention(next(parts)))
+        if self.convolution is not None:
+            branches.append(self.convolution(next(parts), keep))
+        if self.mlp is not None:
+            branches.append(self.mlp(next(parts)))
+        return self.project(torch.cat(self.fusion(branches), dim=3))
+
+
+class FeedForward(nn.Module):
+    """Expand, look at the 3x3 neighbourhood, gate, contract. GELU is applied before the convolution as well."""
+
+    def __init__(self, channels: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.expand = pointwise(channels, 2 * hidden)
+        self.depthwise = Depthwise(2 * hidden)
+        self.contract = pointwise(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, h, w, c)."""
+        gate, values = self.depthwise(F.gelu(self.expand(x))).chunk(2, dim=3)
+        return self.contract(F.gelu(gate) * values)
+
+
+class Block(nn.Module):
+    """Mixer and feed-forward network, each behind a layer norm and beside a shortcut."""
+
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mixer = Mixer(channels, heads, config)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.ffn = FeedForward(channels, config.ffn_expansion)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """x (b, h, w, c); keep (b,) or None."""
+        x = x + self.mixer(self.norm1(x), keep)
+        return x + self.ffn(self.norm2(x))

@@ -1,0 +1,44 @@
+"""Which samples skip which block: a function of the sample, not of the process that happens to hold it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Constants of the splitmix64 finaliser, as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX2 = 0x94D049BB133111EB - 2**64
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64: torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble int64 bijectively (splitmix64); products wrap around."""
+    x = (x ^ _shift_right(x, 30)) * _MIX1
+    x = (x ^ _shift_right(x, 27)) * _MIX2
+    return x ^ _shift_right(x, 31)
+
+
+def uniform_by_key(keys: Tensor, rows: int, seed: int) -> Tensor:
+    """(b,) int64 keys → (rows, b) float64 in [0, 1), each a function of (key, row, seed) alone."""
+    row = torch.arange(1, rows + 1, device=keys.device)[:, None] * _GOLDEN  # (rows, 1)
+    state = _mix(_mix(keys + _mix(torch.tensor(seed, device=keys.device) + _GOLDEN)) + row)
+    return _shift_right(state, 11).double() * 2.0**-53
+
+
+def keep_scales(
+    probability: float, blocks: int, batch: int, keys: Tensor | None, seed: int, device: torch.device
+) -> Tensor:
+    """(blocks, b) factors: 0 where a sample skips a block, 1 / (1 - probability) elsewhere, so the mean is 1.
+
+    Without keys the draws come from torch's global generator.
+    """
+    if keys is None:
+        draws = torch.rand(blocks, batch, device=device)
+    else:
+        draws = uniform_by_key(keys.to(device), blocks, seed)
+    return (draws < 1 - probability).double() / (1 - probability)

@@ -1,0 +1,80 @@
+"""The training objective as named terms, `l1 * L1 + fourier * Fourier + spd * InfoNCE`.  Paper: App. C.4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mirage.collective import Share
+from mirage.kernels.reference import at_least_fp32
+from mirage.model import Output
+from mirage.spd import info_nce
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Weight of each term. A term of weight 0 is not computed.
+
+    The defaults are the release's; the paper's text has `spd=0.05`.
+    """
+
+    l1: float = 1.0
+    fourier: float = 0.1
+    spd: float = 0.01
+    temperature: float = 0.1
+    """Of InfoNCE; smaller is stricter."""
+
+
+class Loss(NamedTuple):
+    """This process's share of the global micro-batch's loss: summing over processes gives the global value.
+
+    `total` is weighted; the other terms are not.
+    """
+
+    total: Tensor
+    l1: Tensor
+    fourier: Tensor
+    spd: Tensor
+
+    def terms(self) -> dict[str, Tensor]:
+        """Every term by name."""
+        return self._asdict()
+
+
+def fourier_distance(restored: Tensor, clean: Tensor) -> Tensor:
+    """Mean absolute difference of the real and imaginary parts of the unnormalised spectra.
+
+    In fp32 or better. The transform is linear, so the difference is transformed, once.
+    """
+    with torch.autocast(restored.device.type, enabled=False):
+        spectrum = torch.fft.rfft2(at_least_fp32(restored) - at_least_fp32(clean))
+        return torch.view_as_real(spectrum).abs().mean()
+
+
+def restoration_loss(output: Output, clean: Tensor, weights: LossWeights, share: Share | None = None) -> Loss:
+    """Compare `output` with the clean images (b, 3, h, w).
+
+    share: place of these b images in the global micro-batch; None means that they are all of it.
+    """
+    share = share or Share(0, clean.shape[0])
+    fraction = clean.shape[0] / share.total
+    zero = clean.new_zeros((), dtype=torch.promote_types(clean.dtype, torch.float32))
+
+    l1 = fourier = spd = zero
+    if weights.l1:
+        l1 = F.l1_loss(at_least_fp32(output.image), at_least_fp32(clean)) * fraction
+    if weights.fourier:
+        fourier = fourier_distance(output.image, clean) * fraction
+    if weights.spd:
+        if output.shallow is None or output.latent is None:
+            raise ValueError(
+                f"spd={weights.spd}: this term needs the embeddings that the model returns in training mode. "
+                "Call model.train(), or set the weight to 0."
+            )
+        spd = info_nce(output.shallow, output.latent, weights.temperature, share)
+    total = weights.l1 * l1 + weights.fourier * fourier + weights.spd * spd
+    return Loss(total, l1, fourier, spd)

@@ -1,0 +1,125 @@
+"""Weights on disk and on the wire: safetensors with the configuration in the header; a file is enough."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from mirage.config import ModelConfig
+from mirage.model import MIRAGE
+from mirage.release import PREFIX, from_release, release_state_dict
+
+__all__ = [
+    "WeightsError",
+    "dumps",
+    "load",
+    "load_release",
+    "loads",
+    "read_metadata",
+    "release_state_dict",
+    "save",
+]
+
+CONFIG_KEY = "mirage.config"
+"""Header entry that holds the configuration as JSON."""
+
+
+class WeightsError(ValueError):
+    """A file or a string of bytes does not hold the weights of a MIRAGE."""
+
+
+def dumps(model: MIRAGE, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The weights and configuration of `model` as the bytes of a safetensors file.
+
+    metadata: further header entries, text to text.
+    """
+    header = {**(metadata or {}), CONFIG_KEY: json.dumps(model.config.to_dict())}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(tensors, header)
+
+
+def loads(data: bytes, device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:
+    """The model whose `dumps` is `data`, in eval mode unless `training`."""
+    header = read_metadata(data)
+    if CONFIG_KEY not in header:
+        raise WeightsError(
+            "a safetensors file, but its header has no configuration: not written by mirage.save. "
+            "The authors' checkpoints are read by mirage.load_release."
+        )
+    try:
+        config = ModelConfig.from_dict(json.loads(header[CONFIG_KEY]))
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise WeightsError(f"unreadable weights: {error}") from error
+    model = MIRAGE(config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"the tensors do not fit their own configuration: {error}") from error
+    return model.to(device).train(training)
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """The header entries of a safetensors file's bytes."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise WeightsError(f"not a safetensors file, or cut short: {len(data)} bytes.")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except ValueError as error:
+        raise WeightsError("not a safetensors file: its header is no JSON.") from error
+    entries = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return {str(name): str(value) for name, value in entries.items()}
+
+
+def save(model: MIRAGE, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `dumps` to a file; a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(dumps(model, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:
+    """The model that `save` wrote, in eval mode unless `training`."""
+    try:
+        return loads(Path(path).read_bytes(), device, training)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def load_release(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False
+) -> MIRAGE:
+    """The model of one of the authors' Lightning checkpoints, read without Lightning and without unpickling code."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(
+            f"{path}: not a PyTorch checkpoint of plain tensors and values ({str(error).splitlines()[0]})"
+        ) from error
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: no `state_dict` inside; a Lightning checkpoint has one.")
+    outside = [name for name in state if not name.startswith(PREFIX)]
+    if outside:
+        raise WeightsError(f"{path}: {outside[0]} is not under `{PREFIX}` as the release's weights are.")
+    try:
+        model = from_release({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return model.to(device).train(training)
