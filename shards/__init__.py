@@ -1,1 +1,109 @@
-"""To be written."""
+"""Raw datasets → WebDataset shards in object storage → batches.
+
+    source ──▶ pack ──▶ store: shards, manifest ──▶ Dataset ──▶ TrainStream, EvaluationSet
+
+Names are loaded on first use: importing the package costs nothing, and the order and the noise work where
+neither boto3 nor webdataset is installed. `pack` itself is `shards.pack.pack`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shards.cache import ShardCache
+    from shards.dataset import Dataset
+    from shards.errors import (
+        CorruptObjectError,
+        ManifestError,
+        MissingObjectError,
+        MixtureError,
+        PackError,
+        ShardsError,
+        StoreError,
+    )
+    from shards.evaluation import EvalItem, EvaluationSet
+    from shards.manifest import Manifest, load_manifest, publish
+    from shards.order import Entry, Mixture, SampleOrder, share
+    from shards.pack import decode_tiles
+    from shards.sample import DEGRADATIONS, SIGMA
+    from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, Source
+    from shards.store import LocalStore, S3Store, Store, open_store
+    from shards.stream import Batch, TrainStream, read_ledger
+
+_HOME = {
+    "ShardCache": "cache",
+    "Dataset": "dataset",
+    "CorruptObjectError": "errors",
+    "ManifestError": "errors",
+    "MissingObjectError": "errors",
+    "MixtureError": "errors",
+    "PackError": "errors",
+    "ShardsError": "errors",
+    "StoreError": "errors",
+    "EvalItem": "evaluation",
+    "EvaluationSet": "evaluation",
+    "Manifest": "manifest",
+    "load_manifest": "manifest",
+    "publish": "manifest",
+    "Entry": "order",
+    "Mixture": "order",
+    "SampleOrder": "order",
+    "share": "order",
+    "decode_tiles": "pack",
+    "DEGRADATIONS": "sample",
+    "SIGMA": "sample",
+    "FolderSource": "sources",
+    "Pair": "sources",
+    "PairsSource": "sources",
+    "PhotographSource": "sources",
+    "Source": "sources",
+    "LocalStore": "store",
+    "S3Store": "store",
+    "Store": "store",
+    "open_store": "store",
+    "Batch": "stream",
+    "TrainStream": "stream",
+    "read_ledger": "stream",
+}
+
+__all__ = [
+    "DEGRADATIONS",
+    "SIGMA",
+    "Batch",
+    "CorruptObjectError",
+    "Dataset",
+    "Entry",
+    "EvalItem",
+    "EvaluationSet",
+    "FolderSource",
+    "LocalStore",
+    "Manifest",
+    "ManifestError",
+    "MissingObjectError",
+    "Mixture",
+    "MixtureError",
+    "PackError",
+    "Pair",
+    "PairsSource",
+    "PhotographSource",
+    "S3Store",
+    "SampleOrder",
+    "ShardCache",
+    "ShardsError",
+    "Source",
+    "Store",
+    "StoreError",
+    "TrainStream",
+    "decode_tiles",
+    "load_manifest",
+    "open_store",
+    "publish",
+    "read_ledger",
+    "share",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    return getattr(import_module(f"shards.{_HOME[name]}"), name)

@@ -1,0 +1,132 @@
+"""Published datasets, opened for reading: rows and their pixels."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import tiles
+from shards.augment import Window
+from shards.cache import ShardCache
+from shards.errors import CorruptObjectError, ManifestError
+from shards.manifest import Manifest, Member, Row, Shard, load_manifest
+from shards.sample import row_degradation
+from shards.store import Store, open_store
+
+Image = NDArray[np.uint8]
+
+_OPEN_SHARDS = 128
+_ATTEMPTS = 3
+
+
+class Dataset:
+    """The rows of one or more manifests as one table.
+
+    Rows are as in their manifest, except that their shards are numbered over all manifests. Opened files
+    are not pickled: a copy in another process opens its own.
+    """
+
+    def __init__(self, uris: Sequence[str], cache: ShardCache) -> None:
+        if not uris:
+            raise ManifestError("no dataset was named; give at least one URI.")
+        self.uris = tuple(uris)
+        self.manifests: list[Manifest] = []
+        self._cache = cache
+        self._shards: list[tuple[Store, Shard]] = []
+        self._rows: dict[tuple[str, str], list[Row]] = {}
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._owner = os.getpid()
+        for uri in uris:
+            store = open_store(uri)
+            manifest = load_manifest(store)
+            if manifest.digest in self.digests:
+                raise ManifestError(
+                    f"{uri} holds the same dataset as another URI of {', '.join(uris)}. Name it once."
+                )
+            first = len(self._shards)
+            for row in manifest.rows:
+                self._rows.setdefault((row.split, row.degradation), []).append(_renumber(row, first))
+            self._shards.extend((store, shard) for shard in manifest.shards)
+            self.manifests.append(manifest)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Identity of each dataset, in the order of the URIs."""
+        return tuple(manifest.digest for manifest in self.manifests)
+
+    def rows(self, split: str, degradation: str) -> Sequence[Row]:
+        """Rows that can show a degradation, in manifest order; every noise level has the clean-only rows."""
+        return self._rows.get((split, row_degradation(degradation)), [])
+
+    def available(self, split: str) -> str:
+        """What a split holds, in words, for messages: `noise (17), rain (34)`."""
+        found = [
+            f"{degradation} ({len(rows)})"
+            for (s, degradation), rows in sorted(self._rows.items())
+            if s == split
+        ]
+        return ", ".join(found) or "nothing"
+
+    def read(self, row: Row, window: Window | None = None) -> tuple[Image | None, Image]:
+        """Degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
+        degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
+        return degraded, self._pixels(row, row.clean, window)
+
+    def _pixels(self, row: Row, member: Member, window: Window | None) -> Image:
+        if member.encoding not in tiles.CODECS.values():
+            raise ManifestError(
+                f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
+            )
+        store, shard = self._shards[member.shard]
+        with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
+            try:
+                if window is not None:
+                    return tiles.crop(view, *window)
+                if zlib.crc32(view) != member.crc32:
+                    raise CorruptObjectError("its checksum does not fit.")
+                return tiles.decode(view)
+            except CorruptObjectError as error:
+                raise CorruptObjectError(
+                    f"{store.uri}/{shard.key}, sample {row.id!r} at byte {member.offset}: {error}"
+                ) from error
+
+    def _map(self, index: int) -> mmap.mmap:
+        if self._owner != os.getpid():
+            self._maps, self._owner = OrderedDict(), os.getpid()
+        if index in self._maps:
+            self._maps.move_to_end(index)
+            return self._maps[index]
+        self._maps[index] = self._open(index)
+        if len(self._maps) > _OPEN_SHARDS:
+            self._maps.popitem(last=False)
+        return self._maps[index]
+
+    def _open(self, index: int) -> mmap.mmap:
+        store, shard = self._shards[index]
+        for _ in range(_ATTEMPTS):
+            try:
+                with self._cache.path(store, shard).open("rb") as file:
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except FileNotFoundError:
+                continue  # another process evicted it between the two calls
+        raise CorruptObjectError(
+            f"{store.uri}/{shard.key} is evicted from the cache {self._cache.folder} as fast as it comes. "
+            "Give the cache more room."
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": OrderedDict()}
+
+
+def _renumber(row: Row, first: int) -> Row:
+    if first == 0:
+        return row
+    degraded = None if row.degraded is None else replace(row.degraded, shard=row.degraded.shard + first)
+    return replace(row, degraded=degraded, clean=replace(row.clean, shard=row.clean.shard + first))

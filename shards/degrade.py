@@ -1,0 +1,153 @@
+"""Synthetic degradations after the published physics: rain, haze, motion blur, low light, snow.
+
+They make a demonstration possible on any clean photographs. They are not the benchmarks' own data, and no
+number measured on them compares with a published one. Every function takes an RGB image, (h, w, 3) uint8,
+and a generator, and is deterministic in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import PackError
+
+Image = NDArray[np.uint8]
+Map = NDArray[np.float32]
+
+
+def degrade(clean: Image, degradation: str, seed: int, name: str) -> Image:
+    """`clean` after one degradation; a function of the seed and of the name of this draw."""
+    if degradation not in _PHYSICS:
+        raise PackError(
+            f"degradation {degradation!r} cannot be synthesised; there are {', '.join(_PHYSICS)}."
+        )
+    digest = hashlib.blake2b(f"{seed}/{degradation}/{name}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return _PHYSICS[degradation](clean, rng)
+
+
+def rain(clean: Image, rng: np.random.Generator) -> Image:
+    """Streaks of one direction, added: I + R."""
+    height, width, _ = clean.shape
+    angle = np.deg2rad(rng.uniform(60, 120))
+    streaks = np.zeros((height, width), np.float32)
+    for length, density, strength in ((9, 0.012, 1.2), (17, 0.008, 2.2), (27, 0.004, 3.6)):  # far to near
+        drops = (rng.random((height, width)) < density * rng.uniform(0.7, 1.3)).astype(np.float32)
+        streaks += strength * _filter(drops, _line(length, angle))
+    return _quantise(clean / 255 + np.minimum(streaks, 0.8)[..., None] * rng.uniform(0.75, 0.95))
+
+
+def haze(clean: Image, rng: np.random.Generator) -> Image:
+    """Koschmieder's law I t + A (1 - t) with t = exp(-beta d) over a smooth synthetic depth d in [0, 1]."""
+    depth = _depth(clean.shape[0], clean.shape[1], rng)
+    beta, airlight = rng.uniform(0.5, 1.2), rng.uniform(0.75, 0.95)
+    transmission = np.exp(-beta * (0.25 + 0.75 * depth))[..., None]
+    return _quantise(clean / 255 * transmission + airlight * (1 - transmission))
+
+
+def blur(clean: Image, rng: np.random.Generator) -> Image:
+    """Motion along one straight line during the exposure."""
+    kernel = _line(int(rng.integers(8, 18)), rng.uniform(0, np.pi))
+    channels = [_filter(clean[..., channel].astype(np.float32), kernel) for channel in range(3)]
+    return _quantise(np.stack(channels, axis=2) / 255)
+
+
+def lowlight(clean: Image, rng: np.random.Generator) -> Image:
+    """A short exposure: gamma and gain, then photon (shot) noise and read noise."""
+    exposed = rng.uniform(0.3, 0.5) * (clean / 255) ** rng.uniform(1.2, 1.7)
+    photons = rng.uniform(1500, 4000)  # at full scale
+    shot = rng.standard_normal(clean.shape) * np.sqrt(exposed / photons)
+    return _quantise(exposed + shot + rng.standard_normal(clean.shape) * rng.uniform(0.002, 0.006))
+
+
+def snow(clean: Image, rng: np.random.Generator) -> Image:
+    """Bright flakes of several sizes, in front of the scene: I (1 - m) + m."""
+    height, width, _ = clean.shape
+    angle = rng.uniform(0, np.pi)
+    flakes = np.zeros((height, width), np.float32)
+    for radius, density in ((1.2, 0.012), (2.2, 0.004), (3.6, 0.0012)):
+        seeds = (rng.random((height, width)) < density).astype(np.float32)
+        flakes = np.maximum(flakes, _filter(_filter(seeds, _disc(radius)), _line(5, angle)) * 4)
+    mask = np.clip(flakes, 0, 1)[..., None] * rng.uniform(0.7, 0.9)
+    return _quantise(clean / 255 * (1 - mask) + mask)
+
+
+_PHYSICS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
+    "rain": rain,
+    "haze": haze,
+    "blur": blur,
+    "lowlight": lowlight,
+    "snow": snow,
+}
+
+SYNTHETIC = tuple(_PHYSICS)
+"""Degradations that `degrade` can make. Noise is not among them: it is drawn when a sample is read."""
+
+
+def _quantise(image: NDArray[np.floating]) -> Image:
+    grey: Image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return grey
+
+
+def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
+    """Far at the top, near at the bottom, with smooth hills: in [0, 1]."""
+    coarse = rng.random((5, 6)).astype(np.float32)
+    hills = _upsample(coarse, height, width)
+    slope = np.linspace(1, 0, height, dtype=np.float32)[:, None]
+    depth: Map = 0.65 * slope + 0.35 * hills
+    depth -= depth.min()
+    depth /= depth.max()
+    return depth
+
+
+def _upsample(coarse: Map, height: int, width: int) -> Map:
+    """Bicosine interpolation: no creases at the grid lines."""
+    rows, top, below = _between(height, coarse.shape[0])
+    columns, left, right = _between(width, coarse.shape[1])
+    upper = coarse[top][:, left] * (1 - columns) + coarse[top][:, right] * columns
+    lower = coarse[below][:, left] * (1 - columns) + coarse[below][:, right] * columns
+    return (upper * (1 - rows[:, None]) + lower * rows[:, None]).astype(np.float32)
+
+
+def _between(size: int, grid: int) -> tuple[Map, NDArray[np.intp], NDArray[np.intp]]:
+    place = np.linspace(0, grid - 1, size)
+    first = np.minimum(place.astype(np.intp), grid - 2)
+    return ((1 - np.cos(np.pi * (place - first))) / 2).astype(np.float32), first, first + 1
+
+
+def _line(length: int, angle: float) -> Map:
+    """Straight line through the centre, `length` pixels long, antialiased, with sum 1."""
+    radius = length // 2 + 1
+    kernel: Map = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
+    for distance in np.linspace(-(length - 1) / 2, (length - 1) / 2, 4 * length):
+        y, x = radius + distance * np.sin(angle), radius + distance * np.cos(angle)
+        top, left = int(np.floor(y)), int(np.floor(x))
+        for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+            kernel[row, column] += (1 - abs(y - row)) * (1 - abs(x - column))
+    kernel /= kernel.sum()
+    return kernel
+
+
+def _disc(radius: float) -> Map:
+    """Soft disc with sum 1."""
+    reach = int(np.ceil(radius)) + 1
+    grid = np.arange(-reach, reach + 1)
+    distance = np.hypot(grid[:, None], grid[None, :])
+    kernel: Map = np.clip(radius + 0.5 - distance, 0, 1).astype(np.float32)
+    kernel /= kernel.sum()
+    return kernel
+
+
+def _filter(image: Map, kernel: Map) -> Map:
+    """Correlation with a small sparse kernel, borders reflected; a sum in fixed order, so bit-stable."""
+    reach = kernel.shape[0] // 2
+    padded = np.pad(image, reach, mode="reflect")
+    out = np.zeros_like(image)
+    height, width = image.shape
+    for row, column in zip(*np.nonzero(kernel), strict=True):
+        out += kernel[row, column] * padded[row : row + height, column : column + width]
+    return out

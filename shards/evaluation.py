@@ -1,0 +1,76 @@
+"""Held-out samples, whole and in a fixed order, with noise that depends on the sample alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.augment import crop16
+from shards.dataset import Dataset
+from shards.errors import ManifestError
+from shards.manifest import Row
+from shards.noise import add_noise
+from shards.sample import SIGMA
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalItem:
+    """One held-out image under one degradation; both (h, w, 3) uint8."""
+
+    id: str
+    degradation: str
+    degraded: Image
+    clean: Image
+
+
+class EvaluationSet:
+    """The test split under the given degradations, sorted by degradation (as given) and id.
+
+    Images are centre-cropped to multiples of `multiple` pixels, as the all-in-one benchmarks do (16; CDD-11
+    uses 1). Noise is keyed by seed, id and level, so it does not depend on the order or on who evaluates.
+    """
+
+    def __init__(self, dataset: Dataset, degradations: Sequence[str], seed: int, multiple: int = 16) -> None:
+        self.dataset, self.seed, self.multiple = dataset, seed, multiple
+        self._entries: list[tuple[str, Row]] = []
+        for degradation in degradations:
+            rows = dataset.rows("test", degradation)
+            if not rows:
+                raise ManifestError(
+                    f"{', '.join(dataset.uris)}: no test samples of {degradation!r}; there are "
+                    f"{dataset.available('test')}. Pack it, or do not evaluate it."
+                )
+            self._entries.extend((degradation, row) for row in sorted(rows, key=lambda row: row.id))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[EvalItem]:
+        return self.items()
+
+    def __getitem__(self, index: int) -> EvalItem:
+        degradation, row = self._entries[index]
+        window = crop16(row.clean.height, row.clean.width, self.multiple)
+        degraded, clean = self.dataset.read(row)  # whole, so that checksums are verified
+        clean = window.of(clean)
+        degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
+        return EvalItem(row.id, degradation, degraded, clean)
+
+    def items(self, start: int = 0, stride: int = 1) -> Iterator[EvalItem]:
+        """Every `stride`-th item from `start` on: the part of one of `stride` workers."""
+        return (self[index] for index in range(start, len(self), stride))
+
+    def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:
+        sigma = SIGMA[degradation]
+        digest = hashlib.blake2b(f"{id_}/{sigma}".encode(), digest_size=8).digest()
+        key = torch.tensor([int.from_bytes(digest, "little", signed=True)])
+        image = torch.from_numpy(clean.copy()).permute(2, 0, 1)[None]
+        noisy = add_noise(image, torch.tensor([float(sigma)]), key, self.seed)
+        return np.ascontiguousarray(noisy[0].permute(1, 2, 0).numpy())

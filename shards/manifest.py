@@ -1,0 +1,219 @@
+"""The signed list of shards: which samples there are, and at which bytes.
+
+A manifest is one gzipped JSON object at `manifests/<sha256 of the JSON>.json.gz`, written after all of its
+shards; the pointer `manifest` names the digest. A reader therefore sees a whole dataset or none.
+docs/shards.md tells the format.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
+from shards.sample import NOISE, row_degradation
+from shards.store import Store
+
+VERSION = 1
+POINTER = "manifest"
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One image inside a shard."""
+
+    shard: int
+    """Index into the manifest's shards."""
+    offset: int
+    """First byte of the image, counted from the start of the shard."""
+    size: int
+    crc32: int
+    encoding: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample. Rows of degradation `noise` hold a clean image only."""
+
+    id: str
+    split: Split
+    degradation: str
+    degraded: Member | None
+    clean: Member
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a reader has to know of one packed dataset."""
+
+    name: str
+    shards: tuple[Shard, ...]
+    rows: tuple[Row, ...]
+    licences: dict[str, str] = field(default_factory=dict)
+    """Licence and attribution of each source that rows name."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How the dataset was made; no times, so that packing again gives the same digest."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of the canonical bytes: the identity of this dataset."""
+        return hashlib.sha256(to_bytes(self)).hexdigest()
+
+    def rows_of(self, split: str, degradation: str) -> tuple[Row, ...]:
+        """Rows that can show `degradation`; every noise level is served by the clean-only rows."""
+        label = row_degradation(degradation)
+        return tuple(row for row in self.rows if row.split == split and row.degradation == label)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Samples by split and row degradation, for example `{"train": {"noise": 17, "rain": 34}}`."""
+        found: dict[str, dict[str, int]] = {}
+        for (split, degradation), number in sorted(
+            Counter((r.split, r.degradation) for r in self.rows).items()
+        ):
+            found.setdefault(split, {})[degradation] = number
+        return found
+
+
+def manifest_key(digest: str) -> str:
+    """Key of the manifest with this digest."""
+    return f"manifests/{digest}.json.gz"
+
+
+def publish(store: Store, manifest: Manifest) -> None:
+    """Write the manifest and point to it. Every shard must be in the store already."""
+    key = manifest_key(manifest.digest)
+    if store.exists(key):
+        _read(store, manifest.digest)  # not compared byte by byte: another zlib compresses differently
+    else:
+        store.write(key, gzip.compress(to_bytes(manifest), compresslevel=6, mtime=0))
+    if store.read_pointer(POINTER) != manifest.digest.encode():
+        store.write_pointer(POINTER, manifest.digest.encode())
+
+
+def load_manifest(store: Store, digest: str | None = None) -> Manifest:
+    """The manifest that the store points to, or the one with this digest."""
+    if digest is None:
+        pointed = store.read_pointer(POINTER)
+        if pointed is None:
+            raise ManifestError(f"{store.uri} holds no manifest. Pack a dataset there, or correct the URI.")
+        digest = pointed.decode()
+    return _read(store, digest)
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """Canonical JSON. Images that several rows share are listed once, and rows refer to them by index."""
+    members: dict[Member, int] = {}
+
+    def index(member: Member | None) -> int | None:
+        return None if member is None else members.setdefault(member, len(members))
+
+    rows = [
+        [row.id, row.split, row.degradation, index(row.degraded), index(row.clean), row.source]
+        for row in manifest.rows
+    ]
+    content = {
+        "version": VERSION,
+        "name": manifest.name,
+        "licences": manifest.licences,
+        "provenance": manifest.provenance,
+        "shards": [astuple(shard) for shard in manifest.shards],
+        "members": [astuple(member) for member in members],
+        "rows": rows,
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def from_bytes(data: bytes, where: str) -> Manifest:
+    """Inverse of `to_bytes`; `where` names the object in errors."""
+    try:
+        content = json.loads(data)
+        version = content["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ManifestError(
+            f"{where} is not a manifest ({error}). Correct the URI, or pack again."
+        ) from error
+    if version != VERSION:
+        raise ManifestError(
+            f"{where} has format version {version!r}; this program reads version {VERSION}. "
+            "Pack again, or use the release that wrote it."
+        )
+    try:
+        members = [Member(*member) for member in content["members"]]
+        rows = tuple(
+            Row(
+                id_,
+                split,
+                degradation,
+                None if degraded is None else members[degraded],
+                members[clean],
+                source,
+            )
+            for id_, split, degradation, degraded, clean, source in content["rows"]
+        )
+        shards = tuple(Shard(*shard) for shard in content["shards"])
+        manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
+    _check(manifest, where)
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """What no reader should have to ask again."""
+    seen: set[tuple[str, str]] = set()
+    for row in manifest.rows:
+        if row.split not in ("train", "test"):
+            raise ManifestError(
+                f"{where}: row {row.id!r} has split {row.split!r}, neither 'train' nor 'test'."
+            )
+        if (row.degraded is None) != (row.degradation == NOISE):
+            raise ManifestError(
+                f"{where}: row {row.id!r} ({row.degradation}) must hold a degraded image iff not noise."
+            )
+        if (row.degradation, row.id) in seen:
+            raise ManifestError(f"{where}: sample {row.id!r} ({row.degradation}) is listed twice.")
+        seen.add((row.degradation, row.id))
+        for member in filter(None, (row.degraded, row.clean)):
+            if not 0 <= member.shard < len(manifest.shards):
+                raise ManifestError(
+                    f"{where}: row {row.id!r} lies in shard {member.shard}, which is not listed."
+                )
+            if not 0 <= member.offset <= manifest.shards[member.shard].size - member.size:
+                raise ManifestError(f"{where}: row {row.id!r} lies outside of its shard.")
+
+
+def _read(store: Store, digest: str) -> Manifest:
+    key = manifest_key(digest)
+    where = f"{store.uri}/{key}"
+    try:
+        packed = store.read(key)
+    except MissingObjectError as error:
+        raise ManifestError(f"{where} is missing although it is pointed to. Pack again.") from error
+    try:
+        data = gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptObjectError(
+            f"{where} is not a gzip file ({error}). Delete it and pack again."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CorruptObjectError(f"{where} does not fit its digest. Delete it and pack again.")
+    return from_bytes(data, where)

@@ -1,0 +1,61 @@
+"""Gaussian noise as a function of (seed, key, pixel), computed where the images are.
+
+Every value comes from an integer hash of its own counter, so a sample's noise does not depend on the batch,
+the worker or the device that it is drawn on. (Logarithm and cosine are taken in float64: two devices could
+disagree only where a value lies within rounding of a grey level.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer; multiplication wraps
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+_LOW = 0xFFFFFFFF
+
+
+def add_noise(
+    clean: Tensor, sigma: Tensor, keys: Tensor, seed: int, rule: Literal["release", "float"] = "release"
+) -> Tensor:
+    """Images with Gaussian noise of standard deviation `sigma`, in grey levels.
+
+    `clean` is (b, 3, h, w) uint8, `sigma` (b,) float, `keys` (b,) int64. `rule="release"` clips to [0, 255]
+    and truncates to uint8, as the authors do (truncation, not rounding: the mean falls by half a level);
+    `rule="float"` returns float32 grey levels, neither clipped nor quantised. `sigma` 0 changes nothing.
+    """
+    noisy = clean.double() + _normal(clean.shape, keys, seed) * sigma.double().view(-1, 1, 1, 1)
+    if rule == "float":
+        return noisy.float()
+    return noisy.clamp_(0, 255).to(torch.uint8)
+
+
+def _normal(shape: torch.Size, keys: Tensor, seed: int) -> Tensor:
+    """Standard normal values of `shape` (b, c, h, w), float64: Box-Muller on two 32-bit uniforms per pair."""
+    count = math.prod(shape[1:])
+    pairs = torch.arange((count + 1) // 2, device=keys.device, dtype=torch.int64)
+    stream = _hash(keys + _hash(torch.full_like(keys, seed)))  # (b,)
+    bits = _hash(stream[:, None] + pairs * _GOLDEN)  # (b, pairs)
+    radius = torch.sqrt(
+        -2 * torch.log((((bits >> 32) & _LOW).double() + 1) * 2.0**-32)
+    )  # in (0, 1]: no log of 0
+    angle = (bits & _LOW).double() * (2 * math.pi * 2.0**-32)
+    values = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)  # (b, pairs, 2)
+    return values.flatten(1)[:, :count].reshape(shape)
+
+
+def _hash(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser, in wrapping signed arithmetic."""
+    value = value + _GOLDEN
+    value = (value ^ _shift(value, 30)) * _MIX_1
+    value = (value ^ _shift(value, 27)) * _MIX_2
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own is arithmetic."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,74 @@
+"""Real photographs that ship inside Python wheels, for a demonstration without any download.
+
+Split by photograph, never by crop, so that what is evaluated was not seen in training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import PackError
+from shards.images import halve, read_image
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """One photograph of a wheel."""
+
+    name: str
+    package: str
+    file: str
+    split: Literal["train", "test"]
+    licence: str
+    halved: bool = False
+    """Large JPEGs are halved, which takes their compression artefacts out of the clean image."""
+
+
+_SKIMAGE, _SKLEARN, _MATPLOTLIB = "skimage", "sklearn", "matplotlib"
+_FOLDERS = {
+    _SKIMAGE: "data",
+    _SKLEARN: "datasets/images",
+    _MATPLOTLIB: "mpl-data/sample_data",
+}
+_MIDDLEBURY = "Middlebury 2014 stereo dataset; terms not stated in scikit-image"
+
+PHOTOGRAPHS = (
+    # Held out: an animal, a landscape with a building, a still life, a night scene.
+    Photograph("chelsea", _SKIMAGE, "chelsea.png", "test", "CC0, Stefan van der Walt"),
+    Photograph("china", _SKLEARN, "china.jpg", "test", "CC-BY-2.0, danielbuechele"),
+    Photograph("coffee", _SKIMAGE, "coffee.png", "test", "CC0, Rachel Michetti"),
+    Photograph("rocket", _SKIMAGE, "rocket.jpg", "test", "public domain, SpaceX"),
+    # Seen in training.
+    Photograph("astronaut", _SKIMAGE, "astronaut.png", "train", "public domain, NASA"),
+    Photograph("brick", _SKIMAGE, "brick.png", "train", "CC0, CC0Textures"),
+    Photograph("camera", _SKIMAGE, "camera.png", "train", "CC0, Lav Varshney"),
+    Photograph("coins", _SKIMAGE, "coins.png", "train", "no known restrictions, Brooklyn Museum"),
+    Photograph("flower", _SKLEARN, "flower.jpg", "train", "CC-BY-2.0, vultilion"),
+    Photograph("grace_hopper", _MATPLOTLIB, "grace_hopper.jpg", "train", "public domain, US Navy"),
+    Photograph("grass", _SKIMAGE, "grass.png", "train", "CC0, linolafett"),
+    Photograph("gravel", _SKIMAGE, "gravel.png", "train", "CC0, CC0Textures"),
+    Photograph("hubble", _SKIMAGE, "hubble_deep_field.jpg", "train", "public domain, NASA", halved=True),
+    Photograph("ihc", _SKIMAGE, "ihc.png", "train", "no known restrictions, CMMI"),
+    Photograph("moon", _SKIMAGE, "moon.png", "train", "not stated in scikit-image"),
+    Photograph("motorcycle_left", _SKIMAGE, "motorcycle_left.png", "train", _MIDDLEBURY),
+    Photograph("motorcycle_right", _SKIMAGE, "motorcycle_right.png", "train", _MIDDLEBURY),
+    Photograph("retina", _SKIMAGE, "retina.jpg", "train", "CC0, Mikael Häggström", halved=True),
+)
+
+
+def read_photograph(photograph: Photograph) -> NDArray[np.uint8]:
+    """Pixels, (h, w, 3) uint8 RGB, read from the installed package without importing it."""
+    spec = importlib.util.find_spec(photograph.package)
+    if spec is None or spec.origin is None:
+        raise PackError(
+            f"photograph {photograph.name!r} ships in the package {photograph.package!r}, which is not here. "
+            "Install it: pip install 'mirage-orchestrator[demo]'."
+        )
+    image = read_image(Path(spec.origin).parent / _FOLDERS[photograph.package] / photograph.file)
+    return halve(image) if photograph.halved else image

@@ -1,0 +1,19 @@
+"""What a sample is: the vocabulary of degradations.
+
+A sample is one clean photograph and what harmed it. Gaussian noise is drawn when a sample is read, so a
+manifest stores no noisy image: one clean-only row, labelled `noise`, serves every noise level.
+"""
+
+DEGRADATIONS = ("noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow")
+"""Every degradation that a job can name."""
+
+SIGMA = {"noise15": 15, "noise25": 25, "noise50": 50}
+"""Standard deviation of the Gaussian noise, in grey levels of 0 to 255."""
+
+NOISE = "noise"
+"""Label of a manifest row that holds a clean image only."""
+
+
+def row_degradation(degradation: str) -> str:
+    """Label that rows of `degradation` carry in a manifest: `noise` for every noise level, else the name."""
+    return NOISE if degradation in SIGMA else degradation
