@@ -33,7 +33,7 @@ from shards.sample import SIGMA
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One worker's part of a global batch. Axes: b images of this share, h w pixels."""
+    """One worker's part of a global micro-batch. Axes: b images of this share, h w pixels."""
 
     degraded: Tensor
     """(b, 3, h, w) uint8; equal to `clean` where noise is still to be drawn."""
@@ -46,7 +46,7 @@ class Batch:
     degradations: list[str]
     ids: list[str]
     share: tuple[int, int]
-    """First image of this share within the global batch, and the size of the global batch."""
+    """First image of this share within the global micro-batch, and the size of that."""
 
     def floats(self, device: torch.device | str, seed: int) -> tuple[Tensor, Tensor]:
         """Degraded and clean as float32 RGB in [0, 1] on a device, noise drawn there, keyed by position."""
@@ -85,6 +85,7 @@ class TrainStream:
         crop_pixels: int,
         augmentation: Augmentation = "release",
         global_batch_size: int,
+        micro_batches: int = 1,
         tail: Tail = "drop",
         sampling: Sampling = "permutation",
         readers: int = 0,
@@ -105,6 +106,11 @@ class TrainStream:
             Entry(name, len(rows), repeat) for (name, repeat), rows in zip(mixture, self._rows, strict=True)
         )
         self.order = SampleOrder(Mixture(entries), seed, global_batch_size, tail, sampling)
+        if global_batch_size % micro_batches:
+            raise MixtureError(
+                f"micro_batches: {micro_batches} does not divide the global batch of {global_batch_size}."
+            )
+        self.micro_batch_size = global_batch_size // micro_batches
 
     def steps(
         self,
@@ -113,8 +119,11 @@ class TrainStream:
         rank: int = 0,
         stop_position: int | None = None,
     ) -> Iterator[Batch]:
-        """This worker's batches from a position on, one per step, for all whole steps before the stop."""
-        total = self.order.global_batch_size
+        """This worker's part of every micro-batch from a position on, for all whole ones before the stop.
+
+        A step takes `micro_batches` of them; positions run through them without a gap.
+        """
+        total = self.micro_batch_size
         offset, count = share(total, world_size, rank)
         reader = _Reader(self, start_position + offset, count, offset)
         numbers = (
@@ -150,7 +159,7 @@ class TrainStream:
             torch.from_numpy(where),
             degradations,
             ids,
-            (offset, self.order.global_batch_size),
+            (offset, self.micro_batch_size),
         )
 
     def _batches(self, reader: _Reader, numbers: Sequence[int] | Iterator[int]) -> Iterator[Batch]:
@@ -181,7 +190,7 @@ class _Reader(TorchDataset["Batch | ShardsError"]):
         self._stream, self._first, self._count, self._offset = stream, first, count, offset
 
     def read(self, number: int) -> Batch:
-        first = self._first + number * self._stream.order.global_batch_size
+        first = self._first + number * self._stream.micro_batch_size
         return self._stream.batch(range(first, first + self._count), self._offset)
 
     def __getitem__(self, number: int) -> Batch | ShardsError:
