@@ -8,10 +8,10 @@ the server and does not raise. A thread sends what the journal holds. While the 
 grows and the thread tries again; what a process could not send before it ended is sent by the next process of
 the same run, or by `sync`.
 
-A (metric, step) is recorded once. A run that resumes from step 500 after dying at 540 walks through 501 to 540
-again. Those numbers are equal by construction (to rounding, where the number of workers changed), MLflow does
-not replace a value, and two values at one step would draw a zigzag: so the first recording stands, and the
-sender leaves out the steps that the server already holds. For the same reason a journal may be replayed twice.
+A (metric, step) is recorded once. A run that resumes from step 500 after dying at 540 walks through 501 to
+540 again. Those numbers are equal by construction (to rounding, where the number of workers changed), MLflow
+does not replace a value, and two values at one step would draw a zigzag: so the first recording stands, and
+the sender leaves out the steps that the server holds. For the same reason a journal may be replayed twice.
 
 Each store is given by its URI; nothing here reads or sets MLflow's global state.
 """
