@@ -30,7 +30,7 @@ from shards.sample import NOISE
 from shards.sources import Pair, Source
 from shards.store import Store
 
-Progress = Callable[[int, int, Row], None]
+Progress = Callable[[int, int, str], None]
 
 _BLOCK = 512  # tar's unit: every header takes one, every member is padded to one
 
@@ -47,7 +47,7 @@ def pack(
     """Write `source` to `store` and publish it; returns the manifest.
 
     The same pairs and options give the same bytes, so a second run changes nothing. A shard is closed as
-    soon as it holds `shard_bytes`. `on_progress(done, total, row)` is called after every row.
+    soon as it holds `shard_bytes`. `on_progress(done, total, id)` is called after every row.
     """
     if encoding not in tiles.CODECS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(tiles.CODECS)}.")
@@ -66,7 +66,7 @@ def pack(
             for row in tar.add(f"{index:06d}-{_safe(group[0].id)}", group, encoding):
                 rows.append(row)
                 if on_progress is not None:
-                    on_progress(len(rows), len(source), row)
+                    on_progress(len(rows), len(source), row.id)
             if tar.size >= shard_bytes:
                 shards.append(tar.seal(store))
                 tar = None

@@ -45,6 +45,9 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of pairs."""
 
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label, known before any image is read."""
+
     def __iter__(self) -> Iterator[Pair]:
         """Pairs in a fixed order."""
 
@@ -69,6 +72,11 @@ class PhotographSource:
 
     def __len__(self) -> int:
         return sum(_pairs_of(self._kinds, self._draws(photograph.split)) for photograph in PHOTOGRAPHS)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        photographs = sum(photograph.split == "train" for photograph in PHOTOGRAPHS)
+        return _counts(self._kinds, photographs, self._variants)
 
     def __iter__(self) -> Iterator[Pair]:
         for photograph in PHOTOGRAPHS:
@@ -124,6 +132,10 @@ class FolderSource:
 
     def __len__(self) -> int:
         return sum(_pairs_of(self._kinds, self._draws(name)) for name in self._files)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        return _counts(self._kinds, len(self._files) - len(self._held_out), self._variants)
 
     def __iter__(self) -> Iterator[Pair]:
         for name, path in self._files.items():
@@ -182,6 +194,10 @@ class PairsSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        return {self._degradation: len(self._files) - int(len(self._files) * self._held_out)}
+
     def __iter__(self) -> Iterator[Pair]:
         for index, (name, degraded_path, clean_path) in enumerate(self._files):
             degraded, clean = read_image(degraded_path), read_image(clean_path)
@@ -212,6 +228,10 @@ def _kinds(degradations: Sequence[str]) -> tuple[str, ...]:
 
 def _pairs_of(kinds: tuple[str, ...], draws: int) -> int:
     return sum(1 if kind == NOISE else draws for kind in kinds)
+
+
+def _counts(kinds: tuple[str, ...], images: int, draws: int) -> dict[str, int]:
+    return {kind: images if kind == NOISE else images * draws for kind in kinds}
 
 
 def _synthetic_pairs(

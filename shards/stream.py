@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,7 +72,8 @@ class Batch:
 class TrainStream:
     """Training samples of a dataset, mixed by `(degradation, repeat)` pairs.
 
-    `readers` subprocesses prepare batches ahead; 0 prepares them in this process. `ledger` names a folder
+    A step's global batch is cut into `micro_batches` of equal size, each of which the workers share. `readers`
+    subprocesses prepare batches ahead; 0 prepares them in this process. `ledger` names a folder
     where every worker writes what it consumed. Images too small for the crop are reported at once, by name.
     """
 
@@ -135,7 +136,7 @@ class TrainStream:
             yield batch
 
     def batch(self, positions: Sequence[int], offset: int) -> Batch:
-        """The samples at the given positions, which start `offset` images into their global batch."""
+        """The samples at the given positions, which start `offset` images into their micro-batch."""
         where = np.asarray(positions, np.int64)
         draw = self.order.draw(where)
         size = self.crop_pixels
@@ -162,7 +163,7 @@ class TrainStream:
             (offset, self.micro_batch_size),
         )
 
-    def _batches(self, reader: _Reader, numbers: Sequence[int] | Iterator[int]) -> Iterator[Batch]:
+    def _batches(self, reader: _Reader, numbers: Iterable[int]) -> Iterator[Batch]:
         if self.readers == 0:
             yield from (reader.read(number) for number in numbers)
             return
@@ -184,7 +185,7 @@ class TrainStream:
 
 
 class _Reader(TorchDataset["Batch | ShardsError"]):
-    """One worker's steps as a map from step number to batch, which torch's DataLoader can run elsewhere."""
+    """One worker's micro-batches, numbered from its start, which torch's DataLoader can read elsewhere."""
 
     def __init__(self, stream: TrainStream, first: int, count: int, offset: int) -> None:
         self._stream, self._first, self._count, self._offset = stream, first, count, offset
@@ -207,7 +208,8 @@ def _check_sizes(rows: Sequence[Row], crop_pixels: int) -> None:
         named = ", ".join(f"{row.id} ({row.clean.width} x {row.clean.height})" for row in small[:5])
         raise MixtureError(
             f"{len(small)} of {len(rows)} {small[0].degradation} samples are smaller than a crop of "
-            f"{crop_pixels} pixels once cut to multiples of 16: {named}. Lower crop_pixels, or pack without them."
+            f"{crop_pixels} pixels once cut to multiples of 16: {named}. Lower crop_pixels, or leave "
+            "them out."
         )
 
 
