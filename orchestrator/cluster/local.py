@@ -1,0 +1,400 @@
+"""The cluster of one machine: a Ray head and an S3 server on loopback, started and stopped together.
+
+    .mirage/                 in the project root; git ignores it
+    ├── up.json              what runs: process ids with start times, ports, credentials; mode 600
+    ├── store/               the S3 server's folder; first-level folders are buckets; survives `down`
+    ├── mlflow.db            the default MLflow store; survives `down`
+    └── logs/                rclone.log, ray-start.log; ray/ holds Ray's own logs, also after `down`
+
+`up.json` is written before anything starts, so that whatever an interrupted `up` leaves behind can be found
+by the next `up` or `down`. Ray and the store listen on 127.0.0.1 alone: neither would ask a stranger for a
+password that protects more than this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.cluster import ports, processes, rayhead, s3server
+from orchestrator.cluster.processes import Process
+from orchestrator.cluster.s3server import S3Server
+from orchestrator.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DASHBOARD_PORT = 8265
+DEFAULT_RAY_PORT = 6379
+SUBMIT_HOOK = "orchestrator.cluster.hook.submit"
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What `up.json` holds. `environment` is what the cluster's processes got besides the shell's own."""
+
+    tag: str
+    ray_port: int
+    dashboard_port: int
+    temp_dir: str
+    s3: S3Server | None
+    environment: dict[str, str]
+    processes: tuple[Process, ...] = ()
+    ready: bool = False
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running cluster, as the command line shows it."""
+
+    already: bool
+    dashboard_url: str
+    ray_address: str
+    s3_endpoint: str | None
+    store: Path
+    tracking_uri: str
+    notes: tuple[str, ...]
+
+    def render(self) -> str:
+        """Return what a person wants to know, one line each."""
+        store = (
+            f"S3 at {self.s3_endpoint}, kept in {self.store}" if self.s3_endpoint else "this shell's AWS_*"
+        )
+        lines = [
+            "up already, nothing changed" if self.already and not self.notes else "up",
+            f"  Ray       dashboard {self.dashboard_url}, address {self.ray_address}",
+            f"  store     {store}",
+            f"  tracking  {self.tracking_uri}",
+            *(f"  note      {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Status:
+    """`detail` says in one sentence what runs, or what is broken."""
+
+    state: Literal["up", "down", "broken"]
+    detail: str
+
+
+def up(
+    project: Path,
+    *,
+    s3: bool = True,
+    s3_port: int | None = None,
+    dashboard_port: int = DEFAULT_DASHBOARD_PORT,
+    ray_port: int = DEFAULT_RAY_PORT,
+    cpus: int | None = None,
+) -> Up:
+    """Start the cluster of this project, or say that it runs already.
+
+    `s3=False` starts no store: jobs then use the AWS variables of this shell. `cpus` is what Ray counts
+    with; None lets it look. Raises `ClusterError`, after which nothing that this call started is left.
+    """
+    home = _home(project)
+    with _locked(home):
+        state = _read(home)
+        notes: list[str] = []
+        if state is not None:
+            problem = _problem(state)
+            if problem is None:
+                return _describe(home, state, already=True, notes=())
+            if problem == s3server.GONE and state.s3 is not None:
+                restarted = _with_s3(home, state, state.s3)
+                _write(home, restarted)
+                return _describe(home, restarted, already=True, notes=("the S3 server was gone: restarted",))
+            notes.append(f"the cluster that was here before is replaced: {problem}")
+            _stop(home, state)
+        _check_ports(dashboard_port=dashboard_port, ray_port=ray_port, s3_port=s3_port)
+        server = s3server.new(s3_port) if s3 else None
+        state = State(
+            tag=secrets.token_hex(8),
+            ray_port=ray_port,
+            dashboard_port=dashboard_port,
+            temp_dir=rayhead.make_temp_dir(),
+            s3=server,
+            environment=_environment(home, server),
+        )
+        _write(home, state)
+        try:
+            if server is not None:
+                state = _with_s3(home, state, server)
+            members = rayhead.start(
+                tag=state.tag,
+                project=project.resolve(),
+                log=home / "logs" / "ray-start.log",
+                temp_dir=Path(state.temp_dir),
+                environment=state.environment,
+                replaces_aws=server is not None,
+                ray_port=ray_port,
+                dashboard_port=dashboard_port,
+                cpus=cpus,
+            )
+            state = replace(state, processes=(*state.processes, *members), ready=True)
+            _write(home, state)
+            _show_logs(home, state)
+        except BaseException:  # also Ctrl-C: nothing half-started may remain
+            _stop(home, state)
+            raise
+        return _describe(home, state, already=False, notes=(*notes, *_notes(state)))
+
+
+def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
+    """Stop what `up` started, and nothing else; returns what was stopped, one phrase each.
+
+    Running jobs are asked to stop first and get `job_grace_seconds` to write their checkpoint.
+    """
+    home = project / ".mirage"
+    if not (home / "up.json").exists():
+        return []
+    with _locked(home):
+        state = _read(home)
+        if state is None:
+            return []
+        stopped = []
+        if state.ready and rayhead.answers(state.dashboard_port):
+            jobs = rayhead.stop_jobs(state.dashboard_port, job_grace_seconds)
+            stopped += [f"job {job}" for job in jobs]
+        alive = _members(state)
+        _stop(home, state)
+        names = {process.name for process in alive}
+        if names - {s3server.NAME}:
+            stopped.append(f"Ray head on port {state.ray_port}")
+        if s3server.NAME in names and state.s3 is not None:
+            stopped.append(f"S3 server on port {state.s3.port}")
+        return stopped
+
+
+def status(project: Path) -> Status:
+    """Say whether the cluster of this project runs, and whether all of it answers."""
+    state = _read(project / ".mirage")
+    if state is None:
+        return Status("down", "nothing runs; `mirage up` starts it")
+    problem = _problem(state)
+    if problem is not None:
+        return Status("broken", f"{problem}; `mirage up` repairs it, `mirage down` clears it away")
+    store = f", S3 at {state.s3.endpoint}" if state.s3 else ""
+    return Status("up", f"Ray dashboard at {_dashboard(state)}{store}")
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Return what a shell needs to work with the running cluster; it holds the store's credentials.
+
+    PATH has this interpreter's folder first. Raises `ClusterError` when nothing runs.
+    """
+    state = _read(project / ".mirage")
+    if state is None or not state.ready:
+        raise ClusterError("no cluster of this project is running: start it with `mirage up`")
+    return {
+        **state.environment,
+        "RAY_API_SERVER_ADDRESS": _dashboard(state),
+        "RAY_JOB_SUBMIT_HOOK": SUBMIT_HOOK,
+        "PATH": rayhead.path_with_this_python(),
+    }
+
+
+def _environment(home: Path, server: S3Server | None) -> dict[str, str]:
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
+    return {
+        **(server.environment() if server else {}),
+        **rayhead.ENVIRONMENT,
+        "MLFLOW_TRACKING_URI": tracking,
+        "MIRAGE_HOME": str(home),
+        "NO_PROXY": _no_proxy(),
+        "no_proxy": _no_proxy(),
+    }
+
+
+def _no_proxy() -> str:
+    """Loopback goes past any proxy; what the shell excludes stays excluded."""
+    own = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = [host for host in own.split(",") if host]
+    return ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
+
+
+def _home(project: Path) -> Path:
+    if not (project / "pyproject.toml").exists():
+        raise ClusterError(f"{project} is not a project root (it has no pyproject.toml): run it from there")
+    home = project.resolve() / ".mirage"
+    try:
+        for folder in (home, home / "store", home / "logs"):
+            folder.mkdir(exist_ok=True)
+        probe = home / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot write into {error.filename} ({error.strerror}): "
+            "work in a copy of the project that belongs to you"
+        ) from error
+    return home
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """One `up` or `down` of a project at a time; the second waits."""
+    with open(home / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(home: Path) -> State | None:
+    try:
+        raw = json.loads((home / "up.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ClusterError(f"{home / 'up.json'} is damaged ({error}): remove it") from error
+    return State(
+        **{
+            **raw,
+            "s3": S3Server(**raw["s3"]) if raw["s3"] else None,
+            "processes": tuple(Process(**process) for process in raw["processes"]),
+        }
+    )
+
+
+def _write(home: Path, state: State) -> None:
+    raw = {
+        **vars(state),
+        "s3": vars(state.s3) if state.s3 else None,
+        "processes": [vars(process) for process in state.processes],
+    }
+    temporary = home / "up.json.new"
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(raw, file, indent=1)
+    temporary.replace(home / "up.json")
+
+
+def _problem(state: State) -> str | None:
+    """Say what keeps this cluster from being up, or None when all of it answers."""
+    if not state.ready:
+        return "an earlier start was interrupted"
+    gone = [process.name for process in state.processes if not processes.is_alive(process)]
+    if [name for name in gone if name != s3server.NAME]:
+        return f"{' and '.join(sorted(set(gone)))} no longer runs"
+    if not rayhead.answers(state.dashboard_port):
+        return f"the Ray dashboard does not answer on port {state.dashboard_port}"
+    if state.s3 is not None and (gone or s3server.refusal(state.s3) is not None):
+        return s3server.GONE
+    return None
+
+
+def _with_s3(home: Path, state: State, server: S3Server) -> State:
+    others = tuple(process for process in state.processes if process.name != s3server.NAME)
+    processes.stop([p for p in state.processes if p.name == s3server.NAME], s3server.NAME, _GRACE_SECONDS)
+    started = s3server.start(server, home / "store", home / "logs" / "rclone.log", state.tag)
+    return replace(state, processes=(*others, started))
+
+
+def _members(state: State) -> list[Process]:
+    recorded = [process for process in state.processes if processes.is_alive(process)]
+    return list({process.pid: process for process in (*recorded, *processes.tagged(state.tag))}.values())
+
+
+def _stop(home: Path, state: State) -> None:
+    """End every process of this cluster, keep Ray's logs, and forget the cluster."""
+    deadline = time.monotonic() + 3 * _GRACE_SECONDS
+    while members := _members(state):  # a process may have been starting another while it was ended
+        left = processes.stop(members, rayhead.LEADER, _GRACE_SECONDS)
+        if left and time.monotonic() > deadline:
+            names = ", ".join(f"{process.name} ({process.pid})" for process in left)
+            raise ClusterError(
+                f"these processes do not end: {names}. Stop them, then run `mirage down` again"
+            )
+    logs = home / "logs" / "ray"
+    session = rayhead.session_logs(Path(state.temp_dir))
+    if session.is_dir():
+        _remove(logs)
+        shutil.copytree(session, logs, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.rmtree(state.temp_dir, ignore_errors=True)
+    (home / "up.json").unlink(missing_ok=True)
+
+
+def _show_logs(home: Path, state: State) -> None:
+    logs = home / "logs" / "ray"
+    _remove(logs)
+    logs.symlink_to(rayhead.session_logs(Path(state.temp_dir)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _check_ports(*, dashboard_port: int, ray_port: int, s3_port: int | None) -> None:
+    wanted = {"--dashboard-port": dashboard_port, "--ray-port": ray_port}
+    if s3_port is not None:
+        wanted["--s3-port"] = s3_port
+    if len(set(wanted.values())) < len(wanted):
+        raise ClusterError(f"{' and '.join(wanted)} need different ports, not {sorted(wanted.values())}")
+    for flag, port in wanted.items():
+        if ports.is_free(port):
+            continue
+        holder = processes.listener(port)
+        other = f"mirage up {flag} {ports.free_port()}"
+        if holder is None:
+            raise ClusterError(
+                f"port {port} is taken, the system does not say by what: choose another, `{other}`"
+            )
+        if holder.home is not None:
+            project = Path(holder.home).parent
+            raise ClusterError(
+                f"port {port} is taken by the cluster of another project, {project}: "
+                f"run `mirage down` there, or `{other}` here"
+            )
+        raise ClusterError(
+            f"port {port} is taken by {holder.name} (process {holder.pid}): stop it, or `{other}`"
+        )
+
+
+def _describe(home: Path, state: State, *, already: bool, notes: tuple[str, ...]) -> Up:
+    return Up(
+        already=already,
+        dashboard_url=_dashboard(state),
+        ray_address=f"127.0.0.1:{state.ray_port}",
+        s3_endpoint=state.s3.endpoint if state.s3 else None,
+        store=home / "store",
+        tracking_uri=state.environment["MLFLOW_TRACKING_URI"],
+        notes=notes,
+    )
+
+
+def _dashboard(state: State) -> str:
+    return f"http://127.0.0.1:{state.dashboard_port}"
+
+
+def _notes(state: State) -> list[str]:
+    """Say what would send `ray job submit` elsewhere, and what of this shell is not used."""
+    notes = []
+    export = f"export RAY_API_SERVER_ADDRESS={_dashboard(state)}"
+    own = {process.pid for process in state.processes}
+    elsewhere = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if elsewhere and elsewhere != _dashboard(state):
+        notes.append(f"this shell submits to {elsewhere}; for this cluster: {export}")
+    elif foreign := [pid for pid in processes.named("gcs_server") if pid not in own]:
+        notes.append(f"another Ray cluster runs here (process {foreign[0]}); to submit to this one: {export}")
+    elif rayhead.stale_address_file().exists():
+        notes.append(f"{rayhead.stale_address_file()} names another cluster; to submit to this one: {export}")
+    elif state.dashboard_port != DEFAULT_DASHBOARD_PORT:
+        notes.append(f"for a client that looks at the default port: {export}")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if state.s3 and endpoint and "127.0.0.1" not in endpoint:
+        notes.append(
+            f"jobs use the store here, not {endpoint}; `mirage up --no-s3` keeps this shell's AWS variables"
+        )
+    return notes

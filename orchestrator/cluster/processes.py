@@ -1,0 +1,119 @@
+"""Which processes belong to one local cluster, and how they are ended without touching any other.
+
+Every process of a cluster inherits one random tag in its environment. A recorded process is known by its
+id and its start time, so that a recycled id is never mistaken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+
+ENDED = (psutil.NoSuchProcess, ProcessLookupError)
+TAG = "MIRAGE_CLUSTER_TAG"
+_START_TOLERANCE_SECONDS = 2.0  # a clock correction moves the boot time, and with it every start time
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process as it was when it was recorded; `started` is in seconds since the epoch."""
+
+    name: str
+    pid: int
+    started: float
+
+
+def identify(pid: int, name: str) -> Process:
+    """Return the identity of a running process."""
+    return Process(name, pid, psutil.Process(pid).create_time())
+
+
+def is_alive(process: Process) -> bool:
+    """Whether exactly this process still runs; a zombie does not."""
+    return _find(process) is not None
+
+
+def tagged(tag: str) -> list[Process]:
+    """Return every process of the cluster with this tag, children included.
+
+    A Ray worker rewrites its title over its environment, so workers are found as children of the raylet.
+    """
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone in the meantime, or somebody else's
+            if process.environ().get(TAG) == tag:
+                for member in (process, *process.children(recursive=True)):
+                    found[member.pid] = member
+    return list(_running(found.values()))
+
+
+def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Process]:
+    """End the processes, those named `first` before the others, and return those that are still there.
+
+    Each is asked to end, and killed when it has not ended after `grace_seconds`.
+    """
+    leaders = [process for process in processes if process.name == first]
+    others = [process for process in processes if process.name != first]
+    for group in (leaders, others):
+        members = [member for process in group if (member := _find(process)) is not None]
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, stubborn = psutil.wait_procs(members, timeout=grace_seconds)
+        for member in stubborn:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(stubborn, timeout=grace_seconds)
+    return [process for process in processes if is_alive(process)]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that listens on a port, and the project whose cluster it serves, where that can be seen."""
+
+    name: str
+    pid: int
+    home: str | None
+
+
+def listener(port: int) -> Holder | None:
+    """Return what listens on a TCP port of this machine, or None when the system does not tell."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                home = None
+                with contextlib.suppress(psutil.Error):
+                    environment = process.environ()
+                    home = environment.get("MIRAGE_HOME") if TAG in environment else None
+                return Holder(process.name(), process.pid, home)
+    return None
+
+
+def named(name: str) -> list[int]:
+    """Return the ids of all processes with this executable name."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == name:
+                found.append(process.pid)
+    return found
+
+
+def _find(process: Process) -> psutil.Process | None:
+    try:
+        candidate = psutil.Process(process.pid)
+        same = abs(candidate.create_time() - process.started) < _START_TOLERANCE_SECONDS
+        return candidate if same and candidate.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _running(candidates: Iterable[psutil.Process]) -> Iterator[Process]:
+    for candidate in candidates:
+        with contextlib.suppress(psutil.Error):
+            if candidate.status() != psutil.STATUS_ZOMBIE:
+                yield Process(candidate.name(), candidate.pid, candidate.create_time())
