@@ -278,14 +278,8 @@ class S3Store:
         try:
             self._attempt("", make)
         except StoreError:
-            # An account may use a bucket without the right to list or create buckets.
-            if self._attempt("", self._has_bucket):
-                return
-            raise
-
-    def _has_bucket(self, client: Any) -> bool:
-        client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
-        return True
+            # An account may use a bucket without the right to make one; another process may be faster.
+            self._attempt("", lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -323,8 +317,8 @@ class S3Store:
         from boto3.exceptions import S3UploadFailedError
 
         broken = (
-            aws.HTTPClientError,  # unreachable, timed out, cut off while the body was read
-            aws.ResponseStreamingError,
+            aws.ConnectionError,
+            aws.HTTPClientError,  # timed out, closed, cut off while the body was read
             aws.IncompleteReadError,
             _IncompleteError,
         )
@@ -342,6 +336,10 @@ class S3Store:
                 ) from error
             except (aws.ClientError, S3UploadFailedError) as error:
                 self._refused(key, error)
+            except (aws.BotoCoreError, ValueError) as error:  # no S3 server, or no URL that could be one
+                raise StoreError(
+                    f"{self.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
+                ) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _unreachable(self, key: str, error: Exception) -> NoReturn:

@@ -72,9 +72,9 @@ class Batch:
 class TrainStream:
     """Training samples of a dataset, mixed by `(degradation, repeat)` pairs.
 
-    A step's global batch is cut into `micro_batches` of equal size, each of which the workers share. `readers`
-    subprocesses prepare batches ahead; 0 prepares them in this process. `ledger` names a folder
-    where every worker writes what it consumed. Images too small for the crop are reported at once, by name.
+    A step's global batch is cut into `micro_batches` of equal size, which the workers share. `readers`
+    subprocesses prepare batches ahead; 0 prepares them in this process. `ledger` names a folder where every
+    worker writes what it consumed. Images too small for the crop are reported at once, by name.
     """
 
     def __init__(

@@ -1,0 +1,146 @@
+"""The order of samples: PROTOCOL section 2.1 and the promise that a position means one sample for ever."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import MixtureError
+from shards.order import Entry, Mixture, SampleOrder, permutation, share
+
+NOISE = tuple(Entry(f"noise{sigma}", 5144, 3) for sigma in (15, 25, 50))
+THREE = Mixture((*NOISE, Entry("rain", 200, 120), Entry("haze", 72135, 1)))
+FIVE = Mixture((*THREE.entries, Entry("blur", 2103, 5), Entry("lowlight", 485, 20)))
+
+seeds = st.integers(0, 2**62)
+mixtures = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=5).map(
+    lambda pairs: Mixture(tuple(Entry(f"d{i}", count, repeat) for i, (count, repeat) in enumerate(pairs)))
+)
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> SampleOrder:
+    mixture = draw(mixtures)
+    return SampleOrder(
+        mixture,
+        draw(seeds),
+        draw(st.integers(1, mixture.samples_per_epoch)),
+        draw(st.sampled_from(["drop", "carry"])),
+    )
+
+
+def drawn(order: SampleOrder, start: int, stop: int) -> list[tuple[int, int]]:
+    draw = order.draw(np.arange(start, stop))
+    return list(zip(draw.entry.tolist(), draw.sample.tolist(), strict=True))
+
+
+def test_published_mixtures_have_their_published_sizes():
+    assert THREE.samples_per_epoch == 142_431
+    assert FIVE.samples_per_epoch == 162_646
+    assert SampleOrder(THREE, 0, 32).steps_per_epoch == 4_450
+    assert SampleOrder(FIVE, 0, 32).steps_per_epoch == 5_082
+
+
+@given(size=st.integers(1, 3000), seed=seeds, epoch=st.integers(0, 1000))
+def test_an_epoch_is_a_permutation(size: int, seed: int, epoch: int):
+    assert sorted(permutation(size, seed, epoch)) == list(range(size))
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    orders = {tuple(permutation(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
+    assert len(orders) == 100
+
+
+def test_every_place_is_equally_likely():
+    # Chi-square over where sample 0 lands in 1400 epochs of 7 samples: 6 degrees of freedom, 99.99 % at 27.9.
+    for sample in range(7):
+        landed = np.bincount(
+            [int(np.flatnonzero(permutation(7, 1, epoch) == sample)[0]) for epoch in range(1400)], minlength=7
+        )
+        assert ((landed - 200) ** 2 / 200).sum() < 27.9
+
+
+def test_neighbours_are_unrelated():
+    order = permutation(72_135, 5, 0).astype(float)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(order, np.arange(72_135))[0, 1]) < 0.02
+
+
+@given(mixture=mixtures, seed=seeds)
+def test_a_carried_epoch_shows_each_sample_as_often_as_its_repeat(mixture: Mixture, seed: int):
+    order = SampleOrder(mixture, seed, 1, tail="carry")
+    for epoch in (0, 3):
+        first = epoch * mixture.samples_per_epoch
+        seen = drawn(order, first, first + mixture.samples_per_epoch)
+        for index, entry in enumerate(mixture.entries):
+            for sample in range(entry.count):
+                assert seen.count((index, sample)) == entry.repeat
+
+
+@given(order=orders())
+def test_a_dropped_tail_leaves_out_less_than_a_batch_and_repeats_nothing(order: SampleOrder):
+    per_epoch = order.positions_per_epoch
+    seen = drawn(order, 0, per_epoch)
+    for index, entry in enumerate(order.mixture.entries):
+        assert all(seen.count((index, sample)) <= entry.repeat for sample in range(entry.count))
+    assert order.mixture.samples_per_epoch - len(seen) < order.global_batch_size
+    assert order.epoch_of(per_epoch - 1) == 0
+    assert order.epoch_of(per_epoch) == 1
+
+
+@given(order=orders(), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_the_stream_is_the_same_however_it_is_cut(order: SampleOrder, cuts: list[int]):
+    whole = drawn(order, 0, 400)
+    edges = [0, *sorted(cuts), 400]
+    assert [s for a, b in pairwise(edges) for s in drawn(order, a, b)] == whole
+
+
+@settings(max_examples=50)
+@given(data=st.data(), batch=st.integers(1, 48), steps=st.integers(1, 5))
+def test_sample_order_survives_any_change_of_the_world(data: st.DataObject, batch: int, steps: int):
+    """Workers come and go at every step: the positions consumed are the same, each exactly once."""
+    consumed: list[int] = []
+    for step in range(steps):
+        world = data.draw(st.integers(1, batch))
+        for rank in range(world):
+            start, count = share(batch, world, rank)
+            consumed.extend(range(step * batch + start, step * batch + start + count))
+    assert consumed == list(range(steps * batch))
+
+
+@given(batch=st.integers(1, 200), data=st.data())
+def test_shares_differ_by_one_at_most(batch: int, data: st.DataObject):
+    world = data.draw(st.integers(1, batch))
+    counts = [share(batch, world, rank)[1] for rank in range(world)]
+    assert sum(counts) == batch
+    assert max(counts) - min(counts) <= 1
+
+
+def test_32_over_3_workers_is_11_11_10():
+    assert [share(32, 3, rank) for rank in range(3)] == [(0, 11), (11, 11), (22, 10)]
+
+
+def test_replacement_draws_in_proportion_and_may_repeat():
+    order = SampleOrder(Mixture((Entry("a", 10, 1), Entry("b", 10, 3))), 0, 4, sampling="replacement")
+    draw = order.draw(np.arange(40_000))
+    assert abs((draw.entry == 1).mean() - 0.75) < 0.01
+    one_epoch = drawn(order, 0, 40)
+    assert len(set(one_epoch)) < 20
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Mixture(()), "empty"),
+        (lambda: Entry("rain", 0, 1), "'rain'.*count 0"),
+        (lambda: SampleOrder(Mixture((Entry("rain", 3, 1),)), 0, 4), "3 samples.*batch_size 4"),
+        (lambda: share(2, 3, 0), "worker 0 of 3"),
+    ],
+)
+def test_what_cannot_be_ordered_is_said(make, says: str):
+    with pytest.raises(MixtureError, match=says):
+        make()

@@ -1,0 +1,284 @@
+"""Stores: the same claims for a local folder and for two real S3 servers that differ."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards import store as store_module
+from shards.errors import CorruptObjectError, MissingObjectError, StoreError
+from shards.store import LocalStore, S3Store, Store, open_store
+
+BLOCK = os.urandom(3000)
+
+
+def test_what_is_written_is_read(store: Store):
+    store.write("a/b/c.bin", BLOCK)
+    assert store.read("a/b/c.bin") == BLOCK
+    assert store.read_range("a/b/c.bin", 1000, 500) == BLOCK[1000:1500]
+    assert store.exists("a/b/c.bin")
+    assert not store.exists("a/b")
+
+
+def test_an_empty_object_is_an_object(store: Store):
+    store.write("empty", b"")
+    assert store.exists("empty")
+    assert store.read("empty") == b""
+
+
+def test_objects_are_written_once(store: Store):
+    store.write("key", BLOCK)
+    store.write("key", BLOCK)
+    with pytest.raises(StoreError, match="key already holds other bytes"):
+        store.write("key", BLOCK[:-1] + b"x")
+    with pytest.raises(StoreError, match="key already holds other bytes"):
+        store.write("key", b"short")
+    assert store.read("key") == BLOCK
+
+
+def test_files_are_written_once_too(store: Store, tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_bytes(BLOCK)
+    store.write_file("f", file)
+    store.write_file("f", file)
+    file.write_bytes(BLOCK[:-1] + b"x")
+    with pytest.raises(StoreError, match="already holds other bytes"):
+        store.write_file("f", file)
+    file.write_bytes(BLOCK + b"longer")
+    with pytest.raises(StoreError, match="already holds other bytes"):
+        store.write_file("f", file)
+    assert store.read("f") == BLOCK
+
+
+def test_a_file_of_many_parts_arrives_whole(each_store: Store, tmp_path: Path):
+    file, back = tmp_path / "large", tmp_path / "back"
+    file.write_bytes(os.urandom(20 << 20))  # above boto3's threshold for parts
+    each_store.write_file("large", file)
+    each_store.write_file("large", file)
+    each_store.download("large", back)
+    assert back.read_bytes() == file.read_bytes()
+    assert each_store.read_range("large", (20 << 20) - 7, 7) == file.read_bytes()[-7:]
+
+
+def test_listing_is_sorted_and_relative(store: Store):
+    for key in ("b/2", "b/1", "a", "bb"):
+        store.write(key, b"x")
+    assert store.list() == ["a", "b/1", "b/2", "bb"]
+    assert store.list("b/") == ["b/1", "b/2"]
+    assert store.list("b") == ["b/1", "b/2", "bb"]
+    assert store.list("nothing/") == []
+
+
+def test_listing_passes_a_page(store: Store, monkeypatch: pytest.MonkeyPatch):
+    if isinstance(store, S3Store):
+        connection = store._connection()
+        paginator = connection.get_paginator("list_objects_v2")
+        monkeypatch.setattr(connection, "get_paginator", lambda _: _Pages(paginator))
+    for number in range(7):
+        store.write(f"n/{number}", b"x")
+    assert store.list("n/") == [f"n/{number}" for number in range(7)]
+
+
+class _Pages:
+    """The real paginator, asking for three keys at a time."""
+
+    def __init__(self, paginator):
+        self._paginator = paginator
+
+    def paginate(self, **query):
+        return self._paginator.paginate(**query, PaginationConfig={"PageSize": 3})
+
+
+def test_deleting_is_idempotent(store: Store):
+    store.write("gone", b"x")
+    store.delete("gone")
+    store.delete("gone")
+    assert not store.exists("gone")
+
+
+def test_a_missing_object_is_told_from_a_broken_store(store: Store, tmp_path: Path):
+    with pytest.raises(MissingObjectError, match="no/such"):
+        store.read("no/such")
+    with pytest.raises(MissingObjectError):
+        store.download("no/such", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_range_beyond_the_end_is_refused(store: Store):
+    store.write("short", BLOCK)
+    with pytest.raises((CorruptObjectError, StoreError), match="short"):  # servers differ in who notices
+        store.read_range("short", 2900, 500)
+
+
+def test_a_pointer_moves_and_keeps_its_checksum(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    assert store.read_pointer("champion") is None
+    store.write_pointer("champion", b"first")
+    store.write_pointer("champion", b"second, longer")
+    assert store.read_pointer("champion") == b"second, longer"
+    sealed = store.read("champion")
+    store.delete("champion")
+    store.write("champion", sealed[:-1])
+    with pytest.raises(CorruptObjectError, match="checksum"):
+        store.read_pointer("champion")
+
+
+def test_a_torn_pointer_is_read_again(tmp_path: Path):
+    store = LocalStore(tmp_path)
+    store.write_pointer("p", b"whole")
+    whole = store.read("p")
+    answers = iter([whole[:-2], b"", whole])
+    store.read = lambda key: next(answers)  # type: ignore[method-assign]
+    assert store.read_pointer("p") == b"whole"
+
+
+def test_a_store_can_be_sent_to_another_process(each_store: Store):
+    each_store.write("k", b"v")
+    copy = pickle.loads(pickle.dumps(each_store))
+    assert copy.uri == each_store.uri
+    assert copy.read("k") == b"v"
+
+
+@pytest.mark.parametrize("key", ["../escape", "a/../../b", "/etc/passwd", ""])
+def test_a_key_cannot_leave_its_folder(tmp_path: Path, key: str):
+    with pytest.raises(StoreError, match="not a key"):
+        LocalStore(tmp_path).read(key)
+
+
+def test_uris_name_their_store(tmp_path: Path):
+    assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
+    assert open_store(f"file://{tmp_path}").uri == str(tmp_path)
+    assert open_store(str(tmp_path)).uri == str(tmp_path)
+    with pytest.raises(StoreError, match="gs://"):
+        open_store("gs://bucket/x")
+    with pytest.raises(StoreError, match="names no bucket"):
+        open_store("s3:///x")
+
+
+def test_a_killed_writer_leaves_nothing_half_written(tmp_path: Path):
+    """kill -9 in the middle of writing: no key is ever seen with part of its bytes."""
+    script = (
+        "import sys; from pathlib import Path; from shards.store import LocalStore\n"
+        "store = LocalStore(Path(sys.argv[1])); data = b'x' * (64 << 20)\n"
+        "print('go', flush=True)\n"
+        "for n in range(1000): store.write(f'k/{n}', data)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.rglob(".tmp-*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    store = LocalStore(tmp_path)
+    assert list(tmp_path.rglob(".tmp-*")), "the kill must fall into a write"
+    for key in store.list():
+        assert len(store.read(key)) == 64 << 20
+    store.write("k/0", b"x" * (64 << 20))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_write_permission_is_said(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="permission denied"):
+            LocalStore(tmp_path / "new").ensure_bucket()
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_where_a_folder_must_be_is_said(tmp_path: Path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StoreError, match="taken"):
+        LocalStore(tmp_path / "taken").write("a/b", b"x")
+
+
+def test_wrong_credentials_a_missing_bucket_and_a_dead_endpoint_are_told_apart(rclone, aws, monkeypatch):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    with pytest.raises(StoreError, match=f"{rclone.endpoint}.*no bucket 'absent'"):
+        open_store("s3://absent/x").read("key")
+    with pytest.raises(StoreError, match="no bucket 'absent'"):
+        open_store("s3://absent/x").write("key", b"x")
+
+    aws.setenv("AWS_SECRET_ACCESS_KEY", "wrongsecret")
+    with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY"):
+        open_store("s3://restoration/x").read("key")
+    with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY"):
+        open_store("s3://restoration/x").exists("key")
+
+    aws.delenv("AWS_SECRET_ACCESS_KEY")
+    aws.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match="no credentials"):
+        open_store("s3://restoration/x").read("key")
+
+
+def test_an_endpoint_that_does_not_answer_is_named(aws, monkeypatch):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"
+        aws.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(
+            StoreError, match=f"s3://bucket/p/key.*{endpoint} did not answer.*AWS_ENDPOINT_URL"
+        ):
+            open_store("s3://bucket/p").read("key")
+
+
+def test_an_endpoint_that_is_no_url_and_one_that_is_no_s3_server_are_said(aws, web):
+    aws.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(StoreError, match="s3://bucket/p/key.*AWS_ENDPOINT_URL"):
+        open_store("s3://bucket/p").read("key")
+    aws.setenv("AWS_ENDPOINT_URL", web)
+    with pytest.raises(StoreError, match="s3://bucket/p.*AWS_ENDPOINT_URL"):
+        open_store("s3://bucket/p").list()
+    with pytest.raises(
+        CorruptObjectError, match="checksum"
+    ):  # a page is a body like any other, until checked
+        open_store("s3://bucket/p").read_pointer("manifest")
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A web server that answers everything with a page."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"<html><body>Welcome</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_bucket_is_made_when_it_is_not_there(rclone, aws):
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    store = open_store("s3://fresh-bucket/p")
+    store.ensure_bucket()
+    store.ensure_bucket()
+    store.write("k", b"v")
+    assert store.list() == ["k"]
