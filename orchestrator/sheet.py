@@ -22,36 +22,38 @@ def sheet(
 ) -> Image.Image:
     """Return a sheet of `rows` of pictures (h, w, 3) with a title per column and a label per row.
 
-    A picture is scaled to the width of a cell. `captions` stand under their pictures, for example "24.31 dB";
-    an empty one leaves its place blank.
+    Pictures wider than a cell are reduced; narrower ones are enlarged by whole pixels, so that their grain is
+    seen as it is. `captions` stand under their pictures, for example "24.31 dB"; an empty one is a blank.
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     line = TEXT_PIXELS + 8
-    scaled = [[_to_width(picture, CELL_PIXELS) for picture in row] for row in rows]
+    widest = max(picture.shape[1] for row in rows for picture in row)
+    cell = CELL_PIXELS if widest > CELL_PIXELS else widest * (CELL_PIXELS // widest)
+    scaled = [[_to_width(picture, cell) for picture in row] for row in rows]
     label_width = 2 * GAP_PIXELS + max(int(font.getlength(label)) for label in row_labels)
     heights = [max(picture.height for picture in row) + (line if captions else 0) for row in scaled]
-    width = label_width + len(titles) * (CELL_PIXELS + GAP_PIXELS)
+    width = label_width + len(titles) * (cell + GAP_PIXELS)
     page = Image.new("RGB", (width, line + GAP_PIXELS + sum(heights) + GAP_PIXELS * len(rows)), PAPER)
     draw = ImageDraw.Draw(page)
     for column, title in enumerate(titles):
-        middle = label_width + column * (CELL_PIXELS + GAP_PIXELS) + CELL_PIXELS // 2
-        draw.text((middle, GAP_PIXELS), title, INK, font, anchor="mt")
+        middle = label_width + column * (cell + GAP_PIXELS) + cell // 2
+        draw.text((middle, GAP_PIXELS), title, INK, font, anchor="ma")
     top = line + GAP_PIXELS
     for index, (row, height) in enumerate(zip(scaled, heights, strict=True)):
         picture_height = max(picture.height for picture in row)
         draw.text((GAP_PIXELS, top + picture_height // 2), row_labels[index], INK, font, anchor="lm")
         for column, picture in enumerate(row):
-            left = label_width + column * (CELL_PIXELS + GAP_PIXELS)
+            left = label_width + column * (cell + GAP_PIXELS)
             page.paste(picture, (left, top))
             if captions:
-                place = (left + CELL_PIXELS // 2, top + picture_height + 5)
-                draw.text(place, captions[index][column], FAINT, font, anchor="mt")
+                place = (left + cell // 2, top + picture_height + 5)
+                draw.text(place, captions[index][column], FAINT, font, anchor="ma")
         top += height + GAP_PIXELS
     return page
 
 
 def _to_width(picture: NDArray[np.uint8], width: int) -> Image.Image:
     image = Image.fromarray(picture)
-    if image.width < width and width % image.width == 0:
+    if width % image.width == 0:
         return image.resize((width, image.height * width // image.width), Image.Resampling.NEAREST)
     return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)

@@ -30,6 +30,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,7 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Otherwise saving a model runs `pip install --dry-run`.
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Otherwise importing GitPython warns on machines without git.
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -62,6 +64,7 @@ _DEFAULTS = {
 _NOISY = {
     "alembic": logging.WARNING,  # the schema's migrations, one line each
     "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.pyfunc": logging.WARNING,  # that it tries the example
     "urllib3.connectionpool": logging.ERROR,  # each retry; the outage itself is ours to report
 }
 
@@ -167,6 +170,18 @@ def end_run(uri: str, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED. Raises TrackingError."""
     with _errors(uri):
         connect(uri).set_terminated(run_id, status=status)
+
+
+def is_finished(uri: str, run_id: str) -> bool:
+    """Return whether a run ended well. Raises TrackingError."""
+    with _errors(uri):
+        return bool(connect(uri).get_run(run_id).info.status == "FINISHED")
+
+
+def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
+    """Record numbers of one step now, each once: a second call changes nothing. Raises TrackingError."""
+    with _errors(uri):
+        _Sender(uri, run_id).send_records([Record(step, time.time_ns() // 1_000_000, dict(values))])
 
 
 def log_artifacts(uri: str, run_id: str, files: Mapping[str, bytes | Path]) -> None:
@@ -400,7 +415,7 @@ class _Sender:
             records, mark = journal.pending(BATCH_VALUES)
             if not records:
                 break
-            self._send_records(records)
+            self.send_records(records)
             journal.sent(mark)
             count += len(records)
         for picture in journal.pictures():
@@ -409,7 +424,8 @@ class _Sender:
             count += 1
         return count
 
-    def _send_records(self, records: list[Record]) -> None:
+    def send_records(self, records: list[Record]) -> None:
+        """Send the numbers that the server does not hold."""
         from mlflow.entities import Metric
 
         rows = [

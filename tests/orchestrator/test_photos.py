@@ -291,7 +291,7 @@ def test_a_sheet_shows_each_picture_under_its_title() -> None:
     upper, left = np.s_[: int(middle_y)], np.s_[: int(middle_x)]
     assert is_red[upper, left].any()
     assert not is_green[upper, left].any()
-    assert is_red.sum() == is_green.sum() == 2 * 320 * 213
+    assert is_red.sum() == is_green.sum() == 2 * 300 * 200
 
 
 def test_captions_add_text_below_the_pictures_only() -> None:

@@ -1,0 +1,247 @@
+"""Trained models in the MLflow registry: put in once, found by name, version, alias or run.
+
+    models:/mirage-5deg@champion     models:/mirage-5deg/3     runs:/<run id>     weights.safetensors
+
+A registered version is made from code (`served.py` and the package `mirage`) and a safetensors file, without
+pickle: it loads with MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false and takes images of any size.
+
+MLflow consults its process-wide tracking URI while it registers, whatever a client was told: it is set for
+that time and put back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+import mirage
+from mirage.weights import WeightsError, loads
+from orchestrator import track
+from orchestrator.errors import RegistryError
+from orchestrator.home import home
+
+SERVED = Path(__file__).with_name("served.py")
+WEIGHTS = "weights.safetensors"
+REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
+"""What a version needs besides the package `mirage`, which it carries; pinned to what is installed here."""
+
+KEY_TAG = "mirage.idempotency_key"
+DIGEST_TAG = "mirage.weights_sha256"
+MAX_DESCRIPTION = 5000
+"""Characters that MLflow's database holds."""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    uri: str
+
+
+def register(
+    tracking_uri: str,
+    name: str,
+    *,
+    run_id: str,
+    weights: bytes,
+    card: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    idempotency_key: str,
+    alias: str = "candidate",
+) -> RegisteredVersion:
+    """Put `weights`, a MIRAGE as safetensors, into the registry as a new version that `alias` points to.
+
+    The card is the version's description and an artifact beside the weights; metrics and tags are its tags.
+    A second call with the same key makes no second version, so a driver that died half-way may call again.
+    Raises RegistryError.
+    """
+    try:
+        loads(weights)
+    except WeightsError as error:
+        raise RegistryError(f"{name}: not registered, the weights are no MIRAGE ({error})") from error
+    with _registry(tracking_uri) as client:
+        known = client.search_model_versions(f"name = '{name}' AND tags.`{KEY_TAG}` = '{idempotency_key}'")
+        if known:
+            number = int(known[0].version)
+        else:
+            facts = {
+                **tags,
+                **{f"metric.{key}": f"{value:.6g}" for key, value in metrics.items()},
+                KEY_TAG: idempotency_key,
+                DIGEST_TAG: hashlib.sha256(weights).hexdigest(),
+            }
+            with _process_wide(tracking_uri):
+                model_id = _log_model(client, name, run_id, weights, card)
+                number = _create_version(client, name, model_id, run_id, _description(card), facts)
+        holder = int(_aliases(client, name).get(alias, 0))
+        if holder < number:  # a repeated call must not take the alias from a newer version
+            client.set_registered_model_alias(name, alias, str(number))
+    return RegisteredVersion(name, number, f"models:/{name}/{number}")
+
+
+def aliases(tracking_uri: str, name: str) -> dict[str, int]:
+    """Return alias to version of a registered model. Raises RegistryError."""
+    with _registry(tracking_uri) as client:
+        return _aliases(client, name)
+
+
+def resolve(model: str, tracking_uri: str) -> Path:
+    """Return the weights file that `model` names, on this machine; what is remote is fetched once.
+
+    `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN` (the version made from that run) or a
+    file. Weights that are not what was registered are refused. Raises RegistryError.
+    """
+    if not model.startswith(("models:/", "runs:/")):
+        path = Path(model)
+        if not path.is_file():
+            raise RegistryError(f"{model}: no such file. A registered model is written models:/NAME@ALIAS.")
+        return path
+    with _registry(tracking_uri) as client:
+        found = _of_run(client, model) if model.startswith("runs:/") else _of_name(client, model)
+        if DIGEST_TAG not in found.tags:
+            raise RegistryError(
+                f"{model}: version {found.version} of {found.name} was not registered by mirage"
+            )
+        location = client.get_model_version_download_uri(found.name, found.version)
+        path = _local(location, found.tags[DIGEST_TAG], tracking_uri)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != found.tags[DIGEST_TAG]:
+        raise RegistryError(
+            f"{model}: {path} is not what was registered. Bring back the file, or register anew."
+        )
+    return path
+
+
+# ------------------------------------------------------------------------------------------- putting in
+
+
+def _log_model(client: Any, name: str, run_id: str, weights: bytes, card: str) -> str:
+    """Store the model with its run and return its id."""
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
+    with tempfile.TemporaryDirectory(prefix="mirage-model-") as folder:
+        parts = {"weights": Path(folder, WEIGHTS), "card": Path(folder, "card.md")}
+        parts["weights"].write_bytes(weights)
+        parts["card"].write_text(card)
+        mlflow.pyfunc.save_model(
+            Path(folder, "model"),
+            python_model=str(SERVED),
+            artifacts={key: str(path) for key, path in parts.items()},
+            signature=ModelSignature(images, images),
+            input_example=np.full((1, 3, 8, 8), 0.5, np.float32),
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
+            code_paths=[str(Path(mirage.__file__).parent)],
+        )
+        experiment = client.get_run(run_id).info.experiment_id
+        model_id: str = client.create_logged_model(experiment, name=name, source_run_id=run_id).model_id
+        client.log_model_artifacts(model_id, str(Path(folder, "model")))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return model_id
+
+
+def _create_version(
+    client: Any, name: str, model_id: str, run_id: str, description: str, tags: dict[str, str]
+) -> int:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+    )
+    return int(made.version)
+
+
+def _description(card: str) -> str:
+    more = "\n\n(The whole card is the artifact card.md.)"
+    return card if len(card) <= MAX_DESCRIPTION else card[: MAX_DESCRIPTION - len(more)] + more
+
+
+def _aliases(client: Any, name: str) -> dict[str, int]:
+    return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
+# ------------------------------------------------------------------------------------------- finding
+
+
+def _of_name(client: Any, model: str) -> Any:
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    if not client.search_registered_models(f"name = '{name}'"):
+        known = ", ".join(entry.name for entry in client.search_registered_models()) or "none"
+        raise RegistryError(f"{model}: no model {name!r} is registered. Registered: {known}.")
+    if at:
+        known_aliases = _aliases(client, name)
+        if alias not in known_aliases:
+            listed = ", ".join(f"{key} (version {value})" for key, value in sorted(known_aliases.items()))
+            raise RegistryError(f"{model}: {name} has no alias {alias!r}. It has: {listed or 'none'}.")
+        number = str(known_aliases[alias])
+    versions = {entry.version: entry for entry in client.search_model_versions(f"name = '{name}'")}
+    found = {str(key): entry for key, entry in versions.items()}.get(number)
+    if found is None:
+        listed = ", ".join(sorted(map(str, versions), key=int))
+        raise RegistryError(f"{model}: {name} has no version {number!r}. It has: {listed or 'none'}.")
+    return found
+
+
+def _of_run(client: Any, model: str) -> Any:
+    run_id = model.removeprefix("runs:/").strip("/")
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    if not found:
+        raise RegistryError(f"{model}: no version was registered from that run.")
+    return max(found, key=lambda entry: int(entry.version))
+
+
+def _local(location: str, digest: str, tracking_uri: str) -> Path:
+    """Return the weights of the model at `location`: in place if that is a folder here, else a kept copy."""
+    parts = urlsplit(location)
+    if parts.scheme in ("", "file"):
+        return Path(unquote(parts.path), "artifacts", WEIGHTS)
+    kept = home() / "models" / digest / WEIGHTS
+    if not kept.is_file():
+        from mlflow.artifacts import download_artifacts
+
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as partial:
+            source = f"{location}/artifacts/{WEIGHTS}"
+            Path(download_artifacts(source, dst_path=partial, tracking_uri=tracking_uri)).replace(kept)
+    return kept
+
+
+@contextmanager
+def _registry(tracking_uri: str) -> Iterator[Any]:
+    """Yield a client; what it raises becomes one line."""
+    try:
+        yield track.connect(tracking_uri)
+    except RegistryError:
+        raise
+    except Exception as error:
+        raise RegistryError(f"MLflow at {track.shown(tracking_uri)}: {track.one_line(error)}") from error
+
+
+@contextmanager
+def _process_wide(tracking_uri: str) -> Iterator[None]:
+    """Set MLflow's process-wide URI, and with it the environment variable, for a while."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
