@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         packed = torch.cat((count, pixels * mean.sum(0), squares.sum(0) + pixels * mean.square().sum(0)))
         if self.synced:
             packed = all_reduce_sum(packed)
-        count, total, power = packed.split((1, mean.shape[1], mean.shape[1]))
+        count, total, power = torch.split(packed, [1, mean.shape[1], mean.shape[1]])
         mean = total / count
         var = power / count - mean.square()
         with torch.no_grad():

@@ -72,7 +72,7 @@ class GatedConvolution(nn.Module):
     """A 7x7 depthwise convolution whose kernels are generated from the image, inside a gated unit.
 
     The batch norm, the gate's temperature and the expansion are one affine map. Averaging commutes with that
-    map, so the generator needs the average of its input only: the kernels are known before the expansion runs.
+    map, so the generator needs the average of its input only: the kernels are known before anything expands.
     """
 
     def __init__(self, channels: int, synced: bool) -> None:
@@ -96,20 +96,23 @@ class GatedConvolution(nn.Module):
         unscaled = self.expand.weight * cool[:, None]
         weight, bias = unscaled * scale, unscaled @ shift
 
-        expanded = F.linear(x.flatten(0, 2), weight, bias).view(batch, height, width, 2 * self.hidden)
-        parts = (self.hidden, self.hidden - channels, channels)
-        gate, identity, convolved = torch.split(expanded, parts, dim=3)
+        # The gate apart from the rest: GELU is fastest on contiguous maps.
+        pixels, hidden = x.flatten(0, 2), self.hidden
+        gate = F.linear(pixels, weight[:hidden], bias[:hidden]).view(batch, height, width, hidden)
+        rest = F.linear(pixels, weight[hidden:], bias[hidden:]).view(batch, height, width, hidden)
+        identity, convolved = torch.split(rest, [hidden - channels, channels], dim=3)
         generated = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
         values = torch.cat((identity, kernels.dynamic_depthwise(convolved, generated)), dim=3)
 
         y = self.contract(F.gelu(gate) * values)
         if keep is not None:
             y = y * keep.to(y.dtype)[:, None, None, None]
-        return self.project(y + x)
+        out: Tensor = self.project(y + x)
+        return out
 
     def _kernels(self, pooled: Tensor) -> Tensor:
         """Pooled input (b, c) → one kernel per image and channel, (b, c, 7, 7)."""
-        generated = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
+        generated: Tensor = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
         return generated.view(-1, self.channels, KERNEL_SIZE, KERNEL_SIZE)
 
 
@@ -123,20 +126,21 @@ class ChannelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c)."""
-        return self.contract(F.gelu(self.expand(x)))
+        out: Tensor = self.contract(F.gelu(self.expand(x)))
+        return out
 
 
 class Fusion(nn.Module):
     """Each branch is lifted by a gate that the others open: `z_i + s_i * sigmoid(sum of T_ij z_j, j != i)`.
 
-    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1, and
-    a learned projection elsewhere, orthogonal at first and scaled so that the gate's input keeps its variance.
+    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1. It
+    is a learned projection elsewhere, at first orthogonal and scaled to keep the variance of the gate's input.
     A single branch passes unchanged.
     """
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        gated = widths if len(widths) > 1 else ()
+        gated = widths if len(widths) > 1 else []
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in gated)
         self.projections = nn.ParameterDict()
         for i, to in enumerate(widths):
@@ -170,7 +174,7 @@ class Mixer(nn.Module):
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
         attention, convolution, mlp = config.widths(channels)
-        self.widths = tuple(width for width in (attention, convolution, mlp) if width)
+        self.widths = [width for width in (attention, convolution, mlp) if width]
         self.attention = ChannelAttention(attention, heads) if attention else None
         self.convolution = (
             GatedConvolution(convolution, synced=config.batch_norm == "synced") if convolution else None
@@ -181,7 +185,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (b, h, w, c); keep (b,) or None."""
-        parts = iter(x.split(self.widths, dim=3))
+        parts = iter(torch.split(x, self.widths, dim=3))
         branches = []
         if self.attention is not None:
             branches.append(self.attention(next(parts)))
@@ -189,11 +193,12 @@ class Mixer(nn.Module):
             branches.append(self.convolution(next(parts), keep))
         if self.mlp is not None:
             branches.append(self.mlp(next(parts)))
-        return self.project(torch.cat(self.fusion(branches), dim=3))
+        out: Tensor = self.project(torch.cat(self.fusion(branches), dim=3))
+        return out
 
 
 class FeedForward(nn.Module):
-    """Expand, look at the 3x3 neighbourhood, gate, contract. GELU is applied before the convolution as well."""
+    """Expand, look at the 3x3 neighbourhood, gate, contract. GELU acts before the convolution as well."""
 
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
@@ -204,8 +209,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c)."""
-        gate, values = self.depthwise(F.gelu(self.expand(x))).chunk(2, dim=3)
-        return self.contract(F.gelu(gate) * values)
+        gate, values = (self._half(x, half) for half in (0, 1))
+        out: Tensor = self.contract(F.gelu(gate) * values)
+        return out
+
+    def _half(self, x: Tensor, half: int) -> Tensor:
+        """One half of the hidden channels. Apart, because GELU and its gradient want contiguous maps."""
+        matrix, taps = self.expand.weight.chunk(2)[half], self.depthwise.weight.chunk(2)[half]
+        return kernels.depthwise(F.gelu(F.linear(x, matrix)), taps)
 
 
 class Block(nn.Module):
@@ -221,4 +232,5 @@ class Block(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (b, h, w, c); keep (b,) or None."""
         x = x + self.mixer(self.norm1(x), keep)
-        return x + self.ffn(self.norm2(x))
+        out: Tensor = x + self.ffn(self.norm2(x))
+        return out

@@ -80,7 +80,7 @@ def measure(restored: Tensor, clean: Tensor, protocol: str) -> dict[str, Tensor]
 
 
 def centre_crop(image: Tensor, multiple: int) -> Tensor:
-    """Crop (..., h, w) to the largest centred window whose sides are multiples; the end loses an odd pixel."""
+    """Crop (..., h, w) to the largest centred window of such sides; the end loses an odd pixel."""
     height, width = image.shape[-2:]
     top, left = height % multiple // 2, width % multiple // 2
     bottom, right = top + height // multiple * multiple, left + width // multiple * multiple

@@ -57,7 +57,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c) → (b, h/2, w/2, 2c)."""
-        y = self.conv(x)
+        y: Tensor = self.conv(x)
         batch, height, width, channels = y.shape
         y = y.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 5, 2, 4)
         return y.reshape(batch, height // 2, width // 2, 4 * channels)
@@ -72,7 +72,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c) → (b, 2h, 2w, c/2)."""
-        y = self.conv(x)
+        y: Tensor = self.conv(x)
         batch, height, width, channels = y.shape
         y = y.reshape(batch, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
         return y.reshape(batch, 2 * height, 2 * width, channels // 4)
@@ -166,5 +166,5 @@ class MIRAGE(nn.Module):
             self.drop_path_seed,
             degraded.device,
         )
-        parts = scales.split([stage.blocks for stage in stages])
+        parts = torch.split(scales, [stage.blocks for stage in stages])
         return {stage.name: part for stage, part in zip(stages, parts, strict=True)}

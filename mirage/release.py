@@ -107,7 +107,7 @@ def release_state_dict(model: MIRAGE) -> dict[str, Tensor]:
 
 
 def from_release(state: Mapping[str, Tensor]) -> MIRAGE:
-    """A model with the weights of a release `state_dict` (without prefix); its shapes say which network it is.
+    """A model with the weights of a release `state_dict` (without prefix); its shapes say which network.
 
     Raises ValueError where a tensor is missing, left over or of another shape.
     """

@@ -13,8 +13,8 @@ def restore(model: MIRAGE, degraded: Tensor) -> Tensor:
     """Restore one image (3, h, w) or a batch (b, 3, h, w); h and w may be anything from 1 pixel up.
 
     degraded: float RGB in [0, 1]. The result has its shape, device and type, and lies in [0, 1].
-    Sides are padded by reflection to multiples of 8, and the result is cropped exactly. The model runs in eval
-    mode, on its own device and in its own type, and is afterwards in the mode that it was in before.
+    Sides are padded by reflection to multiples of 8, and the result is cropped exactly. The model runs in
+    eval mode, on its own device and in its own type, and is afterwards in the mode that it was in before.
     """
     _check(degraded)
     weight = model.output.weight
@@ -24,7 +24,7 @@ def restore(model: MIRAGE, degraded: Tensor) -> Tensor:
         with torch.inference_mode():
             batch = degraded if degraded.dim() == 4 else degraded[None]
             padded = reflect_to_multiple(batch.to(weight.device, weight.dtype), TOTAL_STRIDE)
-            image = model(padded).image[..., : batch.shape[-2], : batch.shape[-1]].clamp(0, 1)
+            image: Tensor = model(padded).image[..., : batch.shape[-2], : batch.shape[-1]].clamp(0, 1)
     finally:
         model.train(was_training)
     # A clone outside inference mode is an ordinary tensor again.

@@ -43,8 +43,8 @@ class SPDHead(nn.Module):
 def info_nce(shallow: Tensor, latent: Tensor, temperature: float, share: Share | None = None) -> Tensor:
     """Match each image's two depths against the whole global micro-batch; chance level is log(share.total).
 
-    shallow, latent (b, d): unit vectors of this process's images. Returns this process's share of the mean over
-    all images: the sum of its rows' losses over `share.total`. Summed over processes it is the global loss.
+    shallow, latent (b, d): unit vectors of this process's images. Returns this process's share of the mean
+    over all images: the sum of its rows' losses over `share.total`; over all processes they add up to it.
     """
     share = share or Share(0, shallow.shape[0])
     with torch.autocast(shallow.device.type, enabled=False):

@@ -16,20 +16,20 @@ __all__ = ["depthwise", "dynamic_depthwise", "gram", "moments"]
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve each channel of x (b, h, w, c) with its own kernel (c, k, k), k odd, zero padding."""
-    if x.device.type == "cpu":
-        return fixed_layout.depthwise(x, weight.to(x.dtype))
-    return reference.depthwise(x, weight.to(x.dtype))
+    run = fixed_layout.depthwise if x.device.type == "cpu" else reference.depthwise
+    out: Tensor = run(x, weight.to(x.dtype))
+    return out
 
 
 def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve each channel of each image of x (b, h, w, c) with its own kernel (b, c, k, k)."""
-    if x.device.type == "cpu":
-        return fixed_layout.dynamic_depthwise(x, kernels.to(x.dtype))
-    return reference.dynamic_depthwise(x, kernels.to(x.dtype))
+    run = fixed_layout.dynamic_depthwise if x.device.type == "cpu" else reference.dynamic_depthwise
+    out: Tensor = run(x, kernels.to(x.dtype))
+    return out
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations over the pixels of each image: (b, h, w, c) → two of (b, c)."""
-    if x.device.type == "cpu":
-        return fixed_layout.moments(x)
-    return reference.moments(x)
+    run = fixed_layout.moments if x.device.type == "cpu" else reference.moments
+    mean, squares = run(x)
+    return mean, squares
