@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orchestrator.config import Job
 from orchestrator.evaluate import Row
 from orchestrator.report import markdown
-from shards.stream import Dataset
+from shards.dataset import Dataset
 
 
 def model_card(job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str) -> str:
@@ -21,7 +21,7 @@ def model_card(job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id
         "code": code_version,
         "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
     }
-    licences = sorted({text for m in dataset.manifests for text in m.licences})
+    licences = sorted({f"{source}: {terms}" for m in dataset.manifests for source, terms in m.licences.items()})
     return "\n".join(
         [
             markdown(rows, f"{job.track.register_as or job.name}", how),

@@ -24,7 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from orchestrator.errors import CheckpointError
-from shards.errors import ShardsError
+from shards.errors import MissingObjectError
 from shards.store import Store
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Checkpoints:
         for name in reversed(self.names()):
             try:
                 self.load(name)
-            except (CheckpointError, ShardsError) as error:
+            except (CheckpointError, MissingObjectError) as error:
                 log.warning("checkpoint %s is damaged and is passed over for the one before: %s", name, error)
             else:
                 return name
@@ -130,7 +130,7 @@ class Checkpoints:
         for part, tensors in state.tensors.items():
             data = safetensors.torch.save(dict(tensors))
             blobs[part] = hashlib.sha256(data).hexdigest()
-            self._store.write(_blob_key(blobs[part]), data)
+            self._put(_blob_key(blobs[part]), data)
         record = {
             "format": FORMAT,
             "identity": asdict(self._identity),
@@ -144,8 +144,15 @@ class Checkpoints:
         }
         digest = _digest(record)
         name = f"{state.step:09d}-{digest[:12]}"
-        self._store.write(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
+        self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
         self._prune()
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Write an object whose name comes from its content; other bytes under that name are damage."""
+        if self._store.exists(key) and self._store.read(key) != data:
+            log.warning("%s/%s is damaged and is written anew", self._store.uri, key)
+            self._store.delete(key)
+        self._store.write(key, data)
 
     def _record(self, name: str) -> dict[str, Any]:
         key = _record_key(name)

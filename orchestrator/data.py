@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from orchestrator.config import Data, Job, Pack
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
 from shards.cache import ShardCache
-from shards.errors import MissingObjectError
-from shards.manifest import Manifest, load_manifest
+from shards.manifest import POINTER, Manifest, load_manifest
 from shards.pack import pack
 from shards.sample import row_degradation
 from shards.sources import FolderSource, PhotographSource, Source
 from shards.store import Store, open_store
-from shards.stream import Dataset, EvaluationSet, TrainStream
+from shards.dataset import Dataset
+from shards.evaluation import EvaluationSet
+from shards.stream import TrainStream
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +54,29 @@ def ensure_packed(job: Job, progress: Progress) -> bool:
     found = _manifest(store)
     source = _source(spec)
     if found is not None:
-        if found.provenance != source.provenance:
+        if not source.provenance.items() <= found.provenance.items():
             raise PlanError(
                 f"data.manifests: {uri} holds a dataset packed from {found.provenance}, and data.pack asks for "
                 f"{source.provenance}. Nothing is overwritten: name another dataset in data.manifests."
             )
         return False
-    store.ensure_bucket()
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
     pack(source, store, name=name, encoding=spec.encoding, on_progress=progress)
     return True
+
+
+def pack_dataset(spec: Mapping[str, object], out: str, progress: Progress) -> tuple[Manifest, str]:
+    """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI."""
+    try:
+        chosen = Pack.model_validate(spec)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PlanError(f"{told}. See: mirage pack --help") from None
+    if chosen.source == "synthetic" and chosen.root is None:
+        raise PlanError("--root is missing: name the folder of clean photographs.")
+    uri = absolute_uri(out)
+    name = uri.rsplit("/", 1)[-1]
+    return pack(_source(chosen), open_store(uri), name=name, encoding=chosen.encoding, on_progress=progress), uri
 
 
 def planned_counts(job: Job) -> dict[str, int]:
@@ -107,14 +124,12 @@ def train_stream(dataset: Dataset, job: Job) -> TrainStream:
 
 def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     """Return the held-out photographs of every degradation that the job evaluates."""
-    return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed)
+    multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
+    return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
 def _manifest(store: Store) -> Manifest | None:
-    try:
-        return load_manifest(store)
-    except MissingObjectError:
-        return None
+    return load_manifest(store) if store.read_pointer(POINTER) is not None else None
 
 
 def _shard_cache(data: Data) -> ShardCache:
@@ -126,15 +141,9 @@ def _source(spec: Pack) -> Source:
         return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
     assert spec.root is not None, "the job schema asks for a root"
     return FolderSource(
-        absolute_uri(spec.root),
+        Path(absolute_uri(spec.root)),
         spec.degradations,
         held_out=spec.held_out,
         seed=spec.seed,
         variants=spec.variants,
     )
-
-
-def mixture_share(samples: Mapping[str, int]) -> dict[str, float]:
-    """Return each degradation's share of an epoch."""
-    total = sum(samples.values())
-    return {d: n / total for d, n in samples.items()}

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mirage.metrics import crop_to_multiple, psnr, ssim
-from shards.stream import EvalItem
+from mirage.metrics import psnr, ssim
+from shards.evaluation import EvalItem
 
 Restore = Callable[[Tensor], Tensor]
 """Float RGB (3, h, w) in [0, 1] to the same."""
@@ -62,13 +62,11 @@ def to_float(image: NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float().div_(255)
 
 
-def score(restore: Restore, items: Iterable[EvalItem], protocol: str, device: torch.device) -> list[Score]:
-    """Return the score of every item under `protocol`."""
+def score(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> list[Score]:
+    """Return the score of every item: RGB, float, whole as the item is (its set has cropped it by the protocol)."""
     scores = []
     for item in items:
         degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
-        if protocol == "rgb-crop16":
-            degraded, clean = crop_to_multiple(degraded, 16), crop_to_multiple(clean, 16)
         restored = restore(degraded)
         scores.append(
             Score(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.stop import on_stop
 from orchestrator.train import RESULT, Outcome, run_id, train
 from orchestrator.version import code_version
-from orchestrator.watch import comparison_sheet, to_uint8, validation_items
+from orchestrator.watch import comparison_sheet, png_bytes, to_uint8, validation_items
 from shards.store import Store, open_store
-from shards.stream import Dataset, EvalItem
+from shards.dataset import Dataset
+from shards.evaluation import EvalItem
 
 Say = Callable[[str], None]
 
@@ -213,8 +214,10 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
     files["report.md"] = _write(place.folder / "report.md", report.markdown(rows, place.run_id, how).encode())
     files["scores.json"] = _write(place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode())
     files["model-card.md"] = _write(place.folder / "model-card.md", card.encode())
-    if not track.is_finished(uri, tracked):
-        track.log_metrics(uri, tracked, result["step"], as_metrics(rows, "test"))
+    if track.status(uri, tracked) != "FINISHED":
+        tracker = track.Tracker(uri, tracked, home() / "spool")
+        tracker.metrics(result["step"], as_metrics(rows, "test"))
+        tracker.close()
         track.log_artifacts(uri, tracked, files)
         track.end_run(uri, tracked, "FINISHED")
 
@@ -244,15 +247,13 @@ def _pictures(
         from mirage import load
 
         model = load(registry.resolve(registered.uri, uri))
-    from orchestrator.photos import png_bytes
-
     restored = to_uint8(restore(model, to_float(item.degraded, cpu)))
     for name, picture in (("restored", restored), ("degraded", item.degraded)):
         files[f"{name}.png"] = _write(place.folder / f"{name}.png", png_bytes(picture))
     return files
 
 
-def _example(job: Job, items: list[EvalItem]) -> EvalItem:
+def _example(job: Job, items: Iterable[EvalItem]) -> EvalItem:
     assert job.example is not None, "called for jobs with an example"
     for item in items:
         if item.degradation == job.example.degradation and job.example.photograph in item.id:

@@ -16,8 +16,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -35,8 +36,10 @@ from orchestrator.evaluate import Score, as_metrics, as_records, from_records, s
 from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.watch import Progress, comparison_sheet, validation_items
 from mirage.collective import Share
+from shards.dataset import Dataset
+from shards.evaluation import EvalItem
 from shards.store import Store
-from shards.stream import Batch, Dataset
+from shards.stream import Batch
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +122,16 @@ def train(job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driv
     stream = data.train_stream(dataset, job)
     identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
     checkpoints = Checkpoints(store, identity, keep=job.checkpoint.keep, code_version=code_version)
-    run = _start(job, engine, stream.steps_per_epoch)
+    total = total_steps(job.train, stream.order.steps_per_epoch)
+    if store.exists(RESULT):
+        return Outcome("finished", total, total)
+    run = _start(job, engine, stream.order.steps_per_epoch)
     _resume(run, checkpoints, driver)
 
-    total = total_steps(job.train, run.steps_per_epoch)
     progress = Progress(run.step, total)
     stop_position = total * job.train.global_batch_size
-    for micro_batches in stream.steps(run.position, engine.world_size, engine.rank, stop_position):
+    batches = stream.steps(run.position, engine.world_size, engine.rank, stop_position)
+    while micro_batches := list(islice(batches, job.train.micro_batches)):
         progress.data_arrived()
         scalars = train_step(run, micro_batches)
         progress.step_taken()
@@ -195,7 +201,8 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
     model.drop_path_seed = job.seed
     if job.loss.spd_weight == 0:
         # Without its term the SPD head has no gradient, and DDP must not wait for one.
-        model.spd.requires_grad_(False)
+        for head in (model.spd_shallow, model.spd_latent):
+            head.requires_grad_(False)
     averaged = None
     if job.train.ema_decay is not None:
         averaged = MIRAGE(job.model.build()).to(engine.device).eval()
@@ -247,7 +254,7 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
     """Score centre crops of some held-out photographs, shared among the workers, and picture one of each kind."""
     items = validation_items(data.evaluation_set(dataset, run.job), run.job.validation)
     mine = items[run.engine.rank :: run.engine.world_size]
-    scores = _score(run, mine, "rgb")
+    scores = _score(run, mine)
     rows = summarise(scores, run.job.evaluate.degradations)
     run.validation = as_metrics(rows, f"val/{run.job.setting}") | {METRIC: rows[-1].psnr}
     if run.engine.rank == 0:
@@ -257,9 +264,9 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
         driver.image("sheet", comparison_sheet(items, lambda x: restore(run.judged, x), run.engine.device), run.step)
 
 
-def _score(run: Run, items: Sequence[data.EvalItem], protocol: str) -> list[Score]:
+def _score(run: Run, items: Iterable[EvalItem]) -> list[Score]:
     with run.engine.autocast():
-        mine = score(lambda x: restore(run.judged, x).float(), items, protocol, run.engine.device)
+        mine = score(lambda x: restore(run.judged, x).float(), items, run.engine.device)
     return from_records(run.engine.gather(as_records(mine)))
 
 
@@ -335,7 +342,7 @@ def _trainable(model: MIRAGE) -> list[tuple[str, nn.Parameter]]:
 def _finish(run: Run, dataset: Dataset, store: Store) -> None:
     """Judge whole held-out photographs, shared among the workers; write weights and result, the result last."""
     items = data.evaluation_set(dataset, run.job)
-    scores = _score(run, items.items(run.engine.rank, run.engine.world_size), run.job.evaluate.protocol)
+    scores = _score(run, items.items(run.engine.rank, run.engine.world_size))
     if run.engine.rank != 0:
         return
     weights = dumps(run.judged, {"run_id": run_id(run.job, dataset.digests)})
@@ -349,5 +356,4 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
         "scores": as_records(scores),
         "finished_unix": int(time.time()),
     }
-    if not store.exists(RESULT):
-        store.write(RESULT, json.dumps(result, indent=1).encode())
+    store.write(RESULT, json.dumps(result, indent=1).encode())

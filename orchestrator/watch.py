@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from mirage.metrics import psnr
 from orchestrator.config import Validate
 from orchestrator.evaluate import to_float
-from orchestrator.photos import sheet
-from shards.stream import EvalItem, EvaluationSet
+from orchestrator.sheet import sheet
+from shards.evaluation import EvalItem, EvaluationSet
 
 
 class Progress:
@@ -87,9 +88,12 @@ def comparison_sheet(items: Sequence[EvalItem], restore: Callable[[Tensor], Tens
         rows.append([item.degraded, to_uint8(restored), item.clean])
         captions.append([f"{float(psnr(x, clean)):.2f} dB" for x in (degraded, restored)] + [""])
     picture = sheet(rows, ["degraded", "restored", "clean"], list(first), captions)
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    return png.getvalue()
+    return _png(picture)
+
+
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """Return an (h, w, 3) image as a PNG file."""
+    return _png(Image.fromarray(image))
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
@@ -103,6 +107,12 @@ def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     height, width = (min(side, n - n % 8) for n in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,83 @@
+"""A small packed dataset of real photographs, and a small job on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photographs
+
+from orchestrator import data
+from orchestrator.config import Job
+from orchestrator.jobfile import job_from_mapping
+from shards.dataset import Dataset
+
+SMALL = {
+    "name": "small",
+    "recipe": "fast",
+    "setting": "5deg",
+    "model": {"dim": 6, "blocks": [1, 1, 1, 1], "refinement_blocks": 0, "heads": [1, 1, 1, 1]},
+    "data": {
+        "manifests": "small",
+        "pack": {"source": "synthetic", "root": "photographs", "held_out": ["coffee", "cat"], "variants": 1},
+        "crop_pixels": 16,
+    },
+    "train": {
+        "steps": 6,
+        "global_batch_size": 6,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "precision": "fp32",
+        "ema_decay": 0.9,
+    },
+    "checkpoint": {"every_steps": 2, "keep": 2},
+    "validation": {"every_steps": 3, "photographs": 1, "crop_pixels": 32},
+    "track": {"experiment": "tests", "register_as": "small", "every_steps": 2},
+    "example": {"photograph": "coffee", "degradation": "haze"},
+}
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with four photographs, cut small."""
+    project = tmp_path_factory.mktemp("project")
+    folder = project / "photographs"
+    folder.mkdir()
+    for name in ("astronaut", "rocket", "coffee", "cat"):
+        picture = np.ascontiguousarray(getattr(photographs, name)()[100:196, 150:262])
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    return project / ".mirage"
+
+
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIRAGE_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return home
+
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def small_job(at_home: Path) -> MakeJob:
+    """Make the small job, with sections replaced key by key."""
+
+    def make(**changes: object) -> Job:
+        values = {**SMALL, "storage": str(at_home.parent / "store")}
+        for name, change in changes.items():
+            old = values.get(name)
+            values[name] = {**old, **change} if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+        return job_from_mapping(values)
+
+    return make
+
+
+@pytest.fixture
+def small_data(small_job: MakeJob) -> Dataset:
+    job = small_job()
+    data.ensure_packed(job, lambda done, total, name: None)
+    return data.open_dataset(job)

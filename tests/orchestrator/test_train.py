@@ -1,0 +1,222 @@
+"""The run: it resumes exactly, survives damage, and does not depend on how many workers share it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from mirage.weights import loads
+from orchestrator import data
+from orchestrator.config import Job
+from orchestrator.engine import DDPEngine, InProcessEngine
+from orchestrator.errors import CheckpointError
+from orchestrator.jobfile import dump_job, job_from_mapping
+from orchestrator.train import RESULT, Outcome, run_id, train
+from shards.dataset import Dataset
+from shards.store import LocalStore
+
+CPU = torch.device("cpu")
+
+
+class Listener:
+    """A driver that remembers what it was told, and asks to stop after a number of steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.lines: list[str] = []
+        self.scalars: dict[int, dict[str, float]] = {}
+        self.pictures: dict[int, bytes] = {}
+        self._left = stop_after
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.scalars.setdefault(step, {}).update(values)
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        self.pictures[step] = png
+
+    def stopping(self) -> bool:
+        if self._left is None:
+            return False
+        self._left -= 1
+        return self._left <= 0
+
+
+def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> Outcome:
+    torch.set_num_threads(1)
+    return train(job, dataset, LocalStore(folder), engine or InProcessEngine(CPU), driver or Listener(), "test")
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    result = json.loads((folder / RESULT).read_bytes())
+    return loads((folder / result["weights"]).read_bytes()).state_dict()
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def uninterrupted(small_job, small_data, tmp_path) -> dict[str, Tensor]:
+    folder = tmp_path / "uninterrupted"
+    assert run(small_job(), small_data, folder) == Outcome("finished", 6, 6)
+    return weights(folder)
+
+
+def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, tmp_path) -> None:
+    driver = Listener()
+    run(small_job(), small_data, tmp_path, driver)
+    assert sorted(driver.scalars) == [2, 3, 4, 6]
+    assert {"loss/total", "loss/l1", "loss/fourier", "loss/spd", "optim/lr", "optim/grad_norm"} <= set(
+        driver.scalars[2]
+    )
+    assert "val/5deg/haze/psnr" in driver.scalars[3]
+    assert driver.pictures[3].startswith(b"\x89PNG")
+    job = small_job()
+    terms = driver.scalars[6]
+    total = terms["loss/l1"] + job.loss.fourier_weight * terms["loss/fourier"] + job.loss.spd_weight * terms["loss/spd"]
+    assert terms["loss/total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, uninterrupted) -> None:
+    folder = tmp_path / "stopped"
+    assert run(small_job(), small_data, folder, Listener(stop_after=2)) == Outcome("stopped", 3, 6)
+    driver = Listener()
+    assert run(small_job(), small_data, folder, driver) == Outcome("finished", 6, 6)
+    assert any("at step 3" in line for line in driver.lines)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(
+    small_job, small_data, tmp_path, uninterrupted, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "damaged"
+    run(small_job(), small_data, folder, Listener(stop_after=4))
+    newest = max((folder / "checkpoints").iterdir())
+    blob = folder / "blobs" / f"{json.loads(newest.read_bytes())['blobs']['model']}.safetensors"
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(content)
+    driver = Listener()
+    with caplog.at_level(logging.WARNING):
+        run(small_job(), small_data, folder, driver)
+    assert "is damaged and is passed over" in caplog.text
+    assert any("resumed from checkpoint" in line for line in driver.lines)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_a_truncated_checkpoint_record_is_passed_over(small_job, small_data, tmp_path, uninterrupted) -> None:
+    folder = tmp_path / "truncated"
+    run(small_job(), small_data, folder, Listener(stop_after=4))
+    newest = max((folder / "checkpoints").iterdir())
+    newest.chmod(0o644)
+    newest.write_bytes(newest.read_bytes()[:100])
+    run(small_job(), small_data, folder)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -> None:
+    run(small_job(), small_data, tmp_path, Listener(stop_after=2))
+    other = small_job(seed=1)
+    assert run_id(other, small_data.digests) != run_id(small_job(), small_data.digests)
+    from orchestrator.checkpoint import Checkpoints, Identity
+
+    checkpoints = Checkpoints(
+        LocalStore(tmp_path), Identity(run_id(other, small_data.digests), tuple(small_data.digests)), keep=2
+    )
+    with pytest.raises(CheckpointError, match="Give the job another name"):
+        checkpoints.load(checkpoints.names()[-1])
+
+
+def test_where_and_how_fast_it_runs_leaves_it_the_same_run(small_job, small_data) -> None:
+    moved = small_job(workers={"min": 2, "max": 3}, checkpoint={"every_steps": 1}, storage="elsewhere")
+    assert run_id(moved, small_data.digests) == run_id(small_job(), small_data.digests)
+
+
+def test_old_checkpoints_go_and_the_best_stays(small_job, small_data, tmp_path) -> None:
+    run(small_job(checkpoint={"every_steps": 1, "keep": 2}), small_data, tmp_path)
+    records = [json.loads(p.read_bytes()) for p in sorted((tmp_path / "checkpoints").iterdir())]
+    steps = [r["step"] for r in records]
+    assert steps[-2:] == [5, 6]
+    assert len(steps) <= 3
+    named = {blob for r in records for blob in r["blobs"].values()}
+    assert {p.stem for p in (tmp_path / "blobs").iterdir()} == named
+
+
+class Poisoned(InProcessEngine):
+    """An engine whose second step has a gradient that is not finite."""
+
+    steps = 0
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        self.steps += 1
+        if self.steps == 2 and parameters[0].grad is not None:
+            parameters[0].grad.fill_(float("nan"))
+        return super().clip(parameters, max_norm)
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(small_job, small_data, tmp_path) -> None:
+    driver = Listener()
+    run(small_job(), small_data, tmp_path, driver, Poisoned(CPU))
+    assert driver.scalars[6]["optim/skipped_steps"] == 1
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+
+
+def test_without_the_spd_term_its_head_stays_still(small_job, small_data, tmp_path) -> None:
+    driver = Listener()
+    run(small_job(loss={"spd_weight": 0.0}), small_data, tmp_path, driver)
+    assert driver.scalars[6]["loss/spd"] == 0
+
+
+def test_a_finished_run_is_left_alone(small_job, small_data, tmp_path, uninterrupted) -> None:
+    folder = tmp_path / "uninterrupted"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    run(small_job(), small_data, folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def _worker(rank: int, world: int, job: str, home: str, folder: str, meeting: str) -> None:
+    import os
+
+    os.environ["MIRAGE_HOME"] = home
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    parsed = job_from_mapping(json.loads(job))
+    dataset = data.open_dataset(parsed)
+    train(parsed, dataset, LocalStore(Path(folder)), DDPEngine(CPU), Listener(), "test")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "micro_batches"), [(4, 1), (2, 2)])
+def test_workers_share_a_run_without_changing_it(
+    small_job, small_data, tmp_path, at_home, world: int, micro_batches: int
+) -> None:
+    job = small_job(train={"micro_batches": micro_batches}, workers={"max": 3})
+    alone = tmp_path / "alone"
+    run(job, small_data, alone)
+    shared = tmp_path / "shared"
+    values = job.model_dump(mode="json", exclude_none=True)
+    torch.multiprocessing.spawn(
+        _worker,
+        (world, json.dumps(values), str(at_home), str(shared), str(tmp_path / "meeting")),
+        nprocs=world,
+    )
+    expected, found = weights(alone), weights(shared)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_resolved_job_travels_as_text(small_job) -> None:
+    import yaml
+
+    assert job_from_mapping(yaml.safe_load(dump_job(small_job()))) == small_job()
