@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_DASHBOARD_PORT = 8265
 DEFAULT_RAY_PORT = 6379
 SUBMIT_HOOK = "orchestrator.cluster.hook.submit"
-_GRACE_SECONDS = 10.0
+_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
