@@ -9,7 +9,6 @@ conditional requests, ETags, status 206 or page sizes, since servers differ in a
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import logging
 import os
@@ -399,11 +398,6 @@ class _Explained:
             raise StoreError(f"{self.where}: {error.strerror or error}.{remedy}") from error
 
 
-@functools.cache
-def _session_lock() -> threading.Lock:
-    return threading.Lock()  # boto3's default session is not safe to create from several threads at once
-
-
 def _client() -> BaseClient:
     import boto3
     from botocore.config import Config
@@ -418,9 +412,8 @@ def _client() -> BaseClient:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    with _session_lock():
-        session = boto3.session.Session()
-        return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    session = boto3.session.Session()
+    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
 def _seal(data: bytes) -> bytes:

@@ -238,13 +238,11 @@ def test_an_endpoint_that_does_not_answer_is_named(aws, monkeypatch):
             open_store("s3://bucket/p").read("key")
 
 
-def test_an_endpoint_that_is_no_url_and_one_that_is_no_s3_server_are_said(aws, web):
+def test_an_endpoint_that_is_no_url_or_no_s3_server_is_said(aws, web):
     aws.setenv("AWS_ENDPOINT_URL", "nonsense")
-    with pytest.raises(StoreError, match="s3://bucket/p/key.*AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match=r"s3://bucket/p/key.*AWS_ENDPOINT_URL"):
         open_store("s3://bucket/p").read("key")
     aws.setenv("AWS_ENDPOINT_URL", web)
-    with pytest.raises(StoreError, match="s3://bucket/p.*AWS_ENDPOINT_URL"):
-        open_store("s3://bucket/p").list()
     with pytest.raises(
         CorruptObjectError, match="checksum"
     ):  # a page is a body like any other, until checked
