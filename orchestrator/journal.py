@@ -48,20 +48,20 @@ class JournalFullError(Exception):
 class Journal:
     """Records and pictures of one process for one run, in the order in which they were made."""
 
-    def __init__(self, path: Path, file: IO[bytes], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
         self._file = file
-        self._room = max_bytes - path.stat().st_size
+        self._room = MAX_BYTES - path.stat().st_size
         self._read = 0  # bytes that the server has
 
     @classmethod
-    def create(cls, folder: Path, run_id: str, max_bytes: int = MAX_BYTES) -> Journal:
+    def create(cls, folder: Path, run_id: str) -> Journal:
         """Start the journal of this process for `run_id`. Raises OSError where `folder` cannot be written."""
         path = folder / run_id / f"{time.time_ns()}-{os.getpid()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb", buffering=0)
         fcntl.flock(file, fcntl.LOCK_EX)
-        return cls(path, file, max_bytes)
+        return cls(path, file)
 
     @classmethod
     def left_behind(cls, folder: Path, run_id: str) -> Iterator[Journal]:
