@@ -100,7 +100,7 @@ def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
     slope = np.linspace(1, 0, height, dtype=np.float32)[:, None]
     depth: Map = 0.65 * slope + 0.35 * hills
     depth -= depth.min()
-    depth /= depth.max()
+    depth /= max(depth.max(), 1e-6)  # a single pixel has no slope
     return depth
 
 

@@ -18,6 +18,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,15 @@ def pack(
     shards: list[Shard] = []
     licences: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
-    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+    with tempfile.TemporaryDirectory(prefix="shards-") as folder, ExitStack() as open_tars:
         tar: _Tar | None = None
         for index, group in enumerate(_groups(source)):
             for pair in group:
                 _check(pair, seen)
                 licences[pair.source] = pair.licence
-            tar = tar or _Tar(Path(folder) / f"{len(shards)}.tar", len(shards))
+            if tar is None:
+                tar = _Tar(Path(folder) / f"{len(shards)}.tar", len(shards))
+                open_tars.callback(tar.close)
             for row in tar.add(f"{index:06d}-{_safe(group[0].id)}", group, encoding):
                 rows.append(row)
                 if on_progress is not None:
@@ -148,10 +151,15 @@ class _Tar:
             for p, member in zip(group, names, strict=True)
         ]
 
+    def close(self) -> None:
+        """Finish the tar; once is enough."""
+        if not self._file.closed:
+            self._writer.close()
+            self._file.close()
+
     def seal(self, store: Store) -> Shard:
         """Close the tar, name it by its content and upload it."""
-        self._writer.close()
-        self._file.close()
+        self.close()
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(f"shards/{digest}.tar", self._path.stat().st_size, digest)

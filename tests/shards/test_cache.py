@@ -1,0 +1,141 @@
+"""The shard cache: verified, bounded, shared among processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import store as store_module
+from shards.cache import ShardCache
+from shards.errors import CorruptObjectError, StoreError
+from shards.manifest import Manifest, Shard, load_manifest
+from shards.pack import pack
+from shards.sources import FolderSource
+from shards.store import LocalStore, S3Store, Store, open_store
+
+
+@pytest.fixture
+def remote(rclone, aws, tmp_path: Path) -> Store:
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    store = open_store(f"s3://{rclone.bucket}/{tmp_path.name}")
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture
+def published(remote: Store, source: FolderSource) -> Manifest:
+    return pack(source, remote, name="cuts", shard_bytes=100_000)
+
+
+def sized(manifest: Manifest) -> list[Shard]:
+    return list(manifest.shards)
+
+
+def test_a_shard_is_fetched_once_and_then_read_here(remote, published, cache, monkeypatch):
+    shard = published.shards[0]
+    path = cache.path(remote, shard)
+    assert path.read_bytes() == remote.read(shard.key)
+    monkeypatch.setattr(S3Store, "download", lambda *_: pytest.fail("fetched again"))
+    assert cache.path(remote, shard) == path
+
+
+def test_the_least_recently_used_shard_makes_room(remote, published, tmp_path):
+    first, second, third = published.shards[:3]
+    cache = ShardCache(tmp_path / "small", first.size + second.size + third.size - 1)
+    cache.path(remote, first)
+    cache.path(remote, second)
+    time.sleep(0.01)
+    cache.path(remote, first)
+    cache.path(remote, third)
+    held = {path.stem for path in (tmp_path / "small").glob("*.tar")}
+    assert first.sha256 in held
+    assert second.sha256 not in held
+    assert sum(path.stat().st_size for path in (tmp_path / "small").glob("*.tar")) <= cache.max_bytes
+
+
+def test_a_shard_larger_than_the_cache_is_said(remote, published, tmp_path):
+    with pytest.raises(StoreError, match="more room"):
+        ShardCache(tmp_path / "tiny", 10).path(remote, published.shards[0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1000],
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+        lambda data: b"<html><body>503 Slow Down</body></html>",
+        lambda data: b"",
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_damaged_shard_is_named_and_not_kept(kind, damage, request, source, tmp_path, cache):
+    store = LocalStore(tmp_path / "store") if kind == "folder" else request.getfixturevalue("remote")
+    shard = pack(source, store, name="cuts", shard_bytes=100_000).shards[1]
+    data = damage(store.read(shard.key))
+    store.delete(shard.key)
+    store.write(shard.key, data)
+    for _ in range(2):
+        with pytest.raises(CorruptObjectError, match=shard.key):
+            cache.path(store, shard)
+    assert not list(cache.folder.glob("*.tar"))
+
+
+def test_a_shard_that_vanished_is_named(source, tmp_path, cache, remote):
+    for store in (LocalStore(tmp_path / "store"), remote):
+        shard = pack(source, store, name="cuts").shards[0]
+        store.delete(shard.key)
+        with pytest.raises((CorruptObjectError, StoreError), match=shard.key):
+            cache.path(store, shard)
+
+
+def test_a_local_store_is_read_in_place_and_verified_once(packed, cache, monkeypatch):
+    store = LocalStore(Path(packed[0]))
+    shard = packed[1].shards[0]
+    assert cache.path(store, shard) == store.path(shard.key)
+    monkeypatch.setattr("shards.cache.hashlib.file_digest", lambda *_: pytest.fail("verified again"))
+    assert cache.path(store, shard) == store.path(shard.key)
+
+
+def _fetch(folder: Path, uri: str, shard: Shard, start, results) -> None:
+    start.wait()
+    path = ShardCache(folder, 1 << 30).path(open_store(uri), shard)
+    results.put((path.stat().st_size, path.stat().st_ino))
+
+
+def test_processes_that_want_the_same_shard_fetch_it_once(remote, published, tmp_path):
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    start, results = context.Event(), context.Queue()
+    shard = published.shards[0]
+    processes = [
+        context.Process(target=_fetch, args=(tmp_path / "shared", remote.uri, shard, start, results))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    start.set()
+    found = {results.get(timeout=30) for _ in processes}
+    for process in processes:
+        process.join()
+    assert found == {(shard.size, (tmp_path / "shared" / f"{shard.sha256}.tar").stat().st_ino)}
+
+
+def test_a_fetch_that_was_killed_leaves_no_shard_behind(remote, published, cache):
+    shard = published.shards[0]
+    cache.path(remote, published.shards[1])
+    (cache.folder / f"{shard.sha256}.part").write_bytes(b"half of it")
+    assert cache.path(remote, shard).stat().st_size == shard.size
+
+
+def test_a_server_that_vanishes_in_mid_epoch_is_named(remote, published, cache, aws, monkeypatch):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    cache.path(remote, published.shards[0])
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    gone = open_store(remote.uri)
+    assert cache.path(gone, published.shards[0]).exists()
+    with pytest.raises(StoreError, match="did not answer"):
+        cache.path(gone, published.shards[1])
+    assert load_manifest(remote).digest == published.digest

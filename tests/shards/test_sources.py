@@ -1,0 +1,176 @@
+"""Sources: what is read from disk is right, or the first misses are named."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import photographs as photographs_module
+from shards.errors import PackError
+from shards.images import halve, read_image
+from shards.photographs import PHOTOGRAPHS, Photograph, read_photograph
+from shards.sources import FolderSource, PairsSource, PhotographSource
+
+
+def test_every_photograph_is_there_and_large_enough_to_crop():
+    for photograph in PHOTOGRAPHS:
+        pixels = read_photograph(photograph)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+        assert min(pixels.shape[:2]) >= 288, photograph.name
+        assert photograph.licence
+
+
+def test_four_colour_photographs_are_held_out_and_no_scene_is_on_both_sides():
+    held_out = [photograph for photograph in PHOTOGRAPHS if photograph.split == "test"]
+    assert len(held_out) >= 4
+    for photograph in held_out:
+        pixels = read_photograph(photograph).astype(int)
+        assert abs(pixels[..., 0] - pixels[..., 2]).mean() > 5, f"{photograph.name} is grey"
+    scenes = {photograph.name.split("_left")[0].split("_right")[0]: set() for photograph in PHOTOGRAPHS}
+    for photograph in PHOTOGRAPHS:
+        scenes[photograph.name.split("_left")[0].split("_right")[0]].add(photograph.split)
+    assert all(len(splits) == 1 for splits in scenes.values())
+
+
+def test_a_wheel_that_is_not_installed_is_named_with_its_remedy():
+    absent = Photograph("x", "no_such_package", "x.png", "train", "CC0")
+    with pytest.raises(PackError, match=r"no_such_package.*pip install"):
+        photographs_module.read_photograph(absent)
+
+
+def test_photograph_pairs_are_counted_before_they_are_made():
+    source = PhotographSource(["noise25", "noise50", "rain"], seed=0, variants=3)
+    train = sum(photograph.split == "train" for photograph in PHOTOGRAPHS)
+    assert source.training_counts() == {"noise": train, "rain": 3 * train}
+    assert len(source) == 4 * train + 2 * (len(PHOTOGRAPHS) - train)
+
+
+def test_a_folder_gives_what_it_announces(source: FolderSource):
+    pairs = list(source)
+    assert len(pairs) == len(source) == 3 * (1 + 2 * 2) + 2 * (1 + 2)
+    train = [pair.degradation for pair in pairs if pair.split == "train"]
+    assert {name: train.count(name) for name in set(train)} == source.training_counts()
+    assert {pair.id for pair in pairs if pair.split == "test"} == {"coffee", "chelsea"}
+    for pair in pairs:
+        assert (pair.degraded is None) == (pair.degradation == "noise")
+    for one, other in pairwise(pairs):
+        if one.id.split("-")[0] == other.id.split("-")[0]:
+            assert one.clean is other.clean
+
+
+def test_variants_differ(source: FolderSource):
+    first, second = (
+        pair.degraded for pair in source if pair.id.startswith("brick-") and pair.degradation == "rain"
+    )
+    assert first is not None
+    assert second is not None
+    assert (first != second).any()
+
+
+@pytest.fixture
+def two_folders(photographs: Path, tmp_path: Path) -> tuple[Path, Path]:
+    shutil.copytree(photographs, tmp_path / "clean")
+    shutil.copytree(photographs, tmp_path / "rainy")
+    return tmp_path / "rainy", tmp_path / "clean"
+
+
+def test_pairs_are_matched_by_name_whatever_the_suffix(two_folders: tuple[Path, Path]):
+    rainy, clean = two_folders
+    Image.open(rainy / "china.png").save(rainy / "china.bmp")
+    (rainy / "china.png").unlink()
+    pairs = list(PairsSource(rainy, clean, "rain", held_out=0.4))
+    assert [pair.id for pair in pairs] == ["brick", "chelsea", "china", "coffee", "flower"]
+    assert sum(pair.split == "test" for pair in pairs) == 2
+    assert PairsSource(rainy, clean, "rain", held_out=0.4).training_counts() == {"rain": 3}
+    for pair in pairs:
+        np.testing.assert_array_equal(pair.clean, pair.degraded)
+
+
+def test_missing_partners_are_named(two_folders: tuple[Path, Path]):
+    rainy, clean = two_folders
+    (clean / "coffee.png").unlink()
+    with pytest.raises(PackError, match=r"1 of 5 images have no partner.*coffee"):
+        PairsSource(rainy, clean, "rain")
+
+
+def test_unequal_sizes_are_named(two_folders: tuple[Path, Path]):
+    rainy, clean = two_folders
+    Image.open(clean / "brick.png").resize((99, 98)).save(clean / "brick.png")
+    with pytest.raises(PackError, match=r"brick.png: 130 x 97 pixels.*99 x 98"):
+        list(PairsSource(rainy, clean, "rain"))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.write_bytes(b"not an image"), "not a readable image"),
+        (lambda path: path.write_bytes(b""), "not a readable image"),
+        (lambda path: Image.new("RGBA", (40, 40)).save(path), "mode RGBA"),
+        (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "mode I;16"),
+    ],
+)
+def test_what_is_not_8_bit_rgb_is_refused_by_name(tmp_path: Path, make, says: str):
+    make(tmp_path / "odd.png")
+    with pytest.raises(PackError, match=f"odd.png.*{says}"):
+        list(FolderSource(tmp_path, ["rain"]))
+
+
+def test_a_truncated_image_is_refused_by_name(photographs: Path, tmp_path: Path):
+    whole = (photographs / "brick.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PackError, match=r"cut.png: not a readable image"):
+        read_image(tmp_path / "cut.png")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)  # warns above, raises above twice that
+    with pytest.raises(PackError, match=r"bomb.png"):
+        read_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
+    with pytest.raises(PackError, match=r"bomb.png"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "grey.png")
+    pixels = read_image(tmp_path / "grey.png")
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_halving_is_the_mean_of_four():
+    image = np.zeros((5, 4, 3), np.uint8)
+    image[0, 0] = 200
+    assert halve(image).shape == (2, 2, 3)
+    assert halve(image)[0, 0].tolist() == [50, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: FolderSource(folder / "absent", ["rain"]), "there is no such folder"),
+        (lambda folder: FolderSource(folder, []), "degradations none"),
+        (lambda folder: FolderSource(folder, ["fog"]), "'fog'"),
+        (
+            lambda folder: FolderSource(folder, ["rain"], held_out=["dog"]),
+            "dog, which the folder does not hold",
+        ),
+        (lambda folder: PairsSource(folder, folder, "noise25"), "'noise25' has no pairs"),
+        (lambda folder: PairsSource(folder, folder, "rain", held_out=2), "between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_a_source_is_said_at_once(photographs: Path, make, says: str):
+    with pytest.raises(PackError, match=says):
+        make(photographs)
+
+
+def test_an_empty_folder_is_said(tmp_path: Path):
+    with pytest.raises(PackError, match="no image files"):
+        FolderSource(tmp_path, ["rain"])
