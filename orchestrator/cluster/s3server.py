@@ -72,7 +72,11 @@ def start(server: S3Server, folder: Path, log: Path, tag: str) -> Process:
         "RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"',
         processes.TAG: tag,
     }
-    command = [rclone, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{server.port}", str(folder)]
+    command = [
+        *(rclone, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{server.port}"),
+        *("--dir-cache-time", "1s"),  # what is put into the folder, or removed from it, by hand shows at once
+        str(folder),
+    ]
     pid = _detach(command, environment, log)
     deadline = time.monotonic() + _START_SECONDS
     try:

