@@ -15,7 +15,6 @@ import pytest
 
 from orchestrator import track
 
-
 # What MLflow does to its own types and to SQLAlchemy 2.1.
 THIRD_PARTY = [
     "ignore:The ``noload`` loader strategy:DeprecationWarning",
