@@ -133,8 +133,8 @@ class ChannelMLP(nn.Module):
 class Fusion(nn.Module):
     """Each branch is lifted by a gate that the others open: `z_i + s_i * sigmoid(sum of T_ij z_j, j != i)`.
 
-    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1. It
-    is a learned projection elsewhere, at first orthogonal and scaled to keep the variance of the gate's input.
+    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1.
+    Elsewhere it is learned, at first orthogonal and scaled so that the variance of the gate's input is kept.
     A single branch passes unchanged.
     """
 

@@ -60,8 +60,7 @@ def restoration_loss(output: Output, clean: Tensor, weights: LossWeights, share:
 
     share: place of these b images in the global micro-batch; None means that they are all of it.
     """
-    share = share or Share(0, clean.shape[0])
-    fraction = clean.shape[0] / share.total
+    fraction = 1.0 if share is None else clean.shape[0] / share.total
     zero = clean.new_zeros((), dtype=torch.promote_types(clean.dtype, torch.float32))
 
     l1 = fourier = spd = zero

@@ -45,10 +45,11 @@ def info_nce(shallow: Tensor, latent: Tensor, temperature: float, share: Share |
 
     shallow, latent (b, d): unit vectors of this process's images. Returns this process's share of the mean
     over all images: the sum of its rows' losses over `share.total`; over all processes they add up to it.
+    Without a share these images are the whole batch, whatever other processes hold, as in the release.
     """
-    share = share or Share(0, shallow.shape[0])
     with torch.autocast(shallow.device.type, enabled=False):
-        everyone = gather_rows(latent, share)  # (total, d)
+        everyone = latent if share is None else gather_rows(latent, share)  # (total, d)
         logits = shallow @ everyone.mT / temperature  # (b, total)
-        matches = share.start + torch.arange(shallow.shape[0], device=shallow.device)
-        return F.cross_entropy(logits, matches, reduction="sum") / share.total
+        start = 0 if share is None else share.start
+        matches = torch.arange(start, start + shallow.shape[0], device=shallow.device)
+        return F.cross_entropy(logits, matches, reduction="sum") / everyone.shape[0]

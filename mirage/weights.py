@@ -105,7 +105,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", train
 def load_release(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False
 ) -> MIRAGE:
-    """The model of one of the authors' Lightning checkpoints, without Lightning and without unpickling code."""
+    """The model of one of the authors' Lightning checkpoints, without Lightning or unpickling code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -1,0 +1,68 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import mirage
+
+SHARES = ("8", "3,3,2")
+Results = dict[str, dict[str, Tensor]]
+
+# The covariance removes the mean: these two gradients are zero but for rounding.
+ZERO_GRADIENTS = ("grad.spd_shallow.reduce.bias", "grad.spd_latent.reduce.bias")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """The same 8 images in one process and in three, by their shares."""
+    folder = tmp_path_factory.mktemp("worlds")
+    root = str(Path(mirage.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    processes = []
+    for sizes in SHARES:
+        for rank in range(len(sizes.split(","))):
+            script = str(Path(__file__).with_name("world.py"))
+            command = [script, str(rank), sizes, str(folder / f"meet-{sizes}"), str(folder / sizes)]
+            processes.append(subprocess.Popen([sys.executable, *command], env=environment))
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * len(processes)
+    finally:
+        for process in processes:
+            process.kill()
+    return {sizes: torch.load(folder / sizes) for sizes in SHARES}
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], kind: str) -> float:
+    names = [name for name in a if name.startswith(kind) and name not in ZERO_GRADIENTS]
+    assert names
+    return max(float((a[name] - b[name]).abs().max()) for name in names)
+
+
+@pytest.mark.parametrize("scenario", ["whole", "ddp"])
+@pytest.mark.parametrize("kind", ["loss.", "grad.", "buffer."])
+def test_losses_gradients_and_statistics_do_not_depend_on_the_number_of_processes(
+    worlds: dict[str, Results], scenario: str, kind: str
+) -> None:
+    assert largest_difference(worlds["8"][scenario], worlds["3,3,2"][scenario], kind) < 1e-9
+
+
+def test_running_statistics_are_equal_on_all_ranks(worlds: dict[str, Results]) -> None:
+    spread = {k: v for k, v in worlds["3,3,2"]["whole"].items() if k.startswith("spread.")}
+    assert spread
+    assert all(float(value.abs().max()) == 0 for value in spread.values())
+
+
+@pytest.mark.parametrize(
+    "scenario", ["broken_batch_norm", "broken_negatives", "broken_drop_path", "broken_weighting"]
+)
+def test_leaving_one_thing_out_is_noticed(worlds: dict[str, Results], scenario: str) -> None:
+    assert largest_difference(worlds["8"][scenario], worlds["3,3,2"][scenario], "grad.") > 1e-6
+
+
+def test_local_batch_norm_leaves_each_rank_its_own_statistics(worlds: dict[str, Results]) -> None:
+    spread = [v for k, v in worlds["3,3,2"]["broken_batch_norm"].items() if k.startswith("spread.")]
+    assert max(float(value.abs().max()) for value in spread) > 1e-6
