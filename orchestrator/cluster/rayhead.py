@@ -38,7 +38,7 @@ _AWS_NOT_INHERITED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", 
 _CORE = ("gcs_server", "raylet")
 _START_SECONDS = 120.0
 _MEBIBYTE = 1 << 20
-_OBJECT_STORE_BYTES = 300 * _MEBIBYTE  # batches travel through files, not through Ray's object store
+OBJECT_STORE_BYTES = 300 * _MEBIBYTE  # batches travel through files, not through Ray's object store
 _UNIX_SOCKET_BUDGET = 40  # Ray adds 63 characters, and a socket's path may have 107
 
 
@@ -82,7 +82,7 @@ def start(
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
         *("--ray-client-server-port", str(free_port())),  # it cannot be turned off, and 10001 may be taken
         *("--min-worker-port", "0", "--max-worker-port", "0"),  # any; Ray's fixed range may hold our ports
-        *("--object-store-memory", str(_OBJECT_STORE_BYTES)),
+        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
         *(
             "--temp-dir",
             str(temp_dir / "ray"),
