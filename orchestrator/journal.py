@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote, unquote
@@ -133,7 +134,7 @@ class Journal:
         shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
         self.path.unlink(missing_ok=True)
         self._file.close()
-        if not any(self.path.parent.iterdir()):
+        with suppress(OSError):  # other journals of the run are still there
             self.path.parent.rmdir()
 
     def _take(self, size: int) -> None:

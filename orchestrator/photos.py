@@ -163,7 +163,7 @@ def _decode(path: Path, data: bytes, image: Image.Image) -> Photo:
         raise PhotoError(f"{path}: holds {pictures} pictures, a photograph is one. Split it.")
     exif = _tiff_tags(image) if kind == "TIFF" else image.info.get("exif") or b""
     width, height = (image.tag_v2[256], image.tag_v2[257]) if kind == "TIFF" else image.size  # type: ignore[attr-defined]
-    samples = _samples_16(data) if _has_16_bits(kind, data, image) else _samples_8(path, image)
+    samples = _samples_16(path, data, image) if _has_16_bits(kind, data, image) else _samples_8(path, image)
     if samples.shape[:2] != (height, width) or samples.shape[2] > 4:
         raise PhotoError(f"{path}: has an unusual layout {samples.shape}. Save it as RGB first.")
     top = np.float32(np.iinfo(samples.dtype).max)
@@ -197,10 +197,18 @@ def _has_16_bits(kind: str, data: bytes, image: Image.Image) -> bool:
     return kind == "TIFF" and set(image.tag_v2.get(258, ())) == {16}  # type: ignore[attr-defined]
 
 
-def _samples_16(data: bytes) -> NDArray[np.uint16]:
+def _samples_16(path: Path, data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     """Return (h, w, c) of a PNG or TIFF file with 16 bits per sample."""
-    decode = imagecodecs.png_decode if data.startswith(b"\x89PNG") else imagecodecs.tiff_decode
-    samples = np.asarray(decode(data))
+    if image.format == "PNG":
+        samples = np.asarray(imagecodecs.png_decode(data))
+    else:
+        samples = np.asarray(imagecodecs.tiff_decode(data))
+        # Photometric: 1 and 2 are grey and RGB. Extra samples: 2 is alpha that is not multiplied in.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if samples.dtype != np.uint16 or tags[262] not in (1, 2) or tags.get(338, (2,)) != (2,):
+            raise PhotoError(
+                f"{path}: has an unusual kind of 16-bit samples. Save it as plain grey or RGB first."
+            )
     return samples.reshape(*samples.shape[:2], -1)
 
 

@@ -34,7 +34,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.errors import TrackingError
 from orchestrator.home import home
@@ -282,33 +282,6 @@ def _sole_creator(uri: str) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------- rank 0
-
-
-class Sink(Protocol):
-    """What the training loop reports to."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Report numbers of one step."""
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        """Report a picture of one step."""
-
-    def close(self, timeout: float = 30.0) -> bool:
-        """Send what is left, for at most `timeout` seconds; True when all has arrived."""
-
-
-class NullTracker:
-    """Reports nowhere: tracking is off, or this is not rank 0."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        """Do nothing."""
-
-    def close(self, timeout: float = 30.0) -> bool:
-        """Do nothing."""
-        return True
 
 
 class Tracker:

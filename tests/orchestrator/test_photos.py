@@ -245,6 +245,14 @@ REFUSED = {
     "bomb.png": (huge_png(), "holds more than 179 million pixels"),
     "print.jpg": (encoded("JPEG", "CMYK"), "colour mode CMYK. Save it as"),
     "float.tif": (encoded("TIFF", "F"), "colour mode F. Save it as"),
+    "negative.tif": (
+        imagecodecs.tiff_encode(scene(1, 65535), photometric=0),
+        "unusual kind of 16-bit samples",
+    ),
+    "signed.tif": (
+        imagecodecs.tiff_encode(scene(1, 65535).astype(np.int16)),
+        "unusual kind of 16-bit samples",
+    ),
     "pages.tif": (
         encoded("TIFF", "RGB", save_all=True, append_images=[Image.new("RGB", (64, 64))]),
         "holds 2 pictures",
