@@ -51,6 +51,7 @@ def ensure_packed(job: Job, progress: Progress) -> bool:
         return False
     (uri,) = manifest_uris(job)
     store = open_store(uri)
+    store.ensure_bucket()
     found = _manifest(store)
     source = _source(spec)
     if found is not None:

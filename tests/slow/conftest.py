@@ -1,0 +1,31 @@
+"""One cluster for all slow tests, as a user has it: `mirage up`, `ray job submit`, `mirage down`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photographs
+
+from tests.slow.project import SMALL_JOB, Project, copy_project, plain_environment
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    root = copy_project(tmp_path_factory.mktemp("checkout"))
+    small = root / "jobs" / "small.yaml"
+    small.write_text(SMALL_JOB)
+    small.chmod(0o755)
+    (root / "photographs").mkdir()
+    for name in ("astronaut", "rocket", "coffee", "cat"):
+        picture = np.ascontiguousarray(getattr(photographs, name)()[100:228, 150:294])
+        Image.fromarray(picture).save(root / "photographs" / f"{name}.png")
+    made = Project(root, plain_environment())
+    up = made.run(sys.executable, "-m", "orchestrator", "up")
+    assert up.status == 0, up.text
+    yield made
+    down = made.run(sys.executable, "-m", "orchestrator", "down")
+    assert down.status == 0, down.text
