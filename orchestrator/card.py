@@ -10,7 +10,9 @@ from orchestrator.report import markdown
 from shards.dataset import Dataset
 
 
-def model_card(job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str) -> str:
+def model_card(
+    job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str
+) -> str:
     """Return the card as Markdown."""
     config = job.model.build()
     facts = {
@@ -21,7 +23,9 @@ def model_card(job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id
         "code": code_version,
         "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
     }
-    licences = sorted({f"{source}: {terms}" for m in dataset.manifests for source, terms in m.licences.items()})
+    licences = sorted(
+        {f"{source}: {terms}" for m in dataset.manifests for source, terms in m.licences.items()}
+    )
     return "\n".join(
         [
             markdown(rows, f"{job.track.register_as or job.name}", how),

@@ -84,7 +84,9 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Return the checkpoints' names, oldest first."""
-        return [key.removeprefix("checkpoints/").removesuffix(".json") for key in self._store.list("checkpoints/")]
+        return [
+            key.removeprefix("checkpoints/").removesuffix(".json") for key in self._store.list("checkpoints/")
+        ]
 
     def newest(self) -> str:
         """Return the name of the newest checkpoint that reads back whole, or "" when there is none.
@@ -160,7 +162,9 @@ class Checkpoints:
             record = json.loads(self._store.read(key))
             claimed = record.pop("sha256")
         except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{self._store.uri}/{key} is not a checkpoint record: {error!r}.") from error
+            raise CheckpointError(
+                f"{self._store.uri}/{key} is not a checkpoint record: {error!r}."
+            ) from error
         if _digest(record) != claimed:
             raise CheckpointError(f"{self._store.uri}/{key} does not match its own checksum.")
         if record["format"] != FORMAT:

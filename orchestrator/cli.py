@@ -21,7 +21,8 @@ app = typer.Typer(
 
 JobFile = Annotated[Path, typer.Argument(help="A job file, for example jobs/demo.yaml.", show_default=False)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
 ]
 
 STOPPED = 143
@@ -49,7 +50,9 @@ def run(
 def plan(
     job_file: JobFile,
     overrides: Set = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Print the resolved job file instead.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the resolved job file instead.")
+    ] = False,
 ) -> None:
     """Say what a job will do and take: parameters, MACs, samples, steps. Needs no Ray and no GPU."""
     from orchestrator.jobfile import dump_job, load_job
@@ -70,8 +73,12 @@ def pack(
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="s3://bucket/name or a folder.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the raw photographs.")] = None,
-    held_out: Annotated[list[str] | None, typer.Option(help="Photograph kept for evaluation; repeatable.")] = None,
-    variants: Annotated[int, typer.Option(min=1, help="Draws of each degradation per training photograph.")] = 4,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Photograph kept for evaluation; repeatable.")
+    ] = None,
+    variants: Annotated[
+        int, typer.Option(min=1, help="Draws of each degradation per training photograph.")
+    ] = 4,
     encoding: Annotated[str, typer.Option(help="Lossless tiles: fast (QOI) or compact (WebP).")] = "fast",
     seed: Annotated[int, typer.Option(help="Of the synthetic degradations.")] = 0,
 ) -> None:
@@ -81,7 +88,9 @@ def pack(
     spec = {"source": dataset, "root": root and str(root), "held_out": held_out or (), "variants": variants}
     with _bar("packing") as advance:
         manifest, uri = pack_dataset({**spec, "encoding": encoding, "seed": seed}, out, advance)
-    _say(f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}")
+    _say(
+        f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
+    )
     for split, counts in manifest.counts().items():
         for degradation, count in counts.items():
             _say(f"  {split:<5} {degradation:<9} {count:>7,}")
@@ -89,7 +98,9 @@ def pack(
 
 @app.command()
 def up(
-    s3: Annotated[bool, typer.Option("--s3/--no-s3", help="Serve the store as an S3 bucket on loopback.")] = True,
+    s3: Annotated[
+        bool, typer.Option("--s3/--no-s3", help="Serve the store as an S3 bucket on loopback.")
+    ] = True,
     s3_port: Annotated[int | None, typer.Option(help="Port of the S3 server; free one by default.")] = None,
     dashboard_port: Annotated[int, typer.Option(help="Port that `ray job submit` talks to.")] = 8265,
     ray_port: Annotated[int, typer.Option(help="Port of the Ray head.")] = 6379,
@@ -127,12 +138,15 @@ def env() -> None:
 
 @app.command()
 def restore(
-    photographs: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Image files.", show_default=False)],
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO...", help="Image files.", show_default=False)
+    ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Weights: a .safetensors file or models:/NAME@ALIAS.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File (for one photograph) or folder. Default: NAME.restored.EXT")
+        Path | None,
+        typer.Option("--out", "-o", help="File (for one photograph) or folder. Default: NAME.restored.EXT"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

@@ -228,4 +228,6 @@ class Job(Section):
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
-INCIDENTAL = frozenset({"workers", "track", "storage", "checkpoint", "example", "data.readers", "data.cache_gib"})
+INCIDENTAL = frozenset(
+    {"workers", "track", "storage", "checkpoint", "example", "data.readers", "data.cache_gib"}
+)

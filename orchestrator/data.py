@@ -12,13 +12,13 @@ from orchestrator.config import Data, Job, Pack
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
 from shards.cache import ShardCache
+from shards.dataset import Dataset
+from shards.evaluation import EvaluationSet
 from shards.manifest import POINTER, Manifest, load_manifest
 from shards.pack import pack
 from shards.sample import row_degradation
 from shards.sources import FolderSource, PhotographSource, Source
 from shards.store import Store, open_store
-from shards.dataset import Dataset
-from shards.evaluation import EvaluationSet
 from shards.stream import TrainStream
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def pack_dataset(spec: Mapping[str, object], out: str, progress: Progress) -> tu
         raise PlanError("--root is missing: name the folder of clean photographs.")
     uri = absolute_uri(out)
     name = uri.rsplit("/", 1)[-1]
-    return pack(_source(chosen), open_store(uri), name=name, encoding=chosen.encoding, on_progress=progress), uri
+    return pack(
+        _source(chosen), open_store(uri), name=name, encoding=chosen.encoding, on_progress=progress
+    ), uri
 
 
 def planned_counts(job: Job) -> dict[str, int]:

@@ -135,7 +135,7 @@ class DDPEngine(InProcessEngine):
         assert self._wrapped is not None, "wrap the model before taking a step"
         if last:
             return contextlib.nullcontext()
-        return self._wrapped.no_sync()  # type: ignore[no-untyped-call, no-any-return]
+        return self._wrapped.no_sync()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""

@@ -118,7 +118,10 @@ def from_records(records: Sequence[dict[str, object]]) -> list[Score]:
 def _row(group: Sequence[Score]) -> Row:
     gains = np.array([s.psnr - s.input_psnr for s in group])
     low, high = _interval([gains])
-    mean = {n: float(np.mean([getattr(s, n) for s in group])) for n in ("input_psnr", "input_ssim", "psnr", "ssim")}
+    mean = {
+        n: float(np.mean([getattr(s, n) for s in group]))
+        for n in ("input_psnr", "input_ssim", "psnr", "ssim")
+    }
     return Row(
         degradation=group[0].degradation,
         n=len(group),

@@ -31,9 +31,6 @@ class Problem:
     key: str
     message: str
 
-    def __str__(self) -> str:
-        return f"{self.where}  {self.key}  {self.message}" if self.key else f"{self.where}  {self.message}"
-
 
 class _Layer:
     """A YAML file or a set of overrides: its values and the place of each key."""
@@ -55,7 +52,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     if parent is not None:
         base = _read(path.parent / str(parent))
         if "extends" in base.values:
-            raise _refuse([Problem(base.places[("extends",)], "extends", "only one level of extending is allowed.")])
+            raise _refuse(
+                [Problem(base.places[("extends",)], "extends", "only one level of extending is allowed.")]
+            )
         layers.insert(0, base)
     layers.append(_read_overrides(overrides))
     return _resolve(layers)
@@ -68,7 +67,7 @@ def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> Job:
 
 def dump_job(job: Job) -> str:
     """Return the resolved job as YAML; reading it back gives an equal job."""
-    return yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    return str(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False))
 
 
 def json_schema() -> dict[str, Any]:
@@ -104,10 +103,10 @@ def _read(path: Path) -> _Layer:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        at = f"{shown}:{mark.line + 1}" if mark else shown
         what = getattr(error, "problem", None) or "not YAML"
         raise _refuse(
-            [Problem(shown + line, "", f"this is not valid YAML: {what}. Mend that line; indent with spaces.")]
+            [Problem(at, "", f"this is not valid YAML: {what}. Mend that line; indent with spaces.")]
         ) from error
     if not isinstance(values, dict):
         raise _refuse([Problem(shown, "", "a job file is a mapping of keys to values, and this one is not.")])
@@ -115,7 +114,9 @@ def _read(path: Path) -> _Layer:
     repeated: list[Problem] = []
     for key, line in _walk(root, ()):
         if key in places:
-            repeated.append(Problem(f"{shown}:{line}", ".".join(key), f"stands twice; first at {places[key]}."))
+            repeated.append(
+                Problem(f"{shown}:{line}", ".".join(key), f"stands twice; first at {places[key]}.")
+            )
         places.setdefault(key, f"{shown}:{line}")
     if repeated:
         raise _refuse(repeated)
@@ -130,10 +131,10 @@ def _walk(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
             yield key, name.start_mark.line + 1
             yield from _walk(value, key)
     elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
+        for index, item in enumerate(node.value):
             key = (*prefix, str(index))
-            yield key, value.start_mark.line + 1
-            yield from _walk(value, key)
+            yield key, item.start_mark.line + 1
+            yield from _walk(item, key)
 
 
 def _read_overrides(overrides: Sequence[str]) -> _Layer:
@@ -152,7 +153,9 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
         for part in key[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise _refuse([Problem(f"--set {text}", "", "sets a key below one that another --set fills.")])
+                raise _refuse(
+                    [Problem(f"--set {text}", "", "sets a key below one that another --set fills.")]
+                )
         inner[key[-1]] = parsed
         for depth in range(1, len(key) + 1):
             places[key[:depth]] = f"--set {text}"
@@ -174,13 +177,16 @@ def _resolve(layers: Sequence[_Layer]) -> Job:
     train = given.get("train")
     steps_given = isinstance(train, dict) and train.get("steps") is not None
     if recipe in ("release", "paper", "fast") and setting in SETTINGS:
-        given = _merge(defaults(recipe, setting, steps_given=steps_given), given, whole_keys=("data.mixture",))
+        given = _merge(
+            defaults(recipe, setting, steps_given=steps_given), given, whole_keys=("data.mixture",)
+        )
     try:
         job = Job.model_validate(given)
     except ValidationError as error:
         raise _refuse([_problem(e, places, whole) for e in _relevant(error.errors())]) from None
     problems = [
-        Problem(_place(tuple(key.split(".")), places, whole), key, message) for key, message in _conflicts(job)
+        Problem(_place(tuple(key.split(".")), places, whole), key, message)
+        for key, message in _conflicts(job)
     ]
     if problems:
         raise _refuse(problems)
@@ -219,7 +225,9 @@ def _problem(error: Any, places: Mapping[Key, str], whole: str) -> Problem:
         near = difflib.get_close_matches(key[-1], _fields(key[:-1]), n=1, cutoff=0.5)
         known = ", ".join(_fields(key[:-1]))
         return Problem(
-            where, dotted, f'unknown key — did you mean "{near[0]}"?' if near else f"unknown key. Known: {known}."
+            where,
+            dotted,
+            f'unknown key — did you mean "{near[0]}"?' if near else f"unknown key. Known: {known}.",
         )
     if error["type"] == "missing":
         return Problem(where, dotted, "is missing; the job needs it.")
@@ -256,9 +264,15 @@ def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
     crop = job.data.crop_pixels
     if crop % 8:
         low = crop - crop % 8
-        yield "data.crop_pixels", f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}."
+        yield (
+            "data.crop_pixels",
+            f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
+        )
     if job.validation.crop_pixels % 8:
-        yield "validation.crop_pixels", f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride."
+        yield (
+            "validation.crop_pixels",
+            f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride.",
+        )
     if (job.train.epochs is None) == (job.train.steps is None):
         yield "train.steps", "give the length once: either train.epochs or train.steps."
     batch, micro = job.train.global_batch_size, job.train.micro_batches
@@ -279,7 +293,10 @@ def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
             "Raise train.global_batch_size or set loss.spd_weight to 0.",
         )
     if job.train.schedule == "release" and job.train.steps is not None:
-        yield "train.schedule", "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine."
+        yield (
+            "train.schedule",
+            "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine.",
+        )
     if job.data.pack and job.data.pack.source == "synthetic" and not job.data.pack.root:
         yield "data.pack.root", "is missing: name the folder of clean photographs."
     if job.data.pack and len(job.data.manifests) != 1:
@@ -287,7 +304,10 @@ def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
     if job.kind == "pack" and not job.data.pack:
         yield "data.pack", "is missing: a job of kind pack must say what to pack."
     if job.train.precision == "bf16" and job.workers.gpus == 0 and job.recipe != "fast":
-        yield "train.precision", "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus."
+        yield (
+            "train.precision",
+            "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
+        )
     try:
         job.model.build()
     except ValueError as error:

@@ -40,9 +40,17 @@ class Plan:
         """Return the plan as text for a terminal."""
         job, train = self.job, self.job.train
         micro = train.global_batch_size // train.micro_batches
-        workers = f"{job.workers.min}" if job.workers.min == job.workers.max else f"{job.workers.min} to {job.workers.max}"
+        workers = (
+            f"{job.workers.min}"
+            if job.workers.min == job.workers.max
+            else f"{job.workers.min} to {job.workers.max}"
+        )
         kind = f"{job.workers.gpus:g} GPU" if job.workers.gpus else f"{job.workers.cpus:g} CPU"
-        size = "" if job.model.model_dump(exclude={"variant", "shallow_tap"}, exclude_none=True) else job.model.variant
+        size = (
+            ""
+            if job.model.model_dump(exclude={"variant", "shallow_tap"}, exclude_none=True)
+            else job.model.variant
+        )
         lines = [
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",
@@ -62,7 +70,8 @@ class Plan:
             f"(tail of {total - self.steps_per_epoch * train.global_batch_size} "
             f"{'dropped' if job.data.tail == 'drop' else 'carried over'})",
             f"training   {self.total_steps:,} steps = {self.total_steps / self.steps_per_epoch:,.2f} epochs, "
-            f"{self.total_steps * train.global_batch_size:,} samples of {job.data.crop_pixels}² pixels, {train.precision}",
+            f"{self.total_steps * train.global_batch_size:,} samples of {job.data.crop_pixels}² pixels, "
+            f"{train.precision}",
             f"batch      {train.global_batch_size} images = {train.micro_batches} x {micro} over {workers} "
             f"worker{'' if workers == '1' else 's'} of {kind} each",
             f"           statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
@@ -102,7 +111,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
             held = {d: published.get(d, 0) for d in job.data.mixture}
             counts_from = "published"
             warnings.append(f"the data is out of reach, so the published counts stand in. {error}")
-    samples = {d: (held[d], repeat) for d, repeat in job.data.mixture.items()}
+    samples: dict[str, tuple[int, int]] = {d: (held[d], repeat) for d, repeat in job.data.mixture.items()}
     order = SampleOrder(
         Mixture(tuple(Entry(d, count, repeat) for d, (count, repeat) in samples.items())),
         seed=job.seed,

@@ -31,7 +31,9 @@ def restore_files(photographs: Sequence[Path], model: str, out: Path | None, dev
     targets = [_target(photo, out, many=len(photographs) > 1) for photo in photographs]
     for target in targets:
         if targets.count(target) > 1:
-            raise PhotoError(f"several photographs would be written to {target}. Restore them in separate calls.")
+            raise PhotoError(
+                f"several photographs would be written to {target}. Restore them in separate calls."
+            )
     chosen = _device(device)
     network = load_model(model, chosen)
     for photo, target in zip(photographs, targets, strict=True):

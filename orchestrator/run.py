@@ -31,9 +31,9 @@ from orchestrator.stop import on_stop
 from orchestrator.train import RESULT, Outcome, run_id, train
 from orchestrator.version import code_version
 from orchestrator.watch import comparison_sheet, png_bytes, to_uint8, validation_items
-from shards.store import Store, open_store
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
+from shards.store import Store, open_store
 
 Say = Callable[[str], None]
 
@@ -74,7 +74,9 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
 
     known = track.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
     if place.store.exists(RESULT):
-        say(f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1")
+        say(
+            f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1"
+        )
         tracked = known or _open_run(job, plan, place, uri, None)
         outcome = Outcome("finished", plan.total_steps, plan.total_steps)
     else:
@@ -83,7 +85,10 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
         outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
         if outcome.status == "stopped":
             track.end_run(uri, tracked, "KILLED")
-            say(f"stopped at step {outcome.step} of {outcome.total_steps} with a checkpoint. Submit the job again to go on.")
+            say(
+                f"stopped at step {outcome.step} of {outcome.total_steps} with a checkpoint. "
+                "Submit the job again to go on."
+            )
             return outcome
     _conclude(job, dataset, place, uri, tracked, say)
     return outcome
@@ -123,7 +128,9 @@ def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -
     }
     tracked = track.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
     if known is None:
-        track.log_artifacts(uri, tracked, {"job.yaml": dump_job(job).encode(), "plan.txt": plan.render().encode()})
+        track.log_artifacts(
+            uri, tracked, {"job.yaml": dump_job(job).encode(), "plan.txt": plan.render().encode()}
+        )
     return tracked
 
 
@@ -207,12 +214,19 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
             weights=weights,
             card=card,
             metrics=as_metrics(rows, "test"),
-            tags={RUN_TAG: place.run_id, "recipe": job.recipe, "protocol": job.evaluate.protocol, "data": ", ".join(dataset.digests)},
+            tags={
+                RUN_TAG: place.run_id,
+                "recipe": job.recipe,
+                "protocol": job.evaluate.protocol,
+                "data": ", ".join(dataset.digests),
+            },
             idempotency_key=f"{place.run_id}:{result['weights']}",
         )
     files = _pictures(job, dataset, place, weights, registered, uri)
     files["report.md"] = _write(place.folder / "report.md", report.markdown(rows, place.run_id, how).encode())
-    files["scores.json"] = _write(place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode())
+    files["scores.json"] = _write(
+        place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode()
+    )
     files["model-card.md"] = _write(place.folder / "model-card.md", card.encode())
     if track.status(uri, tracked) != "FINISHED":
         tracker = track.Tracker(uri, tracked, home() / "spool")
@@ -232,7 +246,12 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
 
 
 def _pictures(
-    job: Job, dataset: Dataset, place: Place, weights: bytes, registered: registry.RegisteredVersion | None, uri: str
+    job: Job,
+    dataset: Dataset,
+    place: Place,
+    weights: bytes,
+    registered: registry.RegisteredVersion | None,
+    uri: str,
 ) -> dict[str, Path]:
     """Write the comparison sheet, and restore the job's example with the model as the registry gives it."""
     held_out = data.evaluation_set(dataset, job)
@@ -289,4 +308,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-

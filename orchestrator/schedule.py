@@ -21,7 +21,9 @@ def total_steps(train: Train, steps_per_epoch: int) -> int:
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
     """Return the rate of the step with index `step` (from 0)."""
     if train.schedule == "release":
-        return train.learning_rate * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
+        return train.learning_rate * _release_factor(
+            step // steps_per_epoch, train.schedule_epochs or train.epochs
+        )
     total = total_steps(train, steps_per_epoch)
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps

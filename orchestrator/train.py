@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE, restore
+from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
 from mirage.weights import dumps
 from orchestrator import data
@@ -35,7 +36,6 @@ from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
 from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.watch import Progress, comparison_sheet, validation_items
-from mirage.collective import Share
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
 from shards.store import Store
@@ -117,7 +117,9 @@ def run_id(job: Job, manifests: Sequence[str]) -> str:
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def train(job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str) -> Outcome:
+def train(
+    job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
+) -> Outcome:
     """Train `job` to its end, or until it is asked to stop, and leave everything in `store`, the run's own folder."""
     stream = data.train_stream(dataset, job)
     identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
@@ -232,8 +234,8 @@ def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))
     for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
-    for slow, fast in zip(averaged.buffers(), model.buffers(), strict=True):
-        slow.copy_(fast)
+    for slow_buffer, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+        slow_buffer.copy_(buffer)
 
 
 # --- once in a while -----------------------------------------------------------------------------------------
@@ -261,7 +263,9 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
         driver.metrics(run.step, run.validation)
         each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
         driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
-        driver.image("sheet", comparison_sheet(items, lambda x: restore(run.judged, x), run.engine.device), run.step)
+        driver.image(
+            "sheet", comparison_sheet(items, lambda x: restore(run.judged, x), run.engine.device), run.step
+        )
 
 
 def _score(run: Run, items: Iterable[EvalItem]) -> list[Score]:
@@ -320,7 +324,9 @@ def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
     """Return the optimiser's moments under the names of their parameters."""
     names = [name for name, p in run.model.named_parameters() if p.requires_grad]
     state = run.optimizer.state_dict()["state"]
-    return _snapshot({f"{names[i]}/{kind}": value for i, slots in state.items() for kind, value in slots.items()})
+    return _snapshot(
+        {f"{names[i]}/{kind}": value for i, slots in state.items() for kind, value in slots.items()}
+    )
 
 
 def _load_optimizer(run: Run, tensors: Mapping[str, Tensor]) -> None:

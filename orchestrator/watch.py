@@ -56,7 +56,9 @@ class Progress:
         done = step - self._first
         left = (time.monotonic() - self._began) / max(done, 1) * (self._total - step)
         terms = "  ".join(
-            f"{name} {values[f'loss/{name}']:.4f}" for name in ("total", "l1", "fourier", "spd") if f"loss/{name}" in values
+            f"{name} {values[f'loss/{name}']:.4f}"
+            for name in ("total", "l1", "fourier", "spd")
+            if f"loss/{name}" in values
         )
         return (
             f"step {step}/{self._total}  {terms}  {values['perf/images_per_second']:.1f} images/s  "
@@ -72,11 +74,15 @@ def validation_items(held_out: EvaluationSet, validation: Validate) -> list[Eval
         seen = taken[item.degradation] = taken.get(item.degradation, 0) + 1
         if seen <= validation.photographs:
             side = validation.crop_pixels
-            items.append(replace(item, degraded=_centre(item.degraded, side), clean=_centre(item.clean, side)))
+            items.append(
+                replace(item, degraded=_centre(item.degraded, side), clean=_centre(item.clean, side))
+            )
     return items
 
 
-def comparison_sheet(items: Sequence[EvalItem], restore: Callable[[Tensor], Tensor], device: torch.device) -> bytes:
+def comparison_sheet(
+    items: Sequence[EvalItem], restore: Callable[[Tensor], Tensor], device: torch.device
+) -> bytes:
     """Return a PNG: degraded, restored and clean side by side, a row for the first item of each degradation."""
     first: dict[str, EvalItem] = {}
     for item in items:

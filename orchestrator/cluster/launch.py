@@ -60,7 +60,6 @@ class Assignment:
     home: str
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class _Mailbox:
     """Where workers leave messages for the driver and learn what it wants."""
 
@@ -95,7 +94,7 @@ def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
     """
     free_leaked_groups()
     workers = wait_for_room(job.workers, driver.say)
-    mailbox = _Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={"assignment": asdict(assignment), "mailbox": mailbox},
@@ -275,4 +274,3 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
         for package in ("orchestrator", "shards", "mirage"):
             logging.getLogger(package).removeHandler(handler)
     return asdict(outcome)
-

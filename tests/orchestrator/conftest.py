@@ -70,7 +70,9 @@ def small_job(at_home: Path) -> MakeJob:
         values = {**SMALL, "storage": str(at_home.parent / "store")}
         for name, change in changes.items():
             old = values.get(name)
-            values[name] = {**old, **change} if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+            values[name] = (
+                {**old, **change} if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+            )
         return job_from_mapping(values)
 
     return make

@@ -32,7 +32,9 @@ def test_scores_are_those_of_scikit_image(items) -> None:
     restored = degraded * 0.9
     assert one.psnr == pytest.approx(peak_signal_noise_ratio(clean, restored, data_range=1), abs=1e-4)
     assert one.input_psnr == pytest.approx(peak_signal_noise_ratio(clean, degraded, data_range=1), abs=1e-4)
-    assert one.ssim == pytest.approx(structural_similarity(clean, restored, data_range=1, channel_axis=2), abs=1e-5)
+    assert one.ssim == pytest.approx(
+        structural_similarity(clean, restored, data_range=1, channel_axis=2), abs=1e-5
+    )
 
 
 def test_the_baseline_is_the_least_squares_line(items) -> None:
@@ -41,9 +43,7 @@ def test_the_baseline_is_the_least_squares_line(items) -> None:
     x = np.concatenate([i.degraded.ravel() for i in dark]) / 255
     y = np.concatenate([i.clean.ravel() for i in dark]) / 255
     a, b = np.polyfit(x, y, 1)
-    each = [
-        peak_signal_noise_ratio(i.clean / 255, a * (i.degraded / 255) + b, data_range=1) for i in dark
-    ]
+    each = [peak_signal_noise_ratio(i.clean / 255, a * (i.degraded / 255) + b, data_range=1) for i in dark]
     assert row.baseline_psnr == pytest.approx(np.mean(each), abs=1e-6)
 
 

@@ -53,7 +53,9 @@ class Listener:
 
 def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> Outcome:
     torch.set_num_threads(1)
-    return train(job, dataset, LocalStore(folder), engine or InProcessEngine(CPU), driver or Listener(), "test")
+    return train(
+        job, dataset, LocalStore(folder), engine or InProcessEngine(CPU), driver or Listener(), "test"
+    )
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -83,7 +85,11 @@ def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, 
     assert driver.pictures[3].startswith(b"\x89PNG")
     job = small_job()
     terms = driver.scalars[6]
-    total = terms["loss/l1"] + job.loss.fourier_weight * terms["loss/fourier"] + job.loss.spd_weight * terms["loss/spd"]
+    total = (
+        terms["loss/l1"]
+        + job.loss.fourier_weight * terms["loss/fourier"]
+        + job.loss.spd_weight * terms["loss/spd"]
+    )
     assert terms["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
@@ -213,7 +219,9 @@ def test_workers_share_a_run_without_changing_it(
     )
     expected, found = weights(alone), weights(shared)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_a_resolved_job_travels_as_text(small_job) -> None:

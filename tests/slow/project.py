@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +84,10 @@ class Project:
 
     def status(self, job: str) -> str:
         """Return the job's state as Ray names it."""
-        found = re.search(r"(PENDING|RUNNING|STOPPED|SUCCEEDED|FAILED)", self.run(str(BIN / "ray"), "job", "status", job).text)
+        found = re.search(
+            r"(PENDING|RUNNING|STOPPED|SUCCEEDED|FAILED)",
+            self.run(str(BIN / "ray"), "job", "status", job).text,
+        )
         return found.group() if found else ""
 
 
@@ -117,6 +119,10 @@ def copy_project(folder: Path) -> Path:
 
 def plain_environment() -> dict[str, str]:
     """Return the environment of a shell in which nothing was activated."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_", "MIRAGE_", "VIRTUAL_ENV"))}
+    keep = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("RAY_", "AWS_", "MLFLOW_", "MIRAGE_", "VIRTUAL_ENV"))
+    }
     path = [p for p in keep.get("PATH", "").split(os.pathsep) if Path(p).resolve() != BIN.resolve()]
     return {**keep, "PATH": os.pathsep.join(path)}

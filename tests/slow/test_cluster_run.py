@@ -80,7 +80,9 @@ def test_the_submit_hook_needs_no_executable_bit(project: Project, uninterrupted
 def test_a_killed_worker_costs_time_and_nothing_else(project: Project, uninterrupted) -> None:
     job = project.start("--", "jobs/small.yaml", "--set", "name=killed")
     project.wait_for(job, r"step 2\d/60")
-    workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    workers = [
+        p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+    ]
     assert len(workers) == 2
     os.kill(workers[-1].pid, signal.SIGKILL)
     text = project.wait_for(job, r"alias candidate|failed")
@@ -108,13 +110,17 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_exactly(project: Project,
 
 
 def test_a_folder_serves_as_well_as_a_bucket(project: Project, uninterrupted) -> None:
-    done = project.submit("--", "jobs/small.yaml", "--set", "storage=.mirage/folder", "--set", "name=infolder")
+    done = project.submit(
+        "--", "jobs/small.yaml", "--set", "storage=.mirage/folder", "--set", "name=infolder"
+    )
     assert done.status == 0, done.text
     (folder,) = (project.root / ".mirage" / "folder" / "runs").glob("infolder-*")
     assert same(weights(folder), uninterrupted)
 
 
 def test_a_job_the_cluster_can_never_hold_is_refused_with_the_arithmetic(project: Project) -> None:
-    done = project.submit("--", "jobs/small.yaml", "--set", "workers={min: 3, max: 3, cpus: 64}", "--set", "name=huge")
+    done = project.submit(
+        "--", "jobs/small.yaml", "--set", "workers={min: 3, max: 3, cpus: 64}", "--set", "name=huge"
+    )
     assert done.status != 0
     assert "3 x 64 CPU = 192 CPU" in done.text
