@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -460,7 +461,7 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _same(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
-    return all(a == b for a, b in zip(one, other, strict=True))
+    return all(a == b for a, b in itertools.zip_longest(one, other))
 
 
 def _complete(data: bytes, length: int, key: str, uri: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The training stream: one global stream, whoever computes it, wherever it is entered, wherever it is stored."""
+"""The training stream: one global stream, whoever computes it, wherever it is entered and stored."""
 
 from __future__ import annotations
 
