@@ -38,7 +38,9 @@ def keep_scales(
     Without keys the draws come from torch's global generator.
     """
     if keys is None:
-        draws = torch.rand(blocks, batch, device=device)
-    else:
-        draws = uniform_by_key(keys.to(device), blocks, seed)
+        return _scales(torch.rand(blocks, batch, device=device), probability)
+    return _scales(uniform_by_key(keys.to(device), blocks, seed), probability)
+
+
+def _scales(draws: Tensor, probability: float) -> Tensor:
     return (draws < 1 - probability).double() / (1 - probability)

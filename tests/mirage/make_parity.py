@@ -3,7 +3,7 @@
     python tests/mirage/make_parity.py --release PATH_OF_A_CHECKOUT [--store]
 
 Runs the release's own classes with random weights, every norm, scale and temperature moved off its initial
-value, DropPath off. The release imports timm and fvcore, which this comparison does not need: they are stubbed.
+value, DropPath off. The release imports timm and fvcore; neither is used here, so they are stubbed.
 """
 
 import argparse

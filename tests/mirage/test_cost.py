@@ -8,7 +8,7 @@ import torch
 
 import mirage
 from mirage import MIRAGE, ModelConfig
-from mirage.cost import macs, parameters
+from mirage.cost import activation_bytes, macs, parameters
 
 BASE = ModelConfig(dim=12, blocks=(1, 2, 1, 2), refinement_blocks=1, heads=(1, 1, 2, 2))
 
@@ -53,6 +53,23 @@ def test_macs_are_those_counted_on_the_release(
 
 def test_the_heads_cost_nothing_at_inference() -> None:
     assert macs(ModelConfig.tiny(), 224, 224, spd_head=False) == 16_225_753_984
+
+
+@pytest.mark.parametrize("config", [BASE, replace(BASE, branch_ratios=(2, 1, 1)), ModelConfig.tiny()])
+def test_the_memory_model_is_within_a_tenth_of_what_autograd_keeps(config: ModelConfig) -> None:
+    model, images = MIRAGE(config), torch.rand(2, 3, 64, 64)
+    addresses = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        output = model(images)
+    maps = sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in addresses)
+    assert output.image.requires_grad
+    assert activation_bytes(config, 64, 64) == pytest.approx(maps / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("module", ["config", "cost"])

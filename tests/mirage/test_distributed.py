@@ -29,7 +29,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
             command = [script, str(rank), sizes, str(folder / f"meet-{sizes}"), str(folder / sizes)]
             processes.append(subprocess.Popen([sys.executable, *command], env=environment))
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * len(processes)
+        assert [process.wait(timeout=240) for process in processes] == [0] * len(processes)
     finally:
         for process in processes:
             process.kill()
