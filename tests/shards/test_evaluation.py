@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,9 @@ def test_noise_depends_on_seed_image_and_level_alone(dataset: Dataset):
     alone = {(i.degradation, i.id): i.degraded for i in EvaluationSet(dataset, ["noise25"], seed=0)}
     for key, image in alone.items():
         np.testing.assert_array_equal(image, both[key])
+    noise = [i.degraded.astype(int) - i.clean for i in EvaluationSet(dataset, ["noise15", "noise25"], seed=0)]
+    for one, other in combinations(noise, 2):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.1
     other = next(iter(EvaluationSet(dataset, ["noise25"], seed=1)))
     assert (other.degraded != alone["noise25", "chelsea"]).any()
     for item in EvaluationSet(dataset, ["noise15", "noise25"], seed=0):

@@ -171,27 +171,28 @@ def test_uris_name_their_store(tmp_path: Path):
 
 
 def test_a_killed_writer_leaves_nothing_half_written(tmp_path: Path):
-    """kill -9 in the middle of writing: no key is ever seen with part of its bytes."""
+    """kill -9 at many moments of writing: no key is ever seen with part of its bytes."""
+    size = 8 << 20
     script = (
         "import sys; from pathlib import Path; from shards.store import LocalStore\n"
-        "store = LocalStore(Path(sys.argv[1])); data = b'x' * (64 << 20)\n"
-        "print('go', flush=True)\n"
-        "for n in range(1000): store.write(f'k/{n}', data)\n"
+        f"store = LocalStore(Path(sys.argv[1])); data = b'x' * {size}\n"
+        "for n in range(10**6): store.write(f'{n}', data); store.delete(f'{n - 2}')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.rglob(".tmp-*")) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    store = LocalStore(tmp_path)
-    assert list(tmp_path.rglob(".tmp-*")), "the kill must fall into a write"
-    for key in store.list():
-        assert len(store.read(key)) == 64 << 20
-    store.write("k/0", b"x" * (64 << 20))
+    caught = 0
+    for moment in range(8):
+        folder = tmp_path / str(moment)
+        process = subprocess.Popen([sys.executable, "-c", script, str(folder)])
+        while not (folder / "1").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(0.003 * moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        caught += bool(list(folder.glob(".tmp-*")))
+        store = LocalStore(folder)
+        assert {len(store.read(key)) for key in store.list()} == {size}
+        store.write("0", b"x" * size)
+    assert caught > 0, "no kill fell into a write"
 
 
 def test_a_place_that_cannot_be_written_is_said():

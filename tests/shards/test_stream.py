@@ -148,14 +148,16 @@ def test_a_cache_smaller_than_the_data_gives_the_same_stream(rclone, aws, source
 
 
 def test_several_datasets_are_one(photographs: Path, tmp_path: Path, cache):
-    for name in ("rain", "haze"):
-        pack(FolderSource(photographs, [name]), LocalStore(tmp_path / name), name=name, shard_bytes=1)
+    for name, encoding in (("rain", "fast"), ("haze", "compact")):
+        store = LocalStore(tmp_path / name)
+        pack(FolderSource(photographs, [name]), store, name=name, encoding=encoding, shard_bytes=1)
     both = Dataset([str(tmp_path / "rain"), str(tmp_path / "haze")], cache)
     assert len(both.rows("train", "rain")) == len(both.rows("train", "haze")) == 5
     for name in ("rain", "haze"):
         alone = Dataset([str(tmp_path / name)], cache)
         for row, same in zip(both.rows("train", name), alone.rows("train", name), strict=True):
-            np.testing.assert_array_equal(both.read(row)[0], alone.read(same)[0])
+            for image, expected in zip(both.read(row), alone.read(same), strict=True):
+                np.testing.assert_array_equal(image, expected)
     with pytest.raises(ManifestError, match="Name it once"):
         Dataset([str(tmp_path / "rain")] * 2, cache)
 
