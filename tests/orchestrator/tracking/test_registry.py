@@ -111,6 +111,8 @@ def test_a_driver_that_died_before_the_alias_finishes_its_work(store: str, run_i
 def test_registering_leaves_the_process_as_it_was(
     store: str, run_id: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import mlflow  # takes seconds
+
     monkeypatch.chdir(tmp_path)
     for before in (None, "http://elsewhere:5000"):
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -118,6 +120,7 @@ def test_registering_leaves_the_process_as_it_was(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
         registered(store, name, run_id, f"key {before}")
         assert os.environ.get("MLFLOW_TRACKING_URI") == before
+        assert mlflow.get_tracking_uri() != store
     assert list(tmp_path.iterdir()) == []  # MLflow's default store would be ./mlflow.db
 
 
