@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,11 @@ from shards.store import LocalStore, Store
 
 log = logging.getLogger(__name__)
 
+_ABANDONED_SECONDS = 3600
+
 
 class ShardCache:
-    """A folder that holds at most `max_bytes` of shards.
+    """A folder that holds at most `max_bytes` of shards, besides those that are on their way in.
 
     Processes that still read an evicted shard keep it alive on disk until they let go of it.
     """
@@ -58,6 +61,9 @@ class ShardCache:
         part.replace(path)
 
     def _make_room(self, size: int) -> None:
+        for path, stat in _files(self.folder, ".tmp-*"):
+            if time.time() - stat.st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)  # its download was killed
         present = sorted(
             ((stat.st_mtime_ns, stat.st_size, path) for path, stat in _files(self.folder, "*.tar")),
             key=lambda item: item[0],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -42,7 +41,6 @@ class Dataset:
         self._shards: list[tuple[Store, Shard]] = []
         self._rows: dict[tuple[str, str], list[Row]] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-        self._owner = os.getpid()
         for uri in uris:
             store = open_store(uri)
             manifest = load_manifest(store)
@@ -98,8 +96,6 @@ class Dataset:
                 ) from error
 
     def _map(self, index: int) -> mmap.mmap:
-        if self._owner != os.getpid():
-            self._maps, self._owner = OrderedDict(), os.getpid()
         if index in self._maps:
             self._maps.move_to_end(index)
             return self._maps[index]

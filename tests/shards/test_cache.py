@@ -31,10 +31,6 @@ def published(remote: Store, source: FolderSource) -> Manifest:
     return pack(source, remote, name="cuts", shard_bytes=100_000)
 
 
-def sized(manifest: Manifest) -> list[Shard]:
-    return list(manifest.shards)
-
-
 def test_a_shard_is_fetched_once_and_then_read_here(remote, published, cache, monkeypatch):
     shard = published.shards[0]
     path = cache.path(remote, shard)
@@ -123,11 +119,16 @@ def test_processes_that_want_the_same_shard_fetch_it_once(remote, published, tmp
     assert found == {(shard.size, (tmp_path / "shared" / f"{shard.sha256}.tar").stat().st_ino)}
 
 
-def test_a_fetch_that_was_killed_leaves_no_shard_behind(remote, published, cache):
+def test_a_fetch_that_was_killed_leaves_nothing_for_long(remote, published, cache):
     shard = published.shards[0]
     cache.path(remote, published.shards[1])
     (cache.folder / f"{shard.sha256}.part").write_bytes(b"half of it")
+    for name, age in ((".tmp-old", 7200), (".tmp-running", 10)):
+        (cache.folder / name).write_bytes(b"half of it")
+        os.utime(cache.folder / name, (time.time() - age,) * 2)
     assert cache.path(remote, shard).stat().st_size == shard.size
+    assert [path.name for path in cache.folder.glob(".tmp-*")] == [".tmp-running"]
+    assert not list(cache.folder.glob("*.part"))
 
 
 def test_a_server_that_vanishes_in_mid_epoch_is_named(remote, published, cache, aws, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from shards.manifest import (
     publish,
     to_bytes,
 )
-from shards.store import Store
+from shards.store import LocalStore, Store
 
 SHARD = Shard("shards/ab.tar", 10_000, "ab")
 CLEAN = Member(0, 512, 100, 7, "tiles-qoi", 97, 130)
@@ -86,7 +87,8 @@ def test_a_pointer_to_nothing_is_said(store: Store):
         lambda packed: packed[:40] + bytes([packed[40] ^ 1]) + packed[41:],
     ],
 )
-def test_a_damaged_manifest_is_refused(store: Store, damage):
+def test_a_damaged_manifest_is_refused(tmp_path: Path, damage):
+    store = LocalStore(tmp_path)
     packed = gzip.compress(to_bytes(MANIFEST))
     store.write(manifest_key(MANIFEST.digest), damage(packed))
     store.write_pointer(POINTER, MANIFEST.digest.encode())
