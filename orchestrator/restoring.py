@@ -51,8 +51,10 @@ def _restore_one(network: MIRAGE, photo: Path, target: Path, device: torch.devic
         restored = restore(network, torch.from_numpy(picture.pixels).to(device))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_photo(target, restored.cpu().numpy(), picture)
-    except (PhotoError, OSError) as error:
-        return Line(f"{photo}: {error}", failed=True)
+    except PhotoError as error:
+        return Line(str(error), failed=True)
+    except OSError as error:
+        return Line(f"{target.parent}: cannot be written ({error.strerror})", failed=True)
     return Line(f"{photo} -> {target}")
 
 

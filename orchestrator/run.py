@@ -228,10 +228,8 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
         place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode()
     )
     files["model-card.md"] = _write(place.folder / "model-card.md", card.encode())
-    if track.status(uri, tracked) != "FINISHED":
-        tracker = track.Tracker(uri, tracked, home() / "spool")
-        tracker.metrics(result["step"], as_metrics(rows, "test"))
-        tracker.close()
+    if not track.is_finished(uri, tracked):
+        track.log_metrics(uri, tracked, result["step"], as_metrics(rows, "test"))
         track.log_artifacts(uri, tracked, files)
         track.end_run(uri, tracked, "FINISHED")
 

@@ -184,12 +184,6 @@ def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -
         _Sender(uri, run_id).send_records([Record(step, time.time_ns() // 1_000_000, dict(values))])
 
 
-def status(uri: str, run_id: str) -> str:
-    """Return RUNNING, FINISHED, FAILED or KILLED. Raises TrackingError."""
-    with _errors(uri):
-        return str(connect(uri).get_run(run_id).info.status)
-
-
 def log_artifacts(uri: str, run_id: str, files: Mapping[str, bytes | Path]) -> None:
     """Store files with a run: artifact path to contents or local file. Raises TrackingError."""
     with tempfile.TemporaryDirectory(prefix="mirage-artifacts-") as folder:

@@ -215,6 +215,7 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
         lr=job.train.learning_rate,
         betas=job.train.betas,
         weight_decay=job.train.weight_decay,
+        fused=True,
     )
     return Run(
         job=job,
@@ -232,8 +233,7 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
 def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
     """Move the averaged weights towards the model's; early on faster, so that the start is soon forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
     for slow_buffer, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
         slow_buffer.copy_(buffer)
 

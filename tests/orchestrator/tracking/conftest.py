@@ -15,19 +15,6 @@ import pytest
 
 from orchestrator import track
 
-# What MLflow does to its own types and to SQLAlchemy 2.1.
-THIRD_PARTY = [
-    "ignore:The ``noload`` loader strategy:DeprecationWarning",
-    "ignore:.*Any type hint is inferred as AnyType:UserWarning",
-]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for warning in THIRD_PARTY:
-                item.add_marker(pytest.mark.filterwarnings(warning))
-
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
