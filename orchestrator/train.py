@@ -234,8 +234,12 @@ def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
     """Move the averaged weights towards the model's; early on faster, so that the start is soon forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-    for slow_buffer, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-        slow_buffer.copy_(buffer)
+    # BatchNorm's running statistics are averaged too: those of the last few batches alone do not fit these weights.
+    for slow, fast in zip(averaged.buffers(), model.buffers(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
 
 
 # --- once in a while -----------------------------------------------------------------------------------------

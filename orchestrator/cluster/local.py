@@ -7,21 +7,17 @@
     └── logs/                rclone.log, ray-start.log; ray/ holds Ray's own logs, also after `down`
 
 `up.json` is written before anything starts, so that whatever an interrupted `up` leaves behind can be found
-by the next `up` or `down`. Ray and the store listen on 127.0.0.1 alone: neither would ask a stranger for a
-password that protects more than this machine.
+by the next `up` or `down`. Ray asks nobody for a password, so it and the store listen on
+127.0.0.1 alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +25,7 @@ from typing import Literal
 from orchestrator.cluster import ports, processes, rayhead, s3server
 from orchestrator.cluster.processes import Process
 from orchestrator.cluster.s3server import S3Server
+from orchestrator.cluster.state import State, home_of, locked, read, write
 from orchestrator.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -37,20 +34,6 @@ DEFAULT_DASHBOARD_PORT = 8265
 DEFAULT_RAY_PORT = 6379
 SUBMIT_HOOK = "orchestrator.cluster.hook.submit"
 _GRACE_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class State:
-    """What `up.json` holds. `environment` is what the cluster's processes got besides the shell's own."""
-
-    tag: str
-    ray_port: int
-    dashboard_port: int
-    temp_dir: str
-    s3: S3Server | None
-    environment: dict[str, str]
-    processes: tuple[Process, ...] = ()
-    ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,9 +85,9 @@ def up(
     `s3=False` starts no store: jobs then use the AWS variables of this shell. `cpus` is what Ray counts
     with; None lets it look. Raises `ClusterError`, after which nothing that this call started is left.
     """
-    home = _home(project)
-    with _locked(home):
-        state = _read(home)
+    home = home_of(project)
+    with locked(home):
+        state = read(home)
         notes: list[str] = []
         if state is not None:
             problem = _problem(state)
@@ -112,11 +95,12 @@ def up(
                 return _describe(home, state, already=True, notes=())
             if problem == s3server.GONE and state.s3 is not None:
                 restarted = _with_s3(home, state, state.s3)
-                _write(home, restarted)
+                write(home, restarted)
                 return _describe(home, restarted, already=True, notes=("the S3 server was gone: restarted",))
             notes.append(f"the cluster that was here before is replaced: {problem}")
             _stop(home, state)
-        _check_ports(dashboard_port=dashboard_port, ray_port=ray_port, s3_port=s3_port)
+        wanted = {"--dashboard-port": dashboard_port, "--ray-port": ray_port}
+        ports.require_free(wanted if s3_port is None else {**wanted, "--s3-port": s3_port})
         server = s3server.new(s3_port) if s3 else None
         state = State(
             tag=secrets.token_hex(8),
@@ -126,7 +110,7 @@ def up(
             s3=server,
             environment=_environment(home, server),
         )
-        _write(home, state)
+        write(home, state)
         try:
             if server is not None:
                 state = _with_s3(home, state, server)
@@ -142,7 +126,7 @@ def up(
                 cpus=cpus,
             )
             state = replace(state, processes=(*state.processes, *members), ready=True)
-            _write(home, state)
+            write(home, state)
             _show_logs(home, state)
         except BaseException:  # also Ctrl-C: nothing half-started may remain
             _stop(home, state)
@@ -158,14 +142,18 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
     home = project / ".mirage"
     if not (home / "up.json").exists():
         return []
-    with _locked(home):
-        state = _read(home)
+    with locked(home):
+        state = read(home)
         if state is None:
             return []
         stopped = []
         if state.ready and rayhead.answers(state.dashboard_port):
-            jobs = rayhead.stop_jobs(state.dashboard_port, job_grace_seconds)
-            stopped += [f"job {job}" for job in jobs]
+            try:
+                jobs = rayhead.stop_jobs(state.dashboard_port, job_grace_seconds)
+            except OSError as error:  # of a head that is half dead; it must be possible to take it down
+                logger.warning("jobs could not be asked to stop (%s): they end with the cluster", error)
+            else:
+                stopped += [f"job {job}" for job in jobs]
         alive = _members(state)
         _stop(home, state)
         names = {process.name for process in alive}
@@ -178,7 +166,7 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
 
 def status(project: Path) -> Status:
     """Say whether the cluster of this project runs, and whether all of it answers."""
-    state = _read(project / ".mirage")
+    state = read(project / ".mirage")
     if state is None:
         return Status("down", "nothing runs; `mirage up` starts it")
     problem = _problem(state)
@@ -193,7 +181,7 @@ def environment(project: Path) -> dict[str, str]:
 
     PATH has this interpreter's folder first. Raises `ClusterError` when nothing runs.
     """
-    state = _read(project / ".mirage")
+    state = read(project / ".mirage")
     if state is None or not state.ready:
         raise ClusterError("no cluster of this project is running: start it with `mirage up`")
     return {
@@ -221,61 +209,6 @@ def _no_proxy() -> str:
     own = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     hosts = [host for host in own.split(",") if host]
     return ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
-
-
-def _home(project: Path) -> Path:
-    if not (project / "pyproject.toml").exists():
-        raise ClusterError(f"{project} is not a project root (it has no pyproject.toml): run it from there")
-    home = project.resolve() / ".mirage"
-    try:
-        for folder in (home, home / "store", home / "logs"):
-            folder.mkdir(exist_ok=True)
-        probe = home / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ClusterError(
-            f"cannot write into {error.filename} ({error.strerror}): "
-            "work in a copy of the project that belongs to you"
-        ) from error
-    return home
-
-
-@contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """One `up` or `down` of a project at a time; the second waits."""
-    with open(home / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _read(home: Path) -> State | None:
-    try:
-        raw = json.loads((home / "up.json").read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ClusterError(f"{home / 'up.json'} is damaged ({error}): remove it") from error
-    return State(
-        **{
-            **raw,
-            "s3": S3Server(**raw["s3"]) if raw["s3"] else None,
-            "processes": tuple(Process(**process) for process in raw["processes"]),
-        }
-    )
-
-
-def _write(home: Path, state: State) -> None:
-    raw = {
-        **vars(state),
-        "s3": vars(state.s3) if state.s3 else None,
-        "processes": [vars(process) for process in state.processes],
-    }
-    temporary = home / "up.json.new"
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(raw, file, indent=1)
-    temporary.replace(home / "up.json")
 
 
 def _problem(state: State) -> str | None:
@@ -334,32 +267,6 @@ def _remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def _check_ports(*, dashboard_port: int, ray_port: int, s3_port: int | None) -> None:
-    wanted = {"--dashboard-port": dashboard_port, "--ray-port": ray_port}
-    if s3_port is not None:
-        wanted["--s3-port"] = s3_port
-    if len(set(wanted.values())) < len(wanted):
-        raise ClusterError(f"{' and '.join(wanted)} need different ports, not {sorted(wanted.values())}")
-    for flag, port in wanted.items():
-        if ports.is_free(port):
-            continue
-        holder = processes.listener(port)
-        other = f"mirage up {flag} {ports.free_port()}"
-        if holder is None:
-            raise ClusterError(
-                f"port {port} is taken, the system does not say by what: choose another, `{other}`"
-            )
-        if holder.home is not None:
-            project = Path(holder.home).parent
-            raise ClusterError(
-                f"port {port} is taken by the cluster of another project, {project}: "
-                f"run `mirage down` there, or `{other}` here"
-            )
-        raise ClusterError(
-            f"port {port} is taken by {holder.name} (process {holder.pid}): stop it, or `{other}`"
-        )
 
 
 def _describe(home: Path, state: State, *, already: bool, notes: tuple[str, ...]) -> Up:
