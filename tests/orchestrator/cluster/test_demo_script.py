@@ -64,6 +64,7 @@ def test_a_taken_port_stops_it_with_one_error(project: Path) -> None:
             output, _ = run.communicate(timeout=60)
     assert run.returncode == 2
     assert f"port {port} is taken by" in output
+    assert "mirage down" not in output
     assert "Traceback" not in output
     assert local.status(project).state == "down"
 

@@ -277,6 +277,33 @@ def test_the_literal_command_runs_an_executable_job_file_with_our_python(running
 
 
 @pytest.mark.slow
+def test_the_hook_runs_a_job_file_without_its_bit_from_a_copy_of_the_project(
+    running: tuple[Path, Up],
+) -> None:
+    project, _ = running
+    (project / "orchestrator").mkdir()  # stands for the real one, to see what a job gets
+    (project / "orchestrator" / "__init__.py").touch()
+    (project / "orchestrator" / "__main__.py").write_text(
+        "import os, sys; print('RAN', os.getcwd(), *sys.argv[1:])"
+    )
+    (project / "jobs").mkdir(exist_ok=True)
+    (project / "jobs" / "plain.yaml").write_text("name: plain\n")
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", "plain.yaml"],
+        env={**plain_shell(project), **local.environment(project)},
+        cwd=project / "jobs",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = [line.split() for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert told[1] != str(project)
+    assert told[2:] == ["run", "jobs/plain.yaml"]
+
+
+@pytest.mark.slow
 def test_a_second_up_changes_nothing(running: tuple[Path, Up]) -> None:
     project, up = running
     before = (project / ".mirage" / "up.json").read_text()
