@@ -38,6 +38,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a job: pack, train, judge, register. `ray job submit JOB_FILE` calls this on the cluster."""
+    _use_local_cluster()
     from orchestrator.jobfile import load_job
     from orchestrator.run import run_job
 
@@ -61,6 +62,7 @@ def plan(
     if resolved:
         _say(dump_job(job).rstrip())
         return
+    _use_local_cluster()
     from orchestrator.plan import make_plan
 
     _say(make_plan(job, strict=False).render())
@@ -83,6 +85,7 @@ def pack(
     seed: Annotated[int, typer.Option(help="Of the synthetic degradations.")] = 0,
 ) -> None:
     """Pack raw photographs into verified WebDataset shards."""
+    _use_local_cluster()
     from orchestrator.data import pack_dataset
 
     spec = {"source": dataset, "root": root and str(root), "held_out": held_out or (), "variants": variants}
@@ -151,6 +154,7 @@ def restore(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Restore photographs; size, format, tags and profile stay as they are."""
+    _use_local_cluster()
     from orchestrator.restoring import restore_files
 
     failures = 0
@@ -202,6 +206,24 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(2)
     sys.exit(0)
+
+
+def _use_local_cluster() -> None:
+    """Let a plain shell reach the store and the Ray head that `mirage up` runs for this folder.
+
+    What the shell or the job has set itself stands.
+    """
+    import os
+
+    from orchestrator.cluster import local
+    from orchestrator.errors import ClusterError
+
+    try:
+        offered = local.environment(Path.cwd())
+    except ClusterError:
+        return
+    for name, value in offered.items():
+        os.environ.setdefault(name, value)
 
 
 def _is_ours(error: Exception) -> bool:

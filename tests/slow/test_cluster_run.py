@@ -35,7 +35,9 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def leaked_groups(project: Project) -> str:
     script = (
-        "import ray; ray.init(address='127.0.0.1:6379', log_to_driver=False, logging_level='ERROR')\n"
+        "import os; from pathlib import Path; from orchestrator.cluster import local\n"
+        "os.environ.update(local.environment(Path.cwd()))\n"
+        "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
         "from orchestrator.cluster.groups import leaked_groups; print('leaked', len(leaked_groups()))"
     )
     return project.run(sys.executable, "-c", script).text
