@@ -1,0 +1,87 @@
+"""The main job, whole: what the README promises of `make demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.evaluate import from_records, summarise
+from tests.slow.project import Done, Project
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+DEGRADATIONS = ("haze", "rain", "noise25", "blur", "lowlight")
+
+
+def demo(project: Project) -> Done:
+    return project.run("scripts/demo", timeout=1400, VENV=str(Path(sys.executable).parent.parent))
+
+
+@pytest.fixture(scope="module")
+def done(project: Project) -> Done:
+    return demo(project)
+
+
+def folder(project: Project) -> Path:
+    (found,) = (project.root / ".mirage" / "runs").glob("demo-*")
+    return found
+
+
+def test_it_ends_well_and_says_where_everything_is(project: Project, done: Done) -> None:
+    assert done.status == 0, done.text
+    for said in (
+        "degradation",
+        "best gain+offset",
+        "mirage-demo",
+        "alias candidate",
+        "sheet.png",
+        "mlflow server",
+    ):
+        assert said in done.text
+
+
+def test_the_model_learned_to_restore(project: Project, done: Done) -> None:
+    scores = from_records(json.loads((folder(project) / "scores.json").read_bytes()))
+    *rows, average = summarise(scores, DEGRADATIONS)
+    assert all(row.n >= 4 for row in rows)
+    assert average.gain >= 3
+    assert sum(row.gain >= 0.5 for row in rows) >= 4
+    assert average.psnr > average.baseline_psnr
+    for row in rows:
+        if row.gain < 0:
+            assert f"Worse than the input: {row.degradation}" in done.text
+
+
+def test_its_pictures_are_pictures(project: Project, done: Done) -> None:
+    with (
+        Image.open(folder(project) / "restored.png") as restored,
+        Image.open(folder(project) / "degraded.png") as given,
+    ):
+        assert restored.size == given.size
+        assert restored.tobytes() != given.tobytes()
+    with Image.open(folder(project) / "sheet.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+def test_a_second_time_is_a_report_and_changes_nothing(project: Project, done: Done) -> None:
+    before = {p: p.stat().st_mtime_ns for p in folder(project).iterdir()}
+    again = demo(project)
+    assert again.status == 0, again.text
+    assert "is finished already" in again.text
+    assert "mirage-demo version 1" in again.text
+    assert {p: p.stat().st_mtime_ns for p in folder(project).iterdir()} == before
+
+
+def test_the_registered_model_restores_a_photograph(project: Project, done: Done, tmp_path: Path) -> None:
+    out = tmp_path / "restored.png"
+    told = project.run(
+        sys.executable, "-m", "orchestrator", "restore", str(folder(project) / "degraded.png"),
+        "-m", "models:/mirage-demo@candidate", "-o", str(out),
+    )  # fmt: skip
+    assert told.status == 0, told.text
+    with Image.open(out) as mine, Image.open(folder(project) / "restored.png") as theirs:
+        assert mine.tobytes() == theirs.tobytes()
