@@ -24,7 +24,7 @@ def model_card(
         "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
     }
     licences = sorted(
-        {f"{source}: {terms}" for m in dataset.manifests for source, terms in m.licences.items()}
+        {f"`{source}` {terms}" for m in dataset.manifests for source, terms in m.licences.items()}
     )
     return "\n".join(
         [

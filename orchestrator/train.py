@@ -131,16 +131,18 @@ def train(
     _resume(run, checkpoints, driver)
 
     progress = Progress(run.step, total)
+    since_logged: list[dict[str, Tensor]] = []
     stop_position = total * job.train.global_batch_size
     batches = stream.steps(run.position, engine.world_size, engine.rank, stop_position)
     while micro_batches := list(islice(batches, job.train.micro_batches)):
         progress.data_arrived()
-        scalars = train_step(run, micro_batches)
+        since_logged.append(train_step(run, micro_batches))
         progress.step_taken()
 
         due = run.step == total
         if due or run.step % job.track.every_steps == 0:
-            _log(run, scalars, progress, driver)
+            _log(run, since_logged, progress, driver)
+            since_logged.clear()
         if due or run.step % job.validation.every_steps == 0:
             _validate(run, dataset, driver)
         if due or run.step % job.checkpoint.every_steps == 0:
@@ -162,9 +164,8 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     """
     run.model.train()
     train = run.job.train
-    rate = learning_rate(train, run.step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(train, run.step, run.steps_per_epoch)
 
     scalars: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
@@ -190,10 +191,8 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         run.skipped_steps += 1
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    # Worker 0 stands for all: these are equal everywhere and must not be summed.
-    first = float(run.engine.rank == 0)
-    scalars["optim/grad_norm"] = norm.detach() * first
-    scalars["optim/lr"] = norm.new_tensor(rate * first)
+    # The norm is equal everywhere, and what is returned is summed over the workers.
+    scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
     return scalars
 
 
@@ -245,10 +244,12 @@ def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
 # --- once in a while -----------------------------------------------------------------------------------------
 
 
-def _log(run: Run, scalars: Mapping[str, Tensor], progress: Progress, driver: Driver) -> None:
-    names = sorted(scalars)
-    summed = run.engine.sum(torch.stack([scalars[name].float() for name in names]))
-    values = dict(zip(names, summed.tolist(), strict=True))
+def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: Progress, driver: Driver) -> None:
+    """Tell the means over the steps since the last time; single steps see too few images to be read."""
+    names = sorted(steps[0])
+    mean = torch.stack([torch.stack([step[name].float() for name in names]) for step in steps]).mean(0)
+    values = dict(zip(names, run.engine.sum(mean).tolist(), strict=True))
+    values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
     values |= progress.rates(run.job.train.global_batch_size)
     values["optim/skipped_steps"] = float(run.skipped_steps)
     if run.engine.rank == 0:
