@@ -85,7 +85,7 @@ class Project:
         with urllib.request.urlopen(f"http://127.0.0.1:8265/api/jobs/{what}", timeout=30) as answer:
             return dict(json.load(answer))
 
-    def wait_for(self, job: str, says: str, timeout: float = 240) -> str:
+    def wait_for(self, job: str, says: str, timeout: float = 400) -> str:
         """Wait until the job has printed a line that matches; return all it printed."""
         return wait_until(lambda: (text := self.logs(job)) and re.search(says, text) and text, timeout, says)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mirage.weights import loads
 from tests.slow.project import Project, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def runs(project: Project, name: str) -> list[Path]:
