@@ -186,6 +186,7 @@ def environment(project: Path) -> dict[str, str]:
         raise ClusterError("no cluster of this project is running: start it with `mirage up`")
     return {
         **state.environment,
+        "RAY_ADDRESS": f"127.0.0.1:{state.ray_port}",
         "RAY_API_SERVER_ADDRESS": _dashboard(state),
         "RAY_JOB_SUBMIT_HOOK": SUBMIT_HOOK,
         "PATH": rayhead.path_with_this_python(),
@@ -197,6 +198,7 @@ def _environment(home: Path, server: S3Server | None) -> dict[str, str]:
     return {
         **(server.environment() if server else {}),
         **rayhead.ENVIRONMENT,
+        "RAY_AUTH_MODE": rayhead.auth_mode(),
         "MLFLOW_TRACKING_URI": tracking,
         "MIRAGE_HOME": str(home),
         "NO_PROXY": _no_proxy(),

@@ -111,9 +111,9 @@ def start(
     deadline = time.monotonic() + _START_SECONDS
     while not answers(dashboard_port):
         if time.monotonic() > deadline:
-            logs = session_logs(temp_dir)
             raise ClusterError(
-                f"Ray's dashboard did not answer on port {dashboard_port}: see {logs}/dashboard.log"
+                f"Ray's dashboard did not answer on port {dashboard_port} within {_START_SECONDS:.0f} s: "
+                f"see {log.parent / 'ray' / 'dashboard.log'}"
             )
         time.sleep(0.2)
     return [process for process in processes.tagged(tag) if process.name in _CORE]
@@ -136,6 +136,26 @@ def stop_jobs(dashboard_port: int, grace_seconds: float) -> list[str]:
     while _running_jobs(dashboard_port) and time.monotonic() < deadline:
         time.sleep(0.3)
     return jobs
+
+
+def auth_mode() -> str:
+    """Return whether the head asks for a token: only if the user says so.
+
+    Left to itself, Ray asks for one as soon as `~/.ray/auth_token` exists, which any earlier `ray.init()` may have
+    made; the same command would then work on one machine and be refused on the next.
+    """
+    return os.environ.get("RAY_AUTH_MODE", "disabled")
+
+
+def _authorization() -> dict[str, str]:
+    """Return the header that a head with token authentication wants; Ray's own places of the token."""
+    if auth_mode().lower() != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and file.is_file():
+        token = file.read_text().strip()
+    return {"Authorization": f"Bearer {token}"}
 
 
 def session_logs(temp_dir: Path) -> Path:
@@ -166,7 +186,8 @@ def _running_jobs(dashboard_port: int) -> list[str]:
 
 def _request(dashboard_port: int, path: str, *, method: str = "GET") -> Any:
     url = f"http://127.0.0.1:{dashboard_port}{path}"
-    with opener(url).open(urllib.request.Request(url, method=method), timeout=10) as response:
+    request = urllib.request.Request(url, method=method, headers=_authorization())
+    with opener(url).open(request, timeout=10) as response:
         return json.load(response)
 
 

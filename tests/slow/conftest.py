@@ -23,7 +23,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     for name in ("astronaut", "rocket", "coffee", "cat"):
         picture = np.ascontiguousarray(getattr(photographs, name)()[100:228, 150:294])
         Image.fromarray(picture).save(root / "photographs" / f"{name}.png")
-    made = Project(root, plain_environment())
+    # A token that Ray finds by itself, as on a machine where somebody has used Ray before.
+    user = tmp_path_factory.mktemp("user")
+    (user / ".ray").mkdir()
+    (user / ".ray" / "auth_token").write_text("0" * 64)
+    made = Project(root, {**plain_environment(), "HOME": str(user)})
     up = made.run(sys.executable, "-m", "orchestrator", "up")
     assert up.status == 0, up.text
     yield made
