@@ -71,7 +71,9 @@ class BatchNorm(nn.Module):
         var = power / count - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
             unbiased = var * count / (count - 1)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
+            # One batch that is not finite must not stay in the averages: the step that it spoils is skipped.
+            finite = torch.isfinite(mean) & torch.isfinite(unbiased)
+            for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.copy_(torch.where(finite, running.lerp(batch.to(running.dtype), MOMENTUM), running))
         return mean.to(self.weight.dtype), var.to(self.weight.dtype)

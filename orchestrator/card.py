@@ -41,7 +41,7 @@ def model_card(
             "",
             "Input and output are RGB in [0, 1] of any size, float32, (b, 3, h, w).",
             "",
-            "    mirage restore photo.jpg -m models:/NAME@candidate",
+            f"    mirage restore photo.jpg -m models:/{job.track.register_as or 'NAME'}@candidate",
             "",
         ]
     )

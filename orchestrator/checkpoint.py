@@ -23,7 +23,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from shards.errors import MissingObjectError
 from shards.store import Store
 
@@ -96,7 +96,7 @@ class Checkpoints:
         for name in reversed(self.names()):
             try:
                 self.load(name)
-            except (CheckpointError, MissingObjectError) as error:
+            except (DamagedCheckpointError, MissingObjectError) as error:
                 log.warning("checkpoint %s is damaged and is passed over for the one before: %s", name, error)
             else:
                 return name
@@ -116,7 +116,9 @@ class Checkpoints:
         for part, blob in record["blobs"].items():
             data = self._store.read(_blob_key(blob))
             if hashlib.sha256(data).hexdigest() != blob:
-                raise CheckpointError(f"{self._store.uri}/{_blob_key(blob)} does not match its checksum.")
+                raise DamagedCheckpointError(
+                    f"{self._store.uri}/{_blob_key(blob)} does not match its checksum."
+                )
             tensors[part] = safetensors.torch.load(data)
         return State(
             step=record["step"],
@@ -162,11 +164,11 @@ class Checkpoints:
             record = json.loads(self._store.read(key))
             claimed = record.pop("sha256")
         except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{self._store.uri}/{key} is not a checkpoint record: {error!r}."
             ) from error
         if _digest(record) != claimed:
-            raise CheckpointError(f"{self._store.uri}/{key} does not match its own checksum.")
+            raise DamagedCheckpointError(f"{self._store.uri}/{key} does not match its own checksum.")
         if record["format"] != FORMAT:
             raise CheckpointError(
                 f"{self._store.uri}/{key} has format {record['format']}; this version reads {FORMAT}."
@@ -179,7 +181,7 @@ class Checkpoints:
         for name in self.names():
             try:
                 records[name] = self._record(name)
-            except CheckpointError as error:
+            except DamagedCheckpointError as error:
                 log.warning("checkpoint %s is damaged and is left where it is: %s", name, error)
         newest = list(records)[-self._keep :]
         scored = [name for name, record in records.items() if METRIC in record["metrics"]]

@@ -222,8 +222,10 @@ def _use_local_cluster() -> None:
         offered = local.environment(Path.cwd())
     except ClusterError:
         return
+    own_store = any(name.startswith("AWS_") for name in os.environ) or Path("~/.aws").expanduser().exists()
     for name, value in offered.items():
-        os.environ.setdefault(name, value)
+        if not (own_store and name.startswith("AWS_")):
+            os.environ.setdefault(name, value)
 
 
 def _is_ours(error: Exception) -> bool:

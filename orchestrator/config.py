@@ -21,6 +21,10 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
 class Section(BaseModel):
     """A part of a job: frozen, and an unknown key is an error."""
 
@@ -93,7 +97,7 @@ class Pack(Section):
     """Which degradations to make. Noise is drawn when a sample is read, never stored."""
     variants: int = Field(default=4, ge=1)
     """Different draws of each degradation per training photograph."""
-    seed: int = 0
+    seed: Seed = 0
     encoding: Literal["fast", "compact"] = "fast"
     """Lossless tiles: QOI (fast) or WebP (compact)."""
 
@@ -191,7 +195,7 @@ class Track(Section):
     experiment: str
     uri: str | None = None
     """MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else SQLite in the home folder."""
-    register_as: str | None = None
+    register_as: Name | None = None
     """Registered-model name; the new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
 
@@ -206,13 +210,13 @@ class Example(Section):
 class Job(Section):
     """One job file, resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: Name
     kind: Literal["train", "pack"] = "train"
     recipe: Literal["release", "paper", "fast"] = "release"
     """The authors' code, the paper's text, or ours. A number always says which."""
     setting: Literal["3deg", "5deg"]
     """Published benchmark combination: fixes mixture, degradations and protocol."""
-    seed: int = 0
+    seed: Seed = 0
     storage: str = ".mirage/folder"
     """Where relative manifests and the runs live: `s3://bucket[/prefix]` or a folder."""
     model: Model = Model()

@@ -31,14 +31,14 @@ def manifest_uris(job: Job) -> tuple[str, ...]:
     return tuple(below(job.storage, name) for name in job.data.manifests)
 
 
-def open_dataset_at(uris: Sequence[str], spec: Data) -> Dataset:
-    """Return the packed data at `uris`; raises `shards.ShardsError` when it cannot be reached."""
-    return Dataset(uris, _shard_cache(spec))
+def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> Dataset:
+    """Return the very data that `digests` name at `uris`, whatever was published there since."""
+    return Dataset(uris, _shard_cache(spec), digests)
 
 
 def open_dataset(job: Job) -> Dataset:
     """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
-    return open_dataset_at(manifest_uris(job), job.data)
+    return Dataset(manifest_uris(job), _shard_cache(job.data))
 
 
 def ensure_packed(job: Job, progress: Progress) -> bool:
@@ -52,14 +52,8 @@ def ensure_packed(job: Job, progress: Progress) -> bool:
     (uri,) = manifest_uris(job)
     store = open_store(uri)
     store.ensure_bucket()
-    found = _manifest(store)
     source = _source(spec)
-    if found is not None:
-        if not source.provenance.items() <= found.provenance.items():
-            raise PlanError(
-                f"data.manifests: {uri} holds a dataset packed from {found.provenance}, and data.pack asks for "
-                f"{source.provenance}. Nothing is overwritten: name another dataset in data.manifests."
-            )
+    if _holds(store, source, spec.encoding):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
     pack(source, store, name=name, encoding=spec.encoding, on_progress=progress)
@@ -76,10 +70,11 @@ def pack_dataset(spec: Mapping[str, object], out: str, progress: Progress) -> tu
     if chosen.source == "synthetic" and chosen.root is None:
         raise PlanError("--root is missing: name the folder of clean photographs.")
     uri = absolute_uri(out)
+    source, store = _source(chosen), open_store(uri)
+    store.ensure_bucket()
+    _holds(store, source, chosen.encoding)
     name = uri.rsplit("/", 1)[-1]
-    return pack(
-        _source(chosen), open_store(uri), name=name, encoding=chosen.encoding, on_progress=progress
-    ), uri
+    return pack(source, store, name=name, encoding=chosen.encoding, on_progress=progress), uri
 
 
 def planned_counts(job: Job) -> dict[str, int]:
@@ -102,6 +97,13 @@ def check_holds(dataset: Dataset, job: Job) -> None:
         for d in job.evaluate.degradations
         if not dataset.rows("test", row_degradation(d))
     ]
+    if job.example is not None:
+        known = [row.id for row in dataset.rows("test", job.example.degradation)]
+        if job.example.photograph not in known or job.example.degradation not in job.evaluate.degradations:
+            raise PlanError(
+                f"example: no held-out photograph {job.example.photograph!r} is evaluated with "
+                f"{job.example.degradation}. There are: {', '.join(sorted(known)) or 'none'}."
+            )
     if missing:
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
@@ -131,8 +133,19 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
-def _manifest(store: Store) -> Manifest | None:
-    return load_manifest(store) if store.read_pointer(POINTER) is not None else None
+def _holds(store: Store, source: Source, encoding: str) -> bool:
+    """Return whether `store` holds what packing `source` gives; PlanError when it holds something else."""
+    if store.read_pointer(POINTER) is None:
+        return False
+    found, wanted = load_manifest(store).provenance, {**source.provenance, "encoding": encoding}
+    different = [key for key, value in wanted.items() if found.get(key) != value]
+    if different:
+        told = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
+        raise PlanError(
+            f"{store.uri} holds a dataset that was packed otherwise: {told}. "
+            "Nothing is overwritten: give the new dataset another name."
+        )
+    return True
 
 
 def _shard_cache(data: Data) -> ShardCache:

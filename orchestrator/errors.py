@@ -4,7 +4,8 @@
     ├── JobFileError        the job file does not say something that can be run; carries every problem at once
     ├── PlanError           the job is well formed but cannot be done: data, cluster or workers do not allow it
     ├── ClusterError        the local cluster, a port, a process; submission
-    ├── CheckpointError     no checkpoint can be read, or one does not belong to this run
+    ├── CheckpointError     a checkpoint of another run or another version
+    │   └── DamagedCheckpointError   bytes that are not what was written; the one before it serves
     ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
@@ -31,7 +32,11 @@ class ClusterError(OrchestratorError):
 
 
 class CheckpointError(OrchestratorError):
-    """No usable checkpoint, or one of another run."""
+    """A checkpoint of another run or of another version."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not what was written."""
 
 
 class TrainingError(OrchestratorError):

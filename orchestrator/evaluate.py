@@ -89,8 +89,7 @@ def summarise(scores: Sequence[Score], degradations: Sequence[str]) -> list[Row]
         groups[one.degradation].append(one)
     ordered = [sorted(groups[d], key=lambda s: s.photograph) for d in degradations]
     rows = [_row(group) for group in ordered]
-    gains = [np.array([s.psnr - s.input_psnr for s in group]) for group in ordered]
-    low, high = _interval(gains)
+    low, high = _interval(ordered)
     mean = {
         name: float(np.mean([getattr(row, name) for row in rows]))
         for name in ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
@@ -116,8 +115,7 @@ def from_records(records: Sequence[dict[str, object]]) -> list[Score]:
 
 
 def _row(group: Sequence[Score]) -> Row:
-    gains = np.array([s.psnr - s.input_psnr for s in group])
-    low, high = _interval([gains])
+    low, high = _interval([group])
     mean = {
         n: float(np.mean([getattr(s, n) for s in group]))
         for n in ("input_psnr", "input_ssim", "psnr", "ssim")
@@ -125,7 +123,7 @@ def _row(group: Sequence[Score]) -> Row:
     return Row(
         degradation=group[0].degradation,
         n=len(group),
-        gain=float(gains.mean()),
+        gain=float(np.mean([s.psnr - s.input_psnr for s in group])),
         gain_low=low,
         gain_high=high,
         baseline_psnr=_baseline_psnr(group),
@@ -152,12 +150,24 @@ def _baseline_psnr(group: Sequence[Score]) -> float:
     return float(np.mean(values))
 
 
-def _interval(groups: Sequence[NDArray[np.float64]], draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of the groups' means; always the same draws."""
+def _interval(groups: Sequence[Sequence[Score]], draws: int = 10_000) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean of the groups' mean gains; always the same draws.
+
+    Photographs are drawn, not scores: one that stands in several degradations comes or stays away in all of them.
+    """
+    photographs = sorted({s.photograph for group in groups for s in group})
     rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(photographs), size=(draws, len(photographs)))
+    times = np.stack([(picks == i).sum(1) for i in range(len(photographs))], axis=1)  # (draws, photographs)
     means = np.zeros(draws)
-    for values in groups:
-        picks = rng.integers(0, len(values), size=(draws, len(values)))
-        means += values[picks].mean(axis=1) / len(groups)
+    for group in groups:
+        gains = {s.photograph: s.psnr - s.input_psnr for s in group}
+        here = np.array([name in gains for name in photographs])
+        values = np.array([gains.get(name, 0.0) for name in photographs])
+        weight = times * here
+        # A draw without any photograph of this group says nothing of it: its own mean stands in.
+        empty = weight.sum(1) == 0
+        mean = (weight @ values) / np.maximum(weight.sum(1), 1)
+        means += np.where(empty, values[here].mean(), mean) / len(groups)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -67,7 +67,7 @@ def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> Job:
 
 def dump_job(job: Job) -> str:
     """Return the resolved job as YAML; reading it back gives an equal job."""
-    return str(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False))
+    return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
 
 
 def json_schema() -> dict[str, Any]:
@@ -168,18 +168,19 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
 def _resolve(layers: Sequence[_Layer]) -> Job:
     given: dict[str, Any] = {}
     places: dict[Key, str] = {}
+    replaced: tuple[str, ...] = ()
     for layer in layers:
-        given = _merge(given, layer.values)
+        whole_keys = _whole_keys(layer)
+        given = _merge(given, layer.values, whole_keys)
         places.update(layer.places)
+        replaced += whole_keys
     whole = layers[-2].whole if len(layers) > 1 else layers[-1].whole
 
     recipe, setting = given.get("recipe", "release"), given.get("setting")
     train = given.get("train")
     steps_given = isinstance(train, dict) and train.get("steps") is not None
-    if recipe in ("release", "paper", "fast") and setting in SETTINGS:
-        given = _merge(
-            defaults(recipe, setting, steps_given=steps_given), given, whole_keys=("data.mixture",)
-        )
+    if recipe in ("release", "paper", "fast") and isinstance(setting, str) and setting in SETTINGS:
+        given = _merge(defaults(recipe, setting, steps_given=steps_given), given, whole_keys=replaced)
     try:
         job = Job.model_validate(given)
     except ValidationError as error:
@@ -206,6 +207,15 @@ def _merge(
         else:
             merged[name] = value
     return merged
+
+
+def _whole_keys(layer: _Layer) -> tuple[str, ...]:
+    """Return the mappings that the layer gives as a whole: a mixture, unless `--set` reaches into it by a dot."""
+    data = layer.values.get("data")
+    by_dot = layer.whole == "--set" and any(
+        len(key) > 2 and key[:2] == ("data", "mixture") for key in layer.places
+    )
+    return ("data.mixture",) if isinstance(data, dict) and "mixture" in data and not by_dot else ()
 
 
 def _relevant(errors: Sequence[Any]) -> list[Any]:

@@ -110,7 +110,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
         else:
             held = {d: published.get(d, 0) for d in job.data.mixture}
             counts_from = "published"
-            warnings.append(f"the data is out of reach, so the published counts stand in. {error}")
+            warnings.append(f"the data cannot be used as it is, so the published counts stand in. {error}")
     samples: dict[str, tuple[int, int]] = {d: (held[d], repeat) for d, repeat in job.data.mixture.items()}
     order = SampleOrder(
         Mixture(tuple(Entry(d, count, repeat) for d, (count, repeat) in samples.items())),

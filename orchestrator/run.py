@@ -7,6 +7,7 @@ again and changes nothing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from orchestrator import data, registry, report, track
 from orchestrator.card import model_card
 from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
-from orchestrator.errors import PlanError
+from orchestrator.errors import TrackingError
 from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
 from orchestrator.home import below, home
 from orchestrator.jobfile import dump_job
@@ -34,6 +35,8 @@ from orchestrator.watch import comparison_sheet, png_bytes, to_uint8, validation
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
 from shards.store import Store, open_store
+
+log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -84,13 +87,18 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
         say(f"run {place.run_id}" + (" goes on" if known else ""))
         outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
         if outcome.status == "stopped":
-            track.end_run(uri, tracked, "KILLED")
+            _end(uri, tracked, "KILLED")
             say(
                 f"stopped at step {outcome.step} of {outcome.total_steps} with a checkpoint. "
                 "Submit the job again to go on."
             )
             return outcome
-    _conclude(job, dataset, place, uri, tracked, say)
+    try:
+        _conclude(job, dataset, place, uri, tracked, say)
+    except BaseException:
+        if outcome.status != "finished" or not known:
+            _end(uri, tracked, "FAILED")
+        raise
     return outcome
 
 
@@ -121,7 +129,7 @@ def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -
         "mirage.data": ", ".join(data.manifest_uris(job)),
     }
     params = {
-        **_flat(job.model_dump(mode="json", exclude_none=True)),
+        **_flat(_shown_job(job).model_dump(mode="json", exclude_none=True)),
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
@@ -129,9 +137,16 @@ def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -
     tracked = track.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
     if known is None:
         track.log_artifacts(
-            uri, tracked, {"job.yaml": dump_job(job).encode(), "plan.txt": plan.render().encode()}
+            uri, tracked, {"job.yaml": dump_job(_shown_job(job)).encode(), "plan.txt": plan.render().encode()}
         )
     return tracked
+
+
+def _shown_job(job: Job) -> Job:
+    """Return the job as it may be shown: without the password that a tracking URI can carry."""
+    if job.track.uri is None:
+        return job
+    return job.model_copy(update={"track": job.track.model_copy(update={"uri": track.shown(job.track.uri)})})
 
 
 def _train(
@@ -146,8 +161,9 @@ def _train(
             from orchestrator.cluster.launch import Assignment, connected, launch
 
             assignment = Assignment(
-                job=job.model_dump(mode="json", exclude_none=True),
+                job=job.model_dump(mode="json"),
                 manifests=data.manifest_uris(job),
+                digests=tuple(dataset.digests),
                 run_uri=place.uri,
                 code_version=code_version(),
                 home=str(home()),
@@ -156,10 +172,18 @@ def _train(
                 outcome = launch(job, assignment, driver)
     except BaseException:
         tracker.close()
-        track.end_run(uri, tracked, "FAILED")
+        _end(uri, tracked, "FAILED")
         raise
     tracker.close()
     return outcome
+
+
+def _end(uri: str, tracked: str, status: str) -> None:
+    """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
+    try:
+        track.end_run(uri, tracked, status)
+    except TrackingError as error:
+        log.warning("the run in MLflow stays open: %s", error)
 
 
 def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outcome:
@@ -272,14 +296,8 @@ def _pictures(
 
 def _example(job: Job, items: Iterable[EvalItem]) -> EvalItem:
     assert job.example is not None, "called for jobs with an example"
-    for item in items:
-        if item.degradation == job.example.degradation and job.example.photograph in item.id:
-            return item
-    known = sorted({i.id for i in items if i.degradation == job.example.degradation})
-    raise PlanError(
-        f"example: no held-out photograph {job.example.photograph!r} with {job.example.degradation}. "
-        f"There are: {', '.join(known) or 'none'}."
-    )
+    wanted = (job.example.photograph, job.example.degradation)
+    return next(item for item in items if (item.id, item.degradation) == wanted)
 
 
 def _each(rows: list[Row]) -> int:

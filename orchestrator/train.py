@@ -44,6 +44,8 @@ from shards.stream import Batch
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+HOPELESS = 100
+"""Steps in a row without a finite gradient after which a run is given up."""
 
 
 class Driver(Protocol):
@@ -88,6 +90,7 @@ class Run:
     steps_per_epoch: int
     step: int = 0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     validation: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -106,7 +109,7 @@ def run_id(job: Job, manifests: Sequence[str]) -> str:
 
     Keys that say where and how fast it runs leave it the same run.
     """
-    content = job.model_dump(mode="json", exclude_none=True)
+    content = job.model_dump(mode="json")
     for key in INCIDENTAL:
         section, _, name = key.partition(".")
         if name:
@@ -145,12 +148,13 @@ def train(
             since_logged.clear()
         if due or run.step % job.validation.every_steps == 0:
             _validate(run, dataset, driver)
-        if due or run.step % job.checkpoint.every_steps == 0:
+        stop = engine.any(driver.stopping())
+        if due or stop or run.step % job.checkpoint.every_steps == 0:
             _save(run, checkpoints)
-        elif engine.any(driver.stopping()):
-            _save(run, checkpoints)
+        if stop and not due:
             checkpoints.wait()
             return Outcome("stopped", run.step, total)
+        progress.asks_for_data()
     checkpoints.wait()
     _finish(run, dataset, store)
     return Outcome("finished", run.step, total)
@@ -187,8 +191,15 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         run.optimizer.step()
         if run.averaged is not None:
             _average(run.averaged, run.model, train.ema_decay or 0.0, run.step)
+        run.skipped_in_a_row = 0
     else:
         run.skipped_steps += 1
+        run.skipped_in_a_row += 1
+        if run.skipped_in_a_row == HOPELESS:
+            raise TrainingError(
+                f"the gradients of the last {HOPELESS} steps were not finite (step {run.step}): the run has diverged. "
+                "Lower train.learning_rate, set train.clip_norm, or use precision fp32."
+            )
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     # The norm is equal everywhere, and what is returned is summed over the workers.
@@ -327,7 +338,7 @@ def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
     """Return the optimiser's moments under the names of their parameters."""
-    names = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    names = [name for name, _ in _trainable(run.model)]
     state = run.optimizer.state_dict()["state"]
     return _snapshot(
         {f"{names[i]}/{kind}": value for i, slots in state.items() for kind, value in slots.items()}

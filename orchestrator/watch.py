@@ -32,13 +32,16 @@ class Progress:
         self._before = self._began
 
     def data_arrived(self) -> None:
-        """Note that the next batch is here: the time since the last step was spent waiting for it."""
+        """Note that it is here: the time since it was asked for was spent waiting."""
         self._waited += time.monotonic() - self._before
+
+    def asks_for_data(self) -> None:
+        """Note that the next batch is asked for."""
+        self._before = time.monotonic()
 
     def step_taken(self) -> None:
         """Note the end of a step."""
         self._steps += 1
-        self._before = time.monotonic()
 
     def rates(self, batch: int) -> dict[str, float]:
         """Return images per second and the share of time that data was waited for, since the last call."""
@@ -68,15 +71,10 @@ class Progress:
 
 def validation_items(held_out: EvaluationSet, validation: Validate) -> list[EvalItem]:
     """Return centre crops of the first held-out photographs of each degradation: always the same."""
-    taken: dict[str, int] = {}
     items = []
-    for item in held_out.items(0, 1):
-        seen = taken[item.degradation] = taken.get(item.degradation, 0) + 1
-        if seen <= validation.photographs:
-            side = validation.crop_pixels
-            items.append(
-                replace(item, degraded=_centre(item.degraded, side), clean=_centre(item.clean, side))
-            )
+    for index in held_out.first(validation.photographs):
+        item, side = held_out[index], validation.crop_pixels
+        items.append(replace(item, degraded=_centre(item.degraded, side), clean=_centre(item.clean, side)))
     return items
 
 

@@ -29,10 +29,11 @@ class Dataset:
     """The rows of one or more manifests as one table.
 
     Rows are as in their manifest, except that their shards are numbered over all manifests. Opened files
-    are not pickled: a copy in another process opens its own.
+    are not pickled: a copy in another process opens its own. `digests` asks for those very manifests, whatever
+    has been published at the URIs since.
     """
 
-    def __init__(self, uris: Sequence[str], cache: ShardCache) -> None:
+    def __init__(self, uris: Sequence[str], cache: ShardCache, digests: Sequence[str] = ()) -> None:
         if not uris:
             raise ManifestError("no dataset was named; give at least one URI.")
         self.uris = tuple(uris)
@@ -41,9 +42,10 @@ class Dataset:
         self._shards: list[tuple[Store, Shard]] = []
         self._rows: dict[tuple[str, str], list[Row]] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-        for uri in uris:
+        asked: Sequence[str | None] = digests or [None] * len(uris)
+        for uri, digest in zip(uris, asked, strict=True):
             store = open_store(uri)
-            manifest = load_manifest(store)
+            manifest = load_manifest(store, digest)
             if manifest.digest in self.digests:
                 raise ManifestError(
                     f"{uri} holds the same dataset as another URI of {', '.join(uris)}. Name it once."

@@ -63,6 +63,16 @@ class EvaluationSet:
         degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
         return EvalItem(row.id, degradation, degraded, clean)
 
+    def first(self, count: int) -> list[int]:
+        """Indices of the first `count` items of each degradation."""
+        taken: dict[str, int] = {}
+        chosen = []
+        for index, (degradation, _) in enumerate(self._entries):
+            taken[degradation] = taken.get(degradation, 0) + 1
+            if taken[degradation] <= count:
+                chosen.append(index)
+        return chosen
+
     def items(self, start: int = 0, stride: int = 1) -> Iterator[EvalItem]:
         """Every `stride`-th item from `start` on: the part of one of `stride` workers."""
         return (self[index] for index in range(start, len(self), stride))

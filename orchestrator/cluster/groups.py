@@ -10,11 +10,14 @@ from ray.util.state import list_jobs, list_placement_groups
 
 log = logging.getLogger(__name__)
 
+_ALL = 10_000
+
 
 def leaked_groups() -> list[str]:
     """Return the ids of placement groups whose job has ended."""
-    running = {job.job_id for job in list_jobs() if job.status == "RUNNING"}
-    groups = list_placement_groups(filters=[("state", "!=", "REMOVED")], detail=True)
+    # Groups first: a job that begins between the two questions must not look dead. Ray cuts lists at 100 by itself.
+    groups = list_placement_groups(filters=[("state", "!=", "REMOVED")], detail=True, limit=_ALL)
+    running = {job.job_id for job in list_jobs(limit=_ALL) if job.status == "RUNNING"}
     return [g.placement_group_id for g in groups if not g.is_detached and g.creator_job_id not in running]
 
 

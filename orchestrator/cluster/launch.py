@@ -29,11 +29,11 @@ from orchestrator.cluster.groups import free_leaked_groups
 from orchestrator.cluster.room import wait_for_room
 from orchestrator.config import Job
 from orchestrator.engine import DDPEngine
-from orchestrator.errors import OrchestratorError, TrainingError
+from orchestrator.errors import ClusterError, OrchestratorError, TrainingError
 from orchestrator.jobfile import job_from_mapping
 from orchestrator.stop import on_stop
 from orchestrator.train import Driver, Outcome, train
-from shards.errors import ShardsError
+from shards.errors import ShardsError, UnreachableStoreError
 from shards.store import open_store
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class Assignment:
 
     job: dict[str, Any]
     manifests: tuple[str, ...]
+    digests: tuple[str, ...]
+    """Which data it is: restarted workers read this, whatever was packed meanwhile."""
     run_uri: str
     code_version: str
     home: str
@@ -99,8 +101,16 @@ def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
     SIGTERM and Ctrl-C stop it with a checkpoint. Raises PlanError when the cluster can never hold the job,
     TrainingError when it failed for good.
     """
+    asked = threading.Event()
+    with on_stop(asked.set):
+        return _launch(job, assignment, driver, asked)
+
+
+def _launch(job: Job, assignment: Assignment, driver: Driver, asked: threading.Event) -> Outcome:
     free_leaked_groups()
-    workers = wait_for_room(job.workers, driver.say)
+    workers = wait_for_room(job.workers, driver.say, asked.is_set)
+    if workers == 0:
+        return Outcome("stopped", 0, 0)
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     trainer = TorchTrainer(
         _work,
@@ -120,7 +130,7 @@ def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
         ),
     )
     driver.say(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
-    result = _follow(trainer, mailbox, job, driver)
+    result = _follow(trainer, mailbox, job, driver, asked)
     failure = ray.get(mailbox.failure.remote())
     free_leaked_groups()
     if failure:
@@ -134,19 +144,27 @@ def connected() -> Iterator[None]:
     os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
     passed = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
     environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(passed)}}
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": environment},
-        namespace="mirage",
-    )
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": environment},
+            namespace="mirage",
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
+            "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _follow(trainer: TorchTrainer, mailbox: Any, job: Job, driver: Driver) -> ray.train.Result:
+def _follow(
+    trainer: TorchTrainer, mailbox: Any, job: Job, driver: Driver, asked: threading.Event
+) -> ray.train.Result:
     """Run `trainer` in a thread and pass on what workers say, until it ends."""
     ended: list[ray.train.Result | BaseException] = []
 
@@ -156,23 +174,21 @@ def _follow(trainer: TorchTrainer, mailbox: Any, job: Job, driver: Driver) -> ra
         except BaseException as error:  # carried to the main thread, which raises it
             ended.append(error)
 
-    asked = threading.Event()
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     deadline = time.monotonic() + 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
-    with on_stop(asked.set):
-        thread.start()
-        told = False
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            _deliver(ray.get(mailbox.collect.remote()), driver)
-            if deadline and time.monotonic() > deadline and not asked.is_set():
-                driver.say(f"workers.deadline_hours ({job.workers.deadline_hours:g}) is over")
-                asked.set()
-            if asked.is_set() and not told:
-                driver.say("stopping: the run writes a checkpoint at its next step and ends")
-                mailbox.stop.remote()
-                told = True
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
         _deliver(ray.get(mailbox.collect.remote()), driver)
+        if deadline and time.monotonic() > deadline and not asked.is_set():
+            driver.say(f"workers.deadline_hours ({job.workers.deadline_hours:g}) is over")
+            asked.set()
+        if asked.is_set() and not told:
+            driver.say("stopping: the run writes a checkpoint at its next step and ends")
+            mailbox.stop.remote()
+            told = True
+    _deliver(ray.get(mailbox.collect.remote()), driver)
     (result,) = ended
     if isinstance(result, ray.train.Result):
         return result
@@ -271,8 +287,10 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     try:
         device = ray.train.torch.get_device()
         engine = DDPEngine(device, job.train.precision)
-        dataset = data.open_dataset_at(assignment.manifests, job.data)
+        dataset = data.open_dataset_at(assignment.manifests, assignment.digests, job.data)
         outcome = train(job, dataset, open_store(assignment.run_uri), engine, driver, assignment.code_version)
+    except UnreachableStoreError:
+        raise  # the store may be back when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:
         ray.get(mailbox.fail.remote(str(error)))
         raise

@@ -113,6 +113,33 @@ def test_a_mixture_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert job.data.mixture == {"rain": 2}
 
 
+def test_one_repeat_of_a_mixture_is_changed_by_a_dotted_override(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, MINIMAL), ["data.mixture.rain=7"])
+    assert job.data.mixture["rain"] == 7
+    assert job.data.mixture["haze"] == 1
+
+
+def test_a_child_drops_a_degradation_of_its_parent(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        MINIMAL.replace("{manifests: mine}", "{manifests: mine, mixture: {rain: 1, haze: 1}}"),
+        "base.yaml",
+    )
+    job = load_job(write(tmp_path, "extends: base.yaml\ndata: {mixture: {rain: 2}}\n"))
+    assert job.data.mixture == {"rain": 2}
+
+
+@pytest.mark.parametrize("override", ["train.ema_decay=null", "train.clip_norm=null"])
+def test_a_key_that_was_emptied_stays_empty_on_the_way_to_the_workers(override: str) -> None:
+    job = load_job("jobs/demo.yaml", [override])
+    assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+@pytest.mark.parametrize("override", ["setting=[5deg]", "recipe=[fast]", "seed=-1", "track.register_as=a/b"])
+def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
+    assert "1 problem," in problems(Path("jobs/demo.yaml"), override)
+
+
 def test_the_schema_describes_every_section() -> None:
     schema = json_schema()
     assert set(Job.model_fields) <= set(schema["properties"])

@@ -13,11 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from mirage import MIRAGE
 from mirage.weights import loads
 from orchestrator import data
 from orchestrator.config import Job
 from orchestrator.engine import DDPEngine, InProcessEngine
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.jobfile import dump_job, job_from_mapping
 from orchestrator.train import RESULT, Outcome, run_id, train
 from shards.dataset import Dataset
@@ -95,11 +96,20 @@ def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, 
 
 def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, uninterrupted) -> None:
     folder = tmp_path / "stopped"
-    assert run(small_job(), small_data, folder, Listener(stop_after=2)) == Outcome("stopped", 3, 6)
+    assert run(small_job(), small_data, folder, Listener(stop_after=2)) == Outcome("stopped", 2, 6)
     driver = Listener()
     assert run(small_job(), small_data, folder, driver) == Outcome("finished", 6, 6)
-    assert any("at step 3" in line for line in driver.lines)
+    assert any("at step 2" in line for line in driver.lines)
     assert same(weights(folder), uninterrupted)
+
+
+def test_a_run_that_writes_at_every_step_can_be_stopped_too(
+    small_job, small_data, tmp_path, uninterrupted
+) -> None:
+    job = small_job(checkpoint={"every_steps": 1, "keep": 2})
+    assert run(job, small_data, tmp_path / "often", Listener(stop_after=2)) == Outcome("stopped", 2, 6)
+    run(job, small_data, tmp_path / "often")
+    assert same(weights(tmp_path / "often"), uninterrupted)
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(
@@ -141,7 +151,7 @@ def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -
         LocalStore(tmp_path), Identity(run_id(other, small_data.digests), tuple(small_data.digests)), keep=2
     )
     with pytest.raises(CheckpointError, match="Give the job another name"):
-        checkpoints.load(checkpoints.names()[-1])
+        checkpoints.newest()
 
 
 def test_where_and_how_fast_it_runs_leaves_it_the_same_run(small_job, small_data) -> None:
@@ -180,8 +190,52 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(small_job, smal
 
 def test_without_the_spd_term_its_head_stays_still(small_job, small_data, tmp_path) -> None:
     driver = Listener()
-    run(small_job(loss={"spd_weight": 0.0}), small_data, tmp_path, driver)
+    job = small_job(loss={"spd_weight": 0.0})
+    run(job, small_data, tmp_path, driver)
     assert driver.scalars[6]["loss/spd"] == 0
+    torch.manual_seed(job.seed)
+    untouched = MIRAGE(job.model.build()).state_dict()
+    moved = {name for name, tensor in weights(tmp_path).items() if not torch.equal(tensor, untouched[name])}
+    assert moved
+    assert not {name for name in moved if name.startswith("spd_")}
+
+
+class Dazzled(InProcessEngine):
+    """An engine whose second step sees an image that is not finite."""
+
+    steps = 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        def spoil(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.steps += 1
+            if self.steps == 2:
+                inputs[0][0, 0, 0, 0] = float("inf")
+
+        model.register_forward_pre_hook(lambda m, x: spoil(m, x) if m.training else None)
+        return model
+
+
+def test_an_image_that_is_not_finite_leaves_no_trace_in_the_statistics(
+    small_job, small_data, tmp_path
+) -> None:
+    driver = Listener()
+    run(small_job(), small_data, tmp_path, driver, Dazzled(CPU))
+    assert driver.scalars[6]["optim/skipped_steps"] == 1
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+
+
+class Hopeless(InProcessEngine):
+    """An engine that never sees a finite gradient."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+        return torch.tensor(float("nan"))
+
+
+def test_a_run_without_finite_gradients_is_given_up(small_job, small_data, tmp_path) -> None:
+    job = small_job(train={"steps": 150}, validation={"every_steps": 1000})
+    with pytest.raises(TrainingError, match="diverged"):
+        run(job, small_data, tmp_path, None, Hopeless(CPU))
+    assert not (tmp_path / RESULT).exists()
 
 
 def test_a_finished_run_is_left_alone(small_job, small_data, tmp_path, uninterrupted) -> None:
