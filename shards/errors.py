@@ -1,10 +1,13 @@
 """Every error of this package that a user can cause or cure, as one tree.
 
-    ShardsError ├── StoreError              a store cannot be reached, read or written as asked │   └──
-    MissingObjectError  the store answers, and it has no such object ├── ManifestError           a manifest
-    is missing, of another version, or does not hold what was asked of it ├── CorruptObjectError      bytes
-    that are not what their manifest or header says ├── PackError               raw data that cannot become
-    shards └── MixtureError            data and mixture that do not make a training stream
+    ShardsError
+    ├── StoreError               a store cannot be reached, read or written as asked
+    │   ├── UnreachableStoreError    it did not answer; it may be back later
+    │   └── MissingObjectError       it answers, and it has no such object
+    ├── ManifestError            a manifest is missing, of another version, or lacks what was asked of it
+    ├── CorruptObjectError       bytes that are not what their manifest or header says
+    ├── PackError                raw data that cannot become shards
+    └── MixtureError             data and mixture that do not make a training stream
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -16,6 +19,10 @@ class ShardsError(Exception):
 
 class StoreError(ShardsError):
     """A store cannot be reached, read or written as asked."""
+
+
+class UnreachableStoreError(StoreError):
+    """The store did not answer, however often it was asked; it may be back later."""
 
 
 class MissingObjectError(StoreError):
