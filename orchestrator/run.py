@@ -76,7 +76,8 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
     place.store.ensure_bucket()
 
     known = track.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
-    if place.store.exists(RESULT):
+    finished = place.store.exists(RESULT)
+    if finished:
         say(
             f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1"
         )
@@ -88,15 +89,13 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
         outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
         if outcome.status == "stopped":
             _end(uri, tracked, "KILLED")
-            say(
-                f"stopped at step {outcome.step} of {outcome.total_steps} with a checkpoint. "
-                "Submit the job again to go on."
-            )
+            where = f"at step {outcome.step} with a checkpoint" if outcome.step else "before it began"
+            say(f"stopped {where}. Submit the job again to go on.")
             return outcome
     try:
         _conclude(job, dataset, place, uri, tracked, say)
     except BaseException:
-        if outcome.status != "finished" or not known:
+        if not finished:
             _end(uri, tracked, "FAILED")
         raise
     return outcome
