@@ -44,9 +44,8 @@ def rain(clean: Image, rng: np.random.Generator) -> Image:
 def haze(clean: Image, rng: np.random.Generator) -> Image:
     """Koschmieder's law I t + A (1 - t) with t = exp(-beta d) over a smooth synthetic depth d in [0, 1]."""
     depth = _depth(clean.shape[0], clean.shape[1], rng)
-    beta = rng.uniform(0.5, 2.4)
-    airlight = np.clip(rng.uniform(0.6, 1.0) + rng.uniform(-0.08, 0.08, size=3), 0, 1)  # haze has a colour
-    transmission = np.exp(-beta * (0.05 + 0.95 * depth))[..., None]
+    beta, airlight = rng.uniform(0.7, 2.0), rng.uniform(0.7, 0.98)
+    transmission = np.exp(-beta * (0.1 + 0.9 * depth))[..., None]
     return _quantise(clean / 255 * transmission + airlight * (1 - transmission))
 
 
@@ -59,7 +58,7 @@ def blur(clean: Image, rng: np.random.Generator) -> Image:
 
 def lowlight(clean: Image, rng: np.random.Generator) -> Image:
     """A short exposure: gamma and gain, then photon (shot) noise and read noise."""
-    exposed = np.exp(rng.uniform(np.log(0.04), np.log(0.4))) * (clean / 255) ** rng.uniform(1.0, 1.4)
+    exposed = np.exp(rng.uniform(np.log(0.06), np.log(0.25))) * (clean / 255) ** rng.uniform(1.0, 1.4)
     photons = rng.uniform(500, 2000)  # at full scale
     shot = rng.standard_normal(clean.shape) * np.sqrt(exposed / photons)
     return _quantise(exposed + shot + rng.standard_normal(clean.shape) * rng.uniform(0.002, 0.006))
