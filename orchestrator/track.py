@@ -88,8 +88,11 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def shown(uri: str) -> str:
-    """Return `uri` fit for a message: without the password that it may carry."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    """Return `uri` fit for a message: without the password that it may carry.
+
+    A password may hold "/" and "@" unescaped, so what looks like one is hidden up to the last "@".
+    """
+    return re.sub(r"//[^\s/:]*(?::\S*)?@", "//***@", uri)
 
 
 def page_command(uri: str) -> str:
@@ -227,10 +230,10 @@ def connect(uri: str) -> Any:
 
 def one_line(error: Exception) -> str:
     """Return the first line of an MLflow error, short enough for a terminal."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = shown((str(error) or type(error).__name__).splitlines()[0])
     if "failed with exception" in text:  # MLflow's words around whatever its HTTP client raised
         return "no answer."
-    return shown(text if len(text) <= 200 else text[:197] + "...")
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _experiment(client: Any, uri: str, name: str) -> str:

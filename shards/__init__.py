@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PackError,
         ShardsError,
         StoreError,
+        UnreachableStoreError,
     )
     from shards.evaluation import EvalItem, EvaluationSet
     from shards.manifest import Manifest, load_manifest, publish
@@ -40,6 +41,7 @@ _HOME = {
     "PackError": "errors",
     "ShardsError": "errors",
     "StoreError": "errors",
+    "UnreachableStoreError": "errors",
     "EvalItem": "evaluation",
     "EvaluationSet": "evaluation",
     "Manifest": "manifest",
@@ -94,6 +96,7 @@ __all__ = [
     "Store",
     "StoreError",
     "TrainStream",
+    "UnreachableStoreError",
     "decode_tiles",
     "load_manifest",
     "open_store",

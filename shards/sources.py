@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -39,8 +41,9 @@ class Pair:
 class Source(Protocol):
     """A dataset before it is packed."""
 
-    provenance: dict[str, object]
-    """What was asked for, in JSON types; part of the dataset's digest."""
+    @property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, in JSON types; part of the dataset's digest. May read every file once."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -115,19 +118,24 @@ class FolderSource:
         licence: str = "not stated",
     ) -> None:
         self._kinds = _kinds(degradations)
-        self._seed, self._variants, self._licence = seed, variants, licence
+        self._root, self._seed, self._variants, self._licence = root, seed, variants, licence
         self._files = {_stem(path, root): path for path in list_images(root)}
         missing = sorted(set(held_out) - self._files.keys())
         if missing:
             raise PackError(f"{root}: held_out names {_first(missing)}, which the folder does not hold.")
         self._held_out = frozenset(held_out)
-        self.provenance: dict[str, object] = {
+
+    @cached_property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, and the digest of what the folder holds."""
+        return {
             "source": "folder",
             "degradations": list(self._kinds),
-            "held_out": sorted(held_out),
-            "seed": seed,
-            "variants": variants,
+            "held_out": sorted(self._held_out),
+            "seed": self._seed,
+            "variants": self._variants,
             "terms": _SYNTHETIC_TERMS,
+            "content": _content(self._root, self._files.values()),
         }
 
     def __len__(self) -> int:
@@ -183,12 +191,22 @@ class PairsSource:
                 f"{degraded} and {clean}: {len(alone)} of {len(ours.keys() | theirs.keys())} images have no "
                 f"partner of the same name: {_first(alone)}."
             )
+        self._roots = degraded, clean
         self._files = [(name, ours[name], theirs[name]) for name in ours]
         self._degradation, self._held_out, self._licence = degradation, held_out, licence
-        self.provenance: dict[str, object] = {
+
+    @cached_property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, and the digests of what the degraded and the clean folder hold."""
+        degraded, clean = self._roots
+        return {
             "source": "pairs",
-            "degradation": degradation,
-            "held_out": held_out,
+            "degradation": self._degradation,
+            "held_out": self._held_out,
+            "content": [
+                _content(degraded, (ours for _, ours, _ in self._files)),
+                _content(clean, (theirs for _, _, theirs in self._files)),
+            ],
         }
 
     def __len__(self) -> int:
@@ -251,6 +269,20 @@ def _synthetic_pairs(
         for draw in range(draws):
             id_ = f"{name}-{draw}" if draws > 1 else name
             yield Pair(id_, split, kind, degrade(clean, kind, seed, id_), clean, source, licence)
+
+
+def _content(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over name, size and SHA-256 of every file, sorted by name; where the folder lies has no say."""
+    whole = hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+        except OSError as error:
+            raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
+        whole.update(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
 
 
 def _stem(path: Path, root: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from shards.errors import CorruptObjectError, MissingObjectError, StoreError
+from shards.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableStoreError
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -32,6 +32,7 @@ T = TypeVar("T")
 _BLOCK = 8 << 20
 _ATTEMPTS = 4
 _DIGEST = 64  # hexadecimal characters of a sha256
+_BUSY = {429, 500, 502, 503, 504}  # HTTP statuses of a server that may answer the same request later
 
 
 class Store(Protocol):
@@ -277,6 +278,8 @@ class S3Store:
 
         try:
             self._attempt("", make)
+        except UnreachableStoreError:
+            raise
         except StoreError:
             # An account may use a bucket without the right to make one; another process may be faster.
             self._attempt("", lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
@@ -326,32 +329,29 @@ class S3Store:
             try:
                 return action(self._connection())
             except broken as error:
-                if attempt == _ATTEMPTS:
-                    self._unreachable(key, error)
-                log.info("%s of %s: %s; attempt %d of %d", key, self.uri, error, attempt, _ATTEMPTS)
-                time.sleep(0.2 * 2**attempt)
+                failure: Exception = error
             except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
                 raise StoreError(
                     f"{self.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
                 ) from error
             except (aws.ClientError, S3UploadFailedError) as error:
-                self._refused(key, error)
+                if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:
+                    self._refused(key, error)
+                failure = error
             except (aws.BotoCoreError, ValueError) as error:  # no S3 server, or no URL that could be one
                 raise StoreError(
                     f"{self.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
                 ) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _unreachable(self, key: str, error: Exception) -> NoReturn:
-        raise StoreError(
-            f"{self.uri}/{key}: {self._endpoint()} did not answer after {_ATTEMPTS} attempts ({error}). "
+            if attempt < _ATTEMPTS:
+                log.info("%s of %s: %s; attempt %d of %d", key, self.uri, failure, attempt, _ATTEMPTS)
+                time.sleep(0.2 * 2**attempt)
+        raise UnreachableStoreError(
+            f"{self.uri}/{key}: {self._endpoint()} did not answer after {_ATTEMPTS} attempts ({failure}). "
             "Check that the server runs and that AWS_ENDPOINT_URL is right."
-        ) from error
+        ) from failure
 
     def _refused(self, key: str, error: Exception) -> NoReturn:
-        cause = error.__context__ if not hasattr(error, "response") else error
-        response: dict[str, Any] = getattr(cause, "response", {})
-        code = str(response.get("Error", {}).get("Code", ""))
+        code = str(_response(error).get("Error", {}).get("Code", ""))
         where = f"{self.uri}/{key} at {self._endpoint()}"
         if code == "NoSuchBucket":
             raise StoreError(
@@ -372,6 +372,13 @@ class S3Store:
 
     def _endpoint(self) -> str:
         return str(self._connection().meta.endpoint_url)
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """What the server answered; an upload in parts hides it one error deeper."""
+    cause = error if hasattr(error, "response") else error.__context__
+    response: dict[str, Any] = getattr(cause, "response", {})
+    return response
 
 
 class _IncompleteError(Exception):
@@ -408,7 +415,7 @@ def _client() -> BaseClient:
         s3={"addressing_style": "path"},
         connect_timeout=5,
         read_timeout=60,
-        retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1},  # `_attempt` repeats, and nothing else
         max_pool_connections=16,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -27,6 +27,7 @@ from orchestrator.cluster.processes import Process
 from orchestrator.cluster.s3server import S3Server
 from orchestrator.cluster.state import State, home_of, locked, read, write
 from orchestrator.errors import ClusterError
+from orchestrator.track import shown
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Up:
             "up already, nothing changed" if self.already and not self.notes else "up",
             f"  Ray       dashboard {self.dashboard_url}, address {self.ray_address}",
             f"  store     {store}",
-            f"  tracking  {self.tracking_uri}",
+            f"  tracking  {shown(self.tracking_uri)}",
             *(f"  note      {note}" for note in self.notes),
         ]
         return "\n".join(lines)
@@ -179,11 +180,17 @@ def status(project: Path) -> Status:
 def environment(project: Path) -> dict[str, str]:
     """Return what a shell needs to work with the running cluster; it holds the store's credentials.
 
-    PATH has this interpreter's folder first. Raises `ClusterError` when nothing runs.
+    PATH has this interpreter's folder first. Raises `ClusterError` when nothing runs, or not all of it; the
+    network is not asked.
     """
     state = read(project / ".mirage")
     if state is None or not state.ready:
         raise ClusterError("no cluster of this project is running: start it with `mirage up`")
+    if gone := _gone(state):
+        raise ClusterError(
+            f"the cluster of this project is broken, {' and '.join(gone)} no longer runs: "
+            "`mirage up` repairs it"
+        )
     return {
         **state.environment,
         "RAY_ADDRESS": f"127.0.0.1:{state.ray_port}",
@@ -217,14 +224,19 @@ def _problem(state: State) -> str | None:
     """Say what keeps this cluster from being up, or None when all of it answers."""
     if not state.ready:
         return "an earlier start was interrupted"
-    gone = [process.name for process in state.processes if not processes.is_alive(process)]
+    gone = _gone(state)
     if [name for name in gone if name != s3server.NAME]:
-        return f"{' and '.join(sorted(set(gone)))} no longer runs"
+        return f"{' and '.join(gone)} no longer runs"
     if not rayhead.answers(state.dashboard_port):
         return f"the Ray dashboard does not answer on port {state.dashboard_port}"
     if state.s3 is not None and (gone or s3server.refusal(state.s3) is not None):
         return s3server.GONE
     return None
+
+
+def _gone(state: State) -> list[str]:
+    """Return the names of the recorded processes that ended; a reboot ends them all and leaves `up.json`."""
+    return sorted({process.name for process in state.processes if not processes.is_alive(process)})
 
 
 def _with_s3(home: Path, state: State, server: S3Server) -> State:
@@ -249,13 +261,20 @@ def _stop(home: Path, state: State) -> None:
             raise ClusterError(
                 f"these processes do not end: {names}. Stop them, then run `mirage down` again"
             )
+    try:
+        _keep_logs(home, state)
+    except OSError as error:  # shutil's own too; a full disk must not keep a cluster from being forgotten
+        logger.warning("Ray's logs could not be kept in %s: %s", home / "logs" / "ray", error)
+    shutil.rmtree(state.temp_dir, ignore_errors=True)
+    (home / "up.json").unlink(missing_ok=True)
+
+
+def _keep_logs(home: Path, state: State) -> None:
     logs = home / "logs" / "ray"
     session = rayhead.session_logs(Path(state.temp_dir))
     if session.is_dir():
         _remove(logs)
         shutil.copytree(session, logs, symlinks=True, ignore_dangling_symlinks=True)
-    shutil.rmtree(state.temp_dir, ignore_errors=True)
-    (home / "up.json").unlink(missing_ok=True)
 
 
 def _show_logs(home: Path, state: State) -> None:

@@ -37,6 +37,7 @@ def home_of(project: Path) -> Path:
     try:
         for folder in (home, home / "store", home / "logs"):
             folder.mkdir(exist_ok=True)
+        (home / "logs").chmod(0o700)  # Ray logs the environment of its jobs, credentials included
         probe = home / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()

@@ -92,6 +92,33 @@ def test_pairs_are_matched_by_name_whatever_the_suffix(two_folders: tuple[Path, 
         np.testing.assert_array_equal(pair.clean, pair.degraded)
 
 
+def test_other_bytes_another_name_or_another_file_is_another_provenance(photographs: Path, tmp_path: Path):
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs, folder)
+    before = FolderSource(folder, ["rain"]).provenance
+    assert before == FolderSource(photographs, ["rain"]).provenance  # where it lies has no say
+    seen = [before["content"]]
+
+    image = bytearray((folder / "brick.png").read_bytes())
+    image[-20] ^= 1
+    (folder / "brick.png").write_bytes(image)
+    seen.append(FolderSource(folder, ["rain"]).provenance["content"])
+    (folder / "brick.png").rename(folder / "wall.png")
+    seen.append(FolderSource(folder, ["rain"]).provenance["content"])
+    (folder / "wall.png").unlink()
+    seen.append(FolderSource(folder, ["rain"]).provenance["content"])
+    assert len(set(seen)) == 4
+
+
+def test_pairs_know_the_content_of_both_folders_and_which_is_which(two_folders: tuple[Path, Path]):
+    rainy, clean = two_folders
+    before = PairsSource(rainy, clean, "rain").provenance
+    Image.new("RGB", (130, 97)).save(rainy / "brick.png")
+    after = PairsSource(rainy, clean, "rain").provenance
+    assert after != before
+    assert PairsSource(clean, rainy, "rain").provenance != after
+
+
 def test_missing_partners_are_named(two_folders: tuple[Path, Path]):
     rainy, clean = two_folders
     (clean / "coffee.png").unlink()

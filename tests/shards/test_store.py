@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shards import store as store_module
-from shards.errors import CorruptObjectError, MissingObjectError, StoreError
+from shards.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableStoreError
 from shards.store import LocalStore, S3Store, Store, open_store
 
 BLOCK = os.urandom(3000)
@@ -236,9 +236,38 @@ def test_an_endpoint_that_does_not_answer_is_named(aws, monkeypatch):
         endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"
         aws.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(
-            StoreError, match=f"s3://bucket/p/key.*{endpoint} did not answer.*AWS_ENDPOINT_URL"
+            UnreachableStoreError, match=f"s3://bucket/p/key.*{endpoint} did not answer.*AWS_ENDPOINT_URL"
         ):
             open_store("s3://bucket/p").read("key")
+
+
+def test_a_dead_endpoint_is_tried_as_often_as_said_and_no_bucket_is_looked_for_after_that(aws, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(store_module.time, "sleep", pauses.append)  # botocore's pauses would be counted too
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
+        with pytest.raises(UnreachableStoreError):
+            open_store("s3://bucket/p").ensure_bucket()
+    assert len(pauses) == store_module._ATTEMPTS - 1
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_final(aws, monkeypatch, busy):
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    endpoint, answers = busy
+    aws.setenv("AWS_ENDPOINT_URL", endpoint)
+    store = open_store("s3://bucket/p")
+    answers[:] = [503, 500, 200]
+    assert store.read("key") == b"ok"
+    answers[:] = [503] * store_module._ATTEMPTS + [200]
+    with pytest.raises(UnreachableStoreError, match="503"):
+        store.read("key")
+    assert answers == [200]
+    answers[:] = [403, 200]
+    with pytest.raises(StoreError) as refused:
+        store.read("key")
+    assert not isinstance(refused.value, UnreachableStoreError)
+    assert answers == [200]
 
 
 def test_an_endpoint_that_is_no_url_or_no_s3_server_is_said(aws, web):
@@ -259,6 +288,27 @@ def web() -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def busy() -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with the statuses of a list, one after the other."""
+    answers: list[int] = []
+
+    class Busy(_Page):
+        def do_GET(self):
+            self.send_response(answers.pop(0))
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
     server.shutdown()
     thread.join()
     server.server_close()

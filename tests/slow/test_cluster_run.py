@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mirage.weights import loads
+from orchestrator.cluster import rayhead
 from tests.slow.project import Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,6 +42,13 @@ def leaked_groups(project: Project) -> str:
         "from orchestrator.cluster.groups import leaked_groups; print('leaked', len(leaked_groups()))"
     )
     return project.run(sys.executable, "-c", script).text
+
+
+def train_workers(project: Project) -> list[psutil.Process]:
+    """The training processes of this project's cluster; the machine may run others."""
+    recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == rayhead.LEADER)
+    return [p for p in raylet.children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +90,7 @@ def test_the_submit_hook_needs_no_executable_bit(project: Project, uninterrupted
 def test_a_killed_worker_costs_time_and_nothing_else(project: Project, uninterrupted) -> None:
     job = project.start("--", "jobs/small.yaml", "--set", "name=killed")
     project.wait_for(job, r"step [2-9]\d/160")
-    workers = [
-        p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-    ]
+    workers = train_workers(project)
     assert len(workers) == 2
     os.kill(workers[-1].pid, signal.SIGKILL)
     text = project.wait_for(job, r"alias candidate|failed")

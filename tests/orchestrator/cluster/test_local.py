@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.cluster import local, ports, processes, s3server
+from orchestrator.cluster import local, ports, processes, rayhead, s3server, state
 from orchestrator.cluster.local import Up
 from orchestrator.cluster.processes import Process
 from orchestrator.cluster.s3probe import S3ProbeError, list_buckets
+from orchestrator.cluster.state import State
 from orchestrator.errors import ClusterError
 
 BIN = Path(sys.executable).parent
@@ -163,6 +164,46 @@ def test_down_without_up_does_nothing(project: Path) -> None:
 def test_the_environment_of_a_cluster_that_is_down_is_refused(project: Path) -> None:
     with pytest.raises(ClusterError, match="mirage up"):
         local.environment(project)
+
+
+def record(project: Path, *members: Process, temp_dir: Path) -> None:
+    """Leave the `up.json` of a cluster of these processes."""
+    home = state.home_of(project)
+    environment = {"MLFLOW_TRACKING_URI": "http://me:secret@mlflow:5000"}
+    state.write(home, State("no-such-tag", 1, 2, str(temp_dir), None, environment, members, ready=True))
+
+
+def test_the_environment_after_a_reboot_is_refused_with_the_remedy(project: Path, tmp_path: Path) -> None:
+    me = psutil.Process()
+    record(project, Process("raylet", me.pid, me.create_time()), temp_dir=tmp_path)
+    assert local.environment(project)["RAY_ADDRESS"] == "127.0.0.1:1"
+    record(project, Process("raylet", me.pid, me.create_time() - 3600), temp_dir=tmp_path)
+    with pytest.raises(ClusterError, match="raylet no longer runs: `mirage up` repairs it"):
+        local.environment(project)
+
+
+def test_logs_that_cannot_be_kept_do_not_keep_a_cluster_from_going(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    temp_dir = tmp_path / "ray"
+    rayhead.session_logs(temp_dir).mkdir(parents=True)
+    record(project, temp_dir=temp_dir)
+    (project / ".mirage" / "logs" / "ray").write_text("a file in the way stops root as well")
+    local.down(project)
+    assert "logs could not be kept" in caplog.text
+    assert local.status(project).state == "down"
+    assert not temp_dir.exists()
+
+
+def test_logs_are_for_their_owner_alone(project: Path) -> None:
+    (project / ".mirage" / "logs").mkdir(parents=True)
+    assert stat.S_IMODE((state.home_of(project) / "logs").stat().st_mode) == 0o700
+
+
+def test_what_up_prints_has_no_password(tmp_path: Path) -> None:
+    up = Up(False, "http://d", "127.0.0.1:1", None, tmp_path, "http://me:secret@mlflow:5000", ())
+    assert "http://***@mlflow:5000" in up.render()
+    assert "secret" not in up.render()
 
 
 def test_a_recycled_process_id_is_nobody_of_ours() -> None:

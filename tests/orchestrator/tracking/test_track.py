@@ -169,6 +169,29 @@ def test_the_page_command_avoids_a_taken_port(tmp_path: Path, monkeypatch: pytes
     assert track.page_command("http://me:secret@mlflow:5000") == "http://***@mlflow:5000"
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:pa/ss@w/rd@mlflow:5000/team", "http://***@mlflow:5000/team"),
+        ("http://token@mlflow:5000", "http://***@mlflow:5000"),
+        (
+            "no answer from http://me:a@b@mlflow, ask ops@here",
+            "no answer from http://***@mlflow, ask ops@here",
+        ),
+        ("http://mlflow:5000/team", "http://mlflow:5000/team"),
+        ("http://mlflow/models/a@b", "http://mlflow/models/a@b"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_what_is_shown_of_an_address_has_no_password(uri: str, shown: str) -> None:
+    assert track.shown(uri) == shown
+
+
+def test_a_long_error_is_not_cut_inside_a_password() -> None:
+    told = track.one_line(OSError("x" * 170 + " http://me:" + "secret" * 10 + "@mlflow"))
+    assert "secret" not in told
+
+
 # --- rank 0 ----------------------------------------------------------------------------------------------
 
 
