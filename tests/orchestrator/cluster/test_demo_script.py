@@ -28,10 +28,10 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def demo(project: Path, flags: str = "") -> subprocess.Popen[str]:
+def demo(project: Path, flags: str = "", venv: Path = Path(sys.prefix)) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [project / "scripts" / "demo"],
-        env={**os.environ, "VENV": sys.prefix, "MIRAGE_UP_FLAGS": flags},
+        env={**os.environ, "VENV": str(venv), "MIRAGE_UP_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -76,6 +76,27 @@ def test_a_machine_that_is_not_set_up_is_told_the_command(project: Path) -> None
     )
     assert done.returncode == 1
     assert "make setup" in done.stderr
+
+
+def test_ctrl_c_stops_the_job_on_a_cluster_that_was_up_already(project: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    told = tmp_path / "told"
+    line = "2026-01-01 00:00:00,000\\tSUCC cli.py:71 -- Job 'raysubmit_abc' submitted successfully"
+    for name, script in {
+        "python": 'case "$*" in *status*) echo up;; *environment*) echo http://127.0.0.1:1;; esac',
+        "ray": f'echo "$@" >>{told}; [ "$2" != submit ] || {{ printf "{line}\\n"; exec sleep 60; }}',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    with demo(project, venv=tmp_path / "venv") as run:
+        assert run.stdout is not None
+        assert any("raysubmit_abc" in line for line in run.stdout)
+        os.killpg(run.pid, signal.SIGINT)
+        rest, _ = run.communicate(timeout=30)
+    assert run.returncode == 130, rest
+    assert "mirage down" not in rest
+    assert told.read_text().splitlines() == ["job submit jobs/demo.yaml", "job stop raysubmit_abc"]
 
 
 @pytest.mark.slow
