@@ -29,10 +29,10 @@ def test_a_draw_is_a_function_of_seed_and_name(degradation: str):
 
 @pytest.mark.parametrize(
     ("degradation", "low", "high"),
-    [("rain", 20, 25), ("haze", 12, 17), ("blur", 22, 27), ("lowlight", 8, 14), ("snow", 20, 27)],
+    [("rain", 20, 25), ("haze", 12, 17), ("blur", 22, 27), ("lowlight", 7, 14), ("snow", 20, 27)],
 )
 def test_severity_is_that_of_the_real_sets(degradation: str, low: float, high: float):
-    """Mean input PSNR over the held-out photographs, in dB; CDD-11 has 22 for rain, 16 for haze."""
+    """Mean input PSNR over the held-out photographs, in dB; CDD-11 has 22 for rain, 16 for haze; LOL-v1 about 8."""
     values = [
         psnr(degrade(clean, degradation, seed, photograph.name), clean)
         for photograph in HELD_OUT
