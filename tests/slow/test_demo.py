@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,4 +85,7 @@ def test_the_registered_model_restores_a_photograph(project: Project, done: Done
     )  # fmt: skip
     assert told.status == 0, told.text
     with Image.open(out) as mine, Image.open(folder(project) / "restored.png") as theirs:
-        assert mine.tobytes() == theirs.tobytes()
+        apart = np.abs(np.asarray(mine, np.int16) - np.asarray(theirs, np.int16))
+    # The driver has one thread and the command line all of them; sums in another order round a few values otherwise.
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
