@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -26,7 +27,11 @@ __all__ = [
     "read_metadata",
     "release_state_dict",
     "save",
+    "save_release",
 ]
+
+LIGHTNING = "2.0.1"
+"""Version of Lightning whose layout `save_release` writes."""
 
 CONFIG_KEY = "mirage.config"
 """Header entry that holds the configuration as JSON."""
@@ -82,16 +87,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
 
 def save(model: MIRAGE, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Write `dumps` to a file; a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(dumps(model, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    _replace(Path(path), dumps(model, metadata))
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:
@@ -123,3 +119,34 @@ def load_release(
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     return model.to(device).train(training)
+
+
+def save_release(model: MIRAGE, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint that the authors' own code loads; `load_release` is the inverse.
+
+    Plain tensors under their names, in the layout that Lightning reads weights from. Raises WeightsError when the
+    release has no such network.
+    """
+    try:
+        state = release_state_dict(model)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    buffer = io.BytesIO()
+    tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    # Lightning reads the version before anything else, to decide whether to migrate an older layout.
+    version = {"pytorch-lightning_version": LIGHTNING}
+    torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0, **version}, buffer)
+    _replace(Path(path), buffer.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -166,6 +166,28 @@ def restore(
 
 
 @app.command()
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt of the authors.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
+) -> None:
+    """Turn one of the authors' checkpoints into weights of ours; no code in it is run."""
+    from orchestrator import convert
+
+    _say(convert.import_checkpoint(checkpoint, out))
+
+
+@app.command()
+def export_checkpoint(
+    weights: Annotated[Path, typer.Argument(help="A .safetensors file of ours.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .ckpt file to write.")],
+) -> None:
+    """Turn weights of ours into a checkpoint that the authors' scripts load."""
+    from orchestrator import convert
+
+    _say(convert.export_checkpoint(weights, out))
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: Python, packages, disk, ports, store, tracking, job files."""
     from orchestrator.doctor import diagnose
