@@ -30,8 +30,8 @@ __all__ = [
     "save_release",
 ]
 
-LIGHTNING = "2.0.1"
-"""Version of Lightning whose layout `save_release` writes."""
+LIGHTNING = "2.6.0"
+"""Version of Lightning that the release asks for, whose layout `save_release` writes."""
 
 CONFIG_KEY = "mirage.config"
 """Header entry that holds the configuration as JSON."""
