@@ -47,12 +47,17 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Affine:
         """x (b, h, w, c)."""
-        if self.training:
-            image_mean, squares = kernels.moments(x)
-            mean, var = self._batch_statistics(image_mean, squares, pixels=x.shape[1] * x.shape[2])
-        else:
-            image_mean = x.mean((1, 2))
-            mean, var = self.running_mean, self.running_var
+        if not self.training:
+            return self.running(x.mean((1, 2)))
+        image_mean, squares = kernels.moments(x)
+        mean, var = self._batch_statistics(image_mean, squares, pixels=x.shape[1] * x.shape[2])
+        return self._affine(mean, var, image_mean)
+
+    def running(self, image_mean: Tensor) -> Affine:
+        """The map of eval mode, for images of this mean, (b, c)."""
+        return self._affine(self.running_mean, self.running_var, image_mean)
+
+    def _affine(self, mean: Tensor, var: Tensor, image_mean: Tensor) -> Affine:
         scale = self.weight * torch.rsqrt(var + EPS)
         return Affine(scale, self.bias - mean * scale, image_mean)
 

@@ -7,6 +7,7 @@ on contiguous rows, one row per pixel.  Paper: Sec. 4, Alg. 1.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,21 @@ NORM_EPS = 1e-5
 def pointwise(inputs: int, outputs: int) -> nn.Linear:
     """A 1x1 convolution, which on channels-last maps is a matrix product."""
     return nn.Linear(inputs, outputs, bias=False)
+
+
+def gelu(fresh: Tensor) -> Tensor:
+    """GELU of a map that nobody else reads: in place where no gradient will ask for its input."""
+    return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
+
+
+def product(fresh: Tensor, other: Tensor) -> Tensor:
+    """`fresh * other`, in place where no gradient will ask for the factors."""
+    return fresh * other if torch.is_grad_enabled() else fresh.mul_(other)
+
+
+def add(fresh: Tensor, other: Tensor) -> Tensor:
+    """`fresh + other`, in place: the gradient of a sum needs neither. Under autocast the wider type wins."""
+    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
 
 
 class Depthwise(nn.Module):
@@ -51,21 +67,35 @@ class ChannelAttention(nn.Module):
         head = torch.arange(channels) // (channels // heads)
         self.register_buffer("other_head", head[:, None] != head[None, :], persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c)."""
+    def forward(self, x: Tensor, gram: Tensor | None = None) -> Tensor:
+        """x (b, h, w, c); gram: `self.gram` of the whole image where x is a part of it."""
         batch, height, width, channels = x.shape
         qkv = self.qkv_depthwise(self.qkv(x)).view(batch, height * width, 3 * channels)
         qk, v = qkv.split((2 * channels, channels), dim=2)
+        mixing = self._mixing(kernels.gram(qk) if gram is None else gram).to(v.dtype)
+        return torch.bmm(v, mixing.mT).view(batch, height, width, channels)
 
-        # One Gram matrix holds q.k and, on its diagonal, the squared norms: no normalised q or k is written.
-        inner = kernels.gram(qk)  # (b, 2c, 2c)
+    def gram(self, x: Tensor, rows: slice) -> Tensor:
+        """What attention needs to know of an image: inner products of q and k over some rows, (b, 2c, 2c).
+
+        x (b, h, w, c) has the rows above and below as well, since the 3x3 convolution looks at them.
+        """
+        qk = 2 * x.shape[3]
+        matrix, taps = self.qkv.weight[:qk], self.qkv_depthwise.weight[:qk]
+        return kernels.gram(kernels.depthwise(F.linear(x, matrix), taps)[:, rows].flatten(1, 2))
+
+    def _mixing(self, inner: Tensor) -> Tensor:
+        """Inner products of q and k, (b, 2c, 2c) → how channels mix, (b, c, c), block diagonal by head.
+
+        One Gram matrix holds q.k and, on its diagonal, the squared norms: no normalised q or k is written.
+        """
+        channels = inner.shape[1] // 2
         norms = inner.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (b, 2c)
         cosines = inner[:, :channels, channels:] / (norms[:, :channels, None] * norms[:, None, channels:])
 
         temperature = self.temperature.repeat_interleave(channels // self.heads)  # (c,)
         logits = (cosines * temperature[:, None]).masked_fill(self.other_head, -torch.inf)
-        mixing = logits.softmax(dim=2).to(v.dtype)  # (b, c, c), block diagonal by head
-        return torch.bmm(v, mixing.mT).view(batch, height, width, channels)
+        return logits.softmax(dim=2)
 
 
 class GatedConvolution(nn.Module):
@@ -75,23 +105,31 @@ class GatedConvolution(nn.Module):
     map, so the generator needs the average of its input only: the kernels are known before anything expands.
     """
 
-    def __init__(self, channels: int, synced: bool) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         hidden = int(8 / 3 * channels)
         self.channels = channels
         self.hidden = hidden
-        self.norm = BatchNorm(channels, synced)
+        self.norm = BatchNorm(channels, synced=config.batch_norm == "synced")
         self.expand = pointwise(channels, 2 * hidden)  # gate | identity | convolved
-        self.kernel_hidden = pointwise(channels, channels)
-        self.kernel_out = pointwise(channels, channels * KERNEL_SIZE**2)
+        self.static = config.kernels == "static"
+        if self.static:
+            self.kernels = nn.Parameter(torch.empty(channels, KERNEL_SIZE, KERNEL_SIZE))
+            nn.init.uniform_(self.kernels, -1 / KERNEL_SIZE, 1 / KERNEL_SIZE)
+        else:
+            self.kernel_hidden = pointwise(channels, channels)
+            self.kernel_out = pointwise(channels, channels * KERNEL_SIZE**2)
         self.contract = pointwise(hidden, channels)
         self.project = pointwise(channels, channels)
         self.temperature = nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """x (b, h, w, c); keep (b,) scales each sample's gated path (DropPath), None keeps all."""
+    def forward(self, x: Tensor, keep: Tensor | None, image_mean: Tensor | None = None) -> Tensor:
+        """x (b, h, w, c); keep (b,) scales each sample's gated path (DropPath), None keeps all.
+
+        image_mean (b, c): mean of the whole image, in eval mode, where x is a part of it.
+        """
         batch, height, width, channels = x.shape
-        scale, shift, image_mean = self.norm(x)
+        scale, shift, image_mean = self.norm(x) if image_mean is None else self.norm.running(image_mean)
         cool = torch.cat((1 / self.temperature.expand(self.hidden), x.new_ones(self.hidden)))
         unscaled = self.expand.weight * cool[:, None]
         weight, bias = unscaled * scale, unscaled @ shift
@@ -101,13 +139,17 @@ class GatedConvolution(nn.Module):
         gate = F.linear(pixels, weight[:hidden], bias[:hidden]).view(batch, height, width, hidden)
         rest = F.linear(pixels, weight[hidden:], bias[hidden:]).view(batch, height, width, hidden)
         identity, convolved = torch.split(rest, [hidden - channels, channels], dim=3)
-        generated = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
-        values = torch.cat((identity, kernels.dynamic_depthwise(convolved, generated)), dim=3)
+        if self.static:
+            convolved = kernels.depthwise(convolved, self.kernels)
+        else:
+            generated = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
+            convolved = kernels.dynamic_depthwise(convolved, generated)
+        values = torch.cat((identity, convolved), dim=3)
 
-        y = self.contract(F.gelu(gate) * values)
+        y = self.contract(product(gelu(gate), values))
         if keep is not None:
             y = y * keep.to(y.dtype)[:, None, None, None]
-        out: Tensor = self.project(y + x)
+        out: Tensor = self.project(add(y, x))
         return out
 
     def _kernels(self, pooled: Tensor) -> Tensor:
@@ -126,7 +168,7 @@ class ChannelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c)."""
-        out: Tensor = self.contract(F.gelu(self.expand(x)))
+        out: Tensor = self.contract(gelu(self.expand(x)))
         return out
 
 
@@ -164,6 +206,15 @@ class Fusion(nn.Module):
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
+class Whole(NamedTuple):
+    """All that a mixer knows of an image as a whole; the rest it sees through windows of 7x7 pixels."""
+
+    gram: Tensor | None
+    """Of `ChannelAttention.gram`, (b, 2a, 2a)."""
+    image_mean: Tensor | None
+    """Mean over the pixels of the convolution branch's input, (b, g)."""
+
+
 class Mixer(nn.Module):
     """The paper's channel-wise functional decomposition. A branch of width zero does not exist."""
 
@@ -176,24 +227,25 @@ class Mixer(nn.Module):
         attention, convolution, mlp = config.widths(channels)
         self.widths = [width for width in (attention, convolution, mlp) if width]
         self.attention = ChannelAttention(attention, heads) if attention else None
-        self.convolution = (
-            GatedConvolution(convolution, synced=config.batch_norm == "synced") if convolution else None
-        )
+        self.convolution = GatedConvolution(convolution, config) if convolution else None
         self.mlp = ChannelMLP(mlp) if mlp else None
-        self.fusion = Fusion(self.widths)
+        self.fusion = Fusion(self.widths) if config.fusion == "gated" else None
         self.project = pointwise(channels, channels)
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """x (b, h, w, c); keep (b,) or None."""
+    def forward(self, x: Tensor, keep: Tensor | None, whole: Whole | None = None) -> Tensor:
+        """x (b, h, w, c); keep (b,) or None; whole: of the image that x is a part of, None if it is all of it."""
+        gram, image_mean = whole or (None, None)
         parts = iter(torch.split(x, self.widths, dim=3))
         branches = []
         if self.attention is not None:
-            branches.append(self.attention(next(parts)))
+            branches.append(self.attention(next(parts), gram))
         if self.convolution is not None:
-            branches.append(self.convolution(next(parts), keep))
+            branches.append(self.convolution(next(parts), keep, image_mean))
         if self.mlp is not None:
             branches.append(self.mlp(next(parts)))
-        out: Tensor = self.project(torch.cat(self.fusion(branches), dim=3))
+        if self.fusion is not None:
+            branches = self.fusion(branches)
+        out: Tensor = self.project(torch.cat(branches, dim=3))
         return out
 
 
@@ -210,13 +262,13 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c)."""
         gate, values = (self._half(x, half) for half in (0, 1))
-        out: Tensor = self.contract(F.gelu(gate) * values)
+        out: Tensor = self.contract(product(gelu(gate), values))
         return out
 
     def _half(self, x: Tensor, half: int) -> Tensor:
         """One half of the hidden channels. Apart, because GELU and its gradient want contiguous maps."""
         matrix, taps = self.expand.weight.chunk(2)[half], self.depthwise.weight.chunk(2)[half]
-        return kernels.depthwise(F.gelu(F.linear(x, matrix)), taps)
+        return kernels.depthwise(gelu(F.linear(x, matrix)), taps)
 
 
 class Block(nn.Module):
@@ -231,6 +283,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (b, h, w, c); keep (b,) or None."""
-        x = x + self.mixer(self.norm1(x), keep)
-        out: Tensor = x + self.ffn(self.norm2(x))
-        return out
+        x = add(self.mixer(self.norm1(x), keep), x)
+        return add(self.ffn(self.norm2(x)), x)

@@ -16,6 +16,9 @@ KERNEL_SIZE = 7
 
 ShallowTap = Literal["encoder1", "patch_embed"]
 BatchNormKind = Literal["synced", "local"]
+Kernels = Literal["dynamic", "static"]
+FusionKind = Literal["gated", "concatenation"]
+Alignment = Literal["spd", "euclidean", "log_euclidean", "geodesic", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,13 @@ class ModelConfig:
     """Where the shallow features are taken: the release's choice, or the one of the paper's App. C.3."""
     batch_norm: BatchNormKind = "synced"
     """Statistics of the global micro-batch, or (`local`, as in the release) of each process alone."""
+    kernels: Kernels = "dynamic"
+    """7x7 kernels generated from the image, or (`static`) learned ones, the same for every image."""
+    fusion: FusionKind = "gated"
+    """Branches open each other's gates, or are only set side by side."""
+    alignment: Alignment = "spd"
+    """What contrastive learning compares: covariances as vectors (the paper), pooled features (`euclidean`),
+    logarithms of covariances, covariances by their geodesic distance, or nothing, without heads."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "heads", "branch_ratios", "spd_channels"):
@@ -59,6 +69,11 @@ class ModelConfig:
         return cls()
 
     @classmethod
+    def base(cls) -> ModelConfig:
+        """Ours, at the size of PromptIR and MoCE-IR: 28,305,304 parameters."""
+        return cls(dim=48, blocks=(4, 6, 6, 8), refinement_blocks=4)
+
+    @classmethod
     def small(cls) -> ModelConfig:
         """MIRAGE-S: 9,678,983 parameters."""
         return cls(dim=30, refinement_blocks=3)
@@ -68,6 +83,10 @@ class ModelConfig:
         unit = channels // sum(self.branch_ratios)
         attention, convolution, mlp = self.branch_ratios
         return attention * unit, convolution * unit, mlp * unit
+
+    def head_channels(self) -> tuple[int, int]:
+        """Channels of the shallow and the latent descriptor; geodesics need matrices of one size."""
+        return (min(self.spd_channels),) * 2 if self.alignment == "geodesic" else self.spd_channels
 
     def stages(self) -> tuple[Stage, ...]:
         """The eight stacks of blocks, in the order in which an image passes them."""
@@ -165,7 +184,13 @@ def _check_heads(config: ModelConfig) -> None:
 def _check_choices(config: ModelConfig) -> None:
     if not 0 <= config.drop_path < 1:
         raise ValueError(f"drop_path={config.drop_path}: a probability of at least 0 and below 1.")
-    for name, choices in (("shallow_tap", get_args(ShallowTap)), ("batch_norm", get_args(BatchNormKind))):
+    for name, choices in (
+        ("shallow_tap", get_args(ShallowTap)),
+        ("batch_norm", get_args(BatchNormKind)),
+        ("kernels", get_args(Kernels)),
+        ("fusion", get_args(FusionKind)),
+        ("alignment", get_args(Alignment)),
+    ):
         value = getattr(config, name)
         if value not in choices:
             raise ValueError(f"{name}={value!r}: one of {', '.join(choices)}.")

@@ -30,6 +30,15 @@ def macs(config: ModelConfig, height: int, width: int, spd_head: bool = True) ->
     return total + (_head_macs(config, pixels) if spd_head else 0)
 
 
+def fast_macs(config: ModelConfig, height: int, width: int) -> int:
+    """Multiply-adds of one image as this implementation runs it at inference, without the heads."""
+    pixels = height * width
+    total = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
+    for stage in config.stages():
+        total += stage.blocks * _fast_block_macs(config, stage, pixels // stage.stride**2)
+    return total
+
+
 def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
     """(stride, weights) of every convolution outside the blocks."""
     d = config.dim
@@ -65,16 +74,16 @@ def _pixel_weights(config: ModelConfig, stage: Stage) -> int:
         + (2 + 1) * convolution * hidden
         + convolution**2
         + 4 * mlp**2
-        + _fusion_weights((attention, convolution, mlp))
+        + (_fusion_weights((attention, convolution, mlp)) if config.fusion == "gated" else 0)
         + channels**2
         + 3 * channels * ffn
         + 9 * 2 * ffn
     )
 
 
-def _generator_weights(convolution: int) -> int:
+def _generator_weights(config: ModelConfig, convolution: int) -> int:
     """Weights that turn an image's average into its kernels, used once per image."""
-    return convolution**2 * (1 + KERNEL_SIZE**2)
+    return convolution**2 * (1 + KERNEL_SIZE**2) if config.kernels == "dynamic" else 0
 
 
 def _block_parameters(config: ModelConfig, stage: Stage) -> int:
@@ -84,10 +93,12 @@ def _block_parameters(config: ModelConfig, stage: Stage) -> int:
     layer_norms = 2 * 2 * stage.channels
     batch_norm_and_temperature = 2 * convolution + 1 if convolution else 0
     temperatures = stage.heads if attention else 0
-    scales = branches if branches > 1 else 0
+    scales = branches if branches > 1 and config.fusion == "gated" else 0
+    static = KERNEL_SIZE**2 * convolution if config.kernels == "static" else 0
     return (
         _pixel_weights(config, stage)
-        + _generator_weights(convolution)
+        + _generator_weights(config, convolution)
+        + static
         + layer_norms
         + batch_norm_and_temperature
         + temperatures
@@ -98,23 +109,47 @@ def _block_parameters(config: ModelConfig, stage: Stage) -> int:
 def _block_macs(config: ModelConfig, stage: Stage, pixels: int) -> int:
     attention, convolution, _ = config.widths(stage.channels)
     products = 2 * attention * (attention // stage.heads)  # q k^T and its use on v, head by head
-    dynamic = KERNEL_SIZE**2 * convolution
-    return pixels * (_pixel_weights(config, stage) + products + dynamic) + _generator_weights(convolution)
+    windows = KERNEL_SIZE**2 * convolution
+    per_image = _generator_weights(config, convolution)
+    return pixels * (_pixel_weights(config, stage) + products + windows) + per_image
+
+
+def _fast_block_macs(config: ModelConfig, stage: Stage, pixels: int) -> int:
+    attention, convolution, _ = config.widths(stage.channels)
+    products = (
+        2 * attention
+    ) ** 2 + attention**2  # one Gram matrix of q and k, all heads mixed by one matrix
+    windows = KERNEL_SIZE**2 * convolution
+    # The generator reads the average of its input, which the expansion then maps once per image.
+    per_image = _generator_weights(config, convolution) + (
+        convolution**2 if config.kernels == "dynamic" else 0
+    )
+    return pixels * (_pixel_weights(config, stage) + products + windows) + per_image
+
+
+def _head_weights(config: ModelConfig) -> Iterator[tuple[int, int, int]]:
+    """(weights per pixel, numbers of a descriptor, weights that embed it) of the shallow and the latent head."""
+    if config.alignment == "none":
+        return
+    for channels, reduced in zip((config.dim, 4 * config.dim), config.head_channels(), strict=True):
+        numbers = reduced if config.alignment == "euclidean" else reduced**2
+        yield channels * reduced, numbers, numbers * config.spd_embed_dim
 
 
 def _head_parameters(config: ModelConfig) -> int:
-    return sum(
-        channels * reduced + reduced + reduced**2 * config.spd_embed_dim + config.spd_embed_dim
-        for channels, reduced in zip((config.dim, 4 * config.dim), config.spd_channels, strict=True)
-    )
+    embedded = config.alignment != "geodesic"
+    biases = sum(config.head_channels()) + 2 * config.spd_embed_dim * embedded
+    weights = sum(reduce + embed * embedded for reduce, _, embed in _head_weights(config))
+    return weights + (biases if config.alignment != "none" else 0)
 
 
 def _head_macs(config: ModelConfig, pixels: int) -> int:
-    taps = ((config.dim, pixels), (4 * config.dim, pixels // 64))
-    total = config.spd_embed_dim  # the cosine of the two embeddings
-    for (channels, count), reduced in zip(taps, config.spd_channels, strict=True):
-        total += count * (channels * reduced + reduced**2) + reduced**2 * config.spd_embed_dim
-    return total
+    """Of reduction, covariance, embedding and cosine; decompositions of matrices are not counted."""
+    total = 0
+    for (reduce, numbers, embed), count in zip(_head_weights(config), (pixels, pixels // 64), strict=False):
+        total += count * (reduce + (numbers if config.alignment != "euclidean" else 0))
+        total += embed if config.alignment != "geodesic" else 0
+    return total + (config.spd_embed_dim if config.alignment not in ("none", "geodesic") else 0)
 
 
 def activation_bytes(config: ModelConfig, height: int, width: int) -> int:

@@ -71,9 +71,9 @@ def restoration_loss(output: Output, clean: Tensor, weights: LossWeights, share:
     if weights.spd:
         if output.shallow is None or output.latent is None:
             raise ValueError(
-                f"spd={weights.spd}: this term needs the embeddings that the model returns in training mode. "
-                "Call model.train(), or set the weight to 0."
+                f"spd={weights.spd}: this term needs the embeddings that the model returns in training mode, unless "
+                "its alignment is none. Call model.train(), or set the weight to 0."
             )
-        spd = info_nce(output.shallow, output.latent, weights.temperature, share)
+        spd = info_nce(output.shallow, output.latent, weights.temperature, share).to(zero.dtype)
     total = weights.l1 * l1 + weights.fourier * fourier + weights.spd * spd
     return Loss(total, l1, fourier, spd)

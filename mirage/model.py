@@ -14,14 +14,14 @@ from mirage.spd import SPDHead
 
 
 class Output(NamedTuple):
-    """What the model returns. The embeddings exist in training mode only."""
+    """What the model returns. The embeddings exist in training mode only, unless `alignment` is `none`."""
 
     image: Tensor
     """Restored, (b, 3, h, w); not clipped."""
     shallow: Tensor | None
-    """Unit embedding of the shallow features, (b, d)."""
+    """What describes the shallow features: a unit vector (b, d), or with `geodesic` a matrix (b, r, r)."""
     latent: Tensor | None
-    """Unit embedding of the latent features, (b, d)."""
+    """The same of the latent features."""
 
 
 class BlockStack(nn.ModuleList):
@@ -112,8 +112,10 @@ class MIRAGE(nn.Module):
         self.reduce2 = pointwise(4 * d, 2 * d)
         self.up1 = Upsample(2 * d)
         self.output = Conv3x3(2 * d, 3)
-        self.spd_shallow = SPDHead(d, config.spd_channels[0], config.spd_embed_dim)
-        self.spd_latent = SPDHead(4 * d, config.spd_channels[1], config.spd_embed_dim)
+        if config.alignment != "none":
+            shallow, latent = config.head_channels()
+            self.spd_shallow = SPDHead(d, shallow, config.spd_embed_dim, config.alignment)
+            self.spd_latent = SPDHead(4 * d, latent, config.spd_embed_dim, config.alignment)
 
     def forward(self, degraded: Tensor, keys: Tensor | None = None) -> Output:
         """Restore a batch.
@@ -135,7 +137,7 @@ class MIRAGE(nn.Module):
         y = self.refinement(self.decoder1(y, keep["decoder1"]), keep["refinement"])
         image = self.output(y).permute(0, 3, 1, 2) + degraded
 
-        if not self.training:
+        if not self.training or self.config.alignment == "none":
             return Output(image, None, None)
         shallow = e1 if self.config.shallow_tap == "encoder1" else x
         return Output(image, self.spd_shallow(shallow), self.spd_latent(latent))

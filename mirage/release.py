@@ -93,9 +93,13 @@ def release_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def release_state_dict(model: MIRAGE) -> dict[str, Tensor]:
     """The weights of `model` under the release's names and shapes, for people who use the release.
 
-    The release knows the ratios 1:1:1 only.
+    The release knows the ratios 1:1:1 and the paper's mixer and heads only.
     """
     config = model.config
+    for name in ("kernels", "fusion", "alignment"):
+        value, theirs = getattr(config, name), getattr(ModelConfig(), name)
+        if value != theirs:
+            raise ValueError(f"{name}={value!r}: the release has no such network; it needs {theirs!r}.")
     if len(set(config.branch_ratios)) != 1:
         raise ValueError(
             f"branch_ratios={config.branch_ratios}: the release has no such network; it needs equal shares."

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from mirage.config import TOTAL_STRIDE
 from mirage.model import MIRAGE
+from mirage.strips import forward_in_strips
+from mirage.tiles import forward_in_tiles
+
+Mode = Literal["auto", "whole", "strips", "tiles"]
+
+WHOLE_BYTES = 2**30
+"""What `auto` lets a whole image take before it goes over to strips."""
 
 
-def restore(model: MIRAGE, degraded: Tensor) -> Tensor:
+def restore(
+    model: MIRAGE,
+    degraded: Tensor,
+    mode: Mode = "auto",
+    *,
+    tile: int = 512,
+    overlap: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Restore one image (3, h, w) or a batch (b, 3, h, w); h and w may be anything from 1 pixel up.
 
     degraded: float RGB in [0, 1]. The result has its shape, device and type, and lies in [0, 1].
     Sides are padded by reflection to multiples of 8, and the result is cropped exactly. The model runs in
     eval mode, on its own device and in its own type, and is afterwards in the mode that it was in before.
+
+    mode: `whole` runs the image at once; `strips` gives the same to rounding in bounded memory; `tiles` restores
+    overlapping tiles (`tile` pixels a side, multiples of 8, sharing `overlap`) as images of their own, which is not
+    the same. `auto` takes the whole image if that needs less than `WHOLE_BYTES`, strips otherwise.
+    progress: called with (work done, all work) now and then in the modes that take several steps.
     """
     _check(degraded)
+    if tile < TOTAL_STRIDE or tile % TOTAL_STRIDE:
+        near = max(tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
+        raise ValueError(f"tile={tile}: needs a multiple of {TOTAL_STRIDE}. Nearest: {near}.")
     weight = model.output.weight
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             batch = degraded if degraded.dim() == 4 else degraded[None]
-            padded = reflect_to_multiple(batch.to(weight.device, weight.dtype), TOTAL_STRIDE)
-            image: Tensor = model(padded).image[..., : batch.shape[-2], : batch.shape[-1]].clamp(0, 1)
+            batch = batch.to(weight.device, weight.dtype)
+            if mode == "auto":
+                mode = "whole" if whole_bytes(model, batch) <= WHOLE_BYTES else "strips"
+            if mode == "tiles":
+                image = forward_in_tiles(lambda x: _padded(model, x, None), batch, tile, overlap, progress)
+            elif mode == "strips":
+                image = _padded(
+                    model, batch, lambda x: forward_in_strips(model, x.contiguous(), progress=progress)
+                )
+            else:
+                image = _padded(model, batch, None)
+            image = image.clamp_(0, 1).to(degraded.device, degraded.dtype)
     finally:
         model.train(was_training)
-    # A clone outside inference mode is an ordinary tensor again.
-    return image.to(degraded.device, degraded.dtype).clone().view(degraded.shape)
+    # A copy outside inference mode is an ordinary tensor again.
+    return torch.empty(degraded.shape, dtype=degraded.dtype, device=degraded.device).copy_(
+        image.view(degraded.shape)
+    )
+
+
+def whole_bytes(model: MIRAGE, batch: Tensor) -> int:
+    """Memory that a batch (b, 3, h, w) takes at once, about: maps alive in a full-resolution block of decoder 1."""
+    channels = 2 * model.config.dim
+    maps = 1 + 6 * model.config.ffn_expansion  # measured, to within a fifth
+    return int(batch.shape[0] * batch.shape[2] * batch.shape[3] * channels * maps * batch.element_size())
+
+
+def _padded(model: MIRAGE, batch: Tensor, forward: Callable[[Tensor], Tensor] | None) -> Tensor:
+    padded = reflect_to_multiple(batch, TOTAL_STRIDE)
+    image: Tensor = model(padded).image if forward is None else forward(padded)
+    return image[..., : batch.shape[2], : batch.shape[3]].contiguous()
 
 
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -152,13 +152,22 @@ def restore(
         typer.Option("--out", "-o", help="File (for one photograph) or folder. Default: NAME.restored.EXT"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="auto; whole: at once; strips: the same in little memory; tiles: not the same, see docs/model.md."
+        ),
+    ] = "auto",
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels, a multiple of 8.")] = 512,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 64,
 ) -> None:
     """Restore photographs; size, format, tags and profile stay as they are."""
     _use_local_cluster()
-    from orchestrator.restoring import restore_files
+    from orchestrator.restoring import how_to_restore, restore_files
 
     failures = 0
-    for line in restore_files(photographs, model, out, device):
+    how = how_to_restore(mode, tile, overlap)
+    for line in restore_files(photographs, model, out, device, how):
         failures += line.failed
         (_complain if line.failed else _say)(line.text)
     if failures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from mirage import ModelConfig
@@ -34,8 +34,8 @@ class Section(BaseModel):
 class Model(Section):
     """The network. `variant` names a published size; any other key given replaces that size's value."""
 
-    variant: Literal["tiny", "small"] = "tiny"
-    """Published size: tiny (T, 6.2 M parameters) or small (S, 9.7 M)."""
+    variant: Literal["tiny", "small", "base"] = "tiny"
+    """Published size, tiny (T, 6.2 M parameters) or small (S, 9.7 M), or ours of the peers' size, base (28.3 M)."""
     dim: int | None = Field(default=None, ge=2)
     """Embedding width: channels at full resolution."""
     blocks: tuple[int, int, int, int] | None = None
@@ -54,6 +54,12 @@ class Model(Section):
     """Where the SPD term looks at shallow features: the release's code or the paper's appendix C.3."""
     batch_norm: Literal["synced", "local"] | None = None
     """Statistics over the global batch, or over each worker's own share as the release does."""
+    kernels: Literal["dynamic", "static"] | None = None
+    """7x7 kernels generated from each image, or learned ones (the paper's ablation)."""
+    fusion: Literal["gated", "concatenation"] | None = None
+    """How the branches meet: each opens the others' gates, or side by side (the paper's ablation)."""
+    alignment: Literal["spd", "euclidean", "log_euclidean", "geodesic", "none"] | None = None
+    """What contrastive learning compares; `none` (with spd_weight 0) leaves its heads out."""
 
     def build(self) -> ModelConfig:
         """Return the `mirage.ModelConfig` this section describes; ValueError when it is impossible."""
@@ -61,7 +67,7 @@ class Model(Section):
 
         from mirage import ModelConfig
 
-        base = ModelConfig.small() if self.variant == "small" else ModelConfig.tiny()
+        base: ModelConfig = getattr(ModelConfig, self.variant)()
         given = {k: v for k, v in self.model_dump().items() if k != "variant" and v is not None}
         return replace(base, **given)
 
@@ -229,6 +235,15 @@ class Job(Section):
     evaluate: Evaluate
     track: Track
     example: Example | None = None
+
+    @model_validator(mode="after")
+    def _alignment_has_heads(self) -> Job:
+        if self.model.alignment == "none" and self.loss.spd_weight > 0:
+            raise ValueError(
+                f"loss.spd_weight is {self.loss.spd_weight:g}, but model.alignment none has nothing to align: "
+                "set loss.spd_weight to 0."
+            )
+        return self
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
+from torch import Tensor
 
 from mirage import MIRAGE, load, restore
+from mirage.config import TOTAL_STRIDE
+from mirage.restore import Mode
 from orchestrator import registry, track
 from orchestrator.errors import PhotoError
 from orchestrator.photos import read_photo, write_photo
@@ -22,7 +27,24 @@ class Line:
     failed: bool = False
 
 
-def restore_files(photographs: Sequence[Path], model: str, out: Path | None, device: str) -> Iterator[Line]:
+Restoring = Callable[[MIRAGE, Tensor], Tensor]
+
+
+def how_to_restore(mode: str = "auto", tile: int = 512, overlap: int = 64) -> Restoring:
+    """Return `mirage.restore` with these settings. Raises PhotoError where they are impossible."""
+    if mode not in get_args(Mode):
+        raise PhotoError(f"--mode {mode}: one of {', '.join(get_args(Mode))}.")
+    if tile < TOTAL_STRIDE or tile % TOTAL_STRIDE:
+        near = max(tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
+        raise PhotoError(f"--tile {tile}: needs a multiple of {TOTAL_STRIDE} pixels. Nearest: {near}.")
+    if not 0 <= overlap <= tile // 2:
+        raise PhotoError(f"--overlap {overlap}: at least 0 and at most half of the tile, {tile // 2}.")
+    return partial(restore, mode=cast(Mode, mode), tile=tile, overlap=overlap)
+
+
+def restore_files(
+    photographs: Sequence[Path], model: str, out: Path | None, device: str, how: Restoring = restore
+) -> Iterator[Line]:
     """Restore each file and yield what became of it; one that fails does not stop the rest.
 
     `out` is a file for one photograph or a folder for any number; without it the result stands beside the input as
@@ -37,7 +59,7 @@ def restore_files(photographs: Sequence[Path], model: str, out: Path | None, dev
     chosen = _device(device)
     network = load_model(model, chosen)
     for photo, target in zip(photographs, targets, strict=True):
-        yield _restore_one(network, photo, target, chosen)
+        yield _restore_one(partial(how, network), photo, target, chosen)
 
 
 def load_model(model: str, device: torch.device) -> MIRAGE:
@@ -45,10 +67,12 @@ def load_model(model: str, device: torch.device) -> MIRAGE:
     return load(registry.resolve(model, track.tracking_uri()), device=str(device))
 
 
-def _restore_one(network: MIRAGE, photo: Path, target: Path, device: torch.device) -> Line:
+def _restore_one(
+    restored_by: Callable[[Tensor], Tensor], photo: Path, target: Path, device: torch.device
+) -> Line:
     try:
         picture = read_photo(photo)
-        restored = restore(network, torch.from_numpy(picture.pixels).to(device))
+        restored = restored_by(torch.from_numpy(picture.pixels).to(device))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_photo(target, restored.cpu().numpy(), picture)
     except PhotoError as error:

@@ -76,10 +76,14 @@ def start(
         raise ClusterError(
             "no `ray` beside this Python: install the project (`make setup`) and use its .venv"
         )
+    # The agent is what starts jobs. On its fixed default port the agent of a head that has just died may still
+    # sit; the new one would then run without taking any job.
+    agent_port = free_port()
     command = [
         *(ray, "start", "--head", "--disable-usage-stats"),
         *("--node-ip-address", "127.0.0.1", "--port", str(ray_port)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
+        *("--dashboard-agent-listen-port", str(agent_port)),
         *("--ray-client-server-port", str(free_port())),  # it cannot be turned off, and 10001 may be taken
         *("--min-worker-port", "0", "--max-worker-port", "0"),  # any; Ray's fixed range may hold our ports
         *("--object-store-memory", str(OBJECT_STORE_BYTES)),
@@ -109,13 +113,17 @@ def start(
     if ended.returncode != 0:
         raise ClusterError(f"Ray did not start: {_reason(log)} (log: {log})")
     deadline = time.monotonic() + _START_SECONDS
-    while not answers(dashboard_port):
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"Ray's dashboard did not answer on port {dashboard_port} within {_START_SECONDS:.0f} s: "
-                f"see {log.parent / 'ray' / 'dashboard.log'}"
-            )
-        time.sleep(0.2)
+    for name, port, ready in (
+        ("dashboard", dashboard_port, answers),
+        ("dashboard_agent", agent_port, _takes_jobs),
+    ):
+        while not ready(port):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"Ray's {name} did not answer within {_START_SECONDS:.0f} s: "
+                    f"see {log.parent / 'ray' / f'{name}.log'}"
+                )
+            time.sleep(0.2)
     return [process for process in processes.tagged(tag) if process.name in _CORE]
 
 
@@ -124,6 +132,17 @@ def answers(dashboard_port: int) -> bool:
     try:
         return "ray_version" in _request(dashboard_port, "/api/version")
     except (OSError, ValueError):
+        return False
+
+
+def _takes_jobs(agent_port: int) -> bool:
+    """Whether the head's agent, through which jobs are started, answers on this port of loopback."""
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", timeout=5
+        ) as reply:
+            return bool(reply.status == 200)
+    except OSError:
         return False
 
 

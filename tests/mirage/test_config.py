@@ -31,6 +31,12 @@ def test_json_round_trip_gives_an_equal_configuration() -> None:
         ({"drop_path": 1.0}, "drop_path=1.0"),
         ({"ffn_expansion": 0.0}, "ffn_expansion=0.0"),
         ({"shallow_tap": "encoder2"}, "shallow_tap='encoder2': one of encoder1, patch_embed"),
+        ({"kernels": "fixed"}, "kernels='fixed': one of dynamic, static"),
+        ({"fusion": "none"}, "fusion='none': one of gated, concatenation"),
+        (
+            {"alignment": "riemann"},
+            "alignment='riemann': one of spd, euclidean, log_euclidean, geodesic, none",
+        ),
         ({"batch_norm": "sync"}, "batch_norm='sync': one of synced, local"),
         ({"refinement_block": 3}, 'did you mean "refinement_blocks"'),
     ],

@@ -5,12 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import mirage
-from mirage import MIRAGE, ModelConfig
-from mirage.cost import activation_bytes, macs, parameters
+from mirage import MIRAGE, ModelConfig, kernels
+from mirage.config import Alignment
+from mirage.cost import activation_bytes, fast_macs, macs, parameters
+from mirage.kernels import reference
 
 BASE = ModelConfig(dim=12, blocks=(1, 2, 1, 2), refinement_blocks=1, heads=(1, 1, 2, 2))
+ABLATIONS = (
+    replace(BASE, kernels="static"),
+    replace(BASE, kernels="static", branch_ratios=(2, 1, 1)),
+    replace(BASE, fusion="concatenation"),
+    replace(BASE, fusion="concatenation", branch_ratios=(2, 1, 1)),
+    *(replace(BASE, alignment=a) for a in ("euclidean", "log_euclidean", "geodesic", "none")),
+)
 
 
 @pytest.mark.parametrize(
@@ -24,13 +34,15 @@ BASE = ModelConfig(dim=12, blocks=(1, 2, 1, 2), refinement_blocks=1, heads=(1, 1
             for ratios in [(2, 1, 1), (3, 2, 1), (0, 1, 1), (1, 0, 1), (1, 0, 0)]
         ),
         replace(BASE, ffn_expansion=1.7, spd_channels=(5, 7), spd_embed_dim=9),
+        *ABLATIONS,
+        ModelConfig.base(),
     ],
 )
 def test_parameters_are_those_of_the_module(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = MIRAGE(config)
     count = sum(p.numel() for p in model.parameters())
-    heads = sum(p.numel() for head in (model.spd_shallow, model.spd_latent) for p in head.parameters())
+    heads = sum(p.numel() for name, p in model.named_parameters() if name.startswith("spd_"))
     assert parameters(config) == count
     assert parameters(config, spd_head=False) == count - heads
 
@@ -49,6 +61,33 @@ def test_macs_are_those_counted_on_the_release(
     config: ModelConfig, height: int, width: int, expected: int
 ) -> None:
     assert macs(config, height, width) == expected
+
+
+@pytest.mark.parametrize(
+    "config", [BASE, *ABLATIONS, replace(BASE, branch_ratios=(1, 0, 0)), ModelConfig.tiny()]
+)
+def test_the_fast_form_is_counted_as_it_runs(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("depthwise", "dynamic_depthwise"):  # the counter does not see into our operators
+        monkeypatch.setattr(kernels, name, getattr(reference, name))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        MIRAGE(config).eval()(torch.rand(1, 3, 48, 64))
+    assert fast_macs(config, 48, 64) == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("alignment", ["spd", "euclidean", "log_euclidean", "none"])
+def test_heads_are_counted_as_they_run(alignment: Alignment) -> None:
+    config = replace(BASE, alignment=alignment)
+    counted = []
+    for training in (True, False):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            output = MIRAGE(config).train(training)(torch.rand(1, 3, 32, 32))
+            if output.shallow is not None:
+                assert output.latent is not None
+                output.shallow @ output.latent.mT
+        counted.append(counter.get_total_flops() / 2)
+    decompositions = sum(2 * r**3 for r in config.spd_channels) if alignment == "log_euclidean" else 0
+    heads = macs(config, 32, 32) - macs(config, 32, 32, spd_head=False)
+    assert counted[0] - counted[1] - decompositions / 2 == heads
 
 
 def test_the_heads_cost_nothing_at_inference() -> None:
