@@ -124,8 +124,9 @@ def info_nce(shallow: Tensor, latent: Tensor, temperature: float, share: Share |
 
     shallow, latent: what the heads made of this process's images, unit vectors (b, d) compared by their cosine or
     covariances (b, r, r) compared by minus their squared geodesic distance over r.
-    Returns this process's share of the mean over all images: the sum of its rows' losses over `share.total`; over all processes they add up to it.
-    Without a share these images are the whole batch, whatever other processes hold, as in the release.
+    Returns this process's share of the mean over all images: the sum of its rows' losses over `share.total`; over
+    all processes they add up to it. Without a share these images are the whole batch, whatever other processes
+    hold, as in the release.
     """
     with torch.autocast(shallow.device.type, enabled=False):
         everyone = latent
