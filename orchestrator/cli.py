@@ -196,6 +196,16 @@ def export_checkpoint(
     _say(convert.export_checkpoint(weights, out))
 
 
+@app.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def bench(context: typer.Context) -> None:
+    """Measure the model beside the release and its peers: `bench model`, `bench train-parity`."""
+    from orchestrator.bench.__main__ import main as run_bench
+
+    raise typer.Exit(run_bench(context.args))
+
+
 @app.command()
 def doctor() -> None:
     """Check this machine: Python, packages, disk, ports, store, tracking, job files."""

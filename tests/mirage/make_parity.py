@@ -3,12 +3,10 @@
     python tests/mirage/make_parity.py --release PATH_OF_A_CHECKOUT [--store]
 
 Runs the release's own classes with random weights, every norm, scale and temperature moved off its initial
-value, DropPath off. The release imports timm and fvcore; neither is used here, so they are stubbed.
+value, DropPath off. The release imports timm and fvcore; `orchestrator.bench.checkouts` stands in for them.
 """
 
 import argparse
-import importlib
-import sys
 import types
 from pathlib import Path
 
@@ -19,19 +17,10 @@ from torch import Tensor, nn
 
 from mirage.loss import LossWeights, restoration_loss
 from mirage.release import from_release, release_name, release_shape
+from orchestrator.bench.checkouts import load
 
 CASE = Path(__file__).with_name("parity.safetensors")
 ZERO_GRADIENTS = ("reduce_shallow.bias", "reduce_latent.bias")  # the covariance removes the mean
-
-
-def stub_imports() -> None:
-    layers, nets = types.ModuleType("timm.models.layers"), types.ModuleType("fvcore.nn")
-    layers.trunc_normal_ = layers.DropPath = lambda *_: nn.Identity()
-    nets.FlopCountAnalysis = nets.flop_count_table = None
-    for name, module in (("timm.models.layers", layers), ("fvcore.nn", nets)):
-        for parent in ("timm", "timm.models", "fvcore"):
-            sys.modules.setdefault(parent, types.ModuleType(parent))
-        sys.modules[name] = module
 
 
 def perturb(model: nn.Module) -> nn.Module:
@@ -103,9 +92,7 @@ def main() -> None:
     parser.add_argument("--release", type=Path, required=True, help="checkout of Amazingren/MIRAGE")
     parser.add_argument("--store", action="store_true", help=f"write {CASE.name}")
     arguments = parser.parse_args()
-    stub_imports()
-    sys.path.insert(0, str(arguments.release))
-    tiny, small = (importlib.import_module(f"net.mirage_{size}") for size in ("tiny", "small"))
+    tiny, small = (load(arguments.release, f"net.mirage_{size}") for size in ("tiny", "small"))
 
     print(f"{'':<12}{'parameters':>12}  largest differences")
     for label, build in (

@@ -1,0 +1,88 @@
+"""`python -m orchestrator.bench`, which is what `mirage bench` runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.bench.errors import BenchError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option of the benchmarks."""
+    top = argparse.ArgumentParser(prog="mirage bench", description="Measure this model beside others.")
+    kinds = top.add_subparsers(dest="kind", required=True)
+
+    model = kinds.add_parser("model", help="speed, memory, parameters and multiply-adds")
+    model.add_argument("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
+    model.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="checkout of PromptIR, MoCE-IR, AdaIR, Restormer or OneRestore; repeatable",
+    )
+    model.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
+    model.add_argument("--what", choices=("both", "train", "infer"), default="both")
+    model.add_argument("--crop", type=_multiple_of_8, default=128, help="side of the images in pixels")
+    model.add_argument("--batch", type=_positive, default=2)
+    model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
+    model.add_argument("--compile", action="store_true", help="compile the blocks of ours and the release")
+    model.add_argument("--threads", type=_positive, default=1, help="on a CPU")
+
+    parity = kinds.add_parser("train-parity", help="train ours and the release side by side")
+    parity.add_argument("--release", type=Path, metavar="PATH", required=True)
+    parity.add_argument("--size", choices=("tiny", "small"), default="tiny")
+    parity.add_argument("--steps", type=_positive, default=50)
+    parity.add_argument("--crop", type=_multiple_of_8, default=64)
+    parity.add_argument("--batch", type=_positive, default=2)
+    parity.add_argument("--learning-rate", type=float, default=2e-4)
+    parity.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
+    parity.add_argument("--threads", type=_positive, default=2, help="on a CPU")
+
+    for each in (model, parity):
+        each.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        each.add_argument("--seed", type=int, default=0)
+        each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one benchmark; return the exit status."""
+    options = parser().parse_args(arguments)
+    from orchestrator.bench import model, parity, setting
+
+    try:
+        if options.json is not None and not options.json.absolute().parent.is_dir():
+            raise BenchError(f"--json {options.json}: its folder does not exist.")
+        where = setting.prepare(options.device, options.threads)
+        result = (model if options.kind == "model" else parity).run(options, where, print)
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.json is not None:
+        record = {**setting.describe(where), "command": setting.command(options), **result}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def _multiple_of_8(text: str) -> int:
+    value = int(text)
+    if value < 16 or value % 8:
+        raise argparse.ArgumentTypeError(f"{text}: a multiple of 8, at least 16")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

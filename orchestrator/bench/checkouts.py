@@ -1,0 +1,94 @@
+"""Networks of public repositories, imported from a checkout that the user names; nothing is copied or changed.
+
+Their modules import packages that the network does not need (timm, torchvision, profilers). Those that are not
+installed are stood in for; DropPath becomes the identity, so that a comparison is not one of random draws.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from orchestrator.bench.errors import BenchError
+
+_STOOD_IN = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning")
+
+
+class _Anything:
+    """Whatever a module imports by name and then does not use, as a value or as a base class."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class _StandIn(types.ModuleType):
+    __path__: list[str] = []  # noqa: RUF012  # what makes it a package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return nn.Identity if name == "DropPath" else _Anything
+
+
+class _Finder:
+    """Finds stand-ins for packages that are named and not installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.partition(".")[0] in _STOOD_IN:
+            return importlib.util.spec_from_loader(name, self)  # type: ignore[arg-type]
+        return None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing: a stand-in has no code."""
+
+
+def load(root: Path, module: str, folder: str = "", repository: str = "") -> types.ModuleType:
+    """Import `module` of the checkout at `root`, whose import root is `folder` in it.
+
+    Raises BenchError when the file is not there, or needs a package that is not here.
+    """
+    file = root / folder / (module.replace(".", "/") + ".py")
+    if not file.is_file():
+        source = f": git clone https://github.com/{repository}" if repository else "."
+        raise BenchError(
+            f"{root}: no {folder + '/' if folder else ''}{module.replace('.', '/')}.py in it. "
+            f"Give a checkout{source}"
+        )
+    with _importing_from(root / folder, top=module.partition(".")[0]):
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise BenchError(f"{file.name} of {repository or root} cannot be imported: {error}.") from error
+
+
+@contextmanager
+def _importing_from(folder: Path, top: str) -> Iterator[None]:
+    """Put `folder` first, and forget its modules afterwards: several repositories call theirs `net`."""
+    finder: Any = _Finder()
+    sys.path.insert(0, str(folder))
+    sys.meta_path.append(finder)  # last: an installed package is preferred
+    importlib.invalidate_caches()
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = written
+        sys.meta_path.remove(finder)
+        sys.path.remove(str(folder))
+        for name in list(sys.modules):
+            if name == top or name.startswith(f"{top}.") or isinstance(sys.modules[name], _StandIn):
+                del sys.modules[name]

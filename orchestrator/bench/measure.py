@@ -1,0 +1,62 @@
+"""Paired measurement: every repeat runs all subjects in turn, so that a slow minute slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Clock = Callable[[Callable[[], object]], float]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Times of the reference over times of the subject, repeat by repeat: above 1 the subject is faster."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """Process CPU time of one run: what other programs do on the machine is not in it."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def gpu_seconds(run: Callable[[], object]) -> float:
+    """Time of one run on the current CUDA device, between two events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, clock: Clock
+) -> dict[str, list[float]]:
+    """Seconds of each run, A B A B; each one has run once before, unmeasured."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(clock(run))
+    return times
+
+
+def ratio(reference: list[float], subject: list[float]) -> Ratio:
+    """Of paired times."""
+    ratios = [a / b for a, b in zip(reference, subject, strict=True)]
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(statistics.median(ratios), low, high)
