@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from orchestrator.bench.errors import BenchError
 
@@ -32,13 +32,26 @@ class _Anything:
         pass
 
 
+class _Resize(nn.Module):
+    """torchvision's, on tensors."""
+
+    def __init__(self, size: list[int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)
+
+
 class _StandIn(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012  # what makes it a package
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return nn.Identity if name == "DropPath" else _Anything
+        if name.islower():
+            return importlib.import_module(f"{self.__name__}.{name}")
+        return {"DropPath": nn.Identity, "Resize": _Resize}.get(name, _Anything)
 
 
 class _Finder:

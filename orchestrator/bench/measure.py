@@ -32,7 +32,7 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 
 def gpu_seconds(run: Callable[[], object]) -> float:
     """Time of one run on the current CUDA device, between two events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
     end.record()

@@ -1,8 +1,8 @@
 """`mirage bench train-parity`: ours and the release, trained side by side on the same real crops and noise.
 
-Both start from the same weights and use AdamW and the release's objective, DropPath 0: the release by its own classes and
-a statement of its loss, ours by our own model and loss. Rounding grows over the steps of any training, so a third run
-shows how much: the release again, half of its weights moved to the next number that fp32 can hold.
+Both start from the same weights and use AdamW and the release's objective, DropPath 0: the release by its own classes
+and a statement of its loss, ours by our own model and loss. Rounding grows over the steps of any training, so a third
+run shows how much: the release again, half of its weights moved to the next number that fp32 can hold.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _photographs(options: argparse.Namespace) -> tuple[list[NDArray[np.uint8]], 
     training = [image for image in training if min(image.shape[:2]) >= options.crop]
     if not training or not held_out:
         raise BenchError(
-            f"--photos {options.photos}: needs four photographs to judge by and at least one more of {options.crop} pixels "
-            "or larger to train on."
+            f"--photos {options.photos}: needs four photographs to judge by and at least one more, of "
+            f"{options.crop} pixels or larger, to train on."
         )
     return training, held_out
 
@@ -116,12 +116,16 @@ def _batches(
             image = photographs[draw.integers(len(photographs))]
             top, left = (draw.integers(side - size + 1) for side in image.shape[:2])
             crops.append(image[top : top + size, left : left + size])
-        clean = np.stack(crops).astype(np.float32).transpose(0, 3, 1, 2) / 255
+        clean = _floats(np.stack(crops).transpose(0, 3, 1, 2))
         yield _noisy(clean, draw), torch.from_numpy(clean)
 
 
+def _floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 def _noisy(clean: NDArray[np.float32], draw: np.random.Generator) -> Tensor:
-    noise = draw.standard_normal(clean.shape, dtype=np.float32) * (SIGMA / 255)
+    noise = draw.standard_normal(clean.shape, dtype=np.float32) * np.float32(SIGMA / 255)
     return torch.from_numpy(np.clip(clean + noise, 0, 1))
 
 
@@ -159,9 +163,7 @@ def _judge(
     for image in held_out:
         height, width = (min(side, JUDGED) // 8 * 8 for side in image.shape[:2])
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        crop = (
-            image[top : top + height, left : left + width].astype(np.float32).transpose(2, 0, 1)[None] / 255
-        )
+        crop = _floats(image[top : top + height, left : left + width].transpose(2, 0, 1)[None])
         degraded = _noisy(crop, draw).to(setting.device)
         with torch.no_grad(), setting.autocast(options.precision):
             restored = restore(model, degraded) if isinstance(model, MIRAGE) else subject.restored(degraded)
@@ -184,7 +186,8 @@ def _report(curves: dict[str, Curve], options: argparse.Namespace, say: Say) -> 
             f"{by_us[step - 1]:>13.1e}{by_rounding[step - 1]:>28.1e}"
         )
     say(
-        f"PSNR  {theirs.psnr:>14.4f}{ours.psnr:>14.4f}{ours.psnr - theirs.psnr:>+13.4f}{moved.psnr - theirs.psnr:>+28.4f}"
+        f"PSNR  {theirs.psnr:>14.4f}{ours.psnr:>14.4f}"
+        f"{ours.psnr - theirs.psnr:>+13.4f}{moved.psnr - theirs.psnr:>+28.4f}"
     )
     mean_us, mean_rounding = (sum(values) / len(values) for values in (by_us, by_rounding))
     same = mean_us <= ROUNDING * mean_rounding

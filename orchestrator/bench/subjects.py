@@ -66,8 +66,8 @@ def release(path: Path, size: str) -> Subject:
 
     def loss(x: Tensor, clean: Tensor) -> Tensor:
         restored, contrast = model(x)
-        spectra = [torch.view_as_real(torch.fft.rfft2(image.float())) for image in (restored, clean)]
-        total: Tensor = F.l1_loss(restored, clean) + 0.1 * F.l1_loss(*spectra) + contrast
+        found, wanted = (torch.view_as_real(torch.fft.rfft2(image.float())) for image in (restored, clean))
+        total: Tensor = F.l1_loss(restored, clean) + 0.1 * F.l1_loss(found, wanted) + contrast
         return total
 
     return Subject(f"release {size}", model, lambda x: model(x)[0], loss, module.TransformerBlock)
@@ -99,13 +99,19 @@ class _WithEmbedding(nn.Module):
         return out
 
 
+_MOCE_IR = {
+    **{"dim": 48, "num_blocks": [4, 6, 6, 8], "num_dec_blocks": [2, 4, 4], "heads": [1, 2, 4, 8]},
+    **{"num_refinement_blocks": 4, "stage_depth": [1, 1, 1], "depth_type": "constant", "rank_type": "spread"},
+}
+"""What its options file sets for the larger published model."""
+
 _BUILD: dict[str, Callable[[Path, str], Any]] = {
     "PromptIR": lambda path, of: checkouts.load(path, "net.model", repository=of).PromptIR(decoder=True),
     "AdaIR": lambda path, of: checkouts.load(path, "net.model", repository=of).AdaIR(decoder=True),
     "Restormer": lambda path, of: checkouts.load(
         path, "restormer_arch", "basicsr/models/archs", repository=of
     ).Restormer(),
-    "MoCE-IR": lambda path, of: checkouts.load(path, "net.moce_ir", "src", repository=of).MoCEIR(dim=48),
+    "MoCE-IR": lambda path, of: checkouts.load(path, "net.moce_ir", "src", repository=of).MoCEIR(**_MOCE_IR),
     "OneRestore": lambda path, of: _WithEmbedding(
         checkouts.load(path, "model.OneRestore", repository=of).OneRestore()
     ),
