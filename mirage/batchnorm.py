@@ -39,6 +39,8 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int, synced: bool) -> None:
         super().__init__()
         self.synced = synced
+        self.moves = True
+        """Whether training moves the running statistics; not while a block runs for the second time."""
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -74,11 +76,16 @@ class BatchNorm(nn.Module):
         count, total, power = torch.split(packed, [1, mean.shape[1], mean.shape[1]])
         mean = total / count
         var = power / count - mean.square()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            unbiased = var * count / (count - 1)
-            # One batch that is not finite must not stay in the averages: the step that it spoils is skipped.
-            finite = torch.isfinite(mean) & torch.isfinite(unbiased)
-            for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.copy_(torch.where(finite, running.lerp(batch.to(running.dtype), MOMENTUM), running))
+        if self.moves:
+            self._move(mean, var, count)
         return mean.to(self.weight.dtype), var.to(self.weight.dtype)
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards a batch's, of `count` pixels."""
+        self.num_batches_tracked += 1
+        unbiased = var * count / (count - 1)
+        # One batch that is not finite must not stay in the averages: the step that it spoils is skipped.
+        finite = torch.isfinite(mean) & torch.isfinite(unbiased)
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.copy_(torch.where(finite, running.lerp(batch.to(running.dtype), MOMENTUM), running))

@@ -14,6 +14,9 @@ TOTAL_STRIDE = 8
 KERNEL_SIZE = 7
 """Side of the kernels that the dynamic convolution generates, in pixels."""
 
+Recompute = Literal["none", "full_resolution", "all"]
+"""Which blocks run again in the backward pass instead of keeping what they computed."""
+
 ShallowTap = Literal["encoder1", "patch_embed"]
 BatchNormKind = Literal["synced", "local"]
 Kernels = Literal["dynamic", "static"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mirage.blocks import Block, pointwise
-from mirage.config import TOTAL_STRIDE, ModelConfig, Stage
+from mirage.config import TOTAL_STRIDE, ModelConfig, Recompute, Stage
 from mirage.droppath import keep_scales
+from mirage.recompute import recomputed
 from mirage.spd import SPDHead
 
 
@@ -29,11 +30,14 @@ class BlockStack(nn.ModuleList):
 
     def __init__(self, stage: Stage, config: ModelConfig) -> None:
         super().__init__(Block(stage.channels, stage.heads, config) for _ in range(stage.blocks))
+        self.recompute = False
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (b, h, w, c); keep (blocks, b) or None."""
+        again = self.recompute and torch.is_grad_enabled()
         for i, block in enumerate(self):
-            x = block(x, None if keep is None else keep[i])
+            scale = None if keep is None else keep[i]
+            x = recomputed(block, x, scale) if again else block(x, scale)
         return x
 
 
@@ -141,6 +145,17 @@ class MIRAGE(nn.Module):
             return Output(image, None, None)
         shallow = e1 if self.config.shallow_tap == "encoder1" else x
         return Output(image, self.spd_shallow(shallow), self.spd_latent(latent))
+
+    def recompute(self, which: Recompute) -> None:
+        """Choose the blocks that run again in the backward pass: time for memory, the same numbers.
+
+        `full_resolution`: the eight (S: nine) blocks that keep most, those of encoder 1, decoder 1 and refinement.
+        """
+        if which not in get_args(Recompute):
+            raise ValueError(f"recompute={which!r}: one of {', '.join(get_args(Recompute))}.")
+        for stage in self.config.stages():
+            stack: BlockStack = getattr(self, stage.name)
+            stack.recompute = which == "all" or (which == "full_resolution" and stage.stride == 1)
 
     def _check(self, degraded: Tensor) -> None:
         shape = tuple(degraded.shape)

@@ -151,6 +151,8 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest gradient norm; longer gradients are scaled down."""
+    recompute: Literal["none", "full_resolution", "all"] = "none"
+    """Blocks that run again in the backward pass: less memory for more time, the same numbers."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
 
@@ -248,5 +250,8 @@ class Job(Section):
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 INCIDENTAL = frozenset(
-    {"workers", "track", "storage", "checkpoint", "example", "data.readers", "data.cache_gib"}
+    {
+        *("workers", "track", "storage", "checkpoint", "example"),
+        *("data.readers", "data.cache_gib", "train.recompute"),
+    }
 )

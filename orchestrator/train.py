@@ -211,6 +211,7 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
     torch.manual_seed(job.seed)
     model = MIRAGE(job.model.build()).to(engine.device)
     model.drop_path_seed = job.seed
+    model.recompute(job.train.recompute)
     if job.loss.spd_weight == 0 and model.config.alignment != "none":
         # Without its term the SPD head has no gradient, and DDP must not wait for one.
         for head in (model.spd_shallow, model.spd_latent):

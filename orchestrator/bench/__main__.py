@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--batch", type=_positive, default=2)
     model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
     model.add_argument("--compile", action="store_true", help="compile the blocks of ours and the release")
+    model.add_argument(
+        "--recompute",
+        choices=("none", "full_resolution", "all"),
+        default="none",
+        help="blocks of ours that run again",
+    )
     model.add_argument("--threads", type=_positive, default=1, help="on a CPU")
 
     parity = kinds.add_parser("train-parity", help="train ours and the release side by side")

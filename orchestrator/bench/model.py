@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     entrants = []
     if options.release is not None:
         entrants.append(subjects.release(options.release, options.size))
-    entrants.append(subjects.ours(options.size))
+    entrants.append(subjects.ours(options.size, options.recompute))
     entrants += [subjects.peer(argument) for argument in options.peer]
     shape = (options.batch, 3, options.crop, options.crop)
     degraded, clean = (torch.rand(shape, device=setting.device) for _ in range(2))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirage import MIRAGE, ModelConfig
+from mirage.config import Recompute
 from mirage.loss import LossWeights, fourier_distance, restoration_loss
 from orchestrator.bench import checkouts
 from orchestrator.bench.errors import BenchError
@@ -40,9 +41,10 @@ class Subject:
     """What is compiled, block by block."""
 
 
-def ours(size: str) -> Subject:
+def ours(size: str, recompute: Recompute = "none") -> Subject:
     """This project's model, DropPath 0 as in all subjects."""
     model = MIRAGE(replace(getattr(ModelConfig, size)(), drop_path=0.0))
+    model.recompute(recompute)
     return from_model(model, f"ours {size}")
 
 

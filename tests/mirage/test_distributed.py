@@ -42,7 +42,7 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], kind: str) ->
     return max(float((a[name] - b[name]).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize("scenario", ["whole", "ddp"])
+@pytest.mark.parametrize("scenario", ["whole", "ddp", "recomputed"])
 @pytest.mark.parametrize("kind", ["loss.", "grad.", "buffer."])
 def test_losses_gradients_and_statistics_do_not_depend_on_the_number_of_processes(
     worlds: dict[str, Results], scenario: str, kind: str

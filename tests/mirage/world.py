@@ -19,7 +19,15 @@ from mirage.loss import LossWeights, restoration_loss
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2), drop_path=0.3)
 WEIGHTS = LossWeights(spd=1.0)
-SCENARIOS = ("whole", "ddp", "broken_batch_norm", "broken_negatives", "broken_drop_path", "broken_weighting")
+SCENARIOS = (
+    "whole",
+    "ddp",
+    "recomputed",
+    "broken_batch_norm",
+    "broken_negatives",
+    "broken_drop_path",
+    "broken_weighting",
+)
 
 
 def run(scenario: str, rank: int, sizes: list[int]) -> dict[str, Tensor]:
@@ -32,7 +40,11 @@ def run(scenario: str, rank: int, sizes: list[int]) -> dict[str, Tensor]:
 
     config = replace(CONFIG, batch_norm="local") if scenario == "broken_batch_norm" else CONFIG
     model = MIRAGE(config).double()
-    wrapped = DistributedDataParallel(model) if scenario == "ddp" and len(sizes) > 1 else model
+    wrapped = (
+        DistributedDataParallel(model) if scenario in ("ddp", "recomputed") and len(sizes) > 1 else model
+    )
+    if scenario == "recomputed":
+        model.recompute("all")
     if scenario == "broken_drop_path":
         torch.manual_seed(1)
         keys = None
