@@ -8,7 +8,7 @@ from mirage import ModelConfig
 from mirage.cost import macs, parameters
 
 PAGE = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
-ROWS = re.findall(r"^\| [^|]+ \| (.*?) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| [^|]+ \|(.*?)\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
 
 
 def test_the_table_of_ablations_is_there() -> None:
