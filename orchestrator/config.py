@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from mirage import ModelConfig
@@ -237,15 +237,6 @@ class Job(Section):
     evaluate: Evaluate
     track: Track
     example: Example | None = None
-
-    @model_validator(mode="after")
-    def _alignment_has_heads(self) -> Job:
-        if self.model.alignment == "none" and self.loss.spd_weight > 0:
-            raise ValueError(
-                f"loss.spd_weight is {self.loss.spd_weight:g}, but model.alignment none has nothing to align: "
-                "set loss.spd_weight to 0."
-            )
-        return self
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.

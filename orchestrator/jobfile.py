@@ -288,6 +288,11 @@ def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
     batch, micro = job.train.global_batch_size, job.train.micro_batches
     if batch % micro:
         yield "train.micro_batches", f"{micro} does not divide the global batch of {batch}."
+    if job.model.alignment == "none" and job.loss.spd_weight:
+        yield (
+            "loss.spd_weight",
+            f"{job.loss.spd_weight:g}, but with model.alignment none there is nothing to align. Set it to 0.",
+        )
     if job.workers.min > job.workers.max:
         yield "workers.min", f"{job.workers.min} is more than workers.max, {job.workers.max}."
     if job.workers.max > batch // micro:

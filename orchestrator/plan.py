@@ -57,9 +57,8 @@ class Plan:
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",
             f"model      MIRAGE {size or 'custom'}: {self.parameters:,} parameters "
-            f"({self.parameters_at_inference:,} at inference)",
-            f"           {self.macs / 1e9:.2f} GMACs at {MACS_AT}² in the plain form, "
-            f"{self.fast_macs / 1e9:.2f} as it is run",
+            f"({self.parameters_at_inference:,} at inference), {self.macs / 1e9:.2f} GMACs at {MACS_AT}² "
+            f"({self.fast_macs / 1e9:.2f} as we run it)",
             f"loss       {job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
             f"data       {', '.join(data.manifest_uris(job))}   (counts: {self.counts_from})",
         ]

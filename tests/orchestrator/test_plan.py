@@ -49,3 +49,9 @@ def test_a_job_that_packs_plans_with_what_it_will_pack(nowhere) -> None:
     assert plan.counts_from == "to be packed"
     assert not plan.warnings
     assert min(count for count, _ in plan.samples.values()) > 0
+
+
+def test_a_weight_for_an_alignment_that_is_not_there_is_refused() -> None:
+    with pytest.raises(OrchestratorError, match=r"loss.spd_weight.*nothing to align. Set it to 0"):
+        load_job("jobs/5deg.yaml", ["model.alignment=none"])
+    assert load_job("jobs/5deg.yaml", ["model.alignment=none", "loss.spd_weight=0"]).loss.spd_weight == 0
