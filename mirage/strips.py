@@ -24,6 +24,8 @@ FEED_FORWARD_HALO = 1
 CONV_HALO = 1
 
 Progress = Callable[[int, int], None]
+Map = tuple[Tensor, ...]
+"""A map (b, h, w, c) whose channels lie side by side in one tensor or more."""
 
 
 def forward_in_strips(
@@ -31,8 +33,8 @@ def forward_in_strips(
 ) -> Tensor:
     """`model(degraded).image` of a model in eval mode, equal to rounding.
 
-    degraded (b, 3, h, w), h and w multiples of 8. Besides the strips it keeps one full-resolution map of 2 * dim
-    channels and one map per lower level. Call it without recording gradients.
+    degraded (b, 3, h, w), h and w multiples of 8. Besides the strips it keeps at most 2 * dim channels at full
+    resolution and as many at half. Call it without recording gradients.
     progress: called with (work done, all work) after each block.
     """
     if model.training or torch.is_grad_enabled():
@@ -44,35 +46,35 @@ def forward_in_strips(
     def empty(stride: int, channels: int) -> Tensor:
         return degraded.new_empty(batch, height // stride, width // stride, channels)
 
-    # Decoder 1 reads the upsampled map and encoder 1's, side by side. Encoder 1 works where its half will be read.
-    y1 = empty(1, 2 * d)
-    e1 = y1[..., d:]
-    run.move(model.patch_embed, degraded.permute(0, 2, 3, 1), e1, CONV_HALO)
-    run.stage("encoder1", e1)
+    e1 = empty(1, d)
+    run.move(model.patch_embed, (degraded.permute(0, 2, 3, 1),), e1, CONV_HALO)
+    run.stage("encoder1", (e1,))
     y2 = empty(2, 2 * d)
-    run.move(model.down1, e1, y2, 2 * CONV_HALO)
-    run.stage("encoder2", y2)
+    run.move(model.down1, (e1,), y2, 2 * CONV_HALO)
+    run.stage("encoder2", (y2,))
     y3 = empty(4, 4 * d)
-    run.move(model.down2, y2, y3, 2 * CONV_HALO)
-    run.stage("encoder3", y3)
+    run.move(model.down2, (y2,), y3, 2 * CONV_HALO)
+    run.stage("encoder3", (y3,))
     y4 = empty(8, 8 * d)
-    run.move(model.down3, y3, y4, 2 * CONV_HALO)
-    run.stage("latent", y4)
+    run.move(model.down3, (y3,), y4, 2 * CONV_HALO)
+    run.stage("latent", (y4,))
 
     latent = empty(8, 4 * d)
-    run.move(model.reduce_latent, y4, latent, 0)
+    run.move(model.reduce_latent, (y4,), latent, 0)
     del y4
     _join(model.up3, model.reduce3, latent, y3, run.rows(y3))
-    run.stage("decoder3", y3)
+    run.stage("decoder3", (y3,))
     _join(model.up2, model.reduce2, y3, y2, run.rows(y2))
     del y3, latent
-    run.stage("decoder2", y2)
-    run.move(model.up1, y2, y1[..., :d], CONV_HALO)
+    run.stage("decoder2", (y2,))
+    # Decoder 1's map stays in two parts: joined, it would be there twice, or half empty all along.
+    lifted = empty(1, d)
+    run.move(model.up1, (y2,), lifted, CONV_HALO)
     del y2
-    run.stage("decoder1", y1)
-    run.stage("refinement", y1)
+    run.stage("decoder1", (lifted, e1))
+    run.stage("refinement", (lifted, e1))
     image = torch.empty_like(degraded)
-    run.move(model.output, y1, image.permute(0, 2, 3, 1), CONV_HALO)
+    run.move(model.output, (lifted, e1), image.permute(0, 2, 3, 1), CONV_HALO)
     return image.add_(degraded)
 
 
@@ -87,31 +89,30 @@ class _Stages:
         self.work = {s.name: pixels // s.stride**2 * s.channels**2 for s in model.config.stages()}
         self.total = sum(s.blocks * self.work[s.name] for s in model.config.stages())
 
-    def rows(self, x: Tensor) -> int:
+    def rows(self, *x: Tensor) -> int:
         """Rows per strip of a map: even, at least 2."""
-        batch, _, width, channels = x.shape
-        hidden = 2 * int(channels * self.model.config.ffn_expansion)
-        per_row = batch * width * hidden * x.element_size()
+        batch, _, width, _ = x[0].shape
+        hidden = 2 * int(sum(part.shape[3] for part in x) * self.model.config.ffn_expansion)
+        per_row = batch * width * hidden * x[0].element_size()
         return max(2, self.strip_bytes // per_row // 2 * 2)
 
-    def stage(self, name: str, x: Tensor) -> None:
+    def stage(self, name: str, x: Map) -> None:
         """Apply all blocks of a stage to x, in place."""
         for block in getattr(self.model, name):
-            _apply(block, x, self.rows(x))
+            _apply(block, x, self.rows(*x))
             self.done += self.work[name]
             if self.progress is not None:
                 self.progress(self.done, self.total)
 
-    def move(self, layer: Callable[[Tensor], Tensor], source: Tensor, target: Tensor, halo: int) -> None:
+    def move(self, layer: Callable[[Tensor], Tensor], source: Map, target: Tensor, halo: int) -> None:
         """Write `layer(source)` into target; both are maps, of which the layer may change the resolution."""
-        rows = self.rows(source if source.shape[3] > target.shape[3] else target)
-        rows = max(2, rows * source.shape[1] // target.shape[1] // 2 * 2)
-        for start, stop in _strips(source.shape[1], rows):
+        height, onto = source[0].shape[1], target.shape[1]
+        # As many bytes as a strip of the finer map has, and the same pixels of the other.
+        rows = self.rows(*source) if height >= onto else self.rows(target) * height // onto
+        for start, stop in _strips(height, max(2, rows // 2 * 2)):
             top = max(start - halo, 0)
-            y = layer(source[:, top : stop + halo].contiguous())
-            first, last, skip = (
-                row * target.shape[1] // source.shape[1] for row in (start, stop, start - top)
-            )
+            y = layer(_rows(source, top, stop + halo).contiguous())
+            first, last, skip = (row * onto // height for row in (start, stop, start - top))
             target[:, first:last] = y[:, skip : skip + last - first]
 
 
@@ -120,21 +121,26 @@ def _strips(height: int, rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, height)
 
 
-def _apply(block: Block, x: Tensor, rows: int) -> None:
+def _rows(x: Map, start: int, stop: int) -> Tensor:
+    parts = [part[:, start:stop] for part in x]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+
+
+def _apply(block: Block, x: Map, rows: int) -> None:
     whole = _statistics(block, x, rows)
     _sweep(lambda window: block.mixer(block.norm1(window), None, whole), x, rows, MIXER_HALO)
     _sweep(lambda window: block.ffn(block.norm2(window)), x, rows, FEED_FORWARD_HALO)
 
 
-def _statistics(block: Block, x: Tensor, rows: int) -> Whole:
+def _statistics(block: Block, x: Map, rows: int) -> Whole:
     """Add up what the mixer must know of the whole map, in float64: there are millions of pixels."""
     mixer: Mixer = block.mixer
     gram: Tensor | None = None
     total: Tensor | None = None
-    _, height, width, _ = x.shape
+    _, height, width, _ = x[0].shape
     for start, stop in _strips(height, rows):
         top = max(start - 1, 0)
-        normed = block.norm1(x[:, top : stop + 1])
+        normed = block.norm1(_rows(x, top, stop + 1))
         inner = slice(start - top, stop - top)
         parts = iter(torch.split(normed, mixer.widths, dim=3))
         if mixer.attention is not None:
@@ -144,18 +150,20 @@ def _statistics(block: Block, x: Tensor, rows: int) -> Whole:
             found = next(parts)[:, inner].sum((1, 2), dtype=torch.float64)
             total = found if total is None else total + found
     return Whole(
-        None if gram is None else gram.to(torch.promote_types(x.dtype, torch.float32)),
-        None if total is None else (total / (height * width)).to(x.dtype),
+        None if gram is None else gram.to(torch.promote_types(x[0].dtype, torch.float32)),
+        None if total is None else (total / (height * width)).to(x[0].dtype),
     )
 
 
-def _sweep(change: Callable[[Tensor], Tensor], x: Tensor, rows: int, halo: int) -> None:
+def _sweep(change: Callable[[Tensor], Tensor], x: Map, rows: int, halo: int) -> None:
     """`x += change(x)` in place, where a row of the change depends on `halo` rows above and below it."""
-    above = x[:, :0]
-    for start, stop in _strips(x.shape[1], rows):
-        window = torch.cat((above, x[:, start : stop + halo]), dim=1)
+    above = _rows(x, 0, 0)
+    for start, stop in _strips(x[0].shape[1], rows):
+        window = torch.cat((above, _rows(x, start, stop + halo)), dim=1)
         first, last = above.shape[1], above.shape[1] + stop - start
-        x[:, start:stop] += change(window)[:, first:last]
+        changes = change(window)[:, first:last].split([part.shape[3] for part in x], dim=3)
+        for part, addition in zip(x, changes, strict=True):
+            part[:, start:stop] += addition
         above = window[:, max(last - halo, 0) : last].clone()
 
 

@@ -106,10 +106,10 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def test_no_map_is_wider_than_that_of_decoder_1() -> None:
+def test_no_map_is_larger_than_encoder_1() -> None:
     model = trained_looking(CONFIGS["paper"]).float()
     degraded = torch.rand(1, 3, 256, 64)
-    largest = 256 * 64 * 2 * model.config.dim
+    largest = 256 * 64 * model.config.dim
     with Largest() as whole:
         model(degraded)
     with Largest() as strips:
