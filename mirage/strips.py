@@ -161,7 +161,7 @@ def _sweep(change: Callable[[Tensor], Tensor], x: Map, rows: int, halo: int) -> 
     for start, stop in _strips(x[0].shape[1], rows):
         window = torch.cat((above, _rows(x, start, stop + halo)), dim=1)
         first, last = above.shape[1], above.shape[1] + stop - start
-        changes = change(window)[:, first:last].split([part.shape[3] for part in x], dim=3)
+        changes = torch.split(change(window)[:, first:last], [part.shape[3] for part in x], dim=3)
         for part, addition in zip(x, changes, strict=True):
             part[:, start:stop] += addition
         above = window[:, max(last - halo, 0) : last].clone()
