@@ -1,0 +1,67 @@
+"""What all groups of commands share: the application, the job arguments, and how things are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="mirage",
+    help="From raw photographs to a trained, judged, registered MIRAGE image restoration model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobFile = Annotated[Path, typer.Argument(help="A job file, for example jobs/demo.yaml.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
+]
+
+
+def use_local_cluster() -> None:
+    """Let a plain shell reach the store and the Ray head that `mirage up` runs for this folder.
+
+    What the shell or the job has set itself stands.
+    """
+    import os
+
+    from orchestrator.cluster import local
+    from orchestrator.errors import ClusterError
+
+    try:
+        offered = local.environment(Path.cwd())
+    except ClusterError:
+        return
+    own_store = any(name.startswith("AWS_") for name in os.environ) or Path("~/.aws").expanduser().exists()
+    for name, value in offered.items():
+        if not (own_store and name.startswith("AWS_")):
+            os.environ.setdefault(name, value)
+
+
+def say(text: str) -> None:
+    """Print a line to standard output."""
+    typer.echo(text)
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a progress callback that draws a bar with rate and time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total, name: progress.update(task, completed=done, total=total)

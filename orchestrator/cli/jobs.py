@@ -1,0 +1,61 @@
+"""Commands about job files: run, plan, schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import JobFile, Set, app, say, use_local_cluster
+
+STOPPED = 143
+"""Exit status of a run that was asked to stop and left a checkpoint: 128 + SIGTERM, as a shell would say."""
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    overrides: Set = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Train in this process, without Ray, with one worker.")
+    ] = False,
+) -> None:
+    """Run a job: pack, train, judge, register. `ray job submit JOB_FILE` calls this on the cluster."""
+    use_local_cluster()
+    from orchestrator.jobfile import load_job
+    from orchestrator.run import run_job
+
+    outcome = run_job(load_job(job_file, overrides or ()), say, in_process=in_process)
+    if outcome.status == "stopped":
+        raise typer.Exit(STOPPED)
+
+
+@app.command()
+def plan(
+    job_file: JobFile,
+    overrides: Set = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the resolved job file instead.")
+    ] = False,
+) -> None:
+    """Say what a job will do and take: parameters, MACs, samples, steps. Needs no Ray and no GPU."""
+    from orchestrator.jobfile import dump_job, load_job
+
+    job = load_job(job_file, overrides or ())
+    if resolved:
+        say(dump_job(job).rstrip())
+        return
+    use_local_cluster()
+    from orchestrator.plan import make_plan
+
+    say(make_plan(job, strict=False).render())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for completion in editors."""
+    import json
+
+    from orchestrator.jobfile import json_schema
+
+    say(json.dumps(json_schema(), indent=2))
