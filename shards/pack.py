@@ -26,6 +26,7 @@ import numpy as np
 
 from shards import tiles
 from shards.errors import PackError
+from shards.listing import digest_of, listing_key
 from shards.manifest import VERSION, Manifest, Member, Row, Shard, publish
 from shards.sample import NOISE
 from shards.sources import Pair, Source
@@ -77,7 +78,13 @@ def pack(
             shards.append(tar.seal(store))
     if not rows:
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
-    provenance = {**source.provenance, "encoding": encoding, "shard_bytes": shard_bytes, "format": VERSION}
+    provenance = {
+        **source.provenance,
+        "sources": [_store_listing(store, listing) for listing in source.listings],
+        "encoding": encoding,
+        "shard_bytes": shard_bytes,
+        "format": VERSION,
+    }
     manifest = Manifest(name, tuple(shards), tuple(rows), licences, provenance)
     publish(store, manifest)
     return manifest
@@ -166,6 +173,12 @@ class _Tar:
         store.write_file(shard.key, self._path)
         self._path.unlink()
         return shard
+
+
+def _store_listing(store: Store, listing: bytes) -> str:
+    digest = digest_of(listing)
+    store.write(listing_key(digest), listing)
+    return digest
 
 
 def _groups(source: Source) -> Iterator[list[Pair]]:

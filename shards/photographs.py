@@ -62,13 +62,19 @@ PHOTOGRAPHS = (
 )
 
 
-def read_photograph(photograph: Photograph) -> NDArray[np.uint8]:
-    """Pixels, (h, w, 3) uint8 RGB, read from the installed package without importing it."""
+def photograph_file(photograph: Photograph) -> tuple[str, Path]:
+    """Return the photograph's name within the wheels and its file; the package is found, not imported."""
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or spec.origin is None:
         raise PackError(
             f"photograph {photograph.name!r} ships in the package {photograph.package!r}, which is not here. "
             "Install it: pip install 'mirage-orchestrator[demo]'."
         )
-    image = read_image(Path(spec.origin).parent / _FOLDERS[photograph.package] / photograph.file)
+    inside = f"{_FOLDERS[photograph.package]}/{photograph.file}"
+    return f"{photograph.package}/{inside}", Path(spec.origin).parent / inside
+
+
+def read_photograph(photograph: Photograph) -> NDArray[np.uint8]:
+    """Pixels, (h, w, 3) uint8 RGB, read from the installed package."""
+    image = read_image(photograph_file(photograph)[1])
     return halve(image) if photograph.halved else image

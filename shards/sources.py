@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from shards.degrade import SYNTHETIC, degrade
 from shards.errors import PackError
 from shards.images import list_images, read_image
-from shards.photographs import PHOTOGRAPHS, read_photograph
+from shards.listing import digest_of, list_files, list_folder
+from shards.photographs import PHOTOGRAPHS, photograph_file, read_photograph
 from shards.sample import DEGRADATIONS, NOISE, SIGMA
 
 Image = NDArray[np.uint8]
@@ -51,6 +51,10 @@ class Source(Protocol):
     def training_counts(self) -> dict[str, int]:
         """Pairs of the training split by row label, known before any image is read."""
 
+    @property
+    def listings(self) -> tuple[bytes, ...]:
+        """What the raw folders hold (`shards.listing`), one listing per folder. Reads every file once."""
+
     def __iter__(self) -> Iterator[Pair]:
         """Pairs in a fixed order."""
 
@@ -72,6 +76,11 @@ class PhotographSource:
             "variants": variants,
             "terms": _SYNTHETIC_TERMS,
         }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """The photographs' files, named by package, folder and file."""
+        return (list_files(dict(map(photograph_file, PHOTOGRAPHS))),)
 
     def __len__(self) -> int:
         return sum(_pairs_of(self._kinds, self._draws(photograph.split)) for photograph in PHOTOGRAPHS)
@@ -135,8 +144,13 @@ class FolderSource:
             "seed": self._seed,
             "variants": self._variants,
             "terms": _SYNTHETIC_TERMS,
-            "content": _content(self._root, self._files.values()),
+            "content": digest_of(self.listings[0]),
         }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """What the folder holds."""
+        return (list_folder(self._root, self._files.values()),)
 
     def __len__(self) -> int:
         return sum(_pairs_of(self._kinds, self._draws(name)) for name in self._files)
@@ -198,16 +212,21 @@ class PairsSource:
     @cached_property
     def provenance(self) -> dict[str, object]:
         """What was asked for, and the digests of what the degraded and the clean folder hold."""
-        degraded, clean = self._roots
         return {
             "source": "pairs",
             "degradation": self._degradation,
             "held_out": self._held_out,
-            "content": [
-                _content(degraded, (ours for _, ours, _ in self._files)),
-                _content(clean, (theirs for _, _, theirs in self._files)),
-            ],
+            "content": [digest_of(listing) for listing in self.listings],
         }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """What the degraded and the clean folder hold."""
+        degraded, clean = self._roots
+        return (
+            list_folder(degraded, (ours for _, ours, _ in self._files)),
+            list_folder(clean, (theirs for _, _, theirs in self._files)),
+        )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -269,20 +288,6 @@ def _synthetic_pairs(
         for draw in range(draws):
             id_ = f"{name}-{draw}" if draws > 1 else name
             yield Pair(id_, split, kind, degrade(clean, kind, seed, id_), clean, source, licence)
-
-
-def _content(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over name, size and SHA-256 of every file, sorted by name; where the folder lies has no say."""
-    whole = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
-        except OSError as error:
-            raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
-        whole.update(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
-    return whole.hexdigest()
 
 
 def _stem(path: Path, root: Path) -> str:

@@ -28,6 +28,7 @@ class Listed:
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.provenance: dict[str, object] = {"source": "listed"}
+        self.listings: tuple[bytes, ...] = ()
         self.pairs = pairs
 
     def __len__(self) -> int:

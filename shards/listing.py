@@ -1,0 +1,74 @@
+"""Which raw files a dataset was packed from: one line per file, kept beside the shards under its own digest.
+
+    <name>\\0<bytes>\\0<sha256>\\n        sorted by name; names are relative to the folder, parts joined by `/`
+
+Where the folder lies has no say: the same files give the same listing anywhere. A manifest names the digests of
+its listings in `provenance["sources"]`, so the chain from a model to its raw photographs can be checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import CorruptObjectError, PackError
+from shards.store import Store
+
+_LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """One raw file as it was when the dataset was packed."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def list_files(files: Mapping[str, Path]) -> bytes:
+    """Return the listing of `files`, name to file. Reads each once."""
+    lines = []
+    for name, path in sorted(files.items()):
+        size, digest = measure(path)
+        lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
+    return b"".join(lines)
+
+
+def list_folder(root: Path, files: Iterable[Path]) -> bytes:
+    """Return the listing of `files`, all of them below `root`."""
+    return list_files({path.relative_to(root).as_posix(): path for path in files})
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Return a file's bytes and sha256."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), digest
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def digest_of(listing: bytes) -> str:
+    """Return a listing's identity."""
+    return hashlib.sha256(listing).hexdigest()
+
+
+def listing_key(digest: str) -> str:
+    """Key of the listing with this digest."""
+    return f"sources/{digest}.txt"
+
+
+def read_listing(store: Store, digest: str) -> tuple[ListedFile, ...]:
+    """Return the files of the listing with this digest; CorruptObjectError when it is not what was written."""
+    data = store.read(listing_key(digest))
+    if digest_of(data) != digest:
+        raise CorruptObjectError(f"{store.uri}/{listing_key(digest)} does not fit its digest. Pack again.")
+    return tuple(
+        ListedFile(name.decode("utf-8", "surrogateescape"), int(size), sha256.decode())
+        for name, size, sha256 in _LINE.findall(data)
+    )
