@@ -1,7 +1,8 @@
-"""The schema of a job: every key that a job file may hold, with its unit, range and meaning.
+"""The schema of a training job: every key that its file may hold, with its unit, range and meaning.
 
 A `Job` is fully resolved: recipe, setting and defaults are already in it, so it says all that a run does. How a
-file becomes one is in `jobfile`; what the named recipes and settings stand for is in `recipes`.
+file becomes one is in `jobfile`; what the named recipes and settings stand for is in `recipes`; the other kinds of
+jobs, which share these sections, are in `kinds`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ Degradation = Literal["noise15", "noise25", "noise50", "rain", "haze", "blur", "
 
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+"""Several names; one alone may be written without brackets."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -97,7 +102,7 @@ class Pack(Section):
     """`photographs`: those that ship in Python wheels. `synthetic`: a folder of clean photographs, `root`."""
     root: str | None = None
     """Folder of the raw photographs (not for `photographs`)."""
-    held_out: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
+    held_out: Names = ()
     """File-name patterns of the photographs kept for evaluation (`synthetic`)."""
     degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
     """Which degradations to make. Noise is drawn when a sample is read, never stored."""
@@ -111,7 +116,7 @@ class Pack(Section):
 class Data(Section):
     """What is trained on, and in which order."""
 
-    manifests: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    manifests: Annotated[Names, Field(min_length=1)]
     """Packed datasets: URIs, or names below `storage`."""
     pack: Pack | None = None
     mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
@@ -197,12 +202,17 @@ class Evaluate(Section):
     protocol: Literal["rgb-crop16", "rgb"] = "rgb-crop16"
 
 
-class Track(Section):
-    """Where the run is followed and its model is registered."""
+class Follow(Section):
+    """Where the run is followed."""
 
     experiment: str
     uri: str | None = None
     """MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+
+
+class Track(Follow):
+    """Where the run is followed and its model is registered."""
+
     register_as: Name | None = None
     """Registered-model name; the new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
@@ -216,10 +226,10 @@ class Example(Section):
 
 
 class Job(Section):
-    """One job file, resolved."""
+    """A job of kind `train`, resolved: pack what is missing, train, judge, register."""
 
     name: Name
-    kind: Literal["train", "pack"] = "train"
+    kind: Literal["train"] = "train"
     recipe: Literal["release", "paper", "fast"] = "release"
     """The authors' code, the paper's text, or ours. A number always says which."""
     setting: Literal["3deg", "5deg"]

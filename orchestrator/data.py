@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from orchestrator.config import Data, Job, Pack
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
+from orchestrator.kinds import AnyJob, PackJob
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 
-def manifest_uris(job: Job) -> tuple[str, ...]:
+def manifest_uris(job: AnyJob) -> tuple[str, ...]:
     """Return the absolute URIs of the job's packed datasets."""
     return tuple(below(job.storage, name) for name in job.data.manifests)
 
@@ -41,7 +42,7 @@ def open_dataset(job: Job) -> Dataset:
     return Dataset(manifest_uris(job), _shard_cache(job.data))
 
 
-def ensure_packed(job: Job, progress: Progress) -> bool:
+def ensure_packed(job: Job | PackJob, progress: Progress) -> bool:
     """Pack the job's data unless it is there already; return whether anything was packed.
 
     Raises PlanError when what is there was packed with other settings: nothing is overwritten.
@@ -75,6 +76,11 @@ def pack_dataset(spec: Mapping[str, object], out: str, progress: Progress) -> tu
     _holds(store, source, chosen.encoding)
     name = uri.rsplit("/", 1)[-1]
     return pack(source, store, name=name, encoding=chosen.encoding, on_progress=progress), uri
+
+
+def source_counts(spec: Pack) -> dict[str, int]:
+    """Return how many training samples packing `spec` gives, by row label. Raises PackError without the source."""
+    return _source(spec).training_counts()
 
 
 def planned_counts(job: Job) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""Read a job file into a `Job`, or report everything that is wrong with it at once, with file and line.
+"""Read a job file into a job of its kind, or report everything that is wrong with it at once, with file and line.
 
-A job is layered: schema defaults, then the setting and the recipe it names, then the file it `extends` (one level),
-then the file itself, then `--set key=value`. Each key remembers the layer that gave it, so that a problem points to
-the line a user can change.
+A job is layered: schema defaults, then what its kind adds (to training: the setting and the recipe it names), then
+the file it `extends` (one level), then the file itself, then `--set key=value`. Each key remembers the layer that
+gave it, so that a problem points to the line a user can change.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from orchestrator.config import Job
 from orchestrator.errors import JobFileError
-from orchestrator.recipes import SETTINGS, defaults
+from orchestrator.kinds import DEFAULT, KINDS, AnyJob, Kind
 
 Key = tuple[str, ...]
 
@@ -41,7 +41,7 @@ class _Layer:
         self.whole = whole
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     """Return the resolved job of the file `path` with `key=value` overrides applied.
 
     Raises JobFileError that lists every problem found.
@@ -60,12 +60,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     return _resolve(layers)
 
 
-def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> Job:
+def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
     """Return the job that `values`, the content of a resolved file, describes."""
     return _resolve([_Layer(dict(values), {}, whole)])
 
 
-def dump_job(job: Job) -> str:
+def dump_job(job: AnyJob) -> str:
     """Return the resolved job as YAML; reading it back gives an equal job."""
     return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
 
@@ -75,13 +75,19 @@ def json_schema() -> dict[str, Any]:
 
     Only what a file must itself say is required there: recipe and setting give the rest.
     """
-    schema = Job.model_json_schema()
-    schema["properties"]["extends"] = {"type": "string", "description": "Another job file to start from."}
-    schema["required"] = ["name", "setting", "data", "track"]
-    schema["$defs"]["Data"]["required"] = ["manifests"]
-    schema["properties"]["evaluate"].pop("default", None)
-    schema["$defs"]["Evaluate"].pop("required", None)
+    adapter: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
+    schema = adapter.json_schema()
+    for name, kind in KINDS.items():
+        part = schema["$defs"][kind.model.__name__]
+        part["properties"]["extends"] = {"type": "string", "description": "Another job file to start from."}
+        part["required"] = [*kind.required, *(["kind"] if name != DEFAULT else [])]
+    for section, required in _REQUIRED_OF_SECTIONS.items():
+        schema["$defs"][section]["required"] = required
     return schema
+
+
+_REQUIRED_OF_SECTIONS: dict[str, list[str]] = {"Data": ["manifests"], "Evaluate": []}
+"""Where a file may leave out what the recipe and the setting give."""
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
 # --- resolving -----------------------------------------------------------------------------------------------
 
 
-def _resolve(layers: Sequence[_Layer]) -> Job:
+def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     given: dict[str, Any] = {}
     places: dict[Key, str] = {}
     replaced: tuple[str, ...] = ()
@@ -176,22 +182,28 @@ def _resolve(layers: Sequence[_Layer]) -> Job:
         replaced += whole_keys
     whole = layers[-2].whole if len(layers) > 1 else layers[-1].whole
 
-    recipe, setting = given.get("recipe", "release"), given.get("setting")
-    train = given.get("train")
-    steps_given = isinstance(train, dict) and train.get("steps") is not None
-    if recipe in ("release", "paper", "fast") and isinstance(setting, str) and setting in SETTINGS:
-        given = _merge(defaults(recipe, setting, steps_given=steps_given), given, whole_keys=replaced)
+    kind = _kind(given.get("kind", DEFAULT), places, whole)
+    given = _merge(kind.defaults(given), given, whole_keys=replaced)
     try:
-        job = Job.model_validate(given)
+        job: AnyJob = kind.model.model_validate(given)
     except ValidationError as error:
-        raise _refuse([_problem(e, places, whole) for e in _relevant(error.errors())]) from None
+        raise _refuse([_problem(e, kind, places, whole) for e in _relevant(error.errors())]) from None
     problems = [
         Problem(_place(tuple(key.split(".")), places, whole), key, message)
-        for key, message in _conflicts(job)
+        for key, message in kind.conflicts(job)
     ]
     if problems:
         raise _refuse(problems)
     return job
+
+
+def _kind(name: object, places: Mapping[Key, str], whole: str) -> Kind:
+    if isinstance(name, str) and name in KINDS:
+        return KINDS[name]
+    near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    message = f"is {name!r}: one of {', '.join(KINDS)}.{hint}"
+    raise _refuse([Problem(_place(("kind",), places, whole), "kind", message)])
 
 
 def _merge(
@@ -226,19 +238,13 @@ def _relevant(errors: Sequence[Any]) -> list[Any]:
     return [e for e in errors if not (setting_wrong and e["type"] == "missing" and e["loc"] in derived)]
 
 
-def _problem(error: Any, places: Mapping[Key, str], whole: str) -> Problem:
+def _problem(error: Any, kind: Kind, places: Mapping[Key, str], whole: str) -> Problem:
     key = tuple(str(part) for part in error["loc"] if part != "[key]")
     dotted = ".".join(key)
     where = _place(key, places, whole)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key[-1], _fields(key[:-1]), n=1, cutoff=0.5)
-        known = ", ".join(_fields(key[:-1]))
-        return Problem(
-            where,
-            dotted,
-            f'unknown key — did you mean "{near[0]}"?' if near else f"unknown key. Known: {known}.",
-        )
+        return Problem(where, dotted, _unknown(key, kind))
     if error["type"] == "missing":
         return Problem(where, dotted, "is missing; the job needs it.")
     message = str(error["msg"])
@@ -255,78 +261,34 @@ def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
     return whole
 
 
-def _fields(key: Key) -> list[str]:
-    """Return the keys that the schema knows below `key`."""
-    model: type[BaseModel] | None = Job
+def _unknown(key: Key, kind: Kind) -> str:
+    """Return what to do about a key that the kind does not have."""
+    known = _fields(kind.model, key[:-1])
+    near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.6)
+    if near:
+        return f'unknown key — did you mean "{near[0]}"?'
+    theirs = [name for name, other in KINDS.items() if key[-1] in _fields(other.model, key[:-1])]
+    if theirs:
+        own = next(name for name, other in KINDS.items() if other is kind)
+        return f"belongs to jobs of kind {' or '.join(theirs)}; this one is of kind {own}. Remove it."
+    return f"unknown key. Known: {', '.join(known)}."
+
+
+def _fields(model: type[BaseModel] | None, key: Key) -> list[str]:
+    """Return the keys that the schema of `model` knows below `key`, as a file writes them."""
     for name in key:
-        field = model.model_fields.get(name) if model else None
+        field = _by_key(model).get(name) if model else None
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    return sorted(model.model_fields) if model else []
+    return sorted(_by_key(model)) if model else []
+
+
+def _by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _choices(message: str) -> list[str]:
     return message.split("'")[1::2]
-
-
-def _conflicts(job: Job) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for every combination that cannot be, each with the nearest one that can."""
-    crop = job.data.crop_pixels
-    if crop % 8:
-        low = crop - crop % 8
-        yield (
-            "data.crop_pixels",
-            f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
-        )
-    if job.validation.crop_pixels % 8:
-        yield (
-            "validation.crop_pixels",
-            f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride.",
-        )
-    if (job.train.epochs is None) == (job.train.steps is None):
-        yield "train.steps", "give the length once: either train.epochs or train.steps."
-    batch, micro = job.train.global_batch_size, job.train.micro_batches
-    if batch % micro:
-        yield "train.micro_batches", f"{micro} does not divide the global batch of {batch}."
-    if job.model.alignment == "none" and job.loss.spd_weight:
-        yield (
-            "loss.spd_weight",
-            f"{job.loss.spd_weight:g}, but with model.alignment none there is nothing to align. Set it to 0.",
-        )
-    if job.workers.min > job.workers.max:
-        yield "workers.min", f"{job.workers.min} is more than workers.max, {job.workers.max}."
-    if job.workers.max > batch // micro:
-        yield (
-            "workers.max",
-            f"{job.workers.max} workers cannot share a micro-batch of {batch // micro} images: each needs one. "
-            f"Set workers.max to at most {batch // micro}, or raise train.global_batch_size.",
-        )
-    if job.loss.spd_weight and batch // micro < 2:
-        yield (
-            "loss.spd_weight",
-            "the SPD term contrasts the images of a micro-batch and vanishes with one image. "
-            "Raise train.global_batch_size or set loss.spd_weight to 0.",
-        )
-    if job.train.schedule == "release" and job.train.steps is not None:
-        yield (
-            "train.schedule",
-            "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine.",
-        )
-    if job.data.pack and job.data.pack.source == "synthetic" and not job.data.pack.root:
-        yield "data.pack.root", "is missing: name the folder of clean photographs."
-    if job.data.pack and len(job.data.manifests) != 1:
-        yield "data.manifests", "name exactly one dataset when data.pack says how to make it."
-    if job.kind == "pack" and not job.data.pack:
-        yield "data.pack", "is missing: a job of kind pack must say what to pack."
-    if job.train.precision == "bf16" and job.workers.gpus == 0 and job.recipe != "fast":
-        yield (
-            "train.precision",
-            "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
-        )
-    try:
-        job.model.build()
-    except ValueError as error:
-        yield "model", str(error)
 
 
 def _refuse(problems: Sequence[Problem]) -> JobFileError:

@@ -1,4 +1,4 @@
-"""A job from its file to its end: pack, plan, train, judge, register, restore one photograph.
+"""A training job from its file to its end: pack, plan, train, judge, register, restore one photograph.
 
 Every stage is idempotent. A job that is submitted again goes on where it was; one that is finished is reported
 again and changes nothing.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from orchestrator.errors import TrackingError
 from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
 from orchestrator.home import below, home
 from orchestrator.jobfile import dump_job
+from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
 from orchestrator.stop import on_stop
 from orchestrator.train import RESULT, Outcome, run_id, train
@@ -37,8 +37,6 @@ from shards.evaluation import EvalItem
 from shards.store import Store, open_store
 
 log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
 
 RUN_TAG = "mirage.run_id"
 
@@ -60,15 +58,12 @@ class Place:
 
 
 def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
-    """Run `job` to its end and say what a user wants to know on the way.
+    """Train `job` to its end and say what a user wants to know on the way.
 
     `in_process` trains in this process, without Ray. Raises an error of `orchestrator.errors` or `shards.errors`.
     """
     uri = track.tracking_uri(job.track.uri)
-    if data.ensure_packed(job, _packing(say)):
-        say("packed " + ", ".join(data.manifest_uris(job)))
-    if job.kind == "pack":
-        return Outcome("finished", 0, 0)
+    pack_what_is_missing(job, say)
     plan = make_plan(job, strict=True)
     say(plan.render() + "\n")
     dataset = data.open_dataset(job)
@@ -99,19 +94,6 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
             _end(uri, tracked, "FAILED")
         raise
     return outcome
-
-
-def _packing(say: Say) -> data.Progress:
-    """Return a progress callback that says where packing is, at most every two seconds."""
-    last = [time.monotonic()]
-
-    def progress(done: int, total: int, name: str) -> None:
-        now = time.monotonic()
-        if now - last[0] > 2 or done == total:
-            last[0] = now
-            say(f"packing {done}/{total}  {name}")
-
-    return progress
 
 
 def _place(job: Job, dataset: Dataset) -> Place:

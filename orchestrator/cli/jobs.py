@@ -17,15 +17,15 @@ def run(
     job_file: JobFile,
     overrides: Set = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Train in this process, without Ray, with one worker.")
+        bool, typer.Option("--in-process", help="Work in this process, without Ray, with one worker.")
     ] = False,
 ) -> None:
-    """Run a job: pack, train, judge, register. `ray job submit JOB_FILE` calls this on the cluster."""
+    """Run a job of any kind, for example train. `ray job submit JOB_FILE` calls this on the cluster."""
     use_local_cluster()
+    from orchestrator.dispatch import run_any
     from orchestrator.jobfile import load_job
-    from orchestrator.run import run_job
 
-    outcome = run_job(load_job(job_file, overrides or ()), say, in_process=in_process)
+    outcome = run_any(load_job(job_file, overrides or ()), say, in_process=in_process)
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
 
@@ -38,7 +38,7 @@ def plan(
         bool, typer.Option("--resolved", help="Print the resolved job file instead.")
     ] = False,
 ) -> None:
-    """Say what a job will do and take: parameters, MACs, samples, steps. Needs no Ray and no GPU."""
+    """Say what a job will do and take, for example parameters, MACs, samples, steps. Needs no Ray and no GPU."""
     from orchestrator.jobfile import dump_job, load_job
 
     job = load_job(job_file, overrides or ())
@@ -46,9 +46,9 @@ def plan(
         say(dump_job(job).rstrip())
         return
     use_local_cluster()
-    from orchestrator.plan import make_plan
+    from orchestrator.dispatch import plan_any
 
-    say(make_plan(job, strict=False).render())
+    say(plan_any(job))
 
 
 @app.command()

@@ -275,6 +275,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     from orchestrator import data
 
     job = job_from_mapping(assignment.job)
+    assert isinstance(job, Job), "only training is launched here"
     os.environ["MIRAGE_HOME"] = assignment.home
     # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
     torch.set_num_threads(max(1, int(job.workers.cpus)))

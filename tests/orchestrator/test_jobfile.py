@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from orchestrator.config import Job
+from orchestrator.dispatch import ACTIONS
 from orchestrator.errors import JobFileError
 from orchestrator.jobfile import dump_job, job_from_mapping, json_schema, load_job
+from orchestrator.kinds import KINDS, AnyJob, PackJob
 
 JOBS = sorted(Path("jobs").rglob("*.yaml"))
 MINIMAL = "name: mine\nsetting: 5deg\ndata: {manifests: mine}\ntrack: {experiment: mine}\n"
@@ -140,7 +142,52 @@ def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
     assert "1 problem," in problems(Path("jobs/demo.yaml"), override)
 
 
+PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photographs}}\n"
+
+
+def test_keys_of_another_kind_are_problems_that_say_whose_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, PACK + "train:\n  steps: 3\nseeed: 1\n")
+    told = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
+    assert f"{path}:4" in told
+    assert "belongs to jobs of kind train; this one is of kind pack" in told
+    assert "--set data.crop_pixels=64" in told
+    assert 'did you mean "variants"?' in told
+    assert f"{path}:6" in told
+    assert told.endswith("4 problems, nothing was launched.")
+
+
+def test_an_unknown_kind_suggests_a_known_one(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, PACK.replace("kind: pack", "kind: pak")))
+    assert 'Did you mean "pack"?' in told
+    assert "job.yaml:2" in told
+    assert "is ['pack']" in problems(write(tmp_path, PACK.replace("kind: pack", "kind: [pack]")))
+
+
+def test_a_pack_job_must_say_what_to_pack(tmp_path: Path) -> None:
+    assert "data.pack" in problems(write(tmp_path, "name: mine\nkind: pack\ndata: {manifests: mine}\n"))
+    told = problems(write(tmp_path, PACK.replace("photographs", "synthetic")), "data.manifests=[a, b]")
+    assert "name the folder of clean photographs" in told
+    assert "exactly one dataset" in told
+
+
+def test_a_kind_can_be_inherited(tmp_path: Path) -> None:
+    write(tmp_path, PACK, "base.yaml")
+    job = load_job(write(tmp_path, "extends: base.yaml\nname: child\n"))
+    assert isinstance(job, PackJob)
+    assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+def test_every_kind_has_a_schema_an_action_and_a_place_in_the_union() -> None:
+    assert list(KINDS) == list(ACTIONS)
+    assert {kind.model for kind in KINDS.values()} == set(get_args(AnyJob))
+    schema = json_schema()
+    assert set(schema["discriminator"]["mapping"]) == set(KINDS)
+
+
 def test_the_schema_describes_every_section() -> None:
     schema = json_schema()
-    assert set(Job.model_fields) <= set(schema["properties"])
+    for kind in KINDS.values():
+        assert set(kind.model.model_fields) <= set(schema["$defs"][kind.model.__name__]["properties"])
     assert schema["$defs"]["Train"]["properties"]["global_batch_size"]["description"]
+    assert schema["$defs"]["Job"]["required"] == ["name", "setting", "data", "track"]
+    assert "kind" in schema["$defs"]["PackJob"]["required"]

@@ -1,0 +1,86 @@
+"""Combinations of keys that cannot be, each with the nearest one that can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.config import Job, Pack, Workers
+
+if TYPE_CHECKING:
+    from orchestrator.kinds import PackJob
+
+Conflict = tuple[str, str]
+"""Key and message."""
+
+
+def of_training(job: Job) -> Iterator[Conflict]:
+    """Yield what cannot be in a job that trains."""
+    crop = job.data.crop_pixels
+    if crop % 8:
+        low = crop - crop % 8
+        yield (
+            "data.crop_pixels",
+            f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
+        )
+    if job.validation.crop_pixels % 8:
+        yield (
+            "validation.crop_pixels",
+            f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride.",
+        )
+    if (job.train.epochs is None) == (job.train.steps is None):
+        yield "train.steps", "give the length once: either train.epochs or train.steps."
+    batch, micro = job.train.global_batch_size, job.train.micro_batches
+    if batch % micro:
+        yield "train.micro_batches", f"{micro} does not divide the global batch of {batch}."
+    if job.model.alignment == "none" and job.loss.spd_weight:
+        yield (
+            "loss.spd_weight",
+            f"{job.loss.spd_weight:g}, but with model.alignment none there is nothing to align. Set it to 0.",
+        )
+    yield from _of_workers(job.workers)
+    if job.workers.max > batch // micro:
+        yield (
+            "workers.max",
+            f"{job.workers.max} workers cannot share a micro-batch of {batch // micro} images: each needs one. "
+            f"Set workers.max to at most {batch // micro}, or raise train.global_batch_size.",
+        )
+    if job.loss.spd_weight and batch // micro < 2:
+        yield (
+            "loss.spd_weight",
+            "the SPD term contrasts the images of a micro-batch and vanishes with one image. "
+            "Raise train.global_batch_size or set loss.spd_weight to 0.",
+        )
+    if job.train.schedule == "release" and job.train.steps is not None:
+        yield (
+            "train.schedule",
+            "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine.",
+        )
+    if job.data.pack:
+        yield from _of_packing(job.data.pack, job.data.manifests)
+    if job.train.precision == "bf16" and job.workers.gpus == 0 and job.recipe != "fast":
+        yield (
+            "train.precision",
+            "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
+        )
+    try:
+        job.model.build()
+    except ValueError as error:
+        yield "model", str(error)
+
+
+def of_packing(job: PackJob) -> Iterator[Conflict]:
+    """Yield what cannot be in a job that packs."""
+    yield from _of_packing(job.data.pack, job.data.manifests)
+
+
+def _of_workers(workers: Workers) -> Iterator[Conflict]:
+    if workers.min > workers.max:
+        yield "workers.min", f"{workers.min} is more than workers.max, {workers.max}."
+
+
+def _of_packing(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Conflict]:
+    if pack.source == "synthetic" and not pack.root:
+        yield "data.pack.root", "is missing: name the folder of clean photographs."
+    if len(manifests) != 1:
+        yield "data.manifests", "name exactly one dataset when data.pack says how to make it."

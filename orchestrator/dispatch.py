@@ -1,0 +1,49 @@
+"""What a job of each kind does when it runs and when it is planned: the one table from kinds to code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config import Job
+from orchestrator.kinds import AnyJob, PackJob
+from orchestrator.packing import Say, plan_pack, run_pack
+from orchestrator.plan import make_plan
+from orchestrator.run import run_job
+from orchestrator.train import Outcome
+
+
+@dataclass(frozen=True)
+class Action:
+    """How jobs of one kind run and are planned."""
+
+    run: Callable[[Any, Say, bool], Outcome]
+    """(job, say, in_process) to how it ended."""
+    plan: Callable[[Any], str]
+    """What the job will do and take, as text."""
+
+
+def _train(job: Job, say: Say, in_process: bool) -> Outcome:
+    return run_job(job, say, in_process=in_process)
+
+
+def _pack(job: PackJob, say: Say, in_process: bool) -> Outcome:
+    run_pack(job, say)
+    return Outcome("finished", 0, 0)
+
+
+ACTIONS: dict[str, Action] = {
+    "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
+    "pack": Action(_pack, plan_pack),
+}
+
+
+def run_any(job: AnyJob, say: Say, *, in_process: bool = False) -> Outcome:
+    """Run `job` to its end, whatever its kind; `in_process` does without Ray."""
+    return ACTIONS[job.kind].run(job, say, in_process)
+
+
+def plan_any(job: AnyJob) -> str:
+    """Return what `job` will do and take, whatever its kind."""
+    return ACTIONS[job.kind].plan(job)

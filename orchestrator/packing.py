@@ -1,0 +1,78 @@
+"""Packing as a job: make a dataset where a job says how, unless it is there already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from orchestrator import data
+from orchestrator.config import Job
+from orchestrator.kinds import PackJob
+from shards.errors import ShardsError
+from shards.manifest import Manifest, load_manifest
+from shards.store import open_store
+
+Say = Callable[[str], None]
+"""Shows a line to whoever watches a job."""
+
+_TELL_SECONDS = 2.0
+
+
+def run_pack(job: PackJob, say: Say) -> None:
+    """Pack the job's data and say what the dataset holds."""
+    packed = pack_what_is_missing(job, say)
+    (uri,) = data.manifest_uris(job)
+    manifest = load_manifest(open_store(uri))
+    if not packed:
+        say(f"{uri} is packed already; nothing is changed.")
+    say(_held(manifest))
+
+
+def plan_pack(job: PackJob) -> str:
+    """Return what packing will make and what is there already. Raises PlanError where the source is not there."""
+    (uri,) = data.manifest_uris(job)
+    spec = job.data.pack
+    lines = [
+        f"job {job.name}   kind pack",
+        "",
+        f"source     {spec.source}{f' in {spec.root}' if spec.root else ''}, {spec.variants} draws of each "
+        f"degradation per training photograph, seed {spec.seed}",
+        f"into       {uri}, tiles {spec.encoding}",
+    ]
+    for degradation, count in data.source_counts(spec).items():
+        lines.append(f"             train {degradation:<9} {count:>7,}")
+    try:
+        there = load_manifest(open_store(uri))
+    except ShardsError:
+        return "\n".join([*lines, "there now  nothing"])
+    return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
+
+
+def pack_what_is_missing(job: Job | PackJob, say: Say) -> bool:
+    """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
+    packed = data.ensure_packed(job, _progress(say))
+    if packed:
+        say("packed " + ", ".join(data.manifest_uris(job)))
+    return packed
+
+
+def _progress(say: Say) -> data.Progress:
+    """Return a progress callback that says where packing is, now and then."""
+    last = [time.monotonic()]
+
+    def progress(done: int, total: int, name: str) -> None:
+        now = time.monotonic()
+        if now - last[0] > _TELL_SECONDS or done == total:
+            last[0] = now
+            say(f"packing {done}/{total}  {name}")
+
+    return progress
+
+
+def _held(manifest: Manifest) -> str:
+    lines = [
+        f"{len(manifest.rows):,} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
+    ]
+    for split, counts in manifest.counts().items():
+        lines += [f"  {split:<5} {degradation:<9} {count:>7,}" for degradation, count in counts.items()]
+    return "\n".join(lines)
