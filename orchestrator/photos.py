@@ -1,4 +1,4 @@
-"""Photographs in and out: what a file holds beside its pixels outlives a restoration.
+"""Photographs in and out, as files or as bytes: what they hold beside their pixels outlives a restoration.
 
 Size, format, bit depth (8 or 16), grey or colour, alpha, EXIF, ICC profile, XMP and resolution are kept.
 Pixels are taken as stored: no profile is applied and no orientation executed, since both are kept and viewers
@@ -24,13 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from orchestrator.errors import PhotoError
-from orchestrator.sheet import sheet
+# Relative, because each registered version carries a copy of this module and of the errors (`registry`).
+from .errors import PhotoError
 
-__all__ = ["Photo", "read_photo", "sheet", "write_photo"]
+__all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo", "write_photo"]
 
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit for a decompression bomb: half a GiB of 8-bit colour."""
+
+@dataclass(frozen=True)
+class Limits:
+    """What a photograph may take; a file beyond is refused before its pixels are unpacked."""
+
+    bytes: int = 2**30
+    """Of the file."""
+    pixels: int = 178_956_970
+    """Height times width. The default is Pillow's own limit for a decompression bomb: 0.5 GiB of 8-bit colour."""
+
+
+LIMITS = Limits()
+"""For files that the user has chosen; a service that takes them from anyone sets its own."""
 
 SUFFIXES = {
     ".jpg": "JPEG",
@@ -73,7 +84,8 @@ _AS_STORED = {
 class Photo:
     """One photograph and what has to be kept of its file."""
 
-    path: Path
+    name: str
+    """What messages call it: a path, or what the sender named it."""
     pixels: NDArray[np.float32]
     """(3, h, w) in [0, 1]; a grey photograph has three equal channels."""
     format: str
@@ -98,50 +110,72 @@ class Photo:
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
-def read_photo(path: str | Path) -> Photo:
-    """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError: which file, and what is wrong with it."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PhotoError(f"{path}: cannot be read ({error.strerror})") from error
+def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
+    """Unpack the bytes of a JPEG, PNG, TIFF, WebP or BMP file, which messages call `name`. Raises PhotoError."""
+    if len(data) > limits.bytes:
+        raise PhotoError(f"{name}: takes {len(data) / 2**20:.1f} MiB, more than {limits.bytes / 2**20:.1f}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about metadata; its limit of pixels is ours, below
             with Image.open(io.BytesIO(data), formats=sorted(set(SUFFIXES.values()))) as image:
-                return _decode(path, data, image)
+                if image.width * image.height > limits.pixels:
+                    raise _too_large(name, limits)
+                return _decode(name, data, image)
     except UnidentifiedImageError as error:
         raise PhotoError(
-            f"{path}: not a JPEG, PNG, TIFF, WebP or BMP file. Convert it to one first."
+            f"{name}: not a JPEG, PNG, TIFF, WebP or BMP file. Convert it to one first."
         ) from error
     except Image.DecompressionBombError as error:
-        raise PhotoError(
-            f"{path}: holds more than {MAX_PIXELS / 1e6:.0f} million pixels. Split it."
-        ) from error
+        raise _too_large(name, limits) from error
     except (OSError, ValueError, SyntaxError, EOFError, imagecodecs.PngError, imagecodecs.TiffError) as error:
-        raise PhotoError(f"{path}: damaged or incomplete ({error})") from error
+        raise PhotoError(f"{name}: damaged or incomplete ({error})") from error
+
+
+def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) -> bytes:
+    """Return `restored`, (3, h, w) in [0, 1], as the bytes of a file like that of `like`.
+
+    `kind` may name another format; then EXIF and ICC profile are kept, and the depth where that format has 16
+    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling. Raises PhotoError.
+    """
+    kind = kind or like.format
+    if restored.shape != like.pixels.shape:
+        raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
+    if like.alpha is not None and kind not in _HOLDS_ALPHA:
+        raise PhotoError(f"{like.name}: is partly transparent, which {kind} cannot hold. Use .png.")
+    return _encode(kind, _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8), like)
+
+
+def format_for(name: str, like: Photo) -> str:
+    """Return the format of a result called `name`: its suffix decides, unless that is the photograph's own.
+
+    A PNG that is called .jpg stays one under that suffix. Raises PhotoError.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix == Path(like.name).suffix.lower():
+        return like.format
+    if suffix not in SUFFIXES:
+        raise PhotoError(f"{name}: the name must end in one of {', '.join(SUFFIXES)}")
+    return SUFFIXES[suffix]
+
+
+def read_photo(path: str | Path, limits: Limits = LIMITS) -> Photo:
+    """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError: which file, and what is wrong with it."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PhotoError(f"{path}: cannot be read ({error.strerror})") from error
+    return decode(data, str(path), limits)
 
 
 def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) -> None:
-    """Write `restored`, (3, h, w) in [0, 1], as a file like that of `like`; whole or not at all.
+    """Write `restored` as a file in the format that the suffix of `path` names; whole or not at all.
 
-    The suffix of `path` may name another format; then EXIF and ICC profile are kept, and the depth where that
-    format has 16 bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling.
     The photograph that was read is never overwritten. Raises PhotoError.
     """
-    path = Path(path)
-    if restored.shape != like.pixels.shape:
-        raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise PhotoError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}")
-    if path.exists() and like.path.exists() and path.samefile(like.path):
+    path, source = Path(path), Path(like.name)
+    if path.exists() and source.exists() and path.samefile(source):
         raise PhotoError(f"{path}: is the photograph itself. Choose another name for the result.")
-    if like.alpha is not None and kind not in _HOLDS_ALPHA:
-        raise PhotoError(
-            f"{path}: {like.path.name} is partly transparent, which {kind} cannot hold. Use .png."
-        )
-    data = _encode(kind, _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8), like)
+    data = encode(restored, like, format_for(str(path), like))
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(data)
@@ -151,21 +185,23 @@ def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) ->
         raise PhotoError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def _too_large(name: str, limits: Limits) -> PhotoError:
+    return PhotoError(f"{name}: holds more than {limits.pixels / 1e6:.0f} million pixels. Split it.")
+
+
 # ----------------------------------------------------------------------------------------------- reading
 
 
-def _decode(path: Path, data: bytes, image: Image.Image) -> Photo:
+def _decode(name: str, data: bytes, image: Image.Image) -> Photo:
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # an MPO's first picture is a plain JPEG
-    if image.width * image.height > MAX_PIXELS:
-        raise PhotoError(f"{path}: holds more than {MAX_PIXELS / 1e6:.0f} million pixels. Split it.")
     pictures = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
-        raise PhotoError(f"{path}: holds {pictures} pictures, a photograph is one. Split it.")
+        raise PhotoError(f"{name}: holds {pictures} pictures, a photograph is one. Split it.")
     exif = _tiff_tags(image) if kind == "TIFF" else image.info.get("exif") or b""
     width, height = (image.tag_v2[256], image.tag_v2[257]) if kind == "TIFF" else image.size  # type: ignore[attr-defined]
-    samples = _samples_16(path, data, image) if _has_16_bits(kind, data, image) else _samples_8(path, image)
+    samples = _samples_16(name, data, image) if _has_16_bits(kind, data, image) else _samples_8(name, image)
     if samples.shape[:2] != (height, width) or samples.shape[2] > 4:
-        raise PhotoError(f"{path}: has an unusual layout {samples.shape}. Save it as RGB first.")
+        raise PhotoError(f"{name}: has an unusual layout {samples.shape}. Save it as RGB first.")
     top = np.float32(np.iinfo(samples.dtype).max)
     channels = samples.shape[2]
     has_alpha = channels in (2, 4)
@@ -173,7 +209,7 @@ def _decode(path: Path, data: bytes, image: Image.Image) -> Photo:
     pixels = np.broadcast_to(np.moveaxis(colour, 2, 0), (3, *colour.shape[:2])).astype(np.float32) / top
     info = image.info
     return Photo(
-        path=path,
+        name=name,
         pixels=pixels,
         format=kind,
         bits=samples.dtype.itemsize * 8,
@@ -197,7 +233,7 @@ def _has_16_bits(kind: str, data: bytes, image: Image.Image) -> bool:
     return kind == "TIFF" and set(image.tag_v2.get(258, ())) == {16}  # type: ignore[attr-defined]
 
 
-def _samples_16(path: Path, data: bytes, image: Image.Image) -> NDArray[np.uint16]:
+def _samples_16(name: str, data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     """Return (h, w, c) of a PNG or TIFF file with 16 bits per sample."""
     if image.format == "PNG":
         samples = np.asarray(imagecodecs.png_decode(data))
@@ -207,12 +243,12 @@ def _samples_16(path: Path, data: bytes, image: Image.Image) -> NDArray[np.uint1
         tags = image.tag_v2  # type: ignore[attr-defined]
         if samples.dtype != np.uint16 or tags[262] not in (1, 2) or tags.get(338, (2,)) != (2,):
             raise PhotoError(
-                f"{path}: has an unusual kind of 16-bit samples. Save it as plain grey or RGB first."
+                f"{name}: has an unusual kind of 16-bit samples. Save it as plain grey or RGB first."
             )
     return samples.reshape(*samples.shape[:2], -1)
 
 
-def _samples_8(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+def _samples_8(name: str, image: Image.Image) -> NDArray[np.uint8]:
     """Return (h, w, c) of a file with at most 8 bits per sample; a palette is resolved."""
     orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
     image.load()
@@ -224,7 +260,7 @@ def _samples_8(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     elif mode == "P":
         image = image.convert("RGB")
     elif mode not in ("L", "LA", "RGB", "RGBA"):
-        raise PhotoError(f"{path}: has colour mode {mode}. Save it as 8- or 16-bit grey or RGB first.")
+        raise PhotoError(f"{name}: has colour mode {mode}. Save it as 8- or 16-bit grey or RGB first.")
     samples = np.asarray(image)
     return samples.reshape(*samples.shape[:2], -1)
 

@@ -26,6 +26,7 @@ from orchestrator.errors import TrackingError
 from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
 from orchestrator.home import below, home
 from orchestrator.jobfile import dump_job
+from orchestrator.named import RUN_TAG
 from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
 from orchestrator.stop import on_stop
@@ -37,8 +38,6 @@ from shards.evaluation import EvalItem
 from shards.store import Store, open_store
 
 log = logging.getLogger(__name__)
-
-RUN_TAG = "mirage.run_id"
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,22 @@ def find_run(uri: str, experiment: str, key: str, value: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+def find_params(uri: str, key: str, value: str) -> tuple[str, dict[str, str]] | None:
+    """Return tag `key` and the parameters of the newest run, of any experiment, that is called `value`.
+
+    It is called so if its tag `key` or its MLflow id is `value`; None if no run is. Raises TrackingError.
+    """
+    with _errors(uri):
+        client = connect(uri)
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        for query in (f"tags.`{key}` = '{value}'", f"attributes.run_id = '{value}'"):
+            newest = ["attributes.start_time DESC"]
+            for run in client.search_runs(experiments, query, order_by=newest, max_results=1):
+                if key in run.data.tags:
+                    return str(run.data.tags[key]), dict(run.data.params)
+    return None
+
+
 def connect(uri: str) -> Any:
     """Return an MLflow client for `uri`, with short retries. Importing MLflow takes seconds, so only here."""
     for name, value in _DEFAULTS.items():

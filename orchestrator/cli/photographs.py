@@ -34,11 +34,12 @@ def restore(
 ) -> None:
     """Restore photographs; size, format, tags and profile stay as they are."""
     use_local_cluster()
-    from orchestrator.restoring import how_to_restore, restore_files
+    from orchestrator.restorer import Settings, open_restorer
+    from orchestrator.restoring import restore_files
 
     failures = 0
-    how = how_to_restore(mode, tile, overlap)
-    for line in restore_files(photographs, model, out, device, how):
+    settings = Settings(mode=mode, tile=tile, overlap=overlap)  # type: ignore[arg-type]  # checked in there
+    for line in restore_files(photographs, open_restorer(model, device, settings), out):
         failures += line.failed
         (complain if line.failed else say)(line.text)
     if failures:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from orchestrator.errors import PhotoError
-from orchestrator.photos import Photo, read_photo, sheet, write_photo
+from orchestrator.photos import Photo, read_photo, write_photo
+from orchestrator.sheet import sheet
 
 HEIGHT, WIDTH = 37, 53
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -115,7 +116,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, suffix: str, channels: i
 
 def test_sixteen_bit_colour_keeps_tags_and_profile(tmp_path: Path) -> None:
     tagged = read_photo(saved(tmp_path / "a.tif", scene(3)))
-    deep = Photo(tmp_path / "deep", tagged.pixels, "TIFF", bits=16, icc=ICC, exif=tagged.exif)
+    deep = Photo("deep", tagged.pixels, "TIFF", bits=16, icc=ICC, exif=tagged.exif)
     for name in ("b.tif", "b.png"):
         write_photo(tmp_path / name, deep.pixels, deep)
         assert read_photo(tmp_path / name).bits == 16
