@@ -1,32 +1,76 @@
-"""PSNR and SSIM, each bound to a protocol: without it a number cannot be compared with another paper's."""
+"""PSNR and SSIM, each bound to a protocol: without it a number cannot be compared with another paper's.
+
+All of it runs where the images are, batched, in float64. Large images pass in strips of rows, so that the maps of a
+photograph never stand in memory at once.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW = 7
-"""Side of SSIM's uniform window, in pixels."""
+Window = Literal["uniform7", "uniform11", "gaussian11", "gaussian11-sample"]
+"""SSIM's window: its shape and side in pixels.
 
-Window = Literal["uniform7"]
+`uniform7` is scikit-image's default; uniform windows have the sample covariance, n / (n - 1). `gaussian11` (sigma 1.5)
+is Wang et al.'s and MATLAB's, without that factor; `gaussian11-sample` has it, as scikit-image with
+`gaussian_weights=True`.
+"""
+
+Colour = Literal["rgb", "y", "y-swapped"]
+"""What is compared: RGB; luma by BT.601 (16 to 235 of 255); or luma whose weights for red and blue are swapped."""
+
+_ROWS = 256
+"""Rows of SSIM's map that are computed at once."""
+_SIGMA = 1.5
+_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+_LUMA_OFFSET = 16 / 255
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a pair of images becomes numbers. RGB floats are clipped to [0, 1], never rounded to 8 bits."""
+    """How a pair of images becomes numbers. Floats are clipped to [0, 1] first."""
 
     description: str
     crop_multiple: int
     """Both images are cropped, centred, to multiples of this many pixels."""
     window: Window = "uniform7"
+    eight_bits: bool = False
+    """Values are rounded to 1/255, as if the restored image had been saved and read."""
+    colour: Colour = "rgb"
 
 
 PROTOCOLS = {
     "rgb-crop16": Protocol("the release's: RGB floats, centre crop to multiples of 16", crop_multiple=16),
-    "rgb": Protocol("RGB floats, whole image", crop_multiple=1),
+    "rgb-crop16-gaussian": Protocol(
+        "MoCE-IR's: as rgb-crop16, with a Gaussian SSIM window", crop_multiple=16, window="gaussian11-sample"
+    ),
+    "rgb": Protocol("RGB floats, whole image (the release's for CDD-11)", crop_multiple=1),
+    "rgb8": Protocol(
+        "RGB of 8 bits, whole image, MATLAB's SSIM (DCPT, BasicSR)",
+        crop_multiple=1,
+        window="gaussian11",
+        eight_bits=True,
+    ),
+    "y8": Protocol(
+        "luma by BT.601 of RGB of 8 bits, whole image, MATLAB's SSIM",
+        crop_multiple=1,
+        window="gaussian11",
+        eight_bits=True,
+        colour="y",
+    ),
+    "y-histoformer": Protocol(
+        "as y8, but red and blue swapped and a uniform 11 x 11 window: what Histoformer's script computes",
+        crop_multiple=1,
+        window="uniform11",
+        eight_bits=True,
+        colour="y-swapped",
+    ),
 }
 
 
@@ -36,35 +80,17 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
     (3, h, w) → (), (b, 3, h, w) → (b,). Equal images give infinity.
     """
     _check_pair(restored, clean)
-    error = (restored.double() - clean.double()).square().mean((-3, -2, -1))
-    return -10 * error.log10()
+    return _psnr(restored, clean)
 
 
 def ssim(restored: Tensor, clean: Tensor, window: Window = "uniform7") -> Tensor:
     """Structural similarity for a data range of 1, per image, in float64; shapes as in `psnr`.
 
-    A uniform 7 x 7 window inside the image, sample covariance, mean over channels: skimage's default, which
-    the release uses. Papers with a Gaussian window report other values.
+    The mean over channels and over the places where the window lies inside the image. The default is
+    scikit-image's, which the release uses; another window gives other values.
     """
     _check_pair(restored, clean)
-    if window != "uniform7":
-        raise ValueError(f"window={window!r}: only uniform7 is known.")
-    if min(clean.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(
-            f"images are {_size(clean)}: SSIM's window needs {SSIM_WINDOW} pixels along each axis."
-        )
-
-    x, y = restored.double(), clean.double()
-    mean_x, mean_y = _window_mean(x), _window_mean(y)
-    sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
-    var_x = sample * (_window_mean(x * x) - mean_x**2)
-    var_y = sample * (_window_mean(y * y) - mean_y**2)
-    cov = sample * (_window_mean(x * y) - mean_x * mean_y)
-
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.mean((-3, -2, -1))
+    return _ssim(restored, clean, window)
 
 
 def measure(restored: Tensor, clean: Tensor, protocol: str) -> dict[str, Tensor]:
@@ -73,10 +99,8 @@ def measure(restored: Tensor, clean: Tensor, protocol: str) -> dict[str, Tensor]
         raise ValueError(f"protocol={protocol!r}: one of {', '.join(PROTOCOLS)}.")
     rules = PROTOCOLS[protocol]
     _check_pair(restored, clean)
-    restored, clean = (
-        centre_crop(image.double().clamp(0, 1), rules.crop_multiple) for image in (restored, clean)
-    )
-    return {"psnr": psnr(restored, clean), "ssim": ssim(restored, clean, rules.window)}
+    restored, clean = (_prepared(image, rules) for image in (restored, clean))
+    return {"psnr": _psnr(restored, clean), "ssim": _ssim(restored, clean, rules.window)}
 
 
 def centre_crop(image: Tensor, multiple: int) -> Tensor:
@@ -89,8 +113,70 @@ def centre_crop(image: Tensor, multiple: int) -> Tensor:
     return image[..., top:bottom, left:right]
 
 
-def _window_mean(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, SSIM_WINDOW, stride=1)
+def _prepared(image: Tensor, rules: Protocol) -> Tensor:
+    """The image as `rules` compare it: (..., 3, h, w), or (..., 1, h, w) of luma; float64."""
+    image = centre_crop(image, rules.crop_multiple).double().clamp(0, 1)
+    if rules.eight_bits:
+        image = image.mul(255).round().div(255)
+    if rules.colour == "rgb":
+        return image
+    weights = _LUMA if rules.colour == "y" else _LUMA[::-1]
+    luma = torch.tensor(weights, dtype=torch.float64, device=image.device)
+    return torch.einsum("...chw,c->...hw", image, luma).unsqueeze(-3) + _LUMA_OFFSET
+
+
+def _psnr(restored: Tensor, clean: Tensor) -> Tensor:
+    error = (restored.double() - clean.double()).square().mean((-3, -2, -1))
+    return -10 * error.log10()
+
+
+def _ssim(restored: Tensor, clean: Tensor, window: Window) -> Tensor:
+    if window not in get_args(Window):
+        raise ValueError(f"window={window!r}: one of {', '.join(get_args(Window))}.")
+    weights, sample = _window(window, clean.device)
+    side = len(weights)
+    if min(clean.shape[-2:]) < side:
+        raise ValueError(f"images are {_size(clean)}: SSIM's window needs {side} pixels along each axis.")
+    rows = clean.shape[-2] - side + 1
+    total = torch.zeros(clean.shape[:-3], dtype=torch.float64, device=clean.device)
+    for top in range(0, rows, _ROWS):
+        strip = slice(top, min(top + _ROWS, rows) + side - 1)
+        x, y = restored[..., strip, :].double(), clean[..., strip, :].double()
+        total += _similarity(x, y, weights, sample).sum((-3, -2, -1))
+    return total / (clean.shape[-3] * rows * (clean.shape[-1] - side + 1))
+
+
+def _similarity(x: Tensor, y: Tensor, weights: Tensor, sample: float) -> Tensor:
+    """SSIM's map over the places where the window fits, (..., c, h - side + 1, w - side + 1)."""
+    mean_x, mean_y = _weighted(x, weights), _weighted(y, weights)
+    var_x = sample * (_weighted(x * x, weights) - mean_x**2)
+    var_y = sample * (_weighted(y * y, weights) - mean_y**2)
+    cov = sample * (_weighted(x * y, weights) - mean_x * mean_y)
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
+    return similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def _window(window: Window, device: torch.device) -> tuple[Tensor, float]:
+    """The window along one axis, and the factor from its covariance to the one that is used."""
+    uniform = window.startswith("uniform")
+    side = 7 if window == "uniform7" else 11
+    if uniform:
+        weights = torch.full((side,), 1 / side, dtype=torch.float64)
+    else:
+        offsets = torch.arange(side, dtype=torch.float64) - side // 2
+        weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
+        weights /= weights.sum()
+    sampled = uniform or window == "gaussian11-sample"
+    return weights.to(device), side**2 / (side**2 - 1) if sampled else 1.0
+
+
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """The mean of (..., h, w) under the separable window wherever it fits."""
+    flat = x.reshape(math.prod(x.shape[:-2]), 1, *x.shape[-2:])
+    flat = F.conv2d(flat, weights.view(1, 1, -1, 1))
+    flat = F.conv2d(flat, weights.view(1, 1, 1, -1))
+    return flat.view(*x.shape[:-2], *flat.shape[-2:])
 
 
 def _size(image: Tensor) -> str:

@@ -1,7 +1,10 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mirage.metrics import PROTOCOLS, centre_crop, measure, psnr, ssim
@@ -32,6 +35,61 @@ def test_the_release_protocol_equals_skimage_on_its_crop() -> None:
     assert float(measured["psnr"]) == pytest.approx(peak_signal_noise_ratio(*cropped, data_range=1), abs=1e-5)
     expected = structural_similarity(*cropped, data_range=1, channel_axis=2)
     assert float(measured["ssim"]) == pytest.approx(expected, abs=1e-6)
+
+
+def photographs() -> tuple[torch.Tensor, torch.Tensor]:
+    """A coloured photograph and a disturbed copy, (3, 301, 203): more rows than SSIM takes at once."""
+    clean = torch.from_numpy(astronaut()[100:401, 60:263].copy()).permute(2, 0, 1).float() / 255
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    return (clean + 0.05 * noise).clamp(0, 1), clean
+
+
+def reference(protocol: str) -> tuple[float, float]:
+    """PSNR and SSIM by scikit-image, with the protocol's steps written out in numpy float64."""
+    restored, clean = (x.double().permute(1, 2, 0).numpy() for x in photographs())
+    options: dict[str, object] = {"data_range": 1.0}
+    if protocol.startswith("rgb-crop16"):
+        restored, clean = (x[6:294, 5:197] for x in (restored, clean))
+    if protocol in ("rgb8", "y8", "y-histoformer"):
+        restored, clean = ((x * 255).round() for x in (restored, clean))
+        options["data_range"] = 255.0
+    if protocol == "y8":
+        restored, clean = (x @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for x in (restored, clean))
+    if protocol == "y-histoformer":  # RGB weights on an array that is BGR
+        restored, clean = (
+            x[..., ::-1] @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for x in (restored, clean)
+        )
+        options["win_size"] = 11
+    gaussian = {"gaussian_weights": True, "sigma": 1.5}
+    options |= {
+        "rgb-crop16-gaussian": gaussian,
+        "rgb8": {**gaussian, "use_sample_covariance": False},
+        "y8": {**gaussian, "use_sample_covariance": False},
+    }.get(protocol, {})
+    found = peak_signal_noise_ratio(clean, restored, data_range=options["data_range"])
+    axis = None if protocol.startswith("y") else 2
+    return float(found), float(structural_similarity(clean, restored, channel_axis=axis, **options))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_equals_its_reference_to_a_millionth(protocol: str) -> None:
+    measured = measure(*photographs(), protocol)
+    expected_psnr, expected_ssim = reference(protocol)
+    assert float(measured["psnr"]) == pytest.approx(expected_psnr, abs=1e-6)
+    assert float(measured["ssim"]) == pytest.approx(expected_ssim, abs=1e-6)
+
+
+def test_no_protocol_passes_for_its_neighbour() -> None:
+    """Any two protocols differ by more than the tolerance above in PSNR or in SSIM: each test could fail."""
+    found = {name: measure(*photographs(), name) for name in PROTOCOLS}
+    for one, other in itertools.combinations(PROTOCOLS, 2):
+        apart = [abs(float(found[one][metric] - found[other][metric])) for metric in ("psnr", "ssim")]
+        assert max(apart) > 3e-6, f"{one} and {other} give the same numbers"
+
+
+def test_swapping_red_and_blue_is_what_histoformer_differs_by() -> None:
+    swapped = measure(*(x.flip(0) for x in photographs()), "y8")["psnr"]
+    torch.testing.assert_close(measure(*photographs(), "y-histoformer")["psnr"], swapped)
 
 
 def test_a_batch_gives_one_number_per_image() -> None:
@@ -75,9 +133,14 @@ def test_pairs_that_cannot_be_compared_are_refused(
 
 def test_an_unknown_protocol_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="rgb-crop16"):
-        measure(torch.rand(3, 16, 16), torch.rand(3, 16, 16), "y8")
+        measure(torch.rand(3, 16, 16), torch.rand(3, 16, 16), "y")
 
 
 def test_images_smaller_than_the_window_are_refused() -> None:
     with pytest.raises(ValueError, match="7 pixels"):
         ssim(torch.rand(3, 6, 9), torch.rand(3, 6, 9))
+
+
+def test_an_unknown_window_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="gaussian11-sample"):
+        ssim(torch.rand(3, 16, 16), torch.rand(3, 16, 16), "gaussian9")  # type: ignore[arg-type]
