@@ -13,7 +13,7 @@ from orchestrator.cli.app import app, say
 @app.command()
 def up(
     s3: Annotated[
-        bool, typer.Option("--s3/--no-s3", help="Serve the store as an S3 bucket on loopback.")
+        bool, typer.Option("--with-s3/--no-s3", "--s3/ ", help="Serve the store as an S3 bucket on loopback.")
     ] = True,
     s3_port: Annotated[int | None, typer.Option(help="Port of the S3 server; free one by default.")] = None,
     dashboard_port: Annotated[int, typer.Option(help="Port that `ray job submit` talks to.")] = 8265,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from shards import store as store_module
 from shards.cache import ShardCache
 from shards.errors import CorruptObjectError, StoreError
 from shards.manifest import Manifest, Shard, load_manifest
@@ -132,7 +131,7 @@ def test_a_fetch_that_was_killed_leaves_nothing_for_long(remote, published, cach
 
 
 def test_a_server_that_vanishes_in_mid_epoch_is_named(remote, published, cache, aws, monkeypatch):
-    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     cache.path(remote, published.shards[0])
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     gone = open_store(remote.uri)

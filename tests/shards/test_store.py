@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from shards import store as store_module
 from shards.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableStoreError
-from shards.store import LocalStore, S3Store, Store, open_store
+from shards.store import LocalStore, S3Store, Store, files, open_store, retry, s3
 
 BLOCK = os.urandom(3000)
 
@@ -51,7 +50,7 @@ def test_objects_are_written_once(store: Store):
 def test_files_are_written_once_too(
     store: Store, tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(store_module, "_BLOCK", block)
+    monkeypatch.setattr(files, "BLOCK", block)
     file = tmp_path / "file"
     file.write_bytes(BLOCK)
     store.write_file("f", file)
@@ -126,7 +125,7 @@ def test_a_range_beyond_the_end_is_refused(store: Store):
 
 
 def test_a_pointer_moves_and_keeps_its_checksum(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     assert store.read_pointer("champion") is None
     store.write_pointer("champion", b"first")
     store.write_pointer("champion", b"second, longer")
@@ -210,7 +209,7 @@ def test_a_file_where_a_folder_must_be_is_said(tmp_path: Path):
 
 
 def test_wrong_credentials_a_missing_bucket_and_a_dead_endpoint_are_told_apart(rclone, aws, monkeypatch):
-    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
     with pytest.raises(StoreError, match=f"{rclone.endpoint}.*no bucket 'absent'"):
         open_store("s3://absent/x").read("key")
@@ -230,7 +229,7 @@ def test_wrong_credentials_a_missing_bucket_and_a_dead_endpoint_are_told_apart(r
 
 
 def test_an_endpoint_that_does_not_answer_is_named(aws, monkeypatch):
-    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"
@@ -243,23 +242,23 @@ def test_an_endpoint_that_does_not_answer_is_named(aws, monkeypatch):
 
 def test_a_dead_endpoint_is_tried_as_often_as_said_and_no_bucket_is_looked_for_after_that(aws, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(store_module.time, "sleep", pauses.append)  # botocore's pauses would be counted too
+    monkeypatch.setattr(time, "sleep", pauses.append)  # botocore's pauses would be counted too
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
         with pytest.raises(UnreachableStoreError):
             open_store("s3://bucket/p").ensure_bucket()
-    assert len(pauses) == store_module._ATTEMPTS - 1
+    assert len(pauses) == retry.ATTEMPTS - 1
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_final(aws, monkeypatch, busy):
-    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     endpoint, answers = busy
     aws.setenv("AWS_ENDPOINT_URL", endpoint)
     store = open_store("s3://bucket/p")
     answers[:] = [503, 500, 200]
     assert store.read("key") == b"ok"
-    answers[:] = [503] * store_module._ATTEMPTS + [200]
+    answers[:] = [503] * retry.ATTEMPTS + [200]
     with pytest.raises(UnreachableStoreError, match="503"):
         store.read("key")
     assert answers == [200]
@@ -333,3 +332,70 @@ def test_a_bucket_is_made_when_it_is_not_there(rclone, aws):
     store.ensure_bucket()
     store.write("k", b"v")
     assert store.list() == ["k"]
+
+
+def test_an_empty_range_is_nothing(store: Store):
+    store.write("some", BLOCK)
+    assert store.read_range("some", 10, 0) == b""
+
+
+def test_large_bytes_go_in_parts_too(each_store: Store, monkeypatch: pytest.MonkeyPatch):
+    data = os.urandom(11 << 20)
+    monkeypatch.setattr(s3, "PART", 5 << 20)
+    each_store.write("weights", data)
+    each_store.write("weights", data)
+    assert each_store.read("weights") == data
+
+
+def test_a_body_that_is_cut_off_is_asked_for_again_and_never_kept(aws, monkeypatch, tmp_path: Path, cutting):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    endpoint, answers = cutting
+    aws.setenv("AWS_ENDPOINT_URL", endpoint)
+    store = open_store("s3://bucket/p")
+    answers[:] = [40, 40, 100]
+    store.download("key", tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == b"x" * 100
+    answers[:] = [40] * retry.ATTEMPTS
+    with pytest.raises(UnreachableStoreError, match="s3://bucket/p/key"):
+        store.download("key", tmp_path / "cut")
+    assert [path.name for path in tmp_path.iterdir() if "whole" not in path.name] == []
+
+
+@pytest.fixture
+def cutting() -> Iterator[tuple[str, list[int]]]:
+    """A server that announces 100 bytes and sends as many as a list says, one answer after the other."""
+    answers: list[int] = []
+
+    class Cutting(_Page):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"x" * answers.pop(0))
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cutting)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path):
+    """A file system of one megabyte, in a mount namespace of its own."""
+    script = (
+        'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c '
+        "'import sys; from pathlib import Path; from shards.store import LocalStore\n"
+        'store = LocalStore(Path(sys.argv[1])); store.write("small", b"x" * 1000)\n'
+        'try: store.write("big", b"x" * (2 << 20))\n'
+        "except Exception as error: print(type(error).__name__, error, store.list(), *Path(sys.argv[1]).iterdir())' "
+        '"$1"'
+    )
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(tmp_path)]
+    ended = subprocess.run([*inside, sys.executable], capture_output=True, text=True)
+    if "unshare" in ended.stderr or "mount:" in ended.stderr:
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    assert "StoreError" in ended.stdout, ended.stderr
+    assert "No space left on device. Free some space. ['small']" in ended.stdout
+    assert ended.stdout.strip().endswith(f"{tmp_path}/small")

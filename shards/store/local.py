@@ -1,0 +1,97 @@
+"""A store in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.errors import StoreError
+from shards.store import once, pointer
+from shards.store.files import Explained, blocks, copy, replace
+
+
+class LocalStore:
+    """Objects as plain files of one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.uri = str(self.root)
+
+    def path(self, key: str) -> Path:
+        """File that holds an object."""
+        if not key or key.startswith("/") or ".." in key.split("/"):
+            raise StoreError(f"{key!r} is not a key of a store: it must be relative and without '..'.")
+        return self.root / key
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object."""
+        with self._explained(key):
+            return self.path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on."""
+        with self._explained(key), self.path(key).open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+        return once.complete(data, length, key, self.uri)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write once."""
+        path = self.path(key)
+        with self._explained(key):
+            if path.exists():
+                if path.read_bytes() != data:
+                    raise once.taken(key, self.uri)
+                return
+            replace(path, lambda file: file.write(data))
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Write once from a file."""
+        target = self.path(key)
+        with self._explained(key), path.open("rb") as source:
+            if target.exists():
+                with target.open("rb") as present:
+                    if not once.same(blocks(source), blocks(present)):
+                        raise once.taken(key, self.uri)
+                return
+            replace(target, lambda file: copy(source, file))
+
+    def read_pointer(self, key: str) -> bytes | None:
+        """Content of a mutable pointer."""
+        return pointer.read_pointer(self, key)
+
+    def write_pointer(self, key: str, data: bytes) -> None:
+        """Move a pointer."""
+        sealed = pointer.seal(data)
+        with self._explained(key):
+            replace(self.path(key), lambda file: file.write(sealed))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        with self._explained(key):
+            return self.path(key).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted keys that start with `prefix`."""
+        base = self.root / prefix.rpartition("/")[0]
+        with self._explained(prefix):
+            files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
+            keys = (file.relative_to(self.root).as_posix() for file in files)
+            return sorted(key for key in keys if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        with self._explained(key):
+            self.path(key).unlink(missing_ok=True)
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object to a local file."""
+        with self._explained(key), self.path(key).open("rb") as source:
+            replace(path, lambda file: copy(source, file))
+
+    def ensure_bucket(self) -> None:
+        """Create the folder."""
+        with self._explained(""):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def _explained(self, key: str) -> Explained:
+        return Explained(self.uri, key)

@@ -1,0 +1,102 @@
+"""What is tried again when S3 fails, and what every failure means in words.
+
+A server that is away or busy is asked again, with pauses that double, and then named. A refusal is final at
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTEMPTS = 4
+"""Times that a request is made before its server is given up."""
+
+_FIRST_PAUSE_SECONDS = 0.4
+_BUSY = {429, 500, 502, 503, 504}  # HTTP statuses of a server that may answer the same request later
+
+
+class IncompleteError(Exception):
+    """A body shorter than announced; tried again."""
+
+
+class Place(Protocol):
+    """Where a request goes, for messages."""
+
+    uri: str
+    bucket: str
+
+    def endpoint(self) -> str:
+        """URL of the server."""
+
+
+def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
+    """Run `action`; what fails on the way is tried again, a refusal is explained."""
+    import botocore.exceptions as aws
+    from boto3.exceptions import S3UploadFailedError
+
+    broken = (
+        aws.ConnectionError,
+        aws.HTTPClientError,  # timed out, closed, cut off while the body was read
+        aws.IncompleteReadError,
+        IncompleteError,
+    )
+    for number in range(ATTEMPTS):
+        try:
+            return action()
+        except broken as error:
+            failure: Exception = error
+        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+            raise StoreError(
+                f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            ) from error
+        except (aws.ClientError, S3UploadFailedError) as error:
+            if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:
+                _refused(place, key, error)
+            failure = error
+        except (aws.BotoCoreError, ValueError) as error:  # no S3 server, or no URL that could be one
+            raise StoreError(
+                f"{place.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
+            ) from error
+        if number < ATTEMPTS - 1:
+            log.info("%s of %s: %s; attempt %d of %d", key, place.uri, failure, number + 1, ATTEMPTS)
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**number)
+    raise UnreachableStoreError(
+        f"{place.uri}/{key}: {place.endpoint()} did not answer after {ATTEMPTS} attempts ({failure}). "
+        "Check that the server runs and that AWS_ENDPOINT_URL is right."
+    ) from failure
+
+
+def _refused(place: Place, key: str, error: Exception) -> NoReturn:
+    code = str(_response(error).get("Error", {}).get("Code", ""))
+    where = f"{place.uri}/{key} at {place.endpoint()}"
+    if code == "NoSuchBucket":
+        raise StoreError(
+            f"{where}: there is no bucket {place.bucket!r}. Create it or correct the URI."
+        ) from error
+    if code in ("NoSuchKey", "404"):
+        raise MissingObjectError(f"{where}: there is no such object.") from error
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"):
+        raise StoreError(
+            f"{where}: wrong credentials ({code}). Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        ) from error
+    if code in ("AccessDenied", "403"):
+        raise StoreError(
+            f"{where}: access denied. Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on "
+            "the bucket."
+        ) from error
+    raise StoreError(f"{where}: {error}") from error
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """What the server answered; an upload in parts hides it one error deeper."""
+    cause = error if hasattr(error, "response") else error.__context__
+    response: dict[str, Any] = getattr(cause, "response", {})
+    return response

@@ -1,0 +1,204 @@
+"""A store in a bucket, by boto3, which no other module imports but `retry` for its exceptions."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
+from shards.store import files, once, pointer, retry
+from shards.store.files import Explained, blocks, replace
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PART = 16 << 20
+"""Objects larger than this are sent in parts of this many bytes, four at a time."""
+
+
+class S3Store:
+    """Objects of one bucket under one prefix, by boto3.
+
+    Credentials, region and endpoint come from the standard AWS variables and files (`AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, ...). The client is made on first use and again after a
+    fork, so a store can be pickled and sent to other processes.
+    """
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._lock = threading.Lock()
+        self._client: tuple[int, BaseClient] | None = None
+
+    def __reduce__(self) -> tuple[type[S3Store], tuple[str, str]]:
+        return S3Store, (self.bucket, self.prefix)
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object."""
+        return self._attempt(key, lambda client: self._body(client, key))
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on."""
+        if length == 0:
+            return b""  # HTTP has no word for it
+        span = f"bytes={start}-{start + length - 1}"
+        data = self._attempt(key, lambda client: self._body(client, key, Range=span))
+        return once.complete(data, length, key, self.uri)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write once."""
+        size = self._size(key)
+        if size is None:
+            self._send(key, lambda: io.BytesIO(data))
+        elif size != len(data) or self.read(key) != data:
+            raise once.taken(key, self.uri)
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Write once from a file, in parts when it is large."""
+        size = self._size(key)
+        if size is None:
+            self._send(key, lambda: path.open("rb"))
+            return
+        with path.open("rb") as source:
+            starts = range(0, size, files.BLOCK)
+            remote = (self.read_range(key, start, min(files.BLOCK, size - start)) for start in starts)
+            if size != path.stat().st_size or not once.same(blocks(source), remote):
+                raise once.taken(key, self.uri)
+
+    def read_pointer(self, key: str) -> bytes | None:
+        """Content of a mutable pointer."""
+        return pointer.read_pointer(self, key)
+
+    def write_pointer(self, key: str, data: bytes) -> None:
+        """Move a pointer."""
+        self._put(key, pointer.seal(data))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        return self._size(key) is not None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted keys that start with `prefix`."""
+
+        def pages(client: Any) -> list[str]:
+            found = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._full(prefix)
+            )
+            return [item["Key"] for page in found for item in page.get("Contents", [])]
+
+        keys = self._attempt(prefix, pages)
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        return sorted(key[skip:] for key in keys)
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        self._attempt(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._full(key)))
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object to a local file."""
+
+        def fetch(client: Any) -> None:
+            answer = client.get_object(Bucket=self.bucket, Key=self._full(key))
+            expected = int(answer["ContentLength"])
+
+            def fill(file: IO[bytes]) -> None:
+                size = sum(map(file.write, answer["Body"].iter_chunks(files.BLOCK)))
+                if size != expected:
+                    raise retry.IncompleteError(f"{size} of {expected} bytes arrived")
+
+            replace(path, fill)
+
+        with Explained(str(path.parent), path.name):
+            self._attempt(key, fetch)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket when it is not there yet."""
+
+        def make(client: Any) -> None:
+            names = [bucket["Name"] for bucket in client.list_buckets().get("Buckets", [])]
+            if self.bucket not in names:
+                client.create_bucket(Bucket=self.bucket)
+                log.info("created bucket %s", self.bucket)
+
+        try:
+            self._attempt("", make)
+        except UnreachableStoreError:
+            raise
+        except StoreError:
+            # An account may use a bucket without the right to make one; another process may be faster.
+            self._attempt("", lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+
+    def _full(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _body(self, client: Any, key: str, **span: str) -> bytes:
+        answer = client.get_object(Bucket=self.bucket, Key=self._full(key), **span)
+        data: bytes = answer["Body"].read()
+        if len(data) != answer["ContentLength"]:
+            raise retry.IncompleteError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
+        return data
+
+    def _send(self, key: str, source: Callable[[], IO[bytes]]) -> None:
+        """Upload, in parts when it is large; parts of an upload that fails are taken back."""
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+
+        def send(client: Any) -> None:
+            with source() as content:
+                client.upload_fileobj(content, self.bucket, self._full(key), Config=config)
+
+        self._attempt(key, send)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._attempt(
+            key, lambda client: client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
+        )
+
+    def _size(self, key: str) -> int | None:
+        try:
+            head = self._attempt(
+                key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key))
+            )
+        except MissingObjectError:
+            return None
+        return int(head["ContentLength"])
+
+    def _connection(self) -> Any:
+        with self._lock:
+            if self._client is None or self._client[0] != os.getpid():
+                self._client = (os.getpid(), _client())
+            return self._client[1]
+
+    def _attempt(self, key: str, action: Callable[[Any], T]) -> T:
+        return retry.attempt(self, key, lambda: action(self._connection()))
+
+    def endpoint(self) -> str:
+        """URL of the server, for messages."""
+        return str(self._connection().meta.endpoint_url)
+
+
+def _client() -> BaseClient:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path"},
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 1},  # `_attempt` repeats, and nothing else
+        max_pool_connections=16,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    session = boto3.session.Session()
+    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
