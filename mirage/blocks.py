@@ -17,22 +17,10 @@ from mirage import kernels
 from mirage.batchnorm import BatchNorm
 from mirage.config import KERNEL_SIZE, ModelConfig
 
-NORM_EPS = 1e-5
-
 
 def pointwise(inputs: int, outputs: int) -> nn.Linear:
     """A 1x1 convolution, which on channels-last maps is a matrix product."""
     return nn.Linear(inputs, outputs, bias=False)
-
-
-def gelu(fresh: Tensor) -> Tensor:
-    """GELU of a map that nobody else reads: in place where no gradient will ask for its input."""
-    return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
-
-
-def product(fresh: Tensor, other: Tensor) -> Tensor:
-    """`fresh * other`, in place where no gradient will ask for the factors."""
-    return fresh * other if torch.is_grad_enabled() else fresh.mul_(other)
 
 
 def add(fresh: Tensor, other: Tensor) -> Tensor:
@@ -69,11 +57,13 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor, gram: Tensor | None = None) -> Tensor:
         """x (b, h, w, c); gram: `self.gram` of the whole image where x is a part of it."""
-        batch, height, width, channels = x.shape
-        qkv = self.qkv_depthwise(self.qkv(x)).view(batch, height * width, 3 * channels)
-        qk, v = qkv.split((2 * channels, channels), dim=2)
-        mixing = self._mixing(kernels.gram(qk) if gram is None else gram).to(v.dtype)
-        return torch.bmm(v, mixing.mT).view(batch, height, width, channels)
+        matrix, taps = self.qkv.weight, self.qkv_depthwise.weight
+        if gram is None:
+            v, gram = kernels.attention_input(x, matrix, taps)
+        else:
+            values = 2 * x.shape[3]
+            v = kernels.depthwise(F.linear(x, matrix[values:]), taps[values:])
+        return torch.bmm(v.flatten(1, 2), self._mixing(gram).to(v.dtype).mT).view(x.shape)
 
     def gram(self, x: Tensor, rows: slice) -> Tensor:
         """What attention needs to know of an image: inner products of q and k over some rows, (b, 2c, 2c).
@@ -128,25 +118,17 @@ class GatedConvolution(nn.Module):
 
         image_mean (b, c): mean of the whole image, in eval mode, where x is a part of it.
         """
-        batch, height, width, channels = x.shape
+        channels = self.channels
         scale, shift, image_mean = self.norm(x) if image_mean is None else self.norm.running(image_mean)
-        cool = torch.cat((1 / self.temperature.expand(self.hidden), x.new_ones(self.hidden)))
+        cool = torch.cat((1 / self.temperature.expand(self.hidden), scale.new_ones(self.hidden)))
         unscaled = self.expand.weight * cool[:, None]
         weight, bias = unscaled * scale, unscaled @ shift
-
-        # The gate apart from the rest: GELU is fastest on contiguous maps.
-        pixels, hidden = x.flatten(0, 2), self.hidden
-        gate = F.linear(pixels, weight[:hidden], bias[:hidden]).view(batch, height, width, hidden)
-        rest = F.linear(pixels, weight[hidden:], bias[hidden:]).view(batch, height, width, hidden)
-        identity, convolved = torch.split(rest, [hidden - channels, channels], dim=3)
         if self.static:
-            convolved = kernels.depthwise(convolved, self.kernels)
+            windows = self.kernels.expand(x.shape[0], -1, -1, -1)
         else:
-            generated = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
-            convolved = kernels.dynamic_depthwise(convolved, generated)
-        values = torch.cat((identity, convolved), dim=3)
+            windows = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
 
-        y = self.contract(product(gelu(gate), values))
+        y = kernels.gated_unit(x, weight, bias, windows, self.contract.weight)
         if keep is not None:
             y = y * keep.to(y.dtype)[:, None, None, None]
         out: Tensor = self.project(add(y, x))
@@ -168,8 +150,7 @@ class ChannelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, h, w, c)."""
-        out: Tensor = self.contract(gelu(self.expand(x)))
-        return out
+        return kernels.channel_mlp(x, self.expand.weight, self.contract.weight)
 
 
 class Fusion(nn.Module):
@@ -183,6 +164,8 @@ class Fusion(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         gated = widths if len(widths) > 1 else []
+        self.plain = len(widths) > 1 and len(set(widths)) == 1
+        """Whether there are gates and no projections: with the product that follows this is one kernel."""
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in gated)
         self.projections = nn.ParameterDict()
         for i, to in enumerate(widths):
@@ -243,6 +226,8 @@ class Mixer(nn.Module):
             branches.append(self.convolution(next(parts), keep, image_mean))
         if self.mlp is not None:
             branches.append(self.mlp(next(parts)))
+        if self.fusion is not None and self.fusion.plain:
+            return kernels.fused_product(branches, torch.cat(list(self.fusion.scales)), self.project.weight)
         if self.fusion is not None:
             branches = self.fusion(branches)
         out: Tensor = self.project(torch.cat(branches, dim=3))
@@ -259,16 +244,11 @@ class FeedForward(nn.Module):
         self.depthwise = Depthwise(2 * hidden)
         self.contract = pointwise(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c)."""
-        gate, values = (self._half(x, half) for half in (0, 1))
-        out: Tensor = self.contract(product(gelu(gate), values))
-        return out
-
-    def _half(self, x: Tensor, half: int) -> Tensor:
-        """One half of the hidden channels. Apart, because GELU and its gradient want contiguous maps."""
-        matrix, taps = self.expand.weight.chunk(2)[half], self.depthwise.weight.chunk(2)[half]
-        return kernels.depthwise(gelu(F.linear(x, matrix)), taps)
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """x (b, h, w, c), normed first."""
+        return kernels.feed_forward(
+            x, norm.weight, norm.bias, self.expand.weight, self.depthwise.weight, self.contract.weight
+        )
 
 
 class Block(nn.Module):
@@ -276,12 +256,12 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(channels, eps=kernels.NORM_EPS)
         self.mixer = Mixer(channels, heads, config)
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(channels, eps=kernels.NORM_EPS)
         self.ffn = FeedForward(channels, config.ffn_expansion)
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (b, h, w, c); keep (b,) or None."""
         x = add(self.mixer(self.norm1(x), keep), x)
-        return add(self.ffn(self.norm2(x)), x)
+        return add(self.ffn(x, self.norm2), x)

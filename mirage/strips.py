@@ -129,7 +129,7 @@ def _rows(x: Map, start: int, stop: int) -> Tensor:
 def _apply(block: Block, x: Map, rows: int) -> None:
     whole = _statistics(block, x, rows)
     _sweep(lambda window: block.mixer(block.norm1(window), None, whole), x, rows, MIXER_HALO)
-    _sweep(lambda window: block.ffn(block.norm2(window)), x, rows, FEED_FORWARD_HALO)
+    _sweep(lambda window: block.ffn(window, block.norm2), x, rows, FEED_FORWARD_HALO)
 
 
 def _statistics(block: Block, x: Map, rows: int) -> Whole:

@@ -1,17 +1,45 @@
 """The one seam between the model and hand-made kernels.
 
 Every function here has a plain PyTorch form in `reference.py`, which defines what it computes and runs on any
-device. On CPU, `fixed_layout.py` computes the same as opaque operators that keep the channels-last layout.
+device. On CPU, `fixed_layout.py` computes windows and moments as opaque operators that keep the channels-last layout,
+and `regions.py` whole regions of a block that keep their inputs alone for the gradient.
+
+Regions: `feed_forward`, `attention_input`, `gated_unit`, `channel_mlp`, `fused_product`. They are made of parts:
+`norm_linear`, `gated_depthwise`, `depthwise_gram`, `gated_values` and the windows. Under autocast all of them work in
+autocast's type, except norms and Gram matrices, which are fp32.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from mirage.kernels import fixed_layout, reference
-from mirage.kernels.reference import gram
+from mirage.kernels import fixed_layout, reference, regions
+from mirage.kernels.autocast import working
+from mirage.kernels.reference import (
+    NORM_EPS,
+    depthwise_gram,
+    gated_depthwise,
+    gated_values,
+    gram,
+    norm_linear,
+)
 
-__all__ = ["depthwise", "dynamic_depthwise", "gram", "moments"]
+__all__ = [
+    "NORM_EPS",
+    "attention_input",
+    "channel_mlp",
+    "depthwise",
+    "depthwise_gram",
+    "dynamic_depthwise",
+    "feed_forward",
+    "fused_product",
+    "gated_depthwise",
+    "gated_unit",
+    "gated_values",
+    "gram",
+    "moments",
+    "norm_linear",
+]
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -33,3 +61,60 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     run = fixed_layout.moments if x.device.type == "cpu" else reference.moments
     mean, squares = run(x)
     return mean, squares
+
+
+def feed_forward(
+    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
+) -> Tensor:
+    """Layer norm and feed-forward network of x (b, h, w, c).
+
+    scale, shift (c,) of the norm; expand (2n, c); GELU; taps (2n, 3, 3); the first half gates the second; contract
+    (c, n).
+    """
+    if x.device.type != "cpu":
+        return reference.feed_forward(x, scale, shift, expand, taps, contract)
+    out: Tensor = regions.feed_forward(x, scale, shift, *working(x, expand, taps, contract))
+    return out
+
+
+def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """What channel attention takes of x (b, h, w, c): v (b, h, w, a), and the Gram matrix of q and k (b, 2a, 2a).
+
+    matrix (3a, c) and taps (3a, 3, 3) give q, k and v; the Gram matrix is fp32 or better.
+    """
+    if x.device.type != "cpu":
+        return reference.attention_input(x, matrix, taps)
+    v, inner = regions.attention_input(*working(x, x, matrix, taps))
+    return v, inner
+
+
+def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
+    """Gated 7x7 convolution of x (b, h, w, c), each image by its own kernels (b, m, k, k).
+
+    weight (2n, c) and bias (2n,) give the gate, n channels, and n values of which the last m are convolved; contract
+    (c, n).
+    """
+    if x.device.type != "cpu":
+        return reference.gated_unit(x, weight, bias, kernels, contract)
+    out: Tensor = regions.gated_unit(*working(x, x, weight, bias, kernels, contract))
+    return out
+
+
+def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    """Two layers at each pixel of x (b, h, w, c), GELU between them."""
+    if x.device.type != "cpu":
+        return reference.channel_mlp(x, expand, contract)
+    out: Tensor = regions.channel_mlp(*working(x, x, expand, contract))
+    return out
+
+
+def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
+    """Equally wide branches (b, h, w, c), each lifted by the others: `z_i + s_i sigmoid(sum of z_j, j != i)`.
+
+    scales (branches,). Then the product of all of them side by side with weight (o, branches * c).
+    """
+    if branches[0].device.type != "cpu":
+        return reference.fused_product(branches, scales, weight)
+    scales, weight, *branches = working(branches[0], scales, weight, *branches)
+    out: Tensor = regions.fused_product(branches, scales, weight)
+    return out

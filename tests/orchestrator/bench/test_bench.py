@@ -52,7 +52,7 @@ def test_ours_alone_is_measured_and_written_down(tmp_path: Path) -> None:
     assert row["gmacs"] == pytest.approx(16.25, abs=0.005)
     assert row["infer_ratio"] == row["train_ratio"] == [1, 1, 1]
     assert 0 < row["infer_s"] < row["train_s"]
-    assert row["kept_mib"] == pytest.approx(963 / 16, rel=0.1)
+    assert row["kept_mib"] == pytest.approx(159 / 16, abs=4)  # and what does not grow with the image
     assert str(tmp_path) not in file.read_text()
     assert record["command"].startswith("mirage bench model --size tiny")
 
