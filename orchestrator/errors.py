@@ -9,7 +9,8 @@
     ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
-    └── PhotoError          a file is not an image that can be restored
+    ├── PhotoError          a file is not an image that can be restored
+    └── ServiceError        the service cannot start as it was asked to
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -53,3 +54,7 @@ class RegistryError(OrchestratorError):
 
 class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
+
+
+class ServiceError(OrchestratorError):
+    """The service cannot start: a flag, a port, a token, a model that fails its trial."""
