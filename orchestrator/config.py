@@ -15,7 +15,27 @@ if TYPE_CHECKING:
     from mirage import ModelConfig
     from mirage.loss import LossWeights
 
-Degradation = Literal["noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow"]
+Degradation = Literal[
+    "noise15",
+    "noise25",
+    "noise50",
+    "rain",
+    "haze",
+    "blur",
+    "lowlight",
+    "snow",
+    "low_haze",
+    "low_rain",
+    "low_snow",
+    "haze_rain",
+    "haze_snow",
+    "low_haze_rain",
+    "low_haze_snow",
+    "raindrop",
+    "underwater",
+    "toled",
+    "poled",
+]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -28,6 +48,32 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+PackSource = Literal[
+    "photographs",
+    "synthetic",
+    "pairs",
+    "bsd400-wed",
+    "bsd68",
+    "urban100",
+    "kodak24",
+    "rain100l",
+    "reside-ots",
+    "sots-outdoor",
+    "gopro",
+    "lol-v1",
+    "cdd11",
+    "allweather",
+    "snow100k-s",
+    "snow100k-l",
+    "outdoor-rain-test1",
+    "raindrop-a",
+    "raindrop-b",
+    "uieb",
+    "toled",
+    "poled",
+]
 
 
 class Section(BaseModel):
@@ -98,19 +144,50 @@ class Loss(Section):
 class Pack(Section):
     """How to pack the data when no manifest is at `data.manifests` yet."""
 
-    source: Literal["photographs", "synthetic"]
-    """`photographs`: those that ship in Python wheels. `synthetic`: a folder of clean photographs, `root`."""
+    source: PackSource
+    """`photographs`: those that ship in Python wheels. `synthetic`: degrade a folder of clean photographs. `pairs`:
+    a folder of pairs of your own. Any other: that published dataset; docs/datasets.md has what is expected."""
     root: str | None = None
-    """Folder of the raw photographs (not for `photographs`)."""
-    held_out: Names = ()
-    """File-name patterns of the photographs kept for evaluation (`synthetic`)."""
+    """Folder of the raw data (not for `photographs`)."""
+    encoding: Literal["fast", "compact", "original"] = "fast"
+    """Lossless tiles, QOI (fast) or WebP (compact), or the bytes of the source files."""
+    jpeg: Literal["keep", "tile"] = "keep"
+    """Whether JPEG sources keep their bytes, or become tiles, which take several times the room."""
+    allow_partial: bool = False
+    """Pack what is there; what is missing is recorded in the manifest."""
+
     degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
-    """Which degradations to make. Noise is drawn when a sample is read, never stored."""
+    """Which degradations to make (`photographs`, `synthetic`). Noise is drawn when a sample is read, never stored."""
+    held_out: Names = ()
+    """Photographs kept for evaluation, by their names without suffix (`synthetic`)."""
     variants: int = Field(default=4, ge=1)
-    """Different draws of each degradation per training photograph."""
+    """Different draws of each degradation per training photograph (`photographs`, `synthetic`)."""
     seed: Seed = 0
-    encoding: Literal["fast", "compact"] = "fast"
-    """Lossless tiles: QOI (fast) or WebP (compact)."""
+    """Of the synthetic degradations."""
+
+    degraded: str | None = None
+    """Pattern of the degraded files below `root` (`pairs`): input/{key}_*.png."""
+    clean: str | None = None
+    """Pattern of the clean files below `root` (`pairs`): target/{key}.png."""
+    degradation: Degradation | None = None
+    """What harmed the degraded files (`pairs`)."""
+    held_out_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the clean files kept for evaluation (`pairs`)."""
+    licence: str = "not stated"
+    """Of the photographs (`pairs`, `synthetic`); it is written into the manifest."""
+
+    split: Literal["train", "test", "all"] = "all"
+    """Which split of a published dataset."""
+    group: Literal["single", "double", "triple", "all"] = "all"
+    """Which degradations of `cdd11`."""
+    list_file: str | None = None
+    """File with the official list of training files, one per line, for example hazy_outside.txt of OTS."""
+    crops: bool = False
+    """Cut the training frames of `gopro` into crops of 512, 256 apart."""
+    exclude_leaked: bool = False
+    """Leave out training scenes that are test images."""
+    expected: dict[str, int] = {}
+    """Pairs of each part of a published dataset instead of the published number, for a subset made on purpose."""
 
 
 class Data(Section):

@@ -74,13 +74,38 @@ def of_packing(job: PackJob) -> Iterator[Conflict]:
     yield from _of_packing(job.data.pack, job.data.manifests)
 
 
+def of_source(pack: Pack) -> Iterator[Conflict]:
+    """Yield what cannot be in a description of raw data; keys are those of the section."""
+    if pack.source != "photographs" and not pack.root:
+        what = "clean photographs" if pack.source == "synthetic" else "the raw data"
+        yield "root", f"is missing: name the folder of {what}."
+    if pack.source == "pairs":
+        for key in ("degraded", "clean", "degradation"):
+            if getattr(pack, key) is None:
+                yield (
+                    key,
+                    "is missing: pairs need patterns of the degraded and clean files, and the degradation.",
+                )
+    for key, sources in _BELONGS.items():
+        if pack.source not in sources and getattr(pack, key) != type(pack).model_fields[key].get_default():
+            yield key, f"belongs to {' and '.join(sources)}, not to {pack.source}."
+
+
+_BELONGS = {
+    "held_out": ("synthetic",),
+    **dict.fromkeys(("degraded", "clean", "degradation", "held_out_share"), ("pairs",)),
+    "group": ("cdd11",),
+    "crops": ("gopro",),
+}
+"""Keys that mean something for some sources alone."""
+
+
 def _of_workers(workers: Workers) -> Iterator[Conflict]:
     if workers.min > workers.max:
         yield "workers.min", f"{workers.min} is more than workers.max, {workers.max}."
 
 
 def _of_packing(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Conflict]:
-    if pack.source == "synthetic" and not pack.root:
-        yield "data.pack.root", "is missing: name the folder of clean photographs."
+    yield from ((f"data.pack.{key}", message) for key, message in of_source(pack))
     if len(manifests) != 1:
         yield "data.manifests", "name exactly one dataset when data.pack says how to make it."

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from orchestrator.config import Data, Job, Pack
+from orchestrator.conflicts import of_source
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
 from orchestrator.kinds import AnyJob, PackJob
+from orchestrator.rawdata import source_of
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.manifest import POINTER, Manifest, load_manifest
 from shards.pack import pack
+from shards.processes import Processes, Run, cores
 from shards.sample import row_degradation
-from shards.sources import FolderSource, PhotographSource, Source
+from shards.sources import Source
 from shards.store import Store, open_store
 from shards.stream import TrainStream
 
@@ -42,9 +44,10 @@ def open_dataset(job: Job) -> Dataset:
     return Dataset(manifest_uris(job), _shard_cache(job.data))
 
 
-def ensure_packed(job: Job | PackJob, progress: Progress) -> bool:
+def ensure_packed(job: Job | PackJob, progress: Progress, run: Run | None = None) -> bool:
     """Pack the job's data unless it is there already; return whether anything was packed.
 
+    `run` does the work, by default processes on all cores of this machine.
     Raises PlanError when what is there was packed with other settings: nothing is overwritten.
     """
     spec = job.data.pack
@@ -53,40 +56,46 @@ def ensure_packed(job: Job | PackJob, progress: Progress) -> bool:
     (uri,) = manifest_uris(job)
     store = open_store(uri)
     store.ensure_bucket()
-    source = _source(spec)
+    source = source_of(spec)
     if _holds(store, source, spec.encoding):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    pack(source, store, name=name, encoding=spec.encoding, on_progress=progress)
+    _pack(spec, source, store, name, Processes(cores()) if run is None else run, progress)
     return True
 
 
-def pack_dataset(spec: Mapping[str, object], out: str, progress: Progress) -> tuple[Manifest, str]:
-    """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI."""
+def pack_dataset(
+    spec: Mapping[str, object], out: str, progress: Progress, jobs: int = 1
+) -> tuple[Manifest, str]:
+    """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI.
+
+    `jobs` is the number of processes.
+    """
     try:
         chosen = Pack.model_validate(spec)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PlanError(f"{told}. See: mirage pack --help") from None
-    if chosen.source == "synthetic" and chosen.root is None:
-        raise PlanError("--root is missing: name the folder of clean photographs.")
+    conflicts = [f"--{key.replace('_', '-')} {message}" for key, message in of_source(chosen)]
+    if conflicts:
+        raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)
-    source, store = _source(chosen), open_store(uri)
+    source, store = source_of(chosen), open_store(uri)
     store.ensure_bucket()
     _holds(store, source, chosen.encoding)
     name = uri.rsplit("/", 1)[-1]
-    return pack(source, store, name=name, encoding=chosen.encoding, on_progress=progress), uri
+    return _pack(chosen, source, store, name, Processes(jobs), progress), uri
 
 
 def source_counts(spec: Pack) -> dict[str, int]:
     """Return how many training samples packing `spec` gives, by row label. Raises PackError without the source."""
-    return _source(spec).training_counts()
+    return source_of(spec).training_counts()
 
 
 def planned_counts(job: Job) -> dict[str, int]:
     """Return how many training samples packing will give for each degradation of the job's mixture."""
     assert job.data.pack is not None, "only a job that packs has planned counts"
-    held = _source(job.data.pack).training_counts()
+    held = source_of(job.data.pack).training_counts()
     return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
 
 
@@ -139,6 +148,19 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
+def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, progress: Progress) -> Manifest:
+    return pack(
+        source,
+        store,
+        name=name,
+        encoding=spec.encoding,
+        keep_jpeg=spec.jpeg == "keep",
+        allow_partial=spec.allow_partial,
+        run=run,
+        on_progress=progress,
+    )
+
+
 def _holds(store: Store, source: Source, encoding: str) -> bool:
     """Return whether `store` holds what packing `source` gives; PlanError when it holds something else."""
     if store.read_pointer(POINTER) is None:
@@ -156,16 +178,3 @@ def _holds(store: Store, source: Source, encoding: str) -> bool:
 
 def _shard_cache(data: Data) -> ShardCache:
     return ShardCache(home() / "cache" / "shards", int(data.cache_gib * 2**30))
-
-
-def _source(spec: Pack) -> Source:
-    if spec.source == "photographs":
-        return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
-    assert spec.root is not None, "the job schema asks for a root"
-    return FolderSource(
-        Path(absolute_uri(spec.root)),
-        spec.degradations,
-        held_out=spec.held_out,
-        seed=spec.seed,
-        variants=spec.variants,
-    )

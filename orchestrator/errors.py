@@ -9,8 +9,7 @@
     ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
-    ├── PhotoError          a file is not an image that can be restored
-    └── ServiceError        the service cannot start as it was asked to
+    └── PhotoError          a file is not an image that can be restored
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -54,7 +53,3 @@ class RegistryError(OrchestratorError):
 
 class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
-
-
-class ServiceError(OrchestratorError):
-    """The service cannot start: a flag, a port, a token, a model that fails its trial."""

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from shards.evaluation import EvalItem, EvaluationSet
     from shards.manifest import Manifest, load_manifest, publish
     from shards.order import Entry, Mixture, SampleOrder, share
-    from shards.pack import decode_tiles
+    from shards.pack import decode_images, decode_tiles
     from shards.sample import DEGRADATIONS, SIGMA
-    from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, Source
+    from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, PublishedSource, Source
     from shards.store import LocalStore, S3Store, Store, open_store
     from shards.stream import Batch, TrainStream, read_ledger
 
@@ -51,6 +51,7 @@ _HOME = {
     "Mixture": "order",
     "SampleOrder": "order",
     "share": "order",
+    "decode_images": "pack",
     "decode_tiles": "pack",
     "DEGRADATIONS": "sample",
     "SIGMA": "sample",
@@ -58,6 +59,7 @@ _HOME = {
     "Pair": "sources",
     "PairsSource": "sources",
     "PhotographSource": "sources",
+    "PublishedSource": "sources",
     "Source": "sources",
     "LocalStore": "store",
     "S3Store": "store",
@@ -88,6 +90,7 @@ __all__ = [
     "Pair",
     "PairsSource",
     "PhotographSource",
+    "PublishedSource",
     "S3Store",
     "SampleOrder",
     "ShardCache",
@@ -97,6 +100,7 @@ __all__ = [
     "StoreError",
     "TrainStream",
     "UnreachableStoreError",
+    "decode_images",
     "decode_tiles",
     "load_manifest",
     "open_store",

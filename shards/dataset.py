@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from shards import tiles
 from shards.augment import Window
 from shards.cache import ShardCache
-from shards.errors import CorruptObjectError, ManifestError
-from shards.manifest import Manifest, Member, Row, Shard, load_manifest
+from shards.errors import CorruptObjectError, ManifestError, PackError
+from shards.images import decode_image
+from shards.manifest import ORIGINAL, Manifest, Member, Row, Shard, load_manifest
 from shards.sample import row_degradation
 from shards.store import Store, open_store
 
@@ -80,13 +81,15 @@ class Dataset:
         return degraded, self._pixels(row, row.clean, window)
 
     def _pixels(self, row: Row, member: Member, window: Window | None) -> Image:
-        if member.encoding not in tiles.CODECS.values():
+        if member.encoding not in (*tiles.CODECS.values(), ORIGINAL):
             raise ManifestError(
                 f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
             )
         store, shard = self._shards[member.shard]
         with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
             try:
+                if member.encoding == ORIGINAL:
+                    return _of_file(bytes(view), member, window)
                 if window is not None:
                     return tiles.crop(view, *window)
                 if zlib.crc32(view) != member.crc32:
@@ -121,6 +124,17 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": OrderedDict()}
+
+
+def _of_file(data: bytes, member: Member, window: Window | None) -> Image:
+    """Pixels of a source file that was kept as it is; it is decoded whole, whatever the window."""
+    if zlib.crc32(data) != member.crc32:
+        raise CorruptObjectError("its checksum does not fit.")
+    try:
+        image = decode_image(data, "a kept file")
+    except PackError as error:
+        raise CorruptObjectError(f"{error} Samples that are read must be 8-bit grey or RGB.") from error
+    return image if window is None else window.of(image)
 
 
 def _renumber(row: Row, first: int) -> Row:

@@ -1,4 +1,5 @@
-"""Synthetic degradations after the published physics: rain, haze, motion blur, low light, snow.
+"""Synthetic degradations after the published physics: rain, haze, motion blur, low light, snow, and CDD-11's
+compositions of them.
 
 They make a demonstration possible on any clean photographs. They are not the benchmarks' own data, and no
 number measured on them compares with a published one. Every function takes an RGB image, (h, w, 3) uint8,
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import PackError
+from shards.sample import CDD11
 
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -21,13 +23,16 @@ Map = NDArray[np.float32]
 
 def degrade(clean: Image, degradation: str, seed: int, name: str) -> Image:
     """`clean` after one degradation; a function of the seed and of the name of this draw."""
-    if degradation not in _PHYSICS:
+    if degradation not in SYNTHETIC:
         raise PackError(
-            f"degradation {degradation!r} cannot be synthesised; there are {', '.join(_PHYSICS)}."
+            f"degradation {degradation!r} cannot be synthesised; there are {', '.join(SYNTHETIC)}."
         )
     digest = hashlib.blake2b(f"{seed}/{degradation}/{name}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return _PHYSICS[degradation](clean, rng)
+    image = clean
+    for step in _COMPOSED.get(degradation, (degradation,)):
+        image = _PHYSICS[step](image, rng)
+    return image
 
 
 def rain(clean: Image, rng: np.random.Generator) -> Image:
@@ -84,7 +89,16 @@ _PHYSICS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
     "snow": snow,
 }
 
-SYNTHETIC = tuple(_PHYSICS)
+_ORDER = {"low": "lowlight", "rain": "rain", "snow": "snow", "haze": "haze"}
+"""In which CDD-11 composes: the scene is dark, rain and snow fall in it, haze lies over all."""
+
+_COMPOSED = {
+    name: tuple(_ORDER[part] for part in _ORDER if part in folder.split("_"))
+    for folder, name in CDD11.items()
+    if "_" in folder
+}
+
+SYNTHETIC = (*_PHYSICS, *_COMPOSED)
 """Degradations that `degrade` can make. Noise is not among them: it is drawn when a sample is read."""
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +21,76 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 _READABLE = {"RGB", "L", "P", "1"}
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says of itself."""
+
+    height: int
+    width: int
+    format: str
+    """As Pillow names it: PNG, JPEG ..."""
+    mode: str
+    """As Pillow names it, with `;16` behind when a channel has 16 bits."""
+    plain: bool
+    """Whether it is grey or RGB of 8 bits, without alpha."""
+
+
+def inspect(path: Path) -> Header:
+    """What the header of a file says; its pixels are not read."""
+    with _explained(str(path)), PilImage.open(path) as image:
+        return _header(image)
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Pixels of a file, (h, w, 3) uint8 RGB; grey becomes three equal channels.
 
     16-bit, alpha and CMYK files are refused rather than converted: what they lose would be silent.
     Orientation tags are not applied, since the published pairs were made without them.
     """
+    with _explained(str(path)), PilImage.open(path) as image:
+        return _rgb(image, str(path))
+
+
+def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
+    """`read_image` for the bytes of a file; `where` names them in errors."""
+    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+        return _rgb(image, where)
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a file. Raises PackError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PilImage.DecompressionBombWarning)
-            with PilImage.open(path) as image:
-                if image.mode not in _READABLE or "transparency" in image.info:
-                    raise PackError(f"{path}: mode {image.mode} is not 8-bit grey or RGB. Convert it first.")
-                return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise PackError(f"{path}: there is no such file.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def read_samples(data: bytes, where: str) -> NDArray[Any]:
+    """All that a file holds, with its own channels and depth: RGBA, 16-bit RGB ...; plain files as RGB."""
+    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+        header = _header(image)
+        if header.plain:
+            return _rgb(image, where)
+        if header.format == "PNG":
+            return _png_samples(data, where)
+        if header.mode.endswith(";16"):
+            raise PackError(
+                f"{where}: {header.format} files of 16-bit colour are not read. Save them as PNG."
+            )
+        image.load()
+        return np.asarray(image)
+
+
+def _png_samples(data: bytes, where: str) -> NDArray[Any]:
+    import imagecodecs
+
+    try:
+        samples: NDArray[Any] = imagecodecs.png_decode(data)
+    except imagecodecs.PngError as error:
         raise PackError(
-            f"{path}: not a readable image ({error}). Replace the file or take it away."
+            f"{where}: not a readable image ({error}). Replace the file or take it away."
         ) from error
-    except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning) as error:
-        raise PackError(f"{path}: {error}. Nothing photographic is that large; take it away.") from error
+    return samples
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -59,3 +113,43 @@ def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     quads = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
     mean: NDArray[np.uint8] = np.round(quads.mean(axis=(1, 3))).astype(np.uint8)
     return mean
+
+
+def _header(image: PilImage.Image) -> Header:
+    deep = _is_deep(image)
+    plain = image.mode in _READABLE and "transparency" not in image.info and not deep
+    mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
+    return Header(image.height, image.width, str(image.format), mode, plain)
+
+
+def _is_deep(image: PilImage.Image) -> bool:
+    """Whether a channel has more than 8 bits in the file; Pillow opens 16-bit RGB files as if it had 8."""
+    stored_as = str(getattr(image, "tile", ""))  # how Pillow will unpack it: RGB;16B
+    return image.mode.startswith(("I", "F")) or ";16" in stored_as
+
+
+def _rgb(image: PilImage.Image, where: str) -> NDArray[np.uint8]:
+    header = _header(image)
+    if not header.plain:
+        raise PackError(
+            f"{where}: mode {header.mode} is not 8-bit grey or RGB. Convert it first, or keep the files as "
+            "they are with --encoding original."
+        )
+    return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what a broken file causes into an error that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PilImage.DecompressionBombWarning)
+            yield
+    except FileNotFoundError as error:
+        raise PackError(f"{where}: there is no such file.") from error
+    except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning) as error:
+        raise PackError(f"{where}: {error}. Nothing photographic is that large; take it away.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PackError(
+            f"{where}: not a readable image ({error}). Replace the file or take it away."
+        ) from error

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import CorruptObjectError, PackError
 from shards.store import Store
 
+_READERS = 8
 _LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
 
 
@@ -30,12 +32,14 @@ class ListedFile:
 
 
 def list_files(files: Mapping[str, Path]) -> bytes:
-    """Return the listing of `files`, name to file. Reads each once."""
-    lines = []
-    for name, path in sorted(files.items()):
-        size, digest = measure(path)
-        lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
-    return b"".join(lines)
+    """Return the listing of `files`, name to file. Reads each once, several at a time."""
+    names = sorted(files)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="listing") as readers:
+        measured = readers.map(measure, (files[name] for name in names))
+        return b"".join(
+            f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape")
+            for name, (size, digest) in zip(names, measured, strict=True)
+        )
 
 
 def list_folder(root: Path, files: Iterable[Path]) -> bytes:

@@ -20,7 +20,10 @@ from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
 from shards.sample import NOISE, row_degradation
 from shards.store import Store
 
-VERSION = 1
+READABLE = (1, 2)
+"""Versions of the format. Version 2 may hold source files as they are; a manifest of tiles alone is of version 1."""
+ORIGINAL = "original"
+"""Encoding of a member that is the bytes of a source file."""
 POINTER = "manifest"
 Split = Literal["train", "test"]
 
@@ -36,6 +39,7 @@ class Member:
     size: int
     crc32: int
     encoding: str
+    """`tiles-qoi`, `tiles-webp`, or `original`: the bytes of the source file."""
     height: int
     width: int
 
@@ -77,6 +81,12 @@ class Manifest:
     def digest(self) -> str:
         """Sha256 of the canonical bytes: the identity of this dataset."""
         return hashlib.sha256(to_bytes(self)).hexdigest()
+
+    @property
+    def version(self) -> int:
+        """Lowest version of the format that can say what it holds."""
+        members = (member for row in self.rows for member in (row.clean, row.degraded) if member is not None)
+        return 2 if any(member.encoding == ORIGINAL for member in members) else 1
 
     def rows_of(self, split: str, degradation: str) -> tuple[Row, ...]:
         """Rows that can show `degradation`; every noise level is served by the clean-only rows."""
@@ -131,7 +141,7 @@ def to_bytes(manifest: Manifest) -> bytes:
         for row in manifest.rows
     ]
     content = {
-        "version": VERSION,
+        "version": manifest.version,
         "name": manifest.name,
         "licences": manifest.licences,
         "provenance": manifest.provenance,
@@ -151,9 +161,9 @@ def from_bytes(data: bytes, where: str) -> Manifest:
         raise ManifestError(
             f"{where} is not a manifest ({error}). Correct the URI, or pack again."
         ) from error
-    if version != VERSION:
+    if version not in READABLE:
         raise ManifestError(
-            f"{where} has format version {version!r}; this program reads version {VERSION}. "
+            f"{where} has format version {version!r}; this program reads versions {READABLE[0]} to {READABLE[-1]}. "
             "Pack again, or use the release that wrote it."
         )
     try:
@@ -179,7 +189,7 @@ def from_bytes(data: bytes, where: str) -> Manifest:
 
 def _check(manifest: Manifest, where: str) -> None:
     """What no reader should have to ask again."""
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for row in manifest.rows:
         if row.split not in ("train", "test"):
             raise ManifestError(
@@ -189,9 +199,9 @@ def _check(manifest: Manifest, where: str) -> None:
             raise ManifestError(
                 f"{where}: row {row.id!r} ({row.degradation}) must hold a degraded image iff not noise."
             )
-        if (row.degradation, row.id) in seen:
+        if (row.split, row.degradation, row.id) in seen:
             raise ManifestError(f"{where}: sample {row.id!r} ({row.degradation}) is listed twice.")
-        seen.add((row.degradation, row.id))
+        seen.add((row.split, row.degradation, row.id))
         for member in filter(None, (row.degraded, row.clean)):
             if not 0 <= member.shard < len(manifest.shards):
                 raise ManifestError(

@@ -1,40 +1,35 @@
 """Pairs in, WebDataset shards and a manifest out.
 
-One group is one WebDataset sample: a clean image, stored once, with all the degraded images that share it.
+    survey   every header is looked at; what is wrong is one report, and nothing is written
+    plan     groups of pairs are shared out over shards, by their sizes alone: a function of the source
+    pack     each shard is a task of its own, done here, in processes or on a cluster, in any order
+    publish  the manifest, last
 
-    000000-astronaut.clean.tiles        the clean image
-    000000-astronaut.json               which rows the group holds
-    000000-astronaut.rain-0.tiles       degraded images, numbered within the group
-
-Shards are named by their content and the manifest comes last, so packing can be killed at any moment: a
-reader sees the whole dataset or none, and packing again writes only what is missing.
+Shards are named by their content and every finished one leaves a record, so packing can be killed at any moment: a
+reader sees the whole dataset or none, and packing again writes only what is missing and ends in the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 
-import numpy as np
-
-from shards import tiles
 from shards.errors import PackError
+from shards.findings import Finding, render
 from shards.listing import digest_of, listing_key
-from shards.manifest import VERSION, Manifest, Member, Row, Shard, publish
-from shards.sample import NOISE
-from shards.sources import Pair, Source
+from shards.manifest import Manifest, Member, Row, publish
+from shards.processes import Run, run_here
+from shards.shard import RECORDS, Packed, ShardTask, decode_images, decode_tiles, pack_shard
+from shards.sources.pair import Pair, Source
 from shards.store import Store
+from shards.survey import ENCODINGS, Survey, check_rows, not_whole, prove, survey
+
+__all__ = ["decode_images", "decode_tiles", "pack"]
 
 Progress = Callable[[int, int, str], None]
 
-_BLOCK = 512  # tar's unit: every header takes one, every member is padded to one
+SHARD_BYTES = 64 << 20
 
 
 def pack(
@@ -43,174 +38,124 @@ def pack(
     *,
     name: str,
     encoding: str = "fast",
-    shard_bytes: int = 64 << 20,
+    keep_jpeg: bool = True,
+    allow_partial: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    run: Run = run_here,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Write `source` to `store` and publish it; returns the manifest.
 
-    The same pairs and options give the same bytes, so a second run changes nothing. A shard is closed as
-    soon as it holds `shard_bytes`. `on_progress(done, total, id)` is called after every row.
+    The same pairs and options give the same bytes, so a second run changes nothing. A shard is closed when what it
+    holds is estimated at `shard_bytes`. JPEG sources keep their bytes unless `keep_jpeg` is false: tiles of them take
+    several times the room. With `allow_partial` what cannot be packed is left out and recorded in the manifest.
+    `on_progress(done, total, id)` is called as pairs are packed.
     """
-    if encoding not in tiles.CODECS:
-        raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(tiles.CODECS)}.")
-    store.ensure_bucket()
-    rows: list[Row] = []
-    shards: list[Shard] = []
-    licences: dict[str, str] = {}
-    seen: set[tuple[str, str]] = set()
-    with tempfile.TemporaryDirectory(prefix="shards-") as folder, ExitStack() as open_tars:
-        tar: _Tar | None = None
-        for index, group in enumerate(_groups(source)):
-            for pair in group:
-                _check(pair, seen)
-                licences[pair.source] = pair.licence
-            if tar is None:
-                tar = _Tar(Path(folder) / f"{len(shards)}.tar", len(shards))
-                open_tars.callback(tar.close)
-            for row in tar.add(f"{index:06d}-{_safe(group[0].id)}", group, encoding):
-                rows.append(row)
-                if on_progress is not None:
-                    on_progress(len(rows), len(source), row.id)
-            if tar.size >= shard_bytes:
-                shards.append(tar.seal(store))
-                tar = None
-        if tar is not None:
-            shards.append(tar.seal(store))
-    if not rows:
+    if encoding not in ENCODINGS:
+        raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
+    known = survey(source, encoding, keep_jpeg=keep_jpeg)
+    if known.findings and not allow_partial:
+        raise PackError(render(name, [*known.findings, *prove(known)]))
+    if not known.pairs:
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
-    provenance = {
-        **source.provenance,
-        "sources": [_store_listing(store, listing) for listing in source.listings],
-        "encoding": encoding,
-        "shard_bytes": shard_bytes,
-        "format": VERSION,
-    }
-    manifest = Manifest(name, tuple(shards), tuple(rows), licences, provenance)
+    check_rows(known.pairs)
+    store.ensure_bucket()
+    tasks = [
+        ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(known, shard_bytes, encoding)
+    ]
+    packed = _work(tasks, run, len(known.pairs), on_progress)
+    misses = [miss for part in packed for miss in part.misses]
+    findings = [*known.findings, *_missed(misses)]
+    if misses and not allow_partial:
+        raise PackError(render(name, findings))
+    manifest = Manifest(
+        name,
+        tuple(part.shard for part in packed if part.shard is not None),
+        tuple(_rows(packed)),
+        dict(source.licences),
+        {
+            **source.provenance,
+            "sources": [_store_listing(store, listing) for listing in source.listings],
+            "encoding": encoding,
+            "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
+            "shard_bytes": shard_bytes,
+            "missing": [finding.record() for finding in findings],
+            "input_psnr": _psnr(packed),
+            "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
+        },
+    )
+    if not manifest.rows:
+        raise PackError(render(name, findings))
     publish(store, manifest)
+    for task in tasks:
+        store.delete(f"{RECORDS}{task.digest()}.json")
     return manifest
 
 
-def decode_tiles(key: str, data: bytes) -> Any:
-    """Decoder for vanilla WebDataset: `wds.WebDataset(urls).decode(decode_tiles)` gives uint8 RGB arrays."""
-    return tiles.decode(data) if key.endswith(".tiles") else None
+def _plan(known: Survey, shard_bytes: int, encoding: str) -> Iterator[list[tuple[int, tuple[Pair, ...]]]]:
+    """Groups of the pairs that share a clean image, shared out over shards."""
+    shard: list[tuple[int, tuple[Pair, ...]]] = []
+    size = 0
+    for number, (clean, group) in enumerate(groupby(known.pairs, key=lambda pair: pair.clean)):
+        pairs = tuple(group)
+        shard.append((number, pairs))
+        size += known.looks[clean].bytes
+        size += sum(known.looks[pair.degraded].bytes for pair in pairs if pair.degraded is not None)
+        if size >= shard_bytes:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
 
 
-class _Tar:
-    """One shard that is being written to a local file."""
+def _work(tasks: Sequence[ShardTask], run: Run, total: int, on_progress: Progress | None) -> list[Packed]:
+    """Results in the order of the tasks, whatever order they end in."""
+    done = 0
 
-    def __init__(self, path: Path, shard: int) -> None:
-        import webdataset
+    def tick(rows: int, id_: str) -> None:
+        nonlocal done
+        done += rows
+        if on_progress is not None:
+            on_progress(done, total, id_)
 
-        self._path, self._shard = path, shard
-        self._file = path.open("wb")
-        # Fixed owner and time: the bytes, and with them the shard's name, depend on the pairs alone.
-        self._writer = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="shards", group="shards")
+    results: dict[int, Packed] = dict(run(pack_shard, tasks, tick))
+    return [results[index] for index in range(len(tasks))]
 
-    @property
-    def size(self) -> int:
-        return int(self._writer.tarstream.offset)
 
-    def add(self, key: str, group: list[Pair], encoding: str) -> list[Row]:
-        """Write one group and return its rows."""
-        names = [None if p.degraded is None else f"{p.degradation}-{i}.tiles" for i, p in enumerate(group)]
-        members = {"clean.tiles": tiles.encode(group[0].clean, encoding)}
-        for pair, member in zip(group, names, strict=True):
-            if pair.degraded is not None and member is not None:
-                members[member] = tiles.encode(pair.degraded, encoding)
-        members["json"] = _json(
-            [
-                {
-                    "id": p.id,
-                    "split": p.split,
-                    "degradation": p.degradation,
-                    "degraded": m,
-                    "source": p.source,
-                }
-                for p, m in zip(group, names, strict=True)
-            ]
-        )
-        offset, places = self.size, {}
-        height, width, _ = group[0].clean.shape
-        for member in sorted(members):  # the order that TarWriter writes them in
-            data = members[member]
-            places[member] = Member(
-                self._shard,
-                offset + _BLOCK,
-                len(data),
-                zlib.crc32(data),
-                tiles.CODECS[encoding],
-                height,
-                width,
-            )
-            offset += _BLOCK + -(-len(data) // _BLOCK) * _BLOCK
-        self._writer.write({"__key__": key, **members})
-        if self.size != offset:
-            raise PackError(f"group {key!r} took {self.size} bytes of its shard instead of {offset}.")
-        return [
-            Row(
-                p.id,
-                p.split,
-                p.degradation,
-                places[member] if member is not None else None,
-                places["clean.tiles"],
-                p.source,
-            )
-            for p, member in zip(group, names, strict=True)
-        ]
+def _rows(packed: Sequence[Packed]) -> Iterator[Row]:
+    """All rows, their members in the shards of the whole dataset."""
+    number = 0
+    for part in packed:
+        if part.shard is None:
+            continue
+        moved: dict[Member, Member] = {}
+        for row in part.rows:
+            clean = moved.setdefault(row.clean, replace(row.clean, shard=number))
+            degraded = None if row.degraded is None else replace(row.degraded, shard=number)
+            yield replace(row, clean=clean, degraded=degraded)
+        number += 1
 
-    def close(self) -> None:
-        """Finish the tar; once is enough."""
-        if not self._file.closed:
-            self._writer.close()
-            self._file.close()
 
-    def seal(self, store: Store) -> Shard:
-        """Close the tar, name it by its content and upload it."""
-        self.close()
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shard = Shard(f"shards/{digest}.tar", self._path.stat().st_size, digest)
-        store.write_file(shard.key, self._path)
-        self._path.unlink()
-        return shard
+def _missed(misses: Sequence[tuple[str, str]]) -> list[Finding]:
+    if not misses:
+        return []
+    return [not_whole("Pairs", tuple(dict.fromkeys(f"{id_}: {why}" for id_, why in misses)))]
+
+
+def _psnr(packed: Sequence[Packed]) -> Mapping[str, Mapping[str, float]]:
+    """Mean PSNR of the degraded images against the clean ones, in dB, by split and degradation."""
+    sums: dict[tuple[str, str], tuple[int, float]] = {}
+    for part in packed:
+        for split, degradation, pairs, total in part.psnr:
+            held = sums.get((split, degradation), (0, 0.0))
+            sums[split, degradation] = (held[0] + pairs, held[1] + total)
+    found: dict[str, dict[str, float]] = {}
+    for (split, degradation), (pairs, total) in sorted(sums.items()):
+        found.setdefault(split, {})[degradation] = round(total / pairs, 2)
+    return found
 
 
 def _store_listing(store: Store, listing: bytes) -> str:
     digest = digest_of(listing)
     store.write(listing_key(digest), listing)
     return digest
-
-
-def _groups(source: Source) -> Iterator[list[Pair]]:
-    """Runs of pairs with the same clean image."""
-    group: list[Pair] = []
-    for pair in source:
-        if group and not (pair.clean is group[0].clean or np.array_equal(pair.clean, group[0].clean)):
-            yield group
-            group = []
-        group.append(pair)
-    if group:
-        yield group
-
-
-def _check(pair: Pair, seen: set[tuple[str, str]]) -> None:
-    if (pair.degraded is None) != (pair.degradation == NOISE):
-        raise PackError(
-            f"pair {pair.id!r}: only {NOISE!r} goes without a degraded image, not {pair.degradation!r}."
-        )
-    if pair.degraded is not None and pair.degraded.shape != pair.clean.shape:
-        raise PackError(
-            f"pair {pair.id!r}: the degraded image is {pair.degraded.shape}, the clean {pair.clean.shape}."
-        )
-    if (pair.degradation, pair.id) in seen:
-        raise PackError(f"pair {pair.id!r} ({pair.degradation}) comes twice; names must be unique.")
-    seen.add((pair.degradation, pair.id))
-
-
-def _safe(name: str) -> str:
-    """A key without dots and slashes, which WebDataset would read as suffix and folder."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:48]
-
-
-def _json(content: object) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -4,7 +4,19 @@ A sample is one clean photograph and what harmed it. Gaussian noise is drawn whe
 manifest stores no noisy image: one clean-only row, labelled `noise`, serves every noise level.
 """
 
-DEGRADATIONS = ("noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow")
+CDD11 = {
+    **{"low": "lowlight", "haze": "haze", "rain": "rain", "snow": "snow"},
+    **{"low_haze": "low_haze", "low_rain": "low_rain", "low_snow": "low_snow"},
+    **{"haze_rain": "haze_rain", "haze_snow": "haze_snow"},
+    **{"low_haze_rain": "low_haze_rain", "low_haze_snow": "low_haze_snow"},
+}
+"""CDD-11's eleven folders -> our name of what they show. Compositions keep the published name."""
+
+DEGRADATIONS = (
+    *("noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow"),
+    *(name for name in CDD11.values() if "_" in name),
+    *("raindrop", "underwater", "toled", "poled"),
+)
 """Every degradation that a job can name."""
 
 SIGMA = {"noise15": 15, "noise25": 25, "noise50": 50}

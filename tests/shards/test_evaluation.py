@@ -23,8 +23,8 @@ def test_items_are_the_held_out_pairs_in_order(dataset: Dataset, source: FolderS
         ("haze", "coffee"),
     ]
     for item in items:
-        np.testing.assert_array_equal(item.clean, pairs[item.degradation, item.id].clean)
-        np.testing.assert_array_equal(item.degraded, pairs[item.degradation, item.id].degraded)
+        np.testing.assert_array_equal(item.clean, pairs[item.degradation, item.id].clean.pixels())
+        np.testing.assert_array_equal(item.degraded, pairs[item.degradation, item.id].degraded.pixels())
 
 
 def test_images_are_cut_to_multiples_of_16(dataset: Dataset):

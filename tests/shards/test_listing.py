@@ -29,14 +29,17 @@ def test_a_dataset_lists_every_raw_file_with_its_digest(packed: tuple[str, Manif
     assert manifest.provenance["content"] == digest  # what the source itself says of its content
 
 
-def test_two_folders_are_two_listings(photographs: Path, tmp_path: Path):
-    shutil.copytree(photographs, tmp_path / "other")
-    (tmp_path / "other" / "coffee.png").write_bytes((photographs / "china.png").read_bytes())
+def test_a_listing_names_the_files_of_both_sides_and_shows_which_changed(photographs: Path, tmp_path: Path):
+    shutil.copytree(photographs, tmp_path / "rainy")
+    shutil.copytree(photographs, tmp_path / "clean")
+    (tmp_path / "rainy" / "coffee.png").write_bytes((photographs / "china.png").read_bytes())
     store = open_store(str(tmp_path / "store"))
-    manifest = pack(PairsSource(tmp_path / "other", photographs, "rain"), store, name="pairs")
-    degraded, clean = (read_listing(store, digest) for digest in manifest.provenance["sources"])
-    assert [file.name for file in degraded] == [file.name for file in clean]
-    assert [a.name for a, b in zip(degraded, clean, strict=True) if a != b] == ["coffee.png"]
+    source = PairsSource(tmp_path, "rainy/{key}.png", "clean/{key}.png", "rain")
+    (digest,) = pack(source, store, name="pairs").provenance["sources"]
+    files = {file.name: file.sha256 for file in read_listing(store, digest)}
+    names = sorted(path.name for path in photographs.iterdir())
+    assert sorted(files) == [f"{side}/{name}" for side in ("clean", "rainy") for name in names]
+    assert [name for name in names if files[f"rainy/{name}"] != files[f"clean/{name}"]] == ["coffee.png"]
 
 
 def test_the_demo_lists_the_files_of_the_wheels():

@@ -103,7 +103,7 @@ def altered(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (altered(version=2), "version 2.*reads version 1"),
+        (altered(version=3), "version 3.*reads versions 1 to 2"),
         (b"[]", "not a manifest"),
         (b"{}", "not a manifest"),
         (altered(rows=[["a", "train", "noise", None, 9, "x"]]), "damaged"),

@@ -17,9 +17,11 @@ import webdataset
 
 from shards import tiles
 from shards.errors import ManifestError, PackError
+from shards.findings import Finding
 from shards.manifest import Manifest, load_manifest
 from shards.pack import decode_tiles, pack
 from shards.sources import FolderSource, Pair
+from shards.sources.picture import Pixels
 from shards.store import LocalStore, Store, open_store
 
 
@@ -29,6 +31,8 @@ class Listed:
     def __init__(self, pairs: list[Pair]) -> None:
         self.provenance: dict[str, object] = {"source": "listed"}
         self.listings: tuple[bytes, ...] = ()
+        self.findings: tuple[Finding, ...] = ()
+        self.licences = {"s": "l"}
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -58,7 +62,7 @@ def test_every_pixel_of_every_pair_is_stored(each_store: Store, source: FolderSo
                 data = shards[member.shard][member.offset : member.offset + member.size]
                 assert zlib.crc32(data) == member.crc32
                 assert (member.height, member.width) == (97, 130)
-                np.testing.assert_array_equal(tiles.decode(data), pixels)
+                np.testing.assert_array_equal(tiles.decode(data), pixels.pixels())
 
 
 def test_packing_again_writes_nothing_and_gives_the_same_digest(source: FolderSource, tmp_path: Path):
@@ -97,9 +101,9 @@ def test_vanilla_webdataset_reads_a_shard(packed: tuple[str, Manifest], source: 
     rows = [(group, row) for group in groups for row in group["json"]]
     for pair, (group, row) in zip(source, rows, strict=True):
         assert (row["id"], row["split"], row["degradation"]) == (pair.id, pair.split, pair.degradation)
-        np.testing.assert_array_equal(group["clean.tiles"], pair.clean)
+        np.testing.assert_array_equal(group["clean.tiles"], pair.clean.pixels())
         if pair.degraded is not None:
-            np.testing.assert_array_equal(group[row["degraded"]], pair.degraded)
+            np.testing.assert_array_equal(group[row["degraded"]], pair.degraded.pixels())
 
 
 def test_a_shard_is_a_plain_tar_whose_bytes_depend_on_nothing_but_the_pairs(packed: tuple[str, Manifest]):
@@ -111,10 +115,10 @@ def test_a_shard_is_a_plain_tar_whose_bytes_depend_on_nothing_but_the_pairs(pack
 
 
 def test_names_that_tar_or_webdataset_would_misread_are_made_safe(tmp_path: Path):
-    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels = Pixels(np.zeros((20, 20, 3), np.uint8))
     name = "../part1/0001_0.8_0.04 " + "ü" * 200
     manifest = pack(
-        Listed([Pair(name, "train", "haze", pixels, pixels, "s", "l")]), LocalStore(tmp_path), name="odd"
+        Listed([Pair(name, "train", "haze", pixels, pixels, "s")]), LocalStore(tmp_path), name="odd"
     )
     with tarfile.open(tmp_path / manifest.shards[0].key) as tar:
         assert all("/" not in member and member.count(".") <= 2 for member in tar.getnames())
@@ -122,16 +126,16 @@ def test_names_that_tar_or_webdataset_would_misread_are_made_safe(tmp_path: Path
 
 
 PIXELS = np.zeros((20, 20, 3), np.uint8)
-GOOD = Pair("a", "train", "rain", PIXELS, PIXELS, "s", "l")
+GOOD = Pair("a", "train", "rain", Pixels(PIXELS), Pixels(PIXELS), "s")
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
         (GOOD, "'a'.*comes twice"),
-        (replace(GOOD, id="b", degraded=PIXELS[:10]), "'b'.*degraded image is"),
+        (replace(GOOD, id="b", degraded=Pixels(PIXELS[:10], "half")), r"half \(20 x 10; .* 20 x 20\)"),
         (replace(GOOD, id="b", degraded=None), "'b'"),
-        (replace(GOOD, id="b", degraded=PIXELS[..., 0], clean=PIXELS[..., 0]), "8-bit RGB"),
+        (replace(GOOD, id="b", clean=Pixels(PIXELS[..., 0]), degraded=Pixels(PIXELS)), "8-bit RGB"),
     ],
 )
 def test_one_bad_pair_publishes_nothing(each_store: Store, bad: Pair, says: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 
 from shards import photographs as photographs_module
-from shards.errors import PackError
+from shards.errors import ManifestError, PackError
 from shards.images import halve, read_image
+from shards.manifest import Manifest, load_manifest
+from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, Photograph, read_photograph
-from shards.sources import FolderSource, PairsSource, PhotographSource
+from shards.sources import FolderSource, PairsSource, PhotographSource, Source
+from shards.store import open_store
 
 
 def test_every_photograph_is_there_and_large_enough_to_crop():
@@ -61,7 +65,7 @@ def test_a_folder_gives_what_it_announces(source: FolderSource):
         assert (pair.degraded is None) == (pair.degradation == "noise")
     for one, other in pairwise(pairs):
         if one.id.split("-")[0] == other.id.split("-")[0]:
-            assert one.clean is other.clean
+            assert one.clean == other.clean
 
 
 def test_variants_differ(source: FolderSource):
@@ -70,26 +74,55 @@ def test_variants_differ(source: FolderSource):
     )
     assert first is not None
     assert second is not None
-    assert (first != second).any()
+    assert (first.pixels() != second.pixels()).any()
 
 
 @pytest.fixture
-def two_folders(photographs: Path, tmp_path: Path) -> tuple[Path, Path]:
-    shutil.copytree(photographs, tmp_path / "clean")
-    shutil.copytree(photographs, tmp_path / "rainy")
-    return tmp_path / "rainy", tmp_path / "clean"
+def root(photographs: Path, tmp_path: Path) -> Path:
+    """Two folders of five photographs each."""
+    shutil.copytree(photographs, tmp_path / "raw" / "clean")
+    shutil.copytree(photographs, tmp_path / "raw" / "rainy")
+    return tmp_path / "raw"
 
 
-def test_pairs_are_matched_by_name_whatever_the_suffix(two_folders: tuple[Path, Path]):
-    rainy, clean = two_folders
-    Image.open(rainy / "china.png").save(rainy / "china.bmp")
-    (rainy / "china.png").unlink()
-    pairs = list(PairsSource(rainy, clean, "rain", held_out=0.4))
-    assert [pair.id for pair in pairs] == ["brick", "chelsea", "china", "coffee", "flower"]
+def of(root: Path, **options: float) -> PairsSource:
+    return PairsSource(root, "rainy/{key}.(png|bmp)", "clean/{key}.png", "rain", **options)
+
+
+def packing(source: Source, tmp_path: Path, **options: object) -> Manifest:
+    return pack(source, open_store(str(tmp_path / "store")), name="mine", **options)
+
+
+def test_pairs_are_matched_by_what_both_patterns_capture(root: Path):
+    Image.open(root / "rainy" / "china.png").save(root / "rainy" / "china.bmp")
+    (root / "rainy" / "china.png").unlink()
+    pairs = list(of(root, held_out=0.4))
+    assert [pair.id for pair in pairs] == [
+        f"rainy/{n}" for n in ("brick", "chelsea", "china", "coffee", "flower")
+    ]
     assert sum(pair.split == "test" for pair in pairs) == 2
-    assert PairsSource(rainy, clean, "rain", held_out=0.4).training_counts() == {"rain": 3}
+    assert of(root, held_out=0.4).training_counts() == {"rain": 3}
     for pair in pairs:
-        np.testing.assert_array_equal(pair.clean, pair.degraded)
+        assert pair.degraded is not None
+        np.testing.assert_array_equal(pair.clean.pixels(), pair.degraded.pixels())
+
+
+def test_one_clean_file_may_serve_several_degraded_ones_and_is_never_on_both_sides(
+    root: Path, tmp_path: Path
+):
+    for name in ("china", "coffee"):
+        shutil.copy(root / "rainy" / f"{name}.png", root / "rainy" / f"{name}_2.png")
+        (root / "rainy" / f"{name}.png").rename(root / "rainy" / f"{name}_1.png")
+    for name in ("brick", "chelsea", "flower"):
+        (root / "rainy" / f"{name}.png").rename(root / "rainy" / f"{name}_1.png")
+    source = PairsSource(root, "rainy/{key}_{draw:d}.png", "clean/{key}.png", "rain", held_out=0.5)
+    manifest = packing(source, tmp_path)
+    assert len(manifest.rows) == 7
+    assert len({row.clean for row in manifest.rows}) == 5
+    sides = {row.clean: set() for row in manifest.rows}
+    for row in manifest.rows:
+        sides[row.clean].add(row.split)
+    assert all(len(splits) == 1 for splits in sides.values())
 
 
 def test_other_bytes_another_name_or_another_file_is_another_provenance(photographs: Path, tmp_path: Path):
@@ -110,27 +143,55 @@ def test_other_bytes_another_name_or_another_file_is_another_provenance(photogra
     assert len(set(seen)) == 4
 
 
-def test_pairs_know_the_content_of_both_folders_and_which_is_which(two_folders: tuple[Path, Path]):
-    rainy, clean = two_folders
-    before = PairsSource(rainy, clean, "rain").provenance
-    Image.new("RGB", (130, 97)).save(rainy / "brick.png")
-    after = PairsSource(rainy, clean, "rain").provenance
-    assert after != before
-    assert PairsSource(clean, rainy, "rain").provenance != after
+def test_pairs_know_the_content_of_both_sides_and_which_is_which(root: Path):
+    before = of(root).provenance
+    Image.new("RGB", (130, 97)).save(root / "rainy" / "brick.png")
+    after = of(root).provenance
+    assert after["content"] != before["content"]
+    swapped = PairsSource(root, "clean/{key}.png", "rainy/{key}.png", "rain").provenance
+    assert {k: v for k, v in swapped.items() if k != "content"} != after
 
 
-def test_missing_partners_are_named(two_folders: tuple[Path, Path]):
-    rainy, clean = two_folders
-    (clean / "coffee.png").unlink()
-    with pytest.raises(PackError, match=r"1 of 5 images have no partner.*coffee"):
-        PairsSource(rainy, clean, "rain")
+def test_missing_partners_are_named_and_nothing_is_published(root: Path, tmp_path: Path):
+    (root / "clean" / "coffee.png").unlink()
+    (root / "rainy" / "flower.png").unlink()
+    with pytest.raises(PackError) as told:
+        packing(of(root), tmp_path)
+    assert "2 problems" in str(told.value)
+    assert "rainy/coffee.png (looked for clean/coffee.png)" in str(told.value)
+    assert "clean/flower.png" in str(told.value)
+    with pytest.raises(ManifestError):
+        load_manifest(open_store(str(tmp_path / "store")))
 
 
-def test_unequal_sizes_are_named(two_folders: tuple[Path, Path]):
-    rainy, clean = two_folders
-    Image.open(clean / "brick.png").resize((99, 98)).save(clean / "brick.png")
-    with pytest.raises(PackError, match=r"brick.png: 130 x 97 pixels.*99 x 98"):
-        list(PairsSource(rainy, clean, "rain"))
+def test_all_that_is_wrong_with_images_is_one_report(root: Path, tmp_path: Path):
+    Image.open(root / "clean" / "brick.png").resize((99, 98)).save(root / "clean" / "brick.png")
+    (root / "rainy" / "china.png").write_bytes(b"<html>404</html>")
+    Image.open(root / "clean" / "coffee.png").convert("RGBA").save(root / "clean" / "coffee.png")
+    with pytest.raises(PackError) as told:
+        packing(of(root), tmp_path)
+    text = str(told.value)
+    assert "3 problems" in text
+    assert re.search(r"brick.png \(130 x 97; .*clean/brick.png: 99 x 98\)", text)
+    assert re.search(r"china.png: not a readable image", text)
+    assert re.search(r"coffee.png \(mode RGBA\).*--encoding original", text)
+
+
+def test_what_is_left_out_on_purpose_is_recorded(root: Path, tmp_path: Path):
+    whole = (root / "rainy" / "china.png").read_bytes()
+    (root / "rainy" / "china.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    (root / "rainy" / "brick.png").write_bytes(b"")
+    with pytest.raises(PackError, match=r"(?s)brick.*china.*not a readable image"):
+        packing(of(root), tmp_path)
+    manifest = packing(of(root), tmp_path, allow_partial=True)
+    assert [row.id for row in manifest.rows] == ["rainy/chelsea", "rainy/coffee", "rainy/flower"]
+    missing = manifest.provenance["missing"]
+    assert [record["what"] for record in missing] == [
+        "Images that cannot be read (1).",
+        "Pairs that could not be read whole (1).",
+    ]
+    assert "brick.png" in missing[0]["examples"][0]
+    assert "china.png" in missing[1]["examples"][0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +206,7 @@ def test_unequal_sizes_are_named(two_folders: tuple[Path, Path]):
 def test_what_is_not_8_bit_rgb_is_refused_by_name(tmp_path: Path, make, says: str):
     make(tmp_path / "odd.png")
     with pytest.raises(PackError, match=f"odd.png.*{says}"):
-        list(FolderSource(tmp_path, ["rain"]))
+        read_image(tmp_path / "odd.png")
 
 
 def test_a_truncated_image_is_refused_by_name(photographs: Path, tmp_path: Path):
@@ -189,8 +250,11 @@ def test_halving_is_the_mean_of_four():
             lambda folder: FolderSource(folder, ["rain"], held_out=["dog"]),
             "dog, which the folder does not hold",
         ),
-        (lambda folder: PairsSource(folder, folder, "noise25"), "'noise25' has no pairs"),
-        (lambda folder: PairsSource(folder, folder, "rain", held_out=2), "between 0 and 1"),
+        (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "noise25"), "'noise25' has no pairs"),
+        (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "rain", held_out=2), "between 0 and 1"),
+        (lambda folder: PairsSource(folder, "*.png", "{k}.png", "rain"), "capture no field"),
+        (lambda folder: PairsSource(folder, "{k.png", "{k}.png", "rain"), "bracket"),
+        (lambda folder: PairsSource(folder, "a/{k}.png", "{k}.png", "rain"), "no file matches both"),
     ],
 )
 def test_what_cannot_be_a_source_is_said_at_once(photographs: Path, make, says: str):

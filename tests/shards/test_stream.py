@@ -114,10 +114,11 @@ def test_pixels_are_the_source_s_own(dataset: Dataset, source: FolderSource):
             label = "noise" if batch.sigma[index] else batch.degradations[index]
             pair = pairs[label, batch.ids[index]]
             rng = keyed_rng(5, position)
-            window = draw_window(rng, crop16(*pair.clean.shape[:2]), 32)
+            window = draw_window(rng, crop16(*pair.clean.size()), 32)
             mode = draw_mode(rng, "release")
-            degraded = pair.clean if pair.degraded is None else pair.degraded
-            for image, whole in ((batch.clean, pair.clean), (batch.degraded, degraded)):
+            clean = pair.clean.pixels()
+            degraded = clean if pair.degraded is None else pair.degraded.pixels()
+            for image, whole in ((batch.clean, clean), (batch.degraded, degraded)):
                 np.testing.assert_array_equal(image[index].permute(1, 2, 0), orient(window.of(whole), mode))
 
 

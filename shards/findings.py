@@ -1,0 +1,44 @@
+"""What is wrong with raw data, as one report: what was found, the first misses by name, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    what: str
+    """A sentence: what was expected, what is there."""
+    remedy: str = ""
+    examples: tuple[str, ...] = ()
+    """The misses by name, as many as are known; the report shows the first few."""
+
+    def render(self) -> str:
+        """The finding in one paragraph."""
+        text = self.what
+        if self.examples:
+            more = len(self.examples) - _SHOWN
+            text = f"{text.rstrip('.')}: {'; '.join(self.examples[:_SHOWN])}"
+            text += f" ... and {more:,} more." if more > 0 else "."
+        return f"{text} {self.remedy}".rstrip()
+
+    def record(self) -> dict[str, object]:
+        """The finding in JSON types, complete, for a manifest."""
+        return {"what": self.what, "examples": list(self.examples)}
+
+
+def render(name: str, findings: Sequence[Finding]) -> str:
+    """The report of a dataset that cannot be packed as it is."""
+    lines = [f"{name}: {_problems(len(findings))}, so nothing was published."]
+    lines += [f"  {number}. {finding.render()}" for number, finding in enumerate(findings, 1)]
+    lines.append("Mend the data and pack again, or pack what is there with --allow-partial: it is recorded.")
+    return "\n".join(lines)
+
+
+def _problems(count: int) -> str:
+    return "1 problem" if count == 1 else f"{count} problems"

@@ -1,0 +1,1 @@
+"""The published datasets, one module per degradation: layouts, counts, terms."""

@@ -1,0 +1,96 @@
+"""A user's own pairs: two file patterns whose captured fields say which files belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.findings import Finding
+from shards.listing import digest_of, list_folder
+from shards.sample import DEGRADATIONS, SIGMA
+from shards.sources.layout import Layout
+from shards.sources.pair import Pair
+from shards.sources.picture import ImageFile
+from shards.sources.recognise import Tree, match
+
+
+class PairsSource:
+    """Pairs of the files that match two patterns relative to `root`, for example
+
+        degraded  input/{scene}_*.png        clean  target/{scene}.png
+
+    Files belong together when the fields that both patterns capture are equal; so one clean file may serve many
+    degraded ones. `held_out` is the fraction of the test split, taken evenly over the clean files in sorted
+    order, so that no photograph is on both sides; 0 trains on all, 1 tests on all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        degraded: str,
+        clean: str,
+        degradation: str,
+        *,
+        held_out: float = 0.0,
+        licence: str = "not stated",
+    ) -> None:
+        if degradation not in DEGRADATIONS or degradation in SIGMA:
+            able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
+            raise PackError(f"degradation {degradation!r} has no pairs; use one of {able}.")
+        if not 0 <= held_out <= 1:
+            raise PackError(f"held_out is {held_out}; it is a fraction between 0 and 1.")
+        self._root, self._layout = root, Layout("your patterns", clean=clean, degraded=degraded)
+        self._layout.check()
+        found = match(self._layout, Tree.of(root), below="")
+        if found is None or not found.pairs:
+            raise PackError(f"{root}: no file matches both {degraded!r} and {clean!r}. Correct the patterns.")
+        self._found = found
+        self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
+        self._degradation, self._held_out = degradation, held_out
+        self.licences: Mapping[str, str] = {"pairs": licence}
+        self.findings: tuple[Finding, ...] = found.orphans()
+
+    @cached_property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, and the digest of the files that were found."""
+        return {
+            "source": "pairs",
+            "degraded": self._layout.degraded,
+            "clean": self._layout.clean,
+            "degradation": self._degradation,
+            "held_out": self._held_out,
+            "content": digest_of(self.listings[0]),
+        }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """The files of all pairs, named below the root."""
+        names = {name for entry in self._found.pairs for name in (entry.clean, entry.degraded) if name}
+        return (list_folder(self._root, (self._root / name for name in names)),)
+
+    def __len__(self) -> int:
+        return len(self._found.pairs)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        tested = self._tested()
+        return {self._degradation: sum(entry.clean not in tested for entry in self._found.pairs)}
+
+    def __iter__(self) -> Iterator[Pair]:
+        tested = self._tested()
+        for entry in self._found.pairs:
+            assert entry.degraded is not None, "both patterns are given"
+            yield Pair(
+                Path(entry.degraded).with_suffix("").as_posix(),
+                "test" if entry.clean in tested else "train",
+                self._degradation,
+                ImageFile(self._root / entry.degraded),
+                ImageFile(self._root / entry.clean),
+                "pairs",
+            )
+
+    def _tested(self) -> set[str]:
+        share = self._held_out
+        return {c for i, c in enumerate(self._cleans) if int((i + 1) * share) > int(i * share)}

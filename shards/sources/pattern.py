@@ -1,0 +1,83 @@
+"""File patterns that capture: `rainy/rain-{key:d}.png` finds `rainy/rain-7.png` and knows that `key` is 7.
+
+    {name}        captures part of a file or folder name, as little as fits
+    {name:d}      digits            {name:f}   a decimal number            {name:a|b|c}   one of these
+    (png|jpg)     one of these, not captured
+    *             anything within one name            **/   any folders, or none
+
+Paths are relative, with `/`; upper and lower case are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from shards.errors import PackError
+
+_KINDS = {"": r"[^/]+?", "d": r"\d+", "f": r"\d*\.?\d+"}
+_TOKEN = re.compile(
+    r"\{(?P<name>\w+)(?::(?P<kind>[^{}]*))?\}|\((?P<choice>[^()]*)\)|(?P<deep>\*\*/)|(?P<any>\*)"
+)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern, ready to match paths."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if any(sign in _TOKEN.sub("", self.text) for sign in "{}()"):
+            raise PackError(f"pattern {self.text!r} has a bracket without its partner.")
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Names that it captures, in order."""
+        return tuple(dict.fromkeys(m["name"] for m in _TOKEN.finditer(self.text) if m["name"]))
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """What the fields are in `path`; None if it is another kind of file."""
+        found = self._whole.fullmatch(path)
+        return None if found is None else found.groupdict()
+
+    def match_below(self, path: str) -> tuple[str, dict[str, str]] | None:
+        """Like `match` for a path whose first folders, the base, are not part of the pattern."""
+        found = self._anywhere.fullmatch(path)
+        if found is None:
+            return None
+        fields = found.groupdict()
+        return fields.pop("base_") or "", fields
+
+    def fill(self, fields: Mapping[str, str]) -> str:
+        """The pattern with known fields put in, for messages."""
+        return _TOKEN.sub(lambda m: fields.get(m["name"], m[0]) if m["name"] else m[0], self.text)
+
+    @cached_property
+    def _whole(self) -> re.Pattern[str]:
+        return self._compile("")
+
+    @cached_property
+    def _anywhere(self) -> re.Pattern[str]:
+        return self._compile("(?P<base_>(?:[^/]+/)*?)")
+
+    def _compile(self, head: str) -> re.Pattern[str]:
+        out, at, seen = [head], 0, set[str]()
+        for token in _TOKEN.finditer(self.text):
+            out.append(re.escape(self.text[at : token.start()]))
+            at = token.end()
+            if token["name"]:
+                kind = token["kind"] or ""
+                inside = _KINDS.get(kind) or "|".join(map(re.escape, kind.split("|")))
+                out.append(
+                    f"(?P={token['name']})" if token["name"] in seen else f"(?P<{token['name']}>{inside})"
+                )
+                seen.add(token["name"])
+            elif token["choice"] is not None:
+                out.append(f"(?:{'|'.join(map(re.escape, token['choice'].split('|')))})")
+            else:
+                out.append("(?:.*/)?" if token["deep"] else "[^/]*")
+        out.append(re.escape(self.text[at:]))
+        return re.compile("".join(out), re.IGNORECASE)

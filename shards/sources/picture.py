@@ -1,0 +1,307 @@
+"""Images that are known but not read yet: small, picklable, and equal when they are the same image.
+
+A source names its images so; whoever packs a shard, in this process or on another machine, reads them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.degrade import degrade
+from shards.errors import PackError
+from shards.images import halve, inspect, read_image
+
+Image = NDArray[np.uint8]
+
+
+class Picture(Protocol):
+    """An image of a source."""
+
+    @property
+    def name(self) -> str:
+        """Where it is from, for messages."""
+
+    @property
+    def file(self) -> Path | None:
+        """File whose bytes are this very image; None when it is cut, made, or part of a larger file."""
+
+    @property
+    def stamp(self) -> str:
+        """Changes when the image does; tells an interrupted packing what it need not do again."""
+
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, without decoding. Raises PackError."""
+
+    def pixels(self) -> Image:
+        """All pixels, (h, w, 3) uint8 RGB, not to be written to. Raises PackError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A whole image file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def file(self) -> Path:
+        """The path."""
+        return self.path
+
+    @property
+    def stamp(self) -> str:
+        """Name, bytes and time of change."""
+        return _stamp(self.path)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width, from the file's header."""
+        header = inspect(self.path)
+        return header.height, header.width
+
+    def pixels(self) -> Image:
+        """All pixels; those of the last few files are remembered."""
+        return _read(self.path, _stamp(self.path))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window of another image."""
+
+    whole: Picture
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The image and the window."""
+        return f"{self.whole.name} at ({self.left}, {self.top})"
+
+    @property
+    def file(self) -> None:
+        """None."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        """That of the image, and the window."""
+        return f"{self.whole.stamp} {self.top},{self.left},{self.height},{self.width}"
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the window, which must lie in the image."""
+        height, width = self.whole.size()
+        if self.top + self.height > height or self.left + self.width > width:
+            raise PackError(f"{self.whole.name}: {width} x {height} pixels are too few for its windows.")
+        return self.height, self.width
+
+    def pixels(self) -> Image:
+        """The window."""
+        return self.whole.pixels()[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+@dataclass(frozen=True, slots=True)
+class Halved:
+    """Half of another image's size, which takes the compression artefacts out of a JPEG."""
+
+    whole: Picture
+
+    @property
+    def name(self) -> str:
+        """That of the image."""
+        return self.whole.name
+
+    @property
+    def file(self) -> None:
+        """None."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        """That of the image."""
+        return f"{self.whole.stamp} halved"
+
+    def size(self) -> tuple[int, int]:
+        """Half of the image's."""
+        height, width = self.whole.size()
+        return height // 2, width // 2
+
+    def pixels(self) -> Image:
+        """Each pixel the mean of four."""
+        return halve(self.whole.pixels())
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesised:
+    """Another image after one degradation, or several in CDD-11's order."""
+
+    clean: Picture
+    degradation: str
+    seed: int
+    draw: str
+    """Name of this draw; another name is another draw."""
+
+    @property
+    def name(self) -> str:
+        """The image and what is done to it."""
+        return f"{self.clean.name} with {self.degradation}"
+
+    @property
+    def file(self) -> None:
+        """None."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        """That of the image, and the draw."""
+        return f"{self.clean.stamp} {self.degradation},{self.seed},{self.draw}"
+
+    def size(self) -> tuple[int, int]:
+        """The image's."""
+        return self.clean.size()
+
+    def pixels(self) -> Image:
+        """The degraded image."""
+        return degrade(self.clean.pixels(), self.degradation, self.seed, self.draw)
+
+
+@dataclass(frozen=True, slots=True)
+class MatlabImage:
+    """One image of a MATLAB array [N, h, w, 3] of 8 bits."""
+
+    path: Path
+    variable: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        """File, variable and index."""
+        return f"{self.path}: {self.variable}[{self.index}]"
+
+    @property
+    def file(self) -> None:
+        """None: the file holds other images too."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        """That of the file, and the index."""
+        return f"{_stamp(self.path)} {self.variable}[{self.index}]"
+
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = matlab_shape(self.path, self.variable)[1:3]
+        return height, width
+
+    def pixels(self) -> Image:
+        """The image."""
+        image: Image = np.ascontiguousarray(matlab_array(self.path, self.variable)[self.index])
+        return image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """An image that is in memory already."""
+
+    image: Image
+    name: str = "an image in memory"
+
+    @property
+    def file(self) -> None:
+        """None."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        """Digest of the pixels."""
+        return hashlib.sha256(self.image.tobytes()).hexdigest()
+
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.image.shape[:2]
+        return int(height), int(width)
+
+    def pixels(self) -> Image:
+        """The image."""
+        return self.image
+
+
+def matlab_array(path: Path, variable: str) -> NDArray[Any]:
+    """The array [N, h, w, 3] of a MATLAB file; the last two are remembered."""
+    return _matlab(path, variable, _stamp(path))
+
+
+def matlab_shape(path: Path, variable: str) -> tuple[int, ...]:
+    """Shape of an array of a MATLAB file, without reading it."""
+    with _explained(path):
+        from scipy.io import whosmat
+
+        shapes = {name: tuple(shape) for name, shape, _ in whosmat(path)}
+    if len(shapes.get(variable, ())) != 4:
+        raise PackError(
+            f"{path}: variable {variable!r}, an array [N, h, w, 3], is not there; there are: "
+            f"{', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'none'}."
+        )
+    return shapes[variable]
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SciPy says of a file into an error that names it."""
+    try:
+        yield
+    except ImportError as error:
+        raise PackError(
+            f"{path}: MATLAB arrays are read with SciPy, which is not here. "
+            "Install it: pip install 'mirage-orchestrator[matlab]'."
+        ) from error
+    except NotImplementedError as error:
+        raise PackError(
+            f"{path}: MATLAB 7.3 files are not read. Save it with -v7, or as PNG files."
+        ) from error
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zlib.error) as error:
+        raise PackError(f"{path}: not a readable MATLAB file ({error}). Download it again.") from error
+
+
+def _stamp(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, stamp: str) -> Image:
+    image = read_image(path)
+    image.setflags(write=False)
+    return image
+
+
+@lru_cache(maxsize=2)
+def _matlab(path: Path, variable: str, stamp: str) -> NDArray[Any]:
+    with _explained(path):
+        from scipy.io import loadmat
+
+        array = loadmat(path, variable_names=[variable]).get(variable)
+    if array is None or array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+        shown = "absent" if array is None else f"{array.dtype} of shape {array.shape}"
+        raise PackError(
+            f"{path}: variable {variable!r} is {shown}; an array [N, h, w, 3] of 8 bits is needed."
+        )
+    result: NDArray[Any] = array
+    return result

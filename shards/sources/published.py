@@ -1,0 +1,353 @@
+"""A published dataset as a source: recognised on disk, held against its published counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from shards.errors import PackError
+from shards.findings import Finding
+from shards.listing import digest_of, list_folder
+from shards.sources.catalogue import PUBLISHED
+from shards.sources.families.cdd11 import GROUPS
+from shards.sources.layout import Label, Layout, Matlab, Part, Published
+from shards.sources.pair import Pair
+from shards.sources.pattern import Pattern
+from shards.sources.picture import Cut, ImageFile, MatlabImage, Picture
+from shards.sources.recognise import Entry, Found, Tree, explain_absence, recognise
+
+CROP, STRIDE = 512, 256
+"""Restormer's crops of GoPro: 8 per frame of 1280 x 720, row by row."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of a published dataset."""
+
+    split: Literal["train", "test", "all"] = "all"
+    group: str = "all"
+    """CDD-11: single, double, triple or all."""
+    listing: Path | None = None
+    """File with one name of a degraded (or clean-only) training file per line: only these are packed."""
+    crops: bool = False
+    """GoPro: cut the training frames into crops of 512, 256 apart."""
+    exclude_leaked: bool = False
+    """Leave out training scenes that are test images."""
+    expected: Mapping[str, int] = field(default_factory=dict)
+    """Pairs of each part, by its name, instead of the published number; for a subset made on purpose."""
+
+
+class PublishedSource:
+    """One of `shards.sources.catalogue.PUBLISHED` below a folder."""
+
+    def __init__(self, name: str, root: Path, options: Options | None = None) -> None:
+        if name not in PUBLISHED:
+            raise PackError(f"dataset {name!r} is unknown; there are {', '.join(PUBLISHED)}.")
+        self._name, self._root, self._options = name, root, options or Options()
+        self._published = PUBLISHED[name]
+        self._check_options()
+        self._tree = Tree.of(root)
+        self._list = _List.read(self._options.listing) if self._options.listing else None
+        findings: list[Finding] = []
+        self._pairs: list[Pair] = []
+        self._layouts: dict[str, str] = {}
+        taken: list[str] = []
+        for part, found in self._recognised():
+            if found is None:
+                findings.append(explain_absence(part, self._tree))
+                continue
+            taken.append(found.base)
+            self._layouts[part.name] = found.layout.name
+            self._pairs += self._pairs_of(part, found, findings)
+        if self._list is not None:
+            findings += self._list.unused()
+        self.findings: tuple[Finding, ...] = tuple(findings)
+        sources = sorted({pair.source for pair in self._pairs})
+        self.licences: Mapping[str, str] = {source: self._published.licence for source in sources}
+
+    @cached_property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, which layouts were recognised, and the digest of the files that were taken."""
+        options = self._options
+        asked: dict[str, object] = {"split": options.split}
+        if self._name == "cdd11":
+            asked["group"] = options.group
+        if options.crops:
+            asked["crops"] = [CROP, STRIDE]
+        if options.exclude_leaked:
+            asked["exclude_leaked"] = True
+        if options.expected:
+            asked["expected"] = dict(sorted(options.expected.items()))
+        if self._list is not None:
+            asked["list"] = self._list.record(self._published)
+        return {
+            "source": self._name,
+            **asked,
+            "layouts": self._layouts,
+            "from": self._published.where,
+            "terms": self._published.terms,
+            "content": digest_of(self.listings[0]),
+        }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """The files of all pairs, named below the root."""
+        files = {_file(picture) for pair in self._pairs for picture in (pair.degraded, pair.clean) if picture}
+        return (list_folder(self._root, files),)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        return dict(Counter(pair.degradation for pair in self._pairs if pair.split == "train"))
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
+
+    def _check_options(self) -> None:
+        options, parts = self._options, self._published.parts
+        if options.split != "all" and all(part.split != options.split for part in parts):
+            raise PackError(f"{self._name} has no {options.split} split; it has {parts[0].split} alone.")
+        if options.group not in GROUPS or (options.group != "all" and self._name != "cdd11"):
+            raise PackError(f"group {options.group!r}: cdd11 alone has groups: {', '.join(GROUPS)}.")
+        if options.crops and self._name != "gopro":
+            raise PackError(f"crops are made of gopro alone, not of {self._name}.")
+        unknown = sorted(set(options.expected) - {part.name for part in parts})
+        if unknown:
+            raise PackError(
+                f"{self._name} has no part {unknown[0]!r}; there are {', '.join(part.name for part in parts)}."
+            )
+
+    def _recognised(self) -> list[tuple[Part, Found | None]]:
+        """Parts and where they are: first those whose count is exact, so that none takes another's folder."""
+        chosen = {
+            part: recognise(part, self._tree, self._expected(part))
+            for part in self._published.parts
+            if self._options.split in ("all", part.split)
+        }
+        claims = Counter(found.base for found in chosen.values() if found is not None)
+        shared_on_purpose = self._name == "bsd400-wed"
+        if not shared_on_purpose and any(number > 1 for number in claims.values()):
+            owners = {
+                found.base: part
+                for part, found in sorted(
+                    ((p, f) for p, f in chosen.items() if f is not None),
+                    key=lambda item: self._misfit(*item),
+                    reverse=True,
+                )
+            }
+            for part, found in chosen.items():
+                if found is not None and owners[found.base] is not part:
+                    chosen[part] = recognise(part, self._tree, self._expected(part), taken=owners)
+        return list(chosen.items())
+
+    def _misfit(self, part: Part, found: Found) -> int:
+        return abs(len(found.pairs) - (self._expected(part) or len(found.pairs)))
+
+    def _expected(self, part: Part) -> int | None:
+        return self._options.expected.get(part.name, part.pairs)
+
+    def _pairs_of(self, part: Part, found: Found, findings: list[Finding]) -> list[Pair]:
+        options = self._options
+        entries = list(found.pairs)
+        findings += _named(part, found.orphans() if self._list is None else ())
+        expected = self._expected(part)
+        if isinstance(found.layout, Layout) and found.layout.pairs and part.name not in options.expected:
+            expected = found.layout.pairs
+        if self._list is not None and part.split == "train":
+            entries = [entry for entry in entries if self._list.takes(entry)]
+        else:
+            findings += _count_findings(part, found, expected, given=part.name in options.expected)
+        if part.leak is not None:
+            leaked = [entry for entry in entries if _scene(entry).startswith(part.leak.scenes)]
+            if options.exclude_leaked:
+                entries = [entry for entry in entries if not _scene(entry).startswith(part.leak.scenes)]
+            elif leaked and not part.leak.published:
+                examples = tuple(entry.degraded or entry.clean for entry in leaked)
+                remedy = "Take them away, or leave them out with --exclude-leaked."
+                findings.append(Finding(f"{part.name}: {part.leak.sentence}", remedy, examples))
+        if part.by_type:
+            entries = [e for e in entries if e.fields["type"].lower() in GROUPS[options.group]]
+        return [pair for entry in entries for pair in self._pair(part, found.layout, entry, findings)]
+
+    def _pair(
+        self, part: Part, layout: Layout | Matlab, entry: Entry, findings: list[Finding]
+    ) -> Iterator[Pair]:
+        name = Path(entry.degraded or entry.clean).name
+        label = _label(part, name, entry)
+        if label is None:
+            findings.append(Finding(f"{part.name}: {name} is of none of its sets.", "Take it away."))
+            return
+        size = None if part.name in self._options.expected else part.size
+        if isinstance(layout, Matlab):
+            assert entry.degraded is not None
+            yield Pair(
+                f"{entry.index:04}",
+                part.split,
+                label.degradation,
+                MatlabImage(self._root / entry.degraded, layout.degraded_variable, entry.index),
+                MatlabImage(self._root / entry.clean, layout.clean_variable, entry.index),
+                label.source,
+                size,
+            )
+            return
+        id_ = Pattern(layout.id).fill(entry.fields) if layout.id else Path(name).stem
+        clean: Picture = ImageFile(self._root / entry.clean)
+        degraded = ImageFile(self._root / entry.degraded) if entry.degraded else None
+        if self._options.crops and part.split == "train" and part.size and layout.pairs is None:
+            for number, (top, left) in enumerate(_windows(*part.size), 1):
+                window = (top, left, CROP, CROP)
+                assert degraded is not None
+                yield Pair(
+                    f"{id_}-{number}",
+                    part.split,
+                    label.degradation,
+                    Cut(degraded, *window),
+                    Cut(clean, *window),
+                    label.source,
+                )
+            return
+        size = None if layout.pairs else size  # MoCE-IR's files are crops
+        yield Pair(id_, part.split, label.degradation, degraded, clean, label.source, size)
+
+
+@dataclass(frozen=True)
+class _List:
+    """An official list: the files that belong to a training set."""
+
+    md5: str
+    names: tuple[str, ...]
+    seen: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def read(path: Path) -> _List:
+        try:
+            data = path.read_bytes()
+            lines = [line.strip() for line in data.decode().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackError(f"{path}: the list cannot be read as text ({error}).") from error
+        names = tuple(dict.fromkeys(_stem(line) for line in lines if line))
+        if not names:
+            raise PackError(f"{path}: the list is empty; it holds one file name per line.")
+        return _List(hashlib.md5(data, usedforsecurity=False).hexdigest(), names)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether the list names this pair."""
+        stem = _stem(entry.degraded or entry.clean)
+        if stem in self._known:
+            self.seen.add(stem)
+        return stem in self._known
+
+    def unused(self) -> list[Finding]:
+        """What the list names and the folder does not hold."""
+        absent = tuple(name for name in self.names if name not in self.seen)
+        if not absent:
+            return []
+        what = f"{len(absent)} of {len(self.names)} files of the list are not there."
+        return [Finding(what, "Complete the download.", absent)]
+
+    def record(self, published: Published) -> dict[str, object]:
+        """The list in JSON types."""
+        known_as = published.lists.get(self.md5, "not an official list that this program knows")
+        return {"md5": self.md5, "names": len(self.names), "known_as": known_as}
+
+
+def _stem(line: str) -> str:
+    """A file's name without folders and suffix, and BSD's ids without the `a` that some copies put before them."""
+    name = line.rpartition("/")[2]
+    head, dot, tail = name.rpartition(".")
+    stem = head if dot and tail.isalpha() else name
+    return stem[1:] if stem[:1] == "a" and stem[1:].isdigit() else stem
+
+
+def _count_findings(part: Part, found: Found, expected: int | None, *, given: bool) -> list[Finding]:
+    """What the numbers tell of a part that was found. `given`: the user says how many, so only that is held."""
+    where = f"{part.name} ({part.split}, in {found.base or '.'}, laid out as: {found.layout.name})"
+    findings: list[Finding] = []
+    if expected is not None and len(found.pairs) != expected:
+        what = f"{where} has {len(found.pairs):,} pairs; the set has {expected:,}."
+        remedy = part.wrong_counts.get(len(found.pairs), "Complete the download, or name another --root.")
+        findings.append(Finding(what, remedy, _absent(part, found)))
+    if given:
+        return findings
+    cleans = len({entry.clean for entry in found.pairs})
+    if part.cleans is not None and cleans != part.cleans:
+        findings.append(Finding(f"{where} has {cleans:,} clean images in use; the set has {part.cleans:,}."))
+    if part.histogram is not None:
+        name, counts = part.histogram
+        seen = Counter(entry.fields[name] for entry in found.pairs if name in entry.fields)
+        wrong = [f"{name}{key} has {seen[key]:,} of {n:,}" for key, n in counts.items() if seen[key] != n]
+        if seen and wrong:
+            findings.append(Finding(f"{where}: the folders are not complete.", examples=tuple(wrong)))
+    labelled = Counter(_label(part, Path(e.degraded or e.clean).name, e) for e in found.pairs)
+    for label in part.labels:
+        if label.pairs is not None and labelled[label] != label.pairs:
+            findings.append(
+                Finding(
+                    f"{where} has {labelled[label]:,} pairs of {label.source}; the set has {label.pairs:,}."
+                )
+            )
+    return findings
+
+
+def _absent(part: Part, found: Found) -> tuple[str, ...]:
+    """Names of the missing degraded files, where the clean ones tell them."""
+    if part.grid is None or len(found.pairs) > (part.pairs or 0):
+        return ()
+    name = Pattern(part.grid.name)
+    there = {name.fill(entry.fields) for entry in found.pairs}
+    wanted = [
+        {"key": key, **values}
+        for key in sorted({entry.fields["key"] for entry in found.pairs})
+        for values in _product(part.grid.values)
+    ]
+    return tuple(text for text in map(name.fill, wanted) if text not in there)
+
+
+def _product(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    combined: list[dict[str, str]] = [{}]
+    for name, options in values.items():
+        combined = [{**one, name: option} for one in combined for option in options]
+    return combined
+
+
+def _named(part: Part, findings: Sequence[Finding]) -> list[Finding]:
+    return [Finding(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in findings]
+
+
+def _label(part: Part, name: str, entry: Entry) -> Label | None:
+    if part.by_type:
+        return Label("*", part.by_type[entry.fields["type"].lower()], part.name)
+    if not part.labels:
+        return Label("*", part.degradation, part.name)
+    return next((label for label in part.labels if Pattern(label.pattern).match(name) is not None), None)
+
+
+def _scene(entry: Entry) -> str:
+    return Path(entry.degraded or entry.clean).name
+
+
+def _windows(height: int, width: int) -> list[tuple[int, int]]:
+    """Corners of the crops: a stride apart, the last one at the edge."""
+
+    def along(length: int) -> list[int]:
+        return [*range(0, length - CROP, STRIDE), length - CROP]
+
+    return [(top, left) for top in along(height) for left in along(width)]
+
+
+def _file(picture: Picture) -> Path:
+    while isinstance(picture, Cut):
+        picture = picture.whole
+    assert isinstance(picture, ImageFile | MatlabImage), "published datasets are files"
+    return picture.path

@@ -1,0 +1,225 @@
+"""Which layout a folder has: by looking at the files that are there, never by what the folder is called above them.
+
+Every layout of a part is tried at every depth. One that gives exactly the published number of pairs is taken; if
+none does, the nearest is, and what it lacks is told.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.findings import Finding
+from shards.images import SUFFIXES
+from shards.sources.layout import Layout, Matlab, Part
+from shards.sources.pattern import Pattern
+from shards.sources.picture import matlab_shape
+
+_SUFFIXES = (*SUFFIXES, ".mat")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The image files below a folder, by relative path with `/`, sorted."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    @staticmethod
+    def of(root: Path) -> Tree:
+        """Look below `root`; hidden files and folders are left out."""
+        if not root.is_dir():
+            raise PackError(f"{root}: there is no such folder.")
+        found: list[str] = []
+        for folder, folders, files in os.walk(root, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            inside = Path(folder).relative_to(root).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            found += [
+                prefix + name
+                for name in files
+                if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+            ]
+        if not found:
+            raise PackError(f"{root}: no image files ({', '.join(_SUFFIXES)}).")
+        return Tree(root, tuple(sorted(found)))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One pair of files, relative to the root."""
+
+    degraded: str | None
+    clean: str
+    fields: Mapping[str, str]
+    index: int = 0
+    """Of the image, in a MATLAB file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one layout finds below one folder."""
+
+    layout: Layout | Matlab
+    base: str
+    """The folder, relative to the root, with `/` at its end."""
+    pairs: tuple[Entry, ...] = ()
+    lonely_degraded: tuple[str, ...] = ()
+    """Degraded files without partner, each with the partner that was looked for."""
+    lonely_clean: tuple[str, ...] = ()
+    doubles: tuple[str, ...] = ()
+    """Clean files beside another one for the same pair."""
+
+    def orphans(self) -> tuple[Finding, ...]:
+        """What has no partner, or more than one."""
+        findings = []
+        if self.lonely_degraded:
+            count = len(self.lonely_degraded)
+            findings.append(
+                Finding(f"Degraded images without a clean one ({count:,}).", examples=self.lonely_degraded)
+            )
+        if self.lonely_clean:
+            count = len(self.lonely_clean)
+            findings.append(
+                Finding(f"Clean images without a degraded one ({count:,}).", examples=self.lonely_clean)
+            )
+        if self.doubles:
+            findings.append(
+                Finding(
+                    f"Clean images that are there twice ({len(self.doubles):,}).",
+                    "Keep one of each.",
+                    self.doubles,
+                )
+            )
+        return tuple(findings)
+
+
+@dataclass
+class _Files:
+    """Files of one layout below one folder."""
+
+    degraded: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    clean: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+
+def match(layout: Layout, tree: Tree, below: str | None = None) -> Found | None:
+    """What the layout finds below the folder `below`, or below the one where it finds most."""
+    return max(_matches(layout, tree, below), key=lambda found: len(found.pairs), default=None)
+
+
+def recognise(part: Part, tree: Tree, pairs: int | None, taken: Iterable[str] = ()) -> Found | None:
+    """The layout and folder of a part that has `pairs` pairs; folders of other parts are `taken`.
+
+    Raises PackError when several folders fit equally well.
+    """
+    candidates = [found for found in _candidates(part, tree) if found.base not in taken and found.pairs]
+    for layout in part.layouts:
+        exact = [f for f in candidates if f.layout is layout and len(f.pairs) == _expected(layout, pairs)]
+        whole = [f for f in exact if not f.lonely_degraded] or exact
+        if len(whole) > 1:
+            raise PackError(
+                f"{part.name}: {len(whole)} folders below {tree.root} fit equally well: "
+                f"{', '.join(f.base or '.' for f in whole[:5])}. Name the right one with --root."
+            )
+        if whole:
+            return whole[0]
+    return min(candidates, key=lambda f: _distance(len(f.pairs), _expected(f.layout, pairs)), default=None)
+
+
+def explain_absence(part: Part, tree: Tree) -> Finding:
+    """What was looked for, and what is there instead."""
+    for pattern, sentence in part.strangers:
+        stranger = Pattern(pattern)
+        for file in tree.files:
+            if stranger.match_below(file) is not None:
+                return Finding(f"{part.name} ({part.split}): {file} is of {sentence}")
+    looked = "; ".join(layout.describe() for layout in part.layouts)
+    there = ", ".join(tree.files[:3]) + (" ..." if len(tree.files) > 3 else "")
+    return Finding(
+        f"{part.name} ({part.split}) was not found below {tree.root}. At any depth, one of these was looked for: "
+        f"{looked}. There are {len(tree.files)} files: {there}.",
+        "Unpack the dataset there, or pack the other split alone with --split.",
+    )
+
+
+def _expected(layout: Layout | Matlab, pairs: int | None) -> int | None:
+    own = layout.pairs if isinstance(layout, Layout) else None
+    return own if own is not None and pairs is not None else pairs
+
+
+def _distance(found: int, expected: int | None) -> float:
+    return -found if expected is None else abs(math.log(found / max(expected, 1)))
+
+
+def _candidates(part: Part, tree: Tree) -> list[Found]:
+    found: list[Found] = []
+    for layout in part.layouts:
+        found += _matlab(layout, tree) if isinstance(layout, Matlab) else _matches(layout, tree, None)
+    return found
+
+
+def _matches(layout: Layout, tree: Tree, below: str | None) -> list[Found]:
+    by_base: dict[str, _Files] = {}
+    for file in tree.files:
+        for pattern, kind in ((layout.degraded_pattern, "degraded"), (layout.clean_pattern, "clean")):
+            if pattern is None:
+                continue
+            hit = pattern.match_below(file) if below is None else _below(pattern, file, below)
+            if hit is not None:
+                getattr(by_base.setdefault(hit[0], _Files()), kind).append((file, hit[1]))
+    return [_pair(layout, base, files) for base, files in by_base.items()]
+
+
+def _below(pattern: Pattern, file: str, below: str) -> tuple[str, dict[str, str]] | None:
+    fields = pattern.match(file.removeprefix(below)) if file.startswith(below) else None
+    return None if fields is None else (below, fields)
+
+
+def _pair(layout: Layout, base: str, files: _Files) -> Found:
+    cleans: dict[tuple[str, ...], str] = {}
+    doubles = []
+    for file, fields in files.clean:
+        key = tuple(fields[name] for name in layout.shared)
+        if key in cleans:
+            doubles.append(f"{file} beside {cleans[key]}")
+        cleans.setdefault(key, file)
+    if layout.degraded_pattern is None:
+        pairs = [Entry(None, file, fields) for file, fields in files.clean]
+        return Found(layout, base, tuple(pairs))
+    entries, lonely, served = [], [], set()
+    for file, fields in files.degraded:
+        key = tuple(fields[name] for name in layout.shared)
+        if key in cleans:
+            served.add(key)
+            entries.append(Entry(file, cleans[key], fields))
+        else:
+            lonely.append(f"{file} (looked for {base}{layout.clean_pattern.fill(fields)})")
+    entries.sort(key=lambda entry: (entry.clean, entry.degraded))
+    alone = tuple(file for key, file in cleans.items() if key not in served)
+    return Found(layout, base, tuple(entries), tuple(lonely), alone, tuple(doubles))
+
+
+def _matlab(layout: Matlab, tree: Tree) -> list[Found]:
+    places: dict[str, dict[str, str]] = {}
+    for file in tree.files:
+        for text in (layout.degraded, layout.clean):
+            hit = Pattern(text).match_below(file)
+            if hit is not None:
+                places.setdefault(hit[0], {})[text] = file
+    found = []
+    for base, files in places.items():
+        if len(files) == 2:
+            degraded, clean = files[layout.degraded], files[layout.clean]
+            counts = (
+                matlab_shape(tree.root / degraded, layout.degraded_variable)[0],
+                matlab_shape(tree.root / clean, layout.clean_variable)[0],
+            )
+            entries = [Entry(degraded, clean, {}, index) for index in range(min(counts))]
+            lonely = [f"{degraded}[{index}]" for index in range(counts[1], counts[0])]
+            alone = [f"{clean}[{index}]" for index in range(counts[0], counts[1])]
+            found.append(Found(layout, base, tuple(entries), tuple(lonely), tuple(alone)))
+    return found

@@ -1,0 +1,171 @@
+"""Synthetic pairs: clean photographs, degraded after published physics (`shards.degrade`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from shards.degrade import SYNTHETIC
+from shards.errors import PackError
+from shards.findings import Finding
+from shards.images import list_images
+from shards.listing import digest_of, list_files, list_folder
+from shards.photographs import PHOTOGRAPHS, photograph_file
+from shards.sample import NOISE, SIGMA
+from shards.sources.pair import Pair, Split
+from shards.sources.picture import Halved, ImageFile, Picture, Synthesised
+
+_TERMS = "synthetic degradations, not a published benchmark: no number measured on them compares with one"
+
+
+class PhotographSource:
+    """Synthetic pairs from the photographs that ship in Python wheels (the demo).
+
+    Each training photograph is degraded `variants` times per degradation, each held-out one once. Noise
+    levels need one clean-only pair per photograph, whatever their number.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def __init__(self, degradations: Sequence[str], seed: int, variants: int = 2) -> None:
+        self._kinds = _kinds(degradations)
+        self._seed, self._variants = seed, variants
+        self.provenance: dict[str, object] = {
+            "source": "photographs",
+            "degradations": list(self._kinds),
+            "seed": seed,
+            "variants": variants,
+            "terms": _TERMS,
+        }
+        self.licences: Mapping[str, str] = {f"{p.package}:{p.name}": p.licence for p in PHOTOGRAPHS}
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """The photographs' files, named by package, folder and file."""
+        return (list_files(dict(map(photograph_file, PHOTOGRAPHS))),)
+
+    def __len__(self) -> int:
+        return sum(_pairs_of(self._kinds, self._draws(photograph.split)) for photograph in PHOTOGRAPHS)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        photographs = sum(photograph.split == "train" for photograph in PHOTOGRAPHS)
+        return _counts(self._kinds, photographs, self._variants)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for photograph in PHOTOGRAPHS:
+            file: Picture = ImageFile(photograph_file(photograph)[1])
+            clean = Halved(file) if photograph.halved else file
+            source = f"{photograph.package}:{photograph.name}"
+            draws = self._draws(photograph.split)
+            yield from _pairs(
+                photograph.name, photograph.split, clean, self._kinds, draws, self._seed, source
+            )
+
+    def _draws(self, split: Split) -> int:
+        return self._variants if split == "train" else 1
+
+
+class FolderSource:
+    """Synthetic pairs from any folder of clean photographs.
+
+    `held_out` names the files of the test split, by their path inside the folder without suffix.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def __init__(
+        self,
+        root: Path,
+        degradations: Sequence[str],
+        *,
+        held_out: Sequence[str] = (),
+        seed: int = 0,
+        variants: int = 1,
+        licence: str = "not stated",
+    ) -> None:
+        self._kinds = _kinds(degradations)
+        self._root, self._seed, self._variants = root, seed, variants
+        self.licences: Mapping[str, str] = {"folder": licence}
+        self._files: dict[str, Path] = {}
+        for path in list_images(root):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name in self._files:
+                raise PackError(
+                    f"{root}: {self._files[name].name} and {path.name} have the same name. Rename one."
+                )
+            self._files[name] = path
+        missing = sorted(set(held_out) - self._files.keys())
+        if missing:
+            raise PackError(f"{root}: held_out names {_first(missing)}, which the folder does not hold.")
+        self._held_out = frozenset(held_out)
+
+    @cached_property
+    def provenance(self) -> dict[str, object]:
+        """What was asked for, and the digest of what the folder holds."""
+        return {
+            "source": "folder",
+            "degradations": list(self._kinds),
+            "held_out": sorted(self._held_out),
+            "seed": self._seed,
+            "variants": self._variants,
+            "terms": _TERMS,
+            "content": digest_of(self.listings[0]),
+        }
+
+    @cached_property
+    def listings(self) -> tuple[bytes, ...]:
+        """What the folder holds."""
+        return (list_folder(self._root, self._files.values()),)
+
+    def __len__(self) -> int:
+        return sum(_pairs_of(self._kinds, self._draws(name)) for name in self._files)
+
+    def training_counts(self) -> dict[str, int]:
+        """Pairs of the training split by row label."""
+        return _counts(self._kinds, len(self._files) - len(self._held_out), self._variants)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for name, path in self._files.items():
+            split: Split = "test" if name in self._held_out else "train"
+            draws = self._draws(name)
+            yield from _pairs(name, split, ImageFile(path), self._kinds, draws, self._seed, "folder")
+
+    def _draws(self, name: str) -> int:
+        return 1 if name in self._held_out else self._variants
+
+
+def _kinds(degradations: Sequence[str]) -> tuple[str, ...]:
+    """Row labels to make: `noise` once for all noise levels, then what must be synthesised."""
+    known = (*SIGMA, *SYNTHETIC)
+    unknown = [name for name in degradations if name not in known]
+    if unknown or not degradations:
+        raise PackError(f"degradations {unknown or 'none'}: use some of {', '.join(known)}.")
+    noise = (NOISE,) if any(name in SIGMA for name in degradations) else ()
+    return noise + tuple(name for name in SYNTHETIC if name in degradations)
+
+
+def _pairs_of(kinds: tuple[str, ...], draws: int) -> int:
+    return sum(1 if kind == NOISE else draws for kind in kinds)
+
+
+def _counts(kinds: tuple[str, ...], images: int, draws: int) -> dict[str, int]:
+    return {kind: images if kind == NOISE else images * draws for kind in kinds}
+
+
+def _pairs(
+    name: str, split: Split, clean: Picture, kinds: tuple[str, ...], draws: int, seed: int, source: str
+) -> Iterator[Pair]:
+    for kind in kinds:
+        if kind == NOISE:
+            yield Pair(name, split, NOISE, None, clean, source)
+            continue
+        for draw in range(draws):
+            id_ = f"{name}-{draw}" if draws > 1 else name
+            yield Pair(id_, split, kind, Synthesised(clean, kind, seed, id_), clean, source)
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

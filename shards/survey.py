@@ -1,0 +1,163 @@
+"""A look at every image of a source before it is packed: headers only, several at a time.
+
+What cannot be packed is found here and told in one report, before any shard is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from shards import tiles
+from shards.errors import PackError
+from shards.findings import Finding
+from shards.images import inspect, read_bytes, read_samples
+from shards.sample import NOISE
+from shards.sources.pair import Pair, Source
+from shards.sources.picture import Picture
+
+ENCODINGS = (*tiles.CODECS, "original")
+"""`fast` and `compact` are lossless tiles, `original` is the bytes of the source files."""
+
+JPEG = "JPEG"
+_READERS = 8
+_BYTES_PER_PIXEL = {"fast": 1.6, "compact": 1.1}  # of photographs, about; shards are planned with it
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of one image before it is read."""
+
+    height: int
+    width: int
+    bytes: int
+    """That it will take in a shard, about."""
+    trouble: str = ""
+    """Why it cannot be packed, with the file's name."""
+    kind: str = ""
+    """Which sort of trouble, for the report."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The pairs of a source that can be packed, and what is wrong with the others."""
+
+    pairs: tuple[Pair, ...]
+    looks: dict[Picture, Look]
+    findings: tuple[Finding, ...]
+
+
+_REMEDIES = {
+    "cannot be read": "Replace the files or take them away.",
+    "are not 8-bit grey or RGB": "Convert them, or keep all files as they are with --encoding original.",
+    "have no source bytes": "They are cut, made or part of a larger file: use --encoding fast or compact.",
+    "differ in size from their partner": "Replace them with the right ones.",
+    "have another size than the dataset's": "These are not the dataset's files: download them again.",
+}
+
+
+def survey(source: Source, encoding: str, *, keep_jpeg: bool = True) -> Survey:
+    """Look at every image that `source` names."""
+    pairs = tuple(source)
+    pictures = dict.fromkeys(picture for pair in pairs for picture in _pictures(pair))
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
+        seen = readers.map(lambda picture: _look(picture, encoding, keep_jpeg), pictures)
+        looks = dict(zip(pictures, seen, strict=True))
+    troubles: dict[str, list[str]] = {}
+    kept = []
+    for pair in pairs:
+        told = list(_troubles(pair, looks))
+        for kind, text in told:
+            if text not in troubles.setdefault(kind, []):
+                troubles[kind].append(text)
+        if not told:
+            kept.append(pair)
+    findings = [
+        Finding(f"Images that {kind} ({len(texts):,}).", _REMEDIES[kind], tuple(texts))
+        for kind, texts in sorted(troubles.items())
+    ]
+    return Survey(tuple(kept), looks, (*source.findings, *findings))
+
+
+def prove(known: Survey) -> list[Finding]:
+    """Decode every image that looked well, so that a report that is due anyway names the truncated ones too."""
+    pictures = dict.fromkeys(picture for pair in known.pairs for picture in _pictures(pair))
+    files = [picture for picture in pictures if picture.file is not None]
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
+        broken = tuple(text for text in readers.map(_decoding, files) if text)
+    return [not_whole("Images", broken)] if broken else []
+
+
+def not_whole(what: str, texts: tuple[str, ...]) -> Finding:
+    """The finding for images whose headers are right and whose pixels are not."""
+    return Finding(f"{what} that could not be read whole ({len(texts):,}).", "Replace the files.", texts)
+
+
+def _decoding(picture: Picture) -> str:
+    assert picture.file is not None
+    try:
+        if inspect(picture.file).plain:
+            picture.pixels()
+        else:
+            read_samples(read_bytes(picture.file), picture.name)
+    except PackError as error:
+        return str(error).partition("). ")[0]
+    return ""
+
+
+def check_rows(pairs: Iterable[Pair]) -> None:
+    """Raise PackError for pairs that no manifest can hold: whoever made the source has to mend it."""
+    seen: set[tuple[str, str, str]] = set()
+    for pair in pairs:
+        if (pair.degraded is None) != (pair.degradation == NOISE):
+            raise PackError(
+                f"pair {pair.id!r}: only {NOISE!r} goes without a degraded image, not {pair.degradation!r}."
+            )
+        key = (pair.split, pair.degradation, pair.id)
+        if key in seen:
+            raise PackError(f"pair {pair.id!r} ({pair.degradation}) comes twice; names must be unique.")
+        seen.add(key)
+
+
+def _pictures(pair: Pair) -> list[Picture]:
+    return [pair.clean] if pair.degraded is None else [pair.clean, pair.degraded]
+
+
+def _look(picture: Picture, encoding: str, keep_jpeg: bool) -> Look:
+    try:
+        if picture.file is None:
+            height, width = picture.size()
+            if encoding == "original":
+                return Look(height, width, 0, picture.name, "have no source bytes")
+            return Look(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
+        header, size = inspect(picture.file), picture.file.stat().st_size
+    except PackError as error:
+        return Look(0, 0, 0, str(error).partition("). ")[0], "cannot be read")
+    height, width = header.height, header.width
+    if encoding == "original":
+        return Look(height, width, size)
+    if not header.plain:
+        return Look(height, width, 0, f"{picture.name} (mode {header.mode})", "are not 8-bit grey or RGB")
+    kept = keep_jpeg and header.format == JPEG
+    return Look(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
+
+
+def _troubles(pair: Pair, looks: dict[Picture, Look]) -> Iterator[tuple[str, str]]:
+    """Sorts of trouble with a pair, each with a text that names the image."""
+    found = [(picture, looks[picture]) for picture in _pictures(pair)]
+    broken = [look for _, look in found if look.trouble]
+    for look in broken:
+        yield look.kind, look.trouble
+    if broken:
+        return
+    for picture, look in found:
+        if pair.size is not None and (look.height, look.width) != pair.size:
+            height, width = pair.size
+            text = f"{picture.name} ({look.width} x {look.height}, not {width} x {height})"
+            yield "have another size than the dataset's", text
+            return
+    (clean, ours), (other, theirs) = found[0], found[-1]
+    if (ours.height, ours.width) != (theirs.height, theirs.width):
+        text = f"{other.name} ({theirs.width} x {theirs.height}; {clean.name}: {ours.width} x {ours.height})"
+        yield "differ in size from their partner", text
