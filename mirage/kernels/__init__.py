@@ -2,7 +2,8 @@
 
 Every function here has a plain PyTorch form in `reference.py`, which defines what it computes and runs on any
 device. On CPU, `fixed_layout.py` computes windows and moments as opaque operators that keep the channels-last layout,
-and `regions.py` whole regions of a block that keep their inputs alone for the gradient.
+and `regions.py` whole regions of a block that keep their inputs alone for the gradient. Elsewhere `composed.py` makes
+the regions of parts: of Triton's kernels on CUDA (`triton_ops.py`), of plain PyTorch on other devices.
 
 Regions: `feed_forward`, `attention_input`, `gated_unit`, `channel_mlp`, `fused_product`. They are made of parts:
 `norm_linear`, `gated_depthwise`, `depthwise_gram`, `gated_values` and the windows. Under autocast all of them work in
@@ -13,14 +14,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mirage.kernels import fixed_layout, reference, regions
+from mirage.kernels import composed, fixed_layout, reference, regions
 from mirage.kernels.autocast import working
 from mirage.kernels.reference import (
     NORM_EPS,
     depthwise_gram,
     gated_depthwise,
     gated_values,
-    gram,
     norm_linear,
 )
 
@@ -44,23 +44,28 @@ __all__ = [
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve each channel of x (b, h, w, c) with its own kernel (c, k, k), k odd, zero padding."""
-    run = fixed_layout.depthwise if x.device.type == "cpu" else reference.depthwise
+    run = composed.depthwise if composed.takes(x) else fixed_layout.depthwise
     out: Tensor = run(x, weight.to(x.dtype))
     return out
 
 
 def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve each channel of each image of x (b, h, w, c) with its own kernel (b, c, k, k)."""
-    run = fixed_layout.dynamic_depthwise if x.device.type == "cpu" else reference.dynamic_depthwise
+    run = composed.dynamic_depthwise if composed.takes(x) else fixed_layout.dynamic_depthwise
     out: Tensor = run(x, kernels.to(x.dtype))
     return out
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations over the pixels of each image: (b, h, w, c) → two of (b, c)."""
-    run = fixed_layout.moments if x.device.type == "cpu" else reference.moments
+    run = composed.moments if composed.takes(x) else fixed_layout.moments
     mean, squares = run(x)
     return mean, squares
+
+
+def gram(x: Tensor) -> Tensor:
+    """Inner products of channels over pixels, (b, n, c) → (b, c, c), in fp32 or better."""
+    return composed.gram(x) if composed.takes(x) else reference.gram(x)
 
 
 def feed_forward(
@@ -71,8 +76,8 @@ def feed_forward(
     scale, shift (c,) of the norm; expand (2n, c); GELU; taps (2n, 3, 3); the first half gates the second; contract
     (c, n).
     """
-    if x.device.type != "cpu":
-        return reference.feed_forward(x, scale, shift, expand, taps, contract)
+    if composed.takes(x):
+        return composed.feed_forward(x, scale, shift, expand, taps, contract)
     out: Tensor = regions.feed_forward(x, scale, shift, *working(x, expand, taps, contract))
     return out
 
@@ -82,8 +87,8 @@ def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Te
 
     matrix (3a, c) and taps (3a, 3, 3) give q, k and v; the Gram matrix is fp32 or better.
     """
-    if x.device.type != "cpu":
-        return reference.attention_input(x, matrix, taps)
+    if composed.takes(x):
+        return composed.attention_input(x, matrix, taps)
     v, inner = regions.attention_input(*working(x, x, matrix, taps))
     return v, inner
 
@@ -94,15 +99,15 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contrac
     weight (2n, c) and bias (2n,) give the gate, n channels, and n values of which the last m are convolved; contract
     (c, n).
     """
-    if x.device.type != "cpu":
-        return reference.gated_unit(x, weight, bias, kernels, contract)
+    if composed.takes(x):
+        return composed.gated_unit(x, weight, bias, kernels, contract)
     out: Tensor = regions.gated_unit(*working(x, x, weight, bias, kernels, contract))
     return out
 
 
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """Two layers at each pixel of x (b, h, w, c), GELU between them."""
-    if x.device.type != "cpu":
+    if composed.takes(x):
         return reference.channel_mlp(x, expand, contract)
     out: Tensor = regions.channel_mlp(*working(x, x, expand, contract))
     return out
@@ -113,7 +118,7 @@ def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
 
     scales (branches,). Then the product of all of them side by side with weight (o, branches * c).
     """
-    if branches[0].device.type != "cpu":
+    if composed.takes(branches[0]):
         return reference.fused_product(branches, scales, weight)
     scales, weight, *branches = working(branches[0], scales, weight, *branches)
     out: Tensor = regions.fused_product(branches, scales, weight)
