@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config import Job, Pack, Workers
 
 if TYPE_CHECKING:
-    from orchestrator.kinds import PackJob
+    from orchestrator.kinds import EvaluateJob, PackJob
 
 Conflict = tuple[str, str]
 """Key and message."""
@@ -98,6 +98,26 @@ _BELONGS = {
     "crops": ("gopro",),
 }
 """Keys that mean something for some sources alone."""
+
+
+def of_evaluation(job: EvaluateJob) -> Iterator[Conflict]:
+    """Yield what cannot be in a job that judges."""
+    yield from _of_workers(job.workers)
+    model = job.model
+    if model.class_ is None and model.weights is None:
+        yield (
+            "model.weights",
+            "is missing: name what is judged, for example models:/NAME@candidate or a file.",
+        )
+    if model.class_ is None:
+        for key in ("path", "arguments", "tile"):
+            if getattr(model, key):
+                yield (
+                    f"model.{key}",
+                    "belongs to a class, and model.class is missing. Give it, or remove this.",
+                )
+    if model.tile and model.tile % model.stride:
+        yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
 
 
 def _of_workers(workers: Workers) -> Iterator[Conflict]:

@@ -11,7 +11,7 @@ from orchestrator.config import Data, Job, Pack
 from orchestrator.conflicts import of_source
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
-from orchestrator.kinds import AnyJob, PackJob
+from orchestrator.kinds import AnyJob, EvaluateJob, PackJob
 from orchestrator.rawdata import source_of
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -42,6 +42,14 @@ def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> 
 def open_dataset(job: Job) -> Dataset:
     """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
     return Dataset(manifest_uris(job), _shard_cache(job.data))
+
+
+def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Dataset]:
+    """Return each packed dataset that the job judges on, one by one; those of `digests` where they are given."""
+    uris = manifest_uris(job)
+    asked: Sequence[Sequence[str]] = [(digest,) for digest in digests] or [()] * len(uris)
+    cache = ShardCache(home() / "cache" / "shards", int(job.data.cache_gib * 2**30))
+    return [Dataset((uri,), cache, digest) for uri, digest in zip(uris, asked, strict=True)]
 
 
 def ensure_packed(job: Job | PackJob, progress: Progress, run: Run | None = None) -> bool:

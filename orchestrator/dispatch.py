@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import Job
-from orchestrator.kinds import AnyJob, PackJob
+from orchestrator.judging.evaluation import plan_evaluation, run_evaluation
+from orchestrator.kinds import AnyJob, EvaluateJob, PackJob
 from orchestrator.packing import Say, plan_pack, run_pack
 from orchestrator.plan import make_plan
 from orchestrator.run import run_job
@@ -33,9 +34,15 @@ def _pack(job: PackJob, say: Say, in_process: bool) -> Outcome:
     return Outcome("finished", 0, 0)
 
 
+def _evaluate(job: EvaluateJob, say: Say, in_process: bool) -> Outcome:
+    ended = run_evaluation(job, say, in_process=in_process)
+    return Outcome(ended.status, ended.done, ended.images)
+
+
 ACTIONS: dict[str, Action] = {
     "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
     "pack": Action(_pack, plan_pack),
+    "evaluate": Action(_evaluate, plan_evaluation),
 }
 
 

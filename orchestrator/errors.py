@@ -9,6 +9,8 @@
     ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
+    ├── ModelError          a user's own network cannot be imported, built, filled or called
+    ├── JudgingError        results cannot be measured, read or compared
     └── PhotoError          a file is not an image that can be restored
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
@@ -49,6 +51,14 @@ class TrackingError(OrchestratorError):
 
 class RegistryError(OrchestratorError):
     """A model could not be registered, resolved or loaded."""
+
+
+class ModelError(OrchestratorError):
+    """A network of the user's own that cannot be imported, built, filled with weights or called."""
+
+
+class JudgingError(OrchestratorError):
+    """Results that cannot be measured, read, or put into one table."""
 
 
 class PhotoError(OrchestratorError):

@@ -10,14 +10,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from orchestrator import conflicts
-from orchestrator.config import Job, Name, Names, Pack, Section
+from orchestrator.config import (
+    Degradation,
+    Follow,
+    Job,
+    Name,
+    Names,
+    Pack,
+    Section,
+    Seed,
+    Workers,
+    one_or_many,
+)
 from orchestrator.recipes import SETTINGS, defaults
 
 DEFAULT = "train"
 """Kind of a file that names none."""
+
+CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""How a class is named: package.module:Class."""
+
+Protocol = Literal["rgb-crop16", "rgb-crop16-gaussian", "rgb", "rgb8", "y8", "y-histoformer"]
+"""A name of `mirage.metrics.PROTOCOLS`."""
 
 
 class PackData(Section):
@@ -38,7 +55,70 @@ class PackJob(Section):
     data: PackData
 
 
-AnyJob = Job | PackJob
+class Judged(Section):
+    """The model that is judged: one of ours by its weights, or a class of anybody's."""
+
+    weights: str | None = None
+    """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN, a .safetensors file, or a checkpoint of plain tensors."""
+    class_: str | None = Field(default=None, alias="class", pattern=CLASS)
+    """package.module:Class of another network; unset: a MIRAGE."""
+    path: str | None = None
+    """Folder that `class` is imported from; unset: what Python finds by itself."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `class`."""
+    stride: int = Field(default=8, ge=1)
+    """Sides that `class` takes are multiples of this many pixels; images are continued by reflection up to them."""
+    tile: int | None = Field(default=None, ge=64)
+    """Side in pixels of the tiles in which `class` restores a larger image; unset: whole images only."""
+    name: str | None = None
+    """What tables call it; unset: from `class` or `weights`."""
+    recipe: str | None = None
+    """How it was trained, for the tables; unset: what the weights say of themselves."""
+
+
+class JudgedData(Section):
+    """The benchmarks: the test splits of packed datasets."""
+
+    manifests: Annotated[Names, Field(min_length=1)]
+    """Packed datasets: URIs, or names below `storage`."""
+    cache_gib: float = Field(default=20.0, gt=0)
+    """Bound of each node's shard cache."""
+
+
+class Judge(Section):
+    """What is measured, and how."""
+
+    degradations: tuple[Degradation, ...] = ()
+    """Those of the test splits to judge; none given: all that they hold."""
+    protocols: Annotated[tuple[Protocol, ...], BeforeValidator(one_or_many), Field(min_length=1)] = (
+        "rgb-crop16",
+    )
+    """How pairs become numbers. Protocols that crop alike share one restoration."""
+    noise: Literal["per-image", "release"] = "per-image"
+    """Noise keyed by seed, image and level; or one sequence over all images as the release draws it."""
+    lpips: Literal["none", "alex", "vgg"] = "none"
+    """Perceptual distance with this backbone; needs the extra `lpips` and its weights."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    pictures: int = Field(default=1, ge=0)
+    """Best and worst images of each degradation to show, this many of either."""
+
+
+class EvaluateJob(Section):
+    """A job of kind `evaluate`: any model over any benchmark, image by image."""
+
+    name: Name
+    kind: Literal["evaluate"] = "evaluate"
+    seed: Seed = 0
+    storage: str = ".mirage/folder"
+    """Where relative manifests and the results live: `s3://bucket[/prefix]` or a folder."""
+    model: Judged
+    data: JudgedData
+    evaluate: Judge = Judge()
+    workers: Workers = Workers()
+    track: Follow
+
+
+AnyJob = Job | PackJob | EvaluateJob
 
 
 @dataclass(frozen=True)
@@ -65,4 +145,5 @@ def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
 KINDS: dict[str, Kind] = {
     "train": Kind(Job, ("name", "setting", "data", "track"), conflicts.of_training, _training_defaults),
     "pack": Kind(PackJob, ("name", "data"), conflicts.of_packing),
+    "evaluate": Kind(EvaluateJob, ("name", "model", "data", "track"), conflicts.of_evaluation),
 }

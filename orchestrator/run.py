@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -109,7 +108,7 @@ def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -
         "mirage.data": ", ".join(data.manifest_uris(job)),
     }
     params = {
-        **_flat(_shown_job(job).model_dump(mode="json", exclude_none=True)),
+        **track.flat(_shown_job(job).model_dump(mode="json", exclude_none=True)),
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
@@ -294,13 +293,3 @@ def _shown(path: Path) -> str:
     """Return the path relative to the working directory when that is shorter to read."""
     here = os.path.relpath(path)
     return here if not here.startswith("..") else str(path)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

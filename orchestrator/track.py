@@ -169,6 +169,17 @@ def start_run(
     return str(run_id)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Return nested values as parameters of a run: one level, names joined by dots."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def end_run(uri: str, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED. Raises TrackingError."""
     with _errors(uri):

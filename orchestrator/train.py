@@ -368,7 +368,12 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
     scores = _score(run, items.items(run.engine.rank, run.engine.world_size))
     if run.engine.rank != 0:
         return
-    weights = dumps(run.judged, {"run_id": run_id(run.job, dataset.digests)})
+    facts = {
+        "run_id": run_id(run.job, dataset.digests),
+        "recipe": run.job.recipe,
+        "weights": "raw" if run.averaged is None else "EMA",
+    }
+    weights = dumps(run.judged, facts)
     key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"
     store.write(key, weights)
     result = {

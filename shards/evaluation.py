@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from shards.dataset import Dataset
 from shards.errors import ManifestError
 from shards.manifest import Row
 from shards.noise import add_noise
-from shards.sample import SIGMA
+from shards.release_noise import ReleaseNoise
+from shards.sample import NOISE, SIGMA
 
 Image = NDArray[np.uint8]
 
@@ -28,17 +30,32 @@ class EvalItem:
     degradation: str
     degraded: Image
     clean: Image
+    source: str = ""
+    """Dataset that the image is from."""
 
 
 class EvaluationSet:
     """The test split under the given degradations, sorted by degradation (as given) and id.
 
     Images are centre-cropped to multiples of `multiple` pixels, as the all-in-one benchmarks do (16; CDD-11
-    uses 1). Noise is keyed by seed, id and level, so it does not depend on the order or on who evaluates.
+    uses 1). Noise is keyed by seed, id and level, so it does not depend on the order or on who evaluates; with
+    `noise="release"` it is the authors' one sequence over all images of the split (`shards.release_noise`).
     """
 
-    def __init__(self, dataset: Dataset, degradations: Sequence[str], seed: int, multiple: int = 16) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        degradations: Sequence[str],
+        seed: int,
+        multiple: int = 16,
+        noise: Literal["per-image", "release"] = "per-image",
+    ) -> None:
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
+        self._release = None
+        if noise == "release":
+            clean = {row.id: row.clean for row in dataset.rows("test", NOISE)}
+            windows = {id_: crop16(one.height, one.width, multiple) for id_, one in sorted(clean.items())}
+            self._release = ReleaseNoise([(id_, (w.height, w.width)) for id_, w in windows.items()])
         self._entries: list[tuple[str, Row]] = []
         for degradation in degradations:
             rows = dataset.rows("test", degradation)
@@ -61,7 +78,12 @@ class EvaluationSet:
         degraded, clean = self.dataset.read(row)  # whole, so that checksums are verified
         clean = window.of(clean)
         degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
-        return EvalItem(row.id, degradation, degraded, clean)
+        return EvalItem(row.id, degradation, degraded, clean, row.source)
+
+    def name(self, index: int) -> tuple[str, str]:
+        """Degradation and id of an item, without reading it."""
+        degradation, row = self._entries[index]
+        return degradation, row.id
 
     def first(self, count: int) -> list[int]:
         """Indices of the first `count` items of each degradation."""
@@ -79,6 +101,8 @@ class EvaluationSet:
 
     def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:
         sigma = SIGMA[degradation]
+        if self._release is not None:
+            return self._release.add(clean, id_, sigma)
         digest = hashlib.blake2b(f"{id_}/{sigma}".encode(), digest_size=8).digest()
         key = torch.tensor([int.from_bytes(digest, "little", signed=True)])
         image = torch.from_numpy(clean.copy()).permute(2, 0, 1)[None]

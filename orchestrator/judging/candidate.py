@@ -1,0 +1,137 @@
+"""The candidate: any model as one thing that restores whole photographs, with what a table must say of it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mirage import MIRAGE, restore
+from mirage.restore import reflect_to_multiple
+from mirage.tiles import forward_in_tiles
+from mirage.weights import WeightsError, dumps, load_release, loads, read_metadata
+from orchestrator import userclass
+from orchestrator.errors import ModelError
+from orchestrator.home import absolute_uri
+from orchestrator.kinds import Judged
+from orchestrator.named import find_model
+
+NOT_STATED = "not stated"
+_TILE_OVERLAP = 64
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What every number must say of the model it is of."""
+
+    name: str
+    recipe: str
+    weights: str
+    """`raw`, `EMA`, or that nobody said."""
+    digest: str
+    """Sha256 of the weights file; "" for a class judged as it is made."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that restores whole photographs."""
+
+    network: nn.Module
+    stride: int = 8
+    tile: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __call__(self, degraded: Tensor) -> Tensor:
+        """Restore float RGB (3, h, w) in [0, 1]; the result is clipped to it.
+
+        A MIRAGE takes any size in bounded memory. Another network takes images continued by reflection to multiples
+        of its stride, or tiles where it has them.
+        """
+        device = degraded.device.type
+        autocast = torch.autocast(device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with autocast:
+            if isinstance(self.network, MIRAGE):
+                return restore(self.network, degraded).float()
+            return self._restore_by_class(degraded[None])[0]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def _restore_by_class(self, batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            if self.tile is not None and max(batch.shape[2:]) > self.tile:
+                out = forward_in_tiles(self._whole, batch, self.tile, min(_TILE_OVERLAP, self.tile // 2))
+            else:
+                out = self._whole(batch)
+        return out.float().clamp(0, 1).clone()
+
+    def _whole(self, batch: Tensor) -> Tensor:
+        height, width = batch.shape[2:]
+        out = userclass.image_of(self.network(reflect_to_multiple(batch, self.stride)))
+        if out.shape[:2] != batch.shape[:2] or out.shape[2] < height or out.shape[3] < width:
+            raise ModelError(f"the network made {tuple(out.shape)} of an image {tuple(batch.shape)}.")
+        return out[..., :height, :width]
+
+
+def fetch(model: Judged) -> bytes:
+    """Return the bytes of the weights that `model` names, b"" when it names none. Raises RegistryError, ModelError.
+
+    One of the authors' checkpoints becomes safetensors. A relative file stands below the project.
+    """
+    if model.weights is None:
+        return b""
+    is_file = ":/" not in model.weights and ("/" in model.weights or bool(Path(model.weights).suffix))
+    found = find_model(absolute_uri(model.weights) if is_file else model.weights)
+    if model.class_ is None and found.path.suffix in (".ckpt", ".pth", ".pt"):
+        try:
+            return dumps(load_release(found.path), {"recipe": "the authors' checkpoint", "weights": "raw"})
+        except WeightsError as error:
+            raise ModelError(f"{error} For another network, name its model.class.") from error
+    return found.path.read_bytes()
+
+
+def identify(model: Judged, weights: bytes) -> Identity:
+    """Return what tables say of the model: what the job says, else what the weights say of themselves."""
+    header: dict[str, str] = {}
+    with suppress(WeightsError):  # a checkpoint of torch, or no weights: it says nothing
+        header = read_metadata(weights)
+    own = model.class_.partition(":")[2] if model.class_ else None
+    return Identity(
+        name=model.name or own or _short(model.weights or ""),
+        recipe=model.recipe or header.get("recipe", NOT_STATED),
+        weights=header.get("weights", NOT_STATED),
+        digest=hashlib.sha256(weights).hexdigest() if weights else "",
+    )
+
+
+def build(
+    model: Judged, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Candidate:
+    """Return the candidate that `model` with these weights is. Raises ModelError."""
+    where = model.weights or "model"
+    if model.class_ is None:
+        return Candidate(_mirage(weights, where, device), precision=precision)
+    network = userclass.build(model.class_, model.path, model.arguments)
+    if weights:
+        userclass.load_weights(network, weights, where)
+    return Candidate(network.to(device).eval(), model.stride, model.tile, precision)
+
+
+def _mirage(weights: bytes, where: str, device: torch.device) -> MIRAGE:
+    try:
+        return loads(weights, device)
+    except WeightsError as error:
+        raise ModelError(
+            f"model.weights {where}: {error} For another network, name its model.class."
+        ) from error
+
+
+def _short(weights: str) -> str:
+    return weights.removeprefix("models:/") if weights.startswith("models:/") else Path(weights).stem
