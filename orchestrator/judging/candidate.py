@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE, restore
+from mirage.cost import macs
 from mirage.restore import reflect_to_multiple
 from mirage.tiles import forward_in_tiles
 from mirage.weights import WeightsError, dumps, load_release, loads, read_metadata
@@ -63,6 +64,11 @@ class Candidate:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds of one 3 x 224 x 224 image as papers count them; None where they cannot be counted."""
+        return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
 
     def _restore_by_class(self, batch: Tensor) -> Tensor:
         with torch.inference_mode():

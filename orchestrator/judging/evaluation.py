@@ -187,7 +187,9 @@ def _conclude(
     results = [one for chunk in benchmarks.chunks() for one in read_piece(store, chunk)]
     found = figures(results, identity, job.evaluate.noise)
     candidate = build(job.model, weights, torch.device("cpu"), job.evaluate.precision)
-    summary = Summary(name, job.name, identity, candidate.parameters, code_version(), tuple(found))
+    summary = Summary(
+        name, job.name, identity, candidate.parameters, candidate.macs, code_version(), tuple(found)
+    )
     if not store.exists(SUMMARY):
         if not store.exists(IMAGES):
             store.write(IMAGES, as_parquet(results))

@@ -20,6 +20,8 @@ class Summary:
     job: str
     model: Identity
     parameters: int
+    macs: int | None
+    """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for a class that we cannot count."""
     code_version: str
     figures: tuple[Figure, ...]
 
