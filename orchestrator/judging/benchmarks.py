@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
-    "sots_outdoor": (("sots", "sotsoutdoor"), "haze"),
-    "rain100l": (("rain100l",), "rain"),
-    **{f"bsd68_s{sigma}": (("bsd68", "cbsd68"), f"noise{sigma}") for sigma in (15, 25, 50)},
-    "gopro": (("gopro", "goprotest"), "blur"),
-    "lol_v1": (("lolv1", "lol", "eval15"), "lowlight"),
-    "low": (("cdd11", "cdd11test"), "lowlight"),
-    **{
-        name: (("cdd11", "cdd11test"), name)
-        for name in (
-            *("haze", "rain", "snow", "low_haze", "low_rain", "low_snow"),
-            *("haze_rain", "haze_snow", "low_haze_rain", "low_haze_snow"),
-        )
-    },
-    "snow100k_s": (("snow100ks",), "snow"),
-    "snow100k_l": (("snow100kl",), "snow"),
-    "outdoor_rain": (("outdoorraintest1", "outdoorrain", "test1"), "haze_rain"),
-    "raindrop": (("raindrop", "raindropa", "raindropb", "raindroptesta", "raindroptestb"), "raindrop"),
-    "uieb": (("uieb",), "underwater"),
-    "toled": (("toled",), "toled"),
-    "poled": (("poled",), "poled"),
-}
-"""Column of the published tables -> (names of its dataset, plain; its degradation)."""
+from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
-_LEAKED = (
-    "0025 0039 0058 0062 0070 0074 0077 0123 0129 0138 0140 0141 0176 0179 0202 0207 0208 0213 0215 0249 0251 0256 "
-    "0259 0260 0261 0263 0285 0288 0296 0297 0314 0330 0346 0349 0351 0354 0355 0356 0357 0359 0386 0390 0392 0409 "
-    "0411 1010 1046 1048 1050 1709 1712 1713 1714 1716 1724 1726 1805 1818 1821 1822 1824 1826 1828 1832 1875 1889 "
-    "1896 1903 1913 1915 1921 1971 1977 1981 1982"
+_CDD11 = (
+    *("haze", "rain", "snow", "low_haze", "low_rain", "low_snow"),
+    *("haze_rain", "haze_snow", "low_haze_rain", "low_haze_snow"),
 )
-LEAKED_SCENES = frozenset(_LEAKED.split())
-"""The 75 clean scenes of the all-in-one repositories' RESIDE list that SOTS outdoor shows too, by their ids.
 
-Scene 0330 has two hazy versions there, so that 76 of the 500 test images are affected. Published numbers have them.
-"""
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the published tables."""
+
+    dataset: str
+    """What `mirage pack` calls its dataset."""
+    sources: tuple[str, ...]
+    """What rows of it may carry as their source, plain: lower case, letters and digits alone."""
+    degradation: str
+
+
+COLUMNS = {
+    "sots_outdoor": Column("sots-outdoor", ("sotsoutdoor", "sots"), "haze"),
+    "rain100l": Column("rain100l", ("rain100l",), "rain"),
+    **{f"bsd68_s{s}": Column("bsd68", ("cbsd68", "bsd68"), f"noise{s}") for s in (15, 25, 50)},
+    "gopro": Column("gopro", ("goprotest", "gopro"), "blur"),
+    "lol_v1": Column("lol-v1", ("eval15", "lolv1"), "lowlight"),
+    "low": Column("cdd11", ("cdd11test", "cdd11"), "lowlight"),
+    **{name: Column("cdd11", ("cdd11test", "cdd11"), name) for name in _CDD11},
+    "snow100k_s": Column("snow100k-s", ("snow100ks",), "snow"),
+    "snow100k_l": Column("snow100k-l", ("snow100kl",), "snow"),
+    "outdoor_rain": Column("outdoor-rain-test1", ("outdoorraintest1",), "haze_rain"),
+    "raindrop": Column("raindrop-a", ("testa", "testb", "raindropa", "raindropb"), "raindrop"),
+    "uieb": Column("uieb", ("uieb",), "underwater"),
+    "toled": Column("toled", ("toled",), "toled"),
+    "poled": Column("poled", ("poled",), "poled"),
+}
 
 
 def column_is(column: str, source: str, degradation: str) -> bool:
     """Return whether images of a dataset under a degradation are this column of a table."""
-    sources, wanted = COLUMNS[column]
-    return degradation == wanted and _plain(source) in sources
+    wanted = COLUMNS[column]
+    return degradation == wanted.degradation and _plain(source) in wanted.sources
 
 
 def is_published(source: str) -> bool:
     """Return whether a dataset is a published benchmark, by its name."""
-    return any(_plain(source) in sources for sources, _ in COLUMNS.values())
+    return any(_plain(source) in column.sources for column in COLUMNS.values())
 
 
 def is_leaked(source: str, image: str) -> bool:
-    """Return whether an image of SOTS outdoor shows a scene of the published training list."""
+    """Return whether an image of SOTS outdoor shows a scene of the published training list, by its id."""
     scene = image.rpartition("/")[2].partition("_")[0]
-    return _plain(source) in COLUMNS["sots_outdoor"][0] and scene in LEAKED_SCENES
+    return _plain(source) in COLUMNS["sots_outdoor"].sources and scene in OTS_SCENES_OF_SOTS
 
 
 def _plain(name: str) -> str:

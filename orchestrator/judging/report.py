@@ -19,8 +19,8 @@ def report(
 ) -> Iterator[str]:
     """Yield each table as text, then where they were written. Raises JudgingError.
 
-    names: tables as the paper numbers them; none for all, and for those of benchmarks that the paper has not. results: folders of evaluations, none for all that this
-    project's home folder holds. `out` gets tables.md, tables.csv and tables.json.
+    names: tables as the paper numbers them; none for all, and for benchmarks that the paper has not. results: folders
+    of evaluations; none for all in this project's home folder. `out` gets tables.md, tables.csv and tables.json.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:

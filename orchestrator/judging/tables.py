@@ -204,7 +204,7 @@ def _provenance(summary: Summary, found: Mapping[str, Mapping[tuple[str, str], F
 
 
 def _dataset(column: str) -> str:
-    return COLUMNS[column][0][0]
+    return COLUMNS[column].dataset
 
 
 # --- as text, Markdown, CSV and JSON -------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.judging.benchmarks import LEAKED_SCENES, column_is, is_leaked
+from orchestrator.judging.benchmarks import column_is, is_leaked
 from orchestrator.judging.candidate import Identity
 from orchestrator.judging.figures import extremes, figures, mean_and_interval
 from orchestrator.judging.images import ImageResult, as_parquet, from_parquet
+from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
 ONE = ImageResult(
     "sots", "d" * 64, "SOTS outdoor", "haze", "0001_0.8_0.2", "rgb", 8, 8, 30.0, 0.9, None, 20.0, 0.8, 0.1
@@ -28,7 +29,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
 
 
 def test_the_leaked_scenes_are_75_and_their_images_are_left_out_beside_the_whole() -> None:
-    assert len(LEAKED_SCENES) == 75
+    assert len(OTS_SCENES_OF_SOTS) == 75
     images = [
         replace(ONE, image="0025_0.8_0.2", psnr=40.0),
         replace(ONE, image="0330_1_0.1", psnr=40.0),
