@@ -11,7 +11,8 @@
     ├── RegistryError       a model cannot be registered or found
     ├── ModelError          a user's own network cannot be imported, built, filled or called
     ├── JudgingError        results cannot be measured, read or compared
-    └── PhotoError          a file is not an image that can be restored
+    ├── PhotoError          a file is not an image that can be restored
+    └── ServiceError        the service cannot start as it was asked to
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -63,3 +64,7 @@ class JudgingError(OrchestratorError):
 
 class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
+
+
+class ServiceError(OrchestratorError):
+    """The service cannot start: a flag, a port, a token, a model that fails its trial."""

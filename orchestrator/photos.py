@@ -135,27 +135,30 @@ def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) 
     """Return `restored`, (3, h, w) in [0, 1], as the bytes of a file like that of `like`.
 
     `kind` may name another format; then EXIF and ICC profile are kept, and the depth where that format has 16
-    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling. Raises PhotoError.
+    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling.
     """
     kind = kind or like.format
     if restored.shape != like.pixels.shape:
         raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
     if like.alpha is not None and kind not in _HOLDS_ALPHA:
-        raise PhotoError(f"{like.name}: is partly transparent, which {kind} cannot hold. Use .png.")
+        raise ValueError(f"{like.name}: is partly transparent, which {kind} cannot hold.")
     return _encode(kind, _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8), like)
 
 
 def format_for(name: str, like: Photo) -> str:
     """Return the format of a result called `name`: its suffix decides, unless that is the photograph's own.
 
-    A PNG that is called .jpg stays one under that suffix. Raises PhotoError.
+    A PNG that is called .jpg stays one under that suffix. Raises PhotoError where the format cannot hold it.
     """
     suffix = Path(name).suffix.lower()
     if suffix == Path(like.name).suffix.lower():
         return like.format
     if suffix not in SUFFIXES:
         raise PhotoError(f"{name}: the name must end in one of {', '.join(SUFFIXES)}")
-    return SUFFIXES[suffix]
+    kind = SUFFIXES[suffix]
+    if like.alpha is not None and kind not in _HOLDS_ALPHA:
+        raise PhotoError(f"{name}: {like.name} is partly transparent, which {kind} cannot hold. Use .png.")
+    return kind
 
 
 def read_photo(path: str | Path, limits: Limits = LIMITS) -> Photo:

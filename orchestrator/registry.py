@@ -98,6 +98,22 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
         return _aliases(client, name)
 
 
+@dataclass(frozen=True)
+class Described:
+    """What the registry says of a version, without its weights."""
+
+    name: str
+    version: str
+    tags: Mapping[str, str]
+
+
+def describe(model: str, tracking_uri: str) -> Described:
+    """Return the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now. Raises RegistryError."""
+    with _registry(tracking_uri) as client:
+        found = _of_name(client, model)
+        return Described(found.name, str(found.version), dict(found.tags))
+
+
 def resolve(model: str, tracking_uri: str) -> Path:
     """Return the weights file that `model` names, on this machine; what is remote is fetched once.
 

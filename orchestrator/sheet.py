@@ -19,16 +19,17 @@ def sheet(
     titles: Sequence[str],
     row_labels: Sequence[str],
     captions: Sequence[Sequence[str]] | None = None,
+    cell: int = CELL_PIXELS,
 ) -> Image.Image:
     """Return a sheet of `rows` of pictures (h, w, 3) with a title per column and a label per row.
 
-    Pictures wider than a cell are reduced; narrower ones are enlarged by whole pixels, so that their grain is
-    seen as it is. `captions` stand under their pictures, for example "24.31 dB"; an empty one is a blank.
+    Pictures wider than `cell` pixels are reduced; narrower ones are enlarged by whole pixels, so that their grain
+    is seen as it is. `captions` stand under their pictures, for example "24.31 dB"; an empty one is a blank.
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     line = TEXT_PIXELS + 8
     widest = max(picture.shape[1] for row in rows for picture in row)
-    cell = CELL_PIXELS if widest > CELL_PIXELS else widest * (CELL_PIXELS // widest)
+    cell = cell if widest > cell else widest * (cell // widest)
     scaled = [[_to_width(picture, cell) for picture in row] for row in rows]
     label_width = 2 * GAP_PIXELS + max(int(font.getlength(label)) for label in row_labels)
     heights = [max(picture.height for picture in row) + (line if captions else 0) for row in scaled]

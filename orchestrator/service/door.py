@@ -1,0 +1,58 @@
+"""The HTTP server: uvicorn in a thread of its own, so that the main thread is free for signals and the registry."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+from starlette.applications import Starlette
+
+from orchestrator.errors import ServiceError
+
+
+class Door:
+    """Listens from the start of the block; at its end nobody new comes in, and everybody inside gets an answer."""
+
+    def __init__(self, app: Starlette, listening: socket.socket, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(int(drain_seconds), 1),
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="door")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def open(self) -> bool:
+        """Whether the server still runs."""
+        return self._thread.is_alive()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there. Raises ServiceError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServiceError(
+                f"--port {port}: is taken on {host}. Choose another, or stop what holds it."
+            ) from error
+        raise ServiceError(f"--host {host} --port {port}: cannot listen there ({error.strerror}).") from error
