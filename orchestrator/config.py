@@ -242,20 +242,25 @@ class Train(Section):
     """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
 
 
-class Workers(Section):
-    """Training processes and what each one holds."""
+class Crew(Section):
+    """Processes that share the work of a job, and what each one holds."""
 
     min: int = Field(default=1, ge=1)
     max: int = Field(default=1, ge=1)
     """As many workers start as the cluster has room for, from `min` to `max`."""
     gpus: float = Field(default=0, ge=0)
     cpus: float = Field(default=1, gt=0)
-    max_failures: int = Field(default=3, ge=0)
-    """Worker deaths that are survived by resuming from the newest checkpoint."""
     wait_seconds: float = Field(default=600, gt=0)
     """How long to wait for resources that other jobs hold before giving up."""
     deadline_hours: float | None = Field(default=None, gt=0)
-    """Longest time the training may take before it is stopped with a checkpoint."""
+    """Longest time the work may take before it is stopped, in such a way that it can go on later."""
+
+
+class Workers(Crew):
+    """Training processes."""
+
+    max_failures: int = Field(default=3, ge=0)
+    """Worker deaths that are survived by resuming from the newest checkpoint."""
 
 
 class Checkpoint(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator.config import Job, Pack, Workers
+from orchestrator.config import Crew, Job, Pack
 
 if TYPE_CHECKING:
-    from orchestrator.kinds import EvaluateJob, PackJob
+    from orchestrator.kinds import EvaluateJob, PackJob, RestoreJob
 
 Conflict = tuple[str, str]
 """Key and message."""
@@ -120,7 +120,20 @@ def of_evaluation(job: EvaluateJob) -> Iterator[Conflict]:
         yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
 
 
-def _of_workers(workers: Workers) -> Iterator[Conflict]:
+def of_restoring(job: RestoreJob) -> Iterator[Conflict]:
+    """Yield what cannot be in a job that restores."""
+    yield from _of_workers(job.workers)
+    tile, overlap = job.restore.tile, job.restore.overlap
+    if tile < 8 or tile % 8:
+        yield (
+            "restore.tile",
+            f"{tile} is not a multiple of 8, the model's total stride. Nearest: {max(tile - tile % 8, 8)}.",
+        )
+    elif not 0 <= overlap <= tile // 2:
+        yield "restore.overlap", f"{overlap}: at least 0 and at most half of the tile, {tile // 2}."
+
+
+def _of_workers(workers: Crew) -> Iterator[Conflict]:
     if workers.min > workers.max:
         yield "workers.min", f"{workers.min} is more than workers.max, {workers.max}."
 

@@ -11,7 +11,7 @@ from orchestrator.config import Data, Job, Pack
 from orchestrator.conflicts import of_source
 from orchestrator.errors import PlanError
 from orchestrator.home import absolute_uri, below, home
-from orchestrator.kinds import AnyJob, EvaluateJob, PackJob
+from orchestrator.kinds import EvaluateJob, PackJob
 from orchestrator.rawdata import source_of
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 
-def manifest_uris(job: AnyJob) -> tuple[str, ...]:
+def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
     """Return the absolute URIs of the job's packed datasets."""
     return tuple(below(job.storage, name) for name in job.data.manifests)
 

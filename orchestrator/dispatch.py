@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.batch import plan_restore, run_restore
 from orchestrator.config import Job
 from orchestrator.judging.evaluation import plan_evaluation, run_evaluation
-from orchestrator.kinds import AnyJob, EvaluateJob, PackJob
+from orchestrator.kinds import AnyJob, EvaluateJob, PackJob, RestoreJob
 from orchestrator.packing import Say, plan_pack, run_pack
 from orchestrator.plan import make_plan
 from orchestrator.run import run_job
@@ -39,10 +40,16 @@ def _evaluate(job: EvaluateJob, say: Say, in_process: bool) -> Outcome:
     return Outcome(ended.status, ended.done, ended.images)
 
 
+def _restore(job: RestoreJob, say: Say, in_process: bool) -> Outcome:
+    stopped = run_restore(job, say, in_process=in_process)
+    return Outcome("stopped" if stopped else "finished", 0, 0)
+
+
 ACTIONS: dict[str, Action] = {
     "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
     "pack": Action(_pack, plan_pack),
     "evaluate": Action(_evaluate, plan_evaluation),
+    "restore": Action(_restore, plan_restore),
 }
 
 

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from orchestrator import conflicts
 from orchestrator.config import (
+    Crew,
     Degradation,
     Follow,
     Job,
@@ -118,7 +119,40 @@ class EvaluateJob(Section):
     track: Follow
 
 
-AnyJob = Job | PackJob | EvaluateJob
+class Restoration(Section):
+    """Which photographs are restored, by which model, and how."""
+
+    model: str
+    """A weights file, a checkpoint of the authors, a run, or `models:/NAME@ALIAS`."""
+    inputs: Annotated[Names, Field(min_length=1)]
+    """Files, folders with all below them, globs, or `s3://bucket/prefix`; relative ones stand below the project."""
+    out: str
+    """A folder or `s3://bucket/prefix`: results keep their paths below their input."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    mode: Literal["auto", "whole", "strips", "tiles"] = "auto"
+    """`strips` is `whole` in little memory, `auto` chooses between them; `tiles` gives other pixels."""
+    tile: int = 512
+    """Side of a tile [px], for the mode `tiles`."""
+    overlap: int = 64
+    """Pixels that neighbouring tiles share."""
+    batch_size: int = Field(default=1, ge=1)
+    """Photographs of one size that go through the model together; on a GPU more are faster."""
+    max_megapixels: float = Field(default=179, gt=0)
+    """A larger photograph is refused before it is unpacked."""
+    overwrite: bool = False
+    """Replace what stands where a result goes; a photograph never."""
+
+
+class RestoreJob(Section):
+    """A job of kind `restore`: photographs through a model, each once, on as many workers as there is room for."""
+
+    name: Name
+    kind: Literal["restore"] = "restore"
+    restore: Restoration
+    workers: Crew = Crew()
+
+
+AnyJob = Job | PackJob | EvaluateJob | RestoreJob
 
 
 @dataclass(frozen=True)
@@ -146,4 +180,5 @@ KINDS: dict[str, Kind] = {
     "train": Kind(Job, ("name", "setting", "data", "track"), conflicts.of_training, _training_defaults),
     "pack": Kind(PackJob, ("name", "data"), conflicts.of_packing),
     "evaluate": Kind(EvaluateJob, ("name", "model", "data", "track"), conflicts.of_evaluation),
+    "restore": Kind(RestoreJob, ("name", "restore"), conflicts.of_restoring),
 }

@@ -53,10 +53,11 @@ class Outcome:
     seconds: float = 0.0
 
 
-def plan(inputs: Sequence[str], out: str | None) -> tuple[list[Task], list[str]]:
+def plan(inputs: Sequence[str], out: str | None, *, look: bool = False) -> tuple[list[Task], list[str]]:
     """Return a task per photograph, and what is wrong with inputs that stand for none.
 
-    Raises PhotoError where results would replace photographs, StoreError where they cannot be written.
+    Prepares the places of the results, unless this is but a `look`. Raises PhotoError where results would replace
+    photographs, StoreError where they cannot be written.
     """
     found, complaints = find_photographs(inputs, out)
     places = targets(found, out)
@@ -68,7 +69,8 @@ def plan(inputs: Sequence[str], out: str | None) -> tuple[list[Task], list[str]]
             if place.folder == folder
         }
         ledger = Ledger(Place(folder, "").store)
-        ledger.prepare()
+        if not look:
+            ledger.prepare()
         records, there = ledger.read(), _existing(list(here))
         for place, photograph in here.items():
             tasks[place] = Task(photograph.place, place, records.get(place.key, ()), place.key in there)

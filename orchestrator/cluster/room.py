@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ray
 
-from orchestrator.config import Workers
+from orchestrator.config import Crew
 from orchestrator.errors import PlanError
 
 _POLL_SECONDS = 1.0
@@ -16,19 +16,19 @@ _POLL_SECONDS = 1.0
 _SLACK = 1e-6
 
 
-def fitting_workers(workers: Workers, nodes: Iterable[Mapping[str, float]]) -> int:
+def fitting_workers(workers: Crew, nodes: Iterable[Mapping[str, float]]) -> int:
     """Return how many workers fit on `nodes`, at most `workers.max`; a worker never spans two nodes."""
     return min(workers.max, sum(_fitting_on(workers, node) for node in nodes))
 
 
-def _fitting_on(workers: Workers, resources: Mapping[str, float]) -> int:
+def _fitting_on(workers: Crew, resources: Mapping[str, float]) -> int:
     fits = (resources.get("CPU", 0.0) + _SLACK) / workers.cpus
     if workers.gpus:
         fits = min(fits, (resources.get("GPU", 0.0) + _SLACK) / workers.gpus)
     return math.floor(fits)
 
 
-def refusal(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> str:
+def refusal(workers: Crew, nodes: Sequence[Mapping[str, float]]) -> str:
     """Return the arithmetic of why the whole cluster is too small, or "" when it is not."""
     if fitting_workers(workers, nodes) >= workers.min:
         return ""
@@ -49,7 +49,7 @@ def _sum(nodes: Sequence[Mapping[str, float]], kind: str) -> str:
     return total if len(each) == 1 else f"{total} on {len(each)} nodes ({', '.join(f'{n:g}' for n in each)})"
 
 
-def wait_for_room(workers: Workers, say: Callable[[str], None], stopping: Callable[[], bool]) -> int:
+def wait_for_room(workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool]) -> int:
     """Return how many workers to start, once the cluster has room for at least `workers.min`; 0 when `stopping`.
 
     Raises PlanError when the cluster can never hold the job, or when `workers.wait_seconds` are over.
