@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mirage.config import TOTAL_STRIDE
+from mirage.graphs import GraphedModel
 from mirage.model import MIRAGE
 from mirage.strips import forward_in_strips
 from mirage.tiles import forward_in_tiles
@@ -26,6 +27,7 @@ def restore(
     *,
     tile: int = 512,
     overlap: int = 64,
+    graphs: GraphedModel | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Restore one image (3, h, w) or a batch (b, 3, h, w); h and w may be anything from 1 pixel up.
@@ -37,12 +39,15 @@ def restore(
     mode: `whole` runs the image at once; `strips` gives the same to rounding in bounded memory; `tiles` restores
     overlapping tiles (`tile` pixels a side, multiples of 8, sharing `overlap`) as images of their own, which is not
     the same. `auto` takes the whole image if that needs less than `WHOLE_BYTES`, strips otherwise.
+    graphs: of this model, to replay whole images from CUDA graphs; worth it where many are small and of equal size.
     progress: called with (work done, all work) now and then in the modes that take several steps.
     """
     _check(degraded)
     if tile < TOTAL_STRIDE or tile % TOTAL_STRIDE:
         near = max(tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
         raise ValueError(f"tile={tile}: needs a multiple of {TOTAL_STRIDE}. Nearest: {near}.")
+    if graphs is not None and graphs.model is not model:
+        raise ValueError("graphs: recorded of another model. Make GraphedModel(model) of this one.")
     weight = model.output.weight
     was_training = model.training
     model.eval()
@@ -59,7 +64,7 @@ def restore(
                     model, batch, lambda x: forward_in_strips(model, x.contiguous(), progress=progress)
                 )
             else:
-                image = _padded(model, batch, None)
+                image = _padded(model, batch, graphs)
             image = image.clamp_(0, 1).to(degraded.device, degraded.dtype)
     finally:
         model.train(was_training)

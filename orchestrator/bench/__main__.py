@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
     model.add_argument("--compile", action="store_true", help="compile the blocks of ours and the release")
     model.add_argument(
+        "--graphs", action="store_true", help="inference of ours is replayed from CUDA graphs (needs a GPU)"
+    )
+    model.add_argument(
         "--recompute",
         choices=("none", "full_resolution", "all"),
         default="none",
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     parity.add_argument("--threads", type=_positive, default=2, help="on a CPU")
 
     for each in (model, parity):
-        each.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+        each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise BenchError(f"--json {options.json}: its folder does not exist.")
-        where = setting.prepare(options.device, options.threads)
+        where = setting.prepare(options.device, options.threads, options.precision)
         result = (model if options.kind == "model" else parity).run(options, where, print)
     except BenchError as error:
         print(error, file=sys.stderr)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mirage import ModelConfig, cost
+from mirage import MIRAGE, ModelConfig, cost
+from mirage.graphs import GraphedModel
 from orchestrator.bench import measure, subjects
 from orchestrator.bench.setting import Setting
 from orchestrator.bench.subjects import Subject
@@ -27,6 +29,8 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
         entrants.append(subjects.release(options.release, options.size))
     entrants.append(subjects.ours(options.size, options.recompute))
     entrants += [subjects.peer(argument) for argument in options.peer]
+    if options.graphs:
+        entrants = [_graphed(subject) for subject in entrants]
     shape = (options.batch, 3, options.crop, options.crop)
     degraded, clean = (torch.rand(shape, device=setting.device) for _ in range(2))
     rows: list[dict[str, Any]] = []
@@ -82,6 +86,13 @@ def _compile(entrants: list[Subject]) -> list[str]:
             if subject.block is not None and isinstance(module, subject.block):
                 module.compile(dynamic=False)
     return [subject.name for subject in found]
+
+
+def _graphed(subject: Subject) -> Subject:
+    """Inference of a model of ours replayed from CUDA graphs; the others stay as they are."""
+    if not isinstance(subject.model, MIRAGE):
+        return subject
+    return replace(subject, name=f"{subject.name} graphs", restored=GraphedModel(subject.model))
 
 
 def _inference(

@@ -23,16 +23,20 @@ class Setting:
     threads: int
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
-        """Return the context in which a forward pass of this precision runs."""
+        """Return the context in which a forward pass of this precision runs: bf16 is autocast's."""
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def prepare(device: str, threads: int) -> Setting:
-    """Choose the device and set the number of threads."""
+def prepare(device: str, threads: int, precision: str) -> Setting:
+    """Choose the device, set the number of threads, and whether fp32 products and convolutions may use TF32."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchError("--device cuda: torch sees no GPU here.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "tf32" and device != "cuda":
+        raise BenchError("--precision tf32: only a GPU has it. On a CPU: fp32 or bf16.")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True
     torch.set_num_threads(threads)
     return Setting(torch.device(device), threads)
 
