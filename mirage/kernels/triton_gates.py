@@ -137,7 +137,7 @@ def _gated_depthwise(
 
     gate = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
     value = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
-    for dy in tl.static_range(SIZE):
+    for dy in range(SIZE):
         there = y + dy - SIZE // 2
         start = active + (image.to(tl.int64) * height + there) * width * step
         end = tl.where((there >= 0) & (there < height), width, 0)
@@ -203,7 +203,7 @@ def _gated_values(
     value = tl.load(here + half, mask=within & (channel < plain)[None, :], other=0.0).to(tl.float32)
     if first + CHANNELS > plain:
         mine = taps + image.to(tl.int64) * SIZE * SIZE * wide + channel - plain
-        for dy in tl.static_range(SIZE):
+        for dy in range(SIZE):
             there = y + dy - SIZE // 2
             start = hidden + (image.to(tl.int64) * height + there) * width * step
             end = tl.where((there >= 0) & (there < height), width, 0)

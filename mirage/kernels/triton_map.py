@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 1024
+TILE = 512
 """Elements of a map that one program holds at a time."""
 
 

@@ -50,7 +50,8 @@ def norm_linear(
             PRECISION="tf32" if _fast_fp32() else "ieee",
             ROWS=rows,
             ACROSS=across,
-            OUTPUTS=32,
+            OUTPUTS=32 if across <= 256 else 16,
+            num_stages=2,
         )
     return out, mean, inverse
 
@@ -84,7 +85,7 @@ def norm_linear_gradient(
             channels,
             step,
             CHUNK=CHUNK,
-            ROWS=max(min(2048 // across, CHUNK), 1),
+            ROWS=max(min(1024 // across, CHUNK), 1),
             ACROSS=across,
         )
     by_scale, by_shift = (part.sum(0) for part in partial.unbind(1))

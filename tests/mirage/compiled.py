@@ -1,0 +1,108 @@
+"""Compiles the Triton kernels for GPUs that are not here, as the model would launch them; prints JSON.
+
+Every launch of a whole training step is taken at its arguments, compiled to machine code of a Hopper GPU by the
+compiler and assembler in Triton's wheel, and not run.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from mirage.kernels import triton_depthwise, triton_gates, triton_norm, triton_sums
+
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+found: dict[str, dict[str, int]] = {}
+capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
+
+
+def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    """What a launch would compile."""
+    names = self.arg_names
+    values = dict(zip(names, args, strict=False)) | kwargs
+    constants = {p.name: values[p.name] for p in self.params if p.is_constexpr}
+    options = {name: value for name, value in values.items() if name not in names}
+    signature, attributes = {}, {}
+    for i, name in enumerate(names):
+        value = values[name]
+        if name in constants:
+            signature[name] = "constexpr"
+        elif isinstance(value, Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:  # as the launcher specialises
+            signature[name] = "constexpr"
+            constants[name] = 1
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    key = (
+        self.__name__ + " " + " ".join(f"{k}={v}" for k, v in sorted(signature.items()) if v.startswith("*"))
+    )
+    key += " " + " ".join(f"{k}={v}" for k, v in sorted(constants.items()))
+    if key in found:
+        return
+    source = ASTSource(self, signature, constants, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    found[key] = {
+        "shared": kernel.metadata.shared,
+        "code": len(kernel.asm["cubin"]),
+        **assembled(kernel.asm["cubin"]),
+    }
+
+
+def assembled(code: bytes) -> dict[str, int]:
+    """Registers per thread, and bytes of local memory, to which values go that do not fit into them."""
+    dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        said = subprocess.run([dump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    used = dict(re.findall(r"(REG|STACK):(\d+)", said.stdout + said.stderr))
+    return {"registers": int(used["REG"]), "stack": int(used["STACK"])}
+
+
+JITFunction.run = compiled
+
+
+def launches(dtype: torch.dtype, c: int, side: int) -> None:
+    """All kernels of a block of c channels at side x side, forward and backward, without their results."""
+    third, hidden = c // 3, 8 * c // 9
+    x = torch.zeros(2, side, side, c, dtype=dtype)
+    qkv, taps = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
+    triton_depthwise.convolve(qkv, taps)
+    triton_depthwise.convolve(qkv, taps, reverse=True)
+    triton_depthwise.taps_gradient(qkv, qkv, taps)
+    qk = qkv[..., : 2 * third].flatten(1, 2)
+    triton_sums.gram_gradient(triton_sums.gram(qk), qk)
+    triton_sums.moments(x[..., third : 2 * third].float())
+    gates, windows = x.new_zeros(2, side, side, 2 * hidden), x.new_zeros(2, third, 7, 7)
+    triton_gates.gated_values(gates, windows)
+    triton_gates.gated_values_gradient(gates[..., :hidden], gates, windows)
+    wide = x.new_zeros(4 * c, c)
+    ones = torch.ones(c)
+    out, mean, inverse = triton_norm.norm_linear(x.float(), ones, ones, wide, 1e-5)
+    triton_norm.norm_linear_gradient(out, x.float(), ones, ones, wide, mean, inverse)
+    taps = x.new_zeros(4 * c, 3, 3)
+    triton_gates.gated_depthwise_gradient(triton_gates.gated_depthwise(out, taps), out, taps)
+
+
+if __name__ == "__main__":
+    which = sys.argv[2:] or ["bf16 24 128"]
+    for word in which:
+        name, c, side = word.split()
+        launches({v: k for k, v in TYPES.items()}[name], int(c), int(side))
+    json.dump(found, sys.stdout, indent=1)
