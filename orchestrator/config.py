@@ -156,6 +156,8 @@ class Pack(Section):
     """Lossless tiles, QOI (fast) or WebP (compact), or the bytes of the source files."""
     jpeg: Literal["keep", "tile"] = "keep"
     """Whether JPEG sources keep their bytes, or become tiles, which take several times the room."""
+    shard_mib: int = Field(default=64, ge=1)
+    """Size at which a shard is closed, about."""
     allow_partial: bool = False
     """Pack what is there; what is missing is recorded in the manifest."""
 

@@ -39,6 +39,13 @@ def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> 
     return Dataset(uris, _shard_cache(spec), digests)
 
 
+def open_uris(uris: Sequence[str], cache_gib: float = 20.0) -> Dataset:
+    """Return packed datasets by URI or folder, apart from any job; raises `shards.ShardsError`."""
+    return Dataset(
+        [absolute_uri(uri) for uri in uris], ShardCache(home() / "cache" / "shards", int(cache_gib * 2**30))
+    )
+
+
 def open_dataset(job: Job) -> Dataset:
     """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
     return Dataset(manifest_uris(job), _shard_cache(job.data))
@@ -164,6 +171,7 @@ def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, progres
         encoding=spec.encoding,
         keep_jpeg=spec.jpeg == "keep",
         allow_partial=spec.allow_partial,
+        shard_bytes=spec.shard_mib << 20,
         run=run,
         on_progress=progress,
     )

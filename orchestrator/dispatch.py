@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ def _train(job: Job, say: Say, in_process: bool) -> Outcome:
 
 
 def _pack(job: PackJob, say: Say, in_process: bool) -> Outcome:
-    run_pack(job, say)
+    run_pack(job, say, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
     return Outcome("finished", 0, 0)
 
 

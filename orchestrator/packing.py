@@ -10,6 +10,7 @@ from orchestrator.config import Job
 from orchestrator.kinds import PackJob
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
+from shards.processes import Run
 from shards.store import open_store
 
 Say = Callable[[str], None]
@@ -18,9 +19,20 @@ Say = Callable[[str], None]
 _TELL_SECONDS = 2.0
 
 
-def run_pack(job: PackJob, say: Say) -> None:
-    """Pack the job's data and say what the dataset holds."""
-    packed = pack_what_is_missing(job, say)
+def run_pack(job: PackJob, say: Say, *, on_cluster: bool = False) -> None:
+    """Pack the job's data and say what the dataset holds.
+
+    On a cluster every shard is a task of its own, wherever there is room; else processes of this machine share them.
+    """
+    if on_cluster:
+        from orchestrator.cluster.launch import connected
+        from orchestrator.cluster.tasks import RayTasks
+
+        with connected():
+            say("every shard is a task of the cluster")
+            packed = pack_what_is_missing(job, say, RayTasks())
+    else:
+        packed = pack_what_is_missing(job, say)
     (uri,) = data.manifest_uris(job)
     manifest = load_manifest(open_store(uri))
     if not packed:
@@ -48,9 +60,9 @@ def plan_pack(job: PackJob) -> str:
     return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
 
 
-def pack_what_is_missing(job: Job | PackJob, say: Say) -> bool:
+def pack_what_is_missing(job: Job | PackJob, say: Say, run: Run | None = None) -> bool:
     """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
-    packed = data.ensure_packed(job, _progress(say))
+    packed = data.ensure_packed(job, _progress(say), run)
     if packed:
         say("packed " + ", ".join(data.manifest_uris(job)))
     return packed

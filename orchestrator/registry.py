@@ -92,6 +92,19 @@ def register(
     return RegisteredVersion(name, number, f"models:/{name}/{number}")
 
 
+def runs_of_models(tracking_uri: str, tag: str) -> set[str]:
+    """Return the values of `tag` over all versions of all registered models. Raises RegistryError."""
+    with _registry(tracking_uri) as client:
+        found: set[str] = set()
+        token = None
+        while True:
+            page = client.search_model_versions(max_results=1000, page_token=token)
+            found |= {str(version.tags[tag]) for version in page if tag in version.tags}
+            token = page.token
+            if not token:
+                return found
+
+
 def aliases(tracking_uri: str, name: str) -> dict[str, int]:
     """Return alias to version of a registered model. Raises RegistryError."""
     with _registry(tracking_uri) as client:

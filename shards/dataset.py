@@ -66,6 +66,20 @@ class Dataset:
         """Rows that can show a degradation, in manifest order; every noise level has the clean-only rows."""
         return self._rows.get((split, row_degradation(degradation)), [])
 
+    @property
+    def cache(self) -> ShardCache:
+        """Where shards are kept on this machine."""
+        return self._cache
+
+    def row_of(self, uri: str, row: Row) -> Row:
+        """A row of the manifest at `uri`, its shards numbered as `read` wants them."""
+        first = 0
+        for known, manifest in zip(self.uris, self.manifests, strict=True):
+            if known == uri:
+                return _renumber(row, first)
+            first += len(manifest.shards)
+        raise ValueError(f"{uri} is not among {self.uris}")
+
     def available(self, split: str) -> str:
         """What a split holds, in words, for messages: `noise (17), rain (34)`."""
         found = [
@@ -79,6 +93,10 @@ class Dataset:
         """Degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
+
+    def clean(self, row: Row) -> Image:
+        """Clean pixels of a row, (h, w, 3) uint8, whole."""
+        return self._pixels(row, row.clean, None)
 
     def _pixels(self, row: Row, member: Member, window: Window | None) -> Image:
         if member.encoding not in (*tiles.CODECS.values(), ORIGINAL):

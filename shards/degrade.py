@@ -30,8 +30,8 @@ def degrade(clean: Image, degradation: str, seed: int, name: str) -> Image:
     digest = hashlib.blake2b(f"{seed}/{degradation}/{name}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     image = clean
-    for step in _COMPOSED.get(degradation, (degradation,)):
-        image = _PHYSICS[step](image, rng)
+    for step in _COMPOSED.get(degradation) or (_PHYSICS[degradation],):
+        image = step(image, rng)
     return image
 
 
@@ -54,6 +54,13 @@ def haze(clean: Image, rng: np.random.Generator) -> Image:
     return _quantise(clean / 255 * transmission + airlight * (1 - transmission))
 
 
+def veil(clean: Image, rng: np.random.Generator) -> Image:
+    """CDD-11's haze: the same law with no depth above 0.7, and its ranges of density and airlight."""
+    depth = np.minimum(_depth(clean.shape[0], clean.shape[1], rng), 0.7)
+    transmission = np.exp(-rng.uniform(1, 2) * depth)[..., None]
+    return _quantise(clean / 255 * transmission + rng.uniform(0.6, 0.9) * (1 - transmission))
+
+
 def blur(clean: Image, rng: np.random.Generator) -> Image:
     """Motion along one straight line during the exposure."""
     kernel = _line(int(rng.integers(8, 18)), rng.uniform(0, np.pi))
@@ -67,6 +74,16 @@ def lowlight(clean: Image, rng: np.random.Generator) -> Image:
     photons = rng.uniform(500, 2000)  # at full scale
     shot = rng.standard_normal(clean.shape) * np.sqrt(exposed / photons)
     return _quantise(exposed + shot + rng.standard_normal(clean.shape) * rng.uniform(0.002, 0.006))
+
+
+def dim(clean: Image, rng: np.random.Generator) -> Image:
+    """CDD-11's low light: I = R L with L the smoothed brightest channel, shown as R L^gamma, and noise.
+
+    Lamps and skies stay bright, which a short exposure (`lowlight`) would not leave.
+    """
+    light = np.maximum(_smooth(clean.max(axis=2) / 255, reach=12), 1e-3)[..., None]
+    gamma, noise = rng.uniform(2, 3), rng.uniform(0.03, 0.08)
+    return _quantise(clean / 255 * light ** (gamma - 1) + rng.standard_normal(clean.shape) * noise)
 
 
 def snow(clean: Image, rng: np.random.Generator) -> Image:
@@ -89,7 +106,7 @@ _PHYSICS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
     "snow": snow,
 }
 
-_ORDER = {"low": "lowlight", "rain": "rain", "snow": "snow", "haze": "haze"}
+_ORDER = {"low": dim, "rain": rain, "snow": snow, "haze": veil}
 """In which CDD-11 composes: the scene is dark, rain and snow fall in it, haze lies over all."""
 
 _COMPOSED = {
@@ -116,6 +133,19 @@ def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
     depth -= depth.min()
     depth /= max(depth.max(), 1e-6)  # a single pixel has no slope
     return depth
+
+
+def _smooth(image: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Mean over a square of 2 `reach` + 1 pixels; the border is continued."""
+    side = 2 * reach + 1
+    for axis in (0, 1):
+        widths = [(reach + 1, reach) if a == axis else (0, 0) for a in (0, 1)]
+        sums = np.cumsum(np.pad(image, widths, mode="edge"), axis=axis)
+        image = (
+            np.take(sums, range(side, sums.shape[axis]), axis)
+            - np.take(sums, range(sums.shape[axis] - side), axis)
+        ) / side
+    return image
 
 
 def _upsample(coarse: Map, height: int, width: int) -> Map:

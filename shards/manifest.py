@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
+import re
 import zlib
 from collections import Counter
 from dataclasses import astuple, dataclass, field
@@ -25,6 +27,8 @@ READABLE = (1, 2)
 ORIGINAL = "original"
 """Encoding of a member that is the bytes of a source file."""
 POINTER = "manifest"
+MAX_BYTES = 1 << 30
+"""Of an unpacked manifest: far above that of any dataset, far below what a forged archive can unpack to."""
 Split = Literal["train", "test"]
 
 
@@ -125,6 +129,10 @@ def load_manifest(store: Store, digest: str | None = None) -> Manifest:
         pointed = store.read_pointer(POINTER)
         if pointed is None:
             raise ManifestError(f"{store.uri} holds no manifest. Pack a dataset there, or correct the URI.")
+        if re.fullmatch(rb"[0-9a-f]{64}", pointed) is None:
+            raise ManifestError(
+                f"{store.uri}/{POINTER} points to {pointed[:80]!r}, which is no digest. Pack again."
+            )
         digest = pointed.decode()
     return _read(store, digest)
 
@@ -219,11 +227,16 @@ def _read(store: Store, digest: str) -> Manifest:
     except MissingObjectError as error:
         raise ManifestError(f"{where} is missing although it is pointed to. Pack again.") from error
     try:
-        data = gzip.decompress(packed)
+        with gzip.open(io.BytesIO(packed)) as file:
+            data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise CorruptObjectError(
             f"{where} is not a gzip file ({error}). Delete it and pack again."
         ) from error
+    if len(data) > MAX_BYTES:
+        raise CorruptObjectError(
+            f"{where} unpacks to more than {MAX_BYTES:,} bytes; no manifest does. Delete it."
+        )
     if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptObjectError(f"{where} does not fit its digest. Delete it and pack again.")
     return from_bytes(data, where)

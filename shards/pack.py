@@ -86,6 +86,9 @@ def pack(
     )
     if not manifest.rows:
         raise PackError(render(name, findings))
+    gone = [shard.key for shard in manifest.shards if not store.exists(shard.key)]
+    if gone:
+        raise PackError(f"{store.uri}/{gone[0]} went away while the others were packed. Pack again.")
     publish(store, manifest)
     for task in tasks:
         store.delete(f"{RECORDS}{task.digest()}.json")

@@ -33,6 +33,7 @@ def pack(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Pack what is there and record what is missing.")
     ] = False,
+    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 64,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
     split: Annotated[str, typer.Option(help="train, test or all.", rich_help_panel=_PUBLISHED)] = "all",
     list_: Annotated[
@@ -98,6 +99,7 @@ def pack(
     kinds = degradation or []
     spec: dict[str, object] = {
         **{"source": dataset, "root": root and str(root), "encoding": encoding, "jpeg": jpeg},
+        **{"shard_mib": shard_mib},
         **{"allow_partial": allow_partial, "split": split, "list_file": list_ and str(list_), "group": group},
         **{"crops": crops, "exclude_leaked": exclude_leaked, "expected": _counts(expect or [])},
         **{

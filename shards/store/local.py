@@ -7,6 +7,7 @@ from pathlib import Path
 from shards.errors import StoreError
 from shards.store import once, pointer
 from shards.store.files import Explained, blocks, copy, replace
+from shards.store.protocol import Stat
 
 
 class LocalStore:
@@ -69,6 +70,12 @@ class LocalStore:
         """Whether there is such an object."""
         with self._explained(key):
             return self.path(key).is_file()
+
+    def stat(self, key: str) -> Stat:
+        """Size and age of an object."""
+        with self._explained(key):
+            found = self.path(key).stat()
+        return Stat(found.st_size, found.st_mtime)
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a store knows of an object."""
+
+    size: int
+    """Bytes."""
+    modified_unix: float
+    """When it was written, in seconds since 1970, by the store's own clock."""
 
 
 class Store(Protocol):
@@ -31,6 +42,9 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
+
+    def stat(self, key: str) -> Stat:
+        """Size and age of an object."""
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""

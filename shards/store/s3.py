@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
 from shards.store import files, once, pointer, retry
 from shards.store.files import Explained, blocks, replace
+from shards.store.protocol import Stat
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -84,6 +85,11 @@ class S3Store:
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         return self._size(key) is not None
+
+    def stat(self, key: str) -> Stat:
+        """Size and age of an object."""
+        head = self._attempt(key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key)))
+        return Stat(int(head["ContentLength"]), head["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from shards import degrade as degrade_module
 from shards.degrade import SYNTHETIC, degrade
 from shards.errors import PackError
 from shards.photographs import PHOTOGRAPHS, read_photograph
@@ -40,6 +41,43 @@ def test_severity_is_that_of_the_real_sets(degradation: str, low: float, high: f
         for seed in range(2)
     ]
     assert low < np.mean(values) < high
+
+
+@pytest.mark.parametrize(
+    ("degradation", "published"),
+    [
+        *(
+            ("low_haze", 14.9),
+            ("low_rain", 14.6),
+            ("low_snow", 13.5),
+            ("haze_rain", 14.8),
+            ("haze_snow", 14.8),
+        ),
+        *(("low_haze_rain", 15.3), ("low_haze_snow", 14.6)),
+    ],
+)
+def test_compositions_are_about_as_strong_as_cdd11s(degradation: str, published: float):
+    """Mean input PSNR over the held-out photographs, in dB, beside that of CDD-11's test set."""
+    values = [
+        psnr(degrade(clean, degradation, 0, photograph.name), clean)
+        for photograph in HELD_OUT
+        for clean in [read_photograph(photograph)]
+    ]
+    assert abs(np.mean(values) - published) < 3
+
+
+def test_a_composition_is_its_parts_in_cdd11s_order():
+    order: list[str] = []
+    for name, parts in degrade_module._COMPOSED.items():
+        assert [part.__name__ for part in parts] == [
+            {"low": "dim", "haze": "veil"}.get(word, word)
+            for word in ("low", "rain", "snow", "haze")
+            if word in name.split("_")
+        ]
+        order.append(name)
+    assert len(order) == 7
+    clean = read_photograph(HELD_OUT[0])[:80, :90]
+    assert (degrade(clean, "haze_rain", 0, "x") != degrade(clean, "haze", 0, "x")).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 3), (33, 200)])

@@ -399,3 +399,13 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path):
     assert "StoreError" in ended.stdout, ended.stderr
     assert "No space left on device. Free some space. ['small']" in ended.stdout
     assert ended.stdout.strip().endswith(f"{tmp_path}/small")
+
+
+def test_size_and_age_of_an_object_are_known(store: Store):
+    before = time.time()
+    store.write("a/b", b"12345")
+    stat = store.stat("a/b")
+    assert stat.size == 5
+    assert abs(stat.modified_unix - before) < 60
+    with pytest.raises(MissingObjectError):
+        store.stat("a/c")

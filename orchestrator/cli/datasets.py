@@ -1,0 +1,147 @@
+"""Commands about datasets that are packed already: verify, show, audit, gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import app, bar, complain, say, use_local_cluster
+
+Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
+
+_SHOWN = 20
+
+
+@app.command()
+def verify(
+    uri: Uri,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Decode every image as well.")] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Read a packed dataset whole and hold every byte against its manifest."""
+    use_local_cluster()
+    from orchestrator.home import absolute_uri
+    from shards.manifest import load_manifest
+    from shards.processes import Processes, cores
+    from shards.store import open_store
+    from shards.verify import verify as check
+
+    store = open_store(absolute_uri(uri))
+    manifest = load_manifest(store)
+    with bar("verifying") as advance:
+        found = check(store, manifest, decode=pixels, run=Processes(jobs or cores()), on_progress=advance)
+    say(
+        f"{store.uri}: {found.shards:,} shards, {found.bytes:,} bytes and {found.images:,} images are what manifest "
+        f"{manifest.digest[:16]} says"
+    )
+
+
+@app.command()
+def show(
+    uri: Uri,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Contact sheet. Default: NAME.sheet.png here.")
+    ] = None,
+) -> None:
+    """Print what a packed dataset holds and write a contact sheet."""
+    use_local_cluster()
+    from orchestrator.data import open_uris
+    from orchestrator.holdings import contact_sheet, describe
+
+    dataset = open_uris([uri])
+    (manifest,) = dataset.manifests
+    say(describe(dataset.uris[0], manifest))
+    path = out or Path(f"{manifest.name}.sheet.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(dataset).save(path)
+    say(f"sheet      {path}")
+
+
+@app.command()
+def audit(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="Packed datasets.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Pictures of the pairs.")] = Path("audit.png"),
+    shown: Annotated[int, typer.Option(min=1, help="How many pairs are listed and pictured.")] = _SHOWN,
+    jobs: Jobs = None,
+) -> None:
+    """Find photographs that come twice, within and across datasets, and on both sides of train and test.
+
+    The exit status is 1 when a test sample shows a photograph that is trained on.
+    """
+    use_local_cluster()
+    from orchestrator.data import open_uris
+    from orchestrator.holdings import twin_sheet
+    from shards.audit import audit as compare
+    from shards.audit import leaked_tests
+    from shards.processes import Processes, cores
+
+    dataset = open_uris(uris)
+    with bar("comparing") as advance:
+        twins = compare(dataset, dataset.cache, run=Processes(jobs or cores()), on_progress=advance)
+    for twin in twins[:shown]:
+        kind = "equal pixels" if twin.exact else f"alike, {twin.correlation:.3f}"
+        sides = [f"{p.uri} {p.split} {p.row.id}" for p in (twin.first, twin.second)]
+        say(f"{'LEAK  ' if twin.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
+    if len(twins) > shown:
+        say(f"      ... and {len(twins) - shown:,} more pairs")
+    leaks = sum(twin.leaks for twin in twins)
+    exact = sum(twin.exact for twin in twins)
+    say(
+        f"{len(twins):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} of them across train and test"
+    )
+    if twins:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        twin_sheet(dataset, twins[:shown]).save(out)
+        say(f"pictures   {out}")
+    leaked = leaked_tests(twins)
+    for uri, samples in leaked.items():
+        say(f"{uri}: {samples:,} test samples show photographs that are trained on")
+    if leaked:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    uri: Annotated[
+        str,
+        typer.Argument(help="A dataset, or a whole storage: s3://bucket or a folder.", show_default=False),
+    ],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it. Without this nothing changes.")
+    ] = False,
+    older_than: Annotated[
+        float,
+        typer.Option(min=0, help="Hours since anything unreferenced was written; younger may be in use."),
+    ] = 24.0,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI whose registered models keep their runs.")
+    ] = None,
+) -> None:
+    """List what nothing refers to: orphaned and unpublished shards, old checkpoints. With --delete, remove it.
+
+    What a manifest, a run in progress or a registered model refers to is never touched.
+    """
+    use_local_cluster()
+    from orchestrator import garbage, registry, track
+    from orchestrator.home import absolute_uri
+    from orchestrator.named import RUN_TAG
+    from shards.store import open_store
+
+    store = open_store(absolute_uri(uri))
+    models = track.tracking_uri(tracking)
+    database = track.sqlite_file(models)
+    nothing_tracked = database is not None and not database.exists()
+    registered = set() if nothing_tracked else registry.runs_of_models(models, RUN_TAG)
+    found = garbage.find(store, registered, grace_hours=older_than)
+    for item in found.garbage:
+        say(f"{item.size:>14,}  {item.key}   {item.why}")
+    for note in found.notes:
+        complain(note)
+    say(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
+    if delete:
+        say(f"removed {garbage.remove(store, found.garbage):,}")
+    elif found.garbage:
+        say("nothing was removed; to remove them: --delete")

@@ -1,0 +1,162 @@
+"""What a store holds that nothing refers to any more: found by looking at what refers to what, never by age alone.
+
+    a dataset    shards and listings that none of its manifests names (whatever the pointer says), and the records
+                 of a packing that was never published
+    a run        blobs that no checkpoint names; of a finished run also the checkpoints that are neither the newest
+                 nor the best. A run that is not finished keeps all its checkpoints, a registered one everything
+
+Only objects whose names are of our making are ever considered. A folder in which anything unreferenced was written
+lately may be in use, by a packing or a run in progress, and is left alone; so is one whose records cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from orchestrator.checkpoint import METRIC
+from orchestrator.train import RESULT
+from shards.errors import MissingObjectError, ShardsError
+from shards.listing import listing_key
+from shards.manifest import load_manifest
+from shards.store import Store, open_store
+
+GRACE_HOURS = 24.0
+
+_HEX = "[0-9a-f]{64}"
+_NAMES = {
+    "shards": rf"shards/{_HEX}\.tar",
+    "sources": rf"sources/{_HEX}\.txt",
+    "packing": rf"packing/{_HEX}\.json",
+    "manifests": rf"manifests/{_HEX}\.json\.gz",
+    "blobs": rf"blobs/{_HEX}\.safetensors",
+    "weights": rf"weights/{_HEX}\.safetensors",
+    "checkpoints": r"checkpoints/\d+-[0-9a-f]{12}\.json",
+    "result": re.escape(RESULT),
+}
+_KEY = re.compile(
+    r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _NAMES.items()) + ")"
+)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """An object that nothing refers to."""
+
+    key: str
+    size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What can go, and what was left alone for a reason."""
+
+    garbage: tuple[Garbage, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """That removing it frees."""
+        return sum(item.size for item in self.garbage)
+
+
+def find(store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS) -> Findings:
+    """Look through all of a store; nothing is changed. `registered_runs` are ids of runs that models came from."""
+    roots: dict[str, dict[str, list[str]]] = {}
+    for key in store.list():
+        found = _KEY.fullmatch(key)
+        if found is not None:
+            kind = next(kind for kind in _NAMES if found[kind] is not None)
+            roots.setdefault(found["root"], {}).setdefault(kind, []).append(key)
+    garbage: list[Garbage] = []
+    notes: list[str] = []
+    for root, keys in sorted(roots.items()):
+        where = f"{store.uri}/{root}".rstrip("/")
+        try:
+            free = list(_of_dataset(where, root, keys)) + list(_of_run(store, root, keys, registered_runs))
+        except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{where}: left alone, what it refers to cannot be read: {error}")
+            continue
+        stats = {key: store.stat(key) for key, _ in free}
+        newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
+        age_hours = (time.time() - newest) / 3600
+        if free and age_hours < grace_hours:
+            notes.append(
+                f"{where}: left alone, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
+                f"be in use. If it is not: --older-than {max(age_hours - 0.1, 0):.1f}"
+            )
+            continue
+        garbage += [Garbage(key, stats[key].size, why) for key, why in free]
+    return Findings(tuple(garbage), tuple(notes))
+
+
+def remove(store: Store, garbage: Iterable[Garbage]) -> int:
+    """Delete what `find` found, records before what they name; returns how many objects."""
+    order = {"packing": 0, "checkpoints": 0}
+    removed = 0
+    for item in sorted(garbage, key=lambda item: order.get(item.key.split("/")[-2], 1)):
+        store.delete(item.key)
+        removed += 1
+    return removed
+
+
+def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    if not any(kind in keys for kind in ("shards", "sources", "packing")):
+        return
+    dataset = open_store(where)
+    named: set[str] = set()
+    for key in keys.get("manifests", ()):
+        manifest = load_manifest(dataset, key.rpartition("/")[2].partition(".")[0])
+        named |= {root + shard.key for shard in manifest.shards}
+        named |= {root + listing_key(digest) for digest in manifest.provenance.get("sources", ())}
+    unpublished = {
+        root + key for record in keys.get("packing", ()) for key in _shards_of(dataset, record[len(root) :])
+    }
+    for key in keys.get("packing", ()):
+        yield key, "record of a packing that was not published"
+    for key in keys.get("shards", ()):
+        if key not in named:
+            yield (
+                key,
+                "shard of a packing that was not published" if key in unpublished else "shard in no manifest",
+            )
+    for key in keys.get("sources", ()):
+        if key not in named:
+            yield key, "listing in no manifest"
+
+
+def _shards_of(dataset: Store, record: str) -> list[str]:
+    try:
+        return [shard[0] for shard in json.loads(dataset.read(record))["shards"]]
+    except (ValueError, KeyError, TypeError, MissingObjectError):
+        return []  # a damaged record names nothing, and is garbage itself
+
+
+def _of_run(
+    store: Store, root: str, keys: dict[str, list[str]], registered_runs: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    if not any(kind in keys for kind in ("blobs", "checkpoints", "weights")):
+        return
+    if root.rstrip("/").rpartition("/")[2] in registered_runs:
+        return
+    records = {key: json.loads(store.read(key)) for key in sorted(keys.get("checkpoints", ()))}
+    kept = set(records)
+    if "result" in keys:
+        named = {root + str(json.loads(store.read(root + RESULT))["weights"])}
+        scored = {
+            key: record["metrics"][METRIC] for key, record in records.items() if METRIC in record["metrics"]
+        }
+        kept = {*list(records)[-1:], *([max(scored, key=lambda key: float(scored[key]))] if scored else [])}
+        for key in records.keys() - kept:
+            yield key, "checkpoint of a finished run, neither its newest nor its best"
+        for key in keys.get("weights", ()):
+            if key not in named:
+                yield key, "weights that the run's result does not name"
+    needed = {f"{root}blobs/{blob}.safetensors" for key in kept for blob in records[key]["blobs"].values()}
+    for key in keys.get("blobs", ()):
+        if key not in needed:
+            yield key, "tensors of no checkpoint that stays"

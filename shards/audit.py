@@ -1,0 +1,212 @@
+"""Photographs that come twice: within a dataset, across datasets, and on both sides of train and test.
+
+Clean images are compared by what they show, since the same scene is stored as JPEG here and PNG there. Two hashes
+must agree: the signs of 63 low cosine frequencies (`hash`) find candidates that differ in at most 10 bits, and the
+correlation of 16 x 16 grey miniatures confirms them. Copies that were resized, recompressed, brightened or lightly
+filtered are found; mirrored, rotated or strongly cropped ones are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from shards.cache import ShardCache
+from shards.dataset import Dataset
+from shards.manifest import Member, Row
+from shards.processes import Run, Tick, run_here
+
+NEAR_BITS = 10
+NEAR_CORRELATION = 0.97
+_MINIATURE = 16
+_FLAT = 1.5  # grey levels: a miniature that varies less (plain sky, black) tells nothing
+_ROWS = 512  # of the table of distances that are held at once
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One clean image, and the samples that show it."""
+
+    uri: str
+    row: Row
+    """The first of its rows."""
+    split: str
+    ids: tuple[str, ...]
+    """Ids of all its samples."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Two clean images that are the same photograph."""
+
+    first: Photograph
+    second: Photograph
+    exact: bool
+    """Equal pixel for pixel."""
+    correlation: float
+
+    @property
+    def leaks(self) -> bool:
+        """Whether one is trained on and the other tested."""
+        return self.first.split != self.second.split
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is compared, one row per photograph."""
+
+    exact: tuple[str, ...]
+    hashes: NDArray[np.uint64]  # (n,)
+    miniatures: NDArray[np.float32]  # (n, 256)  zero mean, unit length; zero where flat
+
+
+@dataclass(frozen=True)
+class Task:
+    """Clean images to fingerprint; those of one shard."""
+
+    uri: str
+    digest: str
+    cache: Path
+    cache_bytes: int
+    rows: tuple[Row, ...]
+
+
+def photographs(dataset: Dataset) -> list[Photograph]:
+    """Every clean image of the datasets once per split, in manifest order."""
+    found: list[Photograph] = []
+    for uri, manifest in zip(dataset.uris, dataset.manifests, strict=True):
+        held: dict[tuple[Member, str], list[Row]] = {}
+        for row in manifest.rows:
+            held.setdefault((row.clean, row.split), []).append(row)
+        found += [
+            Photograph(uri, rows[0], split, tuple(row.id for row in rows))
+            for (_, split), rows in held.items()
+        ]
+    return found
+
+
+def audit(
+    dataset: Dataset,
+    cache: ShardCache,
+    *,
+    run: Run = run_here,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> list[Twin]:
+    """All pairs of clean images that show the same, leaks between train and test first."""
+    known = photographs(dataset)
+    digests = dict(zip(dataset.uris, dataset.digests, strict=True))
+    by_shard: dict[tuple[str, int], list[int]] = {}
+    for index, photograph in enumerate(known):
+        by_shard.setdefault((photograph.uri, photograph.row.clean.shard), []).append(index)
+    tasks = [
+        Task(uri, digests[uri], cache.folder, cache.max_bytes, tuple(known[i].row for i in indices))
+        for (uri, _), indices in by_shard.items()
+    ]
+    done = 0
+
+    def tick(images: int, id_: str) -> None:
+        nonlocal done
+        done += images
+        if on_progress is not None:
+            on_progress(done, len(known), id_)
+
+    exact = [""] * len(known)
+    hashes = np.zeros(len(known), np.uint64)
+    miniatures = np.zeros((len(known), _MINIATURE**2), np.float32)
+    places = list(by_shard.values())
+    for number, prints in run(fingerprint, tasks, tick):
+        hashes[places[number]] = prints.hashes
+        miniatures[places[number]] = prints.miniatures
+        for index, digest in zip(places[number], prints.exact, strict=True):
+            exact[index] = digest
+    twins = [
+        Twin(known[i], known[j], exact[i] == exact[j], correlation)
+        for i, j, correlation in alike(Fingerprints(tuple(exact), hashes, miniatures))
+    ]
+    return sorted(twins, key=lambda twin: (not twin.leaks, not twin.exact, -twin.correlation))
+
+
+def leaked_tests(twins: Sequence[Twin]) -> Counter[str]:
+    """Test samples whose photograph is trained on too: URI of the test set -> number of samples."""
+    seen: dict[tuple[str, Member], int] = {}
+    for twin in twins:
+        if twin.leaks:
+            tested = twin.first if twin.first.split == "test" else twin.second
+            seen[tested.uri, tested.row.clean] = len(tested.ids)
+    counted: Counter[str] = Counter()
+    for (uri, _), samples in seen.items():
+        counted[uri] += samples
+    return counted
+
+
+def fingerprint(task: Task, tick: Tick) -> Fingerprints:
+    """Fingerprints of the clean images of a task."""
+    dataset = Dataset([task.uri], ShardCache(task.cache, task.cache_bytes), [task.digest])
+    exact, hashes, miniatures = [], [], []
+    for row in task.rows:
+        pixels = dataset.clean(row)
+        exact.append(hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
+        hashes.append(_hash(pixels))
+        miniatures.append(_miniature(pixels))
+        tick(1, row.id)
+    return Fingerprints(tuple(exact), np.array(hashes, np.uint64), np.stack(miniatures))
+
+
+def alike(prints: Fingerprints) -> Iterator[tuple[int, int, float]]:
+    """Pairs i < j that show the same, with the correlation of their miniatures."""
+    count = len(prints.exact)
+    by_digest: dict[str, int] = {}
+    numbers = np.array([by_digest.setdefault(digest, len(by_digest)) for digest in prints.exact])
+    for start in range(0, count, _ROWS):
+        rows = slice(start, min(start + _ROWS, count))
+        bits = np.bitwise_count(prints.hashes[rows, None] ^ prints.hashes[None, start:])  # (rows, n - start)
+        equal = numbers[rows, None] == numbers[None, start:]
+        here, there = np.nonzero((bits <= NEAR_BITS) | equal)
+        later = here < there
+        here, there = here[later] + start, there[later] + start
+        correlations = np.einsum("ij,ij->i", prints.miniatures[here], prints.miniatures[there])
+        for i, j, correlation in zip(here.tolist(), there.tolist(), correlations.tolist(), strict=True):
+            if numbers[i] == numbers[j]:
+                yield i, j, 1.0
+            elif correlation >= NEAR_CORRELATION:
+                yield i, j, correlation
+
+
+def _grey(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+    image = PilImage.fromarray(pixels).convert("L").resize((side, side), PilImage.Resampling.BOX)
+    return np.asarray(image, np.float64)
+
+
+def _hash(pixels: NDArray[np.uint8]) -> int:
+    """Signs of the 8 x 8 lowest cosine frequencies of a 32 x 32 miniature, against their median."""
+    basis = _cosines()
+    low = (basis @ _grey(pixels, 32) @ basis.T).ravel()[1:]  # the mean says nothing
+    bits = low > np.median(low)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+@cache
+def _cosines() -> NDArray[np.float64]:
+    """(8, 32): the first rows of a cosine transform."""
+    place, frequency = np.arange(32)[None, :], np.arange(8)[:, None]
+    waves: NDArray[np.float64] = np.cos(np.pi * (2 * place + 1) * frequency / 64)
+    return waves
+
+
+def _miniature(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    small = _grey(pixels, _MINIATURE).ravel()
+    small -= small.mean()
+    length = float(np.sqrt((small**2).sum()))
+    flat = length < _FLAT * _MINIATURE
+    result: NDArray[np.float32] = (
+        np.zeros(small.shape, np.float32) if flat else (small / length).astype(np.float32)
+    )
+    return result

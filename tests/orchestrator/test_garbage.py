@@ -1,0 +1,167 @@
+"""Garbage is what nothing refers to: found by looking, listed first, removed on request, and never anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from orchestrator.checkpoint import Checkpoints, Identity, State
+from orchestrator.garbage import find, remove
+from shards.manifest import POINTER, load_manifest
+from shards.pack import pack
+from shards.processes import Tick
+from shards.sources import FolderSource
+from shards.store import LocalStore
+from shards.verify import verify
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+            tmp_path / f"raw/{number}.png"
+        )
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "storage")
+
+
+def pack_seed(raw: Path, storage: LocalStore, seed: int) -> LocalStore:
+    store = LocalStore(storage.root / "data" / "set")
+    pack(FolderSource(raw, ["rain"], seed=seed), store, name="set", shard_bytes=10_000)
+    return store
+
+
+def grow_old(storage: LocalStore, hours: float = 48) -> None:
+    then = time.time() - hours * 3600
+    for path in storage.root.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def interrupt(raw: Path, store: LocalStore, seed: int) -> None:
+    def stop(work, tasks, tick: Tick):
+        for index, task in list(enumerate(tasks))[:2]:
+            yield index, work(task, tick)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(FolderSource(raw, ["rain"], seed=seed), store, name="set", shard_bytes=10_000, run=stop)
+
+
+def test_every_manifest_keeps_its_shards_whatever_the_pointer_says(raw: Path, storage: LocalStore):
+    store = pack_seed(raw, storage, 1)
+    old = load_manifest(store)
+    pack_seed(raw, storage, 2)
+    grow_old(storage)
+    found = find(storage, set())
+    assert found.garbage == ()
+    store.path(POINTER).unlink()
+    assert find(storage, set()).garbage == ()
+    verify(store, old)
+
+
+def test_an_unpublished_packing_and_orphans_go_and_the_published_dataset_stays(
+    raw: Path, storage: LocalStore
+):
+    store = pack_seed(raw, storage, 1)
+    before = set(storage.list())
+    interrupt(raw, store, 2)
+    store.write(f"shards/{'0' * 64}.tar", b"orphan")
+    store.write("shards/notes.txt", b"not ours")
+    grow_old(storage)
+    found = find(storage, set())
+    assert {item.key for item in found.garbage} == set(storage.list()) - before - {
+        "data/set/shards/notes.txt"
+    }
+    reasons = sorted(item.why for item in found.garbage)
+    assert reasons == [
+        *["record of a packing that was not published"] * 2,
+        "shard in no manifest",
+        *["shard of a packing that was not published"] * 2,
+    ]
+    assert found.bytes == sum(storage.stat(item.key).size for item in found.garbage)
+    assert remove(storage, found.garbage) == 5
+    assert set(storage.list()) == before | {"data/set/shards/notes.txt"}
+    verify(store, load_manifest(store), decode=True)
+
+
+def test_a_packing_in_progress_is_left_alone(raw: Path, storage: LocalStore):
+    store = pack_seed(raw, storage, 1)
+    interrupt(raw, store, 2)
+    found = find(storage, set())
+    assert found.garbage == ()
+    assert "may be in use" in found.notes[0]
+    assert len(find(storage, set(), grace_hours=0).garbage) == 4
+
+
+def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(raw: Path, storage: LocalStore):
+    store = pack_seed(raw, storage, 1)
+    interrupt(raw, store, 2)
+    (key,) = store.list("manifests/")
+    store.path(key).write_bytes(b"damaged")
+    grow_old(storage)
+    found = find(storage, set())
+    assert found.garbage == ()
+    assert "left alone" in found.notes[0]
+    assert key in found.notes[0]
+
+
+def checkpointed(storage: LocalStore, run: str, scores: list[float]) -> Checkpoints:
+    kept = Checkpoints(LocalStore(storage.root / "runs" / run), Identity(run, ("d",)), keep=len(scores))
+    for step, score in enumerate(scores, 1):
+        tensors = {"model": {"w": torch.full((4,), float(step))}}
+        kept.save(State(step, step * 8, 0, tensors, {"val/psnr": score}))
+    kept.wait()
+    return kept
+
+
+def finish(storage: LocalStore, run: str) -> str:
+    key = f"weights/{'a' * 64}.safetensors"
+    store = LocalStore(storage.root / "runs" / run)
+    store.write(key, b"weights")
+    store.write("result.json", json.dumps({"weights": key}).encode())
+    return f"runs/{run}/{key}"
+
+
+def test_a_finished_run_keeps_its_newest_and_best_checkpoint_and_its_weights(storage: LocalStore):
+    kept = checkpointed(storage, "one", [20.0, 30.0, 25.0, 24.0])
+    weights = finish(storage, "one")
+    grow_old(storage)
+    found = find(storage, set())
+    assert sum("checkpoint of a finished run" in item.why for item in found.garbage) == 2
+    assert sum("tensors of no checkpoint" in item.why for item in found.garbage) == 2
+    remove(storage, found.garbage)
+    assert [kept.load(name).step for name in kept.names()] == [2, 4]
+    assert storage.exists(weights)
+    assert find(storage, set()).garbage == ()
+
+
+def test_a_run_in_progress_and_one_that_models_came_from_lose_nothing(storage: LocalStore):
+    checkpointed(storage, "running", [20.0, 30.0, 25.0])
+    checkpointed(storage, "registered", [20.0, 30.0, 25.0])
+    finish(storage, "registered")
+    grow_old(storage)
+    assert find(storage, {"registered"}).garbage == ()
+
+
+def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore):
+    checkpointed(storage, "one", [20.0, 30.0, 25.0])
+    finish(storage, "one")
+    path = storage.path(storage.list("runs/one/checkpoints/")[0])
+    path.write_bytes(b"<html>")
+    grow_old(storage)
+    found = find(storage, set())
+    assert found.garbage == ()
+    assert "left alone" in found.notes[0]

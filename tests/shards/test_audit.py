@@ -1,0 +1,108 @@
+"""The audit finds the same photograph wherever it comes again, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from shards.audit import audit, leaked_tests
+from shards.cache import ShardCache
+from shards.dataset import Dataset
+from shards.pack import pack
+from shards.photographs import PHOTOGRAPHS, read_photograph
+from shards.processes import Processes
+from shards.sources import FolderSource, Options, PublishedSource
+from shards.sources.leaks import OTS_SCENES_OF_SOTS
+from shards.store import LocalStore
+from tests.shards.raw import harmed, save
+
+
+def scenes(count: int) -> list[np.ndarray]:
+    """Cuts that show different things: of every photograph in turn, those with something on them."""
+    found: list[np.ndarray] = []
+    whole = [
+        read_photograph(p)
+        for p in PHOTOGRAPHS
+        if p.name not in ("motorcycle_right", "moon", "gravel", "grass")
+    ]
+    step = 0
+    while len(found) < count:
+        for image in whole:
+            top, left = 64 * (step // 4), 72 * (step % 4)
+            piece = image[top : top + 64, left : left + 72]
+            if piece.shape == (64, 72, 3) and piece.std() > 25:
+                found.append(piece)
+        step += 1
+    return found[:count]
+
+
+def test_the_76_leaked_images_of_sots_are_found(tmp_path: Path):
+    """75 scenes of the official list are test scenes; 0330 has two hazy test images, so 76 of them are leaked."""
+    own, foreign = ("1100", "1101", "1102"), ("0001", "0002", "0003", "0005")
+    names = [*OTS_SCENES_OF_SOTS, *own, *foreign]
+    pictures = dict(zip(names, scenes(len(names)), strict=True))
+    raw = tmp_path / "raw"
+    for name in (*OTS_SCENES_OF_SOTS, *own):
+        save(raw / "ots" / "original" / f"{name}.jpg", pictures[name])  # JPEG here, PNG there
+        for haze in ("0.8_0.04", "1_0.2"):
+            save(raw / "ots" / "synthetic" / "part1" / f"{name}_{haze}.jpg", harmed(pictures[name]))
+    hazy = [(name, "0.9_0.12") for name in (*OTS_SCENES_OF_SOTS, *foreign)] + [("0330", "0.8_0.16")]
+    for name, haze in hazy:
+        save(raw / "sots" / "gt" / f"{name}.png", pictures[name])
+        save(raw / "sots" / "hazy" / f"{name}_{haze}.jpg", harmed(pictures[name]))
+    stores = [LocalStore(tmp_path / name) for name in ("ots", "sots")]
+    ots = PublishedSource("reside-ots", raw / "ots", Options(expected={"OTS": 2 * 78}))
+    sots = PublishedSource("sots-outdoor", raw / "sots", Options(expected={"SOTS outdoor": 80}))
+    for source, store in zip((ots, sots), stores, strict=True):
+        pack(source, store, name="x")
+
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    twins = audit(Dataset([store.uri for store in stores], cache), cache, run=Processes(2))
+    assert all(twin.leaks for twin in twins)
+    found = {(twin.first.row.id[:4], twin.second.row.id[:4]) for twin in twins}
+    assert found == {(scene, scene) for scene in OTS_SCENES_OF_SOTS}
+    assert leaked_tests(twins) == {stores[1].uri: 76}
+    trained = {id_ for twin in twins for id_ in twin.first.ids}
+    assert len(trained) == 2 * 75
+
+    clean = PublishedSource("reside-ots", raw / "ots", Options(expected={"OTS": 2 * 78}, exclude_leaked=True))
+    pack(clean, LocalStore(tmp_path / "clean"), name="x")
+    both = Dataset([str(tmp_path / "clean"), stores[1].uri], cache)
+    assert audit(both, cache) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [
+        (lambda image: image, True),
+        (lambda image: image.resize((100, 90), Image.Resampling.BICUBIC), False),
+        (lambda image: ImageEnhance.Brightness(image).enhance(0.8), False),
+        (lambda image: ImageEnhance.Contrast(image).enhance(1.2), False),
+        (lambda image: image.convert("L"), False),
+        (lambda image: image.crop((2, 1, image.width - 1, image.height - 2)), False),
+    ],
+    ids=["copied", "resized", "darker", "contrast", "grey", "trimmed"],
+)
+def test_a_copy_is_found_whatever_was_done_to_it(tmp_path: Path, change, exact: bool):
+    pictures = scenes(30)
+    for number, picture in enumerate(pictures):
+        save(tmp_path / "raw" / f"{number:02}.png", picture)
+    change(Image.fromarray(pictures[7])).save(tmp_path / "raw" / "copy.png")
+    pack(FolderSource(tmp_path / "raw", ["noise25"]), LocalStore(tmp_path / "s"), name="x")
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    (twin,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
+    assert {twin.first.row.id, twin.second.row.id} == {"07", "copy"}
+    assert (twin.exact, twin.leaks) == (exact, False)
+
+
+def test_plain_surfaces_are_not_taken_for_each_other(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        plain = 100 + 10 * number + rng.integers(-3, 4, (64, 72, 3))
+        save(tmp_path / "raw" / f"{number}.png", plain.astype(np.uint8))
+    pack(FolderSource(tmp_path / "raw", ["noise25"]), LocalStore(tmp_path / "s"), name="x")
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    assert audit(Dataset([str(tmp_path / "s")], cache), cache) == []
