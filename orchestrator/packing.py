@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from orchestrator import data
-from orchestrator.config import Job
+from orchestrator.config import Job, Pack
 from orchestrator.kinds import PackJob
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
@@ -47,9 +47,8 @@ def plan_pack(job: PackJob) -> str:
     lines = [
         f"job {job.name}   kind pack",
         "",
-        f"source     {spec.source}{f' in {spec.root}' if spec.root else ''}, {spec.variants} draws of each "
-        f"degradation per training photograph, seed {spec.seed}",
-        f"into       {uri}, tiles {spec.encoding}",
+        f"source     {spec.source}{f' in {spec.root}' if spec.root else ''}{_draws(spec)}",
+        f"into       {uri}, encoding {spec.encoding}",
     ]
     for degradation, count in data.source_counts(spec).items():
         lines.append(f"             train {degradation:<9} {count:>7,}")
@@ -66,6 +65,12 @@ def pack_what_is_missing(job: Job | PackJob, say: Say, run: Run | None = None) -
     if packed:
         say("packed " + ", ".join(data.manifest_uris(job)))
     return packed
+
+
+def _draws(spec: Pack) -> str:
+    if spec.source not in ("photographs", "synthetic"):
+        return ""
+    return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
 
 
 def _progress(say: Say) -> data.Progress:
