@@ -34,6 +34,7 @@ test: setup check
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup
+	@scripts/browser
 	@$(BIN)/python -m pytest -m slow
 
 clean:

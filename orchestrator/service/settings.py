@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.errors import ServiceError
 
-MEBIBYTE = 1 << 20
+MEGABYTE = 1_000_000
 MEGAPIXEL = 1_000_000
 
 
@@ -16,7 +16,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    max_bytes: int = 64 * MEBIBYTE
+    max_bytes: int = 64 * MEGABYTE
     """Of one image file."""
     max_pixels: int = 24 * MEGAPIXEL
     """Of one image; looked up in its header, before anything is decoded."""
