@@ -1,0 +1,191 @@
+"""A registry of small models, a running `mirage serve`, and clients that count what became of every request."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from mirage import MIRAGE, ModelConfig
+from mirage.weights import dumps
+from orchestrator import registry, track
+from tests.slow.project import Project
+
+NAME = "served"
+SMALL = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1), drop_path=0.0)
+GOOD, BETTER, NOT_A_NUMBER, CORRUPT = "1", "2", "3", "4"
+
+
+def image(width: int = 160, height: int = 120, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Registry:
+    """Four versions: two that are good, one that gives no numbers, one whose file was damaged."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        run = track.start_run(uri, NAME, "run", {}, {})
+        for version in (GOOD, BETTER, NOT_A_NUMBER, CORRUPT):
+            torch.manual_seed(int(version))
+            model = MIRAGE(SMALL)
+            if version == NOT_A_NUMBER:
+                with torch.no_grad():
+                    model.output.weight.fill_(float("nan"))
+            made = registry.register(
+                uri, NAME, run_id=run, weights=dumps(model), card="# Card", tags={"recipe": "fast"},
+                metrics={"test/rain/psnr": 24.0, "test/rain/input_psnr": 22.0}, idempotency_key=version,
+            )  # fmt: skip
+            assert str(made.version) == version
+            if version == CORRUPT:
+                file = registry.resolve(made.uri, uri)
+                file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+        track.end_run(uri, run, "FINISHED")
+
+    def promote(self, version: str) -> None:
+        track.connect(self._uri).set_registered_model_alias(NAME, "champion", version)
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Serving:
+    """A running service, over HTTP."""
+
+    port: int
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, body)
+            got = connection.getresponse()
+            return Reply(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
+        finally:
+            connection.close()
+
+    def restore(self, data: bytes) -> Reply:
+        return self.request("POST", "/restore", data)
+
+    def health(self) -> dict[str, Any]:
+        return dict(self.request("GET", "/health").json())
+
+    def metric(self, name: str) -> float:
+        text = self.request("GET", "/metrics").body.decode()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found.group(1)) if found else 0.0
+
+    def replicas(self) -> list[psutil.Process]:
+        """Return the replica processes of this service."""
+        title = f"ServeReplica:mirage-{self.port}:"
+        return [p for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
+
+
+@contextmanager
+def serving(project: Project, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Serving]:
+    """Run `mirage serve models:/served@champion` on a free port until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "serve", f"models:/{NAME}@champion", "--port", "0", *flags],
+        cwd=project.root,
+        env=environment or project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("serving "):
+                ready.set()
+        ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        assert ready.wait(240), "".join(lines)
+        found = re.search(r"serving .* at http://127\.0\.0\.1:(\d+)/", "".join(lines))
+        assert found, "".join(lines)
+        yield Serving(int(found.group(1)), process, lines)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def load(serving: Serving, clients: int, data: bytes) -> Iterator[list[Reply]]:
+    """Let `clients` send `data` again and again during the block; the list holds every reply, errors as status 0."""
+    stop = threading.Event()
+    replies: list[Reply] = []
+
+    def send() -> None:
+        while not stop.is_set():
+            try:
+                replies.append(serving.restore(data))
+            except OSError as error:
+                replies.append(Reply(0, {}, repr(error).encode()))
+
+    threads = [threading.Thread(target=send) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield replies
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def until(claim: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s: {what}"
+        time.sleep(0.1)
+
+
+def failed(replies: list[Reply]) -> list[tuple[int, bytes]]:
+    return [(reply.status, reply.body[:200]) for reply in replies if reply.status != 200]
+
+
+def registry_of(project: Project) -> Registry:
+    return Registry(f"sqlite:///{Path(project.root) / '.mirage' / 'mlflow.db'}")

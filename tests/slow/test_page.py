@@ -1,0 +1,295 @@
+"""The page in real headless Chromium, before a real door; the replica is in this process."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from orchestrator.service.served import Figure, Served
+from tests.orchestrator.service.inprocess import Running, image_bytes, running, served, small_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True,
+}  # fmt: skip
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.fail("the page's tests drive Chromium, which is not here. Install it: apt install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Served:
+    figures = (Figure("blur", 25.6, 24.8), Figure("lowlight", 7.8, 19.0), Figure("average", 18.0, 22.1))
+    return served(small_model(), figures=figures)
+
+
+@pytest.fixture(scope="module")
+def service(model: Served) -> Iterator[Running]:
+    with running(model) as found:
+        yield found
+
+
+class Opened:
+    """A page that notes every request and every complaint."""
+
+    def __init__(self, browser: Browser, service: Running, **context: Any) -> None:
+        self.origin = f"http://127.0.0.1:{service.port}"
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.page: Page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type == "error" else None
+        )
+        self.page.goto(self.origin)
+        expect(self.page.locator("#model-name")).to_have_text("small")
+
+    def upload(self, data: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
+        self.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
+
+    def restored(self, timeout: float = WAIT_MS) -> None:
+        expect(self.page.locator("#tools")).to_be_visible(timeout=timeout)
+
+    def split(self) -> int:
+        return int(self.page.locator("#handle").get_attribute("aria-valuenow") or -1)
+
+
+@pytest.fixture
+def opened(browser: Browser, service: Running) -> Iterator[Opened]:
+    it = Opened(browser, service, reduced_motion="reduce")
+    yield it
+    own = (it.origin, f"blob:{it.origin}", "data:")
+    assert [url for url in it.requests if not url.startswith(own)] == []
+    assert it.complaints == []
+    it.context.close()
+
+
+def test_an_uploaded_photograph_is_restored_and_downloaded(opened: Opened, service: Running) -> None:
+    data = image_bytes(300, 200)
+    opened.upload(data)
+    opened.restored()
+    expect(opened.page.locator("#told")).to_contain_text("300 \u00d7 200, restored by small/1")
+    with opened.page.expect_download() as download:
+        opened.page.click("#download")
+    assert download.value.suggested_filename == "photo-restored.png"
+    assert Path(download.value.path()).read_bytes() == service.restore(data).body
+
+
+def test_the_divider_follows_the_mouse(opened: Opened) -> None:
+    opened.upload(image_bytes(300, 200))
+    opened.restored()
+    assert opened.split() == 50
+    box = opened.page.locator("#stage").bounding_box()
+    assert box
+    y = box["y"] + box["height"] / 3
+    opened.page.mouse.move(box["x"] + box["width"] / 2, y)
+    opened.page.mouse.down()
+    opened.page.mouse.move(box["x"] + box["width"] / 4, y, steps=4)
+    opened.page.mouse.up()
+    assert opened.split() == 25
+    clip = opened.page.locator("#before").evaluate("element => element.style.clipPath")
+    assert clip == "inset(0px 75% 0px 0px)"
+
+
+def test_the_divider_follows_the_keyboard(opened: Opened) -> None:
+    opened.upload(image_bytes(300, 200))
+    opened.restored()
+    handle = opened.page.get_by_role("slider", name="Divider between before and restored")
+    expect(handle).to_be_focused()
+    for key, at in (("ArrowLeft", 48), ("ArrowRight", 50), ("PageUp", 60), ("Home", 0), ("End", 100)):
+        opened.page.keyboard.press(key)
+        assert opened.split() == at
+    assert handle.get_attribute("aria-valuetext") == "100 % before, 0 % restored"
+
+
+def test_it_zooms_by_buttons_keys_and_wheel(opened: Opened) -> None:
+    opened.upload(image_bytes(300, 200))
+    opened.restored()
+    value = opened.page.locator("#zoom-value")
+    fit = value.inner_text()
+    opened.page.click("#zoom-in")
+    larger = value.inner_text()
+    assert int(larger[:-2]) > int(fit[:-2])
+    opened.page.keyboard.press("0")
+    expect(value).to_have_text(fit)
+    expect(opened.page.locator("#zoom-out")).to_be_disabled()
+    opened.page.locator("#stage").hover()
+    opened.page.mouse.wheel(0, -300)
+    expect(value).not_to_have_text(fit)
+    opened.page.click("#zoom-fit")
+    expect(value).to_have_text(fit)
+
+
+def test_a_sample_needs_no_mouse_and_no_file(opened: Opened) -> None:
+    first = opened.page.locator("#samples button").first
+    first.focus()
+    outline = first.evaluate("element => getComputedStyle(element).outlineStyle")
+    opened.page.keyboard.press("Enter")
+    opened.restored()
+    assert outline != "none"
+    expect(opened.page.locator("#told")).to_contain_text("restored by small/1")
+
+
+def test_it_shows_which_model_answers_and_its_figures(opened: Opened) -> None:
+    rows = opened.page.locator("#figures-body tr")
+    assert [row.split("\t") for row in rows.all_inner_texts()] == [
+        ["blur", "25.6", "24.8", "\u22120.8"],
+        ["low light", "7.8", "19.0", "+11.2"],
+        ["average", "18.0", "22.1", "+4.1"],
+    ]
+
+
+def test_what_is_no_image_is_told_and_the_next_photograph_works(opened: Opened) -> None:
+    opened.upload(b"hello", "notes.txt", "text/plain")
+    alert = opened.page.get_by_role("alert")
+    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP or BMP image", timeout=WAIT_MS)
+    opened.upload(image_bytes())
+    opened.restored()
+    expect(alert).to_be_hidden()
+    opened.complaints[:] = [said for said in opened.complaints if "415" not in said]  # the browser's own line
+
+
+def test_a_photograph_can_be_pasted_and_dropped(opened: Opened) -> None:
+    carry = """([kind, numbers]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(numbers)], kind + ".png", { type: "image/png" }));
+        const how = { bubbles: true, cancelable: true };
+        document.body.dispatchEvent(kind === "paste"
+            ? new ClipboardEvent(kind, { clipboardData: data, ...how })
+            : new DragEvent(kind, { dataTransfer: data, ...how }));
+    }"""
+    for kind in ("paste", "drop"):
+        opened.page.evaluate(carry, [kind, list(image_bytes())])
+        expect(opened.page.locator("#told")).to_contain_text(f"{kind}.png: 40 \u00d7 24", timeout=WAIT_MS)
+
+
+def test_before_and_after_stand_the_same_way_up(opened: Opened) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turn it by 90 degrees
+    file = io.BytesIO()
+    Image.fromarray(np.full((200, 300, 3), 90, np.uint8)).save(file, "JPEG", exif=exif)
+    opened.upload(file.getvalue(), "turned.jpg", "image/jpeg")
+    opened.restored()
+    size = "element => [element.naturalWidth, element.naturalHeight]"
+    assert opened.page.locator("#before-img").evaluate(size) == [200, 300]
+    assert opened.page.locator("#after-img").evaluate(size) == [200, 300]
+
+
+def test_twelve_megapixels_show_progress_and_arrive(opened: Opened) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((4000, 3000)).save(file, "JPEG", quality=80)
+    opened.upload(file.getvalue(), "large.jpg", "image/jpeg")
+    expect(opened.page.locator("#progress")).to_be_visible()
+    expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
+    expect(opened.page.locator("#cancel")).to_be_visible()
+    opened.restored(timeout=300_000)
+    expect(opened.page.locator("#told")).to_contain_text("4000 \u00d7 3000")
+    assert opened.page.locator("#after-img").evaluate("element => element.naturalWidth") == 4000
+
+
+def test_cancelling_makes_room_again(opened: Opened, service: Running) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    opened.upload(file.getvalue(), "large.jpg", "image/jpeg")
+    expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
+    opened.page.click("#cancel")
+    expect(opened.page.locator("#drop")).to_be_visible()
+    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).inside === 0")
+
+
+def test_on_a_phone_nothing_sticks_out_and_a_finger_moves_the_divider(
+    browser: Browser, service: Running
+) -> None:
+    it = Opened(browser, service, **PHONE, reduced_motion="reduce")
+    it.upload(image_bytes(300, 200))
+    it.restored()
+    page = it.page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for button in page.locator("button:visible, .button:visible").all():
+        box = button.bounding_box()
+        assert box
+        assert box["height"] >= 40
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    box = page.locator("#stage").bounding_box()
+    assert box
+    page.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + 20)
+    assert it.split() == 25
+    assert it.complaints == []
+    it.context.close()
+
+
+def contrast(page: Page, selector: str) -> float:
+    """Return the contrast ratio of a text and the background of its card or body, as WCAG defines it."""
+    colours = page.locator(selector).first.evaluate(
+        """element => {
+            let behind = element;
+            while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+            return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }"""
+    )
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(part) for part in colour.strip("rgba()").split(",")[:3]]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = sorted(map(luminance, colours), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark(browser: Browser, service: Running, scheme: str) -> None:
+    it = Opened(browser, service, color_scheme=scheme)
+    background = it.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = sum(int(part) for part in background.strip("rgb()").split(",")) > 384
+    assert bright is (scheme == "light")
+    for selector in (
+        "h1",
+        "header p",
+        ".hint",
+        ".pick",
+        "#samples small",
+        "#facts dt",
+        ".gain",
+        ".loss",
+        "caption",
+    ):
+        assert contrast(it.page, selector) >= 4.5, selector
+    it.context.close()
+
+
+def test_where_a_token_is_asked_for_the_page_asks_for_it(browser: Browser, model: Served) -> None:
+    with running(model, token="secret") as service:
+        it = Opened(browser, service, reduced_motion="reduce")
+        it.upload(image_bytes())
+        it.page.get_by_label("Access token of this service").fill("wrong")
+        it.page.keyboard.press("Enter")
+        expect(it.page.get_by_role("alert")).to_contain_text("bearer token", timeout=WAIT_MS)
+        it.page.get_by_label("Access token of this service").fill("secret")
+        it.page.keyboard.press("Enter")
+        it.restored()
+        it.context.close()

@@ -1,0 +1,173 @@
+"""`mirage serve` on real Ray Serve: nothing is lost while models move and replicas die."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.slow.project import Project
+from tests.slow.serving import (
+    BETTER,
+    CORRUPT,
+    GOOD,
+    NOT_A_NUMBER,
+    Registry,
+    Serving,
+    failed,
+    image,
+    load,
+    registry_of,
+    serving,
+    until,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+FLAGS = ("--min-replicas", "2", "--max-replicas", "2", "--max-batch", "2", "--queue", "8", "--poll", "0.3")
+LIMITS = ("--max-megabytes", "0.5", "--max-megapixels", "0.3")
+
+
+@pytest.fixture(scope="module")
+def registry(project: Project) -> Registry:
+    made = registry_of(project)
+    made.promote(GOOD)
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(project: Project, registry: Registry) -> Iterator[Serving]:
+    with serving(project, *FLAGS, *LIMITS) as running:
+        yield running
+
+
+def test_it_restores_and_refuses_as_it_says(service: Serving) -> None:
+    reply = service.restore(image())
+    assert reply.status == 200
+    assert reply.headers["x-mirage-model"] == f"served/{GOOD}"
+    assert Image.open(io.BytesIO(reply.body)).size == (160, 120)
+    for body, status in ((b"text", 415), (image(700, 500), 422), (bytes(600_000), 413), (image()[:200], 422)):
+        refused = service.restore(body)
+        assert refused.status == status
+        assert refused.json()["error"]
+
+
+def test_its_replicas_listen_on_loopback_alone(service: Serving) -> None:
+    assert len(service.replicas()) == 2
+    for process in (service.process.pid, *(replica.pid for replica in service.replicas())):
+        for connection in psutil.Process(process).net_connections():
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+
+
+def test_a_promotion_arrives_under_load_without_a_failed_request(
+    service: Serving, registry: Registry
+) -> None:
+    with load(service, 4, image()) as replies:
+        until(lambda: len(replies) > 8, 60, "load")
+        registry.promote(BETTER)
+        until(lambda: service.health()["model"] == f"served/{BETTER}", 60, "the new version answers")
+        after = len(replies)
+        until(lambda: len(replies) > after + 8, 60, "load after the promotion")
+    assert failed(replies) == []
+    models = [reply.headers["x-mirage-model"] for reply in replies]
+    assert set(models) == {f"served/{GOOD}", f"served/{BETTER}"}
+    assert models[-1] == f"served/{BETTER}"
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [(NOT_A_NUMBER, "not finite"), (CORRUPT, "is not what was registered")]
+)
+def test_a_bad_version_is_refused_and_the_old_one_goes_on(
+    service: Serving, registry: Registry, version: str, reason: str
+) -> None:
+    with load(service, 2, image()) as replies:
+        registry.promote(version)
+        until(lambda: service.health()["refused"], 60, "the refusal")
+        health = service.health()
+        registry.promote(BETTER)
+        until(lambda: service.health()["refused"] is None, 60, "the refusal is over")
+    assert (health["refused"]["version"], health["model"]) == (version, f"served/{BETTER}")
+    assert reason in health["refused"]["reason"]
+    assert failed(replies) == []
+    assert {reply.headers["x-mirage-model"] for reply in replies} == {f"served/{BETTER}"}
+
+
+def test_a_replica_dies_under_load_and_nothing_is_lost(service: Serving) -> None:
+    large = image(600, 400)
+    with load(service, 4, large) as replies:
+        until(lambda: len(replies) > 4, 90, "load")
+        victim = service.replicas()[0]
+        victim.kill()
+        until(lambda: service.metric("mirage_retries_total") >= 1, 60, "a request done again")
+        until(
+            lambda: len(service.replicas()) == 2 and service.health()["replicas"] == 2, 120, "a new replica"
+        )
+    assert failed(replies) == []
+
+
+def test_overload_is_told_to_come_back_and_then_served(service: Serving) -> None:
+    large = image(600, 400)
+
+    def persist(_: int) -> tuple[int, int]:
+        told = 0
+        while (reply := service.restore(large)).status == 429:
+            told += 1
+            time.sleep(int(reply.headers["retry-after"]))
+        return reply.status, told
+
+    with ThreadPoolExecutor(16) as pool:
+        ended = list(pool.map(persist, range(16)))
+    assert {status for status, _ in ended} == {200}
+    assert sum(told for _, told in ended) > 0
+    assert service.metric('mirage_requests_total{status="429"}') > 0
+
+
+def test_batches_are_at_most_a_level_from_single_images(service: Serving) -> None:
+    images = [image(seed=seed) for seed in range(8)]
+    alone = [service.restore(data) for data in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(service.restore, images))
+    assert failed(alone + together) == []
+    apart = [
+        np.abs(
+            np.asarray(Image.open(io.BytesIO(a.body)), np.int16) - np.asarray(Image.open(io.BytesIO(b.body)))
+        )
+        for a, b in zip(alone, together, strict=True)
+    ]
+    assert max(each.max() for each in apart) <= 1
+    assert np.mean([(each > 0).mean() for each in apart]) < 1e-3
+
+
+def test_at_its_end_it_answers_who_is_inside_and_leaves_nothing(service: Serving) -> None:
+    large = image(600, 400)
+    with ThreadPoolExecutor(6) as pool:
+        inside = [pool.submit(service.restore, large) for _ in range(6)]
+        until(lambda: service.health()["inside"] == 6, 30, "six inside")
+        ended: list[int] = []
+        stopping = threading.Thread(target=lambda: ended.append(service.stop()))
+        stopping.start()
+        replies = [each.result() for each in inside]
+        stopping.join()
+    assert failed(replies) == []
+    assert ended == [0]
+    assert service.replicas() == []
+    assert "Traceback" not in "".join(service.lines)
+
+
+def test_without_a_cluster_it_runs_on_one_of_its_own(project: Project, registry: Registry) -> None:
+    alone = {
+        **project.environment,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project.root}/.mirage/mlflow.db",
+    }
+    alone_root = Project(project.root / "jobs", alone)  # no `mirage up` in this folder
+    with serving(alone_root) as running:
+        assert running.restore(image()).status == 200
+        assert running.stop() == 0
