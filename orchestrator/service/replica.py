@@ -23,7 +23,7 @@ from orchestrator.errors import PhotoError
 from orchestrator.photos import Limits, Photo, decode, encode
 from orchestrator.restorer import Restorer, choose_device
 from orchestrator.service.batching import Batcher, Wanted
-from orchestrator.service.trial import problem_of
+from orchestrator.service.trial import problem_of, warm_up
 
 KEPT_MODELS = 2
 FILE_THREADS = 2
@@ -81,6 +81,7 @@ class Replica:
         self._limits = limits
         self._max_batch = max_batch
         self._device = choose_device(device)
+        warm_up()
         self._restorers: dict[str, Restorer] = {}
         self._loading = asyncio.Lock()
         self._compute = ThreadPoolExecutor(1, "restore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mirage import MIRAGE, ModelConfig
 from orchestrator.photos import Photo
 from orchestrator.restorer import Restorer
 
@@ -19,6 +20,12 @@ def trial_images() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     clean = np.stack(waves).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 25 / 255, clean.shape).astype(np.float32)
     return clean, np.clip(clean + noise, 0, 1)
+
+
+def warm_up() -> None:
+    """Restore once with a model of the smallest size: PyTorch imports much on first use, which no request shall pay."""
+    config = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1), drop_path=0.0)
+    Restorer(MIRAGE(config)).pixels(Photo("the trial image", trial_images()[1], "PNG"))
 
 
 def problem_of(restorer: Restorer) -> str:
