@@ -137,7 +137,8 @@ def serving(project: Project, *flags: str, environment: dict[str, str] | None = 
                 ready.set()
         ready.set()
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read)
+    reader.start()
     try:
         assert ready.wait(240), "".join(lines)
         found = re.search(r"serving .* at http://127\.0\.0\.1:(\d+)/", "".join(lines))
@@ -150,6 +151,9 @@ def serving(project: Project, *flags: str, environment: dict[str, str] | None = 
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+        reader.join()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @contextmanager

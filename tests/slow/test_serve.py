@@ -53,7 +53,14 @@ def test_it_restores_and_refuses_as_it_says(service: Serving) -> None:
     assert reply.status == 200
     assert reply.headers["x-mirage-model"] == f"served/{GOOD}"
     assert Image.open(io.BytesIO(reply.body)).size == (160, 120)
-    for body, status in ((b"text", 415), (image(700, 500), 422), (bytes(600_000), 413), (image()[:200], 422)):
+    broad = io.BytesIO()
+    Image.new("RGB", (700, 500)).save(broad, "PNG")
+    for body, status in (
+        (b"text", 415),
+        (broad.getvalue(), 422),
+        (bytes(600_000), 413),
+        (image()[:200], 422),
+    ):
         refused = service.restore(body)
         assert refused.status == status
         assert refused.json()["error"]
