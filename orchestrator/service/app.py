@@ -71,21 +71,26 @@ class Service:
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._describe),
             ],
-            exception_handlers={HTTPException: _plain},
+            exception_handlers={HTTPException: _plain, Exception: _bug},
         )
 
     # -------------------------------------------------------------------------------------- restoring
 
     async def _restore(self, request: Request) -> Response:
-        start = perf_counter()
+        start, status = perf_counter(), 500  # what a bug is counted as
         try:
             response = await self._answer(request)
+            status = response.status_code
         except (RefusedError, BodyError) as refused:
-            headers = refused.headers if isinstance(refused, RefusedError) else {}
-            response = _error(refused.status, str(refused), headers)
+            status = refused.status
+            response = _error(
+                status, str(refused), refused.headers if isinstance(refused, RefusedError) else None
+            )
         except ClientDisconnect:
+            status = CLIENT_GONE
             response = Response(status_code=CLIENT_GONE)
-        self.metrics.answered(response.status_code, perf_counter() - start)
+        finally:
+            self.metrics.answered(status, perf_counter() - start)
         return response
 
     async def _answer(self, request: Request) -> Response:
@@ -273,3 +278,7 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
 async def _plain(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(error.status_code, error.detail, dict(error.headers or {}))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return _error(500, "The service has a bug; its log has the traceback.")

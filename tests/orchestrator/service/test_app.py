@@ -249,6 +249,19 @@ def test_a_model_that_gives_no_numbers_is_taken_back_without_a_lost_request(mode
         assert service.restore(image_bytes()).status == 500
 
 
+def test_a_bug_is_told_in_json_and_counted(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(data: bytes, model: Served) -> None:
+        raise RuntimeError("a bug")
+
+    with running(model) as service:
+        monkeypatch.setattr(service.backend, "restore", broken)
+        reply = service.restore(image_bytes())
+        assert reply.status == 500
+        assert "bug" in reply.json()["error"]
+        assert service.get("/health").json()["inside"] == 0
+        assert 'mirage_requests_total{status="500"} 1.0' in service.get("/metrics").body.decode()
+
+
 def test_a_draining_service_says_so(model: Served) -> None:
     with running(model) as service:
         service.service.draining = True
