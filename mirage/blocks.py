@@ -63,7 +63,7 @@ class ChannelAttention(nn.Module):
         else:
             values = 2 * x.shape[3]
             v = kernels.depthwise(F.linear(x, matrix[values:]), taps[values:])
-        return torch.bmm(v.flatten(1, 2), self._mixing(gram).to(v.dtype).mT).view(x.shape)
+        return torch.bmm(v.flatten(1, 2), self._mixing(gram).to(v.dtype).transpose(1, 2)).view(x.shape)
 
     def gram(self, x: Tensor, rows: slice) -> Tensor:
         """What attention needs to know of an image: inner products of q and k over some rows, (b, 2c, 2c).

@@ -13,6 +13,8 @@
     ├── JudgingError        results cannot be measured, read or compared
     ├── PhotoError          a file is not an image that can be restored
     └── ServiceError        the service cannot start as it was asked to
+    ├── ExportError         a model cannot be written in another format, or is not the same there
+    └── PhotoError          a file is not an image that can be restored
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -60,6 +62,10 @@ class ModelError(OrchestratorError):
 
 class JudgingError(OrchestratorError):
     """Results that cannot be measured, read, or put into one table."""
+
+
+class ExportError(OrchestratorError):
+    """A model cannot be written in another format, or computes something else there."""
 
 
 class PhotoError(OrchestratorError):

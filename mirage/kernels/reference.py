@@ -1,4 +1,7 @@
-"""What each kernel computes, in plain PyTorch: the definition that every other form is tested against."""
+"""What each kernel computes, in plain PyTorch: the definition that every other form is tested against.
+
+Channels that an operator takes as a number are `int(...)`: a tracer would take them for sizes that may vary.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,12 @@ def gram(x: Tensor) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_fp32(x)
-        return torch.bmm(x.mT, x)
+        return torch.bmm(x.transpose(1, 2), x)
 
 
 def norm_linear(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
     """Layer norm over the channels of x (b, h, w, c), then a product with weight (n, c) → (b, h, w, n)."""
-    return F.linear(F.layer_norm(x, (x.shape[3],), scale, shift, NORM_EPS), weight)
+    return F.linear(F.layer_norm(x, (int(x.shape[3]),), scale, shift, NORM_EPS), weight)
 
 
 def gated_depthwise(hidden: Tensor, taps: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ def gated_depthwise(hidden: Tensor, taps: Tensor) -> Tensor:
 
 def depthwise_gram(qkv: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve qkv (b, h, w, 3a) with taps (3a, k, k) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
-    width = qkv.shape[3] // 3
+    width = int(qkv.shape[3]) // 3
     qk, v = torch.split(depthwise(qkv, taps), [2 * width, width], dim=3)
     return v, gram(qk.flatten(1, 2))
 
@@ -70,7 +73,7 @@ def gated_values(hidden: Tensor, kernels: Tensor) -> Tensor:
 
     The first n channels are the gate, the last m are convolved first, each image by its own kernels.
     """
-    half, convolved = hidden.shape[3] // 2, kernels.shape[1]
+    half, convolved = int(hidden.shape[3]) // 2, int(kernels.shape[1])
     gate, identity, rest = torch.split(hidden, [half, half - convolved, convolved], dim=3)
     return F.gelu(gate) * torch.cat((identity, dynamic_depthwise(rest, kernels)), dim=3)
 

@@ -1,4 +1,4 @@
-"""Commands about weights and what they are worth: import, export, bench."""
+"""Commands about models: import, export, promote, trace, bench."""
 
 from __future__ import annotations
 
@@ -30,6 +30,25 @@ def export_checkpoint(
     from orchestrator import convert
 
     say(convert.export_checkpoint(weights, out))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A .safetensors file or models:/NAME@ALIAS.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", "-f", help="safetensors, torchscript, onnx or release."),
+    ],
+) -> None:
+    """Write a model in another format; a file that does not compute the same is not written."""
+    import torch
+
+    from orchestrator import export as exporting
+    from orchestrator.named import find_model
+
+    parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
+    say(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
 
 
 @app.command(
