@@ -305,6 +305,27 @@ class Track(Follow):
     every_steps: int = Field(default=10, ge=1)
 
 
+class Promote(Section):
+    """What a model must show before `mirage promote` moves an alias to it; unset leaves a gate out."""
+
+    margin_db: float = Field(default=0.0, ge=0)
+    """Lower bound of the gain over the champion; at 0 the bound must lie above it."""
+    max_loss_db: float = Field(default=0.1, ge=0)
+    """Most that one degradation may lose on average."""
+    reference_db: float | None = None
+    """A published average PSNR, for example the paper's row."""
+    max_below_reference_db: float = Field(default=0.3, ge=0)
+    """How far below it the average may be."""
+    parity: tuple[Literal["safetensors", "torchscript", "onnx", "release"], ...] = ("torchscript",)
+    """Formats in which the exported model must be the same."""
+    latency_seconds: float | None = Field(default=None, gt=0)
+    """Longest time that one image may take."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Most memory that one image may take."""
+    side_pixels: int = Field(default=512, ge=1)
+    """Side of the square image on which latency and memory are measured."""
+
+
 class Example(Section):
     """One held-out photograph that the registered model restores to a PNG at the end."""
 
@@ -333,13 +354,14 @@ class Job(Section):
     validation: Validate = Validate()
     evaluate: Evaluate
     track: Track
+    promote: Promote = Promote()
     example: Example | None = None
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 INCIDENTAL = frozenset(
     {
-        *("workers", "track", "storage", "checkpoint", "example"),
+        *("workers", "track", "storage", "checkpoint", "promote", "example"),
         *("data.readers", "data.cache_gib", "train.recompute"),
     }
 )

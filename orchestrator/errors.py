@@ -11,10 +11,9 @@
     ├── RegistryError       a model cannot be registered or found
     ├── ModelError          a user's own network cannot be imported, built, filled or called
     ├── JudgingError        results cannot be measured, read or compared
+    ├── ExportError         a model cannot be written in another format, or is not the same there
     ├── PhotoError          a file is not an image that can be restored
     └── ServiceError        the service cannot start as it was asked to
-    ├── ExportError         a model cannot be written in another format, or is not the same there
-    └── PhotoError          a file is not an image that can be restored
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """

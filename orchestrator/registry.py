@@ -29,14 +29,24 @@ from mirage.weights import WeightsError, loads
 from orchestrator import track
 from orchestrator.errors import RegistryError
 from orchestrator.home import home
+from orchestrator.version import code_version
+from shards.listing import digest_of, list_folder
 
 SERVED = Path(__file__).with_name("served.py")
 WEIGHTS = "weights.safetensors"
+SCORES, JOB = "scores.json", "job.yaml"
+"""What a trained version carries besides: its score on every held-out photograph, and the job that trained it."""
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
 """What a version needs besides the package `mirage`, which it carries; pinned to what is installed here."""
 
 KEY_TAG = "mirage.idempotency_key"
 DIGEST_TAG = "mirage.weights_sha256"
+FILE_TAG = "mirage.sha256."
+"""Before the name of a file that a version carries: its SHA-256."""
+CODE_TAG = "mirage.code_sha256"
+"""The digest of the package `mirage` that a version carries, as `shards.listing` makes it."""
+CODE_VERSION_TAG = "mirage.code_version"
+"""The release and commit that trained the version."""
 MAX_DESCRIPTION = 5000
 """Characters that MLflow's database holds."""
 
@@ -50,6 +60,22 @@ class RegisteredVersion:
     uri: str
 
 
+@dataclass(frozen=True)
+class Version:
+    """One version as it stands in the registry, with what is known of it."""
+
+    name: str
+    version: int
+    run_id: str
+    """MLflow's, of the run that made it."""
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """What MLflow calls it."""
+        return f"models:/{self.name}/{self.version}"
+
+
 def register(
     tracking_uri: str,
     name: str,
@@ -61,31 +87,36 @@ def register(
     tags: Mapping[str, str],
     idempotency_key: str,
     alias: str = "candidate",
+    files: Mapping[str, bytes] | None = None,
 ) -> RegisteredVersion:
     """Put `weights`, a MIRAGE as safetensors, into the registry as a new version that `alias` points to.
 
-    The card is the version's description and an artifact beside the weights; metrics and tags are its tags.
-    A second call with the same key makes no second version, so a driver that died half-way may call again.
-    Raises RegistryError.
+    The card is the version's description and an artifact beside the weights, as are `files`, by name; metrics and
+    tags are its tags. A second call with the same key makes no second version, so a driver that died half-way may call
+    again; of two calls at once, the version with the lower number stays. Raises RegistryError.
     """
     try:
         loads(weights)
     except WeightsError as error:
         raise RegistryError(f"{name}: not registered, the weights are no MIRAGE ({error})") from error
     with _registry(tracking_uri) as client:
-        known = client.search_model_versions(f"name = '{name}' AND tags.`{KEY_TAG}` = '{idempotency_key}'")
-        if known:
-            number = int(known[0].version)
-        else:
+        if not _made_before(client, name, idempotency_key):
+            carried = {"card.md": card.encode(), **(files or {})}
             facts = {
                 **tags,
                 **{f"metric.{key}": f"{value:.6g}" for key, value in metrics.items()},
+                **{FILE_TAG + key: _sha256(content) for key, content in carried.items()},
                 KEY_TAG: idempotency_key,
-                DIGEST_TAG: hashlib.sha256(weights).hexdigest(),
+                DIGEST_TAG: _sha256(weights),
+                CODE_TAG: _package_digest(Path(mirage.__file__).parent),
+                CODE_VERSION_TAG: code_version(),
             }
             with _process_wide(tracking_uri):
-                model_id = _log_model(client, name, run_id, weights, card)
-                number = _create_version(client, name, model_id, run_id, _description(card), facts)
+                model_id = _log_model(client, name, run_id, {WEIGHTS: weights, **carried})
+                _create_version(client, name, model_id, run_id, _description(card), facts)
+        number, *twins = _made_before(client, name, idempotency_key)
+        for twin in twins:  # made by another process at the same time, which deletes them as well
+            _delete_version(client, name, twin)
         holder = int(_aliases(client, name).get(alias, 0))
         if holder < number:  # a repeated call must not take the alias from a newer version
             client.set_registered_model_alias(name, alias, str(number))
@@ -127,6 +158,52 @@ def describe(model: str, tracking_uri: str) -> Described:
         return Described(found.name, str(found.version), dict(found.tags))
 
 
+def point(tracking_uri: str, name: str, moves: Mapping[str, int]) -> None:
+    """Set aliases to versions, in this order. Raises RegistryError."""
+    with _registry(tracking_uri) as client:
+        for alias, number in moves.items():
+            client.set_registered_model_alias(name, alias, str(number))
+
+
+def find(model: str, tracking_uri: str) -> Version:
+    """Return the version that `model` names: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN.
+
+    Raises RegistryError.
+    """
+    with _registry(tracking_uri) as client:
+        found = _of_run(client, model) if model.startswith("runs:/") else _of_name(client, model)
+        if DIGEST_TAG not in found.tags:
+            raise RegistryError(
+                f"{model}: version {found.version} of {found.name} was not registered by mirage"
+            )
+        return Version(found.name, int(found.version), found.run_id, dict(found.tags))
+
+
+def artifact(version: Version, name: str, tracking_uri: str) -> bytes:
+    """Return a file that a version carries, as it was registered. Raises RegistryError."""
+    if FILE_TAG + name not in version.tags:
+        raise RegistryError(
+            f"{version.uri} carries no {name}: an earlier release registered it. Train and register it anew."
+        )
+    return _checked(version, name, version.tags[FILE_TAG + name], tracking_uri).read_bytes()
+
+
+def carried_code(version: Version, tracking_uri: str) -> str:
+    """Return the digest of the package `mirage` in a version as it is now, empty when it is gone."""
+    with _registry(tracking_uri) as client, tempfile.TemporaryDirectory(prefix="mirage-code-") as folder:
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        parts = urlsplit(location)
+        if parts.scheme in ("", "file"):
+            package = Path(unquote(parts.path), "code", "mirage")
+        else:
+            from mlflow.artifacts import download_artifacts
+
+            package = Path(
+                download_artifacts(f"{location}/code/mirage", dst_path=folder, tracking_uri=tracking_uri)
+            )
+        return _package_digest(package) if package.is_dir() else ""
+
+
 def resolve(model: str, tracking_uri: str) -> Path:
     """Return the weights file that `model` names, on this machine; what is remote is fetched once.
 
@@ -138,26 +215,31 @@ def resolve(model: str, tracking_uri: str) -> Path:
         if not path.is_file():
             raise RegistryError(f"{model}: no such file. A registered model is written models:/NAME@ALIAS.")
         return path
-    with _registry(tracking_uri) as client:
-        found = _of_run(client, model) if model.startswith("runs:/") else _of_name(client, model)
-        if DIGEST_TAG not in found.tags:
-            raise RegistryError(
-                f"{model}: version {found.version} of {found.name} was not registered by mirage"
-            )
-        location = client.get_model_version_download_uri(found.name, found.version)
-        path = _local(location, found.tags[DIGEST_TAG], tracking_uri)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != found.tags[DIGEST_TAG]:
-        raise RegistryError(
-            f"{model}: {path} is not what was registered. Bring back the file, or register anew."
-        )
-    return path
+    version = find(model, tracking_uri)
+    return _checked(version, WEIGHTS, version.tags[DIGEST_TAG], tracking_uri)
 
 
 # ------------------------------------------------------------------------------------------- putting in
 
 
-def _log_model(client: Any, name: str, run_id: str, weights: bytes, card: str) -> str:
-    """Store the model with its run and return its id."""
+def _made_before(client: Any, name: str, idempotency_key: str) -> list[int]:
+    """Return the numbers of the versions that were registered with this key, ascending."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.`{KEY_TAG}` = '{idempotency_key}'")
+    return sorted(int(entry.version) for entry in found)
+
+
+def _delete_version(client: Any, name: str, number: int) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) -> str:
+    """Store the model, made of these files, with its run and return its id."""
     import mlflow
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import ModelSignature
@@ -165,9 +247,9 @@ def _log_model(client: Any, name: str, run_id: str, weights: bytes, card: str) -
 
     images = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
     with tempfile.TemporaryDirectory(prefix="mirage-model-") as folder:
-        parts = {"weights": Path(folder, WEIGHTS), "card": Path(folder, "card.md")}
-        parts["weights"].write_bytes(weights)
-        parts["card"].write_text(card)
+        parts = {Path(name).stem: Path(folder, name) for name in files}  # served.py asks for `weights`
+        for path in parts.values():
+            path.write_bytes(files[path.name])
         mlflow.pyfunc.save_model(
             Path(folder, "model"),
             python_model=str(SERVED),
@@ -188,12 +270,21 @@ def _log_model(client: Any, name: str, run_id: str, weights: bytes, card: str) -
 def _create_version(
     client: Any, name: str, model_id: str, run_id: str, description: str, tags: dict[str, str]
 ) -> int:
-    if not client.search_registered_models(f"name = '{name}'"):
+    from mlflow.exceptions import MlflowException
+
+    try:
         client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     made = client.create_model_version(
         name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
     )
     return int(made.version)
+
+
+def _package_digest(package: Path) -> str:
+    return digest_of(list_folder(package, package.rglob("*.py")))
 
 
 def _description(card: str) -> str:
@@ -236,20 +327,37 @@ def _of_run(client: Any, model: str) -> Any:
     return max(found, key=lambda entry: int(entry.version))
 
 
-def _local(location: str, digest: str, tracking_uri: str) -> Path:
-    """Return the weights of the model at `location`: in place if that is a folder here, else a kept copy."""
+def _checked(version: Version, name: str, digest: str, tracking_uri: str) -> Path:
+    """Return the file that a version carries: in place if it lies on this machine, else a kept copy.
+
+    Raises RegistryError when it is gone or is not what was registered.
+    """
+    with _registry(tracking_uri) as client:
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        path = _local(location, name, digest, tracking_uri)
+    if not path.is_file() or _sha256(path.read_bytes()) != digest:
+        state = "is not what was registered" if path.is_file() else "is gone"
+        raise RegistryError(f"{version.uri}: {path} {state}. Bring back the file, or register anew.")
+    return path
+
+
+def _local(location: str, name: str, digest: str, tracking_uri: str) -> Path:
     parts = urlsplit(location)
     if parts.scheme in ("", "file"):
-        return Path(unquote(parts.path), "artifacts", WEIGHTS)
-    kept = home() / "models" / digest / WEIGHTS
+        return Path(unquote(parts.path), "artifacts", name)
+    kept = home() / "models" / digest / name
     if not kept.is_file():
         from mlflow.artifacts import download_artifacts
 
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as partial:
-            source = f"{location}/artifacts/{WEIGHTS}"
+            source = f"{location}/artifacts/{name}"
             Path(download_artifacts(source, dst_path=partial, tracking_uri=tracking_uri)).replace(kept)
     return kept
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

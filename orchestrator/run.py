@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from orchestrator.jobfile import dump_job
 from orchestrator.named import RUN_TAG
 from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
+from orchestrator.registry import JOB, SCORES
 from orchestrator.stop import on_stop
 from orchestrator.train import RESULT, Outcome, run_id, train
 from orchestrator.version import code_version
@@ -224,6 +226,7 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
                 "data": ", ".join(dataset.digests),
             },
             idempotency_key=f"{place.run_id}:{result['weights']}",
+            files={JOB: dump_job(_shown_job(job)).encode(), SCORES: _evidence(job, dataset, result)},
         )
     files = _pictures(job, dataset, place, weights, registered, uri)
     files["report.md"] = _write(place.folder / "report.md", report.markdown(rows, place.run_id, how).encode())
@@ -244,6 +247,17 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
             say(f"picture    {_shown(files[name])}")
     say(f"report     {_shown(files['report.md'])}")
     say(f"MLflow     {track.page_command(uri)}")
+
+
+def _evidence(job: Job, dataset: Dataset, result: Mapping[str, Any]) -> bytes:
+    """Return the score of every photograph with all that says whether two models may be compared."""
+    how = {
+        "protocol": job.evaluate.protocol,
+        "data": list(dataset.digests),
+        "recipe": job.recipe,
+        "weights": "EMA" if result["averaged"] else "raw",
+    }
+    return json.dumps({**how, "scores": result["scores"]}, indent=1).encode()
 
 
 def _pictures(

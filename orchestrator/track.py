@@ -192,6 +192,19 @@ def is_finished(uri: str, run_id: str) -> bool:
         return bool(connect(uri).get_run(run_id).info.status == "FINISHED")
 
 
+def run_tags(uri: str, run_id: str) -> dict[str, str] | None:
+    """Return the tags of a run, None when there is no such run. Raises TrackingError."""
+    with _errors(uri):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(connect(uri).get_run(run_id).data.tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
     """Record numbers of one step now, each once: a second call changes nothing. Raises TrackingError."""
     with _errors(uri):

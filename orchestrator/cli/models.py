@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say
+from orchestrator.cli.app import app, say, use_local_cluster
 
 
 @app.command()
@@ -49,6 +49,91 @@ def export(
 
     parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
     say(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
+
+
+@app.command()
+def promote(
+    model: Annotated[
+        str, typer.Argument(help="models:/NAME/VERSION, NAME@ALIAS, or NAME for NAME@candidate.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="The alias to move.")] = "champion",
+    margin_db: Annotated[
+        float | None, typer.Option(help="Least gain over the champion, by its bound.")
+    ] = None,
+    max_loss_db: Annotated[float | None, typer.Option(help="Most that one degradation may lose.")] = None,
+    reference_db: Annotated[float | None, typer.Option(help="A published average PSNR.")] = None,
+    max_below_reference_db: Annotated[float | None, typer.Option(help="How far below it is near.")] = None,
+    parity: Annotated[
+        list[str] | None, typer.Option(help="Format in which the export must be the same; repeatable.")
+    ] = None,
+    latency_seconds: Annotated[float | None, typer.Option(help="Longest time for one image.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Most memory for one image.")] = None,
+    side_pixels: Annotated[int | None, typer.Option(help="Side of the image for those two.")] = None,
+) -> None:
+    """Move an alias to a model that passes every gate; the gates are the job's where no option gives another.
+
+    Exit status 1 when it is refused.
+    """
+    use_local_cluster()
+    from orchestrator import promote as promoting
+
+    given = {
+        "margin_db": margin_db,
+        "max_loss_db": max_loss_db,
+        "reference_db": reference_db,
+        "max_below_reference_db": max_below_reference_db,
+        "parity": parity or None,
+        "latency_seconds": latency_seconds,
+        "memory_gib": memory_gib,
+        "side_pixels": side_pixels,
+    }
+    outcome = promoting.promote(
+        model, track_uri(), {key: value for key, value in given.items() if value is not None}, to
+    )
+    say(outcome.render())
+    if not outcome.moved:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A registered model.")],
+    alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
+) -> None:
+    """Exchange champion and previous; a second call takes the first one back."""
+    use_local_cluster()
+    from orchestrator import promote as promoting
+
+    before, now = promoting.rollback(name, track_uri(), alias)
+    say(f"{name}: {alias} is version {now} again; version {before} is kept as previous")
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every shard and raw file, and hash it.")] = False,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder where the raw files lie now; repeatable.")
+    ] = None,
+) -> None:
+    """Follow a model back to its photographs and verify every digest on the way.
+
+    Exit status 1 when something is gone or is not what was written.
+    """
+    use_local_cluster()
+    from orchestrator import trace as tracing
+
+    chain = tracing.trace(model, track_uri(), deep=deep, roots=root or ())
+    say(chain.render())
+    if not chain.holds:
+        raise typer.Exit(1)
+
+
+def track_uri() -> str:
+    """Return the store that commands about registered models talk to."""
+    from orchestrator.track import tracking_uri
+
+    return tracking_uri()
 
 
 @app.command(

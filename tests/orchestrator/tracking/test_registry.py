@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,3 +218,51 @@ def test_a_version_on_a_server_is_fetched_once(
     np.testing.assert_array_equal(
         served.predict(degraded), restore(model(), torch.from_numpy(degraded)).numpy()
     )
+
+
+@pytest.mark.slow
+def test_mlflow_serves_a_version_for_images_of_any_size(
+    store: str, run_id: str, name: str, closed_port: int, tmp_path: Path
+) -> None:
+    registered(store, name, run_id, "a")
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@candidate"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(closed_port)]
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": store,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+    }
+    with (tmp_path / "serve.log").open("wb") as log:
+        service = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        for shape in ((1, 3, 8, 8), (2, 3, 33, 35), (1, 3, 5, 61)):
+            degraded = np.random.default_rng(0).random(shape, np.float32)
+            restored = _invoke(closed_port, degraded, service, tmp_path / "serve.log")
+            expected = restore(model(), torch.from_numpy(degraded)).numpy()
+            np.testing.assert_allclose(restored, expected, atol=1e-5)
+    finally:
+        os.killpg(service.pid, signal.SIGKILL)
+        service.wait()
+
+
+def _invoke(port: int, degraded: np.ndarray, service: subprocess.Popen[bytes], log: Path) -> np.ndarray:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        json.dumps({"inputs": degraded.tolist()}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    deadline = time.monotonic() + 180
+    while True:
+        assert service.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return np.asarray(json.load(answer)["predictions"], np.float32)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except urllib.error.URLError:
+            time.sleep(0.5)

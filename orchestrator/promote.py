@@ -1,0 +1,216 @@
+"""Promotion: a registered version passes every gate, then an alias moves to it.
+
+    judge (no lease; minutes) ─► store the gate table ─► lease ─► is the champion still the same?
+            ▲                                                       │ no: judged again against the new one
+            └───────────────────────────────────────────────────────┘
+                                                                    │ yes: previous ← champion, champion ← version
+
+So two promotions at once do not lose one another: the second is judged against what the first has promoted. What the
+lease guarantees is told in `lease`. Whoever moves the aliases by hand, on MLflow's page, takes no lease: a move between
+the last look and the write, a request apart, would be overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from orchestrator import gates, registry, track
+from orchestrator.budget import measure_budget
+from orchestrator.config import Promote
+from orchestrator.errors import ExportError, RegistryError
+from orchestrator.gates import Evidence, Verdict
+from orchestrator.lease import lease
+from orchestrator.registry import JOB, SCORES, Version
+
+PREVIOUS = "previous"
+ATTEMPTS = 5
+"""How often a promotion is judged anew because another one came first."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a request to move an alias."""
+
+    name: str
+    version: int
+    alias: str
+    before: int | None
+    """Version that held the alias."""
+    moved: bool
+    verdicts: tuple[Verdict, ...]
+    refusal: str | None = None
+    """Why the models were not compared at all."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate was passed."""
+        return self.refusal is None and all(verdict.passed for verdict in self.verdicts)
+
+    def render(self) -> str:
+        """Return the gate table and what follows from it."""
+        against = f"against version {self.before}" if self.before else "the first to hold it"
+        lines = [f"{self.name} version {self.version} to {self.alias}, {against}", ""]
+        if self.refusal:
+            lines += [f"not compared: {self.refusal}", ""]
+        if self.verdicts:
+            lines += [gates.table(self.verdicts), ""]
+        if not self.passed:
+            return "\n".join([*lines, f"refused: {self.alias} stays where it is"])
+        kept = f", version {self.before} is kept as {PREVIOUS}" if self.before else ""
+        return "\n".join([*lines, f"passed: {self.alias} is version {self.version}{kept}"])
+
+
+def promote(
+    model: str,
+    tracking_uri: str,
+    given: Mapping[str, object] | None = None,
+    alias: str = "champion",
+) -> Promotion:
+    """Move `alias` to the version that `model` names if it passes every gate; store the gate table with its run.
+
+    `model` is models:/NAME/VERSION, NAME@ALIAS, or NAME, which stands for NAME@candidate. The gates are those of
+    the job that trained the version (`orchestrator.config.Promote`), but for what is `given`. Raises
+    RegistryError and TrackingError.
+    """
+    candidate = registry.find(_whole_name(model), tracking_uri)
+    limits = limits_of(candidate, tracking_uri, given or {})
+    for _ in range(ATTEMPTS):
+        holder = registry.aliases(tracking_uri, candidate.name).get(alias)
+        if holder == candidate.version:
+            raise RegistryError(f"{candidate.uri} is {alias} already.")
+        outcome = _judge(candidate, holder, alias, tracking_uri, limits)
+        _store(outcome, candidate, tracking_uri)
+        if not outcome.passed:
+            return outcome
+        if _move(candidate, alias, holder, tracking_uri):
+            return replace(outcome, moved=True)
+    raise RegistryError(
+        f"{candidate.name}: {alias} moved {ATTEMPTS} times while {candidate.uri} was judged. Try again."
+    )
+
+
+def limits_of(version: Version, tracking_uri: str, given: Mapping[str, object]) -> Promote:
+    """Return what the job that trained a version asks of it, but for what is given. Raises RegistryError."""
+    job = yaml.safe_load(registry.artifact(version, JOB, tracking_uri))
+    try:
+        return Promote.model_validate({**job.get("promote", {}), **given})
+    except ValidationError as error:
+        told = "; ".join(f"promote.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RegistryError(f"{version.uri}: no such gates: {told}") from error
+
+
+def rollback(name: str, tracking_uri: str, alias: str = "champion") -> tuple[int, int]:
+    """Exchange `alias` and `previous`; return the version that held it and the one that holds it now.
+
+    A second call takes the first one back. Raises RegistryError.
+    """
+    name = name.removeprefix("models:/")
+    with lease(tracking_uri, name) as held:
+        now = registry.aliases(tracking_uri, name)
+        if alias not in now or PREVIOUS not in now or now[alias] == now[PREVIOUS]:
+            told = ", ".join(f"{key} is version {value}" for key, value in sorted(now.items())) or "no alias"
+            raise RegistryError(f"{name}: nothing to roll back to ({told}).")
+        held.check()
+        registry.point(tracking_uri, name, {PREVIOUS: now[alias], alias: now[PREVIOUS]})
+    return now[alias], now[PREVIOUS]
+
+
+def _whole_name(model: str) -> str:
+    name = model.removeprefix("models:/")
+    return f"models:/{name if '@' in name or '/' in name else name + '@candidate'}"
+
+
+# --- judging -------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    candidate: Version, holder: int | None, alias: str, tracking_uri: str, limits: Promote
+) -> Promotion:
+    ours = evidence(candidate, tracking_uri)
+    outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
+    if holder is None:
+        verdicts = [gates.beats_input(ours)]
+    else:
+        theirs = evidence(registry.find(f"models:/{candidate.name}/{holder}", tracking_uri), tracking_uri)
+        refusal = gates.why_not_comparable(ours, theirs)
+        if refusal:
+            told = f"{refusal} Evaluate both on the same data by the same protocol."
+            return replace(outcome, refusal=told)
+        verdicts = [
+            gates.better(ours, theirs, limits.margin_db),
+            gates.no_degradation_lost(ours, theirs, limits.max_loss_db),
+        ]
+    if limits.reference_db is not None:
+        verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
+    weights = registry.resolve(candidate.uri, tracking_uri)
+    verdicts += [_parity(weights, form) for form in limits.parity]
+    if limits.latency_seconds is not None or limits.memory_gib is not None:
+        measured = measure_budget(weights, limits.side_pixels)
+        verdicts += gates.within_budget(measured, limits.latency_seconds, limits.memory_gib)
+    return replace(outcome, verdicts=tuple(verdicts))
+
+
+def evidence(version: Version, tracking_uri: str) -> Evidence:
+    """Return the scores that a version carries. Raises RegistryError."""
+    content = json.loads(registry.artifact(version, SCORES, tracking_uri))
+    psnr: dict[str, dict[str, float]] = {}
+    degraded: dict[str, dict[str, float]] = {}
+    for score in content["scores"]:
+        psnr.setdefault(score["degradation"], {})[score["photograph"]] = score["psnr"]
+        degraded.setdefault(score["degradation"], {})[score["photograph"]] = score["input_psnr"]
+    return Evidence(f"version {version.version}", content["protocol"], tuple(content["data"]), psnr, degraded)
+
+
+def _parity(weights: Path, form: str) -> Verdict:
+    from mirage import load
+    from orchestrator.export import FORMATS, export
+
+    if form not in FORMATS:
+        raise ExportError(f"parity: no format {form!r}; use some of {', '.join(FORMATS)}.")
+    with tempfile.TemporaryDirectory(prefix="mirage-parity-") as folder:
+        try:
+            parity = export(load(weights), Path(folder, "model").with_suffix(FORMATS[form].suffix), form)
+        except ExportError as error:
+            return Verdict(f"the same as {form}", False, str(error), "the same numbers")
+    return Verdict(
+        f"the same as {form}", True, f"{parity.worst:.1e} apart", f"at most {parity.tolerance:.0e} apart"
+    )
+
+
+# --- keeping and moving --------------------------------------------------------------------------------------
+
+
+def _store(outcome: Promotion, candidate: Version, tracking_uri: str) -> None:
+    """Keep the gate table with the candidate's run, before anything moves."""
+    when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    place = f"promotions/{when}-version-{candidate.version}-to-{outcome.alias}"
+    record = {**asdict(outcome), "passed": outcome.passed, "time": when}
+    del record["moved"]  # not known yet; the aliases say it
+    files: dict[str, bytes | Path] = {
+        f"{place}.json": json.dumps(record, indent=1).encode(),
+        f"{place}.txt": (outcome.render() + "\n").encode(),
+    }
+    track.log_artifacts(tracking_uri, candidate.run_id, files)
+
+
+def _move(candidate: Version, alias: str, judged_against: int | None, tracking_uri: str) -> bool:
+    """Move the alias, unless it moved since the candidate was judged; return whether it did."""
+    with lease(tracking_uri, candidate.name) as held:
+        if registry.aliases(tracking_uri, candidate.name).get(alias) != judged_against:
+            return False
+        held.check()
+        moves = {} if judged_against is None else {PREVIOUS: judged_against}
+        registry.point(tracking_uri, candidate.name, {**moves, alias: candidate.version})
+        if registry.aliases(tracking_uri, candidate.name).get(alias) != candidate.version:
+            raise RegistryError(
+                f"{candidate.name}: {alias} was moved by somebody else at the same time. Look again."
+            )
+    return True
