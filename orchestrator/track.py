@@ -257,6 +257,18 @@ def find_params(uri: str, key: str, value: str) -> tuple[str, dict[str, str]] | 
     return None
 
 
+def find_id(uri: str, key: str, value: str) -> str | None:
+    """Return the MLflow id of the newest run whose tag `key`, or whose own id, is `value`. Raises TrackingError."""
+    with _errors(uri), _sole_creator(uri):
+        client = connect(uri)
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        for query in (f"tags.`{key}` = '{value}'", f"attributes.run_id = '{value}'"):
+            newest = ["attributes.start_time DESC"]
+            for run in client.search_runs(experiments, query, order_by=newest, max_results=1):
+                return str(run.info.run_id)
+    return None
+
+
 def connect(uri: str) -> Any:
     """Return an MLflow client for `uri`, with short retries. Importing MLflow takes seconds, so only here."""
     for name, value in _DEFAULTS.items():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say
+from orchestrator.cli.app import app, say, use_local_cluster
 
 
 @app.command()
@@ -33,3 +33,34 @@ def report(
 
     for text in make_report(table or (), results or (), out, against):
         say(text)
+
+
+@app.command()
+def analyse(
+    model: Annotated[
+        str, typer.Argument(help="Weights of ours: a file, models:/NAME@ALIAS, a run.", show_default=False)
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files; two or more for Figures 5 and 6.")
+    ],
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", help="Another model to set beside the first; repeatable.")
+    ] = None,
+    degrade: Annotated[
+        list[str] | None,
+        typer.Option("--degrade", "-d", help="Harm the images first: noise25, rain, haze, ...; repeatable."),
+    ] = None,
+    crop: Annotated[int, typer.Option(min=16, help="Side in pixels of the centre that is looked at.")] = 256,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures and analysis.json.")] = Path(
+        "analysis"
+    ),
+    run: Annotated[
+        str | None, typer.Option(help="MLflow run, by name or id, that figures and numbers are logged to.")
+    ] = None,
+) -> None:
+    """Draw the paper's Figures 3 to 6 and B for a model: ranks, channel similarity, alignment."""
+    use_local_cluster()
+    from orchestrator.analysing import analyse as analyse_models
+
+    for line in analyse_models([model, *(beside or ())], images, degrade or (), crop, out, run):
+        say(line)
