@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say, use_local_cluster
+from orchestrator.cli.app import Set, app, say, use_local_cluster
 
 
 @app.command()
@@ -64,3 +64,38 @@ def analyse(
 
     for line in analyse_models([model, *(beside or ())], images, degrade or (), crop, out, run):
         say(line)
+
+
+@app.command()
+def panels(
+    job_files: Annotated[
+        list[Path],
+        typer.Argument(metavar="JOB...", help="Jobs of kind evaluate: one column each.", show_default=False),
+    ],
+    overrides: Set = None,
+    degradation: Annotated[
+        list[str] | None, typer.Option("--degradation", "-d", help="Rows; repeatable. Default: all.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="Id of an image; repeatable.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images of each degradation where none is named.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file to write.")] = Path("panels.png"),
+) -> None:
+    """Draw degraded, each model and clean side by side with magnified details, as the paper's Figures 1 and C to G."""
+    use_local_cluster()
+    from orchestrator.errors import JudgingError
+    from orchestrator.jobfile import load_job
+    from orchestrator.judging.panels import draw_panels
+    from orchestrator.kinds import EvaluateJob
+
+    jobs = []
+    for file in job_files:
+        job = load_job(file, overrides or ())
+        if not isinstance(job, EvaluateJob):
+            raise JudgingError(
+                f"{file}: panels are drawn from jobs of kind evaluate; this one is of kind {job.kind}."
+            )
+        jobs.append(job)
+    rows = draw_panels(jobs, degradation or (), image or (), count, out)
+    say(f"{out}: {', '.join(rows)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mirage import MIRAGE, ModelConfig, load, restore, save
+from mirage import load, restore
 from mirage.metrics import measure
 from orchestrator import track
 from orchestrator.dispatch import plan_any, run_any
 from orchestrator.errors import ModelError, OrchestratorError, PlanError
 from orchestrator.evaluate import to_float
-from orchestrator.jobfile import job_from_mapping
 from orchestrator.judging import evaluation
 from orchestrator.judging.images import from_parquet
 from orchestrator.judging.summary import read_summary
@@ -25,45 +23,11 @@ from orchestrator.judging.work import Worker
 from orchestrator.kinds import EvaluateJob
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
+from tests.orchestrator.judging.conftest import MakeEvaluation
 
 
 class KilledError(Exception):
     """Stands in for the death of the process."""
-
-
-MakeEvaluation = Callable[..., EvaluateJob]
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = MIRAGE(ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1)))
-    path = tmp_path_factory.mktemp("weights") / "fresh.safetensors"
-    save(model, path, {"recipe": "fast", "weights": "EMA"})
-    return path
-
-
-@pytest.fixture
-def evaluation_job(small_data: Dataset, at_home: Path, weights: Path, tmp_path: Path) -> MakeEvaluation:
-    """A job that judges a fresh model on the small dataset; its results stand apart from other tests'."""
-
-    def make(**changes: object) -> EvaluateJob:
-        job = job_from_mapping(
-            {
-                "name": "judge",
-                "kind": "evaluate",
-                "storage": str(tmp_path),
-                "model": {"weights": str(weights)},
-                "data": {"manifests": small_data.uris[0]},
-                "evaluate": {"degradations": ["rain", "noise25"]},
-                "track": {"experiment": "judging"},
-                **changes,
-            }
-        )
-        assert isinstance(job, EvaluateJob)
-        return job
-
-    return make
 
 
 def run(job: EvaluateJob) -> tuple[list[str], Path]:
