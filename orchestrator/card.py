@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.config import Job
+from orchestrator.config import Job, Model
 from orchestrator.evaluate import Row
 from orchestrator.report import markdown
 from shards.dataset import Dataset
@@ -14,9 +14,8 @@ def model_card(
     job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str
 ) -> str:
     """Return the card as Markdown."""
-    config = job.model.build()
     facts = {
-        "architecture": f"MIRAGE, dim {config.dim}, blocks {config.blocks}, branch ratios {config.branch_ratios}",
+        "architecture": _architecture(job.model),
         "setting and recipe": f"{job.setting}, {job.recipe}",
         "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
         "run": run_id,
@@ -45,3 +44,10 @@ def model_card(
             "",
         ]
     )
+
+
+def _architecture(model: Model) -> str:
+    if model.class_ is not None:
+        return f"{model.class_} with {model.arguments}"
+    config = model.build()
+    return f"MIRAGE, dim {config.dim}, blocks {config.blocks}, branch ratios {config.branch_ratios}"

@@ -85,8 +85,30 @@ class Section(BaseModel):
     )
 
 
-class Model(Section):
-    """The network. `variant` names a published size; any other key given replaces that size's value."""
+CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""How a class is named: package.module:Class."""
+
+
+class OwnClass(Section):
+    """A network of anybody's, in place of a MIRAGE."""
+
+    class_: str | None = Field(default=None, alias="class", pattern=CLASS)
+    """package.module:Class of another network; unset: a MIRAGE."""
+    path: str | None = None
+    """Folder that `class` is imported from; unset: what Python finds by itself."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `class`."""
+    stride: int = Field(default=8, ge=1)
+    """Sides that `class` takes are multiples of this many pixels; images are continued by reflection up to them."""
+    tile: int | None = Field(default=None, ge=64)
+    """Side in pixels of the tiles in which `class` restores a larger image; unset: whole images only."""
+
+
+class Model(OwnClass):
+    """The network. `variant` names a published size; any other key given replaces that size's value.
+
+    With `class` it is another network, and the keys of a MIRAGE are not given.
+    """
 
     variant: Literal["tiny", "small", "base"] = "tiny"
     """Published size, tiny (T, 6.2 M parameters) or small (S, 9.7 M), or ours of the peers' size, base (28.3 M)."""
@@ -122,8 +144,12 @@ class Model(Section):
         from mirage import ModelConfig
 
         base: ModelConfig = getattr(ModelConfig, self.variant)()
-        given = {k: v for k, v in self.model_dump().items() if k != "variant" and v is not None}
-        return replace(base, **given)
+        return replace(base, **self.changes())
+
+    def changes(self) -> dict[str, Any]:
+        """Return the given keys that replace a value of the variant's."""
+        own = set(OwnClass.model_fields) | {"variant"}
+        return self.model_dump(exclude=own, exclude_none=True)
 
 
 class Loss(Section):

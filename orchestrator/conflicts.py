@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator.config import Crew, Job, Pack
+from orchestrator.config import Crew, Job, OwnClass, Pack
 
 if TYPE_CHECKING:
     from orchestrator.kinds import EvaluateJob, PackJob, RestoreJob
@@ -63,6 +63,10 @@ def of_training(job: Job) -> Iterator[Conflict]:
             "train.precision",
             "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
         )
+    yield from _of_class(job.model)
+    if job.model.class_ is not None:
+        yield from _of_training_a_class(job)
+        return
     try:
         job.model.build()
     except ValueError as error:
@@ -109,15 +113,7 @@ def of_evaluation(job: EvaluateJob) -> Iterator[Conflict]:
             "model.weights",
             "is missing: name what is judged, for example models:/NAME@candidate or a file.",
         )
-    if model.class_ is None:
-        for key in ("path", "arguments", "tile"):
-            if getattr(model, key):
-                yield (
-                    f"model.{key}",
-                    "belongs to a class, and model.class is missing. Give it, or remove this.",
-                )
-    if model.tile and model.tile % model.stride:
-        yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
+    yield from _of_class(model)
 
 
 def of_restoring(job: RestoreJob) -> Iterator[Conflict]:
@@ -131,6 +127,45 @@ def of_restoring(job: RestoreJob) -> Iterator[Conflict]:
         )
     elif not 0 <= overlap <= tile // 2:
         yield "restore.overlap", f"{overlap}: at least 0 and at most half of the tile, {tile // 2}."
+
+
+def _of_class(model: OwnClass) -> Iterator[Conflict]:
+    if model.class_ is None:
+        for key in ("path", "arguments", "tile"):
+            if getattr(model, key):
+                yield (
+                    f"model.{key}",
+                    "belongs to a class, and model.class is missing. Give it, or remove this.",
+                )
+    if model.tile and model.tile % model.stride:
+        yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
+
+
+def _of_training_a_class(job: Job) -> Iterator[Conflict]:
+    """A network of anybody's has no taps for the SPD term, no blocks that we know, and no place in the registry."""
+    if job.loss.spd_weight:
+        yield (
+            "loss.spd_weight",
+            f"{job.loss.spd_weight:g}, but the SPD term looks into a MIRAGE, and model.class is another network. "
+            "Set it to 0.",
+        )
+    for key in sorted(set(job.model.changes()) - {"shallow_tap"}):  # a recipe gives the tap
+        yield f"model.{key}", "is a key of a MIRAGE, and model.class is another network. Remove it."
+    if job.train.recompute != "none":
+        yield (
+            "train.recompute",
+            "knows a MIRAGE's blocks, and model.class is another network. Set it to none.",
+        )
+    if job.track.register_as:
+        yield (
+            "track.register_as",
+            "only a MIRAGE is registered. Remove it: the weights stay in the run's folder, for model.weights.",
+        )
+    if job.data.crop_pixels % job.model.stride:
+        yield (
+            "data.crop_pixels",
+            f"{job.data.crop_pixels} is not a multiple of model.stride, {job.model.stride}.",
+        )
 
 
 def _of_workers(workers: Crew) -> Iterator[Conflict]:

@@ -20,6 +20,7 @@ from orchestrator.config import (
     Job,
     Name,
     Names,
+    OwnClass,
     Pack,
     Section,
     Seed,
@@ -30,9 +31,6 @@ from orchestrator.recipes import SETTINGS, defaults
 
 DEFAULT = "train"
 """Kind of a file that names none."""
-
-CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-"""How a class is named: package.module:Class."""
 
 Protocol = Literal["rgb-crop16", "rgb-crop16-gaussian", "rgb", "rgb8", "y8", "y-histoformer"]
 """A name of `mirage.metrics.PROTOCOLS`."""
@@ -56,21 +54,11 @@ class PackJob(Section):
     data: PackData
 
 
-class Judged(Section):
+class Judged(OwnClass):
     """The model that is judged: one of ours by its weights, or a class of anybody's."""
 
     weights: str | None = None
     """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN, a .safetensors file, or a checkpoint of plain tensors."""
-    class_: str | None = Field(default=None, alias="class", pattern=CLASS)
-    """package.module:Class of another network; unset: a MIRAGE."""
-    path: str | None = None
-    """Folder that `class` is imported from; unset: what Python finds by itself."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of `class`."""
-    stride: int = Field(default=8, ge=1)
-    """Sides that `class` takes are multiples of this many pixels; images are continued by reflection up to them."""
-    tile: int | None = Field(default=None, ge=64)
-    """Side in pixels of the tiles in which `class` restores a larger image; unset: whole images only."""
     name: str | None = None
     """What tables call it; unset: from `class` or `weights`."""
     recipe: str | None = None

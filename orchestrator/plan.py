@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mirage.cost import fast_macs, macs, parameters
-from orchestrator import data
+from orchestrator import data, userclass
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
 from orchestrator.recipes import SETTINGS
@@ -48,17 +48,18 @@ class Plan:
             else f"{job.workers.min} to {job.workers.max}"
         )
         kind = f"{job.workers.gpus:g} GPU" if job.workers.gpus else f"{job.workers.cpus:g} CPU"
-        size = (
-            ""
-            if job.model.model_dump(exclude={"variant", "shallow_tap"}, exclude_none=True)
-            else job.model.variant
-        )
+        size = "custom" if set(job.model.changes()) - {"shallow_tap"} else job.model.variant
+        if job.model.class_ is None:
+            model = (
+                f"MIRAGE {size}: {self.parameters:,} parameters ({self.parameters_at_inference:,} at inference), "
+                f"{self.macs / 1e9:.2f} GMACs at {MACS_AT}² ({self.fast_macs / 1e9:.2f} as we run it)"
+            )
+        else:
+            model = f"{job.model.class_}: {self.parameters:,} parameters; its MACs are not counted"
         lines = [
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",
-            f"model      MIRAGE {size or 'custom'}: {self.parameters:,} parameters "
-            f"({self.parameters_at_inference:,} at inference), {self.macs / 1e9:.2f} GMACs at {MACS_AT}² "
-            f"({self.fast_macs / 1e9:.2f} as we run it)",
+            f"model      {model}",
             f"loss       {job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
             f"data       {', '.join(data.manifest_uris(job))}   (counts: {self.counts_from})",
         ]
@@ -122,13 +123,9 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
         tail=job.data.tail,
         sampling=job.data.sampling,
     )
-    config = job.model.build()
     return Plan(
         job=job,
-        parameters=parameters(config),
-        parameters_at_inference=parameters(config, spd_head=False),
-        macs=macs(config, MACS_AT, MACS_AT),
-        fast_macs=fast_macs(config, MACS_AT, MACS_AT),
+        **_costs(job),
         samples=samples,
         counts_from=counts_from,
         samples_per_epoch=order.mixture.samples_per_epoch,
@@ -136,3 +133,18 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
         total_steps=total_steps(job.train, order.steps_per_epoch),
         warnings=tuple(warnings),
     )
+
+
+def _costs(job: Job) -> dict[str, int]:
+    """Return parameters and multiply-adds; of a class of anybody's only the parameters are known."""
+    if job.model.class_ is not None:
+        network = userclass.build(job.model.class_, job.model.path, job.model.arguments)
+        count = sum(p.numel() for p in network.parameters())
+        return {"parameters": count, "parameters_at_inference": count, "macs": 0, "fast_macs": 0}
+    config = job.model.build()
+    return {
+        "parameters": parameters(config),
+        "parameters_at_inference": parameters(config, spd_head=False),
+        "macs": macs(config, MACS_AT, MACS_AT),
+        "fast_macs": fast_macs(config, MACS_AT, MACS_AT),
+    }

@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 
-from mirage import restore
-from mirage.weights import loads
-from orchestrator import data, registry, report, track
+from orchestrator import data, network, registry, report, track
 from orchestrator.card import model_card
 from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
@@ -271,8 +269,8 @@ def _pictures(
     """Write the comparison sheet, and restore the job's example with the model as the registry gives it."""
     held_out = data.evaluation_set(dataset, job)
     cpu = torch.device("cpu")
-    model = loads(weights)
-    sheet = comparison_sheet(validation_items(held_out, job.validation), lambda x: restore(model, x), cpu)
+    restore = network.restoring(network.read(job.model, weights))
+    sheet = comparison_sheet(validation_items(held_out, job.validation), restore, cpu)
     files = {"sheet.png": _write(place.folder / "sheet.png", sheet)}
     if job.example is None:
         return files
@@ -280,8 +278,8 @@ def _pictures(
     if registered is not None:
         from mirage import load
 
-        model = load(registry.resolve(registered.uri, uri))
-    restored = to_uint8(restore(model, to_float(item.degraded, cpu)))
+        restore = network.restoring(load(registry.resolve(registered.uri, uri)))
+    restored = to_uint8(restore(to_float(item.degraded, cpu)))
     for name, picture in (("restored", restored), ("degraded", item.degraded)):
         files[f"{name}.png"] = _write(place.folder / f"{name}.png", png_bytes(picture))
     return files

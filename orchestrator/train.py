@@ -24,16 +24,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mirage import MIRAGE, restore
+from mirage import MIRAGE
 from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
-from mirage.weights import dumps
-from orchestrator import data
+from orchestrator import data, network
 from orchestrator.checkpoint import METRIC, Checkpoints, Identity, State
 from orchestrator.config import INCIDENTAL, Job
 from orchestrator.engine import Engine
 from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
+from orchestrator.network import Network
 from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.watch import Progress, comparison_sheet, validation_items
 from shards.dataset import Dataset
@@ -80,13 +80,13 @@ class Run:
 
     job: Job
     engine: Engine
-    model: MIRAGE
+    model: Network
     """The plain model; its EMA twin is `averaged`."""
     called: nn.Module
     """The same model as the engine wrapped it."""
     optimizer: torch.optim.Optimizer
     weights: LossWeights
-    averaged: MIRAGE | None
+    averaged: Network | None
     steps_per_epoch: int
     step: int = 0
     skipped_steps: int = 0
@@ -99,7 +99,7 @@ class Run:
         return self.step * self.job.train.global_batch_size
 
     @property
-    def judged(self) -> MIRAGE:
+    def judged(self) -> Network:
         """The model that is validated, evaluated and registered."""
         return self.averaged or self.model
 
@@ -209,16 +209,17 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
 
 def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
     torch.manual_seed(job.seed)
-    model = MIRAGE(job.model.build()).to(engine.device)
-    model.drop_path_seed = job.seed
-    model.recompute(job.train.recompute)
-    if job.loss.spd_weight == 0 and model.config.alignment != "none":
-        # Without its term the SPD head has no gradient, and DDP must not wait for one.
-        for head in (model.spd_shallow, model.spd_latent):
-            head.requires_grad_(False)
+    model = network.make(job.model).to(engine.device)
+    if isinstance(model, MIRAGE):
+        model.drop_path_seed = job.seed
+        model.recompute(job.train.recompute)
+        if job.loss.spd_weight == 0 and model.config.alignment != "none":
+            # Without its term the SPD head has no gradient, and DDP must not wait for one.
+            for head in (model.spd_shallow, model.spd_latent):
+                head.requires_grad_(False)
     averaged = None
     if job.train.ema_decay is not None:
-        averaged = MIRAGE(job.model.build()).to(engine.device).eval()
+        averaged = network.make(job.model).to(engine.device).eval()
         averaged.load_state_dict(model.state_dict())
     kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(
@@ -241,7 +242,7 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
 
 
 @torch.no_grad()
-def _average(averaged: MIRAGE, model: MIRAGE, decay: float, step: int) -> None:
+def _average(averaged: Network, model: Network, decay: float, step: int) -> None:
     """Move the averaged weights towards the model's; early on faster, so that the start is soon forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
@@ -281,13 +282,14 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
         each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
         driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
         driver.image(
-            "sheet", comparison_sheet(items, lambda x: restore(run.judged, x), run.engine.device), run.step
+            "sheet", comparison_sheet(items, network.restoring(run.judged), run.engine.device), run.step
         )
 
 
 def _score(run: Run, items: Iterable[EvalItem]) -> list[Score]:
     with run.engine.autocast():
-        mine = score(lambda x: restore(run.judged, x).float(), items, run.engine.device)
+        restore = network.restoring(run.judged)
+        mine = score(lambda x: restore(x).float(), items, run.engine.device)
     return from_records(run.engine.gather(as_records(mine)))
 
 
@@ -355,7 +357,7 @@ def _load_optimizer(run: Run, tensors: Mapping[str, Tensor]) -> None:
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
 
 
-def _trainable(model: MIRAGE) -> list[tuple[str, nn.Parameter]]:
+def _trainable(model: Network) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
@@ -373,7 +375,7 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
         "recipe": run.job.recipe,
         "weights": "raw" if run.averaged is None else "EMA",
     }
-    weights = dumps(run.judged, facts)
+    weights = network.dump(run.judged, facts)
     key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"
     store.write(key, weights)
     result = {

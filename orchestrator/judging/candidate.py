@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirage import MIRAGE, restore
+from mirage import MIRAGE
 from mirage.cost import macs
-from mirage.restore import reflect_to_multiple
-from mirage.tiles import forward_in_tiles
 from mirage.weights import WeightsError, dumps, load_release, loads, read_metadata
 from orchestrator import userclass
 from orchestrator.errors import ModelError
 from orchestrator.home import absolute_uri
 from orchestrator.kinds import Judged
 from orchestrator.named import find_model
+from orchestrator.network import Network, OwnNetwork, restoring
 
 NOT_STATED = "not stated"
-_TILE_OVERLAP = 64
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ class Identity:
 class Candidate:
     """A network that restores whole photographs."""
 
-    network: nn.Module
-    stride: int = 8
-    tile: int | None = None
+    network: Network
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __call__(self, degraded: Tensor) -> Tensor:
@@ -56,9 +52,7 @@ class Candidate:
         device = degraded.device.type
         autocast = torch.autocast(device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with autocast:
-            if isinstance(self.network, MIRAGE):
-                return restore(self.network, degraded).float()
-            return self._restore_by_class(degraded[None])[0]
+            return restoring(self.network)(degraded).float()
 
     @property
     def parameters(self) -> int:
@@ -69,21 +63,6 @@ class Candidate:
     def macs(self) -> int | None:
         """Multiply-adds of one 3 x 224 x 224 image as papers count them; None where they cannot be counted."""
         return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
-
-    def _restore_by_class(self, batch: Tensor) -> Tensor:
-        with torch.inference_mode():
-            if self.tile is not None and max(batch.shape[2:]) > self.tile:
-                out = forward_in_tiles(self._whole, batch, self.tile, min(_TILE_OVERLAP, self.tile // 2))
-            else:
-                out = self._whole(batch)
-        return out.float().clamp(0, 1).clone()
-
-    def _whole(self, batch: Tensor) -> Tensor:
-        height, width = batch.shape[2:]
-        out = userclass.image_of(self.network(reflect_to_multiple(batch, self.stride)))
-        if out.shape[:2] != batch.shape[:2] or out.shape[2] < height or out.shape[3] < width:
-            raise ModelError(f"the network made {tuple(out.shape)} of an image {tuple(batch.shape)}.")
-        return out[..., :height, :width]
 
 
 def fetch(model: Judged) -> bytes:
@@ -124,10 +103,10 @@ def build(
     where = model.weights or "model"
     if model.class_ is None:
         return Candidate(_mirage(weights, where, device), precision=precision)
-    network = userclass.build(model.class_, model.path, model.arguments)
+    inner = userclass.build(model.class_, model.path, model.arguments)
     if weights:
-        userclass.load_weights(network, weights, where)
-    return Candidate(network.to(device).eval(), model.stride, model.tile, precision)
+        userclass.load_weights(inner, weights, where)
+    return Candidate(OwnNetwork(inner, model.stride, model.tile).to(device).eval(), precision)
 
 
 def _mirage(weights: bytes, where: str, device: torch.device) -> MIRAGE:
