@@ -22,9 +22,12 @@ NAMES = [
     "norm_linear",
 ]
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it exists for Linux only"
-)
+pytestmark = [
+    pytest.mark.timeout(900),  # a minute on a quiet machine, and the interpreter has one thread
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed: it exists for Linux only"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
