@@ -221,6 +221,17 @@ class Pack(Section):
     """Pairs of each part of a published dataset instead of the published number, for a subset made on purpose."""
 
 
+class CropStage(Section):
+    """From one step or epoch on, crops of another size, and a batch of another size with them."""
+
+    from_step: int | None = Field(default=None, ge=0)
+    from_epoch: float | None = Field(default=None, ge=0)
+    """Give this or `from_step`; the first stage starts at 0."""
+    pixels: int = Field(ge=8)
+    batch: int | None = Field(default=None, ge=1)
+    """Images per step over all workers; unset: `train.global_batch_size`."""
+
+
 class Data(Section):
     """What is trained on, and in which order."""
 
@@ -229,16 +240,31 @@ class Data(Section):
     pack: Pack | None = None
     mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
     """Degradation -> how many times each of its samples comes in an epoch."""
+    weights: dict[Degradation, Annotated[float, Field(gt=0)]] | None = None
+    """Degradation -> its share of an epoch, in place of the repeats; any positive numbers."""
+    samples_per_epoch: int | None = Field(default=None, ge=1)
+    """Length of an epoch that is shared by weights; unset: what the repeats would give."""
     sampling: Literal["permutation", "replacement"] = "permutation"
     tail: Literal["drop", "carry"] = "drop"
     """The samples that do not fill the last batch of an epoch: dropped as the release does, or carried over."""
-    crop_pixels: int = Field(default=128, ge=8)
+    window: int | None = Field(default=None, ge=1)
+    """For data larger than the cache: shards that samples come from at a time. Unset: from all of them."""
+    crop_pixels: Annotated[int, Field(ge=8)] | tuple[CropStage, ...] = 128
+    """Side of the square crops, or a list of stages for progressive training."""
+    crop_multiple: Literal[16, 1] = 16
+    """Images are cut to multiples of this, centred, before a crop is drawn; the CDD-11 loader uses them whole."""
+    noise: Literal["release", "float"] = "release"
+    """Noisy images are clipped and truncated to 8 bits as the release does, or neither."""
     augmentation: Literal["release", "paper", "none"] = "release"
     """One of the release's 7 non-identity dihedral transforms, the paper's flips, or none."""
     readers: int = Field(default=0, ge=0)
     """Data-loading subprocesses per worker; 0 reads in the worker itself."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Bound of each node's shard cache."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """A damaged or missing sample stops the run, or another one stands in for it, counted and logged."""
+    ledger: bool = False
+    """Write the id of every sample that is consumed to the run's folder: `mirage ledger` checks it."""
 
 
 class Train(Section):
@@ -388,6 +414,6 @@ class Job(Section):
 INCIDENTAL = frozenset(
     {
         *("workers", "track", "storage", "checkpoint", "promote", "example"),
-        *("data.readers", "data.cache_gib", "train.recompute"),
+        *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger", "train.recompute"),
     }
 )

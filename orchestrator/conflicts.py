@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from orchestrator import crops
 from orchestrator.config import Crew, Job, OwnClass, Pack
 
 if TYPE_CHECKING:
@@ -16,13 +17,8 @@ Conflict = tuple[str, str]
 
 def of_training(job: Job) -> Iterator[Conflict]:
     """Yield what cannot be in a job that trains."""
-    crop = job.data.crop_pixels
-    if crop % 8:
-        low = crop - crop % 8
-        yield (
-            "data.crop_pixels",
-            f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
-        )
+    yield from _of_crops(job)
+    yield from _of_weights(job)
     if job.validation.crop_pixels % 8:
         yield (
             "validation.crop_pixels",
@@ -30,9 +26,10 @@ def of_training(job: Job) -> Iterator[Conflict]:
         )
     if (job.train.epochs is None) == (job.train.steps is None):
         yield "train.steps", "give the length once: either train.epochs or train.steps."
-    batch, micro = job.train.global_batch_size, job.train.micro_batches
-    if batch % micro:
-        yield "train.micro_batches", f"{micro} does not divide the global batch of {batch}."
+    batch, micro = min(crops.batches(job), default=job.train.global_batch_size), job.train.micro_batches
+    for each in sorted({job.train.global_batch_size, *crops.batches(job)}):
+        if each % micro:
+            yield "train.micro_batches", f"{micro} does not divide the global batch of {each}."
     if job.model.alignment == "none" and job.loss.spd_weight:
         yield (
             "loss.spd_weight",
@@ -71,6 +68,50 @@ def of_training(job: Job) -> Iterator[Conflict]:
         job.model.build()
     except ValueError as error:
         yield "model", str(error)
+
+
+def _of_crops(job: Job) -> Iterator[Conflict]:
+    stages = crops.stated(job)
+    for crop in (stage.pixels for stage in stages):
+        if crop % 8:
+            low = crop - crop % 8
+            yield (
+                "data.crop_pixels",
+                f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
+            )
+    if not stages or (stages[0].from_step or stages[0].from_epoch):
+        yield "data.crop_pixels", "the first stage starts at step 0: give it from_step: 0."
+    for stage in stages:
+        if (stage.from_step is None) == (stage.from_epoch is None):
+            yield (
+                "data.crop_pixels",
+                f"the stage of {stage.pixels} pixels needs from_step or from_epoch, one of them.",
+            )
+    by_epoch = job.train.steps is None or job.train.schedule == "release"
+    if by_epoch and set(crops.batches(job)) != {job.train.global_batch_size}:
+        yield (
+            "data.crop_pixels",
+            "with batches of their own, stages have no epochs of equal steps. Give train.steps and "
+            "train.schedule=cosine.",
+        )
+
+
+def _of_weights(job: Job) -> Iterator[Conflict]:
+    weights = job.data.weights
+    if weights is None:
+        if job.data.samples_per_epoch is not None:
+            yield (
+                "data.samples_per_epoch",
+                "is the length of an epoch that is shared by data.weights. Give them too.",
+            )
+    elif set(weights) != set(job.data.mixture):
+        odd = sorted(set(weights) ^ set(job.data.mixture))
+        yield (
+            "data.weights",
+            f"must name the degradations of data.mixture, each once; {', '.join(odd)} is in one only.",
+        )
+    if job.data.window is not None and job.data.sampling == "replacement":
+        yield "data.window", "is of a permutation; sampling with replacement has no order to keep. Remove it."
 
 
 def of_packing(job: PackJob) -> Iterator[Conflict]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 
+from orchestrator import crops
 from orchestrator.config import Data, Job, Pack
 from orchestrator.conflicts import of_source
 from orchestrator.errors import PlanError
@@ -17,6 +18,7 @@ from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.manifest import POINTER, Manifest, load_manifest
+from shards.order import Entry, Mixture, SampleOrder, weighted
 from shards.pack import pack
 from shards.processes import Processes, Run, cores
 from shards.sample import row_degradation
@@ -141,19 +143,41 @@ def check_holds(dataset: Dataset, job: Job) -> None:
         )
 
 
+def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
+    """Return what an epoch of the job is made of, when the data holds that many samples of each degradation."""
+    mixed = Mixture(tuple(Entry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
+    if job.data.weights is None:
+        return mixed
+    named: dict[str, int] = {d: held[d] for d in job.data.mixture}
+    weights: dict[str, float] = {d: job.data.weights[d] for d in job.data.mixture}
+    return weighted(named, weights, job.data.samples_per_epoch or mixed.samples_per_epoch)
+
+
+def order(job: Job, held: Mapping[str, int]) -> SampleOrder:
+    """Return the order of the job's samples, but for the window, which takes the data itself."""
+    return SampleOrder(
+        mixture(job, held), job.seed, job.train.global_batch_size, job.data.tail, job.data.sampling
+    )
+
+
 def train_stream(dataset: Dataset, job: Job) -> TrainStream:
     """Return the stream of training batches that the job describes."""
+    planned = order(job, counts(dataset, job))
+    spec = job.data
     return TrainStream(
         dataset,
-        list(job.data.mixture.items()),
+        planned.mixture,
         seed=job.seed,
-        crop_pixels=job.data.crop_pixels,
-        augmentation=job.data.augmentation,
+        stages=crops.stages(job, planned.positions_per_epoch),
+        augmentation=spec.augmentation,
         global_batch_size=job.train.global_batch_size,
         micro_batches=job.train.micro_batches,
-        sampling=job.data.sampling,
-        tail=job.data.tail,
-        readers=job.data.readers,
+        sampling=spec.sampling,
+        tail=spec.tail,
+        window=spec.window,
+        multiple=spec.crop_multiple,
+        on_corrupt=spec.on_corrupt,
+        readers=spec.readers,
     )
 
 

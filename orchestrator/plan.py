@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from mirage.cost import fast_macs, macs, parameters
-from orchestrator import data, userclass
+from orchestrator import crops, data, userclass
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
 from orchestrator.recipes import SETTINGS
 from orchestrator.schedule import total_steps
 from shards.errors import ShardsError
-from shards.order import Entry, Mixture, SampleOrder
+from shards.order import Mixture
+from shards.stages import Stages
 
 MACS_AT = 224
 """Image side for which MACs are stated, as the paper does."""
@@ -29,14 +31,21 @@ class Plan:
     """Multiply-adds of one 3 x 224 x 224 image, plain reference form with the heads, as papers count them."""
     fast_macs: int
     """Those that this implementation does at inference."""
-    samples: Mapping[str, tuple[int, int]]
-    """Degradation -> (samples that the data holds, repeats)."""
+    mixture: Mixture
+    """What an epoch is made of."""
+    stages: Stages
+    """Crop and batch by step."""
     counts_from: str
     """Where the sample counts come from."""
     samples_per_epoch: int
     steps_per_epoch: int
     total_steps: int
     warnings: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> Mapping[str, tuple[int, Fraction | int]]:
+        """Degradation -> (samples that the data holds, repeats)."""
+        return {entry.degradation: (entry.count, entry.repeat) for entry in self.mixture.entries}
 
     def render(self) -> str:
         """Return the plan as text for a terminal."""
@@ -64,18 +73,18 @@ class Plan:
             f"data       {', '.join(data.manifest_uris(job))}   (counts: {self.counts_from})",
         ]
         total = self.samples_per_epoch
-        for degradation, (count, repeat) in self.samples.items():
+        for entry in self.mixture.entries:
+            repeat = f"{entry.repeat:<3}" if entry.repeat % 1 == 0 else f"{float(entry.repeat):<3.2f}"
             lines.append(
-                f"             {degradation:<9} {count:>7,} x {repeat:<3} = {count * repeat:>8,}   "
-                f"{100 * count * repeat / total:4.1f} %"
+                f"             {entry.degradation:<9} {entry.count:>7,} x {repeat} = {entry.per_epoch:>8,}   "
+                f"{100 * entry.per_epoch / total:4.1f} %"
             )
         lines += [
             f"epoch      {total:,} samples = {self.steps_per_epoch:,} steps of {train.global_batch_size} "
             f"(tail of {total - self.steps_per_epoch * train.global_batch_size} "
             f"{'dropped' if job.data.tail == 'drop' else 'carried over'})",
             f"training   {self.total_steps:,} steps = {self.total_steps / self.steps_per_epoch:,.2f} epochs, "
-            f"{self.total_steps * train.global_batch_size:,} samples of {job.data.crop_pixels}² pixels, "
-            f"{train.precision}",
+            f"{self.stages.position_at(self.total_steps):,} samples of {self._crops()}, {train.precision}",
             f"batch      {train.global_batch_size} images = {train.micro_batches} x {micro} over {workers} "
             f"worker{'' if workers == '1' else 's'} of {kind} each",
             f"           statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
@@ -85,6 +94,14 @@ class Plan:
             f"registers  {job.track.register_as or 'nothing'}",
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _crops(self) -> str:
+        """Return the crops in words: `128² pixels`, or stage by stage."""
+        stages = self.stages.stages
+        if len(stages) == 1:
+            return f"{stages[0].pixels}² pixels"
+        told = (f"{s.batch} x {s.pixels}² pixels from step {s.from_step:,}" for s in stages)
+        return ", ".join(told)
 
     def _statistics(self) -> str:
         micro = self.job.train.global_batch_size // self.job.train.micro_batches
@@ -115,18 +132,13 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
             held = {d: published.get(d, 0) for d in job.data.mixture}
             counts_from = "published"
             warnings.append(f"the data cannot be used as it is, so the published counts stand in. {error}")
-    samples: dict[str, tuple[int, int]] = {d: (held[d], repeat) for d, repeat in job.data.mixture.items()}
-    order = SampleOrder(
-        Mixture(tuple(Entry(d, count, repeat) for d, (count, repeat) in samples.items())),
-        seed=job.seed,
-        global_batch_size=job.train.global_batch_size,
-        tail=job.data.tail,
-        sampling=job.data.sampling,
-    )
+    order = data.order(job, held)
+    stages = crops.stages(job, order.positions_per_epoch)
     return Plan(
         job=job,
         **_costs(job),
-        samples=samples,
+        mixture=order.mixture,
+        stages=stages,
         counts_from=counts_from,
         samples_per_epoch=order.mixture.samples_per_epoch,
         steps_per_epoch=order.steps_per_epoch,

@@ -38,8 +38,10 @@ from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.watch import Progress, comparison_sheet, validation_items
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
+from shards.ledger import Ledger, next_attempt
+from shards.stages import Stages
 from shards.store import Store
-from shards.stream import Batch
+from shards.stream import Batch, TrainStream
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +90,18 @@ class Run:
     weights: LossWeights
     averaged: Network | None
     steps_per_epoch: int
+    stages: Stages
     step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    skipped_samples: int = 0
+    """Damaged ones that this worker left out since it started."""
     validation: dict[str, float] = field(default_factory=dict)
 
     @property
     def position(self) -> int:
         """Samples that all workers have consumed: all there is to the state of the data."""
-        return self.step * self.job.train.global_batch_size
+        return self.stages.position_at(self.step)
 
     @property
     def judged(self) -> Network:
@@ -130,15 +135,17 @@ def train(
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return Outcome("finished", total, total)
-    run = _start(job, engine, stream.order.steps_per_epoch)
+    run = _start(job, engine, stream)
     _resume(run, checkpoints, driver)
+    ledger = _ledger(run, store)
 
     progress = Progress(run.step, total)
     since_logged: list[dict[str, Tensor]] = []
-    stop_position = total * job.train.global_batch_size
+    stop_position = run.stages.position_at(total)
     batches = stream.steps(run.position, engine.world_size, engine.rank, stop_position)
     while micro_batches := list(islice(batches, job.train.micro_batches)):
         progress.data_arrived()
+        _note(run, micro_batches, ledger)
         since_logged.append(train_step(run, micro_batches))
         progress.step_taken()
 
@@ -150,6 +157,9 @@ def train(
             _validate(run, dataset, driver)
         stop = engine.any(driver.stopping())
         if due or stop or run.step % job.checkpoint.every_steps == 0:
+            if ledger is not None:
+                ledger.flush()
+                engine.any(False)  # all workers have written what this checkpoint counts on
             _save(run, checkpoints)
         if stop and not due:
             checkpoints.wait()
@@ -174,7 +184,7 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     scalars: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
-        degraded, clean = batch.floats(run.engine.device, run.job.seed)
+        degraded, clean = batch.floats(run.engine.device, run.job.seed, run.job.data.noise)
         share = Share(*batch.share)
         with run.engine.sync(last=last):
             with run.engine.autocast():
@@ -207,7 +217,7 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     return scalars
 
 
-def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
+def _start(job: Job, engine: Engine, stream: TrainStream) -> Run:
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
@@ -237,7 +247,8 @@ def _start(job: Job, engine: Engine, steps_per_epoch: int) -> Run:
         optimizer=optimizer,
         weights=job.loss.build(),
         averaged=averaged,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=stream.order.steps_per_epoch,
+        stages=stream.stages,
     )
 
 
@@ -254,6 +265,22 @@ def _average(averaged: Network, model: Network, decay: float, step: int) -> None
             slow.copy_(fast)
 
 
+def _ledger(run: Run, store: Store) -> Ledger | None:
+    """Return this worker's ledger, when the job asks for one; worker 0 numbers the attempt for all."""
+    if not run.job.data.ledger:
+        return None
+    attempt = run.engine.agree(str(next_attempt(store)) if run.engine.rank == 0 else "")
+    return Ledger(store, int(attempt), run.engine.rank, run.engine.world_size)
+
+
+def _note(run: Run, micro_batches: Sequence[Batch], ledger: Ledger | None) -> None:
+    """Write down what the step is going to consume, and count what the stream left out as damaged."""
+    for batch in micro_batches:
+        if ledger is not None:
+            ledger.record(run.step, batch)
+        run.skipped_samples += len(batch.skipped)
+
+
 # --- once in a while -----------------------------------------------------------------------------------------
 
 
@@ -263,8 +290,11 @@ def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: Progress, dr
     mean = torch.stack([torch.stack([step[name].float() for name in names]) for step in steps]).mean(0)
     values = dict(zip(names, run.engine.sum(mean).tolist(), strict=True))
     values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
-    values |= progress.rates(run.job.train.global_batch_size)
+    values |= progress.rates(run.stages.at_step(run.step - 1).batch)
     values["optim/skipped_steps"] = float(run.skipped_steps)
+    if run.job.data.on_corrupt == "skip":
+        lost = run.engine.sum(mean.new_tensor([run.skipped_samples]))
+        values["data/skipped_samples"] = float(lost)
     if run.engine.rank == 0:
         driver.metrics(run.step, values)
         driver.say(progress.line(run.step, values))
@@ -321,10 +351,10 @@ def _resume(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
     if not name:
         return
     state = checkpoints.load(name)
-    if state.position != state.step * run.job.train.global_batch_size:
+    if state.position != run.stages.position_at(state.step):
         raise TrainingError(
-            f"checkpoint {name} stands at sample {state.position}, which is not step {state.step} of "
-            f"{run.job.train.global_batch_size} images. It was not written by this job."
+            f"checkpoint {name} stands at sample {state.position}, and step {state.step} of this job begins at "
+            f"{run.stages.position_at(state.step)}. It was not written by this job."
         )
     run.model.load_state_dict(dict(state.tensors["model"]))
     if run.averaged is not None:
@@ -380,6 +410,7 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
     store.write(key, weights)
     result = {
         "step": run.step,
+        "positions": run.position,
         "weights": key,
         "averaged": run.averaged is not None,
         "skipped_steps": run.skipped_steps,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shards.dataset import Dataset
     from shards.errors import (
         CorruptObjectError,
+        LedgerError,
         ManifestError,
         MissingObjectError,
         MixtureError,
@@ -23,18 +24,21 @@ if TYPE_CHECKING:
         UnreachableStoreError,
     )
     from shards.evaluation import EvalItem, EvaluationSet
+    from shards.ledger import Ledger, read_ledger
     from shards.manifest import Manifest, load_manifest, publish
-    from shards.order import Entry, Mixture, SampleOrder, share
+    from shards.order import Entry, Mixture, SampleOrder, share, weighted
     from shards.pack import decode_images, decode_tiles
     from shards.sample import DEGRADATIONS, SIGMA
     from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, PublishedSource, Source
+    from shards.stages import Stage, Stages
     from shards.store import LocalStore, S3Store, Store, open_store
-    from shards.stream import Batch, TrainStream, read_ledger
+    from shards.stream import Batch, TrainStream
 
 _HOME = {
     "ShardCache": "cache",
     "Dataset": "dataset",
     "CorruptObjectError": "errors",
+    "LedgerError": "errors",
     "ManifestError": "errors",
     "MissingObjectError": "errors",
     "MixtureError": "errors",
@@ -44,6 +48,7 @@ _HOME = {
     "UnreachableStoreError": "errors",
     "EvalItem": "evaluation",
     "EvaluationSet": "evaluation",
+    "Ledger": "ledger",
     "Manifest": "manifest",
     "load_manifest": "manifest",
     "publish": "manifest",
@@ -51,6 +56,7 @@ _HOME = {
     "Mixture": "order",
     "SampleOrder": "order",
     "share": "order",
+    "weighted": "order",
     "decode_images": "pack",
     "decode_tiles": "pack",
     "DEGRADATIONS": "sample",
@@ -61,13 +67,15 @@ _HOME = {
     "PhotographSource": "sources",
     "PublishedSource": "sources",
     "Source": "sources",
+    "Stage": "stages",
+    "Stages": "stages",
     "LocalStore": "store",
     "S3Store": "store",
     "Store": "store",
     "open_store": "store",
     "Batch": "stream",
     "TrainStream": "stream",
-    "read_ledger": "stream",
+    "read_ledger": "ledger",
 }
 
 __all__ = [
@@ -80,6 +88,8 @@ __all__ = [
     "EvalItem",
     "EvaluationSet",
     "FolderSource",
+    "Ledger",
+    "LedgerError",
     "LocalStore",
     "Manifest",
     "ManifestError",
@@ -96,6 +106,8 @@ __all__ = [
     "ShardCache",
     "ShardsError",
     "Source",
+    "Stage",
+    "Stages",
     "Store",
     "StoreError",
     "TrainStream",
@@ -107,6 +119,7 @@ __all__ = [
     "publish",
     "read_ledger",
     "share",
+    "weighted",
 ]
 
 

@@ -2,7 +2,7 @@
 
 A shard is downloaded once by whichever process needs it first (the others wait at its lock), checked
 against the size and sha256 of its manifest, and renamed into place; what is least recently used makes room.
-A local store is verified once and read in place.
+A local store is verified once and read in place. A file that was changed since is verified again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ShardCache:
         """Local file with the verified bytes of a shard."""
         if isinstance(store, LocalStore):
             return self._in_place(store, shard)
-        path = self.folder / f"{shard.sha256}.tar"
-        if not _touch(path):
+        path = self._file(shard)
+        if not self._present(path, shard):
             if shard.size > self.max_bytes:
                 raise StoreError(
                     f"{store.uri}/{shard.key} has {shard.size} bytes, and the cache {self.folder} may hold "
@@ -48,9 +48,35 @@ class ShardCache:
                 )
             self._make_folders()
             with _locked(self.folder / "locks" / shard.sha256):
-                if not _touch(path):
+                if not self._present(path, shard) and not self._still_whole(path, shard):
                     self._fetch(store, shard, path)
         return path
+
+    def holds(self, store: Store, shard: Shard) -> bool:
+        """Whether the shard's file is here."""
+        return isinstance(store, LocalStore) or self._file(shard).exists()
+
+    def _file(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    def _present(self, path: Path, shard: Shard) -> bool:
+        """Whether the file is here and is the one that was verified; it counts as used just now."""
+        try:
+            return _touch(path) and self._mark(shard).is_current(path)
+        except FileNotFoundError:
+            return False  # evicted by another process between the two
+
+    def _still_whole(self, path: Path, shard: Shard) -> bool:
+        """Whether a file that was changed since it was verified has the right bytes; if not, it is removed."""
+        try:
+            _verify(path, shard, str(path), delete=True)
+        except FileNotFoundError:
+            return False
+        except CorruptObjectError:
+            log.warning("%s was damaged on this disk after it was verified: it is fetched again", path)
+            return False
+        self._mark(shard).set(path)
+        return True
 
     def _fetch(self, store: Store, shard: Shard, path: Path) -> None:
         with _locked(self.folder / "locks" / "room"):
@@ -58,14 +84,18 @@ class ShardCache:
         part = path.with_suffix(".part")  # one writer: the lock is held
         store.download(shard.key, part)
         _verify(part, shard, f"{store.uri}/{shard.key}", delete=True)
+        self._mark(shard).set(part, path)
         part.replace(path)
+
+    def _mark(self, shard: Shard) -> _Mark:
+        return _Mark(self.folder / "verified" / shard.sha256)
 
     def _make_room(self, size: int) -> None:
         for path, stat in _files(self.folder, ".tmp-*"):
             if time.time() - stat.st_mtime > _ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)  # its download was killed
         present = sorted(
-            ((stat.st_mtime_ns, stat.st_size, path) for path, stat in _files(self.folder, "*.tar")),
+            ((stat.st_atime_ns, stat.st_size, path) for path, stat in _files(self.folder, "*.tar")),
             key=lambda item: item[0],
         )
         total = sum(item[1] for item in present)
@@ -78,22 +108,18 @@ class ShardCache:
 
     def _in_place(self, store: LocalStore, shard: Shard) -> Path:
         path = store.path(shard.key)
+        mark = self._mark(shard)
         try:
-            stat = path.stat()
+            if not mark.is_current(path):
+                self._make_folders()
+                with _locked(self.folder / "locks" / shard.sha256):
+                    if not mark.is_current(path):
+                        _verify(path, shard, f"{store.uri}/{shard.key}", delete=False)
+                        mark.set(path)
         except FileNotFoundError as error:
             raise CorruptObjectError(
                 f"{store.uri}/{shard.key} is missing although the manifest lists it. Pack again."
             ) from error
-        stamp = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-        mark = self.folder / "verified" / shard.sha256
-        if not mark.exists() or mark.read_text() != stamp:
-            self._make_folders()
-            with _locked(self.folder / "locks" / shard.sha256):
-                if not mark.exists() or mark.read_text() != stamp:
-                    _verify(path, shard, f"{store.uri}/{shard.key}", delete=False)
-                    fresh = mark.with_suffix(".part")
-                    fresh.write_text(stamp)
-                    fresh.replace(mark)
         return path
 
     def _make_folders(self) -> None:
@@ -105,6 +131,29 @@ class ShardCache:
                 f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a folder "
                 "that can be written."
             ) from error
+
+
+class _Mark:
+    """Remembers which file was verified, by its place, size and time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def is_current(self, path: Path) -> bool:
+        """Whether that file was verified and not changed since."""
+        stamp = self._stamp(path, path)
+        return self._path.exists() and self._path.read_text() == stamp
+
+    def set(self, path: Path, name: Path | None = None) -> None:
+        """Remember a file, under the name that it is going to have."""
+        fresh = self._path.with_suffix(".part")
+        fresh.write_text(self._stamp(path, name or path))
+        fresh.replace(self._path)
+
+    @staticmethod
+    def _stamp(path: Path, name: Path) -> str:
+        stat = path.stat()
+        return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _verify(path: Path, shard: Shard, where: str, *, delete: bool) -> None:
@@ -120,9 +169,9 @@ def _verify(path: Path, shard: Shard, where: str, *, delete: bool) -> None:
 
 
 def _touch(path: Path) -> bool:
-    """Mark as just used; False if it is not there."""
+    """Mark as just used; False if it is not there. The time of change stays: it tells what was verified."""
     try:
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
         return False
     return True

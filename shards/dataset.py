@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from shards import tiles
 from shards.augment import Window
 from shards.cache import ShardCache
-from shards.errors import CorruptObjectError, ManifestError, PackError
+from shards.errors import CorruptObjectError, ManifestError, MissingObjectError, PackError
 from shards.images import decode_image
 from shards.manifest import ORIGINAL, Manifest, Member, Row, Shard, load_manifest
 from shards.sample import row_degradation
-from shards.store import Store, open_store
+from shards.store import LocalStore, Store, open_store
 
 Image = NDArray[np.uint8]
 
@@ -43,6 +43,7 @@ class Dataset:
         self._shards: list[tuple[Store, Shard]] = []
         self._rows: dict[tuple[str, str], list[Row]] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._damaged: dict[int, CorruptObjectError | MissingObjectError] = {}
         asked: Sequence[str | None] = digests or [None] * len(uris)
         for uri, digest in zip(uris, asked, strict=True):
             store = open_store(uri)
@@ -89,6 +90,21 @@ class Dataset:
         ]
         return ", ".join(found) or "nothing"
 
+    def shard_of(self, row: Row) -> int:
+        """Shard that a row's images lie in; the clean one's, should they be apart."""
+        return row.clean.shard
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard of a remote store into the cache."""
+        store, found = self._shards[shard]
+        if not isinstance(store, LocalStore):
+            self._cache.path(store, found)
+
+    def remote_bytes(self) -> tuple[int, int, int]:
+        """Bytes of all shards of remote stores, of the largest of them, and that the cache may hold."""
+        sizes = [shard.size for store, shard in self._shards if not isinstance(store, LocalStore)]
+        return sum(sizes), max(sizes, default=0), self._cache.max_bytes
+
     def read(self, row: Row, window: Window | None = None) -> tuple[Image | None, Image]:
         """Degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
@@ -122,10 +138,23 @@ class Dataset:
         if index in self._maps:
             self._maps.move_to_end(index)
             return self._maps[index]
-        self._maps[index] = self._open(index)
-        if len(self._maps) > _OPEN_SHARDS:
-            self._maps.popitem(last=False)
-        return self._maps[index]
+        if index in self._damaged:
+            raise self._damaged[index]
+        try:
+            opened = self._open(index)
+        except (CorruptObjectError, MissingObjectError) as error:
+            self._damaged[index] = error  # not fetched again for every sample of it
+            raise
+        self._let_go()
+        self._maps[index] = opened
+        return opened
+
+    def _let_go(self) -> None:
+        """Close the shards that were evicted meanwhile, so that their bytes leave the disk, and the oldest."""
+        for index in list(self._maps):
+            store, shard = self._shards[index]
+            if len(self._maps) >= _OPEN_SHARDS or not self._cache.holds(store, shard):
+                del self._maps[index]
 
     def _open(self, index: int) -> mmap.mmap:
         store, shard = self._shards[index]

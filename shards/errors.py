@@ -7,7 +7,8 @@
     ├── ManifestError            a manifest is missing, of another version, or lacks what was asked of it
     ├── CorruptObjectError       bytes that are not what their manifest or header says
     ├── PackError                raw data that cannot become shards
-    └── MixtureError             data and mixture that do not make a training stream
+    ├── MixtureError             data and mixture that do not make a training stream
+    └── LedgerError              what a run wrote of its samples has a hole or contradicts itself
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
 """
@@ -43,3 +44,7 @@ class PackError(ShardsError):
 
 class MixtureError(ShardsError):
     """Data and mixture that do not make a training stream."""
+
+
+class LedgerError(ShardsError):
+    """What a run wrote down of its samples has a hole or contradicts itself."""

@@ -13,15 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+NoiseRule = Literal["release", "float"]
+
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer; multiplication wraps
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 _LOW = 0xFFFFFFFF
 
 
-def add_noise(
-    clean: Tensor, sigma: Tensor, keys: Tensor, seed: int, rule: Literal["release", "float"] = "release"
-) -> Tensor:
+def add_noise(clean: Tensor, sigma: Tensor, keys: Tensor, seed: int, rule: NoiseRule = "release") -> Tensor:
     """Images with Gaussian noise of standard deviation `sigma`, in grey levels.
 
     `clean` is (b, 3, h, w) uint8, `sigma` (b,) float, `keys` (b,) int64. `rule="release"` clips to [0, 255]

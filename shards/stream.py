@@ -9,26 +9,36 @@ is keyed by the position.
 
 from __future__ import annotations
 
-import itertools
-import json
+import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from shards.augment import Augmentation, crop16, draw_mode, draw_window, keyed_rng, orient
+from shards.augment import Augmentation, Image, crop16, draw_mode, draw_window, keyed_rng, orient
 from shards.dataset import Dataset
-from shards.errors import MixtureError, ShardsError
+from shards.errors import CorruptObjectError, MissingObjectError, MixtureError, ShardsError
 from shards.manifest import Row
-from shards.noise import add_noise
+from shards.noise import NoiseRule, add_noise
 from shards.order import Entry, Mixture, SampleOrder, Sampling, Tail, share
+from shards.prefetch import Ahead, Prefetcher
 from shards.sample import SIGMA
+from shards.stages import Stages
+from shards.windows import Windows
+
+log = logging.getLogger(__name__)
+
+OnCorrupt = Literal["fail", "skip"]
+
+_SUBSTITUTES = 20  # samples that may be damaged in a row before a run that skips them is stopped
+_LOOKED_AT = 4096  # positions that the prefetcher looks through at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +57,23 @@ class Batch:
     ids: list[str]
     share: tuple[int, int]
     """First image of this share within the global micro-batch, and the size of that."""
+    skipped: list[tuple[int, str, str, str]] = field(default_factory=list)
+    """Position, degradation, id and damage of every sample that another one stands in for."""
 
-    def floats(self, device: torch.device | str, seed: int) -> tuple[Tensor, Tensor]:
-        """Degraded and clean as float32 RGB in [0, 1] on a device, noise drawn there, keyed by position."""
+    def floats(
+        self, device: torch.device | str, seed: int, rule: NoiseRule = "release"
+    ) -> tuple[Tensor, Tensor]:
+        """Degraded and clean as float32 RGB on a device, noise drawn there, keyed by position.
+
+        In [0, 1]; under `rule="float"` noise may lead out of it.
+        """
         noisy = self.sigma.nonzero().flatten()  # found here, on the CPU: no wait for the device
         degraded, clean = (image.to(device, non_blocking=True) for image in (self.degraded, self.clean))
         if len(noisy):
             rows = noisy.to(device, non_blocking=True)
             sigma, keys = (t[noisy].to(device, non_blocking=True) for t in (self.sigma, self.positions))
-            degraded = degraded.index_copy(0, rows, add_noise(clean[rows], sigma, keys, seed))
+            drawn = add_noise(clean[rows], sigma, keys, seed, rule)
+            degraded = degraded.to(drawn.dtype).index_copy(0, rows, drawn)
         return degraded.float() / 255, clean.float() / 255
 
     def pin_memory(self) -> Batch:
@@ -69,49 +87,85 @@ class Batch:
         )
 
 
+class Part(NamedTuple):
+    """A micro-batch of all workers together."""
+
+    first: int
+    """Position of its first image."""
+    total: int
+    """Images in it."""
+    pixels: int
+    """Side of its crops."""
+
+
 class TrainStream:
-    """Training samples of a dataset, mixed by `(degradation, repeat)` pairs.
+    """Training samples of a dataset, mixed by `(degradation, repeat)` pairs or as a whole `Mixture`.
 
     A step's global batch is cut into `micro_batches` of equal size, which the workers share. `readers`
-    subprocesses prepare batches ahead; 0 prepares them in this process. `ledger` names a folder where every
-    worker writes what it consumed. Images too small for the crop are reported at once, by name.
+    subprocesses prepare batches ahead; 0 prepares them in this process. Images too small for the crop are
+    reported at once, by name.
+
+    `window` is a number of shards, for data larger than the cache: see `shards.windows`. `stages` let
+    crop and batch grow by step, in place of `crop_pixels`. `multiple` is what images are cut to before a crop
+    is drawn: 16 as in the all-in-one benchmarks, 1 for whole images. `on_corrupt="skip"` lets another sample of
+    the same degradation stand in for one that is damaged or missing: the same one whoever reads it.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        mixture: Sequence[tuple[str, int]],
+        mixture: Mixture | Sequence[tuple[str, int]],
         *,
         seed: int,
-        crop_pixels: int,
+        crop_pixels: int = 128,
         augmentation: Augmentation = "release",
         global_batch_size: int,
         micro_batches: int = 1,
         tail: Tail = "drop",
         sampling: Sampling = "permutation",
+        window: int | None = None,
+        stages: Stages | None = None,
+        multiple: int = 16,
+        on_corrupt: OnCorrupt = "fail",
         readers: int = 0,
-        ledger: Path | None = None,
     ) -> None:
-        self.dataset, self.seed, self.crop_pixels = dataset, seed, crop_pixels
+        self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self.augmentation: Augmentation = augmentation
-        self.readers, self.ledger = readers, ledger
-        self._rows = [dataset.rows("train", degradation) for degradation, _ in mixture]
-        for (degradation, _), rows in zip(mixture, self._rows, strict=True):
+        self.on_corrupt, self.readers = on_corrupt, readers
+        self.stages = stages or Stages.constant(crop_pixels, global_batch_size)
+        named = (
+            [e.degradation for e in mixture.entries]
+            if isinstance(mixture, Mixture)
+            else [name for name, _ in mixture]
+        )
+        self._rows = [dataset.rows("train", degradation) for degradation in named]
+        for degradation, rows in zip(named, self._rows, strict=True):
             if not rows:
                 raise MixtureError(
                     f"{', '.join(dataset.uris)}: no training samples of {degradation!r}; there are "
                     f"{dataset.available('train')}. Pack it, or take it out of the mixture."
                 )
-            _check_sizes(rows, crop_pixels)
-        entries = tuple(
-            Entry(name, len(rows), repeat) for (name, repeat), rows in zip(mixture, self._rows, strict=True)
-        )
-        self.order = SampleOrder(Mixture(entries), seed, global_batch_size, tail, sampling)
-        if global_batch_size % micro_batches:
-            raise MixtureError(
-                f"micro_batches: {micro_batches} does not divide the global batch of {global_batch_size}."
-            )
-        self.micro_batch_size = global_batch_size // micro_batches
+            _check_sizes(rows, max(stage.pixels for stage in self.stages.stages), multiple)
+        mixed = mixture if isinstance(mixture, Mixture) else self._mixture(mixture)
+        for entry, rows in zip(mixed.entries, self._rows, strict=True):
+            if entry.count != len(rows):
+                raise MixtureError(
+                    f"the mixture counts {entry.count} samples of {entry.degradation!r}, and the data holds "
+                    f"{len(rows)}."
+                )
+        windows = None if window is None else Windows(self._shards(), window)
+        self.order = SampleOrder(mixed, seed, global_batch_size, tail, sampling, windows)
+        for stage in self.stages.stages:
+            if stage.batch % micro_batches:
+                raise MixtureError(
+                    f"micro_batches: {micro_batches} does not divide the global batch of {stage.batch}."
+                )
+        self.micro_batches = micro_batches
+        self._check_room(window)
+
+    def _mixture(self, pairs: Sequence[tuple[str, int]]) -> Mixture:
+        counts = [len(rows) for rows in self._rows]
+        return Mixture(tuple(Entry(name, n, repeat) for (name, repeat), n in zip(pairs, counts, strict=True)))
 
     def steps(
         self,
@@ -124,35 +178,46 @@ class TrainStream:
 
         A step takes `micro_batches` of them; positions run through them without a gap.
         """
-        total = self.micro_batch_size
-        offset, count = share(total, world_size, rank)
-        reader = _Reader(self, start_position + offset, count, offset)
-        numbers = (
-            itertools.count() if stop_position is None else range((stop_position - start_position) // total)
-        )
-        for batch in self._batches(reader, numbers):
-            if self.ledger is not None:
-                _record(self.ledger / f"worker-{rank}-of-{world_size}.jsonl", batch)
-            yield batch
+        with Prefetcher(self.dataset, self._ahead(start_position)) as prefetcher:
+            for batch in self._batches(
+                _Reader(self, world_size, rank), self.parts(start_position, stop_position)
+            ):
+                prefetcher.reached(int(batch.positions[0]))
+                for position, degradation, id_, why in batch.skipped:
+                    log.warning(
+                        "position %d: another sample for %s of %s: %s", position, id_, degradation, why
+                    )
+                yield batch
 
-    def batch(self, positions: Sequence[int], offset: int) -> Batch:
+    def parts(self, start_position: int = 0, stop_position: int | None = None) -> Iterator[Part]:
+        """All micro-batches from a position on."""
+        position = start_position
+        while True:
+            stage = self.stages.at_position(position)
+            total = stage.batch // self.micro_batches
+            if stop_position is not None and position + total > stop_position:
+                return
+            yield Part(position, total, stage.pixels)
+            position += total
+
+    def batch(self, positions: Sequence[int], offset: int, part: Part) -> Batch:
         """The samples at the given positions, which start `offset` images into their micro-batch."""
         where = np.asarray(positions, np.int64)
         draw = self.order.draw(where)
-        size = self.crop_pixels
+        size = part.pixels
         degraded = np.empty((len(where), size, size, 3), np.uint8)
         clean = np.empty_like(degraded)
-        degradations, ids = [], []
-        for index, (position, entry, sample) in enumerate(zip(where, draw.entry, draw.sample, strict=True)):
-            row = self._rows[entry][sample]
-            rng = keyed_rng(self.seed, int(position))
-            window = draw_window(rng, crop16(row.clean.height, row.clean.width), size)
-            mode = draw_mode(rng, self.augmentation)
-            harmed, intact = self.dataset.read(row, window)
-            clean[index] = orient(intact, mode)
-            degraded[index] = clean[index] if harmed is None else orient(harmed, mode)
-            degradations.append(self.order.mixture.entries[entry].degradation)
+        degradations, ids, skipped = [], [], []
+        for index, (position, entry, sample) in enumerate(
+            zip(where.tolist(), draw.entry.tolist(), draw.sample.tolist(), strict=True)
+        ):
+            degradation = self.order.mixture.entries[entry].degradation
+            row, (harmed, intact), lost = self._read(position, entry, sample, size)
+            clean[index] = intact
+            degraded[index] = intact if harmed is None else harmed
+            degradations.append(degradation)
             ids.append(row.id)
+            skipped += [(position, degradation, id_, why) for id_, why in lost]
         return Batch(
             torch.from_numpy(degraded).permute(0, 3, 1, 2),
             torch.from_numpy(clean).permute(0, 3, 1, 2),
@@ -160,12 +225,42 @@ class TrainStream:
             torch.from_numpy(where),
             degradations,
             ids,
-            (offset, self.micro_batch_size),
+            (offset, part.total),
+            skipped,
         )
 
-    def _batches(self, reader: _Reader, numbers: Iterable[int]) -> Iterator[Batch]:
+    def crop(self, position: int, row: Row, size: int) -> tuple[Image | None, Image]:
+        """The crop of a row that stands at a position: degraded (None in a clean-only row) and clean."""
+        rng = keyed_rng(self.seed, position)
+        window = draw_window(rng, crop16(row.clean.height, row.clean.width, self.multiple), size)
+        mode = draw_mode(rng, self.augmentation)
+        harmed, intact = self.dataset.read(row, window)
+        return None if harmed is None else orient(harmed, mode), orient(intact, mode)
+
+    def _read(
+        self, position: int, entry: int, sample: int, size: int
+    ) -> tuple[Row, tuple[Image | None, Image], list[tuple[str, str]]]:
+        """Row and crop at a position, and the id and damage of each row that could not be read there."""
+        lost: list[tuple[str, str]] = []
+        for attempt in range(_SUBSTITUTES):
+            row = self._rows[entry][sample]
+            try:
+                return row, self.crop(position, row, size), lost
+            except (CorruptObjectError, MissingObjectError) as error:
+                if self.on_corrupt == "fail":
+                    raise
+                lost.append((row.id, str(error)))
+                sample = self.order.substitute(position, attempt, entry)
+        raise CorruptObjectError(
+            f"position {position}: {_SUBSTITUTES} samples in a row cannot be read; the last: {lost[-1][1]}"
+        )
+
+    def _batches(self, reader: _Reader, parts: Iterable[Part]) -> Iterator[Batch]:
         if self.readers == 0:
-            yield from (reader.read(number) for number in numbers)
+            pin = torch.cuda.is_available()
+            for part in parts:
+                batch = reader.read(part)
+                yield batch.pin_memory() if pin else batch
             return
         # A server process that forks: it does not inherit this process's threads, locks or CUDA context.
         context = multiprocessing.get_context("forkserver")
@@ -173,7 +268,7 @@ class TrainStream:
         loader = DataLoader(
             reader,
             batch_size=None,
-            sampler=numbers,
+            sampler=parts,
             num_workers=self.readers,
             multiprocessing_context=context,
             pin_memory=torch.cuda.is_available(),
@@ -183,54 +278,64 @@ class TrainStream:
                 raise batch
             yield batch
 
+    def _shards(self) -> list[NDArray[np.int64]]:
+        return [np.array([self.dataset.shard_of(row) for row in rows], np.int64) for rows in self._rows]
+
+    def _ahead(self, start_position: int) -> Iterator[Ahead]:
+        """What to fetch, and until when it is read: windows, or everything in the order of its first use."""
+        total, _, room = self.dataset.remote_bytes()
+        if total == 0:
+            return
+        if self.order.windows is not None:
+            yield from self.order.windows.ahead(self.order, start_position)
+        elif total <= room:
+            shards = self._shards()
+            seen: set[int] = set()
+            end = start_position + self.order.positions_per_epoch
+            for first in range(start_position, end, _LOOKED_AT):
+                draw = self.order.draw(np.arange(first, min(end, first + _LOOKED_AT)))
+                needed = [int(shards[e][s]) for e, s in zip(draw.entry, draw.sample, strict=True)]
+                yield start_position, [shard for shard in dict.fromkeys(needed) if shard not in seen]
+                seen.update(needed)
+
+    def _check_room(self, window: int | None) -> None:
+        total, largest, room = self.dataset.remote_bytes()
+        needed = total if window is None else min(total, 2 * window * largest)
+        if needed > room:
+            what = "the data" if window is None else f"two windows of {window} shards"
+            log.warning(
+                "%s may take %.1f GiB, and the cache holds %.1f: shards are going to be fetched again and again. "
+                "Raise cache_gib, or %s window.",
+                *(what, needed / 2**30, room / 2**30, "set a" if window is None else "lower the"),
+            )
+
 
 class _Reader(TorchDataset["Batch | ShardsError"]):
-    """One worker's micro-batches, numbered from its start, which torch's DataLoader can read elsewhere."""
+    """One worker's share of any micro-batch, which torch's DataLoader can read elsewhere."""
 
-    def __init__(self, stream: TrainStream, first: int, count: int, offset: int) -> None:
-        self._stream, self._first, self._count, self._offset = stream, first, count, offset
+    def __init__(self, stream: TrainStream, world_size: int, rank: int) -> None:
+        self._stream, self._world_size, self._rank = stream, world_size, rank
 
-    def read(self, number: int) -> Batch:
-        first = self._first + number * self._stream.micro_batch_size
-        return self._stream.batch(range(first, first + self._count), self._offset)
+    def read(self, part: Part) -> Batch:
+        offset, count = share(part.total, self._world_size, self._rank)
+        return self._stream.batch(range(part.first + offset, part.first + offset + count), offset, part)
 
-    def __getitem__(self, number: int) -> Batch | ShardsError:
+    def __getitem__(self, part: Part) -> Batch | ShardsError:
         # Returned, not raised: DataLoader would wrap the message in a traceback of the subprocess.
         try:
-            return self.read(number)
+            return self.read(part)
         except ShardsError as error:
             return error
 
 
-def _check_sizes(rows: Sequence[Row], crop_pixels: int) -> None:
-    small = [row for row in rows if min(crop16(row.clean.height, row.clean.width)[2:]) < crop_pixels]
+def _check_sizes(rows: Sequence[Row], crop_pixels: int, multiple: int) -> None:
+    small = [
+        row for row in rows if min(crop16(row.clean.height, row.clean.width, multiple)[2:]) < crop_pixels
+    ]
     if small:
         named = ", ".join(f"{row.id} ({row.clean.width} x {row.clean.height})" for row in small[:5])
         raise MixtureError(
             f"{len(small)} of {len(rows)} {small[0].degradation} samples are smaller than a crop of "
-            f"{crop_pixels} pixels once cut to multiples of 16: {named}. Lower crop_pixels, or leave "
+            f"{crop_pixels} pixels once cut to multiples of {multiple}: {named}. Lower crop_pixels, or leave "
             "them out."
         )
-
-
-def _record(path: Path, batch: Batch) -> None:
-    samples = list(zip(batch.positions.tolist(), batch.degradations, batch.ids, strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(samples) + "\n")
-
-
-def read_ledger(folder: Path) -> dict[int, tuple[str, str]]:
-    """Degradation and id at every position that a run consumed, from the ledgers of all its workers.
-
-    Steps that were repeated after a resume must agree with their first time.
-    """
-    found: dict[int, tuple[str, str]] = {}
-    for path in sorted(folder.glob("worker-*.jsonl")):
-        for line in path.read_text().splitlines():
-            for position, degradation, id_ in json.loads(line):
-                if found.setdefault(position, (degradation, id_)) != (degradation, id_):
-                    raise MixtureError(
-                        f"{path}: position {position} is {(degradation, id_)}, was {found[position]} before."
-                    )
-    return found

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import jobs, data, datasets, machine, photographs, service, judging, models  # isort: skip
+from orchestrator.cli import jobs, data, ledgers, datasets, machine, photographs, service, judging, models  # isort: skip
 from orchestrator.cli.app import app, complain
 
-__all__ = ["data", "datasets", "jobs", "judging", "machine", "main", "models", "photographs", "service"]
+__all__ = ["data", "datasets", "jobs", "judging", "ledgers", "machine", "main", "models", "photographs", "service"]
 
 
 def main() -> NoReturn:

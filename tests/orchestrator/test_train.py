@@ -17,11 +17,13 @@ from mirage import MIRAGE
 from mirage.weights import loads
 from orchestrator import data
 from orchestrator.config import Job
+from orchestrator.consumed import consumed
 from orchestrator.engine import DDPEngine, InProcessEngine
 from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.jobfile import dump_job, job_from_mapping
 from orchestrator.train import RESULT, Outcome, run_id, train
 from shards.dataset import Dataset
+from shards.errors import LedgerError
 from shards.store import LocalStore
 
 CPU = torch.device("cpu")
@@ -282,3 +284,57 @@ def test_a_resolved_job_travels_as_text(small_job) -> None:
     import yaml
 
     assert job_from_mapping(yaml.safe_load(dump_job(small_job()))) == small_job()
+
+
+def test_a_ledger_shows_each_position_once_over_a_stop_and_a_kill(small_job, small_data, tmp_path) -> None:
+    job = small_job(data={"ledger": True}, checkpoint={"every_steps": 2, "keep": 2})
+
+    class Killed(InProcessEngine):
+        """Dies in the step after step 3's, behind the checkpoint at step 2."""
+
+        left = 4
+
+        def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().clip(parameters, max_norm)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, small_data, tmp_path, engine=Killed(CPU))
+    run(job, small_data, tmp_path, Listener(stop_after=1))
+    assert run(job, small_data, tmp_path).status == "finished"
+    found = consumed(str(tmp_path))
+    size = job.train.global_batch_size
+    assert sorted(found.samples) == list(range(6 * size))
+    assert found.attempts == 3
+    stream = data.train_stream(small_data, job)
+    expected = [
+        (name, id_)
+        for b in stream.steps(0, 1, 0, 6 * size)
+        for name, id_ in zip(b.degradations, b.ids, strict=True)
+    ]
+    assert list(found.samples.values()) == expected
+    piece = max((tmp_path / "ledger").rglob("*.jsonl"))
+    piece.chmod(0o644)
+    piece.unlink()
+    with pytest.raises(LedgerError, match="is missing"):
+        consumed(str(tmp_path))
+
+
+def test_crops_and_batches_that_grow_survive_a_stop_bit_for_bit(small_job, small_data, tmp_path) -> None:
+    job = small_job(
+        data={
+            "crop_pixels": [
+                {"from_step": 0, "pixels": 16},
+                {"from_step": 2, "pixels": 32},
+                {"from_step": 4, "pixels": 32, "batch": 2},
+            ]
+        }
+    )
+    run(job, small_data, tmp_path / "whole")
+    assert run(job, small_data, tmp_path / "stopped", Listener(stop_after=5)).status == "stopped"
+    run(job, small_data, tmp_path / "stopped")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    result = json.loads((tmp_path / "whole" / RESULT).read_bytes())
+    assert result["positions"] == 4 * job.train.global_batch_size + 2 * 2

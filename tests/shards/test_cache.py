@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import time
@@ -139,3 +140,52 @@ def test_a_server_that_vanishes_in_mid_epoch_is_named(remote, published, cache, 
     with pytest.raises(StoreError, match="did not answer"):
         cache.path(gone, published.shards[1])
     assert load_manifest(remote).digest == published.digest
+
+
+def test_a_cached_file_that_was_damaged_is_noticed_and_fetched_again(remote, published, cache, caplog):
+    shard = published.shards[0]
+    path = cache.path(remote, shard)
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], b"<html></html>", bytes([whole[0] ^ 1]) + whole[1:]):
+        path.write_bytes(damaged)
+        assert cache.path(remote, shard).read_bytes() == whole
+    assert len([r for r in caplog.records if "fetched again" in r.message]) == 3
+
+
+def test_a_cached_file_that_was_copied_back_is_verified_not_fetched(remote, published, cache, monkeypatch):
+    shard = published.shards[0]
+    path = cache.path(remote, shard)
+    path.write_bytes(path.read_bytes())
+    monkeypatch.setattr(S3Store, "download", lambda *_: pytest.fail("fetched again"))
+    assert cache.path(remote, shard) == path
+
+
+def _thrash(folder: Path, uri: str, shards: tuple[Shard, ...], room: int) -> None:
+    store, cache = open_store(uri), ShardCache(folder, room)
+    while True:
+        for shard in shards:
+            cache.path(store, shard)
+
+
+def test_processes_that_are_killed_while_they_fetch_leave_a_sound_cache(remote, published, tmp_path):
+    """Two processes thrash a cache that holds less than the data, and die by kill -9 in the middle of it."""
+    folder = tmp_path / "shared"
+    room = 2 * max(shard.size for shard in published.shards)
+    context = multiprocessing.get_context("fork")
+    for moment in range(5):
+        processes = [
+            context.Process(target=_thrash, args=(folder, remote.uri, published.shards, room), daemon=True)
+            for _ in range(2)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + 5
+        while not [*folder.glob(".tmp-*"), *folder.glob("*.part")] and time.monotonic() < deadline:
+            time.sleep(0.001 * moment)
+        for process in processes:
+            process.kill()
+            process.join()
+    cache = ShardCache(folder, room)
+    for shard in published.shards:
+        assert hashlib.sha256(cache.path(remote, shard).read_bytes()).hexdigest() == shard.sha256
+    assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= room

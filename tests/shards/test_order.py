@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import MixtureError
-from shards.order import Entry, Mixture, SampleOrder, permutation, share
+from shards.order import Entry, Mixture, SampleOrder, permutation, share, weighted
 
 NOISE = tuple(Entry(f"noise{sigma}", 5144, 3) for sigma in (15, 25, 50))
 THREE = Mixture((*NOISE, Entry("rain", 200, 120), Entry("haze", 72135, 1)))
@@ -176,3 +176,79 @@ def test_replacement_draws_in_proportion_and_may_repeat():
 def test_what_cannot_be_ordered_is_said(make, says: str):
     with pytest.raises(MixtureError, match=says):
         make()
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    data=st.data(),
+    length=st.integers(150, 400),
+    seed=seeds,
+)
+def test_weights_share_an_epoch_to_within_one_sample(
+    counts: list[int], data: st.DataObject, length: int, seed: int
+):
+    weights = data.draw(st.lists(st.floats(0.2, 5), min_size=len(counts), max_size=len(counts)))
+    names = [f"d{i}" for i in range(len(counts))]
+    mixture = weighted(dict(zip(names, counts, strict=True)), dict(zip(names, weights, strict=True)), length)
+    assert mixture.samples_per_epoch == length
+    for entry, weight in zip(mixture.entries, weights, strict=True):
+        assert abs(entry.per_epoch - length * weight / sum(weights)) < 1.0001
+    order = SampleOrder(mixture, seed, 1, tail="carry")
+    epochs = 4
+    seen = drawn(order, 0, epochs * length)
+    for index, entry in enumerate(mixture.entries):
+        times = [seen.count((index, sample)) for sample in range(entry.count)]
+        assert max(times) - min(times) <= 1, "over the epochs, every sample comes as often as the others"
+
+
+@given(order=orders(), cuts=st.lists(st.integers(0, 150), max_size=6), data=st.data())
+def test_a_weighted_stream_is_the_same_however_it_is_cut(
+    order: SampleOrder, cuts: list[int], data: st.DataObject
+):
+    names = {entry.degradation: entry.count for entry in order.mixture.entries}
+    weights = {name: data.draw(st.floats(0.5, 2)) for name in names}
+    for sampling in ("permutation", "replacement"):
+        mixed = SampleOrder(weighted(names, weights, 50), order.seed, 7, order.tail, sampling)
+        edges = [0, *sorted(cuts), 150]
+        assert [s for a, b in pairwise(edges) for s in drawn(mixed, a, b)] == drawn(mixed, 0, 150)
+
+
+def test_cdd11_draws_a_type_uniformly_and_then_one_of_its_images():
+    """The release: `random.choice` of the 11 types, `random.choice` of the images, length images x 4."""
+    cdd11 = Mixture(tuple(Entry(f"type{i}", 1183, 4) for i in range(11)))
+    order = SampleOrder(cdd11, 3, 32, sampling="replacement")
+    assert (cdd11.samples_per_epoch, order.steps_per_epoch) == (52_052, 1_626)
+    draw = order.draw(np.arange(order.positions_per_epoch))
+    types = np.bincount(draw.entry, minlength=11)
+    expected = len(draw.entry) / 11
+    assert ((types - expected) ** 2 / expected).sum() < 37.0  # 10 degrees of freedom, 99.99 %
+    images = np.bincount(draw.entry * 1183 + draw.sample, minlength=11 * 1183)
+    assert 0.0170 < (images == 0).mean() < 0.0200, "with replacement: a share of exp(-4) is not drawn at all"
+
+
+def test_a_stand_in_is_another_sample_of_the_entry_and_the_same_for_all():
+    order = SampleOrder(FIVE, 1, 32)
+    found = [order.substitute(77, attempt, 3) for attempt in range(20)]
+    assert found == [SampleOrder(FIVE, 1, 8).substitute(77, attempt, 3) for attempt in range(20)]
+    assert len(set(found)) > 15
+    assert all(0 <= sample < 200 for sample in found)
+
+
+def test_weights_that_cannot_be_are_said():
+    with pytest.raises(MixtureError, match="one weight to each"):
+        weighted({"a": 3}, {"b": 1.0}, 10)
+    with pytest.raises(MixtureError, match="above 0"):
+        weighted({"a": 3}, {"a": 0.0}, 10)
+    with pytest.raises(MixtureError, match=r"'b'.*less than one"):
+        weighted({"a": 3, "b": 3}, {"a": 1.0, "b": 1e-9}, 10)
+
+
+def test_the_order_of_before_is_the_order_of_now():
+    """Pinned when windows and weights came: checkpoints of before rest on it."""
+    for tail, sampling, expected in (
+        ("drop", "permutation", "a41c9be2d23ebcfd"),
+        ("carry", "permutation", "738d844b8dc1d35a"),
+        ("drop", "replacement", "b46f781f457c4a2c"),
+    ):
+        draw = SampleOrder(FIVE, 11, 32, tail, sampling).draw(np.arange(162_000, 164_000))
+        assert hashlib.sha256(np.stack(draw).astype("<i8").tobytes()).hexdigest()[:16] == expected

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import time
 from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shards.augment import crop16, draw_mode, draw_window, keyed_rng, orient
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.errors import CorruptObjectError, ManifestError, MixtureError
+from shards.errors import (
+    CorruptObjectError,
+    ManifestError,
+    MixtureError,
+    StoreError,
+    UnreachableStoreError,
+)
 from shards.manifest import Manifest, publish
 from shards.noise import add_noise
+from shards.order import Entry, Mixture, weighted
 from shards.pack import pack
 from shards.sources import FolderSource
+from shards.stages import Stage, Stages
 from shards.store import LocalStore, Store, open_store
-from shards.stream import Batch, TrainStream, read_ledger
+from shards.stream import Batch, TrainStream
 
 MIXTURE = [("noise15", 2), ("noise25", 1), ("rain", 3), ("haze", 1)]
 BATCH = 7
@@ -213,17 +225,211 @@ def test_a_member_with_another_checksum_is_named(own_copy, cache):
         dataset.read(row)
 
 
-def test_the_ledger_holds_every_position_once_across_resizes(dataset: Dataset, tmp_path: Path, reference):
-    stream = stream_of(dataset, ledger=tmp_path)
-    run(stream, 3, 0, 3 * BATCH)
-    run(stream, 2, 2 * BATCH, 6 * BATCH)  # one step is repeated, as after a crash
-    ledger = read_ledger(tmp_path)
-    assert sorted(ledger) == list(range(6 * BATCH))
-    assert ledger == {position: sample[:2] for position, sample in reference.items()}
+# --- worlds, windows, stages ---------------------------------------------------------------------------------
 
 
-def test_a_ledger_that_contradicts_itself_is_refused(dataset: Dataset, tmp_path: Path):
-    run(stream_of(dataset, ledger=tmp_path), 1, 0, BATCH)
-    run(stream_of(dataset, ledger=tmp_path, seed=6), 2, 0, BATCH)
-    with pytest.raises(MixtureError, match=r"position \d+ is"):
-        read_ledger(tmp_path)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_stream_is_one_for_random_worlds_seeds_sizes_and_interruptions(
+    dataset: Dataset, data: st.DataObject
+):
+    """Every change that a cluster can bring, at any step; the positions are consumed once, with the same pixels."""
+    batch = data.draw(st.integers(1, 9))
+    pixels = data.draw(st.sampled_from([16, 32, 48]))
+    options = {
+        "seed": data.draw(st.integers(0, 2**62)),
+        "global_batch_size": batch,
+        "crop_pixels": pixels,
+        "tail": data.draw(st.sampled_from(["drop", "carry"])),
+        "augmentation": data.draw(st.sampled_from(["release", "paper", "none"])),
+        "window": data.draw(st.sampled_from([None, 1, 2])),
+        "multiple": data.draw(st.sampled_from([1, 16])),
+    }
+    if data.draw(st.booleans()):
+        options["stages"] = Stages((Stage(0, pixels, batch), Stage(2, 64, data.draw(st.integers(1, 9)))))
+    stream = stream_of(dataset, **options)
+    first = data.draw(st.integers(0, 10**6))
+    steps = data.draw(st.integers(1, 4))
+    edges = [stream.stages.position_at(step) for step in range(first, first + steps + 1)]
+    whole = run(stream, 1, edges[0], edges[-1])
+    found: dict[int, tuple] = {}
+    for start, stop in pairwise(edges):
+        smallest = min(stage.batch for stage in stream.stages.stages)
+        world = data.draw(st.integers(1, smallest))
+        piece = run(stream_of(dataset, **options), world, start, stop)
+        assert not piece.keys() & found.keys()
+        found |= piece
+    assert found == whole
+    assert sorted(found) == list(range(edges[0], edges[-1]))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more readers than cores, on purpose
+@pytest.mark.parametrize("readers", [1, 3])
+def test_any_number_of_readers_reads_windows_and_stages_alike(dataset: Dataset, readers: int):
+    options = {"window": 1, "stages": Stages((Stage(0, 32, 6), Stage(3, 64, 4)))}
+    stop = options["stages"].position_at(6)
+    alone = run(stream_of(dataset, **options), 1, 0, stop)
+    assert run(stream_of(dataset, **options, readers=readers), 2, 0, stop) == alone
+
+
+def test_stages_change_crop_and_batch_at_their_step(dataset: Dataset):
+    stages = Stages((Stage(0, 32, 8), Stage(2, 48, 4), Stage(3, 64, 2)))
+    stream = stream_of(dataset, stages=stages, micro_batches=2)
+    batches = list(stream.steps(0, 1, 0, stages.position_at(5)))
+    sizes = [tuple(batch.clean.shape[:1]) + tuple(batch.clean.shape[2:3]) for batch in batches]
+    assert sizes == [(4, 32)] * 4 + [(2, 48)] * 2 + [(1, 64)] * 4
+    assert torch.cat([batch.positions for batch in batches]).tolist() == list(range(24))
+    entered = list(stream.steps(stages.position_at(2), 1, 0, stages.position_at(5)))
+    assert samples(entered) == samples(batches[4:])
+    with pytest.raises(MixtureError, match="104"):
+        stream_of(dataset, stages=Stages((Stage(0, 32, 8), Stage(2, 104, 4))))
+    with pytest.raises(MixtureError, match="3 does not divide the global batch of 4"):
+        stream_of(dataset, stages=Stages((Stage(0, 32, 6), Stage(2, 48, 4))), micro_batches=3)
+
+
+def test_a_window_reads_few_shards_at_a_time_from_real_data(packed: tuple[str, Manifest], cache: ShardCache):
+    dataset = Dataset([packed[0]], cache)
+    stream = stream_of(dataset, window=1, tail="carry")
+    shard = {(e, row.id): dataset.shard_of(row) for e, rows in enumerate(stream._rows) for row in rows}
+    names = [entry.degradation for entry in stream.order.mixture.entries]
+    seen = [
+        shard[names.index(d), id_]
+        for batch in stream.steps(0, 1, 0, 4 * BATCH)
+        for d, id_ in zip(batch.degradations, batch.ids, strict=True)
+    ]
+    changes = sum(a != b for a, b in pairwise(seen))
+    arrangement = stream.order.windows.arrange(stream.order, 0)
+    assert changes <= len(arrangement.ends), "the shard changes at most once per window"
+    assert len(set(seen)) > 1
+
+
+def test_weights_mix_real_data(dataset: Dataset):
+    mixture = weighted({"rain": 6, "haze": 6}, {"rain": 3.0, "haze": 1.0}, 40)
+    stream = TrainStream(dataset, mixture, seed=1, crop_pixels=32, global_batch_size=8)
+    names = [name for batch in stream.steps(0, 1, 0, 40) for name in batch.degradations]
+    assert (names.count("rain"), names.count("haze")) == (30, 10)
+    with pytest.raises(MixtureError, match=r"counts 7 samples of 'rain'.*holds 6"):
+        TrainStream(dataset, Mixture((Entry("rain", 7, 1),)), seed=1, crop_pixels=32, global_batch_size=1)
+
+
+def test_noise_may_stay_float(dataset: Dataset):
+    batch = next(b for b in stream_of(dataset).steps() if b.sigma.any() and not b.sigma.all())
+    exact, clean = batch.floats("cpu", 5, "float")
+    cut, _ = batch.floats("cpu", 5)
+    noisy = batch.sigma > 0
+    assert torch.equal(exact[~noisy], cut[~noisy])
+    truncated = (exact[noisy] * 255).clamp(0, 255) - cut[noisy] * 255
+    assert truncated.min() > -1e-3
+    assert truncated.max() < 1 + 1e-3
+    assert not torch.equal(exact[noisy] * 255, (exact[noisy] * 255).round())
+    assert torch.equal(clean, batch.clean.float() / 255)
+
+
+# --- damage --------------------------------------------------------------------------------------------------
+
+
+def damage_one(folder: Path, manifest: Manifest, dataset: Dataset) -> set[str]:
+    """Flip a byte of the shard that holds the first training sample of rain; the ids that lie in it."""
+    shard = dataset.shard_of(dataset.rows("train", "rain")[0])
+    file = folder / manifest.shards[shard].key
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    rows = [row for name in ("noise", "rain", "haze") for row in dataset.rows("train", name)]
+    return {f"{row.degradation} {row.id}" for row in rows if dataset.shard_of(row) == shard}
+
+
+def test_by_choice_damage_is_left_out_counted_and_the_same_for_all(own_copy, cache, caplog):
+    folder, manifest = own_copy
+    healthy = run(stream_of(Dataset([str(folder)], cache)), 1, 0, 6 * BATCH)
+    lost = damage_one(folder, manifest, Dataset([str(folder)], cache))
+    stream = stream_of(Dataset([str(folder)], cache), on_corrupt="skip")
+    batches = list(stream.steps(0, 1, 0, 6 * BATCH))
+    skipped = {position: (d, id_, why) for b in batches for position, d, id_, why in b.skipped}
+    assert skipped
+    assert all("does not fit its sha256" in why for _, _, why in skipped.values())
+    assert {f"{'noise' if d.startswith('noise') else d} {id_}" for d, id_, _ in skipped.values()} <= lost
+    found = samples(batches)
+    for position, sample in found.items():
+        if position not in skipped:
+            assert sample == healthy[position]
+        else:
+            assert sample[0] == healthy[position][0], "a stand-in is of the same degradation"
+            assert sample[1] != healthy[position][1]
+    assert len([r for r in caplog.records if "another sample" in r.message]) == sum(
+        len(b.skipped) for b in batches
+    )
+    for world, readers in ((3, 0), (1, 2)):
+        again = stream_of(Dataset([str(folder)], cache), on_corrupt="skip", readers=readers)
+        assert run(again, world, 0, 6 * BATCH) == found
+
+
+def test_a_missing_shard_stops_the_run_or_by_choice_is_left_out(rclone, aws, source, tmp_path, cache):
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    store = open_store(f"s3://{rclone.bucket}/{tmp_path.name}")
+    manifest = pack(source, store, name="cuts", shard_bytes=100_000)
+    store.delete(manifest.shards[0].key)
+    with pytest.raises(StoreError, match=manifest.shards[0].key):
+        list(stream_of(Dataset([store.uri], cache)).steps(0, 1, 0, 6 * BATCH))
+    by_choice = stream_of(Dataset([store.uri], cache), on_corrupt="skip")
+    assert sum(len(batch.skipped) for batch in by_choice.steps(0, 1, 0, 6 * BATCH)) > 0
+
+
+def test_a_run_whose_samples_are_all_damaged_stops_even_so(own_copy, cache):
+    folder, manifest = own_copy
+    for shard in manifest.shards:
+        (folder / shard.key).write_text("<html>503 Slow Down</html>")
+    stream = stream_of(Dataset([str(folder)], cache), on_corrupt="skip")
+    with pytest.raises(CorruptObjectError, match=r"position 0: 20 samples in a row.*shards/"):
+        next(stream.steps())
+
+
+def test_a_server_that_is_gone_is_never_skipped(rclone, aws, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    uri = f"s3://{rclone.bucket}/{tmp_path.name}"
+    pack(source, open_store(uri), name="cuts", shard_bytes=100_000)
+    dataset = Dataset([uri], ShardCache(tmp_path / "cache", 1 << 30))
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    gone = pickle.loads(pickle.dumps(dataset))  # its connections are made anew
+    with pytest.raises(UnreachableStoreError, match=r"127\.0\.0\.1:9 did not answer"):
+        next(stream_of(gone, on_corrupt="skip").steps())
+
+
+def test_a_bucket_that_vanishes_in_mid_epoch_is_named(rclone, aws, source, tmp_path):
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    bucket = "vanishing"
+    store = open_store(f"s3://{bucket}/x")
+    store.ensure_bucket()
+    manifest = pack(source, store, name="cuts", shard_bytes=100_000)
+    room = max(shard.size for shard in manifest.shards)
+    dataset = Dataset([store.uri], ShardCache(tmp_path / "cache", room))
+    batches = stream_of(dataset, on_corrupt="skip").steps()
+    next(batches)
+    for key in store.list():
+        store.delete(key)
+    store._connection().delete_bucket(Bucket=bucket)
+    with pytest.raises(StoreError, match="no bucket 'vanishing'"):
+        list(islice(batches, 20))
+
+
+def test_the_next_window_is_fetched_before_it_is_read(rclone, aws, source, tmp_path, monkeypatch):
+    aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
+    uri = f"s3://{rclone.bucket}/{tmp_path.name}"
+    manifest = pack(source, open_store(uri), name="cuts", shard_bytes=50_000)
+    room = 4 * max(shard.size for shard in manifest.shards)
+    cache = ShardCache(tmp_path / "cache", room)
+    dataset = Dataset([uri], cache)
+    stream = stream_of(dataset, window=1, tail="carry")
+    windows = [shards for _, shards in islice(stream.order.windows.ahead(stream.order, 0), 3)]
+    batches = stream.steps()
+    next(batches)
+    wanted = {manifest.shards[shard].sha256 for shards in windows[:2] for shard in shards}
+    deadline = time.monotonic() + 30
+    while not wanted <= {path.stem for path in cache.folder.glob("*.tar")}:
+        assert time.monotonic() < deadline, "the next window never came"
+        time.sleep(0.01)
+    for batch in islice(batches, 8):
+        assert len(batch.ids) == BATCH
+        assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= room
+    batches.close()
