@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from orchestrator.bench.setting import Setting
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +56,30 @@ def parser() -> argparse.ArgumentParser:
     parity.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
     parity.add_argument("--threads", type=_positive, default=2, help="on a CPU")
 
+    loader = kinds.add_parser(
+        "loader", help="training samples per second, beside the release's dataset class"
+    )
+    loader.add_argument("--release", type=Path, metavar="PATH", required=True)
+    loader.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
+    loader.add_argument(
+        "--images", type=_positive, default=32, help="samples of each dataset that are laid out"
+    )
+    loader.add_argument(
+        "--batches", type=_positive, default=2, help="of 32 samples, per measurement of the release"
+    )
+    loader.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
+    loader.add_argument("--encoding", choices=("fast", "compact", "original"), default="fast")
+    loader.add_argument("--jpeg", choices=("keep", "tile"), default="keep", help="what becomes of JPEG files")
+    loader.add_argument(
+        "--s3", action=argparse.BooleanOptionalAction, default=True, help="over a real S3 server as well"
+    )
+    loader.add_argument("--work", type=Path, metavar="FOLDER", help="where to lay the files out, for a while")
+    loader.add_argument("--seed", type=int, default=0)
+    loader.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    loader.add_argument("--threads", type=_positive, default=1)
+    loader.add_argument("--device", choices=("cpu",), default="cpu")
+    loader.add_argument("--precision", choices=("fp32",), default="fp32", help="of the floats")
+
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -63,13 +91,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run one benchmark; return the exit status."""
     options = parser().parse_args(arguments)
-    from orchestrator.bench import model, parity, setting
+    from orchestrator.bench import setting
 
     try:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise BenchError(f"--json {options.json}: its folder does not exist.")
         where = setting.prepare(options.device, options.threads, options.precision)
-        result = (model if options.kind == "model" else parity).run(options, where, print)
+        result = _kind(options.kind)(options, where, print)
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2
@@ -77,6 +105,17 @@ def main(arguments: Sequence[str]) -> int:
         record = {**setting.describe(where), "command": setting.command(options), **result}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
+
+
+def _kind(name: str) -> Callable[[argparse.Namespace, Setting, Callable[[str], object]], dict[str, Any]]:
+    """The benchmark of this name; each imports what it needs alone."""
+    if name == "model":
+        from orchestrator.bench.model import run
+    elif name == "loader":
+        from orchestrator.bench.loader import run
+    else:
+        from orchestrator.bench.parity import run
+    return run
 
 
 def _positive(text: str) -> int:

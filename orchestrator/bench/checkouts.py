@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from orchestrator.bench.errors import BenchError
+from orchestrator.bench.transforms import TRANSFORMS
 
 _STOOD_IN = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning")
 
@@ -51,7 +52,7 @@ class _StandIn(types.ModuleType):
             raise AttributeError(name)
         if name.islower():
             return importlib.import_module(f"{self.__name__}.{name}")
-        return {"DropPath": nn.Identity, "Resize": _Resize}.get(name, _Anything)
+        return {"DropPath": nn.Identity, "Resize": _Resize, **TRANSFORMS}.get(name, _Anything)
 
 
 class _Finder:

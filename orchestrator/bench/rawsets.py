@@ -1,0 +1,160 @@
+"""Real photographs laid out as the datasets of the release are, in their sizes and file formats.
+
+Resized with antialiasing until the size is covered, and cut. What degrades them is `shards.degrade`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from orchestrator.bench.errors import BenchError
+from shards.degrade import degrade
+from shards.findings import Finding
+from shards.images import list_images, read_image
+from shards.photographs import PHOTOGRAPHS, read_photograph
+from shards.sample import NOISE
+from shards.sources.pair import Pair
+from shards.sources.picture import ImageFile
+
+Image = NDArray[np.uint8]
+
+_QUALITY = 95  # of JPEG files
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """One dataset of the release: where its files lie, and in which form."""
+
+    name: str
+    degradation: str
+    """As ours are named; `noise` has clean files only."""
+    task: str
+    """As the release names it."""
+    height: int
+    width: int
+    suffix: str
+    degraded: str
+    """Pattern of the degraded file below the root, empty for `noise`."""
+    clean: str
+
+
+SETS = (
+    RawSet("BSD400", "noise", "denoise_15", 321, 481, "jpg", "", "Denoise/bsd{n}.{s}"),
+    RawSet("WED", "noise", "denoise_15", 450, 600, "bmp", "", "Denoise/wed{n}.{s}"),
+    RawSet(
+        "Rain100L", "rain", "derain", 321, 481, "png", "Derain/rainy/rain-{n}.{s}", "Derain/gt/norain-{n}.{s}"
+    ),
+    RawSet(
+        "OTS",
+        "haze",
+        "dehaze",
+        412,
+        550,
+        "jpg",
+        "Dehaze/synthetic/{n}_0.8_0.2.{s}",
+        "Dehaze/original/{n}.{s}",
+    ),
+    RawSet("GoPro", "blur", "deblur", 720, 1280, "png", "Deblur/blur/{n}.{s}", "Deblur/sharp/{n}.{s}"),
+    RawSet("LOL-v1", "lowlight", "enhance", 400, 600, "png", "Enhance/low/{n}.{s}", "Enhance/gt/{n}.{s}"),
+)
+
+
+def photographs(folder: Path | None) -> list[Image]:
+    """Photographs of a folder, or those that ship in Python wheels; colour ones that are not small."""
+    if folder is None:
+        found = [read_photograph(photograph) for photograph in PHOTOGRAPHS]
+    else:
+        found = [read_image(path) for path in list_images(folder)]
+    large = [image for image in found if min(image.shape[:2]) >= 300 and not _is_grey(image)]
+    if len(large) < 2:
+        raise BenchError(
+            f"{folder}: fewer than two colour photographs of at least 300 pixels. Name another folder."
+        )
+    return large
+
+
+def lay_out(root: Path, raw: RawSet, images: list[Image], count: int, seed: int) -> None:
+    """Write `count` samples of a dataset below `root`."""
+    for number in range(1, count + 1):
+        clean = _fitted(images[number % len(images)], raw.height, raw.width, seed + number)
+        files = {raw.clean: clean}
+        if raw.degraded:
+            files[raw.degraded] = degrade(clean, raw.degradation, seed, str(number))
+        for pattern, pixels in files.items():
+            path = root / pattern.format(n=number, s=raw.suffix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PilImage.fromarray(pixels).save(path, quality=_QUALITY)  # only JPEG has one
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """The laid-out samples of some datasets as a source to be packed; a sample's id is its degraded file's path."""
+
+    root: Path
+    sets: tuple[RawSet, ...]
+    count: int
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """Names of the datasets."""
+        return {"source": "bench", "sets": [raw.name for raw in self.sets]}
+
+    @property
+    def listings(self) -> tuple[bytes, ...]:
+        """None: nobody is going to pack it again."""
+        return ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """None: it was just written."""
+        return ()
+
+    @cached_property
+    def licences(self) -> Mapping[str, str]:
+        """Not stated: nothing is published."""
+        return {raw.name: "not stated" for raw in self.sets}
+
+    def __len__(self) -> int:
+        return len(self.sets) * self.count
+
+    def training_counts(self) -> dict[str, int]:
+        """Samples by row label."""
+        found: dict[str, int] = {}
+        for raw in self.sets:
+            found[raw.degradation] = found.get(raw.degradation, 0) + self.count
+        return found
+
+    def __iter__(self) -> Iterator[Pair]:
+        for raw in self.sets:
+            for number in range(1, self.count + 1):
+                clean = raw.clean.format(n=number, s=raw.suffix)
+                degraded = raw.degraded.format(n=number, s=raw.suffix)
+                yield Pair(
+                    degraded or clean,
+                    "train",
+                    raw.degradation if degraded else NOISE,
+                    ImageFile(self.root / degraded) if degraded else None,
+                    ImageFile(self.root / clean),
+                    raw.name,
+                )
+
+
+def _fitted(image: Image, height: int, width: int, seed: int) -> Image:
+    """A cut of the photograph in this size, taken as large as it goes."""
+    scale = max(height / image.shape[0], width / image.shape[1])
+    size = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
+    resized = np.asarray(PilImage.fromarray(image).resize(size, PilImage.Resampling.LANCZOS))
+    draw = np.random.default_rng(seed)
+    top, left = draw.integers(resized.shape[0] - height + 1), draw.integers(resized.shape[1] - width + 1)
+    return np.ascontiguousarray(resized[top : top + height, left : left + width])
+
+
+def _is_grey(image: Image) -> bool:
+    return bool((image[..., 0] == image[..., 1]).all())
