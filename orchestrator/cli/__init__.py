@@ -11,7 +11,18 @@ from typing import NoReturn
 from orchestrator.cli import jobs, data, ledgers, datasets, machine, photographs, service, judging, models  # isort: skip
 from orchestrator.cli.app import app, complain
 
-__all__ = ["data", "datasets", "jobs", "judging", "ledgers", "machine", "main", "models", "photographs", "service"]
+__all__ = [
+    "data",
+    "datasets",
+    "jobs",
+    "judging",
+    "ledgers",
+    "machine",
+    "main",
+    "models",
+    "photographs",
+    "service",
+]
 
 
 def main() -> NoReturn:
