@@ -202,11 +202,9 @@ def _of_training_a_class(job: Job) -> Iterator[Conflict]:
             "track.register_as",
             "only a MIRAGE is registered. Remove it: the weights stay in the run's folder, for model.weights.",
         )
-    if job.data.crop_pixels % job.model.stride:
-        yield (
-            "data.crop_pixels",
-            f"{job.data.crop_pixels} is not a multiple of model.stride, {job.model.stride}.",
-        )
+    for crop in (stage.pixels for stage in crops.stated(job)):
+        if crop % job.model.stride:
+            yield "data.crop_pixels", f"{crop} is not a multiple of model.stride, {job.model.stride}."
 
 
 def _of_workers(workers: Crew) -> Iterator[Conflict]:
