@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _conv(x: Tensor, weight: Tensor) -> Tensor:
+def conv(x: Tensor, weight: Tensor) -> Tensor:
+    """x (b, h, w, c), weight (c, k, k) → (b, h, w, c), contiguous."""
     channels, size, _ = weight.shape
     y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, None], padding=size // 2, groups=channels)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `conv` with respect to x and weight."""
     channels, size, _ = weight.shape
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad.contiguous().permute(0, 3, 1, 2),
@@ -37,14 +39,14 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     return grad_x.permute(0, 2, 3, 1).contiguous(), grad_weight[:, 0].contiguous()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """(b, h, w, c) → (1, h, w, b * c): one image with the channels of all images, which fills vectors."""
     batch, height, width, channels = x.shape
     return x.permute(1, 2, 0, 3).reshape(1, height, width, batch * channels)
 
 
-def _narrow(x: Tensor, batch: int) -> Tensor:
-    """Inverse of `_wide`, contiguous."""
+def narrow(x: Tensor, batch: int) -> Tensor:
+    """Inverse of `wide`, contiguous."""
     _, height, width, channels = x.shape
     return x.view(height, width, batch, channels // batch).permute(2, 0, 1, 3).contiguous()
 
@@ -52,26 +54,26 @@ def _narrow(x: Tensor, batch: int) -> Tensor:
 @torch.library.custom_op("mirage::depthwise", mutates_args=())
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """x (b, h, w, c), weight (c, k, k) → (b, h, w, c)."""
-    return _conv(x.contiguous(), weight)
+    return conv(x.contiguous(), weight)
 
 
 @torch.library.custom_op("mirage::depthwise_backward", mutates_args=())
 def depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients with respect to x and weight."""
-    return _conv_backward(grad, x.contiguous(), weight)
+    return conv_backward(grad, x.contiguous(), weight)
 
 
 @torch.library.custom_op("mirage::dynamic_depthwise", mutates_args=())
 def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """x (b, h, w, c), kernels (b, c, k, k) → (b, h, w, c)."""
-    return _narrow(_conv(_wide(x), kernels.flatten(0, 1)), x.shape[0])
+    return narrow(conv(wide(x), kernels.flatten(0, 1)), x.shape[0])
 
 
 @torch.library.custom_op("mirage::dynamic_depthwise_backward", mutates_args=())
 def dynamic_depthwise_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients with respect to x and kernels."""
-    grad_x, grad_kernels = _conv_backward(_wide(grad), _wide(x), kernels.flatten(0, 1))
-    return _narrow(grad_x, x.shape[0]), grad_kernels.view_as(kernels)
+    grad_x, grad_kernels = conv_backward(wide(grad), wide(x), kernels.flatten(0, 1))
+    return narrow(grad_x, x.shape[0]), grad_kernels.view_as(kernels)
 
 
 @torch.library.custom_op("mirage::moments", mutates_args=())

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.kernels.fixed_layout import _conv, _conv_backward, _narrow, _wide
+from mirage.kernels import gated
+from mirage.kernels.fixed_layout import conv, conv_backward, narrow, wide
 from mirage.kernels.reference import NORM_EPS, at_least_fp32
 
 GROUP_BYTES = 16 * 2**20
@@ -80,7 +81,7 @@ def _normed(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _dynamic(x: Tensor, kernels: Tensor) -> Tensor:
-    return _narrow(_conv(_wide(x), kernels.flatten(0, 1)), x.shape[0])
+    return narrow(conv(wide(x), kernels.flatten(0, 1)), x.shape[0])
 
 
 # Feed-forward network
@@ -93,14 +94,9 @@ def feed_forward(
 ) -> Tensor:
     """x (b, h, w, c), expand (2n, c), taps (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
-    matrices, windows = expand.chunk(2), taps.chunk(2)
     for group in _groups(x, expand.shape[0]):
         normed = _normed(x[group], scale, shift)[0].to(expand.dtype)
-        gate, values = (
-            _conv(aten.gelu_(_linear(normed, matrix)), window)
-            for matrix, window in zip(matrices, windows, strict=True)
-        )
-        _write(out[group], aten.gelu_(gate).mul_(values), contract)
+        _write(out[group], gated.forward_over(_linear(normed, expand), taps), contract)
     return out
 
 
@@ -117,20 +113,13 @@ def feed_forward_backward(
         part, above = x[group], grad[group]
         normed_fp32, mean, rstd = _normed(part, scale, shift)
         normed = normed_fp32.to(expand.dtype)
-        hidden = [_linear(normed, matrix) for matrix in expand.chunk(2)]
-        active = [F.gelu(half) for half in hidden]
-        gate, values = (_conv(half, window) for half, window in zip(active, taps.chunk(2), strict=True))
-        opened = F.gelu(gate)
-        _add_product(grad_contract, above, opened * values)
-        to_product = _linear(above, contract.mT)
-        grads = [aten.gelu_backward(values.mul_(to_product), gate), opened.mul_(to_product)]
-        grad_normed = torch.zeros_like(normed)
-        for i, (half, matrix) in enumerate(zip(hidden, expand.chunk(2), strict=True)):
-            to_active, to_taps = _conv_backward(grads[i], active[i], taps.chunk(2)[i])
-            grad_taps.chunk(2)[i].add_(to_taps)
-            to_hidden = aten.gelu_backward(to_active, half)
-            _add_product(grad_expand.chunk(2)[i], to_hidden, normed)
-            _rows(grad_normed).addmm_(_rows(to_hidden), matrix)
+        product, to_hidden, to_taps = gated.backward_over(
+            _linear(normed, expand), _linear(above, contract.mT), taps
+        )
+        _add_product(grad_contract, above, product)
+        _add_product(grad_expand, to_hidden, normed)
+        grad_taps += to_taps
+        grad_normed = _linear(to_hidden, expand.mT)
         to_x, to_scale, to_shift = aten.native_layer_norm_backward(
             grad_normed.to(normed_fp32.dtype),
             at_least_fp32(part),
@@ -158,7 +147,7 @@ def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Te
     v = matrix.new_empty(*x.shape[:3], width)
     gram = at_least_fp32(matrix).new_empty(batch, 2 * width, 2 * width)
     for group in _groups(x, 3 * width):
-        qkv = _conv(_linear(x[group], matrix), taps)
+        qkv = conv(_linear(x[group], matrix), taps)
         v[group] = qkv[..., 2 * width :]
         qk = at_least_fp32(qkv[..., : 2 * width]).flatten(1, 2)
         torch.bmm(qk.mT, qk, out=gram[group])
@@ -176,12 +165,12 @@ def attention_input_backward(
     grad_matrix, grad_taps = sums = [_sum_like(weight) for weight in (matrix, taps)]
     for group in _groups(x, 3 * width):
         qkv = _linear(x[group], matrix)
-        qk = at_least_fp32(_conv(qkv[..., : 2 * width].contiguous(), taps[: 2 * width])).flatten(1, 2)
+        qk = at_least_fp32(conv(qkv[..., : 2 * width].contiguous(), taps[: 2 * width])).flatten(1, 2)
         above = torch.empty_like(qkv)
         to_qk = qk @ (grad_gram[group] + grad_gram[group].mT)
         above[..., : 2 * width] = to_qk.view(*qkv.shape[:3], 2 * width)
         above[..., 2 * width :] = grad_v[group]
-        to_qkv, to_taps = _conv_backward(above, qkv, taps)
+        to_qkv, to_taps = conv_backward(above, qkv, taps)
         grad_taps += to_taps
         _add_product(grad_matrix, to_qkv, x[group])
         _write(grad_x[group], to_qkv, matrix.mT)
@@ -218,16 +207,16 @@ def gated_unit_backward(
     for group in _groups(x, 2 * hidden):
         gate = _linear(x[group], weight[:hidden], bias[:hidden])
         values = _linear(x[group], weight[hidden:], bias[hidden:])
-        wide = _wide(values[..., -convolved:].clone())  # what stands there is written over
+        unconvolved = wide(values[..., -convolved:].clone())  # what stands there is written over
         flat = kernels[group].flatten(0, 1)
-        values[..., -convolved:] = _narrow(_conv(wide, flat), gate.shape[0])
+        values[..., -convolved:] = narrow(conv(unconvolved, flat), gate.shape[0])
         opened = F.gelu(gate)
         _add_product(grad_contract, grad[group], opened * values)
         to_product = _linear(grad[group], contract.mT)
         to_gate = aten.gelu_backward(values.mul_(to_product), gate)
         to_values = opened.mul_(to_product)
-        to_wide, to_kernels = _conv_backward(_wide(to_values[..., -convolved:]), wide, flat)
-        to_values[..., -convolved:] = _narrow(to_wide, gate.shape[0])
+        to_wide, to_kernels = conv_backward(wide(to_values[..., -convolved:]), unconvolved, flat)
+        to_values[..., -convolved:] = narrow(to_wide, gate.shape[0])
         grad_kernels[group] = to_kernels.view_as(kernels[group])
         for half, to_half in ((slice(hidden), to_gate), (slice(hidden, None), to_values)):
             _add_product(grad_weight[half], to_half, x[group])
