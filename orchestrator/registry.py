@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-import numpy as np
 
 import mirage
 from mirage.weights import WeightsError, loads
@@ -36,8 +35,11 @@ SERVED = Path(__file__).with_name("served.py")
 WEIGHTS = "weights.safetensors"
 SCORES, JOB = "scores.json", "job.yaml"
 """What a trained version carries besides: its score on every held-out photograph, and the job that trained it."""
-REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
-"""What a version needs besides the package `mirage`, which it carries; pinned to what is installed here."""
+REQUIREMENTS = ("imagecodecs", "mlflow", "numpy", "pillow", "safetensors", "torch")
+"""What a version needs besides the code that it carries; pinned to what is installed here."""
+
+PHOTOS = "mirage_photos"
+"""Package under which a version carries `photos` and `errors`, for image files as bytes."""
 
 KEY_TAG = "mirage.idempotency_key"
 DIGEST_TAG = "mirage.weights_sha256"
@@ -242,10 +244,7 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
     """Store the model, made of these files, with its run and return its id."""
     import mlflow
     from mlflow.entities import LoggedModelOutput
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    images = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
     with tempfile.TemporaryDirectory(prefix="mirage-model-") as folder:
         parts = {Path(name).stem: Path(folder, name) for name in files}  # served.py asks for `weights`
         for path in parts.values():
@@ -254,10 +253,10 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
             Path(folder, "model"),
             python_model=str(SERVED),
             artifacts={key: str(path) for key, path in parts.items()},
-            signature=ModelSignature(images, images),
-            input_example=np.full((1, 3, 8, 8), 0.5, np.float32),
+            # A signature would let one kind of input through: arrays of floats or bytes, not both.
+            signature=False,
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
-            code_paths=[str(Path(mirage.__file__).parent)],
+            code_paths=[str(Path(mirage.__file__).parent), str(_photos_package(Path(folder)))],
         )
         experiment = client.get_run(run_id).info.experiment_id
         model_id: str = client.create_logged_model(experiment, name=name, source_run_id=run_id).model_id
@@ -265,6 +264,16 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
+
+
+def _photos_package(folder: Path) -> Path:
+    """Make, below `folder`, the package through which a version reads and writes image files."""
+    package = folder / PHOTOS
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in ("photos.py", "errors.py"):
+        shutil.copyfile(Path(__file__).with_name(name), package / name)
+    return package
 
 
 def _create_version(
