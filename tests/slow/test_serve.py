@@ -32,7 +32,7 @@ from tests.slow.serving import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 FLAGS = ("--min-replicas", "2", "--max-replicas", "2", "--max-batch", "2", "--queue", "8", "--poll", "0.3")
-LIMITS = ("--max-megabytes", "0.5", "--max-megapixels", "0.3")
+LIMITS = ("--max-megabytes", "1", "--max-megapixels", "0.3")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_restores_and_refuses_as_it_says(service: Serving) -> None:
     for body, status in (
         (b"text", 415),
         (broad.getvalue(), 422),
-        (bytes(600_000), 413),
+        (bytes(1_000_001), 413),
         (image()[:200], 422),
     ):
         refused = service.restore(body)
