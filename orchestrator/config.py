@@ -296,6 +296,15 @@ class Train(Section):
     """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
 
 
+class EngineChoice(Section):
+    """Who synchronises the workers. The losses are the same to rounding, so a run may go on under another one."""
+
+    name: Literal["ddp", "deepspeed"] = "ddp"
+    """A model of this size needs no more than `ddp`; `deepspeed` is for larger ones and for those who measure it."""
+    zero_stage: int = Field(default=1, ge=0, le=3)
+    """What DeepSpeed's workers share out: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too."""
+
+
 class Crew(Section):
     """Processes that share the work of a job, and what each one holds."""
 
@@ -401,6 +410,7 @@ class Job(Section):
     loss: Loss = Loss()
     data: Data
     train: Train = Train()
+    engine: EngineChoice = EngineChoice()
     workers: Workers = Workers()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validate = Validate()
@@ -413,7 +423,7 @@ class Job(Section):
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 INCIDENTAL = frozenset(
     {
-        *("workers", "track", "storage", "checkpoint", "promote", "example"),
+        *("engine", "workers", "track", "storage", "checkpoint", "promote", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger", "train.recompute"),
     }
 )

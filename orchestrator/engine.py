@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -26,9 +26,14 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    sharded: bool
+    """Whether each worker holds a part only, so that all must take part in reading weights or optimiser state."""
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the module to call in training; its parameters are those of `model`."""
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Return the module to call in training; its parameters are those of `model`, which `optimizer` moves.
+
+        Load the model's weights before: an engine may copy them.
+        """
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that a forward pass runs in."""
@@ -39,8 +44,25 @@ class Engine(Protocol):
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Return the context for one micro-batch: only the `last` of a step talks to other workers."""
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-        """Clip the gradients and return their norm before clipping; equal on all workers."""
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
+
+        A norm that is not finite leaves weights and optimiser as they were.
+        """
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Return the context in which all of the model's weights can be read; entered by all workers together."""
+
+    def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return the whole optimiser state on the CPU, `<parameter>/<kind>` -> tensor; asked of all workers together.
+
+        The same names and shapes on every engine and for any number of workers.
+        """
+
+    def load_optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+    ) -> None:
+        """Put what `optimizer_state` returned, on any engine, into the optimiser; after `wrap`."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Return `values` summed over the workers."""
@@ -60,12 +82,13 @@ class InProcessEngine:
 
     rank = 0
     world_size = 1
+    sharded = False
 
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
         self.precision = precision
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model itself."""
         return model
 
@@ -83,9 +106,43 @@ class InProcessEngine:
         """Return an empty context: there is nobody to talk to."""
         return contextlib.nullcontext()
 
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """Clip, update, clear."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = self.clip(parameters, max_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
         """Clip in place; an infinite bound only measures."""
         return nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Return an empty context: every worker holds all weights."""
+        return contextlib.nullcontext()
+
+    def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return the optimiser's own state under the names of the parameters."""
+        names = [name for name, _ in trainable(model)]
+        state = optimizer.state_dict()["state"]
+        return {
+            f"{names[i]}/{kind}": value.detach().to("cpu", copy=True)
+            for i, slots in state.items()
+            for kind, value in slots.items()
+        }
+
+    def load_optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+    ) -> None:
+        """Load it as the optimiser's own."""
+        index = {name: i for i, (name, _) in enumerate(trainable(model))}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, kind = key.rsplit("/", 1)
+            slots.setdefault(index[name], {})[kind] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the values."""
@@ -104,8 +161,8 @@ class InProcessEngine:
         return rows
 
 
-class DDPEngine(InProcessEngine):
-    """One of several processes of an initialised `torch.distributed` world: gloo on CPU, NCCL on GPUs."""
+class DistributedEngine(InProcessEngine):
+    """One of several processes of an initialised `torch.distributed` world: what they tell each other."""
 
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         super().__init__(device, precision)
@@ -113,29 +170,6 @@ class DDPEngine(InProcessEngine):
         self.world_size = dist.get_world_size()
         # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU.
         self._control = dist.new_group(backend="gloo")
-        self._wrapped: DistributedDataParallel | None = None
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model in DistributedDataParallel.
-
-        Buffers are not broadcast: BatchNorm's statistics are synchronised where they are made.
-        """
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-        return self._wrapped
-
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
-        (share * self.world_size).backward()  # type: ignore[no-untyped-call]
-
-    def sync(self, *, last: bool) -> AbstractContextManager[object]:
-        """Return DDP's `no_sync` for all but the last micro-batch."""
-        assert self._wrapped is not None, "wrap the model before taking a step"
-        if last:
-            return contextlib.nullcontext()
-        return self._wrapped.no_sync()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""
@@ -160,3 +194,38 @@ class DDPEngine(InProcessEngine):
         boxes: list[list[dict[str, object]]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(boxes, rows, group=self._control)
         return [row for box in boxes for row in box]
+
+
+class DDPEngine(DistributedEngine):
+    """DistributedDataParallel: gloo on CPU, NCCL on GPUs."""
+
+    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
+        super().__init__(device, precision)
+        self._wrapped: DistributedDataParallel | None = None
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Return the model in DistributedDataParallel.
+
+        Buffers are not broadcast: BatchNorm's statistics are synchronised where they are made.
+        """
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        return self._wrapped
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
+        (share * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return DDP's `no_sync` for all but the last micro-batch."""
+        assert self._wrapped is not None, "wrap the model before taking a step"
+        if last:
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that an optimiser moves, by name, in the order in which it is given them."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

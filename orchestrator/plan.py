@@ -88,6 +88,7 @@ class Plan:
             f"batch      {train.global_batch_size} images = {train.micro_batches} x {micro} over {workers} "
             f"worker{'' if workers == '1' else 's'} of {kind} each",
             f"           statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
+            f"engine     {self._engine()}",
             f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}",
             f"evaluate   {', '.join(job.evaluate.degradations)}   protocol {job.evaluate.protocol}   "
             f"{'EMA' if train.ema_decay else 'raw'} weights",
@@ -102,6 +103,10 @@ class Plan:
             return f"{stages[0].pixels}² pixels"
         told = (f"{s.batch} x {s.pixels}² pixels from step {s.from_step:,}" for s in stages)
         return ", ".join(told)
+
+    def _engine(self) -> str:
+        engine = self.job.engine
+        return engine.name if engine.name == "ddp" else f"{engine.name}, ZeRO stage {engine.zero_stage}"
 
     def _statistics(self) -> str:
         micro = self.job.train.global_batch_size // self.job.train.micro_batches

@@ -20,7 +20,7 @@ from orchestrator import data, network, registry, report, track
 from orchestrator.card import model_card
 from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
-from orchestrator.errors import TrackingError
+from orchestrator.errors import PlanError, TrackingError
 from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
 from orchestrator.home import below, home
 from orchestrator.jobfile import dump_job
@@ -166,6 +166,11 @@ def _end(uri: str, tracked: str, status: str) -> None:
 
 
 def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outcome:
+    if job.engine.name != "ddp":
+        raise PlanError(
+            f"engine.name {job.engine.name} needs workers that Ray starts. Leave out --in-process, or add "
+            "--set engine.name=ddp."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     engine = InProcessEngine(device, job.train.precision)

@@ -30,7 +30,7 @@ from mirage.loss import LossWeights, restoration_loss
 from orchestrator import data, network
 from orchestrator.checkpoint import METRIC, Checkpoints, Identity, State
 from orchestrator.config import INCIDENTAL, Job
-from orchestrator.engine import Engine
+from orchestrator.engine import Engine, trainable
 from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
 from orchestrator.network import Network
@@ -103,10 +103,15 @@ class Run:
         """Samples that all workers have consumed: all there is to the state of the data."""
         return self.stages.position_at(self.step)
 
-    @property
     def judged(self) -> Network:
-        """The model that is validated, evaluated and registered."""
-        return self.averaged or self.model
+        """Return the model that is validated, evaluated and registered; asked of all workers together."""
+        if self.averaged is not None or not self.engine.sharded:
+            return self.averaged or self.model
+        # Workers judge different images, so that none may have to wait for a part that another holds.
+        copy = network.make(self.job.model).to(self.engine.device)
+        with self.engine.whole(self.model):
+            copy.load_state_dict(self.model.state_dict())
+        return copy
 
 
 def run_id(job: Job, manifests: Sequence[str]) -> str:
@@ -135,8 +140,7 @@ def train(
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return Outcome("finished", total, total)
-    run = _start(job, engine, stream)
-    _resume(run, checkpoints, driver)
+    run = _start(job, engine, stream, _newest(stream, engine, checkpoints, driver))
     ledger = _ledger(run, store)
 
     progress = Progress(run.step, total)
@@ -195,12 +199,11 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
             term = term.detach() / len(micro_batches)
             scalars[f"loss/{name}"] = scalars[f"loss/{name}"] + term if i else term
 
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
-    norm = run.engine.clip(parameters, train.clip_norm)
+    norm = run.engine.step(run.optimizer, train.clip_norm)
     if torch.isfinite(norm):
-        run.optimizer.step()
         if run.averaged is not None:
-            _average(run.averaged, run.model, train.ema_decay or 0.0, run.step)
+            with run.engine.whole(run.model):
+                _average(run.averaged, run.model, train.ema_decay or 0.0, run.step)
         run.skipped_in_a_row = 0
     else:
         run.skipped_steps += 1
@@ -210,14 +213,14 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
                 f"the gradients of the last {HOPELESS} steps were not finite (step {run.step}): the run has diverged. "
                 "Lower train.learning_rate, set train.clip_norm, or use precision fp32."
             )
-    run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     # The norm is equal everywhere, and what is returned is summed over the workers.
     scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
     return scalars
 
 
-def _start(job: Job, engine: Engine, stream: TrainStream) -> Run:
+def _start(job: Job, engine: Engine, stream: TrainStream, state: State | None) -> Run:
+    """Return a run at step 0, or at the checkpoint `state`."""
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
@@ -227,29 +230,35 @@ def _start(job: Job, engine: Engine, stream: TrainStream) -> Run:
             # Without its term the SPD head has no gradient, and DDP must not wait for one.
             for head in (model.spd_shallow, model.spd_latent):
                 head.requires_grad_(False)
+    if state is not None:
+        model.load_state_dict(dict(state.tensors["model"]))
     averaged = None
     if job.train.ema_decay is not None:
         averaged = network.make(job.model).to(engine.device).eval()
-        averaged.load_state_dict(model.state_dict())
+        averaged.load_state_dict(dict(state.tensors["ema"]) if state else model.state_dict())
     kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(
-        [p for p in model.parameters() if p.requires_grad],
+        [p for _, p in trainable(model)],
         lr=job.train.learning_rate,
         betas=job.train.betas,
         weight_decay=job.train.weight_decay,
         fused=True,
     )
-    return Run(
+    run = Run(
         job=job,
         engine=engine,
         model=model,
-        called=engine.wrap(model),
+        called=engine.wrap(model, optimizer),
         optimizer=optimizer,
         weights=job.loss.build(),
         averaged=averaged,
         steps_per_epoch=stream.order.steps_per_epoch,
         stages=stream.stages,
     )
+    if state is not None:
+        engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
+        run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
+    return run
 
 
 @torch.no_grad()
@@ -304,21 +313,20 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
     """Score centre crops of some held-out photographs, shared among the workers, and picture one of each kind."""
     items = validation_items(data.evaluation_set(dataset, run.job), run.job.validation)
     mine = items[run.engine.rank :: run.engine.world_size]
-    scores = _score(run, mine)
+    judged = run.judged()
+    scores = _score(run, judged, mine)
     rows = summarise(scores, run.job.evaluate.degradations)
     run.validation = as_metrics(rows, f"val/{run.job.setting}") | {METRIC: rows[-1].psnr}
     if run.engine.rank == 0:
         driver.metrics(run.step, run.validation)
         each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
         driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
-        driver.image(
-            "sheet", comparison_sheet(items, network.restoring(run.judged), run.engine.device), run.step
-        )
+        driver.image("sheet", comparison_sheet(items, network.restoring(judged), run.engine.device), run.step)
 
 
-def _score(run: Run, items: Iterable[EvalItem]) -> list[Score]:
+def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[Score]:
     with run.engine.autocast():
-        restore = network.restoring(run.judged)
+        restore = network.restoring(model)
         mine = score(lambda x: restore(x).float(), items, run.engine.device)
     return from_records(run.engine.gather(as_records(mine)))
 
@@ -327,10 +335,15 @@ def _score(run: Run, items: Iterable[EvalItem]) -> list[Score]:
 
 
 def _save(run: Run, checkpoints: Checkpoints) -> None:
-    """Hand a snapshot of the run to the writer; only worker 0 has one."""
+    """Hand a snapshot of the run to the writer, which worker 0 has."""
+    if run.engine.rank != 0 and not run.engine.sharded:
+        return
+    optimizer = run.engine.optimizer_state(run.model, run.optimizer)
+    with run.engine.whole(run.model):
+        model = _snapshot(run.model.state_dict())
     if run.engine.rank != 0:
         return
-    tensors = {"model": _snapshot(run.model.state_dict()), "optimizer": _optimizer_tensors(run)}
+    tensors = {"model": model, "optimizer": optimizer}
     if run.averaged is not None:
         tensors["ema"] = _snapshot(run.averaged.state_dict())
     checkpoints.save(
@@ -345,50 +358,24 @@ def _save(run: Run, checkpoints: Checkpoints) -> None:
     )
 
 
-def _resume(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
-    """Put the newest whole checkpoint into `run`; worker 0 chooses it for all."""
-    name = run.engine.agree(checkpoints.newest() if run.engine.rank == 0 else "")
+def _newest(stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver) -> State | None:
+    """Return the newest whole checkpoint, None where there is none; worker 0 chooses it for all."""
+    name = engine.agree(checkpoints.newest() if engine.rank == 0 else "")
     if not name:
-        return
+        return None
     state = checkpoints.load(name)
-    if state.position != run.stages.position_at(state.step):
+    if state.position != stream.stages.position_at(state.step):
         raise TrainingError(
             f"checkpoint {name} stands at sample {state.position}, and step {state.step} of this job begins at "
-            f"{run.stages.position_at(state.step)}. It was not written by this job."
+            f"{stream.stages.position_at(state.step)}. It was not written by this job."
         )
-    run.model.load_state_dict(dict(state.tensors["model"]))
-    if run.averaged is not None:
-        run.averaged.load_state_dict(dict(state.tensors["ema"]))
-    _load_optimizer(run, state.tensors["optimizer"])
-    run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
-    if run.engine.rank == 0:
-        driver.say(f"resumed from checkpoint {name} at step {run.step}")
+    if engine.rank == 0:
+        driver.say(f"resumed from checkpoint {name} at step {state.step}")
+    return state
 
 
 def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
-    """Return the optimiser's moments under the names of their parameters."""
-    names = [name for name, _ in _trainable(run.model)]
-    state = run.optimizer.state_dict()["state"]
-    return _snapshot(
-        {f"{names[i]}/{kind}": value for i, slots in state.items() for kind, value in slots.items()}
-    )
-
-
-def _load_optimizer(run: Run, tensors: Mapping[str, Tensor]) -> None:
-    index = {name: i for i, (name, p) in enumerate(_trainable(run.model))}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, kind = key.rsplit("/", 1)
-        state.setdefault(index[name], {})[kind] = value
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
-
-
-def _trainable(model: Network) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 # --- end -----------------------------------------------------------------------------------------------------
@@ -397,7 +384,8 @@ def _trainable(model: Network) -> list[tuple[str, nn.Parameter]]:
 def _finish(run: Run, dataset: Dataset, store: Store) -> None:
     """Judge whole held-out photographs, shared among the workers; write weights and result, the result last."""
     items = data.evaluation_set(dataset, run.job)
-    scores = _score(run, items.items(run.engine.rank, run.engine.world_size))
+    judged = run.judged()
+    scores = _score(run, judged, items.items(run.engine.rank, run.engine.world_size))
     if run.engine.rank != 0:
         return
     facts = {
@@ -405,7 +393,7 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
         "recipe": run.job.recipe,
         "weights": "raw" if run.averaged is None else "EMA",
     }
-    weights = network.dump(run.judged, facts)
+    weights = network.dump(judged, facts)
     key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"
     store.write(key, weights)
     result = {

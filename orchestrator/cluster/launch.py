@@ -28,7 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from orchestrator.cluster.groups import free_leaked_groups
 from orchestrator.cluster.room import wait_for_room
 from orchestrator.config import Job
-from orchestrator.engine import DDPEngine
+from orchestrator.engine import DDPEngine, Engine
 from orchestrator.errors import ClusterError, OrchestratorError, TrainingError
 from orchestrator.jobfile import job_from_mapping
 from orchestrator.stop import on_stop
@@ -266,6 +266,17 @@ class _ToDriver(logging.Handler):
         self._driver.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
+def engine_for(job: Job, device: torch.device) -> Engine:
+    """Return this worker's engine, in an initialised `torch.distributed` world."""
+    if job.engine.name == "ddp":
+        return DDPEngine(device, job.train.precision)
+    from orchestrator.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        device, job.train.precision, job.engine.zero_stage, job.train.micro_batches, job.train.clip_norm
+    )
+
+
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     """Take part in a run as one worker of a Ray Train group."""
     assignment, mailbox = Assignment(**config["assignment"]), config["mailbox"]
@@ -287,7 +298,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
             logging.getLogger(package).addHandler(handler)
     try:
         device = ray.train.torch.get_device()
-        engine = DDPEngine(device, job.train.precision)
+        engine = engine_for(job, device)
         dataset = data.open_dataset_at(assignment.manifests, assignment.digests, job.data)
         outcome = train(job, dataset, open_store(assignment.run_uri), engine, driver, assignment.code_version)
     except UnreachableStoreError:

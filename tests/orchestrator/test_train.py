@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mirage import MIRAGE
 from mirage.weights import loads
 from orchestrator import data
-from orchestrator.config import Job
+from orchestrator.config import EngineChoice, Job
 from orchestrator.consumed import consumed
-from orchestrator.engine import DDPEngine, InProcessEngine
+from orchestrator.engine import InProcessEngine
 from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.jobfile import dump_job, job_from_mapping
 from orchestrator.train import RESULT, Outcome, run_id, train
@@ -207,7 +207,7 @@ class Dazzled(InProcessEngine):
 
     steps = 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         def spoil(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.steps += 1
             if self.steps == 2:
@@ -247,15 +247,18 @@ def test_a_finished_run_is_left_alone(small_job, small_data, tmp_path, uninterru
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
-def _worker(rank: int, world: int, job: str, home: str, folder: str, meeting: str) -> None:
+def _worker(rank: int, world: int, job: str, home: str, folder: str, meeting: str, stop: int = 0) -> None:
     import os
 
-    os.environ["MIRAGE_HOME"] = home
+    from orchestrator.cluster.launch import engine_for
+
+    os.environ.update(MIRAGE_HOME=home, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     parsed = job_from_mapping(json.loads(job))
     dataset = data.open_dataset(parsed)
-    train(parsed, dataset, LocalStore(Path(folder)), DDPEngine(CPU), Listener(), "test")
+    driver = Listener(stop_after=stop or None)
+    train(parsed, dataset, LocalStore(Path(folder)), engine_for(parsed, CPU), driver, "test")
     dist.destroy_process_group()
 
 
@@ -273,6 +276,29 @@ def test_workers_share_a_run_without_changing_it(
         (world, json.dumps(values), str(at_home), str(shared), str(tmp_path / "meeting")),
         nprocs=world,
     )
+    expected, found = weights(alone), weights(shared)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_checkpoint_goes_on_under_any_engine_stage_and_number_of_workers(
+    small_job, small_data, tmp_path, at_home, ema_decay: float | None
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    base = small_job(train={"ema_decay": ema_decay}, workers={"max": 3})
+    run(base, small_data, alone)
+    relay = [("deepspeed", 2, 2, 2), ("deepspeed", 3, 3, 2), ("ddp", 0, 2, 1), ("deepspeed", 3, 2, 0)]
+    for engine, stage, world, stop in relay:  # stop: after that many steps; 0 runs to the end
+        job = base.model_copy(update={"engine": EngineChoice(name=engine, zero_stage=stage)})
+        values = json.dumps(job.model_dump(mode="json", exclude_none=True))
+        meeting = str(tmp_path / f"meeting-{engine}-{stage}-{world}")
+        torch.multiprocessing.spawn(
+            _worker, (world, values, str(at_home), str(shared), meeting, stop), nprocs=world
+        )
     expected, found = weights(alone), weights(shared)
     for name, tensor in expected.items():
         torch.testing.assert_close(
