@@ -13,6 +13,7 @@
     ├── JudgingError        results cannot be measured, read or compared
     ├── ExportError         a model cannot be written in another format, or is not the same there
     ├── PhotoError          a file is not an image that can be restored
+    │   └── ResultError      the file is good, what the model made of it is no image
     └── ServiceError        the service cannot start as it was asked to
 
 A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
@@ -69,6 +70,10 @@ class ExportError(OrchestratorError):
 
 class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
+
+
+class ResultError(PhotoError):
+    """What the model made of a photograph is no image."""
 
 
 class ServiceError(OrchestratorError):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 # Relative, because each registered version carries a copy of this module and of the errors (`registry`).
-from .errors import PhotoError
+from .errors import PhotoError, ResultError
 
 __all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo", "write_photo"]
 
@@ -66,6 +66,12 @@ _LAYOUT_TAGS = frozenset(
 )
 # Tags that stand beside EXIF in other formats: XMP, IPTC, Photoshop's, the ICC profile.
 _TIFF_ONLY_TAGS = frozenset({700, 33723, 34377, 34675, 37724})
+
+# What Pillow and imagecodecs raise for damaged files; Pillow's TIFF reader also trips over missing or odd tags.
+DAMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error),
+    *(imagecodecs.PngError, imagecodecs.TiffError),
+)
 
 _ORIENTATION = 274
 # Pillow turns a TIFF (and no other format) upright while it loads; these turn it back.
@@ -127,7 +133,7 @@ def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, limits) from error
-    except (OSError, ValueError, SyntaxError, EOFError, imagecodecs.PngError, imagecodecs.TiffError) as error:
+    except DAMAGE as error:
         raise PhotoError(f"{name}: damaged or incomplete ({error})") from error
 
 
@@ -135,14 +141,20 @@ def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) 
     """Return `restored`, (3, h, w) in [0, 1], as the bytes of a file like that of `like`.
 
     `kind` may name another format; then EXIF and ICC profile are kept, and the depth where that format has 16
-    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling.
+    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling. Raises ResultError where
+    `restored` is not finite, PhotoError where the format cannot hold it.
     """
     kind = kind or like.format
     if restored.shape != like.pixels.shape:
         raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
-    if like.alpha is not None and kind not in _HOLDS_ALPHA:
-        raise ValueError(f"{like.name}: is partly transparent, which {kind} cannot hold.")
-    return _encode(kind, _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8), like)
+    if not np.isfinite(restored).all():
+        raise ResultError(f"{like.name}: the model's result is not finite. Use another model.")
+    _check_alpha(like.name, kind, like)
+    samples = _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8)
+    try:
+        return _encode(kind, samples, like)
+    except (OSError, ValueError) as error:  # too many pixels a side, too long an EXIF block
+        raise PhotoError(f"{like.name}: cannot be written as {kind} ({error}). Use .png.") from error
 
 
 def format_for(name: str, like: Photo) -> str:
@@ -152,12 +164,12 @@ def format_for(name: str, like: Photo) -> str:
     """
     suffix = Path(name).suffix.lower()
     if suffix == Path(like.name).suffix.lower():
-        return like.format
-    if suffix not in SUFFIXES:
+        kind = like.format
+    elif suffix in SUFFIXES:
+        kind = SUFFIXES[suffix]
+    else:
         raise PhotoError(f"{name}: the name must end in one of {', '.join(SUFFIXES)}")
-    kind = SUFFIXES[suffix]
-    if like.alpha is not None and kind not in _HOLDS_ALPHA:
-        raise PhotoError(f"{name}: {like.name} is partly transparent, which {kind} cannot hold. Use .png.")
+    _check_alpha(name, kind, like)
     return kind
 
 
@@ -186,6 +198,11 @@ def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) ->
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise PhotoError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _check_alpha(name: str, kind: str, like: Photo) -> None:
+    if like.alpha is not None and kind not in _HOLDS_ALPHA:
+        raise PhotoError(f"{name}: {like.name} is partly transparent, which {kind} cannot hold. Use .png.")
 
 
 def _too_large(name: str, limits: Limits) -> PhotoError:
@@ -226,7 +243,7 @@ def _decode(name: str, data: bytes, image: Image.Image) -> Photo:
         chunks=tuple(whole for name, whole in _png_chunks(data) if name in _KEPT_CHUNKS)
         if kind == "PNG"
         else (),
-        lossless=kind in ("PNG", "TIFF", "BMP") or data[12:16] == b"VP8L",
+        lossless=kind in ("PNG", "TIFF", "BMP") or (kind == "WEBP" and b"VP8L" in _webp_chunks(data)),
     )
 
 
@@ -244,7 +261,7 @@ def _samples_16(name: str, data: bytes, image: Image.Image) -> NDArray[np.uint16
         samples = np.asarray(imagecodecs.tiff_decode(data))
         # Photometric: 1 and 2 are grey and RGB. Extra samples: 2 is alpha that is not multiplied in.
         tags = image.tag_v2  # type: ignore[attr-defined]
-        if samples.dtype != np.uint16 or tags[262] not in (1, 2) or tags.get(338, (2,)) != (2,):
+        if samples.dtype != np.uint16 or tags.get(262) not in (1, 2) or tags.get(338, (2,)) != (2,):
             raise PhotoError(
                 f"{name}: has an unusual kind of 16-bit samples. Save it as plain grey or RGB first."
             )
@@ -258,8 +275,11 @@ def _samples_8(name: str, image: Image.Image) -> NDArray[np.uint8]:
     if orientation in _AS_STORED:
         image = image.transpose(_AS_STORED[orientation])
     mode = image.mode
-    if mode in ("P", "PA", "RGB") and (mode == "PA" or "transparency" in image.info):
+    transparent = "transparency" in image.info  # a colour, or entries of the palette
+    if mode == "PA" or (mode in ("P", "RGB") and transparent):
         image = image.convert("RGBA")
+    elif mode == "L" and transparent:
+        image = image.convert("LA")
     elif mode == "P":
         image = image.convert("RGB")
     elif mode not in ("L", "LA", "RGB", "RGBA"):
@@ -291,6 +311,15 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, name = struct.unpack_from(">I4s", data, at)
         yield name, data[at : at + length + 12]
         at += length + 12
+
+
+def _webp_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the types of a WebP file's chunks."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        yield name
+        at += 8 + length + length % 2
 
 
 # ----------------------------------------------------------------------------------------------- writing

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mirage.restore import WHOLE_BYTES, whole_bytes
 from mirage.weights import WeightsError, loads
-from orchestrator.errors import PhotoError
+from orchestrator.errors import PhotoError, ResultError
 from orchestrator.photos import Limits, Photo, decode, encode
 from orchestrator.restorer import Restorer, choose_device
 from orchestrator.service.batching import Batcher, Wanted
@@ -97,12 +97,12 @@ class Replica:
             restorer = await self._restorer(digest, fetch)
             decoded = perf_counter()
             restored = await self._batcher.submit(_Kind(restorer, *photo.size), photo)
-            if not np.isfinite(restored.pixels).all():
-                return Refusal("The model's result is not finite.", fault="model")
             ended = perf_counter()
             packed = await loop.run_in_executor(self._files, encode, restored.pixels, photo)
+        except ResultError as error:
+            return Refusal(str(error), fault="model")
         except PhotoError as error:
-            return Refusal(f"{error}")
+            return Refusal(str(error))
         seconds = {
             "decode": decoded - start,
             "wait": restored.began - decoded,

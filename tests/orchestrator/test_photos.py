@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from orchestrator.errors import PhotoError
-from orchestrator.photos import Photo, read_photo, write_photo
+from orchestrator.errors import PhotoError, ResultError
+from orchestrator.photos import Photo, decode, encode, read_photo, write_photo
 from orchestrator.sheet import sheet
 
 HEIGHT, WIDTH = 37, 53
@@ -176,6 +176,41 @@ def test_a_palette_picture_comes_back_in_its_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), colours)
 
 
+def test_a_grey_level_that_means_transparent_becomes_alpha(tmp_path: Path) -> None:
+    grey = scene(1)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=int(grey[0, 0]))
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.alpha is not None
+    write_photo(tmp_path / "b.png", photo.pixels, photo)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.mode == "LA"
+        np.testing.assert_array_equal(np.asarray(image)[..., 0], grey)
+        np.testing.assert_array_equal(np.asarray(image)[..., 1] == 0, grey == grey[0, 0])
+
+
+def test_a_lossless_webp_with_tags_stays_lossless(tmp_path: Path) -> None:
+    photo = read_photo(saved(tmp_path / "a.webp", scene(3), lossless=True))
+    assert photo.lossless
+    write_photo(tmp_path / "b.webp", photo.pixels, photo)
+    np.testing.assert_array_equal(read_photo(tmp_path / "b.webp").pixels, photo.pixels)
+    assert not read_photo(saved(tmp_path / "lossy.webp", scene(3))).lossless
+
+
+def test_what_a_format_cannot_hold_is_told_and_not_a_traceback() -> None:
+    wide = decode(encoded("PNG", size=(16_384, 8)), "wide.png")
+    with pytest.raises(PhotoError, match=r"wide\.png: cannot be written as WEBP .*Use \.png"):
+        encode(wide.pixels, wide, "WEBP")
+    clear = decode(bmp_with_alpha(), "clear.bmp")
+    with pytest.raises(PhotoError, match=r"clear\.bmp is partly transparent, which BMP cannot hold"):
+        encode(clear.pixels, clear)
+
+
+def test_a_result_that_is_not_finite_is_not_written() -> None:
+    photo = decode(encoded("PNG"), "a.png")
+    with pytest.raises(ResultError, match=r"a\.png: the model's result is not finite"):
+        encode(np.full_like(photo.pixels, np.nan), photo)
+
+
 def test_another_suffix_changes_the_format_and_keeps_the_tags(tmp_path: Path) -> None:
     photo = read_photo(saved(tmp_path / "a.jpg", scene(3)))
     for name in ("b.png", "b.tif", "b.webp"):
@@ -229,10 +264,26 @@ def huge_png() -> bytes:
     )
 
 
-def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (64, 64), **options: object) -> bytes:
     out = io.BytesIO()
-    Image.new(mode, (64, 64), 3).save(out, kind, **options)
+    Image.new(mode, size, 3).save(out, kind, **options)
     return out.getvalue()
+
+
+def bmp_with_alpha() -> bytes:
+    """A BMP of 4 x 3 pixels with a mask for alpha, which Pillow reads but does not write."""
+    pixels = bytes(range(4 * 3 * 4))
+    header = struct.pack("<IiiHHIIiiII", 108, 4, -3, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(52)
+    return b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + header + masks + pixels
+
+
+def without_tag(tiff: bytes, tag: int) -> bytes:
+    """A little-endian TIFF whose entry `tag` is another, private one: same length, tag not there."""
+    at = struct.unpack_from("<I", tiff, 4)[0] + 2
+    entries = range(at, at + 12 * struct.unpack_from("<H", tiff, at - 2)[0], 12)
+    (entry,) = (entry for entry in entries if struct.unpack_from("<H", tiff, entry)[0] == tag)
+    return tiff[:entry] + struct.pack("<H", 65_000) + tiff[entry + 2 :]
 
 
 REFUSED = {
@@ -254,6 +305,8 @@ REFUSED = {
         imagecodecs.tiff_encode(scene(1, 65535).astype(np.int16)),
         "unusual kind of 16-bit samples",
     ),
+    "unsaid.tif": (without_tag(encoded("TIFF", "I;16"), 262), "unusual kind of 16-bit samples"),
+    "no-width.tif": (without_tag(encoded("TIFF"), 256), "not a JPEG, PNG, TIFF, WebP or BMP file"),
     "pages.tif": (
         encoded("TIFF", "RGB", save_all=True, append_images=[Image.new("RGB", (64, 64))]),
         "holds 2 pictures",
