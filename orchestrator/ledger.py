@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from orchestrator.errors import PhotoError
+from shards.errors import MissingObjectError
 from shards.store import Store
 
 FOLDER = ".mirage-restored"
@@ -24,9 +25,10 @@ _ABOUT = b"""Which photographs `mirage restore` has restored into this place, wi
 It skips those the next time. Without this folder it no longer knows its results, and refuses to replace them.
 """
 _READERS = 16
+_ATTEMPTS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """How one result was made. Digests are SHA-256 in hexadecimal."""
 
@@ -54,7 +56,7 @@ class Ledger:
     def read(self) -> dict[str, tuple[Record, ...]]:
         """Return all records by the name of their result."""
         found: dict[str, tuple[Record, ...]] = {}
-        for text in self._texts(self._parts()):
+        for text in self._parts().values():
             for line in text.splitlines():
                 record = self._record(line)
                 found[record.name] = (*found.get(record.name, ()), record)
@@ -71,18 +73,23 @@ class Ledger:
         parts = self._parts()
         if len(parts) < 2:
             return
-        whole = b"".join(sorted({line for text in self._texts(parts) for line in text.splitlines(True)}))
+        whole = b"".join(sorted({line for text in parts.values() for line in text.splitlines(True)}))
         self._store.write(_part(whole), whole)
         for key in parts:
             if key != _part(whole):
                 self._store.delete(key)
 
-    def _texts(self, parts: Sequence[str]) -> list[bytes]:
-        with ThreadPoolExecutor(_READERS) as readers:
-            return list(readers.map(self._store.read, parts))
-
-    def _parts(self) -> list[str]:
-        return [key for key in self._store.list(f"{FOLDER}/") if key.endswith(".jsonl")]
+    def _parts(self) -> dict[str, bytes]:
+        """Return all files of records by key; looks again where another command merged them meanwhile."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            keys = [key for key in self._store.list(f"{FOLDER}/") if key.endswith(".jsonl")]
+            try:
+                with ThreadPoolExecutor(_READERS) as readers:
+                    return dict(zip(keys, readers.map(self._store.read, keys), strict=True))
+            except MissingObjectError:
+                if not attempts_left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def _record(self, line: bytes) -> Record:
         try:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from orchestrator.errors import PhotoError
 from orchestrator.photos import SUFFIXES
@@ -27,7 +26,7 @@ MARK = ".restored"
 _GLOB = re.compile(r"[*?\[]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """One object of a store: a file of a folder, or a key of a bucket."""
 
@@ -61,7 +60,7 @@ class Place:
 _opened = lru_cache(maxsize=64)(open_store)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A photograph among the inputs."""
 
@@ -135,8 +134,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _of_bucket(given: str) -> Iterator[Found]:
-    parts = urlsplit(given.replace("?", "%3F").replace("#", "%23"))
-    bucket, path = f"s3://{parts.netloc}", given.removeprefix(f"s3://{parts.netloc}").strip("/")
+    name, _, path = given.removeprefix("s3://").partition("/")
+    bucket, path = f"s3://{name}", path.strip("/")
     pattern = _as_regex(path) if _GLOB.search(path) else None
     base = _fixed(path) if pattern else path
     for key in _opened(bucket).list(base):

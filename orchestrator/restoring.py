@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.errors import PhotoError
 from orchestrator.ledger import Ledger, Record
 from orchestrator.photos import LIMITS, Limits, Photo, decode, encode, format_for
-from orchestrator.places import Place, find_photographs, folders, targets
+from orchestrator.places import Found, Place, find_photographs, folders, targets
 from orchestrator.restorer import Progress, Restorer
 from shards.errors import StoreError, UnreachableStoreError
 
@@ -30,7 +30,7 @@ ASKED_ONE_BY_ONE = 100
 """A bucket is listed where more objects than that are looked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One photograph to be restored."""
 
@@ -42,7 +42,7 @@ class Task:
     """Whether there was something at the target when the work was planned."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one photograph."""
 
@@ -62,12 +62,10 @@ def plan(inputs: Sequence[str], out: str | None, *, look: bool = False) -> tuple
     found, complaints = find_photographs(inputs, out)
     places = targets(found, out)
     tasks: dict[Place, Task] = {}
-    for folder in folders(places):
-        here = {
-            place: photograph
-            for place, photograph in zip(places, found, strict=True)
-            if place.folder == folder
-        }
+    by_folder: dict[str, dict[Place, Found]] = {}
+    for place, photograph in zip(places, found, strict=True):
+        by_folder.setdefault(place.folder, {})[place] = photograph
+    for folder, here in by_folder.items():
         ledger = Ledger(Place(folder, "").store)
         if not look:
             ledger.prepare()
@@ -117,7 +115,11 @@ class Workshop:
                 continue
             seconds = (time.monotonic() - began) / len(batch)
             for (task, photo, digest), pixels in zip(batch, restored, strict=True):
-                data = encode(pixels, photo, format_for(task.target.key, photo))
+                try:
+                    data = encode(pixels, photo, format_for(task.target.key, photo))
+                except PhotoError as error:
+                    outcomes.append(Outcome(task, "failed", str(error)))
+                    continue
                 record = Record(task.target.key, digest, self._settings, _digest(data))
                 made.append((task, record, data, seconds))
         if made:

@@ -90,7 +90,7 @@ def restore(
         torch.set_num_threads(threads)
     named = find_model(model)
     tasks, complaints = plan(inputs, out)
-    _check_compare(compare, [task.source.identity for task in tasks])
+    _check_compare(compare, tasks)
     for line in complaints:
         complain(line)
     counts = {"restored": 0, "done": 0, "failed": len(complaints)}
@@ -146,10 +146,15 @@ def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) 
     return Settings(precision, "tiles" if tiled else mode, side, shared)  # type: ignore[arg-type]  # checked in there
 
 
-def _check_compare(compare: Path | None, photographs: list[str]) -> None:
+def _check_compare(compare: Path | None, tasks: list[Task]) -> None:
     from orchestrator.errors import PhotoError
 
-    if compare and compare.suffix.lower() != ".png":
+    if compare is None:
+        return
+    if compare.suffix.lower() != ".png":
         raise PhotoError(f"--compare {compare}: the sheet is a PNG; the name must end in .png.")
-    if compare and str(compare.resolve()) in photographs:
-        raise PhotoError(f"--compare {compare}: is one of the photographs. Choose another name.")
+    sheet = str(compare.resolve())
+    for task in tasks:
+        for place, what in ((task.source, "photographs"), (task.target, "results")):
+            if place.identity == sheet:
+                raise PhotoError(f"--compare {compare}: is one of the {what}. Choose another name.")

@@ -26,13 +26,13 @@ __all__ = ["LocalStore", "S3Store", "Store", "open_store"]
 
 def open_store(uri: str) -> Store:
     """Store at `s3://bucket/prefix`, `file:///folder` or a plain path."""
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        if not parts.netloc:
+    if uri.startswith("s3://"):
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")  # a key may hold `?` and `#`
+        if not bucket:
             raise StoreError(f"{uri!r} names no bucket; write s3://bucket/prefix.")
-        return S3Store(parts.netloc, parts.path.strip("/"))
-    if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.path)))
+        return S3Store(bucket, prefix.strip("/"))
+    if uri.startswith("file://"):
+        return LocalStore(Path(unquote(urlsplit(uri).path)))
     if "://" in uri:
         raise StoreError(f"{uri!r}: only s3://bucket/prefix, file:///folder and plain paths are understood.")
     return LocalStore(Path(uri))

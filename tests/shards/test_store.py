@@ -161,6 +161,7 @@ def test_a_key_cannot_leave_its_folder(tmp_path: Path, key: str):
 
 def test_uris_name_their_store(tmp_path: Path):
     assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
+    assert open_store("s3://bucket/what?/no#1").uri == "s3://bucket/what?/no#1"
     assert open_store(f"file://{tmp_path}").uri == str(tmp_path)
     assert open_store(str(tmp_path)).uri == str(tmp_path)
     with pytest.raises(StoreError, match="gs://"):

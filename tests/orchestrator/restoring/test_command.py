@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from mirage import MIRAGE
-from orchestrator.ledger import FOLDER
+from orchestrator.ledger import FOLDER, Ledger, Record
 from orchestrator.restorer import Restorer
-from shards.store import open_store
+from shards.store import LocalStore, open_store
 
 RESULTS = ["alpha.png", "deep.png", "deep.tif", "grey.png", "trip/turned.jpg", "turned.jpg"]
 Command = Callable[..., "Done"]  # noqa: F821  # of conftest.py, which pytest loads by path
@@ -75,6 +75,25 @@ def test_the_ledger_of_a_finished_command_is_one_file(folder: Path, restore: Com
 
 
 @pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
+def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) -> None:
+    class Disturbed(LocalStore):
+        """Another command merges right after the first listing."""
+
+        merged = False
+
+        def list(self, prefix: str = "") -> list[str]:
+            keys = super().list(prefix)
+            if not self.merged:
+                self.merged = True
+                Ledger(LocalStore(tmp_path)).merge()
+            return keys
+
+    records = [Record(f"{name}.png", "photograph", "settings", "result") for name in "ab"]
+    for record in records:
+        Ledger(LocalStore(tmp_path)).add([record])
+    assert Ledger(Disturbed(tmp_path)).read() == {record.name: (record,) for record in records}
+
+
 def test_a_result_that_is_not_this_one_is_replaced_only_on_demand(
     folder: Path, restore: Command, change: str
 ) -> None:
@@ -211,6 +230,10 @@ def test_a_read_only_folder_is_said_before_any_work(folder: Path, restore: Comma
         (
             ["--compare", "in/deep.png"],
             "--compare in/deep.png: is one of the photographs. Choose another name.",
+        ),
+        (
+            ["--compare", "out/deep.png"],
+            "--compare out/deep.png: is one of the results. Choose another name.",
         ),
     ],
 )
