@@ -21,6 +21,7 @@ import ray
 import ray.exceptions
 from ray import serve
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from orchestrator.cluster.loopback import keep_on_loopback
@@ -85,7 +86,7 @@ class ServeBackend:
                 return got
             except ray.exceptions.RayTaskError:
                 raise
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, RayServeException) as error:
                 self.retries += 1
                 log.warning("a replica was lost, attempt %d of %d: %s", attempt, ATTEMPTS, _line(error))
             except BaseException:
@@ -99,7 +100,7 @@ class ServeBackend:
             told: str = self._handle.try_out.remote(model.digest, self._reference(model)).result(
                 timeout_s=START_SECONDS
             )
-        except (ray.exceptions.RayError, TimeoutError) as error:
+        except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
             return f"it could not be tried: {_line(error)}"
         return told
 
@@ -125,7 +126,6 @@ def replicas(settings: Settings) -> Iterator[ServeBackend]:
     app = f"mirage-{settings.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _cluster():
-        before = set(serve.status().applications) if _serve_runs() else set()
         serve.start(proxy_location="Disabled")
         try:
             handle = _deploy(settings, app)
@@ -134,7 +134,7 @@ def replicas(settings: Settings) -> Iterator[ServeBackend]:
             yield backend
         finally:
             serve.delete(app)
-            if not before - {app}:
+            if not serve.status().applications:  # else others serve here
                 serve.shutdown()
 
 
@@ -212,14 +212,6 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _serve_runs() -> bool:
-    try:
-        serve.status()
-    except ray.exceptions.RayError:
-        return False
-    return True
 
 
 def _line(error: BaseException) -> str:

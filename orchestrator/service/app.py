@@ -10,6 +10,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrator.photos import SUFFIXES
+from orchestrator.photos import DAMAGE, SUFFIXES
 from orchestrator.service import metrics
 from orchestrator.service.backend import Backend, NoReplicaError
 from orchestrator.service.bearer import allows
@@ -121,7 +122,7 @@ class Service:
             restored.data,
             media_type=f"image/{restored.format.lower()}",
             headers={
-                "X-Mirage-Model": label,
+                "X-Mirage-Model": quote(label),
                 "X-Mirage-Batch": str(restored.batch),
                 "Server-Timing": timing,
                 "Cache-Control": "no-store",
@@ -225,7 +226,7 @@ def check_header(data: bytes, max_pixels: int) -> None:
         ) from None
     except Image.DecompressionBombError:
         width, height = max_pixels, 2  # more than Pillow itself reads
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGE as error:
         raise RefusedError(422, f"The image is damaged or incomplete ({error}).") from error
     if width * height > max_pixels:
         raise RefusedError(

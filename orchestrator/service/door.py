@@ -37,7 +37,12 @@ class Door:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
-        self._thread.join()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # a second Ctrl-C waits for nobody
+            self._server.force_exit = True
+            self._thread.join()
+            raise
 
     @property
     def open(self) -> bool:

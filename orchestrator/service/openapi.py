@@ -49,7 +49,7 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
             "200": {
                 "description": "The restored photograph.",
                 "headers": {
-                    "X-Mirage-Model": _header("The model that restored it: name/version."),
+                    "X-Mirage-Model": _header("The model that restored it: name/version, percent-encoded."),
                     "X-Mirage-Batch": _header("How many images were restored at once."),
                     "Server-Timing": _header("Milliseconds of decode, wait, restore and encode."),
                 },
@@ -58,8 +58,14 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
             **{status: {"description": told, "content": error} for status, told in _REFUSALS.items()},
         },
     }
+    metrics: dict[str, Any] = {
+        "summary": "Metrics",
+        "responses": {"200": {"description": "Prometheus text."}},
+    }
     if secured:
-        restore["security"] = [{"bearer": []}]
+        for route in (restore, metrics):
+            route["security"] = [{"bearer": []}]
+        metrics["responses"]["401"] = restore["responses"]["401"]
     return {
         "openapi": "3.1.0",
         "info": {"title": "MIRAGE image restoration", "version": code_version()},
@@ -69,9 +75,7 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
                 "get": _json("Whether it serves, which model answers, which version was refused and why.")
             },
             "/model": {"get": _json("The model that answers: name, version, recipe, figures.")},
-            "/metrics": {
-                "get": {"summary": "Metrics", "responses": {"200": {"description": "Prometheus text."}}}
-            },
+            "/metrics": {"get": metrics},
         },
         "components": {
             "schemas": {

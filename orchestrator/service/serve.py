@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def serve(model: str, settings: Settings, token: str | None, say: Callable[[str], None]) -> None:
     """Serve `model` until SIGTERM or Ctrl-C; then answer who is inside, and end.
 
-    Raises ServiceError and RegistryError before anybody can connect.
+    Raises ServiceError and RegistryError before anybody is answered.
     """
     with listen(settings.host, settings.port) as listening:
         settings = settings.at(listening.getsockname()[1])

@@ -12,7 +12,7 @@ from orchestrator.service.served import Served
 log = logging.getLogger(__name__)
 
 SECOND_TRIAL_SECONDS = 60.0
-"""After this long a refused version is tried again: its file may have been repaired, its store may be back."""
+"""After this long a version that could not be had is tried again: its file may be repaired, its store be back."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Refused:
     reason: str
     at: float
     """Seconds since the epoch."""
+    at_work: bool = False
+    """It passed its trial and failed on a real image: it would again, so there is no second trial."""
 
 
 class Shelf:
@@ -57,7 +59,7 @@ class Shelf:
             if self.previous is None:
                 return False
             self.current, self.previous = self.previous, None
-            self.refused = Refused(model.version, reason, time.time())
+            self.refused = Refused(model.version, reason, time.time(), at_work=True)
         log.error("%s is taken back, %s answers again: %s", model.label, self.current.label, reason)
         return True
 
@@ -67,10 +69,10 @@ class Shelf:
             self.refused = None
 
     def may_try(self, version: str) -> bool:
-        """Whether `version` is another one than answers now, and was not refused lately."""
+        """Whether `version` is another one than answers now, and was neither refused lately nor taken back."""
         if version == self.current.version:
             return False
         refused = self.refused
-        return (
-            refused is None or refused.version != version or time.time() - refused.at > SECOND_TRIAL_SECONDS
-        )
+        if refused is None or refused.version != version:
+            return True
+        return not refused.at_work and time.time() - refused.at > SECOND_TRIAL_SECONDS

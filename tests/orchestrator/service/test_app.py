@@ -8,7 +8,9 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -247,6 +249,13 @@ def test_a_model_that_gives_no_numbers_is_taken_back_without_a_lost_request(mode
         assert service.get("/health").json()["refused"]["version"] == "2"
     with running(served(broken)) as service:
         assert service.restore(image_bytes()).status == 500
+
+
+def test_a_model_of_any_name_can_answer(model: Served) -> None:
+    with running(replace(model, name="模型 β.safetensors")) as service:
+        reply = service.restore(image_bytes())
+    assert reply.status == 200
+    assert unquote(reply.headers["x-mirage-model"]) == "模型 β.safetensors/1"
 
 
 def test_a_bug_is_told_in_json_and_counted(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,21 @@ def test_a_model_that_fails_at_work_gives_way_to_the_one_before(
     assert not shelf.distrust(first, "not finite")
 
 
+def test_a_version_that_failed_at_work_gets_no_second_trial(
+    registry: Registry, shelf: Shelf, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "SECOND_TRIAL_SECONDS", 0.0)
+    registry.version = "2"
+    follower.step()
+    shelf.distrust(shelf.current, "not finite")
+    follower.step()
+    assert shelf.current.version == "1"
+    assert registry.fetched == ["2"]
+    registry.version = "3"
+    follower.step()
+    assert shelf.current.version == "3"
+
+
 def test_figures_are_read_from_the_tags_of_a_version() -> None:
     tags = {
         "metric.test/average/input_psnr": "18",
