@@ -184,6 +184,15 @@ def test_a_photograph_can_be_pasted_and_dropped(opened: Opened) -> None:
         expect(opened.page.locator("#told")).to_contain_text(f"{kind}.png: 40 \u00d7 24", timeout=WAIT_MS)
 
 
+def test_of_two_photographs_in_a_row_the_last_one_is_shown(opened: Opened) -> None:
+    opened.upload(image_bytes(64, 48), "first.png")
+    opened.upload(image_bytes(72, 40), "second.png")
+    expect(opened.page.locator("#told")).to_contain_text("second.png: 72 \u00d7 40", timeout=WAIT_MS)
+    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).inside === 0")
+    expect(opened.page.locator("#told")).to_contain_text("second.png: 72 \u00d7 40")
+    assert opened.page.locator("#after-img").evaluate("element => element.naturalWidth") == 72
+
+
 def test_before_and_after_stand_the_same_way_up(opened: Opened) -> None:
     exif = Image.Exif()
     exif[274] = 6  # turn it by 90 degrees

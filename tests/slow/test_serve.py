@@ -169,6 +169,12 @@ def test_at_its_end_it_answers_who_is_inside_and_leaves_nothing(service: Serving
     assert "Traceback" not in "".join(service.lines)
 
 
+def test_one_that_ends_leaves_another_on_the_same_cluster(project: Project, registry: Registry) -> None:
+    with serving(project) as first, serving(project) as second:
+        assert first.stop() == 0
+        assert second.restore(image()).status == 200
+
+
 def test_without_a_cluster_it_runs_on_one_of_its_own(project: Project, registry: Registry) -> None:
     alone = {
         **project.environment,
