@@ -51,7 +51,8 @@ class Ledger:
     def prepare(self) -> None:
         """Create the place of the results. Raises StoreError where nothing can be written."""
         self._store.ensure_bucket()
-        self._store.write(_README, _ABOUT)
+        if not self._store.exists(_README):  # else it may be of another version, with other words
+            self._store.write(_README, _ABOUT)
 
     def read(self) -> dict[str, tuple[Record, ...]]:
         """Return all records by the name of their result."""

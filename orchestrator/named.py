@@ -48,11 +48,11 @@ class NamedModel:
 
 def find_model(name: str) -> NamedModel:
     """Return the weights that `name` stands for; what is remote is fetched once. Raises RegistryError."""
-    path = _path(name)
     try:
+        path = _path(name)
         return NamedModel(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
-    except OSError as error:
-        raise RegistryError(f"{name}: {path} cannot be read ({error.strerror}).") from error
+    except OSError as error:  # no permission, a full disk
+        raise RegistryError(f"{name}: the weights cannot be had: {error}") from error
 
 
 def _path(name: str) -> Path:
