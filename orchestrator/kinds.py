@@ -125,7 +125,7 @@ class Restoration(Section):
     """Pixels that neighbouring tiles share."""
     batch_size: int = Field(default=1, ge=1)
     """Photographs of one size that go through the model together; on a GPU more are faster."""
-    max_megapixels: float = Field(default=179, gt=0)
+    max_megapixels: float = Field(default=179, gt=0, le=179)
     """A larger photograph is refused before it is unpacked."""
     overwrite: bool = False
     """Replace what stands where a result goes; a photograph never."""

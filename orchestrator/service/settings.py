@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import ServiceError
+from orchestrator.photos import LIMITS
 
 MEGABYTE = 1_000_000
 MEGAPIXEL = 1_000_000
@@ -36,8 +38,13 @@ class Settings:
     """How often the registry is asked where the alias points."""
 
     def __post_init__(self) -> None:
-        least = {"max_bytes": 1, "max_pixels": 1, "queue": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}
-        for name, low in least.items():
+        for flag, value, most in (
+            ("--max-megabytes", self.max_bytes / MEGABYTE, LIMITS.bytes / MEGABYTE),
+            ("--max-megapixels", self.max_pixels / MEGAPIXEL, math.ceil(LIMITS.pixels / MEGAPIXEL)),
+        ):
+            if not 0 < value <= most:
+                raise ServiceError(f"{flag} {value:g}: more than 0 and at most {most:.0f}.")
+        for name, low in {"queue": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
             if getattr(self, name) < low:
                 raise ServiceError(f"{_flag(name)} {getattr(self, name)}: at least {low}.")
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):

@@ -314,6 +314,8 @@ def test_a_port_that_is_taken_is_told() -> None:
     ("wrong", "told"),
     [
         ({"queue": 0}, "--queue 0"),
+        ({"max_pixels": 0}, "--max-megapixels 0"),
+        ({"max_pixels": 400_000_000}, "--max-megapixels 400: more than 0 and at most 179"),
         ({"timeout_seconds": 0}, "--timeout 0"),
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
     ],
