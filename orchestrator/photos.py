@@ -16,6 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,17 +117,26 @@ class Photo:
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """Open the bytes of an image file of a known format. Only its header is read; Pillow's errors come as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # about metadata, and about Pillow's own limit of pixels: callers have theirs
+        with Image.open(io.BytesIO(data), formats=sorted(set(SUFFIXES.values()))) as image:
+            yield image
+
+
 def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
     """Unpack the bytes of a JPEG, PNG, TIFF, WebP or BMP file, which messages call `name`. Raises PhotoError."""
     if len(data) > limits.bytes:
         raise PhotoError(f"{name}: takes {len(data) / 2**20:.1f} MiB, more than {limits.bytes / 2**20:.1f}.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about metadata; its limit of pixels is ours, below
-            with Image.open(io.BytesIO(data), formats=sorted(set(SUFFIXES.values()))) as image:
-                if image.width * image.height > limits.pixels:
-                    raise _too_large(name, limits)
-                return _decode(name, data, image)
+        with opened(data) as image:
+            if image.width * image.height > limits.pixels:
+                raise _too_large(name, limits)
+            return _decode(name, data, image)
     except UnidentifiedImageError as error:
         raise PhotoError(
             f"{name}: not a JPEG, PNG, TIFF, WebP or BMP file. Convert it to one first."

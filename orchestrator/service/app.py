@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import math
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import Any
@@ -19,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrator.photos import DAMAGE, SUFFIXES
+from orchestrator.photos import DAMAGE, opened
 from orchestrator.service import metrics
 from orchestrator.service.backend import Backend, NoReplicaError
 from orchestrator.service.bearer import allows
@@ -216,10 +214,8 @@ class Service:
 def check_header(data: bytes, max_pixels: int) -> None:
     """Look at an image's header, not at its pixels. Raises RefusedError for what is no image, and for a bomb."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limit is another one
-            with Image.open(io.BytesIO(data), formats=sorted(set(SUFFIXES.values()))) as image:
-                width, height = image.size
+        with opened(data) as image:
+            width, height = image.size
     except UnidentifiedImageError:
         raise RefusedError(
             415, "This is not a JPEG, PNG, TIFF, WebP or BMP image. Convert it to one first."
