@@ -292,6 +292,9 @@ class Train(Section):
     """Largest gradient norm; longer gradients are scaled down."""
     recompute: Literal["none", "full_resolution", "all"] = "none"
     """Blocks that run again in the backward pass: less memory for more time, the same numbers."""
+    compile: Literal["none", "blocks"] = "none"
+    """Whether training steps run blocks through torch.compile: the same numbers to rounding, after long compiling.
+    Where nothing can be compiled they stay eager, after one warning."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
 
@@ -424,6 +427,7 @@ class Job(Section):
 INCIDENTAL = frozenset(
     {
         *("engine", "workers", "track", "storage", "checkpoint", "promote", "example"),
-        *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger", "train.recompute"),
+        *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
+        *("train.recompute", "train.compile"),
     }
 )

@@ -60,6 +60,12 @@ def of_training(job: Job) -> Iterator[Conflict]:
             "train.precision",
             "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
         )
+    if job.train.compile != "none" and job.engine.name == "deepspeed" and job.engine.zero_stage == 3:
+        yield (
+            "train.compile",
+            "a compiled block needs its weights in place, and ZeRO stage 3 shares them out. Set it to none, or "
+            "engine.zero_stage to at most 2.",
+        )
     yield from _of_class(job.model)
     if job.model.class_ is not None:
         yield from _of_training_a_class(job)
@@ -197,6 +203,8 @@ def _of_training_a_class(job: Job) -> Iterator[Conflict]:
             "train.recompute",
             "knows a MIRAGE's blocks, and model.class is another network. Set it to none.",
         )
+    if job.train.compile != "none":
+        yield "train.compile", "knows a MIRAGE's blocks, and model.class is another network. Set it to none."
     if job.track.register_as:
         yield (
             "track.register_as",

@@ -17,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -24,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mirage import MIRAGE
+from mirage import MIRAGE, compiling
 from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
 from orchestrator import data, network
@@ -103,6 +104,10 @@ class Run:
         """Samples that all workers have consumed: all there is to the state of the data."""
         return self.stages.position_at(self.step)
 
+    def eagerly(self) -> AbstractContextManager[None]:
+        """Return the context of all but training steps: photographs have many sizes, each compiled to be run once."""
+        return compiling.eagerly() if self.job.train.compile == "blocks" else nullcontext()
+
     def judged(self) -> Network:
         """Return the model that is validated, evaluated and registered; asked of all workers together."""
         if self.averaged is not None or not self.engine.sharded:
@@ -141,6 +146,8 @@ def train(
     if store.exists(RESULT):
         return Outcome("finished", total, total)
     run = _start(job, engine, stream, _newest(stream, engine, checkpoints, driver))
+    if job.train.compile == "blocks":
+        _compile(run, driver)
     ledger = _ledger(run, store)
 
     progress = Progress(run.step, total)
@@ -261,6 +268,16 @@ def _start(job: Job, engine: Engine, stream: TrainStream, state: State | None) -
     return run
 
 
+def _compile(run: Run, driver: Driver) -> None:
+    """Have the model's blocks compiled on all workers, or, where one of them cannot, on none, and say so once."""
+    obstacle = compiling.obstacle(run.engine.device.type)
+    if not run.engine.any(bool(obstacle)):
+        compiling.compile_blocks(run.model)
+    elif run.engine.rank == 0:
+        why = obstacle or "another worker finds no compiler."
+        driver.say(f"warning: train.compile: nothing can be compiled, the blocks run eagerly: {why}")
+
+
 @torch.no_grad()
 def _average(averaged: Network, model: Network, decay: float, step: int) -> None:
     """Move the averaged weights towards the model's; early on faster, so that the start is soon forgotten."""
@@ -321,11 +338,13 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
         driver.metrics(run.step, run.validation)
         each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
         driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
-        driver.image("sheet", comparison_sheet(items, network.restoring(judged), run.engine.device), run.step)
+        with run.eagerly():
+            picture = comparison_sheet(items, network.restoring(judged), run.engine.device)
+        driver.image("sheet", picture, run.step)
 
 
 def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[Score]:
-    with run.engine.autocast():
+    with run.engine.autocast(), run.eagerly():
         restore = network.restoring(model)
         mine = score(lambda x: restore(x).float(), items, run.engine.device)
     return from_records(run.engine.gather(as_records(mine)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirage import MIRAGE, ModelConfig, cost
+from mirage.compiling import compile_blocks
 from mirage.graphs import GraphedModel
 from orchestrator.bench import measure, subjects
 from orchestrator.bench.setting import Setting
@@ -78,14 +79,12 @@ def _counts(subject: Subject, options: argparse.Namespace, one: Tensor) -> dict[
 
 
 def _compile(entrants: list[Subject]) -> list[str]:
-    """Compile the blocks of every subject that has some in place; return the names."""
-    torch._dynamo.config.recompile_limit = 64  # each shape of block is one program
-    found = [subject for subject in entrants if subject.block is not None]
-    for subject in found:
-        for module in subject.model.modules():
-            if subject.block is not None and isinstance(module, subject.block):
-                module.compile(dynamic=False)
-    return [subject.name for subject in found]
+    """Compile the blocks of every subject that has some in place; return the names, none where nothing compiles."""
+    return [
+        subject.name
+        for subject in entrants
+        if subject.block is not None and compile_blocks(subject.model, subject.block)
+    ]
 
 
 def _graphed(subject: Subject) -> Subject:

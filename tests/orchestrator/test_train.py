@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from mirage import MIRAGE
+from mirage import MIRAGE, compiling
 from mirage.weights import loads
 from orchestrator import data
 from orchestrator.config import EngineChoice, Job
@@ -103,6 +103,51 @@ def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, unin
     assert run(small_job(), small_data, folder, driver) == Outcome("finished", 6, 6)
     assert any("at step 2" in line for line in driver.lines)
     assert same(weights(folder), uninterrupted)
+
+
+@pytest.fixture
+def without_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which torch.compile finds nothing to compile with."""
+    from torch._inductor.cpp_builder import cpp_compiler_search
+
+    found = (compiling.obstacle, cpp_compiler_search)
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path / "empty"))
+        for each in found:
+            each.cache_clear()
+        yield
+    for each in found:
+        each.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_without_a_compiler_a_run_says_so_once_and_gives_the_same_bits(
+    small_job, small_data, tmp_path, uninterrupted, without_compiler: None
+) -> None:
+    driver = Listener()
+    run(small_job(train={"compile": "blocks"}), small_data, tmp_path / "eager", driver)
+    assert [line for line in driver.lines if "the blocks run eagerly: No working C++ compiler" in line] == [
+        line for line in driver.lines if "warning" in line
+    ]
+    assert sum("warning" in line for line in driver.lines) == 1
+    assert same(weights(tmp_path / "eager"), uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself
+def test_a_run_goes_on_with_compiled_blocks_to_the_same_weights(
+    small_job, small_data, tmp_path, uninterrupted
+) -> None:
+    assert run(small_job(), small_data, tmp_path / "run", Listener(stop_after=2)).step == 2
+    job, driver = small_job(train={"compile": "blocks"}), Listener()
+    assert run(job, small_data, tmp_path / "run", driver) == Outcome("finished", 6, 6)
+    assert any("at step 2" in line for line in driver.lines)
+    assert not any("warning" in line for line in driver.lines)
+    found = weights(tmp_path / "run")
+    assert found.keys() == uninterrupted.keys()
+    a, b = (torch.cat([w[name].double().flatten() for name in sorted(found)]) for w in (found, uninterrupted))
+    assert 0 < float((a - b).norm() / b.norm()) < 1e-4
 
 
 def test_a_run_that_writes_at_every_step_can_be_stopped_too(
