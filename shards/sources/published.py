@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from shards.findings import Finding
 from shards.listing import digest_of, list_folder
 from shards.sources.catalogue import PUBLISHED
 from shards.sources.families.cdd11 import GROUPS
-from shards.sources.layout import Label, Layout, Matlab, Part, Published
+from shards.sources.layout import Label, Layout, Leak, Matlab, Part, Published
 from shards.sources.pair import Pair
 from shards.sources.pattern import Pattern
 from shards.sources.picture import Cut, ImageFile, MatlabImage, Picture
@@ -56,12 +56,10 @@ class PublishedSource:
         findings: list[Finding] = []
         self._pairs: list[Pair] = []
         self._layouts: dict[str, str] = {}
-        taken: list[str] = []
         for part, found in self._recognised():
             if found is None:
                 findings.append(explain_absence(part, self._tree))
                 continue
-            taken.append(found.base)
             self._layouts[part.name] = found.layout.name
             self._pairs += self._pairs_of(part, found, findings)
         if self._list is not None:
@@ -125,49 +123,46 @@ class PublishedSource:
             )
 
     def _recognised(self) -> list[tuple[Part, Found | None]]:
-        """Parts and where they are: first those whose count is exact, so that none takes another's folder."""
+        """Parts and where they are: first those whose count fits best, so that none takes another's files."""
         chosen = {
             part: recognise(part, self._tree, self._expected(part))
             for part in self._published.parts
             if self._options.split in ("all", part.split)
         }
-        claims = Counter(found.base for found in chosen.values() if found is not None)
-        shared_on_purpose = self._name == "bsd400-wed"
-        if not shared_on_purpose and any(number > 1 for number in claims.values()):
-            owners = {
-                found.base: part
-                for part, found in sorted(
-                    ((p, f) for p, f in chosen.items() if f is not None),
-                    key=lambda item: self._misfit(*item),
-                    reverse=True,
-                )
-            }
-            for part, found in chosen.items():
-                if found is not None and owners[found.base] is not part:
-                    chosen[part] = recognise(part, self._tree, self._expected(part), taken=owners)
+        taken: set[str] = set()
+        for part, found in sorted(chosen.items(), key=lambda item: self._misfit(*item)):
+            if found is not None and not taken.isdisjoint(found.files()):
+                found = chosen[part] = recognise(part, self._tree, self._expected(part), taken)
+            if found is not None:
+                taken.update(found.files())
         return list(chosen.items())
 
-    def _misfit(self, part: Part, found: Found) -> int:
-        return abs(len(found.pairs) - (self._expected(part) or len(found.pairs)))
+    def _misfit(self, part: Part, found: Found | None) -> int:
+        return 0 if found is None else abs(len(found.pairs) - (self._expected(part) or len(found.pairs)))
 
     def _expected(self, part: Part) -> int | None:
         return self._options.expected.get(part.name, part.pairs)
 
     def _pairs_of(self, part: Part, found: Found, findings: list[Finding]) -> list[Pair]:
         options = self._options
+        given = part.name in options.expected
+        if part.leak is not None and options.exclude_leaked and not part.leak.published and not given:
+            # The published count is that of the set without them.
+            kept = tuple(entry for entry in found.pairs if not _leaks(part.leak, entry))
+            found = replace(found, pairs=kept)
         entries = list(found.pairs)
         findings += _named(part, found.orphans() if self._list is None else ())
         expected = self._expected(part)
-        if isinstance(found.layout, Layout) and found.layout.pairs and part.name not in options.expected:
+        if isinstance(found.layout, Layout) and found.layout.pairs and not given:
             expected = found.layout.pairs
         if self._list is not None and part.split == "train":
             entries = [entry for entry in entries if self._list.takes(entry)]
         else:
-            findings += _count_findings(part, found, expected, given=part.name in options.expected)
+            findings += _count_findings(part, found, expected, given=given)
         if part.leak is not None:
-            leaked = [entry for entry in entries if _scene(entry).startswith(part.leak.scenes)]
+            leaked = [entry for entry in entries if _leaks(part.leak, entry)]
             if options.exclude_leaked:
-                entries = [entry for entry in entries if not _scene(entry).startswith(part.leak.scenes)]
+                entries = [entry for entry in entries if not _leaks(part.leak, entry)]
             elif leaked and not part.leak.published:
                 examples = tuple(entry.degraded or entry.clean for entry in leaked)
                 remedy = "Take them away, or leave them out with --exclude-leaked."
@@ -333,8 +328,8 @@ def _label(part: Part, name: str, entry: Entry) -> Label | None:
     return next((label for label in part.labels if Pattern(label.pattern).match(name) is not None), None)
 
 
-def _scene(entry: Entry) -> str:
-    return Path(entry.degraded or entry.clean).name
+def _leaks(leak: Leak, entry: Entry) -> bool:
+    return Path(entry.degraded or entry.clean).name.startswith(leak.scenes)
 
 
 def _windows(height: int, width: int) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +74,13 @@ class Found:
     doubles: tuple[str, ...] = ()
     """Clean files beside another one for the same pair."""
 
+    def files(self) -> Iterator[str]:
+        """The files of all pairs; those of a MATLAB array once for each of its images."""
+        for entry in self.pairs:
+            yield entry.clean
+            if entry.degraded is not None:
+                yield entry.degraded
+
     def orphans(self) -> tuple[Finding, ...]:
         """What has no partner, or more than one."""
         findings = []
@@ -111,12 +118,18 @@ def match(layout: Layout, tree: Tree, below: str | None = None) -> Found | None:
     return max(_matches(layout, tree, below), key=lambda found: len(found.pairs), default=None)
 
 
-def recognise(part: Part, tree: Tree, pairs: int | None, taken: Iterable[str] = ()) -> Found | None:
-    """The layout and folder of a part that has `pairs` pairs; folders of other parts are `taken`.
+def recognise(
+    part: Part, tree: Tree, pairs: int | None, taken: Collection[str] = frozenset()
+) -> Found | None:
+    """The layout and folder of a part that has `pairs` pairs; files of other parts are `taken`.
 
     Raises PackError when several folders fit equally well.
     """
-    candidates = [found for found in _candidates(part, tree) if found.base not in taken and found.pairs]
+    candidates = [
+        found
+        for found in _candidates(part, tree)
+        if found.pairs and not any(file in taken for file in found.files())
+    ]
     for layout in part.layouts:
         exact = [f for f in candidates if f.layout is layout and len(f.pairs) == _expected(layout, pairs)]
         whole = [f for f in exact if not f.lonely_degraded] or exact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -223,6 +224,67 @@ def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path)
     without = PublishedSource("allweather", root, Options(exclude_leaked=True, expected={"AllWeather": 6}))
     assert without.findings == ()
     assert len(without) == 4
+
+
+def test_a_repacked_allweather_has_the_published_count_without_its_test_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    known = PUBLISHED["allweather"]
+    (part,) = known.parts
+    labels = tuple(replace(label, pairs=n) for label, n in zip(part.labels, (1, 1, 1), strict=True))
+    monkeypatch.setitem(
+        PUBLISHED, "allweather", replace(known, parts=(replace(part, pairs=3, labels=labels),))
+    )
+    names = [
+        "im_0001_s80_a04.png",
+        "im_0301_s80_a04.png",
+        "im_0350_s90_a05.png",
+        "city_00001.jpg",
+        "12_rain.png",
+    ]
+    lay_pairs(tmp_path / "raw", [(f"input/{n}", f"gt/{n}") for n in names])
+    refused = PublishedSource("allweather", tmp_path / "raw")
+    assert any("5 pairs; the set has 3" in finding.what for finding in refused.findings)
+    without = PublishedSource("allweather", tmp_path / "raw", Options(exclude_leaked=True))
+    assert without.findings == ()
+    assert len(without) == 3
+
+
+BOTH_SPLITS: list[tuple[str, Pairs, Pairs]] = [
+    (
+        "gopro",
+        [(f"L/train/G{s}/blur/{n:06}.png", f"L/train/G{s}/sharp/{n:06}.png") for s in "ab" for n in (1, 2)],
+        [(f"L/test/G{s}/blur/{n:06}.png", f"L/test/G{s}/sharp/{n:06}.png") for s in "cd" for n in (1, 2, 3)],
+    ),
+    (
+        "gopro",
+        both("Train/Deblur/blur/Ga_{:06}.png", "Train/Deblur/sharp/Ga_{:06}.png", 4),
+        both("test/deblur/gopro/input/Gc_{:06}.png", "test/deblur/gopro/target/Gc_{:06}.png", 6),
+    ),
+    *(
+        (
+            "cdd11",
+            [(degraded.format("train"), clean.format("train")) for degraded, clean in pairs],
+            [(degraded.format("test"), clean.format("test")) for degraded, clean in pairs[::2]],
+        )
+        for pairs in (
+            [(f"{{}}/input/{t}_{n}.png", f"{{}}/clear/{n}.png") for t in TYPES for n in (1, 2)],
+            [(f"CDD-11_{{}}/{t}/{n}.png", f"CDD-11_{{}}/clear/{n}.png") for t in TYPES for n in (1, 2)],
+            [(f"cdd11/{{}}/{t}/{n}.png", f"cdd11/{{}}/clear/{n}.png") for t in TYPES for n in (1, 2)],
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "train", "test"), BOTH_SPLITS)
+def test_two_splits_below_one_root_take_their_own_files(tmp_path: Path, name: str, train: Pairs, test: Pairs):
+    lay_pairs(tmp_path / "raw", [*train, *test])
+    expected = {part.name: len(train if part.split == "train" else test) for part in PUBLISHED[name].parts}
+    source = PublishedSource(name, tmp_path / "raw", Options(expected=expected))
+    assert source.findings == ()
+    for split, pairs in (("train", train), ("test", test)):
+        taken = {(str(p.degraded.path), str(p.clean.path)) for p in source if p.split == split}
+        assert taken == {(str(tmp_path / "raw" / d), str(tmp_path / "raw" / c)) for d, c in pairs}
 
 
 def matlab(root: Path, split: str = "test", count: int = 3) -> np.ndarray:
