@@ -77,11 +77,13 @@ def find(store: Store, registered_runs: Collection[str], *, grace_hours: float =
     for root, keys in sorted(roots.items()):
         where = f"{store.uri}/{root}".rstrip("/")
         try:
-            free = list(_of_dataset(where, root, keys)) + list(_of_run(store, root, keys, registered_runs))
+            free = list(_of_dataset(where, root, keys))
+            if where.rpartition("/")[2] not in registered_runs:
+                free += _of_run(store, root, keys)
+            stats = {key: store.stat(key) for key, _ in free}
         except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{where}: left alone, what it refers to cannot be read: {error}")
             continue
-        stats = {key: store.stat(key) for key, _ in free}
         newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
         age_hours = (time.time() - newest) / 3600
         if free and age_hours < grace_hours:
@@ -136,12 +138,8 @@ def _shards_of(dataset: Store, record: str) -> list[str]:
         return []  # a damaged record names nothing, and is garbage itself
 
 
-def _of_run(
-    store: Store, root: str, keys: dict[str, list[str]], registered_runs: Collection[str]
-) -> Iterator[tuple[str, str]]:
+def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     if not any(kind in keys for kind in ("blobs", "checkpoints", "weights")):
-        return
-    if root.rstrip("/").rpartition("/")[2] in registered_runs:
         return
     records = {key: json.loads(store.read(key)) for key in sorted(keys.get("checkpoints", ()))}
     kept = set(records)

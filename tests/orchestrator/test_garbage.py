@@ -156,6 +156,15 @@ def test_a_run_in_progress_and_one_that_models_came_from_lose_nothing(storage: L
     assert find(storage, {"registered"}).garbage == ()
 
 
+def test_a_registered_run_is_known_when_its_own_folder_is_looked_through(storage: LocalStore):
+    checkpointed(storage, "registered", [20.0, 30.0, 25.0])
+    finish(storage, "registered")
+    grow_old(storage)
+    own = LocalStore(storage.root / "runs" / "registered")
+    assert find(own, {"registered"}).garbage == ()
+    assert len(find(own, set()).garbage) == 2  # the first checkpoint and its tensors
+
+
 def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore):
     checkpointed(storage, "one", [20.0, 30.0, 25.0])
     finish(storage, "one")
