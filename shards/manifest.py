@@ -197,6 +197,9 @@ def from_bytes(data: bytes, where: str) -> Manifest:
 
 def _check(manifest: Manifest, where: str) -> None:
     """What no reader should have to ask again."""
+    for shard in manifest.shards:
+        if re.fullmatch("[0-9a-f]+", str(shard.sha256)) is None:  # it names a file of the cache
+            raise ManifestError(f"{where}: shard {shard.key!r} has sha256 {shard.sha256!r}, which is none.")
     seen: set[tuple[str, str, str]] = set()
     for row in manifest.rows:
         if row.split not in ("train", "test"):

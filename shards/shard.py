@@ -284,7 +284,7 @@ def _record(packed: Packed) -> bytes:
 
 
 def _read_record(store: Store, key: str) -> Packed | None:
-    """What an earlier packing wrote, if its shard is there too."""
+    """What an earlier packing wrote, if nothing was missed and its shard is there too."""
     try:
         data = store.read(key)
     except MissingObjectError:
@@ -296,13 +296,13 @@ def _read_record(store: Store, key: str) -> Packed | None:
         return None
     extra = found.provenance
     shard = found.shards[0] if found.shards else None
-    if shard is not None and not store.exists(shard.key):
-        store.delete(key)
+    if extra["misses"] or (shard is not None and not store.exists(shard.key)):
+        store.delete(key)  # what could not be read may be mended, with nothing to show for it on the file
         return None
     return Packed(
         shard,
         found.rows,
-        tuple((id_, why) for id_, why in extra["misses"]),
+        (),
         tuple((split, degradation, n, total) for split, degradation, n, total in extra["psnr"]),
         (extra["jpeg_bytes"][0], extra["jpeg_bytes"][1]),
     )

@@ -64,13 +64,12 @@ def survey(source: Source, encoding: str, *, keep_jpeg: bool = True) -> Survey:
     with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
         seen = readers.map(lambda picture: _look(picture, encoding, keep_jpeg), pictures)
         looks = dict(zip(pictures, seen, strict=True))
-    troubles: dict[str, list[str]] = {}
+    troubles: dict[str, dict[str, None]] = {}
     kept = []
     for pair in pairs:
         told = list(_troubles(pair, looks))
         for kind, text in told:
-            if text not in troubles.setdefault(kind, []):
-                troubles[kind].append(text)
+            troubles.setdefault(kind, {})[text] = None
         if not told:
             kept.append(pair)
     findings = [

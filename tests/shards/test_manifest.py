@@ -110,6 +110,7 @@ def altered(**changes: object) -> bytes:
         (altered(rows=[["a", "valid", "noise", None, 0, "x"]]), "split 'valid'"),
         (altered(rows=[["a", "train", "rain", None, 0, "x"]]), "'a' \\(rain\\)"),
         (altered(rows=[["a", "train", "noise", None, 0, "x"]] * 2), "listed twice"),
+        (altered(shards=[["shards/ab.tar", 10_000, "../../ab"]]), "sha256 '../../ab'"),
         (altered(members=[[5, 0, 1, 0, "tiles-qoi", 1, 1]] * 2), "shard 5"),
         (altered(members=[[0, 9_999, 2, 0, "tiles-qoi", 1, 1]] * 2), "outside"),
     ],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -139,6 +140,23 @@ def test_a_changed_photograph_is_packed_anew_after_an_interruption(photographs: 
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(raw / "brick.png")
     expected = pack(source(raw), LocalStore(tmp_path / "whole"), name="p", shard_bytes=50_000)
     assert pack(source(raw), store, name="p", shard_bytes=50_000).digest == expected.digest
+
+
+def test_what_could_not_be_read_is_read_again_though_the_file_looks_the_same(
+    photographs: Path, tmp_path: Path
+):
+    raw = tmp_path / "raw"
+    shutil.copytree(photographs, raw)
+    file, store = raw / "brick.png", LocalStore(tmp_path / "store")
+    whole, stat = file.read_bytes(), file.stat()
+    for data, fails in ((whole[: len(whole) // 2].ljust(len(whole), b"\0"), True), (whole, False)):
+        file.write_bytes(data)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(PackError, match=r"could not be read whole.*brick") if fails else nullcontext():
+            pack(source(raw), store, name="p", shard_bytes=50_000)
+    expected = pack(source(raw), LocalStore(tmp_path / "whole"), name="p", shard_bytes=50_000)
+    assert load_manifest(store).digest == expected.digest
+    assert not store.list("packing/")
 
 
 def die(task: int, tick: Tick) -> int:
