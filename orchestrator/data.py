@@ -17,7 +17,7 @@ from orchestrator.rawdata import source_of
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
-from shards.manifest import POINTER, Manifest, load_manifest
+from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
 from shards.order import Entry, Mixture, SampleOrder, weighted
 from shards.pack import pack
 from shards.processes import Processes, Run, cores
@@ -74,7 +74,7 @@ def ensure_packed(job: Job | PackJob, progress: Progress, run: Run | None = None
     store = open_store(uri)
     store.ensure_bucket()
     source = source_of(spec)
-    if _holds(store, source, spec.encoding):
+    if _holds(store, source, spec):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
     _pack(spec, source, store, name, Processes(cores()) if run is None else run, progress)
@@ -99,7 +99,7 @@ def pack_dataset(
     uri = absolute_uri(out)
     source, store = source_of(chosen), open_store(uri)
     store.ensure_bucket()
-    _holds(store, source, chosen.encoding)
+    _holds(store, source, chosen)
     name = uri.rsplit("/", 1)[-1]
     return _pack(chosen, source, store, name, Processes(jobs), progress), uri
 
@@ -201,11 +201,13 @@ def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, progres
     )
 
 
-def _holds(store: Store, source: Source, encoding: str) -> bool:
+def _holds(store: Store, source: Source, spec: Pack) -> bool:
     """Return whether `store` holds what packing `source` gives; PlanError when it holds something else."""
     if store.read_pointer(POINTER) is None:
         return False
-    found, wanted = load_manifest(store).provenance, {**source.provenance, "encoding": encoding}
+    jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
+    found = {"jpeg": "tiled", **load_manifest(store).provenance}  # all were, before there was a choice
+    wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
     different = [key for key, value in wanted.items() if found.get(key) != value]
     if different:
         told = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)

@@ -94,9 +94,14 @@ def pack(
     """Pack raw photographs into verified WebDataset shards. Killed, it goes on when it is called again."""
     use_local_cluster()
     from orchestrator.data import pack_dataset
+    from orchestrator.errors import PlanError
     from shards.processes import cores
 
     kinds = degradation or []
+    if dataset == "pairs" and len(kinds) > 1:
+        raise PlanError(
+            f"--degradation: pairs are of one kind, and {len(kinds)} are named: {', '.join(kinds)}."
+        )
     spec: dict[str, object] = {
         **{"source": dataset, "root": root and str(root), "encoding": encoding, "jpeg": jpeg},
         **{"shard_mib": shard_mib},

@@ -136,6 +136,10 @@ def gc(
     nothing_tracked = database is not None and not database.exists()
     registered = set() if nothing_tracked else registry.runs_of_models(models, RUN_TAG)
     found = garbage.find(store, registered, grace_hours=older_than)
+    if nothing_tracked:
+        complain(
+            f"no model is registered at {track.shown(models)}; if some are elsewhere, name it with --tracking"
+        )
     for item in found.garbage:
         say(f"{item.size:>14,}  {item.key}   {item.why}")
     for note in found.notes:

@@ -11,6 +11,7 @@ from skimage import data as photographs
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.errors import PlanError
 from shards.errors import CorruptObjectError, PackError
 
 NAMES = ("astronaut", "rocket", "coffee", "cat")
@@ -85,6 +86,14 @@ def test_gc_changes_nothing_until_it_is_asked_to(raw: Path, tmp_path: Path) -> N
     assert "removed 1" in mirage("gc", tmp_path / "mine", "--older-than", "0", "--delete")
     assert not orphan.exists()
     mirage("verify", tmp_path / "mine", "--jobs", "1")
+
+
+def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "mine")
+    with pytest.raises(PlanError, match="jpeg 'kept', not 'tiled'"):
+        pack(raw, tmp_path / "mine", "--jpeg", "tile")
+    with pytest.raises(PlanError, match="pairs are of one kind, and 2 are named: lowlight, haze"):
+        pack(raw, tmp_path / "other", "--degradation", "haze")
 
 
 def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) -> None:
