@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
 from shards.order import Entry, Mixture, SampleOrder, weighted
 from shards.pack import pack
 from shards.processes import Processes, Run, cores
+from shards.progress import Progress
 from shards.sample import row_degradation
 from shards.sources import Source
 from shards.store import Store, open_store
@@ -28,7 +30,13 @@ from shards.stream import TrainStream
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
+
+class Watch(NamedTuple):
+    """Who is told how far packing is, in the order in which it goes: of images, of samples, of raw files."""
+
+    look: Progress
+    pack: Progress
+    hash: Progress
 
 
 def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
@@ -61,7 +69,7 @@ def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Datas
     return [Dataset((uri,), cache, digest) for uri, digest in zip(uris, asked, strict=True)]
 
 
-def ensure_packed(job: Job | PackJob, progress: Progress, run: Run | None = None) -> bool:
+def ensure_packed(job: Job | PackJob, watch: Watch | None = None, run: Run | None = None) -> bool:
     """Pack the job's data unless it is there already; return whether anything was packed.
 
     `run` does the work, by default processes on all cores of this machine.
@@ -73,16 +81,16 @@ def ensure_packed(job: Job | PackJob, progress: Progress, run: Run | None = None
     (uri,) = manifest_uris(job)
     store = open_store(uri)
     store.ensure_bucket()
-    source = source_of(spec)
+    source = source_of(spec, watch and watch.hash)
     if _holds(store, source, spec):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    _pack(spec, source, store, name, Processes(cores()) if run is None else run, progress)
+    _pack(spec, source, store, name, Processes(cores()) if run is None else run, watch)
     return True
 
 
 def pack_dataset(
-    spec: Mapping[str, object], out: str, progress: Progress, jobs: int = 1
+    spec: Mapping[str, object], out: str, watch: Watch | None = None, jobs: int = 1
 ) -> tuple[Manifest, str]:
     """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI.
 
@@ -97,11 +105,11 @@ def pack_dataset(
     if conflicts:
         raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)
-    source, store = source_of(chosen), open_store(uri)
+    source, store = source_of(chosen, watch and watch.hash), open_store(uri)
     store.ensure_bucket()
     _holds(store, source, chosen)
     name = uri.rsplit("/", 1)[-1]
-    return _pack(chosen, source, store, name, Processes(jobs), progress), uri
+    return _pack(chosen, source, store, name, Processes(jobs), watch), uri
 
 
 def source_counts(spec: Pack) -> dict[str, int]:
@@ -187,7 +195,7 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
-def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, progress: Progress) -> Manifest:
+def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, watch: Watch | None) -> Manifest:
     return pack(
         source,
         store,
@@ -197,7 +205,8 @@ def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, progres
         allow_partial=spec.allow_partial,
         shard_bytes=spec.shard_mib << 20,
         run=run,
-        on_progress=progress,
+        on_progress=watch and watch.pack,
+        on_look=watch and watch.look,
     )
 
 

@@ -11,12 +11,14 @@ from orchestrator.kinds import PackJob
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
 from shards.processes import Run
+from shards.progress import Progress
 from shards.store import open_store
 
 Say = Callable[[str], None]
 """Shows a line to whoever watches a job."""
 
 _TELL_SECONDS = 2.0
+_PHASES = ("looking at", "packing", "hashing")
 
 
 def run_pack(job: PackJob, say: Say, *, on_cluster: bool = False) -> None:
@@ -61,7 +63,7 @@ def plan_pack(job: PackJob) -> str:
 
 def pack_what_is_missing(job: Job | PackJob, say: Say, run: Run | None = None) -> bool:
     """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
-    packed = data.ensure_packed(job, _progress(say), run)
+    packed = data.ensure_packed(job, data.Watch(*(_progress(say, what) for what in _PHASES)), run)
     if packed:
         say("packed " + ", ".join(data.manifest_uris(job)))
     return packed
@@ -73,7 +75,7 @@ def _draws(spec: Pack) -> str:
     return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
 
 
-def _progress(say: Say) -> data.Progress:
+def _progress(say: Say, what: str) -> Progress:
     """Return a progress callback that says where packing is, now and then."""
     last = [time.monotonic()]
 
@@ -81,7 +83,7 @@ def _progress(say: Say) -> data.Progress:
         now = time.monotonic()
         if now - last[0] > _TELL_SECONDS or done == total:
             last[0] = now
-            say(f"packing {done}/{total}  {name}")
+            say(f"{what} {done}/{total}  {name}")
 
     return progress
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from orchestrator.config import Pack
 from orchestrator.home import absolute_uri
+from shards.progress import Progress
 from shards.sources import FolderSource, Options, PairsSource, PhotographSource, PublishedSource, Source
 
 
-def source_of(spec: Pack) -> Source:
-    """Return the source that `spec`, free of conflicts, describes. Raises PackError when it is not there."""
+def source_of(spec: Pack, on_hash: Progress | None = None) -> Source:
+    """Return the source that `spec`, free of conflicts, describes. Raises PackError when it is not there.
+
+    `on_hash` is called as the raw files are read for their digests.
+    """
     if spec.source == "photographs":
         return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
     assert spec.root is not None, "the job schema asks for a root"
@@ -23,6 +27,7 @@ def source_of(spec: Pack) -> Source:
             seed=spec.seed,
             variants=spec.variants,
             licence=spec.licence,
+            on_hash=on_hash,
         )
     if spec.source == "pairs":
         assert spec.degraded is not None, "the job schema asks for it"
@@ -35,6 +40,7 @@ def source_of(spec: Pack) -> Source:
             spec.degradation,
             held_out=spec.held_out_share,
             licence=spec.licence,
+            on_hash=on_hash,
         )
     options = Options(
         split=spec.split,
@@ -44,4 +50,4 @@ def source_of(spec: Pack) -> Source:
         exclude_leaked=spec.exclude_leaked,
         expected=spec.expected,
     )
-    return PublishedSource(spec.source, root, options)
+    return PublishedSource(spec.source, root, options, on_hash)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.manifest import Member, Row
 from shards.processes import Run, Tick, run_here
+from shards.progress import Progress
 
 NEAR_BITS = 10
 NEAR_CORRELATION = 0.97
@@ -98,7 +99,7 @@ def audit(
     cache: ShardCache,
     *,
     run: Run = run_here,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Twin]:
     """All pairs of clean images that show the same, leaks between train and test first."""
     known = photographs(dataset)

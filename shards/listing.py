@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import CorruptObjectError, PackError
+from shards.progress import Progress
 from shards.store import Store
 
 _READERS = 8
@@ -31,20 +32,21 @@ class ListedFile:
     sha256: str
 
 
-def list_files(files: Mapping[str, Path]) -> bytes:
+def list_files(files: Mapping[str, Path], on_progress: Progress | None = None) -> bytes:
     """Return the listing of `files`, name to file. Reads each once, several at a time."""
-    names = sorted(files)
+    names, lines = sorted(files), []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="listing") as readers:
         measured = readers.map(measure, (files[name] for name in names))
-        return b"".join(
-            f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape")
-            for name, (size, digest) in zip(names, measured, strict=True)
-        )
+        for name, (size, digest) in zip(names, measured, strict=True):
+            lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
+            if on_progress is not None:
+                on_progress(len(lines), len(names), name)
+    return b"".join(lines)
 
 
-def list_folder(root: Path, files: Iterable[Path]) -> bytes:
+def list_folder(root: Path, files: Iterable[Path], on_progress: Progress | None = None) -> bytes:
     """Return the listing of `files`, all of them below `root`."""
-    return list_files({path.relative_to(root).as_posix(): path for path in files})
+    return list_files({path.relative_to(root).as_posix(): path for path in files}, on_progress)
 
 
 def measure(path: Path) -> tuple[int, str]:

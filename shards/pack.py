@@ -11,7 +11,7 @@ reader sees the whole dataset or none, and packing again writes only what is mis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -20,14 +20,13 @@ from shards.findings import Finding, render
 from shards.listing import digest_of, listing_key
 from shards.manifest import Manifest, Member, Row, publish
 from shards.processes import Run, run_here
+from shards.progress import Progress
 from shards.shard import RECORDS, Packed, ShardTask, decode_images, decode_tiles, pack_shard
 from shards.sources.pair import Pair, Source
 from shards.store import Store
 from shards.survey import ENCODINGS, Survey, check_rows, not_whole, prove, survey
 
 __all__ = ["decode_images", "decode_tiles", "pack"]
-
-Progress = Callable[[int, int, str], None]
 
 SHARD_BYTES = 64 << 20
 
@@ -43,17 +42,18 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     run: Run = run_here,
     on_progress: Progress | None = None,
+    on_look: Progress | None = None,
 ) -> Manifest:
     """Write `source` to `store` and publish it; returns the manifest.
 
     The same pairs and options give the same bytes, so a second run changes nothing. A shard is closed when what it
     holds is estimated at `shard_bytes`. JPEG sources keep their bytes unless `keep_jpeg` is false: tiles of them take
     several times the room. With `allow_partial` what cannot be packed is left out and recorded in the manifest.
-    `on_progress(done, total, id)` is called as pairs are packed.
+    `on_look` is called as images are looked at, and then `on_progress` as pairs are packed.
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    known = survey(source, encoding, keep_jpeg=keep_jpeg)
+    known = survey(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_look)
     if known.findings and not allow_partial:
         raise PackError(render(name, [*known.findings, *prove(known)]))
     if not known.pairs:

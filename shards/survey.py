@@ -13,6 +13,7 @@ from shards import tiles
 from shards.errors import PackError
 from shards.findings import Finding
 from shards.images import inspect, read_bytes, read_samples
+from shards.progress import Progress
 from shards.sample import NOISE
 from shards.sources.pair import Pair, Source
 from shards.sources.picture import Picture
@@ -57,13 +58,19 @@ _REMEDIES = {
 }
 
 
-def survey(source: Source, encoding: str, *, keep_jpeg: bool = True) -> Survey:
+def survey(
+    source: Source, encoding: str, *, keep_jpeg: bool = True, on_progress: Progress | None = None
+) -> Survey:
     """Look at every image that `source` names."""
     pairs = tuple(source)
     pictures = dict.fromkeys(picture for pair in pairs for picture in _pictures(pair))
+    looks: dict[Picture, Look] = {}
     with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
         seen = readers.map(lambda picture: _look(picture, encoding, keep_jpeg), pictures)
-        looks = dict(zip(pictures, seen, strict=True))
+        for picture, look in zip(pictures, seen, strict=True):
+            looks[picture] = look
+            if on_progress is not None:
+                on_progress(len(looks), len(pictures), picture.name)
     troubles: dict[str, dict[str, None]] = {}
     kept = []
     for pair in pairs:

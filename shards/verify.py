@@ -10,7 +10,7 @@ import hashlib
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from shards.images import read_samples
 from shards.listing import read_listing
 from shards.manifest import ORIGINAL, Manifest, Member, Shard
 from shards.processes import Run, Tick, run_here
+from shards.progress import Progress
 from shards.store import LocalStore, Store
-
-Progress = Callable[[int, int, str], None]
 
 _SHOWN = 10
 

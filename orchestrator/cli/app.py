@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,13 @@ def complain(text: str) -> None:
 @contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield a progress callback that draws a bar with rate and time left."""
+    with bars(label) as (advance,):
+        yield advance
+
+
+@contextmanager
+def bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None], ...]]:
+    """Yield a progress callback for each label; its bar comes with the first call."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -82,5 +90,10 @@ def bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total, name: progress.update(task, completed=done, total=total)
+        tasks = {label: progress.add_task(label, total=None, visible=False, start=False) for label in labels}
+
+        def advance(label: str, done: int, total: int, name: str) -> None:
+            progress.start_task(tasks[label])
+            progress.update(tasks[label], completed=done, total=total, visible=True)
+
+        yield tuple(partial(advance, label) for label in labels)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, bar, say, use_local_cluster
+from orchestrator.cli.app import app, bars, say, use_local_cluster
 
 _PUBLISHED, _OWN = "Published datasets", "Your own photographs"
 
@@ -93,7 +93,7 @@ def pack(
 ) -> None:
     """Pack raw photographs into verified WebDataset shards. Killed, it goes on when it is called again."""
     use_local_cluster()
-    from orchestrator.data import pack_dataset
+    from orchestrator.data import Watch, pack_dataset
     from orchestrator.errors import PlanError
     from shards.processes import cores
 
@@ -117,8 +117,8 @@ def pack(
     }
     if kinds:
         spec |= {"degradation": kinds[0]} if dataset == "pairs" else {"degradations": kinds}
-    with bar("packing") as advance:
-        manifest, uri = pack_dataset(spec, out, advance, jobs or cores())
+    with bars("looking", "packing", "hashing") as advance:
+        manifest, uri = pack_dataset(spec, out, Watch(*advance), jobs or cores())
     say(
         f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     )

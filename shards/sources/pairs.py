@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.errors import PackError
 from shards.findings import Finding
 from shards.listing import digest_of, list_folder
+from shards.progress import Progress
 from shards.sample import DEGRADATIONS, SIGMA
 from shards.sources.layout import Layout
 from shards.sources.pair import Pair
@@ -35,6 +36,7 @@ class PairsSource:
         *,
         held_out: float = 0.0,
         licence: str = "not stated",
+        on_hash: Progress | None = None,
     ) -> None:
         if degradation not in DEGRADATIONS or degradation in SIGMA:
             able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
@@ -48,7 +50,7 @@ class PairsSource:
             raise PackError(f"{root}: no file matches both {degraded!r} and {clean!r}. Correct the patterns.")
         self._found = found
         self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
-        self._degradation, self._held_out = degradation, held_out
+        self._degradation, self._held_out, self._on_hash = degradation, held_out, on_hash
         self.licences: Mapping[str, str] = {"pairs": licence}
         self.findings: tuple[Finding, ...] = found.orphans()
 
@@ -68,7 +70,7 @@ class PairsSource:
     def listings(self) -> tuple[bytes, ...]:
         """The files of all pairs, named below the root."""
         names = {name for entry in self._found.pairs for name in (entry.clean, entry.degraded) if name}
-        return (list_folder(self._root, (self._root / name for name in names)),)
+        return (list_folder(self._root, (self._root / name for name in names), self._on_hash),)
 
     def __len__(self) -> int:
         return len(self._found.pairs)

@@ -13,6 +13,7 @@ from typing import Literal
 from shards.errors import PackError
 from shards.findings import Finding
 from shards.listing import digest_of, list_folder
+from shards.progress import Progress
 from shards.sources.catalogue import PUBLISHED
 from shards.sources.families.cdd11 import GROUPS
 from shards.sources.layout import Label, Layout, Leak, Matlab, Part, Published
@@ -45,11 +46,13 @@ class Options:
 class PublishedSource:
     """One of `shards.sources.catalogue.PUBLISHED` below a folder."""
 
-    def __init__(self, name: str, root: Path, options: Options | None = None) -> None:
+    def __init__(
+        self, name: str, root: Path, options: Options | None = None, on_hash: Progress | None = None
+    ) -> None:
         if name not in PUBLISHED:
             raise PackError(f"dataset {name!r} is unknown; there are {', '.join(PUBLISHED)}.")
         self._name, self._root, self._options = name, root, options or Options()
-        self._published = PUBLISHED[name]
+        self._published, self._on_hash = PUBLISHED[name], on_hash
         self._check_options()
         self._tree = Tree.of(root)
         self._list = _List.read(self._options.listing) if self._options.listing else None
@@ -96,7 +99,7 @@ class PublishedSource:
     def listings(self) -> tuple[bytes, ...]:
         """The files of all pairs, named below the root."""
         files = {_file(picture) for pair in self._pairs for picture in (pair.degraded, pair.clean) if picture}
-        return (list_folder(self._root, files),)
+        return (list_folder(self._root, files, self._on_hash),)
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -12,6 +12,7 @@ from shards.findings import Finding
 from shards.images import list_images
 from shards.listing import digest_of, list_files, list_folder
 from shards.photographs import PHOTOGRAPHS, photograph_file
+from shards.progress import Progress
 from shards.sample import NOISE, SIGMA
 from shards.sources.pair import Pair, Split
 from shards.sources.picture import Halved, ImageFile, Picture, Synthesised
@@ -84,9 +85,10 @@ class FolderSource:
         seed: int = 0,
         variants: int = 1,
         licence: str = "not stated",
+        on_hash: Progress | None = None,
     ) -> None:
         self._kinds = _kinds(degradations)
-        self._root, self._seed, self._variants = root, seed, variants
+        self._root, self._seed, self._variants, self._on_hash = root, seed, variants, on_hash
         self.licences: Mapping[str, str] = {"folder": licence}
         self._files: dict[str, Path] = {}
         for path in list_images(root):
@@ -117,7 +119,7 @@ class FolderSource:
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
         """What the folder holds."""
-        return (list_folder(self._root, self._files.values()),)
+        return (list_folder(self._root, self._files.values(), self._on_hash),)
 
     def __len__(self) -> int:
         return sum(_pairs_of(self._kinds, self._draws(name)) for name in self._files)

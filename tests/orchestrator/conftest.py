@@ -81,5 +81,5 @@ def small_job(at_home: Path) -> MakeJob:
 @pytest.fixture
 def small_data(small_job: MakeJob) -> Dataset:
     job = small_job()
-    data.ensure_packed(job, lambda done, total, name: None)
+    data.ensure_packed(job)
     return data.open_dataset(job)

@@ -17,8 +17,9 @@ from shards.images import halve, read_image
 from shards.manifest import Manifest, load_manifest
 from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, Photograph, read_photograph
+from shards.progress import Progress
 from shards.sources import FolderSource, PairsSource, PhotographSource, Source
-from shards.store import open_store
+from shards.store import LocalStore, open_store
 
 
 def test_every_photograph_is_there_and_large_enough_to_crop():
@@ -150,6 +151,20 @@ def test_pairs_know_the_content_of_both_sides_and_which_is_which(root: Path):
     assert after["content"] != before["content"]
     swapped = PairsSource(root, "clean/{key}.png", "rainy/{key}.png", "rain").provenance
     assert {k: v for k, v in swapped.items() if k != "content"} != after
+
+
+def test_looking_packing_and_hashing_tell_how_far_they_are(root: Path, tmp_path: Path):
+    told: dict[str, list[tuple[int, int]]] = {"look": [], "pack": [], "hash": []}
+
+    def watch(phase: str) -> Progress:
+        return lambda done, total, name: told[phase].append((done, total))
+
+    source = PairsSource(root, "rainy/{key}.png", "clean/{key}.png", "rain", on_hash=watch("hash"))
+    store = LocalStore(tmp_path / "told")
+    pack(source, store, name="told", on_progress=watch("pack"), on_look=watch("look"))
+    images = 2 * len(source)
+    assert told["look"] == told["hash"] == [(n, images) for n in range(1, images + 1)]
+    assert told["pack"] == [(n, len(source)) for n in range(1, len(source) + 1)]
 
 
 def test_missing_partners_are_named_and_nothing_is_published(root: Path, tmp_path: Path):
