@@ -13,6 +13,8 @@ from orchestrator.sheet import sheet
 from shards.audit import Twin
 from shards.dataset import Dataset
 from shards.manifest import Manifest, Member, Row
+from shards.sample import CDD11
+from shards.sources.families.cdd11 import PUBLISHED_PSNR
 
 _PER_ROW = 3
 """Samples of each degradation on a contact sheet."""
@@ -38,6 +40,9 @@ def describe(uri: str, manifest: Manifest) -> str:
             lines.append(
                 f"  {split:<6} {degradation:<14} {count:>9,} {cleans:>8,}  {_sizes(rows):<24} {shown:>10}"
             )
+    if facts.get("source") == "cdd11" and "test" in manifest.counts():
+        known = ", ".join(f"{CDD11[folder]} {psnr:.2f}" for folder, psnr in PUBLISHED_PSNR.items())
+        lines.append(f"  published input PSNR of the test split, in dB: {known}")
     lines += ["", f"stored as  {_encodings(manifest)}"]
     lines += [f"from       {facts['from']}"] if "from" in facts else []
     lines += [f"laid out   {part}: {layout}" for part, layout in facts.get("layouts", {}).items()]

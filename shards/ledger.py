@@ -89,6 +89,9 @@ def read_ledger(store: Store, positions: int | None = None) -> Findings:
     the last one that all workers have written is left aside.
     """
     found: dict[int, tuple[Sample, int]] = {}
+    shared: dict[
+        tuple[Sample, int], tuple[Sample, int]
+    ] = {}  # positions that show the same sample hold one object
     skipped: dict[int, tuple[str, str, str]] = {}
     attempts: set[int] = set()
     repeated = 0
@@ -101,7 +104,7 @@ def read_ledger(store: Store, positions: int | None = None) -> Findings:
             if earlier == attempt:
                 raise LedgerError(f"{store.uri}/{key}: position {position} was consumed twice.")
             repeated += earlier >= 0
-            found[position] = (sample, attempt)
+            found[position] = shared.setdefault((sample, attempt), (sample, attempt))
     if not found:
         raise LedgerError(f"{store.uri} holds no ledger. A run writes one under `data: {{ledger: true}}`.")
     whole = next((n for n in range(len(found) + 1) if n not in found), 0)

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.errors import PlanError
+from orchestrator.holdings import describe
 from shards.errors import CorruptObjectError, PackError
+from shards.manifest import Manifest, Member, Row, Shard
 
 NAMES = ("astronaut", "rocket", "coffee", "cat")
 
@@ -106,3 +108,12 @@ def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) ->
     )
     shown = mirage("show", tmp_path / "mine", "--out", tmp_path / "sheet.png")
     assert "left out   Degraded images without a clean one (1). in/2coffee.png" in shown
+
+
+def test_cdd11_is_shown_beside_its_published_input_psnr() -> None:
+    image = Member(0, 0, 1, 0, "tiles-qoi", 720, 1080)
+    rows = (Row("1", "test", "low_haze", image, image, "CDD-11_test"),)
+    facts = {"source": "cdd11", "input_psnr": {"test": {"low_haze": 14.93}}}
+    text = describe("here", Manifest("cdd11", (Shard("shards/ab.tar", 1, "ab"),), rows, {}, facts))
+    assert "14.93 dB" in text
+    assert "low_haze 14.94" in text
