@@ -82,7 +82,7 @@ def twin_sheet(dataset: Dataset, twins: Sequence[Twin]) -> Image.Image:
 
 
 def _side_by_side(dataset: Dataset, row: Row) -> list[NDArray[np.uint8]]:
-    degraded, clean = dataset.read(row)
+    degraded, clean = dataset.look(row)
     return [np.full_like(clean, 255) if degraded is None else degraded, clean]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,13 @@ from shards import tiles
 from shards.augment import Window
 from shards.cache import ShardCache
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError, PackError
-from shards.images import decode_image
+from shards.images import decode_image, reduce_image
 from shards.manifest import ORIGINAL, Manifest, Member, Row, Shard, load_manifest
 from shards.sample import row_degradation
 from shards.store import LocalStore, Store, open_store
 
 Image = NDArray[np.uint8]
+Decoder = Callable[[bytes, str], Image]
 
 _OPEN_SHARDS = 128
 _ATTEMPTS = 3
@@ -110,11 +111,18 @@ class Dataset:
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
 
+    def look(self, row: Row) -> tuple[Image | None, Image]:
+        """`read` for people to look at: kept files of any kind, reduced to 8-bit RGB."""
+        degraded = None if row.degraded is None else self._pixels(row, row.degraded, None, reduce_image)
+        return degraded, self._pixels(row, row.clean, None, reduce_image)
+
     def clean(self, row: Row) -> Image:
         """Clean pixels of a row, (h, w, 3) uint8, whole."""
         return self._pixels(row, row.clean, None)
 
-    def _pixels(self, row: Row, member: Member, window: Window | None) -> Image:
+    def _pixels(
+        self, row: Row, member: Member, window: Window | None, decode: Decoder = decode_image
+    ) -> Image:
         if member.encoding not in (*tiles.CODECS.values(), ORIGINAL):
             raise ManifestError(
                 f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
@@ -123,7 +131,7 @@ class Dataset:
         with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
             try:
                 if member.encoding == ORIGINAL:
-                    return _of_file(bytes(view), member, window)
+                    return _of_file(bytes(view), member, window, decode)
                 if window is not None:
                     return tiles.crop(view, *window)
                 if zlib.crc32(view) != member.crc32:
@@ -173,12 +181,12 @@ class Dataset:
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
-def _of_file(data: bytes, member: Member, window: Window | None) -> Image:
+def _of_file(data: bytes, member: Member, window: Window | None, decode: Decoder) -> Image:
     """Pixels of a source file that was kept as it is; it is decoded whole, whatever the window."""
     if zlib.crc32(data) != member.crc32:
         raise CorruptObjectError("its checksum does not fit.")
     try:
-        image = decode_image(data, "a kept file")
+        image = decode(data, "a kept file")
     except PackError as error:
         raise CorruptObjectError(f"{error} Samples that are read must be 8-bit grey or RGB.") from error
     return image if window is None else window.of(image)

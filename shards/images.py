@@ -57,6 +57,17 @@ def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
         return _rgb(image, where)
 
 
+def reduce_image(data: bytes, where: str) -> NDArray[np.uint8]:
+    """What any file shows, (h, w, 3) uint8 RGB, for people to look at: alpha and the lower of 16 bits are lost."""
+    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+        if not image.mode.startswith(("I", "F")):
+            return np.array(image.convert("RGB"))
+        grey = np.asarray(image, np.float64)
+        white = 65_535 if image.mode.startswith("I") else max(float(grey.max()), 1e-6)
+        shown: NDArray[np.uint8] = (np.clip(grey / white, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(shown[..., None], 3, axis=2)
+
+
 def read_bytes(path: Path) -> bytes:
     """All bytes of a file. Raises PackError."""
     try:

@@ -131,6 +131,11 @@ def test_what_tiles_cannot_hold_is_packed_as_it_is_or_refused(tmp_path: Path, wr
     dataset = Dataset([store.uri], ShardCache(tmp_path / "cache", 1 << 30))
     with pytest.raises(CorruptObjectError, match=r"(?s)'in/a'.*not 8-bit grey or RGB"):
         dataset.read(manifest.rows[0])
+    shown, _ = dataset.look(manifest.rows[0])
+    assert shown is not None
+    eight = expected >> 8 if expected.dtype == np.uint16 else expected
+    eight = np.repeat(eight[..., None], 3, axis=2) if eight.ndim == 2 else eight[..., :3]
+    assert np.abs(shown.astype(int) - eight).max() <= 1
 
 
 def test_what_is_made_or_cut_has_no_source_bytes(photographs: Path, tmp_path: Path):
