@@ -24,7 +24,7 @@ from shards.progress import Progress
 from shards.shard import RECORDS, Packed, ShardTask, decode_images, decode_tiles, pack_shard
 from shards.sources.pair import Pair, Source
 from shards.store import Store
-from shards.survey import ENCODINGS, Survey, check_rows, not_whole, prove, survey
+from shards.survey import ENCODINGS, Survey, check_rows, not_whole, prove, survey, without_remedy
 
 __all__ = ["decode_images", "decode_tiles", "pack"]
 
@@ -142,7 +142,7 @@ def _rows(packed: Sequence[Packed]) -> Iterator[Row]:
 def _missed(misses: Sequence[tuple[str, str]]) -> list[Finding]:
     if not misses:
         return []
-    return [not_whole("Pairs", tuple(dict.fromkeys(f"{id_}: {why}" for id_, why in misses)))]
+    return [not_whole("Pairs", tuple(dict.fromkeys(f"{id_}: {without_remedy(why)}" for id_, why in misses)))]
 
 
 def _psnr(packed: Sequence[Packed]) -> Mapping[str, Mapping[str, float]]:

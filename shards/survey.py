@@ -95,6 +95,12 @@ def prove(known: Survey) -> list[Finding]:
     return [not_whole("Images", broken)] if broken else []
 
 
+def without_remedy(message: str) -> str:
+    """What a message says of a file, without what to do: a report says that once for all."""
+    head, end, _ = message.partition("). ")
+    return head + end[:1]
+
+
 def not_whole(what: str, texts: tuple[str, ...]) -> Finding:
     """The finding for images whose headers are right and whose pixels are not."""
     return Finding(f"{what} that could not be read whole ({len(texts):,}).", "Replace the files.", texts)
@@ -108,7 +114,7 @@ def _decoding(picture: Picture) -> str:
         else:
             read_samples(read_bytes(picture.file), picture.name)
     except PackError as error:
-        return str(error).partition("). ")[0]
+        return without_remedy(str(error))
     return ""
 
 
@@ -139,7 +145,7 @@ def _look(picture: Picture, encoding: str, keep_jpeg: bool) -> Look:
             return Look(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
         header, size = inspect(picture.file), picture.file.stat().st_size
     except PackError as error:
-        return Look(0, 0, 0, str(error).partition("). ")[0], "cannot be read")
+        return Look(0, 0, 0, without_remedy(str(error)), "cannot be read")
     height, width = header.height, header.width
     if encoding == "original":
         return Look(height, width, size)
