@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from shards.errors import ManifestError, PackError
 from shards.manifest import load_manifest
 from shards.pack import pack
 from shards.processes import Processes, Tick
-from shards.sources import FolderSource
+from shards.sources import FolderSource, PairsSource
 from shards.store import LocalStore
+from tests.shards.raw import lay_pairs
 
 KINDS = ["rain", "haze", "low_haze_rain"]
 
@@ -157,6 +159,23 @@ def test_what_could_not_be_read_is_read_again_though_the_file_looks_the_same(
     expected = pack(source(raw), LocalStore(tmp_path / "whole"), name="p", shard_bytes=50_000)
     assert load_manifest(store).digest == expected.digest
     assert not store.list("packing/")
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path: Path):
+    image_bytes = 512 * 512 * 3
+
+    def peak_bytes(pairs: int) -> int:
+        root = tmp_path / f"raw-{pairs}"
+        lay_pairs(root, [(f"in/{n}.png", f"gt/{n}.png") for n in range(pairs)], (512, 512))
+        source = PairsSource(root, "in/{key}.png", "gt/{key}.png", "haze")
+        tracemalloc.start()
+        try:
+            pack(source, LocalStore(tmp_path / f"store-{pairs}"), name="p", shard_bytes=2 << 20)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_bytes(24) - peak_bytes(6) < 4 * image_bytes  # 36 images more went through
 
 
 def die(task: int, tick: Tick) -> int:
