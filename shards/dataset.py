@@ -44,7 +44,7 @@ class Dataset:
         self._shards: list[tuple[Store, Shard]] = []
         self._rows: dict[tuple[str, str], list[Row]] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-        self._damaged: dict[int, CorruptObjectError | MissingObjectError] = {}
+        self._damaged: dict[int, tuple[type[CorruptObjectError | MissingObjectError], str]] = {}
         asked: Sequence[str | None] = digests or [None] * len(uris)
         for uri, digest in zip(uris, asked, strict=True):
             store = open_store(uri)
@@ -147,11 +147,12 @@ class Dataset:
             self._maps.move_to_end(index)
             return self._maps[index]
         if index in self._damaged:
-            raise self._damaged[index]
+            kind, message = self._damaged[index]
+            raise kind(message)  # a fresh one: an error that is raised again holds all that it ever passed
         try:
             opened = self._open(index)
         except (CorruptObjectError, MissingObjectError) as error:
-            self._damaged[index] = error  # not fetched again for every sample of it
+            self._damaged[index] = type(error), str(error)  # not fetched again for every sample of it
             raise
         self._let_go()
         self._maps[index] = opened

@@ -364,6 +364,19 @@ def test_by_choice_damage_is_left_out_counted_and_the_same_for_all(own_copy, cac
         assert run(again, world, 0, 6 * BATCH) == found
 
 
+def test_a_damaged_shard_that_is_met_again_holds_nothing_of_the_batches_before(own_copy, cache):
+    folder, manifest = own_copy
+    damage_one(folder, manifest, Dataset([str(folder)], cache))
+    dataset = Dataset([str(folder)], cache)
+    told = []
+    for _ in range(3):
+        with pytest.raises(CorruptObjectError, match="does not fit its sha256") as error:
+            dataset.read(dataset.rows("train", "rain")[0])
+        told.append(error.value)
+    assert len({id(one) for one in told}) == 3
+    assert len({str(one) for one in told}) == 1
+
+
 def test_a_missing_shard_stops_the_run_or_by_choice_is_left_out(rclone, aws, source, tmp_path, cache):
     aws.setenv("AWS_ENDPOINT_URL", rclone.endpoint)
     store = open_store(f"s3://{rclone.bucket}/{tmp_path.name}")
