@@ -162,15 +162,15 @@ def test_what_could_not_be_read_is_read_again_though_the_file_looks_the_same(
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path):
-    image_bytes = 512 * 512 * 3
+    image_bytes = 256 * 256 * 3
 
     def peak_bytes(pairs: int) -> int:
         root = tmp_path / f"raw-{pairs}"
-        lay_pairs(root, [(f"in/{n}.png", f"gt/{n}.png") for n in range(pairs)], (512, 512))
+        lay_pairs(root, [(f"in/{n}.png", f"gt/{n}.png") for n in range(pairs)], (256, 256))
         source = PairsSource(root, "in/{key}.png", "gt/{key}.png", "haze")
         tracemalloc.start()
         try:
-            pack(source, LocalStore(tmp_path / f"store-{pairs}"), name="p", shard_bytes=2 << 20)
+            pack(source, LocalStore(tmp_path / f"store-{pairs}"), name="p", shard_bytes=1 << 19)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
