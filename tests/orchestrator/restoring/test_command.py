@@ -69,12 +69,6 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_made(folder: Path, resto
     }
 
 
-def test_the_ledger_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
-    restore("in", "-o", "out")
-    assert len(list((folder.parent / "out" / FOLDER).glob("*.jsonl"))) == 1
-
-
-@pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
 def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) -> None:
     class Disturbed(LocalStore):
         """Another command merges right after the first listing."""
@@ -94,6 +88,12 @@ def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) 
     assert Ledger(Disturbed(tmp_path)).read() == {record.name: (record,) for record in records}
 
 
+def test_the_ledger_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
+    restore("in", "-o", "out")
+    assert len(list((folder.parent / "out" / FOLDER).glob("*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
 def test_a_result_that_is_not_this_one_is_replaced_only_on_demand(
     folder: Path, restore: Command, change: str
 ) -> None:
