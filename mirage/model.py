@@ -101,6 +101,8 @@ class MIRAGE(nn.Module):
         super().__init__()
         self.config = config
         self.drop_path_seed = 0
+        self.hidden_multiple = 1
+        """What hidden widths are padded to with zeros: `mirage.align` makes models of more than 1, for inference."""
         d = config.dim
 
         self.patch_embed = Conv3x3(3, d)

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from mirage.align import padded
 from mirage.config import ModelConfig
 from mirage.model import MIRAGE
 from mirage.release import PREFIX, from_release, release_state_dict
@@ -46,6 +47,7 @@ def dumps(model: MIRAGE, metadata: Mapping[str, str] | None = None) -> bytes:
 
     metadata: further header entries, text to text.
     """
+    _refuse_padded(model)
     header = {**(metadata or {}), CONFIG_KEY: json.dumps(model.config.to_dict())}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(tensors, header)
@@ -90,12 +92,24 @@ def save(model: MIRAGE, path: str | os.PathLike[str], metadata: Mapping[str, str
     _replace(Path(path), dumps(model, metadata))
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:
-    """The model that `save` wrote, in eval mode unless `training`."""
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    training: bool = False,
+    *,
+    align: int = 1,
+) -> MIRAGE:
+    """The model that `save` wrote, in eval mode unless `training`.
+
+    align: pad hidden widths with zeros to multiples of this, 8 for inference on a GPU; see `mirage.align`.
+    """
+    if training and align != 1:
+        raise ValueError(f"align={align}: padded weights are for inference. Train without.")
     try:
-        return loads(Path(path).read_bytes(), device, training)
+        model = loads(Path(path).read_bytes(), device, training)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    return model if align == 1 else padded(model, align)
 
 
 def load_release(
@@ -127,6 +141,7 @@ def save_release(model: MIRAGE, path: str | os.PathLike[str]) -> None:
     Plain tensors under their names, in the layout that Lightning reads weights from. Raises WeightsError when the
     release has no such network.
     """
+    _refuse_padded(model)
     try:
         state = release_state_dict(model)
     except ValueError as error:
@@ -137,6 +152,14 @@ def save_release(model: MIRAGE, path: str | os.PathLike[str]) -> None:
     version = {"pytorch-lightning_version": LIGHTNING}
     torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0, **version}, buffer)
     _replace(Path(path), buffer.getvalue())
+
+
+def _refuse_padded(model: MIRAGE) -> None:
+    if model.hidden_multiple > 1:
+        raise WeightsError(
+            f"the hidden widths of this model are padded to multiples of {model.hidden_multiple} for inference, and "
+            "its configuration does not say so. Save the model that it was made of."
+        )
 
 
 def _replace(path: Path, data: bytes) -> None:

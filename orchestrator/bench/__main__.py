@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
         "--graphs", action="store_true", help="inference of ours is replayed from CUDA graphs (needs a GPU)"
     )
     model.add_argument(
+        "--align",
+        type=_positive,
+        default=1,
+        help="pad hidden widths of ours to multiples of this; --what infer",
+    )
+    model.add_argument(
         "--recompute",
         choices=("none", "full_resolution", "all"),
         default="none",

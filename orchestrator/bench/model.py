@@ -16,6 +16,7 @@ from mirage import MIRAGE, ModelConfig, cost
 from mirage.compiling import compile_blocks
 from mirage.graphs import GraphedModel
 from orchestrator.bench import measure, subjects
+from orchestrator.bench.errors import BenchError
 from orchestrator.bench.setting import Setting
 from orchestrator.bench.subjects import Subject
 
@@ -28,7 +29,9 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     entrants = []
     if options.release is not None:
         entrants.append(subjects.release(options.release, options.size))
-    entrants.append(subjects.ours(options.size, options.recompute))
+    if options.align > 1 and options.what != "infer":
+        raise BenchError(f"--align {options.align}: padded weights are for inference. Add --what infer.")
+    entrants.append(subjects.ours(options.size, options.recompute, options.align))
     entrants += [subjects.peer(argument) for argument in options.peer]
     if options.graphs:
         entrants = [_graphed(subject) for subject in entrants]
@@ -71,6 +74,7 @@ def _counts(subject: Subject, options: argparse.Namespace, one: Tensor) -> dict[
     if subject.name.startswith("ours"):  # the counter does not see into our operators
         config: ModelConfig = getattr(ModelConfig, options.size)()
         plain, fast = cost.macs(config, 224, 224), cost.fast_macs(config, 224, 224)
+        parameters = cost.parameters(config)  # without padding
         return {"parameters": parameters, "gmacs": plain / 1e9, "gmacs_as_run": fast / 1e9}
     subject.model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirage import MIRAGE, ModelConfig
+from mirage.align import padded
 from mirage.config import Recompute
 from mirage.loss import LossWeights, fourier_distance, restoration_loss
 from orchestrator.bench import checkouts
@@ -41,10 +42,12 @@ class Subject:
     """What is compiled, block by block."""
 
 
-def ours(size: str, recompute: Recompute = "none") -> Subject:
-    """This project's model, DropPath 0 as in all subjects."""
+def ours(size: str, recompute: Recompute = "none", align: int = 1) -> Subject:
+    """This project's model, DropPath 0 as in all subjects, its hidden widths padded to multiples of `align`."""
     model = MIRAGE(replace(getattr(ModelConfig, size)(), drop_path=0.0))
     model.recompute(recompute)
+    if align > 1:
+        model = padded(model, align)
     return from_model(model, f"ours {size}")
 
 
