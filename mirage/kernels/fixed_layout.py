@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mirage.kernels.operator import Operator
+
 
 def conv(x: Tensor, weight: Tensor) -> Tensor:
     """x (b, h, w, c), weight (c, k, k) → (b, h, w, c), contiguous."""
@@ -51,7 +53,7 @@ def narrow(x: Tensor, batch: int) -> Tensor:
     return x.view(height, width, batch, channels // batch).permute(2, 0, 1, 3).contiguous()
 
 
-@torch.library.custom_op("mirage::depthwise", mutates_args=())
+@Operator
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """x (b, h, w, c), weight (c, k, k) → (b, h, w, c)."""
     return conv(x.contiguous(), weight)
@@ -63,7 +65,7 @@ def depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     return conv_backward(grad, x.contiguous(), weight)
 
 
-@torch.library.custom_op("mirage::dynamic_depthwise", mutates_args=())
+@Operator
 def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """x (b, h, w, c), kernels (b, c, k, k) → (b, h, w, c)."""
     return narrow(conv(wide(x), kernels.flatten(0, 1)), x.shape[0])
@@ -76,7 +78,7 @@ def dynamic_depthwise_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tupl
     return narrow(grad_x, x.shape[0]), grad_kernels.view_as(kernels)
 
 
-@torch.library.custom_op("mirage::moments", mutates_args=())
+@Operator
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (b, h, w, c) → per-image mean and sum of squared deviations, (b, c) each, fp32 or better."""
     x = x if x.dtype == torch.float64 else x.float()

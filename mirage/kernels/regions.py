@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mirage.kernels import gated
 from mirage.kernels.fixed_layout import conv, conv_backward, narrow, wide
+from mirage.kernels.operator import Operator
 from mirage.kernels.reference import NORM_EPS, at_least_fp32
 
 GROUP_BYTES = 16 * 2**20
@@ -87,7 +88,7 @@ def _dynamic(x: Tensor, kernels: Tensor) -> Tensor:
 # Feed-forward network
 
 
-@torch.library.custom_op("mirage::feed_forward", mutates_args=())
+@Operator
 @_in_its_own_type
 def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
@@ -139,7 +140,7 @@ def feed_forward_backward(
 # Attention's input
 
 
-@torch.library.custom_op("mirage::attention_input", mutates_args=())
+@Operator
 @_in_its_own_type
 def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """x (b, h, w, c), matrix (3a, c), taps (3a, 3, 3) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
@@ -180,7 +181,7 @@ def attention_input_backward(
 # Gated convolution
 
 
-@torch.library.custom_op("mirage::gated_unit", mutates_args=())
+@Operator
 @_in_its_own_type
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), weight (2n, c), bias (2n), kernels (b, m, k, k), contract (c, n) → (b, h, w, c)."""
@@ -230,7 +231,7 @@ def gated_unit_backward(
 # Channel MLP
 
 
-@torch.library.custom_op("mirage::channel_mlp", mutates_args=())
+@Operator
 @_in_its_own_type
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), expand (n, c), contract (c, n) → (b, h, w, c)."""
@@ -265,7 +266,7 @@ def _others(i: int, branches: list[Tensor]) -> Tensor:
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
-@torch.library.custom_op("mirage::fused_product", mutates_args=())
+@Operator
 @_in_its_own_type
 def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
     """Branches (b, h, w, c) each, scales (branches,), weight (o, branches * c) → (b, h, w, o)."""

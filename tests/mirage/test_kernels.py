@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,3 +83,13 @@ def test_the_gram_matrix_is_fp32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert kernels.gram(x).dtype == torch.float32
         assert kernels.gram(x.bfloat16()).dtype == torch.float32
+
+
+def test_restoring_does_not_wait_for_the_compiler_to_be_imported() -> None:
+    program = """
+import sys, torch
+from mirage import MIRAGE, ModelConfig, restore
+restore(MIRAGE(ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))), torch.rand(3, 16, 16))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
