@@ -155,8 +155,9 @@ def _head_macs(config: ModelConfig, pixels: int) -> int:
 def activation_bytes(config: ModelConfig, height: int, width: int) -> int:
     """Bytes per image that a training step in fp32 keeps for its backward pass, without recomputation.
 
-    Measured to within a few percent on a CPU, where a block keeps little but its branches; weights, gradients, the
-    optimiser and temporaries come on top.
+    The form for the CPU, measured to within a few percent: a block keeps little but its branches. On CUDA it keeps the
+    hidden and gated maps too, about 3.6 times as much (docs/model.md). Weights, gradients, the optimiser and
+    temporaries come on top.
     """
     numbers = sum(height * width // stride**2 * channels for stride, channels in _kept_between(config))
     for stage in config.stages():
