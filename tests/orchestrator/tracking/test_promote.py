@@ -176,6 +176,7 @@ print("moved" if promote(sys.argv[1], sys.argv[2], {"parity": ["safetensors"]}).
 """
 
 
+@pytest.mark.slow
 def test_of_two_promotions_at_once_the_better_version_is_champion(
     store: str, name: str, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ for _ in range(6):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_never_hold_the_lease_together(store: str, name: str) -> None:
     client = track.connect(store)
     client.create_registered_model(name, tags={"count": "0"})
@@ -260,6 +262,7 @@ print(registry.register(store, name, run_id=run, weights=pathlib.Path(weights).r
 """
 
 
+@pytest.mark.slow
 def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str, tmp_path: Path) -> None:
     run_id = track.start_run(store, "5deg", "run", {}, {})
     weights, go = tmp_path / "weights", tmp_path / "go"
