@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mirage.metrics import psnr, ssim
+from orchestrator.bootstrap import Interval, over_photographs
 from shards.evaluation import EvalItem
 
 Restore = Callable[[Tensor], Tensor]
@@ -89,12 +90,14 @@ def summarise(scores: Sequence[Score], degradations: Sequence[str]) -> list[Row]
         groups[one.degradation].append(one)
     ordered = [sorted(groups[d], key=lambda s: s.photograph) for d in degradations]
     rows = [_row(group) for group in ordered]
-    low, high = _interval(ordered)
+    interval = _interval(ordered)
     mean = {
         name: float(np.mean([getattr(row, name) for row in rows]))
         for name in ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
     }
-    average = Row(degradation="average", n=len(scores), gain_low=low, gain_high=high, **mean)
+    average = Row(
+        degradation="average", n=len(scores), gain_low=interval.low, gain_high=interval.high, **mean
+    )
     return [*rows, average]
 
 
@@ -115,7 +118,7 @@ def from_records(records: Sequence[dict[str, object]]) -> list[Score]:
 
 
 def _row(group: Sequence[Score]) -> Row:
-    low, high = _interval([group])
+    interval = _interval([group])
     mean = {
         n: float(np.mean([getattr(s, n) for s in group]))
         for n in ("input_psnr", "input_ssim", "psnr", "ssim")
@@ -124,8 +127,8 @@ def _row(group: Sequence[Score]) -> Row:
         degradation=group[0].degradation,
         n=len(group),
         gain=float(np.mean([s.psnr - s.input_psnr for s in group])),
-        gain_low=low,
-        gain_high=high,
+        gain_low=interval.low,
+        gain_high=interval.high,
         baseline_psnr=_baseline_psnr(group),
         **mean,
     )
@@ -150,24 +153,6 @@ def _baseline_psnr(group: Sequence[Score]) -> float:
     return float(np.mean(values))
 
 
-def _interval(groups: Sequence[Sequence[Score]], draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of the groups' mean gains; always the same draws.
-
-    Photographs are drawn, not scores: one that stands in several degradations comes or stays away in all of them.
-    """
-    photographs = sorted({s.photograph for group in groups for s in group})
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(photographs), size=(draws, len(photographs)))
-    times = np.stack([(picks == i).sum(1) for i in range(len(photographs))], axis=1)  # (draws, photographs)
-    means = np.zeros(draws)
-    for group in groups:
-        gains = {s.photograph: s.psnr - s.input_psnr for s in group}
-        here = np.array([name in gains for name in photographs])
-        values = np.array([gains.get(name, 0.0) for name in photographs])
-        weight = times * here
-        # A draw without any photograph of this group says nothing of it: its own mean stands in.
-        empty = weight.sum(1) == 0
-        mean = (weight @ values) / np.maximum(weight.sum(1), 1)
-        means += np.where(empty, values[here].mean(), mean) / len(groups)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def _interval(groups: Sequence[Sequence[Score]]) -> Interval:
+    """The interval of the mean of the groups' mean gains."""
+    return over_photographs([{s.photograph: s.psnr - s.input_psnr for s in group} for group in groups])

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.bootstrap import DRAWS
 from orchestrator.judging.benchmarks import is_leaked, is_published
 from orchestrator.judging.candidate import Identity
 from orchestrator.judging.images import ImageResult
-
-DRAWS = 10_000
-"""Bootstrap draws of an interval; always the same ones."""
 
 _AT_ONCE = 100
 METRICS = ("psnr", "ssim", "lpips", "input_psnr", "input_ssim")
