@@ -377,9 +377,11 @@ class Promote(Section):
     max_loss_db: float = Field(default=0.1, ge=0)
     """Most that one degradation may lose on average."""
     reference_db: float | None = None
-    """A published average PSNR, for example the paper's row."""
+    """A published average PSNR that the paper's tables do not hold."""
+    paper_row: str | None = None
+    """A row of the paper's tables, TABLE:METHOD, for example T2:MIRAGE-T; `mirage report` prints them."""
     max_below_reference_db: float = Field(default=0.3, ge=0)
-    """How far below it the average may be."""
+    """How far below either of them the average may be."""
     parity: tuple[Literal["safetensors", "torchscript", "onnx", "release"], ...] = ("torchscript",)
     """Formats in which the exported model must be the same."""
     latency_seconds: float | None = Field(default=None, gt=0)

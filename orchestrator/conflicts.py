@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator import crops
 from orchestrator.config import Crew, Job, OwnClass, Pack
+from orchestrator.errors import JudgingError
+from orchestrator.judging.published import references
 
 if TYPE_CHECKING:
     from orchestrator.kinds import EvaluateJob, PackJob, RestoreJob
@@ -66,6 +68,11 @@ def of_training(job: Job) -> Iterator[Conflict]:
             "a compiled block needs its weights in place, and ZeRO stage 3 shares them out. Set it to none, or "
             "engine.zero_stage to at most 2.",
         )
+    if job.promote.paper_row is not None:
+        try:
+            references(job.promote.paper_row)
+        except JudgingError as error:
+            yield "promote.paper_row", str(error)
     yield from _of_class(job.model)
     if job.model.class_ is not None:
         yield from _of_training_a_class(job)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 10_000
-"""Bootstrap draws; always the same ones, so that a comparison repeats to the last digit."""
+from orchestrator.bootstrap import Interval, over_photographs
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,6 @@ class Verdict:
     passed: bool
     measured: str
     required: str
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference and its 95 % percentile bootstrap interval [dB]."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Return it as one would say it."""
-        return f"{self.mean:+.3f} dB [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def why_not_comparable(candidate: Evidence, champion: Evidence) -> str | None:
@@ -112,14 +98,16 @@ def no_degradation_lost(candidate: Evidence, champion: Evidence, max_loss_db: fl
     )
 
 
-def near_reference(candidate: Evidence, reference_db: float, max_below_db: float) -> Verdict:
-    """Whether the average PSNR comes within `max_below_db` of a published average."""
+def near_reference(
+    candidate: Evidence, reference_db: float, max_below_db: float, label: str | None = None
+) -> Verdict:
+    """Whether the average PSNR comes within `max_below_db` of a published average; `label` says whose it is."""
     average = float(np.mean([np.mean(list(scores.values())) for scores in candidate.psnr.values()]))
     return Verdict(
         "near the paper",
         average >= reference_db - max_below_db,
         f"{average:.2f} dB on average",
-        f"at least {reference_db:.2f} - {max_below_db:.2f} dB",
+        f"at least {reference_db:.2f} - {max_below_db:.2f} dB{f' ({label})' if label else ''}",
     )
 
 
@@ -145,27 +133,13 @@ def within_budget(
 
 
 def paired(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> Interval:
-    """Return the mean over degradations of the mean difference per photograph, with its interval.
-
-    Photographs are drawn, not scores: one that stands in several degradations comes or stays away in all of them.
-    """
-    photographs = sorted({name for scores in ours.values() for name in scores})
-    index = {name: i for i, name in enumerate(photographs)}
-    picks = np.random.default_rng(0).integers(0, len(photographs), size=(DRAWS, len(photographs)))
-    times = np.stack([(picks == i).sum(1) for i in range(len(photographs))], axis=1)  # (draws, photographs)
-    means, whole = np.zeros(DRAWS), 0.0
-    for degradation, scores in sorted(ours.items()):
-        values, here = np.zeros(len(photographs)), np.zeros(len(photographs), bool)
-        for name, value in scores.items():
-            values[index[name]] = value - theirs[degradation][name]
-            here[index[name]] = True
-        weight = times * here
-        # A draw without any photograph of this degradation says nothing of it: its own mean stands in.
-        drawn = weight @ values / np.maximum(weight.sum(1), 1)
-        means += np.where(weight.sum(1) == 0, values[here].mean(), drawn) / len(ours)
-        whole += float(values[here].mean()) / len(ours)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(whole, float(low), float(high))
+    """Return the mean over degradations of the mean difference per photograph, with its interval."""
+    return over_photographs(
+        [
+            {name: value - theirs[degradation][name] for name, value in scores.items()}
+            for degradation, scores in sorted(ours.items())
+        ]
+    )
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +25,12 @@ from pydantic import ValidationError
 from orchestrator import gates, registry, track
 from orchestrator.budget import measure_budget
 from orchestrator.config import Promote
-from orchestrator.errors import ExportError, RegistryError
+from orchestrator.errors import ExportError, JudgingError, RegistryError
+from orchestrator.evidence import evidence
 from orchestrator.gates import Evidence, Verdict
+from orchestrator.judging.published import references
 from orchestrator.lease import lease
-from orchestrator.registry import JOB, SCORES, Version
+from orchestrator.registry import JOB, Version
 
 PREVIOUS = "previous"
 ATTEMPTS = 5
@@ -73,12 +75,13 @@ def promote(
     tracking_uri: str,
     given: Mapping[str, object] | None = None,
     alias: str = "champion",
+    results: Sequence[Path] = (),
 ) -> Promotion:
     """Move `alias` to the version that `model` names if it passes every gate; store the gate table with its run.
 
     `model` is models:/NAME/VERSION, NAME@ALIAS, or NAME, which stands for NAME@candidate. The gates are those of
-    the job that trained the version (`orchestrator.config.Promote`), but for what is `given`. Raises
-    RegistryError and TrackingError.
+    the job that trained the version (`orchestrator.config.Promote`), but for what is `given`. Scores are those that
+    versions carry, or those in `results`, folders of evaluations. Raises RegistryError, JudgingError, TrackingError.
     """
     candidate = registry.find(_whole_name(model), tracking_uri)
     limits = limits_of(candidate, tracking_uri, given or {})
@@ -86,7 +89,7 @@ def promote(
         holder = registry.aliases(tracking_uri, candidate.name).get(alias)
         if holder == candidate.version:
             raise RegistryError(f"{candidate.uri} is {alias} already.")
-        outcome = _judge(candidate, holder, alias, tracking_uri, limits)
+        outcome = _judge(candidate, holder, alias, tracking_uri, limits, results)
         _store(outcome, candidate, tracking_uri)
         if not outcome.passed:
             return outcome
@@ -132,17 +135,23 @@ def _whole_name(model: str) -> str:
 
 
 def _judge(
-    candidate: Version, holder: int | None, alias: str, tracking_uri: str, limits: Promote
+    candidate: Version,
+    holder: int | None,
+    alias: str,
+    tracking_uri: str,
+    limits: Promote,
+    results: Sequence[Path],
 ) -> Promotion:
-    ours = evidence(candidate, tracking_uri)
+    ours = evidence(candidate, tracking_uri, results)
     outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
     if holder is None:
         verdicts = [gates.beats_input(ours)]
     else:
-        theirs = evidence(registry.find(f"models:/{candidate.name}/{holder}", tracking_uri), tracking_uri)
+        champion = registry.find(f"models:/{candidate.name}/{holder}", tracking_uri)
+        theirs = evidence(champion, tracking_uri, results)
         refusal = gates.why_not_comparable(ours, theirs)
         if refusal:
-            told = f"{refusal} Evaluate both on the same data by the same protocol."
+            told = f"{refusal} Judge both by one job of kind evaluate, and give the folders as --results."
             return replace(outcome, refusal=told)
         verdicts = [
             gates.better(ours, theirs, limits.margin_db),
@@ -150,6 +159,8 @@ def _judge(
         ]
     if limits.reference_db is not None:
         verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
+    if limits.paper_row is not None:
+        verdicts.append(_near_paper(ours, limits.paper_row, limits.max_below_reference_db))
     weights = registry.resolve(candidate.uri, tracking_uri)
     verdicts += [_parity(weights, form) for form in limits.parity]
     if limits.latency_seconds is not None or limits.memory_gib is not None:
@@ -158,15 +169,16 @@ def _judge(
     return replace(outcome, verdicts=tuple(verdicts))
 
 
-def evidence(version: Version, tracking_uri: str) -> Evidence:
-    """Return the scores that a version carries. Raises RegistryError."""
-    content = json.loads(registry.artifact(version, SCORES, tracking_uri))
-    psnr: dict[str, dict[str, float]] = {}
-    degraded: dict[str, dict[str, float]] = {}
-    for score in content["scores"]:
-        psnr.setdefault(score["degradation"], {})[score["photograph"]] = score["psnr"]
-        degraded.setdefault(score["degradation"], {})[score["photograph"]] = score["input_psnr"]
-    return Evidence(f"version {version.version}", content["protocol"], tuple(content["data"]), psnr, degraded)
+def _near_paper(ours: Evidence, row: str, max_below_db: float) -> Verdict:
+    """Whether the average comes near that of a published row; only over the row's degradations, by its protocol."""
+    found = references(row)
+    for reference in found:
+        if reference.degradations == tuple(sorted(ours.psnr)) and reference.protocol == ours.protocol:
+            return gates.near_reference(ours, reference.psnr, max_below_db, reference.label)
+    told = "; ".join(f"{one.label} is of {', '.join(one.degradations)} by {one.protocol}" for one in found)
+    raise JudgingError(
+        f"paper row {row!r}: {told}. {ours.name} was measured on {', '.join(sorted(ours.psnr))} by {ours.protocol}."
+    )
 
 
 def _parity(weights: Path, form: str) -> Verdict:

@@ -62,6 +62,9 @@ def promote(
     ] = None,
     max_loss_db: Annotated[float | None, typer.Option(help="Most that one degradation may lose.")] = None,
     reference_db: Annotated[float | None, typer.Option(help="A published average PSNR.")] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="A row of the paper's tables, TABLE:METHOD, as T2:MIRAGE-T.")
+    ] = None,
     max_below_reference_db: Annotated[float | None, typer.Option(help="How far below it is near.")] = None,
     parity: Annotated[
         list[str] | None, typer.Option(help="Format in which the export must be the same; repeatable.")
@@ -69,6 +72,10 @@ def promote(
     latency_seconds: Annotated[float | None, typer.Option(help="Longest time for one image.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Most memory for one image.")] = None,
     side_pixels: Annotated[int | None, typer.Option(help="Side of the image for those two.")] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", "-r", help="Evaluation to take scores from; one of either model."),
+    ] = None,
 ) -> None:
     """Move an alias to a model that passes every gate; the gates are the job's where no option gives another.
 
@@ -81,15 +88,15 @@ def promote(
         "margin_db": margin_db,
         "max_loss_db": max_loss_db,
         "reference_db": reference_db,
+        "paper_row": paper,
         "max_below_reference_db": max_below_reference_db,
         "parity": parity or None,
         "latency_seconds": latency_seconds,
         "memory_gib": memory_gib,
         "side_pixels": side_pixels,
     }
-    outcome = promoting.promote(
-        model, track_uri(), {key: value for key, value in given.items() if value is not None}, to
-    )
+    told = {key: value for key, value in given.items() if value is not None}
+    outcome = promoting.promote(model, track_uri(), told, to, results or ())
     say(outcome.render())
     if not outcome.moved:
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ from orchestrator.judging import tables
 from orchestrator.judging.benchmarks import COLUMNS
 from orchestrator.judging.candidate import Identity
 from orchestrator.judging.figures import Figure
-from orchestrator.judging.published import NAMES, published
+from orchestrator.judging.published import NAMES, published, references
 from orchestrator.judging.report import report
 from orchestrator.judging.summary import Summary, summary_bytes
 
@@ -138,6 +138,24 @@ def test_the_report_is_written_as_markdown_csv_and_json(tmp_path: Path) -> None:
     ours = [r for r in rows if (r["kind"], r["column"], r["metric"]) == ("measured", "rain100l", "psnr")]
     assert [r["value"] for r in ours] == ["31.0", "31.0"]  # Table 1 and Table B
     assert len(json.loads((tmp_path / "out" / "tables.json").read_text())["tables"]) == 4
+
+
+def test_a_published_row_is_found_by_table_and_method() -> None:
+    (five,) = references("T2:MIRAGE-T")
+    assert (five.psnr, five.protocol) == (30.41, "rgb-crop16")
+    assert five.degradations == ("blur", "haze", "lowlight", "noise25", "rain")
+    assert references("6:MIRAGE-T")[0].degradations == references("1:MIRAGE-T")[0].degradations
+    assert [one.psnr for one in references("T3:MIRAGE (ours) 10M")] == [29.33]
+    assert [one.degradations for one in references("B:DnCNN")] == [("noise15", "noise25", "noise50")]
+    assert len(references("B:PromptIR")) == 3
+    for row, says in {
+        "T2:MIRAGE": "several such rows.*MIRAGE-T .Ours. 6M",
+        "T2:nobody": "no such row",
+        "T8:MIRAGE-T": "TABLE one of 1, 2",
+        "MIRAGE-T": "write TABLE:METHOD",
+    }.items():
+        with pytest.raises(JudgingError, match=says):
+            references(row)
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

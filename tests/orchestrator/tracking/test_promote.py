@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,9 +16,16 @@ import torch
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
 from orchestrator import lease, registry, track
-from orchestrator.errors import RegistryError
+from orchestrator.errors import JudgingError, RegistryError
+from orchestrator.evidence import evidence
+from orchestrator.judging.candidate import Identity
+from orchestrator.judging.images import ImageResult, as_parquet
+from orchestrator.judging.summary import Summary, summary_bytes
 from orchestrator.promote import promote, rollback
 from orchestrator.registry import JOB, SCORES, RegisteredVersion
+
+if TYPE_CHECKING:
+    from conftest import Server
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=0)
 QUICK = {"parity": ["safetensors"]}
@@ -43,8 +52,8 @@ def scored(gain: float, *, haze: float = 0.0, protocol: str = "rgb-crop16", data
     return json.dumps({"protocol": protocol, "data": [data], "scores": scores}).encode()
 
 
-def put(uri: str, name: str, scores: bytes, job: bytes = b"{}") -> RegisteredVersion:
-    torch.manual_seed(0)
+def put(uri: str, name: str, scores: bytes, job: bytes = b"{}", seed: int = 0) -> RegisteredVersion:
+    torch.manual_seed(seed)
     return registry.register(
         uri,
         name,
@@ -113,6 +122,89 @@ def test_other_data_or_another_protocol_is_refused_in_a_sentence(
     assert not outcome.passed
     assert "not compared: version 2 was measured" in outcome.render()
     assert registry.aliases(store, name)["champion"] == 1
+
+
+FIVE = ("haze", "rain", "noise25", "blur", "lowlight")
+
+
+def judged_on(degradations: tuple[str, ...], psnr: float) -> bytes:
+    scores = [
+        {"photograph": p, "degradation": d, "psnr": psnr, "input_psnr": 20.0}
+        for d in degradations
+        for p in PHOTOGRAPHS
+    ]
+    return json.dumps({"protocol": "rgb-crop16", "data": ["d" * 64], "scores": scores}).encode()
+
+
+def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alone(
+    store: str, name: str
+) -> None:
+    put(store, name, judged_on(FIVE, 30.2))  # Table 2 prints 30.41 for MIRAGE-T
+    near = {**QUICK, "paper_row": "T2:MIRAGE-T"}
+    refused = promote(name, store, {**near, "max_below_reference_db": 0.1})
+    assert [verdict.gate for verdict in refused.verdicts if not verdict.passed] == ["near the paper"]
+    assert "at least 30.41 - 0.10 dB (MIRAGE-T (Ours), Table 2)" in refused.render()
+    with pytest.raises(
+        JudgingError, match=r"is of haze, noise15, noise25, noise50, rain by rgb-crop16. version 1"
+    ):
+        promote(name, store, {**near, "paper_row": "T1:MIRAGE-T"})
+    assert promote(name, store, near).moved
+
+
+def judged(folder: Path, version: RegisteredVersion, uri: str, psnr: float) -> Path:
+    """What an evaluation of a version leaves: two datasets hold an image of the same name."""
+    digest = hashlib.sha256(registry.resolve(version.uri, uri).read_bytes()).hexdigest()
+    rows = [
+        ImageResult(
+            *(dataset, digest_of_data, "", "rain", image, protocol, 32, 32),
+            *(psnr + i * 0.1, 0.9, None, 20.0, 0.5, 0.1),
+        )
+        for dataset, digest_of_data in (("one", "a" * 64), ("two", "b" * 64))
+        for i, image in enumerate(PHOTOGRAPHS)
+        for protocol in ("rgb8", "y8")
+    ]
+    model = Identity(version.uri, "release", "raw", digest)
+    folder.mkdir()
+    (folder / "images.parquet").write_bytes(as_parquet(rows))
+    (folder / "summary.json").write_bytes(
+        summary_bytes(Summary(folder.name, "judge", model, 1, None, "0", ()))
+    )
+    return folder
+
+
+def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str, tmp_path: Path) -> None:
+    first, second = (put(store, name, scored(0.0, data=d * 64), seed=i) for i, d in enumerate("de"))
+    promote(first.uri, store, QUICK)
+    assert "give the folders as --results" in promote(second.uri, store, QUICK).render()
+    results = [judged(tmp_path / f"{v.version}", v, store, 25.0 + v.version) for v in (first, second)]
+    with pytest.raises(JudgingError, match=rf"none of these evaluations judged models:/{name}/1"):
+        promote(second.uri, store, QUICK, results=results[1:])
+    outcome = promote(second.uri, store, QUICK, results=results)
+    assert outcome.moved
+    assert "+1.000 dB" in outcome.render()
+    ours = evidence(registry.find(second.uri, store), store, results)
+    assert (ours.protocol, ours.data, len(ours.psnr["rain"])) == ("rgb8", ("a" * 64, "b" * 64), 12)
+
+
+@pytest.mark.slow
+def test_versions_on_a_server_are_promoted_refused_and_rolled_back(
+    server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
+    server.start()
+    for gain in (0.0, 0.5, 0.2):
+        put(server.uri, name, scored(gain))
+    assert promote(f"{name}/1", server.uri, QUICK).moved
+    assert promote(f"{name}/2", server.uri, QUICK).moved
+    assert not promote(f"{name}/3", server.uri, QUICK).moved
+    assert registry.aliases(server.uri, name) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert rollback(name, server.uri) == (2, 1)
+    client = track.connect(server.uri)
+    assert [model.name for model in client.search_registered_models()] == [name]  # no lease is left
+    run_id = client.get_model_version(name, "3").run_id
+    assert len(client.list_artifacts(run_id, "promotions")) == 2
+    version = registry.find(f"{name}/2", server.uri)
+    assert registry.carried_code(version, server.uri) == version.tags[registry.CODE_TAG]
 
 
 def test_the_gate_table_stays_with_the_run_of_the_candidate(store: str, name: str, tmp_path: Path) -> None:
