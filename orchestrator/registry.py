@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 import mirage
 from mirage.weights import WeightsError, loads
 from orchestrator import track
 from orchestrator.errors import RegistryError
 from orchestrator.home import home
+from orchestrator.lease import lease
 from orchestrator.version import code_version
 from shards.listing import digest_of, list_folder
 
@@ -119,9 +122,11 @@ def register(
         number, *twins = _made_before(client, name, idempotency_key)
         for twin in twins:  # made by another process at the same time, which deletes them as well
             _delete_version(client, name, twin)
-        holder = int(_aliases(client, name).get(alias, 0))
-        if holder < number:  # a repeated call must not take the alias from a newer version
-            client.set_registered_model_alias(name, alias, str(number))
+        with lease(
+            tracking_uri, name
+        ):  # else two at once could each see an older holder, and the older one win
+            if _aliases(client, name).get(alias, 0) < number:  # a newer version keeps the alias
+                client.set_registered_model_alias(name, alias, str(number))
     return RegisteredVersion(name, number, f"models:/{name}/{number}")
 
 
@@ -253,8 +258,7 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
             Path(folder, "model"),
             python_model=str(SERVED),
             artifacts={key: str(path) for key, path in parts.items()},
-            # A signature would let one kind of input through: arrays of floats or bytes, not both.
-            signature=False,
+            signature=_signature(),
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
             code_paths=[str(Path(mirage.__file__).parent), str(_photos_package(Path(folder)))],
         )
@@ -264,6 +268,14 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
+
+
+def _signature() -> Any:
+    """What arrays become. Nothing is said of the input: MLflow would let one kind through, arrays or bytes."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    return ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))]))
 
 
 def _photos_package(folder: Path) -> Path:
