@@ -46,17 +46,19 @@ class NamedModel:
         return read(self.path, device)
 
 
-def find_model(name: str) -> NamedModel:
-    """Return the weights that `name` stands for; what is remote is fetched once. Raises RegistryError."""
+def find_model(name: str, tracking_uri: str | None = None) -> NamedModel:
+    """Return the weights that `name` stands for; what is remote is fetched once. Raises RegistryError.
+
+    Registered models and tracked runs are looked for at `tracking_uri`, by default where this project tracks.
+    """
     try:
-        path = _path(name)
+        path = _path(name, track.tracking_uri(tracking_uri))
         return NamedModel(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
     except OSError as error:  # no permission, a full disk
         raise RegistryError(f"{name}: the weights cannot be had: {error}") from error
 
 
-def _path(name: str) -> Path:
-    uri = track.tracking_uri()
+def _path(name: str, uri: str) -> Path:
     if name.startswith("models:/"):
         return registry.resolve(name, uri)
     if name.startswith("runs:/"):

@@ -65,15 +65,16 @@ class Candidate:
         return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
 
 
-def fetch(model: Judged) -> bytes:
+def fetch(model: Judged, tracking_uri: str | None = None) -> bytes:
     """Return the bytes of the weights that `model` names, b"" when it names none. Raises RegistryError, ModelError.
 
-    One of the authors' checkpoints becomes safetensors. A relative file stands below the project.
+    One of the authors' checkpoints becomes safetensors. A relative file stands below the project; registered models
+    and runs are those of `tracking_uri`, a job's `track.uri`.
     """
     if model.weights is None:
         return b""
     is_file = ":/" not in model.weights and ("/" in model.weights or bool(Path(model.weights).suffix))
-    found = find_model(absolute_uri(model.weights) if is_file else model.weights)
+    found = find_model(absolute_uri(model.weights) if is_file else model.weights, tracking_uri)
     if model.class_ is None and found.path.suffix in (".ckpt", ".pth", ".pt"):
         try:
             return dumps(load_release(found.path), {"recipe": "the authors' checkpoint", "weights": "raw"})
@@ -103,7 +104,9 @@ def build(
     where = model.weights or "model"
     if model.class_ is None:
         return Candidate(_mirage(weights, where, device), precision=precision)
-    inner = userclass.build(model.class_, model.path, model.arguments)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # what is judged as it is made is made alike by every worker
+        inner = userclass.build(model.class_, model.path, model.arguments)
     if weights:
         userclass.load_weights(inner, weights, where)
     return Candidate(OwnNetwork(inner, model.stride, model.tile).to(device).eval(), precision)

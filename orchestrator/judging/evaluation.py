@@ -63,7 +63,7 @@ def run_evaluation(job: EvaluateJob, say: Say, *, in_process: bool = False) -> E
     uri = track.tracking_uri(job.track.uri)
     datasets = data.open_benchmarks(job)
     benchmarks = Benchmarks(job, datasets)
-    weights = fetch(job.model)
+    weights = fetch(job.model, job.track.uri)
     identity = identify(job.model, weights)
     build(job.model, weights, torch.device("cpu"))  # what cannot be built is told before anything starts
     say(_plan(job, benchmarks) + "\n")
@@ -122,10 +122,11 @@ def _judge(
     say: Say,
     scatter: Scatter,
 ) -> list[int]:
-    """Judge the missing chunks; return those that are still missing because the job was stopped."""
+    """Judge the missing chunks; return those that are still missing because the job was stopped or its time is over."""
     total = len(benchmarks.units)
     done = total - sum(len(benchmarks.chunk(chunk)) for chunk in missing)
     began, told, first = time.monotonic(), 0.0, done
+    hours = job.workers.deadline_hours
     left = set(missing)
     for chunk, results in scatter(job, assignment, missing, say):
         left.discard(chunk)
@@ -139,6 +140,9 @@ def _judge(
                 f"judged {done}/{total}  {last.degradation} {last.image} {last.psnr:.2f} dB  "
                 f"{each:.2f} s/image  {each * (total - done):.0f} s left"
             )
+        if left and hours is not None and now - began > 3600 * hours:
+            say(f"workers.deadline_hours ({hours:g}) is over")
+            break
     return sorted(left)
 
 

@@ -52,7 +52,7 @@ def draw_panels(
     chosen = _choose(benchmarks, degradations, images, count)
     candidates = []
     for job in jobs:
-        weights = fetch(job.model)
+        weights = fetch(job.model, job.track.uri)
         name = identify(job.model, weights).name
         candidates.append((name, build(job.model, weights, torch.device("cpu"), job.evaluate.precision)))
     protocol = first.evaluate.protocols[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,15 +13,16 @@ from PIL import Image
 
 from mirage import load, restore
 from mirage.metrics import measure
-from orchestrator import track
+from orchestrator import registry, track
 from orchestrator.dispatch import plan_any, run_any
 from orchestrator.errors import ModelError, OrchestratorError, PlanError
 from orchestrator.evaluate import to_float
 from orchestrator.judging import evaluation
+from orchestrator.judging.candidate import build
 from orchestrator.judging.images import from_parquet
 from orchestrator.judging.summary import read_summary
 from orchestrator.judging.work import Worker
-from orchestrator.kinds import EvaluateJob
+from orchestrator.kinds import EvaluateJob, Judged
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from tests.orchestrator.judging.conftest import MakeEvaluation
@@ -100,6 +102,17 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(
     assert [(r.image, r.psnr) for r in ours] == [(r.image, r.psnr) for r in theirs]
 
 
+def test_an_evaluation_whose_time_is_over_stops_and_goes_on_when_it_is_submitted_again(
+    evaluation_job: MakeEvaluation,
+) -> None:
+    said: list[str] = []
+    ended = run_any(evaluation_job(workers={"deadline_hours": 1e-9}), said.append, in_process=True)
+    assert (ended.status, ended.step) == ("stopped", 1)
+    assert "workers.deadline_hours (1e-09) is over" in said
+    again, _ = run(evaluation_job())
+    assert any("goes on: 1 of 4 chunks are done" in line for line in again)
+
+
 def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluation) -> None:
     job = evaluation_job(name="tracked")
     _, folder = run(job)
@@ -165,6 +178,27 @@ def test_what_cannot_be_judged_is_one_clear_error(
         run(evaluation_job(**changes))
 
 
+def test_a_registered_model_is_that_of_the_jobs_own_registry(
+    evaluation_job: MakeEvaluation, weights: Path, tmp_path: Path
+) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    registry.register(
+        elsewhere,
+        "elsewhere",
+        run_id=track.start_run(elsewhere, "judging", "run", {}, {}),
+        weights=weights.read_bytes(),
+        card="",
+        metrics={},
+        tags={},
+        idempotency_key="one",
+    )
+    model = {"weights": "models:/elsewhere@candidate"}
+    _, folder = run(evaluation_job(model=model, track={"experiment": "judging", "uri": elsewhere}))
+    assert read_summary(folder).model.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+    with pytest.raises(OrchestratorError, match="elsewhere"):
+        run(evaluation_job(model=model))
+
+
 NETWORK = """
 import torch
 
@@ -208,6 +242,19 @@ def test_a_class_of_the_users_with_its_own_weights_stands_in_the_same_table(
     _, folder = run(evaluation_job(model={**model, "tile": 64}, evaluate=evaluate))
     brighter = {f.metric: f.value for f in read_summary(folder).figures}
     assert brighter["psnr"] < brighter["input_psnr"] - 1
+
+
+def test_a_class_without_weights_is_the_same_network_in_every_process(own_network: Path) -> None:
+    (own_network / "drawn.py").write_text(
+        "import torch\nclass Drawn(torch.nn.Conv2d):\n    def __init__(self): super().__init__(3, 3, 1)\n"
+    )
+    model = Judged.model_validate(
+        {"class": f"{own_network.name}.drawn:Drawn", "path": str(own_network.parent)}
+    )
+    before = torch.get_rng_state()
+    first, second = (build(model, b"", torch.device("cpu")).network.state_dict() for _ in range(2))
+    assert torch.equal(first["inner.weight"], second["inner.weight"])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
