@@ -32,7 +32,7 @@ from orchestrator.judging.published import references
 from orchestrator.lease import lease
 from orchestrator.registry import JOB, Version
 
-PREVIOUS = "previous"
+CHAMPION = "champion"
 ATTEMPTS = 5
 """How often a promotion is judged anew because another one came first."""
 
@@ -66,7 +66,7 @@ class Promotion:
             lines += [gates.table(self.verdicts), ""]
         if not self.passed:
             return "\n".join([*lines, f"refused: {self.alias} stays where it is"])
-        kept = f", version {self.before} is kept as {PREVIOUS}" if self.before else ""
+        kept = f", version {self.before} is kept as {previous_of(self.alias)}" if self.before else ""
         return "\n".join([*lines, f"passed: {self.alias} is version {self.version}{kept}"])
 
 
@@ -74,7 +74,7 @@ def promote(
     model: str,
     tracking_uri: str,
     given: Mapping[str, object] | None = None,
-    alias: str = "champion",
+    alias: str = CHAMPION,
     results: Sequence[Path] = (),
 ) -> Promotion:
     """Move `alias` to the version that `model` names if it passes every gate; store the gate table with its run.
@@ -83,6 +83,8 @@ def promote(
     the job that trained the version (`orchestrator.config.Promote`), but for what is `given`. Scores are those that
     versions carry, or those in `results`, folders of evaluations. Raises RegistryError, JudgingError, TrackingError.
     """
+    if alias.startswith("previous"):
+        raise RegistryError(f"--to {alias}: what an alias pointed to before is kept by promotion itself.")
     candidate = registry.find(_whole_name(model), tracking_uri)
     limits = limits_of(candidate, tracking_uri, given or {})
     for _ in range(ATTEMPTS):
@@ -110,20 +112,25 @@ def limits_of(version: Version, tracking_uri: str, given: Mapping[str, object]) 
         raise RegistryError(f"{version.uri}: no such gates: {told}") from error
 
 
-def rollback(name: str, tracking_uri: str, alias: str = "champion") -> tuple[int, int]:
-    """Exchange `alias` and `previous`; return the version that held it and the one that holds it now.
+def previous_of(alias: str) -> str:
+    """Return the alias of the version that held `alias` before: each alias has its own."""
+    return "previous" if alias == CHAMPION else f"previous-{alias}"
+
+
+def rollback(name: str, tracking_uri: str, alias: str = CHAMPION) -> tuple[int, int]:
+    """Exchange `alias` and the one before it; return the version that held it and the one that holds it now.
 
     A second call takes the first one back. Raises RegistryError.
     """
-    name = name.removeprefix("models:/")
+    name, previous = name.removeprefix("models:/"), previous_of(alias)
     with lease(tracking_uri, name) as held:
         now = registry.aliases(tracking_uri, name)
-        if alias not in now or PREVIOUS not in now or now[alias] == now[PREVIOUS]:
+        if alias not in now or previous not in now or now[alias] == now[previous]:
             told = ", ".join(f"{key} is version {value}" for key, value in sorted(now.items())) or "no alias"
             raise RegistryError(f"{name}: nothing to roll back to ({told}).")
         held.check()
-        registry.point(tracking_uri, name, {PREVIOUS: now[alias], alias: now[PREVIOUS]})
-    return now[alias], now[PREVIOUS]
+        registry.point(tracking_uri, name, {previous: now[alias], alias: now[previous]})
+    return now[alias], now[previous]
 
 
 def _whole_name(model: str) -> str:
@@ -219,7 +226,7 @@ def _move(candidate: Version, alias: str, judged_against: int | None, tracking_u
         if registry.aliases(tracking_uri, candidate.name).get(alias) != judged_against:
             return False
         held.check()
-        moves = {} if judged_against is None else {PREVIOUS: judged_against}
+        moves = {} if judged_against is None else {previous_of(alias): judged_against}
         registry.point(tracking_uri, candidate.name, {**moves, alias: candidate.version})
         if registry.aliases(tracking_uri, candidate.name).get(alias) != candidate.version:
             raise RegistryError(

@@ -107,12 +107,12 @@ def rollback(
     name: Annotated[str, typer.Argument(help="A registered model.")],
     alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
 ) -> None:
-    """Exchange champion and previous; a second call takes the first one back."""
+    """Exchange champion, or another alias, and its previous; a second call takes the first one back."""
     use_local_cluster()
     from orchestrator import promote as promoting
 
     before, now = promoting.rollback(name, track_uri(), alias)
-    say(f"{name}: {alias} is version {now} again; version {before} is kept as previous")
+    say(f"{name}: {alias} is version {now} again; version {before} is kept as {promoting.previous_of(alias)}")
 
 
 @app.command()

@@ -114,9 +114,18 @@ def _table(table: PublishedTable, summaries: Sequence[Summary], against: str | N
 
 
 def _figures(summary: Summary, column: str, protocol: str) -> dict[tuple[str, str], Figure]:
-    """Return (metric, subset) -> figure of a column under the protocol; JudgingError under others only."""
+    """Return (metric, subset) -> figure of a column under the protocol.
+
+    Raises JudgingError where there are figures under other protocols only, or of several sets.
+    """
     of_column = [f for f in summary.figures if f.source and column_is(column, f.source, f.degradation)]
     right = {(f.metric, f.subset): f for f in of_column if f.protocol == protocol and f.metric in METRICS}
+    sets = sorted({f"{f.dataset} {f.source} {f.digest[:8]}" for f in of_column if f.protocol == protocol})
+    if len(sets) > 1:
+        raise JudgingError(
+            f"evaluation {summary.evaluation}: {column} was measured on {', '.join(sets)}, and a table has one number "
+            "for it. Judge them by two jobs, or leave this one out (--results)."
+        )
     if of_column and not right:
         others = sorted({f.protocol for f in of_column})
         raise JudgingError(

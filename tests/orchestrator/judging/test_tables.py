@@ -89,6 +89,12 @@ def test_a_table_refuses_to_mix_protocols() -> None:
         tables.make_tables("1", [WHOLE, other])
 
 
+def test_one_evaluation_of_two_sets_of_a_column_is_refused() -> None:
+    twice = replace(WHOLE, figures=(*WHOLE.figures, figure("Rain100L", "rain", "psnr", 1.0, digest="f" * 64)))
+    with pytest.raises(JudgingError, match=r"rain100l was measured on .*dddddddd, .*ffffffff"):
+        tables.make_tables("1", [twice])
+
+
 def test_sots_stands_with_and_without_its_leaked_images() -> None:
     unseen = [
         figure("SOTS outdoor", "haze", m, v, subset="without-leak")

@@ -244,6 +244,25 @@ def test_rolling_back_twice_is_where_one_was(store: str, name: str) -> None:
     assert registry.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
 
 
+def test_each_alias_has_a_previous_of_its_own(store: str, name: str) -> None:
+    for gain in (0.0, 1.0):
+        put(store, name, scored(gain))
+        promote(name, store, QUICK)
+        promote(name, store, QUICK, alias="staging")
+    put(store, name, scored(2.0))
+    promote(name, store, QUICK, alias="staging")
+    assert registry.aliases(store, name) == {
+        "candidate": 3,
+        "champion": 2,
+        "previous": 1,
+        "staging": 3,
+        "previous-staging": 2,
+    }
+    assert rollback(name, store) == (2, 1)
+    with pytest.raises(RegistryError, match="kept by promotion itself"):
+        promote(name, store, QUICK, alias="previous")
+
+
 def test_what_cannot_be_promoted_or_rolled_back_is_told(store: str, name: str) -> None:
     put(store, name, scored(0.0))
     promote(name, store, QUICK)
