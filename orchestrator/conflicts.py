@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from orchestrator import crops
 from orchestrator.config import Crew, Job, OwnClass, Pack
 from orchestrator.errors import JudgingError
-from orchestrator.judging.published import references
 
 if TYPE_CHECKING:
     from orchestrator.kinds import EvaluateJob, PackJob, RestoreJob
@@ -69,10 +68,7 @@ def of_training(job: Job) -> Iterator[Conflict]:
             "engine.zero_stage to at most 2.",
         )
     if job.promote.paper_row is not None:
-        try:
-            references(job.promote.paper_row)
-        except JudgingError as error:
-            yield "promote.paper_row", str(error)
+        yield from _of_paper_row(job.promote.paper_row)
     yield from _of_class(job.model)
     if job.model.class_ is not None:
         yield from _of_training_a_class(job)
@@ -81,6 +77,17 @@ def of_training(job: Job) -> Iterator[Conflict]:
         job.model.build()
     except ValueError as error:
         yield "model", str(error)
+
+
+def _of_paper_row(row: str) -> Iterator[Conflict]:
+    from orchestrator.judging.published import (
+        references,
+    )  # the tables know every dataset, which takes a while
+
+    try:
+        references(row)
+    except JudgingError as error:
+        yield "promote.paper_row", str(error)
 
 
 def _of_crops(job: Job) -> Iterator[Conflict]:

@@ -142,6 +142,14 @@ def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
     assert "1 problem," in problems(Path("jobs/demo.yaml"), override)
 
 
+def test_a_row_that_the_papers_tables_do_not_hold_is_a_problem() -> None:
+    assert load_job("jobs/demo.yaml", ["promote.paper_row=T2:MIRAGE-S"]).promote.paper_row == "T2:MIRAGE-S"
+    told = problems(Path("jobs/demo.yaml"), "promote.paper_row=T2:MIRAGE-XL")
+    assert "promote.paper_row" in told
+    assert "no such row" in told
+    assert "MIRAGE-S" in told
+
+
 PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photographs}}\n"
 
 
