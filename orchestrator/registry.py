@@ -122,10 +122,9 @@ def register(
         number, *twins = _made_before(client, name, idempotency_key)
         for twin in twins:  # made by another process at the same time, which deletes them as well
             _delete_version(client, name, twin)
-        with lease(
-            tracking_uri, name
-        ):  # else two at once could each see an older holder, and the older one win
+        with lease(tracking_uri, name) as held:  # of two at once, each could see an older holder
             if _aliases(client, name).get(alias, 0) < number:  # a newer version keeps the alias
+                held.check()
                 client.set_registered_model_alias(name, alias, str(number))
     return RegisteredVersion(name, number, f"models:/{name}/{number}")
 
