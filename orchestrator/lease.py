@@ -55,7 +55,7 @@ class Lease:
 
 @contextmanager
 def lease(tracking_uri: str, model: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[Lease]:
-    """Hold the lease of `model`. Raises RegistryError when others hold it for `wait_seconds`."""
+    """Hold the lease of `model`. Raises RegistryError when others hold it for `wait_seconds` or MLflow is away."""
     client = track.connect(tracking_uri)
     mine = Lease(client, f"{model}.lease", uuid.uuid4().hex)
     deadline = time.monotonic() + wait_seconds
@@ -87,7 +87,7 @@ def _create(mine: Lease, model: str) -> bool:
         mine.client.create_registered_model(mine.name, tags, f"Stands here while an alias of {model} moves.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+            raise _told(mine.client, error) from error
         return False
     return True
 
@@ -100,9 +100,13 @@ def _held(client: Any, name: str) -> tuple[str, str]:
         tags = client.get_registered_model(name).tags
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+            raise _told(client, error) from error
         return "", "nobody"
     return tags.get(_TOKEN, ""), tags.get(_HOLDER, "somebody")
+
+
+def _told(client: Any, error: Exception) -> RegistryError:
+    return RegistryError(f"MLflow at {track.shown(client.tracking_uri)}: {track.one_line(error)}")
 
 
 def _delete(client: Any, name: str, token: str) -> None:
