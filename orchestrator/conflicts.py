@@ -80,9 +80,8 @@ def of_training(job: Job) -> Iterator[Conflict]:
 
 
 def _of_paper_row(row: str) -> Iterator[Conflict]:
-    from orchestrator.judging.published import (
-        references,
-    )  # the tables know every dataset, which takes a while
+    # Here, because the tables know every dataset, which takes a while to import.
+    from orchestrator.judging.published import references
 
     try:
         references(row)

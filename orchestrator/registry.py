@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
-
 import mirage
 from mirage.weights import WeightsError, loads
 from orchestrator import track
@@ -257,7 +255,8 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
             Path(folder, "model"),
             python_model=str(SERVED),
             artifacts={key: str(path) for key, path in parts.items()},
-            signature=_signature(),
+            # A signature would let one kind of input through: arrays of floats or bytes, not both.
+            signature=False,
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
             code_paths=[str(Path(mirage.__file__).parent), str(_photos_package(Path(folder)))],
         )
@@ -267,14 +266,6 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
-
-
-def _signature() -> Any:
-    """What arrays become. Nothing is said of the input: MLflow would let one kind through, arrays or bytes."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    return ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))]))
 
 
 def _photos_package(folder: Path) -> Path:
