@@ -29,7 +29,9 @@ class Operator(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute it."""
-        if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        if (
+            not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        ):  # dynamo cannot trace the second
             return self._function(*args, **kwargs)
         result: R = self._operator(*args, **kwargs)
         return result
