@@ -17,7 +17,7 @@ kind: pack
 storage: s3://mirage
 data:
   manifests: many
-  pack: {source: synthetic, root: photographs, degradations: [rain], variants: 30, shard_mib: 1}
+  pack: {source: synthetic, root: photographs, degradations: [rain], variants: 60, shard_mib: 1}
 """
 
 
@@ -28,13 +28,13 @@ def test_shards_are_packed_by_tasks_and_the_bytes_do_not_tell(project: Project):
     done = project.submit("jobs/many.yaml")
     assert done.status == 0, done.text
     assert "every shard is a task of the cluster" in done.text
-    assert re.search(r"train rain +120", done.text), done.text
+    assert re.search(r"train rain +240", done.text), done.text
     store = project.root / ".mirage" / "store" / "mirage" / "many"
     clustered = {path.name for path in (store / "shards").iterdir()}
     assert len(clustered) > 2
     assert not list((store / "packing").glob("*"))
 
-    words = ("pack", "synthetic", "--root", "photographs", "--degradation", "rain", "--variants", "30")
+    words = ("pack", "synthetic", "--root", "photographs", "--degradation", "rain", "--variants", "60")
     alone = project.run(
         *(sys.executable, "-m", "orchestrator", *words, "--shard-mib", "1", "--jobs", "1", "--out", "alone")
     )

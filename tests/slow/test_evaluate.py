@@ -14,7 +14,7 @@ import torch
 from mirage import MIRAGE, ModelConfig, save
 from orchestrator.cluster import rayhead
 from orchestrator.judging.images import ImageResult, from_parquet
-from tests.slow.project import BIN, Project, wait_until
+from tests.slow.project import Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -68,7 +68,7 @@ def test_a_dead_worker_and_a_stopped_job_lose_no_image_and_judge_none_twice(proj
     (first, *_) = judges(project)
     os.kill(first, signal.SIGKILL)
     project.wait_for(job, r"judged ([6-9]|1\d)/28")
-    project.run(str(BIN / "ray"), "job", "stop", job)
+    project.stop(job)  # by HTTP: the command takes seconds to start, in which the last images may be judged
     wait_until(lambda: project.status(job) == "STOPPED" and "stopped", 90, "the job stops")
     assert "of 28 images done" in project.logs(job)
 

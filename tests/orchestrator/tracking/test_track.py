@@ -92,7 +92,9 @@ def test_a_run_keeps_what_the_driver_says(store: str, tmp_path: Path) -> None:
     assert history(store, run_id, "test/rain/psnr") == [(7, 31.5)]
     assert track.is_finished(store, run_id)
     everything = Path(store.removeprefix("sqlite:///")).parent / "mlartifacts"
-    (artifacts,) = (folder for folder in everything.rglob(run_id) if folder.is_dir())  # others' runs are there too
+    (artifacts,) = (
+        folder for folder in everything.rglob(run_id) if folder.is_dir()
+    )  # others' runs are there too
     assert [path.read_bytes() for path in artifacts.rglob("job.yaml")] == [b"name: 5deg\n"]
     assert [path.read_bytes() for path in artifacts.rglob("pictures/sheet.png")] == [png()]
 
