@@ -47,7 +47,7 @@ class Server:
         """Start and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not self._answers():
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.3)

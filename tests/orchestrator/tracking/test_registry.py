@@ -255,7 +255,7 @@ def _invoke(port: int, degraded: np.ndarray, service: subprocess.Popen[bytes], l
         json.dumps({"inputs": degraded.tolist()}).encode(),
         {"Content-Type": "application/json"},
     )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 280
     while True:
         assert service.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
