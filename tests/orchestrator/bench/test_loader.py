@@ -31,12 +31,14 @@ class AnyIRTrainDataset:
         self.size, self.tensor = args.patch_size, ToTensor()
         self.root = os.path.dirname(args.denoise_dir.rstrip("/"))
         self.crop_transform = Compose([ToPILImage(), RandomCrop(args.patch_size)])
-        names = {"derain": 3, "dehaze": 4, "deblur": 5, "enhance": 6}
+        codes = {"derain": 3, "dehaze": 4, "deblur": 5, "enhance": 6}
         self.sample_ids = []
         if "denoise_15" in args.de_type:
-            self.sample_ids += [{"clean_id": args.denoise_dir + line.strip(), "de_type": code}
-                                for code in range(3) for line in open(args.data_file_dir + "noisy/denoise.txt")]
-        for code in [names[t] for t in args.de_type if t in names]:
+            with open(args.data_file_dir + "noisy/denoise.txt") as listed:
+                names = [line.strip() for line in listed]
+            self.sample_ids += [{"clean_id": args.denoise_dir + name, "de_type": code}
+                                for code in range(3) for name in names]
+        for code in [codes[t] for t in args.de_type if t in codes]:
             folder = os.path.join(self.root, PAIRS[code][0])
             for name in os.listdir(folder):
                 path = name if code > 4 else os.path.join(folder, name)
