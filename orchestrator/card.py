@@ -18,6 +18,7 @@ def model_card(
         "architecture": _architecture(job.model),
         "setting and recipe": f"{job.setting}, {job.recipe}",
         "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+        **({"begun from": job.init_from} if job.init_from else {}),
         "run": run_id,
         "code": code_version,
         "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),

@@ -77,6 +77,22 @@ PackSource = Literal[
 ]
 
 
+SettingName = Literal[
+    "dehaze",
+    "derain",
+    "denoise",
+    "3deg",
+    "5deg",
+    "cdd11-single",
+    "cdd11-double",
+    "cdd11-triple",
+    "cdd11-all",
+    "allweather",
+    "own",
+]
+"""A name of `recipes.SETTINGS`."""
+
+
 class Section(BaseModel):
     """A part of a job: frozen, and an unknown key is an error."""
 
@@ -406,8 +422,11 @@ class Job(Section):
     kind: Literal["train"] = "train"
     recipe: Literal["release", "paper", "fast"] = "release"
     """The authors' code, the paper's text, or ours. A number always says which."""
-    setting: Literal["3deg", "5deg"]
-    """Published benchmark combination: fixes mixture, degradations and protocol."""
+    setting: SettingName
+    """Published benchmark combination: fixes mixture, degradations and protocol. `own`: data.mixture,
+    evaluate.degradations and the length are the job's to say."""
+    init_from: str | None = None
+    """Weights to begin from: models:/NAME@ALIAS, a run, or a file. Looked up once, when the run starts."""
     seed: Seed = 0
     storage: str = ".mirage/folder"
     """Where relative manifests and the runs live: `s3://bucket[/prefix]` or a folder."""

@@ -158,9 +158,11 @@ class Kind:
 
 def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     recipe, setting, train = given.get("recipe", "release"), given.get("setting"), given.get("train")
-    steps_given = isinstance(train, Mapping) and train.get("steps") is not None
+    length_given = isinstance(train, Mapping) and any(
+        train.get(key) is not None for key in ("steps", "epochs")
+    )
     if recipe in ("release", "paper", "fast") and isinstance(setting, str) and setting in SETTINGS:
-        return defaults(recipe, setting, steps_given=steps_given)
+        return defaults(recipe, setting, length_given=length_given)
     return {}
 
 

@@ -58,6 +58,7 @@ class Plan:
         )
         kind = f"{job.workers.gpus:g} GPU" if job.workers.gpus else f"{job.workers.cpus:g} CPU"
         size = "custom" if set(job.model.changes()) - {"shallow_tap"} else job.model.variant
+        begins = [f"begins     from {job.init_from}"] if job.init_from else []
         if job.model.class_ is None:
             model = (
                 f"MIRAGE {size}: {self.parameters:,} parameters ({self.parameters_at_inference:,} at inference), "
@@ -69,6 +70,7 @@ class Plan:
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",
             f"model      {model}",
+            *begins,
             f"loss       {job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
             f"data       {', '.join(data.manifest_uris(job))}   (counts: {self.counts_from})",
         ]
@@ -130,6 +132,8 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
         if strict:
             raise
         published = SETTINGS[job.setting].published
+        if job.data.pack is None and not published:
+            raise  # nobody knows how much data of one's own there is but the data
         if job.data.pack is not None:
             held = data.planned_counts(job)
             counts_from = "to be packed"

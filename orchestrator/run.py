@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from orchestrator import data, network, registry, report, track
+from orchestrator import data, initial, network, registry, report, track
 from orchestrator.card import model_card
 from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
@@ -70,6 +70,9 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
 
     known = track.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
     finished = place.store.exists(RESULT)
+    if job.init_from is not None and not finished:
+        digest = initial.keep(job, place.store, uri)
+        say(f"begins     from {job.init_from}, sha256 {digest[:16]}")
     if finished:
         say(
             f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mirage import MIRAGE, compiling
 from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
-from orchestrator import data, network
+from orchestrator import data, initial, network
 from orchestrator.checkpoint import METRIC, Checkpoints, Identity, State
 from orchestrator.config import INCIDENTAL, Job
 from orchestrator.engine import Engine, trainable
@@ -145,7 +145,7 @@ def train(
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return Outcome("finished", total, total)
-    run = _start(job, engine, stream, _newest(stream, engine, checkpoints, driver))
+    run = _start(job, engine, stream, store, _newest(stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
         _compile(run, driver)
     ledger = _ledger(run, store)
@@ -226,8 +226,8 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     return scalars
 
 
-def _start(job: Job, engine: Engine, stream: TrainStream, state: State | None) -> Run:
-    """Return a run at step 0, or at the checkpoint `state`."""
+def _start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: State | None) -> Run:
+    """Return a run at step 0, or at the checkpoint `state`; `store` holds the weights that step 0 begins from."""
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
@@ -239,6 +239,8 @@ def _start(job: Job, engine: Engine, stream: TrainStream, state: State | None) -
                 head.requires_grad_(False)
     if state is not None:
         model.load_state_dict(dict(state.tensors["model"]))
+    elif job.init_from is not None:
+        initial.begin(job, model, store)
     averaged = None
     if job.train.ema_decay is not None:
         averaged = network.make(job.model).to(engine.device).eval()

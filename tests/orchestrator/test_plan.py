@@ -40,7 +40,7 @@ def test_three_degradations_have_their_epoch(nowhere) -> None:
 
 
 def test_data_out_of_reach_is_an_error_for_a_run(nowhere) -> None:
-    with pytest.raises((ShardsError, OrchestratorError), match="5deg"):
+    with pytest.raises((ShardsError, OrchestratorError), match="bsd400-wed"):
         make_plan(load_job("jobs/5deg.yaml", [nowhere]), strict=True)
 
 
