@@ -15,7 +15,7 @@ from orchestrator.errors import JobFileError
 from orchestrator.jobfile import dump_job, job_from_mapping, json_schema, load_job
 from orchestrator.kinds import KINDS, AnyJob, PackJob
 
-JOBS = sorted(Path("jobs").rglob("*.yaml"))
+JOBS = sorted(p for p in Path("jobs").rglob("*.yaml") if p.parent.name != "clusters")
 MINIMAL = "name: mine\nsetting: 5deg\ndata: {manifests: mine}\ntrack: {experiment: mine}\n"
 
 

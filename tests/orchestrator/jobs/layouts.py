@@ -27,7 +27,7 @@ def _cdd11(split: str, count: int) -> Pairs:
     ]
 
 
-_HAZY = ("0025_0.8_0.04", "0025_1_0.16", "0030_0.8_0.04")
+_HAZY = ("0025_0.8_0.04", "0025_1_0.16", "0030_0.8_0.04", "0030_1_0.16")
 _WEATHER = ("im_0001_s80_a04.png", "im_0002_s80_a04.png", "city_00001.jpg", "12_rain.png")
 
 PAIRED: dict[str, dict[str, Pairs]] = {
@@ -36,7 +36,7 @@ PAIRED: dict[str, dict[str, Pairs]] = {
         "Rain100L": _numbered("Rain100L/rainy/rain-{:03}.png", "Rain100L/norain/norain-{:03}.png"),
     },
     "reside-ots": {"OTS": [(f"synthetic/part1/{h}.jpg", f"original/{h[:4]}.jpg") for h in _HAZY]},
-    "sots-outdoor": {"SOTS outdoor": [(f"hazy/{h}.jpg", f"gt/{h[:4]}.png") for h in _HAZY[1:]]},
+    "sots-outdoor": {"SOTS outdoor": [(f"hazy/{h}.jpg", f"gt/{h[:4]}.png") for h in _HAZY[1:3]]},
     "gopro": {
         "GoPro train": _numbered("train/G_01/blur/{:06}.png", "train/G_01/sharp/{:06}.png", 3),
         "GoPro test": _numbered("test/G_02/blur/{:06}.png", "test/G_02/sharp/{:06}.png"),
