@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 import mirage
 from mirage.weights import WeightsError, loads
 from orchestrator import track
@@ -255,17 +257,32 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
             Path(folder, "model"),
             python_model=str(SERVED),
             artifacts={key: str(path) for key, path in parts.items()},
-            # A signature would let one kind of input through: arrays of floats or bytes, not both.
-            signature=False,
+            signature=False,  # from the type hint; ours is written below
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
             code_paths=[str(Path(mirage.__file__).parent), str(_photos_package(Path(folder)))],
         )
+        _sign(Path(folder, "model"))
         experiment = client.get_run(run_id).info.experiment_id
         model_id: str = client.create_logged_model(experiment, name=name, source_run_id=run_id).model_id
         client.log_model_artifacts(model_id, str(Path(folder, "model")))
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
+
+
+def _sign(folder: Path) -> None:
+    """Write the signature of a saved model: what arrays become.
+
+    It says nothing of the input, since MLflow would let one kind of it through: arrays of floats or bytes, not both.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model = Model.load(str(folder))
+    model.signature = ModelSignature(
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1), name="restored")])
+    )
+    model.save(str(folder / "MLmodel"))
 
 
 def _photos_package(folder: Path) -> Path:

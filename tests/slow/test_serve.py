@@ -31,7 +31,7 @@ from tests.slow.serving import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-FLAGS = ("--min-replicas", "2", "--max-replicas", "2", "--max-batch", "2", "--queue", "8", "--poll", "0.3")
+FLAGS = ("--min-replicas", "1", "--max-replicas", "2", "--max-batch", "2", "--queue", "8", "--poll", "0.3")
 LIMITS = ("--max-megabytes", "1", "--max-megapixels", "0.3")
 
 
@@ -64,6 +64,13 @@ def test_it_restores_and_refuses_as_it_says(service: Serving) -> None:
         refused = service.restore(body)
         assert refused.status == status
         assert refused.json()["error"]
+
+
+def test_load_brings_a_second_replica(service: Serving) -> None:
+    assert service.health()["replicas"] == 1
+    with load(service, 6, image(600, 400)) as replies:
+        until(lambda: service.health()["replicas"] == 2, 120, "a second replica")
+    assert failed(replies) == []
 
 
 def test_its_replicas_listen_on_loopback_alone(service: Serving) -> None:

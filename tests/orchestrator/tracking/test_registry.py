@@ -90,6 +90,17 @@ def test_a_version_carries_card_metrics_and_tags(store: str, run_id: str, name: 
     assert weights.with_name("card.md").read_text() == "# Card\n" + "x" * 6000
 
 
+def test_a_version_says_what_arrays_become(store: str, run_id: str, name: str) -> None:
+    version = registered(store, name, run_id, "a")
+    from mlflow.models import get_model_info
+
+    signature = get_model_info(str(registry.resolve(version.uri, store).parent.parent)).signature
+    assert signature is not None
+    assert signature.inputs is None  # arrays or files: MLflow would let one kind through
+    (restored,) = signature.outputs.inputs
+    assert (restored.type, restored.shape) == (np.dtype(np.float32), (-1, 3, -1, -1))
+
+
 def test_the_same_key_makes_no_second_version(store: str, run_id: str, name: str) -> None:
     assert registered(store, name, run_id, "a") == registered(store, name, run_id, "a")
     assert registered(store, name, run_id, "b", seed=1).version == 2
