@@ -88,6 +88,17 @@ class Checkpoints:
             key.removeprefix("checkpoints/").removesuffix(".json") for key in self._store.list("checkpoints/")
         ]
 
+    def metrics(self) -> dict[int, Mapping[str, float]]:
+        """Return step -> what was known of the run there, of every record that reads back whole."""
+        found: dict[int, Mapping[str, float]] = {}
+        for name in self.names():
+            try:
+                record = self._record(name)
+            except (DamagedCheckpointError, MissingObjectError):
+                continue  # `newest` reports it
+            found[int(record["step"])] = record["metrics"]
+        return found
+
     def newest(self) -> str:
         """Return the name of the newest checkpoint that reads back whole, or "" when there is none.
 

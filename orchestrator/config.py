@@ -415,11 +415,10 @@ class Example(Section):
     degradation: Degradation
 
 
-class Job(Section):
-    """A job of kind `train`, resolved: pack what is missing, train, judge, register."""
+class Training(Section):
+    """All that says how a model is trained, of a job that trains one and of a sweep that trains many."""
 
     name: Name
-    kind: Literal["train"] = "train"
     recipe: Literal["release", "paper", "fast"] = "release"
     """The authors' code, the paper's text, or ours. A number always says which."""
     setting: SettingName
@@ -442,6 +441,12 @@ class Job(Section):
     track: Track
     promote: Promote = Promote()
     example: Example | None = None
+
+
+class Job(Training):
+    """A job of kind `train`, resolved: pack what is missing, train, judge, register."""
+
+    kind: Literal["train"] = "train"
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.

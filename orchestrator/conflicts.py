@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator import crops
-from orchestrator.config import Crew, Job, OwnClass, Pack
+from orchestrator.config import Crew, OwnClass, Pack, Training
 from orchestrator.errors import JudgingError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ Conflict = tuple[str, str]
 """Key and message."""
 
 
-def of_training(job: Job) -> Iterator[Conflict]:
+def of_training(job: Training) -> Iterator[Conflict]:
     """Yield what cannot be in a job that trains."""
     yield from _of_crops(job)
     yield from _of_weights(job)
@@ -89,7 +89,7 @@ def _of_paper_row(row: str) -> Iterator[Conflict]:
         yield "promote.paper_row", str(error)
 
 
-def _of_crops(job: Job) -> Iterator[Conflict]:
+def _of_crops(job: Training) -> Iterator[Conflict]:
     stages = crops.stated(job)
     for crop in (stage.pixels for stage in stages):
         if crop % 8:
@@ -115,7 +115,7 @@ def _of_crops(job: Job) -> Iterator[Conflict]:
         )
 
 
-def _of_weights(job: Job) -> Iterator[Conflict]:
+def _of_weights(job: Training) -> Iterator[Conflict]:
     weights = job.data.weights
     if weights is None:
         if job.data.samples_per_epoch is not None:
@@ -201,7 +201,7 @@ def _of_class(model: OwnClass) -> Iterator[Conflict]:
         yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
 
 
-def _of_training_a_class(job: Job) -> Iterator[Conflict]:
+def _of_training_a_class(job: Training) -> Iterator[Conflict]:
     """A network of anybody's has no taps for the SPD term, no blocks that we know, and no place in the registry."""
     if job.loss.spd_weight:
         yield (

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.config import CropStage, Job
+from orchestrator.config import CropStage, Training
 from shards.errors import MixtureError
 from shards.stages import Stage, Stages
 
 
-def stated(job: Job) -> tuple[CropStage, ...]:
+def stated(job: Training) -> tuple[CropStage, ...]:
     """Return the stages of the job; one size is one stage."""
     crop = job.data.crop_pixels
     return (CropStage(from_step=0, pixels=crop),) if isinstance(crop, int) else crop
 
 
-def batches(job: Job) -> tuple[int, ...]:
+def batches(job: Training) -> tuple[int, ...]:
     """Return the global batch of every stage."""
     return tuple(stage.batch or job.train.global_batch_size for stage in stated(job))
 
 
-def stages(job: Job, positions_per_epoch: int) -> Stages:
+def stages(job: Training, positions_per_epoch: int) -> Stages:
     """Return the job's stages by step: one that is given by epoch starts with the first step in that epoch.
 
     Raises MixtureError when they are out of order.

@@ -14,6 +14,9 @@ from orchestrator.kinds import AnyJob, EvaluateJob, PackJob, RestoreJob
 from orchestrator.packing import Say, plan_pack, run_pack
 from orchestrator.plan import make_plan
 from orchestrator.run import run_job
+from orchestrator.sweeping.config import SweepJob
+from orchestrator.sweeping.planning import plan_sweep
+from orchestrator.sweeping.running import run_sweep
 from orchestrator.train import Outcome
 
 
@@ -46,11 +49,16 @@ def _restore(job: RestoreJob, say: Say, in_process: bool) -> Outcome:
     return Outcome("stopped" if stopped else "finished", 0, 0)
 
 
+def _sweep(job: SweepJob, say: Say, in_process: bool) -> Outcome:
+    return run_sweep(job, say, in_process=in_process)
+
+
 ACTIONS: dict[str, Action] = {
     "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
     "pack": Action(_pack, plan_pack),
     "evaluate": Action(_evaluate, plan_evaluation),
     "restore": Action(_restore, plan_restore),
+    "sweep": Action(_sweep, plan_sweep),
 }
 
 

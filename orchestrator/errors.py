@@ -10,6 +10,7 @@
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
     ├── ModelError          a user's own network cannot be imported, built, filled or called
+    ├── SweepError          a sweep cannot go on, or there is none of that name
     ├── JudgingError        results cannot be measured, read or compared
     ├── ExportError         a model cannot be written in another format, or is not the same there
     ├── PhotoError          a file is not an image that can be restored
@@ -58,6 +59,10 @@ class RegistryError(OrchestratorError):
 
 class ModelError(OrchestratorError):
     """A network of the user's own that cannot be imported, built, filled with weights or called."""
+
+
+class SweepError(OrchestratorError):
+    """A sweep that cannot go on, or that is not there."""
 
 
 class JudgingError(OrchestratorError):

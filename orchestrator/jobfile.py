@@ -254,10 +254,15 @@ def _problem(error: Any, kind: Kind, places: Mapping[Key, str], whole: str) -> P
 
 
 def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
-    """Return the place of the key, or of the nearest one above it that somebody wrote."""
-    for depth in range(len(key), 0, -1):
-        if key[:depth] in places:
-            return places[key[:depth]]
+    """Return the place of the key, or of the nearest one above it that somebody wrote.
+
+    A knob of a sweep is one key with dots in it, so keys are compared as they are written.
+    """
+    written = {".".join(parts): place for parts, place in places.items()}
+    parts = ".".join(key).split(".")
+    for depth in range(len(parts), 0, -1):
+        if (dotted := ".".join(parts[:depth])) in written:
+            return written[dotted]
     return whole
 
 

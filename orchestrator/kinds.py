@@ -28,6 +28,8 @@ from orchestrator.config import (
     one_or_many,
 )
 from orchestrator.recipes import SETTINGS, defaults
+from orchestrator.sweeping.config import SweepJob
+from orchestrator.sweeping.problems import of_sweep
 
 DEFAULT = "train"
 """Kind of a file that names none."""
@@ -140,7 +142,7 @@ class RestoreJob(Section):
     workers: Crew = Crew()
 
 
-AnyJob = Job | PackJob | EvaluateJob | RestoreJob
+AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
 
 
 @dataclass(frozen=True)
@@ -171,4 +173,5 @@ KINDS: dict[str, Kind] = {
     "pack": Kind(PackJob, ("name", "data"), conflicts.of_packing),
     "evaluate": Kind(EvaluateJob, ("name", "model", "data", "track"), conflicts.of_evaluation),
     "restore": Kind(RestoreJob, ("name", "restore"), conflicts.of_restoring),
+    "sweep": Kind(SweepJob, ("name", "setting", "data", "track", "sweep"), of_sweep, _training_defaults),
 }

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,12 +29,15 @@ from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
 from orchestrator.registry import JOB, SCORES
 from orchestrator.stop import on_stop
-from orchestrator.train import RESULT, Outcome, run_id, train
+from orchestrator.train import RESULT, Driver, Outcome, run_id, train
 from orchestrator.version import code_version
 from orchestrator.watch import comparison_sheet, png_bytes, to_uint8, validation_items
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
 from shards.store import Store, open_store
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.launch import Assignment
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +58,20 @@ class Place:
         return open_store(self.uri)
 
 
-def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
+def run_job(
+    job: Job, say: Say, *, in_process: bool = False, lineage: Mapping[str, str] | None = None
+) -> Outcome:
     """Train `job` to its end and say what a user wants to know on the way.
 
-    `in_process` trains in this process, without Ray. Raises an error of `orchestrator.errors` or `shards.errors`.
+    `in_process` trains in this process, without Ray. `lineage`: tags of the run in MLflow and of the registered version
+    that say what it comes from. Raises an error of `orchestrator.errors` or `shards.errors`.
     """
     uri = track.tracking_uri(job.track.uri)
     pack_what_is_missing(job, say)
     plan = make_plan(job, strict=True)
     say(plan.render() + "\n")
     dataset = data.open_dataset(job)
-    place = _place(job, dataset)
+    place = place_of(job, dataset)
     place.store.ensure_bucket()
 
     known = track.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
@@ -77,33 +83,47 @@ def run_job(job: Job, say: Say, *, in_process: bool = False) -> Outcome:
         say(
             f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1"
         )
-        tracked = known or _open_run(job, plan, place, uri, None)
+        tracked = known or open_run(job, plan, place, uri, None, lineage)
         outcome = Outcome("finished", plan.total_steps, plan.total_steps)
     else:
-        tracked = _open_run(job, plan, place, uri, known)
+        tracked = open_run(job, plan, place, uri, known, lineage)
         say(f"run {place.run_id}" + (" goes on" if known else ""))
         outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
         if outcome.status == "stopped":
-            _end(uri, tracked, "KILLED")
+            end_run(uri, tracked, "KILLED")
             where = f"at step {outcome.step} with a checkpoint" if outcome.step else "before it began"
             say(f"stopped {where}. Submit the job again to go on.")
             return outcome
     try:
-        _conclude(job, dataset, place, uri, tracked, say)
+        _conclude(job, dataset, place, uri, tracked, say, lineage or {})
     except BaseException:
         if not finished:
-            _end(uri, tracked, "FAILED")
+            end_run(uri, tracked, "FAILED")
         raise
     return outcome
 
 
-def _place(job: Job, dataset: Dataset) -> Place:
+def place_of(job: Job, dataset: Dataset) -> Place:
+    """Return where the run of `job` on this data is."""
     name = run_id(job, dataset.digests)
     return Place(name, f"{below(job.storage, 'runs')}/{name}", home() / "runs" / name)
 
 
-def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -> str:
+def open_run(
+    job: Job,
+    plan: Plan,
+    place: Place,
+    uri: str,
+    known: str | None,
+    lineage: Mapping[str, str] | None = None,
+    chosen: Mapping[str, object] | None = None,
+) -> str:
+    """Open the run in MLflow, anew or the `known` one again, and return its id there. Raises TrackingError.
+
+    `lineage` become tags of it, `chosen` parameters beside those of the job.
+    """
     tags = {
+        **(lineage or {}),
         RUN_TAG: place.run_id,
         "mirage.setting": job.setting,
         "mirage.recipe": job.recipe,
@@ -115,6 +135,7 @@ def _open_run(job: Job, plan: Plan, place: Place, uri: str, known: str | None) -
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
+        **(chosen or {}),
     }
     tracked = track.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
     if known is None:
@@ -140,27 +161,33 @@ def _train(
         if in_process:
             outcome = _train_here(job, dataset, place, driver)
         else:
-            from orchestrator.cluster.launch import Assignment, connected, launch
+            from orchestrator.cluster.launch import connected, launch
 
-            assignment = Assignment(
-                job=job.model_dump(mode="json"),
-                manifests=data.manifest_uris(job),
-                digests=tuple(dataset.digests),
-                run_uri=place.uri,
-                code_version=code_version(),
-                home=str(home()),
-            )
             with connected():
-                outcome = launch(job, assignment, driver)
+                outcome = launch(job, assignment_of(job, dataset, place), driver)
     except BaseException:
         tracker.close()
-        _end(uri, tracked, "FAILED")
+        end_run(uri, tracked, "FAILED")
         raise
     tracker.close()
     return outcome
 
 
-def _end(uri: str, tracked: str, status: str) -> None:
+def assignment_of(job: Job, dataset: Dataset, place: Place) -> Assignment:
+    """Return what the workers of a run need to know."""
+    from orchestrator.cluster.launch import Assignment
+
+    return Assignment(
+        job=job.model_dump(mode="json"),
+        manifests=data.manifest_uris(job),
+        digests=tuple(dataset.digests),
+        run_uri=place.uri,
+        code_version=code_version(),
+        home=str(home()),
+    )
+
+
+def end_run(uri: str, tracked: str, status: str) -> None:
     """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
     try:
         track.end_run(uri, tracked, status)
@@ -169,6 +196,12 @@ def _end(uri: str, tracked: str, status: str) -> None:
 
 
 def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outcome:
+    with on_stop(driver.stop):
+        return train_here(job, dataset, place, driver)
+
+
+def train_here(job: Job, dataset: Dataset, place: Place, driver: Driver) -> Outcome:
+    """Train in this process until the end, or until `driver` is stopping."""
     if job.engine.name != "ddp":
         raise PlanError(
             f"engine.name {job.engine.name} needs workers that Ray starts. Leave out --in-process, or add "
@@ -177,8 +210,7 @@ def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outc
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     engine = InProcessEngine(device, job.train.precision)
-    with on_stop(driver.stop):
-        return train(job, dataset, place.store, engine, driver, code_version())
+    return train(job, dataset, place.store, engine, driver, code_version())
 
 
 class _Here:
@@ -205,7 +237,9 @@ class _Here:
 # --- after training ------------------------------------------------------------------------------------------
 
 
-def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say) -> None:
+def _conclude(
+    job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say, lineage: Mapping[str, str]
+) -> None:
     """Judge, register, restore one photograph, and say where everything is."""
     result = json.loads(place.store.read(RESULT))
     rows = summarise(from_records(result["scores"]), job.evaluate.degradations)
@@ -226,6 +260,7 @@ def _conclude(job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, 
             card=card,
             metrics=as_metrics(rows, "test"),
             tags={
+                **{name: value for name, value in lineage.items() if not name.startswith("mlflow.")},
                 RUN_TAG: place.run_id,
                 "recipe": job.recipe,
                 "protocol": job.evaluate.protocol,

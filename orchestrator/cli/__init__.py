@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import jobs, data, ledgers, datasets, machine, photographs, service, judging, models  # isort: skip
+from orchestrator.cli import jobs, data, ledgers, datasets, machine, photographs, service  # isort: skip
+from orchestrator.cli import judging, models, sweeps  # isort: skip
 from orchestrator.cli.app import app, complain
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "models",
     "photographs",
     "service",
+    "sweeps",
 ]
 
 

@@ -103,10 +103,11 @@ def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
     """
     asked = threading.Event()
     with on_stop(asked.set):
-        return _launch(job, assignment, driver, asked)
+        return launch_until(job, assignment, driver, asked)
 
 
-def _launch(job: Job, assignment: Assignment, driver: Driver, asked: threading.Event) -> Outcome:
+def launch_until(job: Job, assignment: Assignment, driver: Driver, asked: threading.Event) -> Outcome:
+    """Do what `launch` does, in any thread; the run stops with a checkpoint when `asked` is set."""
     free_leaked_groups()
     workers = wait_for_room(job.workers, driver.say, asked.is_set)
     if workers == 0:

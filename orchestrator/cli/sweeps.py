@@ -1,0 +1,52 @@
+"""Commands about finished and running sweeps: report, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import app, say, use_local_cluster
+
+sweep = typer.Typer(no_args_is_help=True, help="What came out of a sweep: a report, the winning job.")
+app.add_typer(sweep, name="sweep")
+
+Run = Annotated[
+    str, typer.Argument(help="A sweep: its id, its name, or its folder in the store.", show_default=False)
+]
+
+
+@sweep.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder. Default: .mirage/sweeps/ID.")
+    ] = None,
+) -> None:
+    """Write report.md and report.html, also of a sweep that is still running, and print the leaderboard."""
+    use_local_cluster()
+    from orchestrator.sweeping.named import find_sweep
+    from orchestrator.sweeping.report import write_report
+    from orchestrator.sweeping.running import folder_of
+
+    found = find_sweep(run)
+    folder = out or folder_of(found.name)
+    write_report(found.job, found.name, found.events, folder)
+    say((folder / "leaderboard.txt").read_text())
+    say(f"written: {folder / 'report.html'}, report.md")
+
+
+@sweep.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The job file to write.", show_default=False)],
+    trial: Annotated[
+        int | None, typer.Option(help="Number of another trial than the best.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the job of the winning trial as a job file of its own, which trains, judges and registers."""
+    use_local_cluster()
+    from orchestrator.sweeping.named import export_job, find_sweep
+
+    say(export_job(find_sweep(run), out, trial))

@@ -1,0 +1,118 @@
+"""What a candidate costs, from its configuration alone, and what it may cost.
+
+parameters <= 6.3M      parameters_at_inference < 6M      macs_224 <= 17G      training_memory <= 40GiB
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from mirage.cost import activation_bytes, macs, parameters
+from orchestrator import crops, userclass
+from orchestrator.config import Job
+
+_RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+_UNITS = {
+    "": 1,
+    **{"k": 10**3, "M": 10**6, "G": 10**9},
+    **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+}
+_PATTERN = re.compile(
+    r"\s*(?P<quantity>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>k|M|G|KiB|MiB|GiB)?\s*"
+)
+_ON_GPU = 3.6
+"""How much more a GPU keeps for the backward pass than the CPU's form does (docs/model.md)."""
+_STATE = 4 + 4 + 8
+"""Bytes per parameter of weights, gradients and the optimiser's two moments, in fp32."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is known of a candidate before it is run."""
+
+    parameters: int
+    """Learned numbers, those of the SPD heads among them."""
+    parameters_at_inference: int
+    macs_224: int
+    """Multiply-adds of one 3 x 224 x 224 image as papers count them; 0 where they cannot be counted."""
+    training_memory: int
+    """Bytes of one worker: what a step in fp32 keeps for its backward pass without recomputation, weights, gradients
+    and optimiser; 0 where it cannot be counted."""
+
+
+QUANTITIES = tuple(Costs.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound of one quantity."""
+
+    text: str
+    quantity: str
+    relation: str
+    limit: float
+
+    def broken_by(self, found: Costs) -> str:
+        """Return by what value the bound is broken, "" when it holds."""
+        value = asdict(found)[self.quantity]
+        return (
+            ""
+            if _RELATIONS[self.relation](value, self.limit)
+            else f"{self.quantity} {amount(self.quantity, value)}"
+        )
+
+
+def parse(text: str) -> Constraint:
+    """Return the constraint that `text` states. Raises ValueError with what to write."""
+    found = _PATTERN.fullmatch(text)
+    if found is None or found["quantity"] not in QUANTITIES:
+        raise ValueError(
+            f"{text!r} is not QUANTITY <= NUMBER, for example parameters <= 6.3M; quantities: {', '.join(QUANTITIES)}; "
+            f"units: {', '.join(unit for unit in _UNITS if unit)}"
+        )
+    limit = float(found["number"]) * _UNITS[found["unit"] or ""]
+    return Constraint(" ".join(text.split()), found["quantity"], found["relation"], limit)
+
+
+def cost_of(job: Job) -> Costs:
+    """Return what the job's network costs; nothing is built but a class of the user's own."""
+    state = _STATE + (4 if job.train.ema_decay else 0)
+    if job.model.class_ is not None:
+        network = userclass.build(job.model.class_, job.model.path, job.model.arguments)
+        count = sum(p.numel() for p in network.parameters())
+        return Costs(count, count, 0, 0)
+    config = job.model.build()
+    kept = max(
+        activation_bytes(config, stage.pixels, stage.pixels) * _images_at_once(job, batch)
+        for stage, batch in zip(crops.stated(job), crops.batches(job), strict=True)
+    )
+    return Costs(
+        parameters=parameters(config),
+        parameters_at_inference=parameters(config, spd_head=False),
+        macs_224=macs(config, 224, 224),
+        training_memory=int(kept * (_ON_GPU if job.workers.gpus else 1)) + state * parameters(config),
+    )
+
+
+def _images_at_once(job: Job, batch: int) -> int:
+    """Return the most images that one worker holds in a micro-batch."""
+    return -(-(batch // job.train.micro_batches) // job.workers.min)
+
+
+def rejection(found: Costs, constraints: Sequence[str]) -> str:
+    """Return which constraints the candidate breaks and by what, "" when it breaks none."""
+    broken = [(one, one.broken_by(found)) for one in map(parse, constraints)]
+    return "; ".join(
+        f"{by}, not {one.relation} {one.text.rpartition(one.relation)[2].strip()}" for one, by in broken if by
+    )
+
+
+def amount(quantity: str, value: float) -> str:
+    """Return a quantity in its usual unit."""
+    if quantity == "training_memory":
+        return f"{value / 2**30:.2f} GiB"
+    unit, scale = ("G", 1e9) if value >= 1e9 else ("M", 1e6) if value >= 1e6 else ("k", 1e3)
+    return f"{value / scale:.3g}{unit}" if value < 1e6 else f"{value / scale:.2f}{unit}"
