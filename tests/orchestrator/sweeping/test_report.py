@@ -88,7 +88,7 @@ def written(make_sweep, tmp_path) -> tuple[Path, str, str]:
 def test_both_reports_hold_every_trial_and_every_reason(written, make_sweep, tmp_path) -> None:
     _, markdown, page = written
     table = table_of(read(LocalStore(tmp_path / "book")))
-    for text in (markdown, page):
+    for text in (markdown, unescape(page)):
         assert all(one.reason in text for one in table.rejected)
         assert all(trial.run in text for trial in table.trials if trial.run)
         assert "9 trials: " in text
