@@ -35,7 +35,7 @@ def _front(job: SweepJob, table: Table, cost: str, label: str) -> str:
     landmarks = _landmarks(job, cost)
     costs = [x for x, _ in points] + [x for _, x, _ in landmarks]
     heights = [y for _, y in points]
-    near = [y for _, _, y in landmarks if y <= max(heights) + _NEAR_DB]
+    near = [y for _, _, y in landmarks if y is not None and y <= max(heights) + _NEAR_DB]
     plot = Plot(
         f"PSNR against {label}",
         f"{label} (logarithmic)",
@@ -45,8 +45,9 @@ def _front(job: SweepJob, table: Table, cost: str, label: str) -> str:
         log_x=True,
     )
     for row, (name, x, published) in enumerate(landmarks):
-        plot.vertical(x, MUTED, f"paper's {name}, published {published:.2f} dB", row)
-        if published in near:
+        told = "" if published is None else f", published {published:.2f} dB"
+        plot.vertical(x, MUTED, f"paper's {name}{told}", row)
+        if published is not None and published in near:
             plot.diamond(x, published, MUTED)
     best = [points[i] for i in front(points)]
     plot.line(best, COLOURS[1], dashed=True, label="no trial is both smaller and better")
@@ -63,13 +64,14 @@ def _front(job: SweepJob, table: Table, cost: str, label: str) -> str:
     return plot.render()
 
 
-def _landmarks(job: SweepJob, cost: str) -> list[tuple[str, float, float]]:
-    """Name, cost and published PSNR of the paper's models in the sweep's setting."""
+def _landmarks(job: SweepJob, cost: str) -> list[tuple[str, float, float | None]]:
+    """Name, cost and published PSNR of the paper's models, where a table of the sweep's setting has both."""
     found = []
     for name, config in (("T", ModelConfig.tiny()), ("S", ModelConfig.small())):
         value = parameters(config) if cost == "parameters" else macs(config, 224, 224)
-        (row,) = references(f"{_TABLES[job.setting]}:MIRAGE-{name}")
-        found.append((name, float(value), row.psnr))
+        table = _TABLES.get(job.setting)
+        psnr = references(f"{table}:MIRAGE-{name}")[0].psnr if table else None
+        found.append((name, float(value), psnr))
     return found
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from orchestrator import track
+from orchestrator import initial, track
 from orchestrator.checkpoint import METRIC, Checkpoints, Identity
 from orchestrator.config import Job
 from orchestrator.errors import TrackingError
@@ -60,6 +60,8 @@ class Trials:
         lineage = {**self.lineage(trial.number), PARENT_TAG: self.parent}
         chosen = {f"sweep.{knob}": shown(value) for knob, value in trial.values.items()}
         tracked = open_run(job, plan, place, self.uri, known or None, lineage, chosen)
+        if job.init_from is not None and not place.store.exists(RESULT):
+            initial.keep(job, place.store, self.uri)
         watch.started(place.run_id, tracked, _devices(job), plan.total_steps)
         tracker = track.Tracker(self.uri, tracked, home() / "spool")
         driver = _Driver(trial.number, watch, tracker, self.say)

@@ -157,7 +157,7 @@ def test_keys_of_another_kind_are_problems_that_say_whose_they_are(tmp_path: Pat
     path = write(tmp_path, PACK + "train:\n  steps: 3\nseeed: 1\n")
     told = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
     assert f"{path}:4" in told
-    assert "belongs to jobs of kind train; this one is of kind pack" in told
+    assert "belongs to jobs of kind train or sweep; this one is of kind pack" in told
     assert "--set data.crop_pixels=64" in told
     assert 'did you mean "variants"?' in told
     assert f"{path}:6" in told

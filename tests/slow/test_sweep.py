@@ -1,0 +1,105 @@
+"""A sweep on a real cluster: its driver dies, one trial diverges, and it ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.sweeping.book import Event
+from orchestrator.sweeping.table import Table, table_of
+from tests.slow.project import Project, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SWEEP = """#!/usr/bin/env -S python -m orchestrator run
+extends: small.yaml
+name: tuned
+kind: sweep
+sweep:
+  space:
+    model.dim: {choice: [8, 6]}
+    train.learning_rate: {choice: [1.0e-3, 1.0e+30, 3.0e-3, 1.0e-4]}   # the second one diverges
+  search: {method: grid}
+  scheduler: {name: asha, first_steps: 20, reduction: 2}
+  trials: 4
+  winner: {then: continue}
+train: {steps: 60, clip_norm: null}
+workers: {min: 1, max: 1, cpus: 1}
+checkpoint: {every_steps: 10}
+validation: {every_steps: 10, photographs: 1, crop_pixels: 32}
+track: {experiment: tuned, register_as: tuned}
+"""
+
+
+def events(project: Project) -> list[Event]:
+    folder = project.root / ".mirage" / "store" / "mirage" / "sweeps"
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("tuned-*/events/*.json"))]
+
+
+def table(project: Project) -> Table:
+    return table_of(events(project))
+
+
+def driver(project: Project) -> psutil.Process:
+    """The process of the sweep's own driver."""
+    (found,) = (
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if (process.info["cmdline"] or [])[-3:] == ["orchestrator", "run", "jobs/tuned.yaml"]
+        and process.info["cwd"] == str(project.root)
+    )
+    return found
+
+
+def test_a_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(project: Project) -> None:
+    job = project.root / "jobs" / "tuned.yaml"
+    job.write_text(SWEEP)
+    job.chmod(0o755)
+    started = project.start("jobs/tuned.yaml")
+    wait_until(
+        lambda: (any(trial.status == "failed" for trial in table(project).trials) and "failed") or None,
+        300,
+        "one fails",
+    )
+    os.kill(driver(project).pid, signal.SIGKILL)
+    wait_until(lambda: project.status(started) == "FAILED" and "failed", 60, "Ray notices")
+    before = table(project)
+    ended = {trial.number: trial for trial in before.trials if trial.ended}
+
+    done = project.submit("jobs/tuned.yaml")
+    assert done.status == 0, done.text
+    after = table(project)
+    assert len(after.trials) == 4
+    assert all(trial.ended for trial in after.trials)
+    for number, trial in ended.items():
+        assert after.trials[number] == trial
+    (diverged,) = (trial for trial in after.trials if trial.status == "failed")
+    assert diverged.values["train.learning_rate"] == 1e30
+    assert "not finite" in diverged.ending
+    assert all("Nearest" in one.reason for one in after.rejected)
+    begun = [event["number"] for event in events(project) if event["kind"] == "started"]
+    assert all(begun.count(number) == 1 for number in ended)
+    for trial in before.trials:
+        if not trial.ended and trial.step:
+            assert f"trial {trial.number}  resumed from checkpoint" in done.text
+
+    best = after.best()
+    assert best is not None
+    assert re.search(r"tuned version 1, alias candidate", done.text)
+    (folder,) = (project.root / ".mirage" / "sweeps").glob("tuned-*")
+    assert best.run in (folder / "report.html").read_text()
+    exported = project.run(
+        sys.executable, "-m", "orchestrator", "sweep", "export", "tuned", "-o", "jobs/mine.yaml"
+    )
+    assert exported.status == 0, exported.text
+    planned = project.run(sys.executable, "-m", "orchestrator", "plan", "jobs/mine.yaml")
+    assert planned.status == 0, planned.text
+    assert "job mine" in planned.text
+    assert Path(project.root / "jobs" / "mine.yaml").stat().st_mode & 0o111
