@@ -26,6 +26,20 @@ Set = Annotated[
 ]
 
 
+# With one of these the shell says whose S3 it means; a region or a certificate bundle alone says nothing of the kind.
+OWN_STORE = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ROLE_ARN",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+
+
 def use_local_cluster() -> None:
     """Let a plain shell reach the store and the Ray head that `mirage up` runs for this folder.
 
@@ -40,7 +54,7 @@ def use_local_cluster() -> None:
         offered = local.environment(Path.cwd())
     except ClusterError:
         return
-    own_store = any(name.startswith("AWS_") for name in os.environ) or Path("~/.aws").expanduser().exists()
+    own_store = not os.environ.keys().isdisjoint(OWN_STORE) or Path("~/.aws").expanduser().exists()
     for name, value in offered.items():
         if not (own_store and name.startswith("AWS_")):
             os.environ.setdefault(name, value)
