@@ -7,7 +7,7 @@
 
 A link is *verified* when its digest was computed anew and fits, *present* when what it names is there but was not read
 (`deep` reads shards and raw files), *unknown* when there is nothing here to check it against, and *broken* when it is
-gone or is not what was written.
+gone or is not what was written. A model that came of a sweep has that as one more link.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import yaml
 
 from orchestrator import registry, track
 from orchestrator.config import Job
-from orchestrator.errors import JobFileError, RegistryError
+from orchestrator.errors import JobFileError, RegistryError, SweepError
 from orchestrator.home import absolute_uri, below
 from orchestrator.jobfile import job_from_mapping
 from orchestrator.named import RUN_TAG
 from orchestrator.registry import JOB, SCORES, Version
+from orchestrator.sweeping.book import read
+from orchestrator.sweeping.table import table_of
+from orchestrator.sweeping.trial import SWEEP_TAG, TRIAL_TAG
 from orchestrator.train import RESULT, run_id
 from orchestrator.version import code_version
 from shards.errors import PackError, ShardsError
@@ -94,6 +97,8 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
         _code(version, tracking_uri),
         _run(version, tracking_uri, told, [] if job is None else [_result(version, job, deep)]),
     ]
+    if job is not None and SWEEP_TAG in version.tags:
+        links.append(_sweep(version, job))
     if job is not None:
         links += _datasets(version, job, deep, roots)
     return Link(version.uri, "verified" if links[0].state == "verified" else "broken", below=tuple(links))
@@ -181,6 +186,21 @@ def _result(version: Version, job: Job, deep: bool) -> Link:
     except (ShardsError, ValueError, KeyError) as error:
         return Link("result", "broken", digest, f"{uri}: {error}")
     return Link("result", ("verified" if deep else "present") if there else "broken", digest, uri)
+
+
+def _sweep(version: Version, job: Job) -> Link:
+    """The sweep whose best trial became the model, and whether its book tells of that trial."""
+    name, number = version.tags[SWEEP_TAG], version.tags.get(TRIAL_TAG, "")
+    uri = f"{below(job.storage, 'sweeps')}/{name}"
+    try:
+        trials = {str(trial.number): trial for trial in table_of(read(open_store(uri))).trials}
+    except (ShardsError, SweepError) as error:
+        return Link(f"sweep {name}", "broken", detail=f"{uri}: {error}")
+    if number not in trials:
+        return Link(f"sweep {name}", "broken", detail=f"{uri} knows no trial {number}")
+    return Link(
+        f"sweep {name}", "present", detail=f"trial {number} of {len(trials)}: {trials[number].ending}; {uri}"
+    )
 
 
 # --- the data ------------------------------------------------------------------------------------------------

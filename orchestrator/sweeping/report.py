@@ -334,4 +334,5 @@ def _html_rejected(table: Table) -> str:
         for one in table.rejected[:SHOWN_REJECTED]
     ]
     more = len(table.rejected) - len(rows)
-    return _html_table(("values", "reason"), rows) + (f"<p>And {more} more.</p>" if more else "")
+    inside = _html_table(("values", "reason"), rows) + (f"<p>And {more} more.</p>" if more else "")
+    return f"<details><summary>{len(table.rejected)} candidates</summary>{inside}</details>"

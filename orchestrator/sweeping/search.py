@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.sweeping.config import Domain, Search, Sweep
+from orchestrator.sweeping.config import Domain, Sweep
 from orchestrator.sweeping.space import Draws, Values, draw, grid
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _learned(sweep: Sweep, tried: Sequence[Tried], index: int, made: set[str]) -
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = sweep.search
     sampler = optuna.samplers.TPESampler(
-        n_startup_trials=search.startup_trials,
+        n_startup_trials=1,  # whether there are enough is decided before
         constant_liar=True,  # what runs already is not proposed again
         seed=(search.seed * 1_000_003 + index) % 2**32,
     )
@@ -139,25 +139,33 @@ def _learned(sweep: Sweep, tried: Sequence[Tried], index: int, made: set[str]) -
     if search.against:
         directions.append("minimize")
     study = optuna.create_study(directions=directions, sampler=sampler)
+    scored = [one.scores for one in tried if one.scores is not None]
+    worst = [
+        min(score[0] for score in scored) - 1,
+        *([max(score[1] for score in scored)] if search.against else []),
+    ]
     for one in tried:
-        study.add_trial(_as_optuna(sweep.space, search, one))
+        study.add_trial(_as_optuna(sweep.space, one, worst))
     asked = (draw(sweep.space, _Asked(study.ask())) for _ in range(_ASKS))
     return next((values for values in asked if _key(values) not in made), None)
 
 
-def _as_optuna(space: dict[str, Domain], search: Search, one: Tried) -> optuna.trial.FrozenTrial:
+def _as_optuna(space: dict[str, Domain], one: Tried, worst: Sequence[float]) -> optuna.trial.FrozenTrial:
+    """Return the proposal for Optuna's history; a rejected or failed one counts as the worst, or its like returns."""
     from optuna.trial import TrialState, create_trial
 
     params, distributions = dict[str, Any](), dict[str, Any]()
     for knob, value, distribution in _coded(space, one.values):
         params[knob], distributions[knob] = value, distribution
-    state, values, reached = TrialState.FAIL, None, None
+    state = TrialState.COMPLETE
+    values: list[float] | None = list(worst)
+    reached: dict[int, float] | None = None
     if one.running:
-        state = TrialState.RUNNING
+        state, values = TrialState.RUNNING, None
     elif one.scores is not None and one.at_end:
-        state, values = TrialState.COMPLETE, list(one.scores[: 2 if search.against else 1])
+        values = list(one.scores[: len(worst)])
     elif one.scores is not None:  # behind all that ran to their end, and among its like by what it reached
-        state, reached = TrialState.PRUNED, {one.step: one.scores[0]}
+        state, values, reached = TrialState.PRUNED, None, {one.step: one.scores[0]}
     return create_trial(
         state=state, params=params, distributions=distributions, values=values, intermediate_values=reached
     )

@@ -185,7 +185,8 @@ def _text(
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight}>'
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight} '
+        'stroke="white" stroke-width="3" paint-order="stroke">'
         f"{escape(words)}</text>"
     )
 

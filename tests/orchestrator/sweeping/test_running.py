@@ -18,6 +18,7 @@ from orchestrator.sweeping.book import read
 from orchestrator.sweeping.named import find_sweep
 from orchestrator.sweeping.table import table_of
 from orchestrator.sweeping.trial import SWEEP_TAG
+from orchestrator.trace import trace
 from shards.store import open_store
 from tests.orchestrator.conftest import SMALL
 
@@ -79,6 +80,10 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     assert version.tags[SWEEP_TAG] == folder.name
     assert version.tags["mirage.run_id"] == best.run
     assert any("alias candidate" in line for line in said)
+
+    chain = trace("models:/small@candidate", uri)
+    assert chain.holds, chain.render()
+    assert f"sweep {folder.name}" in chain.render()
 
     page = (folder / "report.html").read_text()
     assert best.run in page
