@@ -9,7 +9,11 @@ import pytest
 from orchestrator.cli.app import use_local_cluster
 from orchestrator.cluster import local
 
-OFFERED = {"AWS_ACCESS_KEY_ID": "local", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "RAY_ADDRESS": "127.0.0.1:1"}
+OFFERED = {
+    "AWS_ACCESS_KEY_ID": "local",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "RAY_ADDRESS": "127.0.0.1:1",
+}
 
 
 @pytest.fixture
