@@ -128,11 +128,11 @@ def _colour(trial: Trial, best: Trial | None) -> str:
     return "#9aa7b4" if trial.status in ("stopped", "failed") else COLOURS[0]
 
 
-def compute(spent: float, whole: float, grid: float, points: int) -> str:
+def compute(spent: float, whole: float, grid: float) -> str:
     """Return device-seconds spent, of the same trials without stopping, and of a full grid."""
     rows = [
         Bar("this sweep", spent, f"{spent:,.0f} device-seconds", colour=COLOURS[1]),
         Bar("without stopping", whole, f"{whole:,.0f}, estimated"),
-        Bar("a full grid", grid, f"{grid:,.0f}, estimated, {points:,} points", colour="#9aa7b4"),
+        Bar("a full grid", grid, f"{grid:,.0f}, estimated", colour="#9aa7b4"),
     ]
     return svg.bars("Compute", rows, max(spent, whole, grid, 1e-9))

@@ -45,7 +45,7 @@ def write_report(job: SweepJob, name: str, events: Sequence[Event], folder: Path
     if picture := pictures.curves(table):
         drawn["curves"] = picture
     if spent.spent:
-        drawn["compute"] = pictures.compute(spent.spent, spent.whole, spent.grid, spent.points)
+        drawn["compute"] = pictures.compute(spent.spent, spent.whole, spent.grid)
     files = {f"{key}.svg": picture for key, picture in drawn.items()}
     files["leaderboard.txt"] = "\n".join(leaderboard(job, table))
     files["report.md"] = _markdown(job, name, table, knobs, step, spent, list(drawn))
@@ -110,7 +110,7 @@ def _facts(job: SweepJob, table: Table) -> list[str]:
         f"{len(table.trials)} trials: {count['finished']} finished, {count['stopped']} stopped early, "
         f"{count['failed']} failed"
         + (f", {open_} not ended yet" if open_ else "")
-        + f"; {len(table.rejected)} candidates were rejected before they cost anything.",
+        + f"; {_candidates(table)} rejected before costing anything.",
         f"Search: {job.sweep.search.method}, seed {job.sweep.search.seed}; scheduler: {job.sweep.scheduler.name}; "
         f"recipe {job.recipe}, setting {job.setting}.",
     ]
@@ -120,6 +120,10 @@ def _facts(job: SweepJob, table: Table) -> list[str]:
             f"Best: trial {best.number} with {best.psnr:.3f} dB: {chosen}; {best.costs.parameters:,} parameters."
         )
     return [*told, *(f"The search ended early: {note}." for note in table.notes)]
+
+
+def _candidates(table: Table) -> str:
+    return "1 candidate was" if len(table.rejected) == 1 else f"{len(table.rejected)} candidates were"
 
 
 def _how(job: SweepJob) -> str:

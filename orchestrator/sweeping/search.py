@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REDRAWS = 1000
 """Draws in a row that were made before, after which there is taken to be nothing new."""
+_COUNTED = 20_000
+"""Points of a grid that are gone through one by one to count those that conditions leave."""
 _ASKS = 20
 """Proposals of Optuna in a row that were made before, after which one is drawn."""
 
@@ -81,12 +83,16 @@ def _key(values: Values) -> str:
 
 
 def count(space: dict[str, Domain]) -> int | None:
-    """Return the number of points of the grid, None when a range is not cut into points."""
+    """Return the number of points of the grid, None when a range is not cut into points.
+
+    Of a large one with conditions it is what there would be without them.
+    """
     if any(domain.values is None for domain in space.values()):
         return None
-    if any(domain.when for domain in space.values()):
+    points = math.prod(len(domain.values or ()) for domain in space.values())
+    if points <= _COUNTED and any(domain.when for domain in space.values()):
         return sum(1 for _ in grid(space))
-    return math.prod(len(domain.values or ()) for domain in space.values())
+    return points
 
 
 def _most(space: dict[str, Domain]) -> float:

@@ -26,7 +26,7 @@ SWEEP = {
     "space": {"model.dim": {"choice": [6, 8, 12]}, "loss.spd_weight": {"choice": [0.05, 0.01]}},
     "search": {"method": "grid"},
     "constraints": ["parameters <= 0.35M"],
-    "scheduler": {"name": "asha", "first_steps": 3, "reduction": 2},
+    "steps": 3,
     "trials": 3,
     "winner": {"then": "continue"},
 }
@@ -53,7 +53,7 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     table = table_of(read(store))
     assert [trial.values["model.dim"] for trial in table.trials] == [6, 6]
     assert all("Nearest" in one.reason or "not <= 0.35M" in one.reason for one in table.rejected)
-    assert {trial.status for trial in table.trials} <= {"finished", "stopped"}
+    assert [(trial.status, trial.step, trial.length) for trial in table.trials] == 2 * [("finished", 3, 3)]
     best = table.best()
     assert best is not None
 
@@ -80,6 +80,8 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     assert version.tags[SWEEP_TAG] == folder.name
     assert version.tags["mirage.run_id"] == best.run
     assert any("alias candidate" in line for line in said)
+    assert any("resumed from checkpoint" in line and "at step 3" in line for line in said)
+    assert json.loads((home.parent / "store" / "runs" / best.run / "result.json").read_bytes())["step"] == 6
 
     chain = trace("models:/small@candidate", uri)
     assert chain.holds, chain.render()
@@ -113,6 +115,23 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     assert any("is finished already" in line for line in again)
     assert yaml.safe_load(store.read(after[-1]["job"]))["kind"] == "sweep"
     assert json.dumps(table.trials[0].curve) == json.dumps(table_of(after).trials[0].curve)
+
+
+def test_what_the_driver_had_not_written_when_it_died_is_told_by_the_checkpoints(swept) -> None:
+    home, _ = swept
+    (folder,) = (home.parent / "store" / "sweeps").glob("swept-*")
+    events = read(open_store(str(folder)))
+    before = table_of(events)
+    began = next(i for i, event in enumerate(events) if event["kind"] == "started" and event["number"] == 1)
+    for path in sorted((folder / "events").iterdir())[began + 1 :]:
+        path.unlink()
+    said: list[str] = []
+    run_any(find_sweep(str(folder)).job, said.append, in_process=True)
+    after = table_of(read(open_store(str(folder))))
+    assert [(t.status, t.curve, t.ending) for t in after.trials] == [
+        (t.status, t.curve, t.ending) for t in before.trials
+    ]
+    assert not any(line.startswith("trial 1  step") for line in said)
 
 
 def test_there_is_no_sweep_of_another_name(at_home: Path) -> None:
