@@ -4,6 +4,7 @@
                  of a packing that was never published
     a run        blobs that no checkpoint names; of a finished run also the checkpoints that are neither the newest
                  nor the best. A run that is not finished keeps all its checkpoints, a registered one everything
+    a folder     temporary files of writes that were killed
 
 Only objects whose names are of our making are ever considered. A folder in which anything unreferenced was written
 lately may be in use, by a packing or a run in progress, and is left alone; so is one whose records cannot be read.
@@ -16,6 +17,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from orchestrator.checkpoint import METRIC
 from orchestrator.train import RESULT
@@ -93,6 +95,10 @@ def find(store: Store, registered_runs: Collection[str], *, grace_hours: float =
             )
             continue
         garbage += [Garbage(key, stats[key].size, why) for key, why in free]
+    for key in store.unfinished():
+        stat = store.stat(key)
+        if time.time() - stat.modified_unix >= grace_hours * 3600:
+            garbage.append(Garbage(key, stat.size, "left by a write that was killed"))
     return Findings(tuple(garbage), tuple(notes))
 
 
@@ -100,7 +106,7 @@ def remove(store: Store, garbage: Iterable[Garbage]) -> int:
     """Delete what `find` found, records before what they name; returns how many objects."""
     order = {"packing": 0, "checkpoints": 0}
     removed = 0
-    for item in sorted(garbage, key=lambda item: order.get(item.key.split("/")[-2], 1)):
+    for item in sorted(garbage, key=lambda item: order.get(PurePosixPath(item.key).parent.name, 1)):
         store.delete(item.key)
         removed += 1
     return removed

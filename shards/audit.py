@@ -51,7 +51,7 @@ class Twin:
     first: Photograph
     second: Photograph
     exact: bool
-    """Equal pixel for pixel."""
+    """Equal pixel for pixel, as 8-bit RGB."""
     correlation: float
 
     @property

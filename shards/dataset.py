@@ -117,8 +117,8 @@ class Dataset:
         return degraded, self._pixels(row, row.clean, None, reduce_image)
 
     def clean(self, row: Row) -> Image:
-        """Clean pixels of a row, (h, w, 3) uint8, whole."""
-        return self._pixels(row, row.clean, None)
+        """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; other kinds are reduced to 8-bit RGB."""
+        return self._pixels(row, row.clean, None, reduce_image)
 
     def _pixels(
         self, row: Row, member: Member, window: Window | None, decode: Decoder = decode_image

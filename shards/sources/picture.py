@@ -86,6 +86,8 @@ class Cut:
     left: int
     height: int
     width: int
+    of: tuple[int, int] | None = None
+    """Height and width that the image must have; None where any that holds the window will do."""
 
     @property
     def name(self) -> str:
@@ -103,8 +105,12 @@ class Cut:
         return f"{self.whole.stamp} {self.top},{self.left},{self.height},{self.width}"
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the window, which must lie in the image."""
+        """Height and width of the window, which must lie in the image; raises PackError."""
         height, width = self.whole.size()
+        if self.of is not None and (height, width) != self.of:
+            raise PackError(
+                f"{self.whole.name}: {width} x {height} pixels; windows are cut from {self.of[1]} x {self.of[0]}."
+            )
         if self.top + self.height > height or self.left + self.width > width:
             raise PackError(f"{self.whole.name}: {width} x {height} pixels are too few for its windows.")
         return self.height, self.width

@@ -200,7 +200,7 @@ class PublishedSource:
         degraded = ImageFile(self._root / entry.degraded) if entry.degraded else None
         if self._options.crops and part.split == "train" and part.size and layout.pairs is None:
             for number, (top, left) in enumerate(_windows(*part.size), 1):
-                window = (top, left, CROP, CROP)
+                window = (top, left, CROP, CROP, part.size)
                 assert degraded is not None
                 yield Pair(
                     f"{id_}-{number}",

@@ -14,6 +14,8 @@ from shards.errors import MissingObjectError, StoreError
 T = TypeVar("T")
 
 BLOCK = 8 << 20
+TEMPORARY = ".tmp-"
+"""What the name of a file begins with while it is written."""
 """Bytes that are held at a time while a file is copied or compared."""
 
 
@@ -41,7 +43,7 @@ class Explained:
 def replace(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
     """Fill a temporary file and rename it: a kill leaves all of `path` or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
             result = fill(file)

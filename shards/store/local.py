@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.errors import StoreError
 from shards.store import once, pointer
-from shards.store.files import Explained, blocks, copy, replace
+from shards.store.files import TEMPORARY, Explained, blocks, copy, replace
 from shards.store.protocol import Stat
 
 
@@ -81,9 +81,15 @@ class LocalStore:
         """Sorted keys that start with `prefix`."""
         base = self.root / prefix.rpartition("/")[0]
         with self._explained(prefix):
-            files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
+            files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(TEMPORARY))
             keys = (file.relative_to(self.root).as_posix() for file in files)
             return sorted(key for key in keys if key.startswith(prefix))
+
+    def unfinished(self) -> list[str]:
+        """Keys of temporary files."""
+        with self._explained(""):
+            files = (p for p in self.root.rglob(f"{TEMPORARY}*") if p.is_file())
+            return sorted(file.relative_to(self.root).as_posix() for file in files)
 
     def delete(self, key: str) -> None:
         """Remove an object."""

@@ -49,6 +49,9 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""
 
+    def unfinished(self) -> list[str]:
+        """Sorted keys of what writes left that were killed half-way; nothing reads them, `delete` removes them."""
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 

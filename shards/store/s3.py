@@ -104,6 +104,10 @@ class S3Store:
         skip = len(self.prefix) + 1 if self.prefix else 0
         return sorted(key[skip:] for key in keys)
 
+    def unfinished(self) -> list[str]:
+        """None: an object appears whole. Parts of uploads that were killed are the server's, removed by its own rule."""
+        return []
+
     def delete(self, key: str) -> None:
         """Remove an object."""
         self._attempt(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._full(key)))

@@ -174,3 +174,16 @@ def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore):
     found = find(storage, set())
     assert found.garbage == ()
     assert "left alone" in found.notes[0]
+
+
+def test_what_a_killed_write_left_goes_when_it_is_old(raw: Path, storage: LocalStore):
+    store = pack_seed(raw, storage, 0)
+    left = store.root / "shards" / ".tmp-0123"
+    left.write_bytes(b"half")
+    assert "data/set/shards/.tmp-0123" not in {item.key for item in find(storage, ()).garbage}
+    grow_old(storage)
+    (item,) = find(storage, ()).garbage
+    assert (item.key, item.size) == ("data/set/shards/.tmp-0123", 4)
+    assert remove(storage, [item]) == 1
+    assert not left.exists()
+    verify(store, load_manifest(store), decode=True)

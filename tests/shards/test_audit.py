@@ -14,7 +14,7 @@ from shards.dataset import Dataset
 from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, read_photograph
 from shards.processes import Processes
-from shards.sources import FolderSource, Options, PublishedSource
+from shards.sources import FolderSource, Options, PairsSource, PublishedSource
 from shards.sources.leaks import OTS_SCENES_OF_SOTS
 from shards.store import LocalStore
 from tests.shards.raw import harmed, save
@@ -106,3 +106,21 @@ def test_plain_surfaces_are_not_taken_for_each_other(tmp_path: Path):
     pack(FolderSource(tmp_path / "raw", ["noise25"]), LocalStore(tmp_path / "s"), name="x")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
     assert audit(Dataset([str(tmp_path / "s")], cache), cache) == []
+
+
+def test_files_of_16_bits_and_with_alpha_are_compared_too(tmp_path: Path):
+    import imagecodecs
+
+    one, two = scenes(2)
+    for place in ("in", "gt"):
+        (tmp_path / "raw" / place).mkdir(parents=True)
+        deep = imagecodecs.png_encode(one.astype(np.uint16) * 257)
+        (tmp_path / "raw" / place / "deep.png").write_bytes(deep)
+        Image.fromarray(one).save(tmp_path / "raw" / place / "eight.png")
+        Image.fromarray(np.dstack([two, two[..., :1]])).save(tmp_path / "raw" / place / "alpha.png")
+    source = PairsSource(tmp_path / "raw", "in/{key}.png", "gt/{key}.png", "haze")
+    pack(source, LocalStore(tmp_path / "s"), name="x", encoding="original")
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    (twin,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
+    assert {twin.first.row.id, twin.second.row.id} == {"in/deep", "in/eight"}
+    assert twin.exact

@@ -193,6 +193,14 @@ def test_gopro_is_cut_into_restormers_eight_crops(tmp_path: Path):
     np.testing.assert_array_equal(pairs[7].clean.pixels(), whole[208:720, 768:1280])
 
 
+def test_frames_of_another_size_are_not_cut_into_gopros_crops(tmp_path: Path):
+    root = tmp_path / "raw"
+    lay_pairs(root, both("train/S/blur/{}.png", "train/S/sharp/{}.png", 1), (1080, 1920))
+    options = Options("train", crops=True, expected={"GoPro train": 1})
+    with pytest.raises(PackError, match="1920 x 1080 pixels; windows are cut from 1280 x 720"):
+        packed("gopro", root, tmp_path, options)
+
+
 def test_cdd11_labels_groups_and_stores_each_clean_image_once(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, [(f"train/{t}/{n}.png", f"train/clear/{n}.png") for t in TYPES for n in (1, 2)])
