@@ -342,7 +342,11 @@ class Workers(Crew):
     """Training processes."""
 
     max_failures: int = Field(default=3, ge=0)
-    """Worker deaths that are survived by resuming from the newest checkpoint."""
+    """Worker deaths without a new checkpoint between them that are survived by resuming from the newest one."""
+    collective_seconds: float = Field(default=300, ge=1)
+    """Longest time that a worker waits for the others in one exchange; then one is wedged, and all start anew."""
+    resize_seconds: float = Field(default=60, gt=0)
+    """How long there must have been room for more workers, up to `max`, before the run is handed over to more."""
 
 
 class Checkpoint(Section):

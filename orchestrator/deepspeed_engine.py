@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,9 +29,15 @@ class DeepSpeedEngine(DistributedEngine):
     """ZeRO of stage 0 to 3 in an initialised `torch.distributed` world."""
 
     def __init__(
-        self, device: torch.device, precision: str, stage: int, micro_batches: int, clip_norm: float | None
+        self,
+        device: torch.device,
+        precision: str,
+        stage: int,
+        micro_batches: int,
+        clip_norm: float | None,
+        patience: timedelta | None = None,
     ) -> None:
-        super().__init__(device, precision)
+        super().__init__(device, precision, patience)
         self.stage = stage
         self.sharded = stage > 0
         self._micro_batches = micro_batches

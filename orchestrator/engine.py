@@ -12,12 +12,16 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from orchestrator.config import Job
 
 
 class Engine(Protocol):
@@ -69,6 +73,9 @@ class Engine(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Return whether any worker says so; equal on all workers."""
+
+    def highest(self, number: int) -> int:
+        """Return the largest number that any worker gives; equal on all workers."""
 
     def agree(self, text: str) -> str:
         """Return what worker 0 says, on all workers."""
@@ -152,6 +159,10 @@ class InProcessEngine:
         """Return the flag."""
         return flag
 
+    def highest(self, number: int) -> int:
+        """Return the number."""
+        return number
+
     def agree(self, text: str) -> str:
         """Return the text."""
         return text
@@ -162,14 +173,20 @@ class InProcessEngine:
 
 
 class DistributedEngine(InProcessEngine):
-    """One of several processes of an initialised `torch.distributed` world: what they tell each other."""
+    """One of several processes of an initialised `torch.distributed` world: what they tell each other.
 
-    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
+    Without `patience` a worker waits half an hour for a flag or a name of another's, as torch does by itself.
+    """
+
+    def __init__(
+        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+    ) -> None:
         super().__init__(device, precision)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU.
-        self._control = dist.new_group(backend="gloo")
+        # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU. A new group does not
+        # inherit the deadline of the first one.
+        self._control = dist.new_group(backend="gloo", timeout=patience)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""
@@ -179,9 +196,13 @@ class DistributedEngine(InProcessEngine):
 
     def any(self, flag: bool) -> bool:
         """Return whether any worker's flag is set."""
-        votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(votes.item())
+        return bool(self.highest(int(flag)))
+
+    def highest(self, number: int) -> int:
+        """Return the largest of the workers' numbers."""
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._control)
+        return int(numbers.item())
 
     def agree(self, text: str) -> str:
         """Return worker 0's text."""
@@ -199,8 +220,10 @@ class DistributedEngine(InProcessEngine):
 class DDPEngine(DistributedEngine):
     """DistributedDataParallel: gloo on CPU, NCCL on GPUs."""
 
-    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
-        super().__init__(device, precision)
+    def __init__(
+        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+    ) -> None:
+        super().__init__(device, precision, patience)
         self._wrapped: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
@@ -224,6 +247,17 @@ class DDPEngine(DistributedEngine):
         if last:
             return contextlib.nullcontext()
         return self._wrapped.no_sync()
+
+
+def engine_for(job: Job, device: torch.device) -> Engine:
+    """Return the engine that `job` asks for, in an initialised `torch.distributed` world."""
+    patience = timedelta(seconds=job.workers.collective_seconds)
+    if job.engine.name == "ddp":
+        return DDPEngine(device, job.train.precision, patience)
+    from orchestrator.deepspeed_engine import DeepSpeedEngine
+
+    train, stage = job.train, job.engine.zero_stage
+    return DeepSpeedEngine(device, train.precision, stage, train.micro_batches, train.clip_norm, patience)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -29,7 +29,7 @@ from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
 from orchestrator.registry import JOB, SCORES
 from orchestrator.stop import on_stop
-from orchestrator.train import RESULT, Driver, Outcome, run_id, train
+from orchestrator.train import RESULT, Driver, Outcome, Wish, run_id, train
 from orchestrator.version import code_version
 from orchestrator.watch import comparison_sheet, png_bytes, to_uint8, validation_items
 from shards.dataset import Dataset
@@ -227,8 +227,8 @@ class _Here:
     def image(self, name: str, png: bytes, step: int) -> None:
         self._tracker.image(name, png, step)
 
-    def stopping(self) -> bool:
-        return self._stopping
+    def wish(self) -> Wish:
+        return Wish.STOP if self._stopping else Wish.GO_ON
 
     def stop(self) -> None:
         self._stopping = True

@@ -3,7 +3,7 @@
     resume    the newest whole checkpoint, or step 0
     repeat    step = micro_batches x (forward, loss share, backward), clip, update, average
               once in a while: log, validate, checkpoint
-              asked to stop: checkpoint and leave
+              asked to stop, or to make way for another group of workers: checkpoint and leave
     end       checkpoint, judge the held-out photographs, write the weights and the result
 
 Every worker runs this function. Workers differ in the share of each batch that they see, and worker 0 alone writes.
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import islice
 from typing import Protocol
 
@@ -51,6 +52,16 @@ HOPELESS = 100
 """Steps in a row without a finite gradient after which a run is given up."""
 
 
+class Wish(IntEnum):
+    """What is wanted of a run that is under way; of several workers' wishes the largest counts."""
+
+    GO_ON = 0
+    REGROUP = 1
+    """Write a checkpoint and leave, so that another group of workers goes on: a node is about to go, or has come."""
+    STOP = 2
+    """Write a checkpoint and leave."""
+
+
 class Driver(Protocol):
     """What a worker can tell the process that launched it, and ask of it. None of it blocks or raises."""
 
@@ -63,8 +74,8 @@ class Driver(Protocol):
     def image(self, name: str, png: bytes, step: int) -> None:
         """Track a picture."""
 
-    def stopping(self) -> bool:
-        """Return whether the run was asked to stop."""
+    def wish(self) -> Wish:
+        """Return what the run is asked to do after this step."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Outcome:
     """How a run ended."""
 
     status: str
-    """`finished` or `stopped` (with a checkpoint, to be resumed)."""
+    """`finished`; or with a checkpoint, to be resumed, `stopped` or `regrouping`."""
     step: int
     total_steps: int
 
@@ -166,15 +177,15 @@ def train(
             since_logged.clear()
         if due or run.step % job.validation.every_steps == 0:
             _validate(run, dataset, driver)
-        stop = engine.any(driver.stopping())
-        if due or stop or run.step % job.checkpoint.every_steps == 0:
+        wish = Wish(engine.highest(driver.wish()))
+        if due or wish or run.step % job.checkpoint.every_steps == 0:
             if ledger is not None:
                 ledger.flush()
                 engine.any(False)  # all workers have written what this checkpoint counts on
             _save(run, checkpoints)
-        if stop and not due:
+        if wish and not due:
             checkpoints.wait()
-            return Outcome("stopped", run.step, total)
+            return Outcome("stopped" if wish is Wish.STOP else "regrouping", run.step, total)
         progress.asks_for_data()
     checkpoints.wait()
     _finish(run, dataset, store)

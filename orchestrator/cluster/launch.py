@@ -1,8 +1,9 @@
-"""Launch a run on Ray Train: as many workers as the job allows and the cluster has room for.
+"""Launch a run on Ray Train: as many workers as the job allows and the cluster has room for, whatever happens to it.
 
-Ray keeps the worker group alive; the run itself is `orchestrator.train`. The driver (this process) and the workers
-talk through one small actor: workers leave lines, scalars and pictures there, and read whether to stop. So progress
-comes out unprefixed, tracking happens in the driver alone, and no worker ever waits for either.
+Ray keeps one group of workers alive: when a worker or a node dies it starts the group anew, with fewer workers (not
+below `workers.min`) where there is no replacement. When a node is about to go, or when there has been room for more
+workers for a while, the group writes a checkpoint, leaves, and another one goes on: no step is lost. What the run
+computes is `orchestrator.train`, and is the same for any number of workers.
 
 Checkpoints are the run's own business (`orchestrator.checkpoint`), not Ray's: what is in the store is committed,
 whatever Ray knew of it when a worker died.
@@ -11,41 +12,44 @@ whatever Ray knew of it when a worker died.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.exceptions
 import ray.train
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from orchestrator.cluster.groups import free_leaked_groups
-from orchestrator.cluster.room import wait_for_room
+from orchestrator.cluster.mailbox import Mailbox, Notice
+from orchestrator.cluster.resize import Resizing
+from orchestrator.cluster.room import free_room, nodes_that_go, wait_for_room
+from orchestrator.cluster.worker import Assignment, work
 from orchestrator.config import Job
-from orchestrator.engine import DDPEngine, Engine
-from orchestrator.errors import ClusterError, OrchestratorError, TrainingError
-from orchestrator.jobfile import job_from_mapping
+from orchestrator.errors import ClusterError, TrainingError
 from orchestrator.stop import on_stop
-from orchestrator.train import Driver, Outcome, train
-from shards.errors import ShardsError, UnreachableStoreError
+from orchestrator.train import Driver, Outcome, Wish
 from shards.store import open_store
+
+__all__ = ["Assignment", "connected", "launch", "launch_until"]
 
 log = logging.getLogger(__name__)
 
-COLLECTIVE_TIMEOUT_SECONDS = 300
-"""A worker that waits longer than this for the others is wedged, and the group is restarted."""
-
 _POLL_SECONDS = 0.5
+_NEVER_SECONDS = 1e9
 _RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # After the loss of a node Ray first asks for as many workers as before; this is how long it insists.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 _ALLOCATOR = {
     # glibc gives large blocks back to the system and fetches them anew in every step: on CPU that is some 50,000
@@ -56,43 +60,18 @@ _ALLOCATOR = {
 }
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """What a worker needs to know besides the job: plain data, so that it pickles."""
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """torch.distributed, and SIGTERM taken as a notice, which only a worker's main thread can arrange."""
 
-    job: dict[str, Any]
-    manifests: tuple[str, ...]
-    digests: tuple[str, ...]
-    """Which data it is: restarted workers read this, whatever was packed meanwhile."""
-    run_uri: str
-    code_version: str
-    home: str
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(Notice.listen)
 
 
-class _Mailbox:
-    """Where workers leave messages for the driver and learn what it wants."""
-
-    def __init__(self) -> None:
-        self._stop = False
-        self._failure = ""
-        self._letters: list[tuple[str, tuple[Any, ...]]] = []
-
-    def turn(self, letters: list[tuple[str, tuple[Any, ...]]]) -> bool:
-        self._letters += letters
-        return self._stop
-
-    def collect(self) -> list[tuple[str, tuple[Any, ...]]]:
-        letters, self._letters = self._letters, []
-        return letters
-
-    def stop(self) -> None:
-        self._stop = True
-
-    def fail(self, message: str) -> None:
-        self._failure = self._failure or message
-
-    def failure(self) -> str:
-        return self._failure
+class _Torch(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
 
 
 def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
@@ -108,35 +87,26 @@ def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
 
 def launch_until(job: Job, assignment: Assignment, driver: Driver, asked: threading.Event) -> Outcome:
     """Do what `launch` does, in any thread; the run stops with a checkpoint when `asked` is set."""
-    free_leaked_groups()
-    workers = wait_for_room(job.workers, driver.say, asked.is_set)
-    if workers == 0:
-        return Outcome("stopped", 0, 0)
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"assignment": asdict(assignment), "mailbox": mailbox},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=job.workers.gpus > 0,
-            resources_per_worker={"CPU": job.workers.cpus}
-            | ({"GPU": job.workers.gpus} if job.workers.gpus else {}),
-        ),
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        run_config=ray.train.RunConfig(
-            # Ray resumes whatever it finds under a known name; ours is new each time, since resuming is our part.
-            name=f"{job.name}-{time.time_ns()}",
-            storage_path=_ray_storage(assignment),
-            failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-        ),
-    )
-    driver.say(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
-    result = _follow(trainer, mailbox, job, driver, asked)
-    failure = ray.get(mailbox.failure.remote())
-    free_leaked_groups()
-    if failure:
-        raise TrainingError(failure)
-    return Outcome(**result.return_value)
+    deadline = time.monotonic() + 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
+    began_before = False
+    while True:
+        free_leaked_groups()
+        workers = wait_for_room(job.workers, driver.say, asked.is_set, known_to_fit=began_before)
+        if workers == 0:
+            return Outcome("stopped", 0, 0)
+        written = _newest_checkpoint(assignment)
+        try:
+            outcome = _Group(job, assignment, driver, asked, deadline).run(workers)
+        except TrainingError as error:
+            if _newest_checkpoint(assignment) == written or asked.is_set():
+                raise
+            driver.say(f"{error}\nIt had come further since it began, so it is tried again.")
+        else:
+            if outcome.status != "regrouping":
+                free_leaked_groups()
+                return outcome
+            driver.say(f"another group of workers goes on from step {outcome.step}")
+        began_before = True
 
 
 @contextmanager
@@ -163,46 +133,135 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _follow(
-    trainer: TorchTrainer, mailbox: Any, job: Job, driver: Driver, asked: threading.Event
-) -> ray.train.Result:
-    """Run `trainer` in a thread and pass on what workers say, until it ends."""
-    ended: list[ray.train.Result | BaseException] = []
+class _Group:
+    """One call of Ray Train's: a group of workers, and those that Ray starts in its place when one of them dies."""
 
-    def fit() -> None:
+    def __init__(
+        self,
+        job: Job,
+        assignment: Assignment,
+        driver: Driver,
+        asked: threading.Event,
+        deadline: float | None,
+    ) -> None:
+        self._job, self._assignment, self._driver = job, assignment, driver
+        self._asked, self._deadline = asked, deadline
+        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        self._resizing = Resizing(job.workers)
+        self._wish = Wish.GO_ON
+        self._seen = 0
+        self._nobody_since: float | None = time.monotonic()
+        self._ended: list[ray.train.Result | BaseException] = []
+
+    def run(self, workers: int) -> Outcome:
+        """Train with at most this many workers until the run or the group ends; raises TrainingError."""
+        least = min(self._job.workers.min, workers)
+        many = f"{workers} worker{'' if workers == 1 else 's'}"
+        self._driver.say(f"starting {many} (10 to 30 seconds)")
+        thread = threading.Thread(
+            target=self._fit,
+            args=[self._trainer(workers if least == workers else (least, workers))],
+            name="ray-train",
+            daemon=True,
+        )
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            self._deliver()
+            self._look()
+        self._deliver()
+        (result,) = self._ended
+        failure = ray.get(self._mailbox.failure.remote())
+        if failure:
+            raise TrainingError(failure)
+        if isinstance(result, ray.train.Result):
+            return Outcome(**result.return_value)
+        raise TrainingError(
+            f"training failed after {self._job.workers.max_failures} restarts: {_root_cause(result)}\n"
+            "Submit the job again to go on from its newest checkpoint."
+        ) from result
+
+    def _trainer(self, workers: int | tuple[int, int]) -> TorchTrainer:
+        need = self._job.workers
+        return TorchTrainer(
+            work,
+            train_loop_config={"assignment": asdict(self._assignment), "mailbox": self._mailbox},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=need.gpus > 0,
+                resources_per_worker={"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}),
+                # Left to itself Ray would kill a healthy group in order to enlarge it, and steps with it.
+                elastic_resize_monitor_interval_s=_NEVER_SECONDS,
+            ),
+            torch_config=_Torch(timeout_s=math.ceil(need.collective_seconds)),
+            run_config=ray.train.RunConfig(
+                # Ray resumes whatever it finds under a known name; ours is new each time, as resuming is our part.
+                name=f"{self._job.name}-{time.time_ns()}",
+                storage_path=_ray_storage(self._assignment),
+                failure_config=ray.train.FailureConfig(max_failures=need.max_failures),
+            ),
+        )
+
+    def _fit(self, trainer: TorchTrainer) -> None:
         try:
-            ended.append(trainer.fit())
+            self._ended.append(trainer.fit())
         except BaseException as error:  # carried to the main thread, which raises it
-            ended.append(error)
+            self._ended.append(error)
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    deadline = time.monotonic() + 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
-    thread.start()
-    told = False
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        _deliver(ray.get(mailbox.collect.remote()), driver)
-        if deadline and time.monotonic() > deadline and not asked.is_set():
-            driver.say(f"workers.deadline_hours ({job.workers.deadline_hours:g}) is over")
-            asked.set()
-        if asked.is_set() and not told:
-            driver.say("stopping: the run writes a checkpoint at its next step and ends")
-            mailbox.stop.remote()
-            told = True
-    _deliver(ray.get(mailbox.collect.remote()), driver)
-    (result,) = ended
-    if isinstance(result, ray.train.Result):
-        return result
-    reason = ray.get(mailbox.failure.remote()) or _root_cause(result)
-    raise TrainingError(
-        f"training failed after {job.workers.max_failures} restarts: {reason}\n"
-        "Submit the job again to go on from its newest checkpoint."
-    ) from result
+    def _deliver(self) -> None:
+        for kind, content in ray.get(self._mailbox.collect.remote()):
+            getattr(self._driver, kind)(*content)
+
+    def _look(self) -> None:
+        """Tell the workers what is wanted of them, and end the wait for a group that does not come."""
+        if self._deadline and time.monotonic() > self._deadline and not self._asked.is_set():
+            self._driver.say(f"workers.deadline_hours ({self._job.workers.deadline_hours:g}) is over")
+            self._asked.set()
+        if self._asked.is_set():
+            self._want(Wish.STOP, "stopping: the run writes a checkpoint at its next step and ends")
+            return
+        count, size, members = ray.get(self._mailbox.group.remote())
+        if count != self._seen:
+            self._seen, self._nobody_since = count, None
+            self._driver.say("1 worker trains" if size == 1 else f"{size} workers train")
+        if self._nobody_since is None:
+            self._notice_lost_nodes(members)
+        elif time.monotonic() - self._nobody_since > self._job.workers.wait_seconds:
+            raise TrainingError(
+                f"no group of workers has begun within workers.wait_seconds "
+                f"({self._job.workers.wait_seconds:g} s). See what the cluster waits for: ray status. "
+                "Submit the job again to go on from its newest checkpoint."
+            )
+        if self._nobody_since is None:
+            going = nodes_that_go()
+            reason = self._resizing.reason(members, going, free_room(going), time.time())
+            if reason:
+                self._want(
+                    Wish.REGROUP, f"{reason}: the run writes a checkpoint at its next step and regroups"
+                )
+
+    def _notice_lost_nodes(self, members: dict[int, str]) -> None:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        lost = {rank: node for rank, node in members.items() if node not in alive}
+        if lost:
+            self._nobody_since = time.monotonic()
+            ranks = ", ".join(str(rank) for rank in sorted(lost))
+            need = self._job.workers
+            self._driver.say(
+                f"lost node {', '.join(sorted({node[:8] for node in lost.values()}))} with worker {ranks}: waiting for "
+                f"room for {need.min} to {len(members)} x ({need.cpus:g} CPU, {need.gpus:g} GPU)"
+            )
+
+    def _want(self, wish: Wish, why: str) -> None:
+        if wish > self._wish:
+            self._wish = wish
+            self._driver.say(why)
+            self._mailbox.want.remote(wish)
 
 
-def _deliver(letters: list[tuple[str, tuple[Any, ...]]], driver: Driver) -> None:
-    for kind, content in letters:
-        getattr(driver, kind)(*content)
+def _newest_checkpoint(assignment: Assignment) -> str:
+    """Return the name of the newest checkpoint, whole or not, or "": whether it changes shows that a run comes on."""
+    return max(open_store(assignment.run_uri).list("checkpoints/"), default="")
 
 
 def _root_cause(error: BaseException) -> str:
@@ -217,98 +276,3 @@ def _root_cause(error: BaseException) -> str:
 def _ray_storage(assignment: Assignment) -> str:
     """Return where Ray Train keeps its few marker files: it needs a place, though no checkpoint goes through it."""
     return os.path.join(assignment.home, "ray")
-
-
-# --- in the worker -------------------------------------------------------------------------------------------
-
-
-class _Distant:
-    """The driver, as a worker sees it: messages go out in the background, and the answer is read when it is there."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-        self._letters: list[tuple[str, tuple[Any, ...]]] = []
-        self._turn: Any = None
-        self._stopping = False
-
-    def say(self, line: str) -> None:
-        self._letters.append(("say", (line,)))
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._letters.append(("metrics", (step, dict(values))))
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self._letters.append(("image", (name, png, step)))
-
-    def stopping(self) -> bool:
-        if self._turn is not None:
-            ready, _ = ray.wait([self._turn], timeout=0)
-            if not ready:
-                return self._stopping
-            self._stopping = bool(ray.get(self._turn))
-        letters, self._letters = self._letters, []
-        self._turn = self._mailbox.turn.remote(letters)
-        return self._stopping
-
-    def flush(self) -> None:
-        """Send what is left and wait for it."""
-        ray.get(self._mailbox.turn.remote(self._letters))
-        self._letters = []
-
-
-class _ToDriver(logging.Handler):
-    """Warnings of a worker reach whoever watches the run."""
-
-    def __init__(self, driver: _Distant) -> None:
-        super().__init__(logging.WARNING)
-        self._driver = driver
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._driver.say(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-def engine_for(job: Job, device: torch.device) -> Engine:
-    """Return this worker's engine, in an initialised `torch.distributed` world."""
-    if job.engine.name == "ddp":
-        return DDPEngine(device, job.train.precision)
-    from orchestrator.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(
-        device, job.train.precision, job.engine.zero_stage, job.train.micro_batches, job.train.clip_norm
-    )
-
-
-def _work(config: dict[str, Any]) -> dict[str, Any]:
-    """Take part in a run as one worker of a Ray Train group."""
-    assignment, mailbox = Assignment(**config["assignment"]), config["mailbox"]
-    if ray.get(mailbox.failure.remote()):
-        # The attempt before failed for a reason that trying again does not cure.
-        return asdict(Outcome("failed", 0, 0))
-    from orchestrator import data
-
-    job = job_from_mapping(assignment.job)
-    assert isinstance(job, Job), "only training is launched here"
-    os.environ["MIRAGE_HOME"] = assignment.home
-    # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
-    torch.set_num_threads(max(1, int(job.workers.cpus)))
-    driver = _Distant(mailbox)
-    handler = _ToDriver(driver)
-    rank = ray.train.get_context().get_world_rank()
-    for package in ("orchestrator", "shards", "mirage"):
-        if rank == 0:
-            logging.getLogger(package).addHandler(handler)
-    try:
-        device = ray.train.torch.get_device()
-        engine = engine_for(job, device)
-        dataset = data.open_dataset_at(assignment.manifests, assignment.digests, job.data)
-        outcome = train(job, dataset, open_store(assignment.run_uri), engine, driver, assignment.code_version)
-    except UnreachableStoreError:
-        raise  # the store may be back when Ray restarts the group
-    except (OrchestratorError, ShardsError) as error:
-        ray.get(mailbox.fail.remote(str(error)))
-        raise
-    finally:
-        driver.flush()
-        for package in ("orchestrator", "shards", "mirage"):
-            logging.getLogger(package).removeHandler(handler)
-    return asdict(outcome)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ray
+import ray._private.state
 
 from orchestrator.config import Crew
 from orchestrator.errors import PlanError
@@ -15,20 +16,22 @@ _POLL_SECONDS = 1.0
 # CPUs and GPUs come back as floats that sums have rounded.
 _SLACK = 1e-6
 
+Resources = Mapping[str, float]
 
-def fitting_workers(workers: Crew, nodes: Iterable[Mapping[str, float]]) -> int:
+
+def fitting_workers(workers: Crew, nodes: Iterable[Resources]) -> int:
     """Return how many workers fit on `nodes`, at most `workers.max`; a worker never spans two nodes."""
     return min(workers.max, sum(_fitting_on(workers, node) for node in nodes))
 
 
-def _fitting_on(workers: Crew, resources: Mapping[str, float]) -> int:
+def _fitting_on(workers: Crew, resources: Resources) -> int:
     fits = (resources.get("CPU", 0.0) + _SLACK) / workers.cpus
     if workers.gpus:
         fits = min(fits, (resources.get("GPU", 0.0) + _SLACK) / workers.gpus)
     return math.floor(fits)
 
 
-def refusal(workers: Crew, nodes: Sequence[Mapping[str, float]]) -> str:
+def refusal(workers: Crew, nodes: Sequence[Resources]) -> str:
     """Return the arithmetic of why the whole cluster is too small, or "" when it is not."""
     if fitting_workers(workers, nodes) >= workers.min:
         return ""
@@ -43,37 +46,66 @@ def refusal(workers: Crew, nodes: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def _sum(nodes: Sequence[Mapping[str, float]], kind: str) -> str:
+def _sum(nodes: Sequence[Resources], kind: str) -> str:
     each = [node.get(kind, 0.0) for node in nodes]
     total = f"{sum(each):g} {kind}"
     return total if len(each) == 1 else f"{total} on {len(each)} nodes ({', '.join(f'{n:g}' for n in each)})"
 
 
-def wait_for_room(workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool]) -> int:
+def nodes_that_go() -> dict[str, float]:
+    """Return the nodes that are being drained, such as after a cloud's notice: id -> when they go, Unix time.
+
+    The time is 0 where nobody said when.
+    """
+    draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
+    return {node: milliseconds / 1000 for node, milliseconds in draining.items()}
+
+
+def free_room(going: Iterable[str] = ()) -> list[Resources]:
+    """Return what is free on each node that stays."""
+    free: Mapping[str, Resources] = ray._private.state.available_resources_per_node()
+    return [resources for node, resources in free.items() if node not in set(going)]
+
+
+def largest_cluster() -> Resources | None:
+    """Return what a cluster that grows on demand can hold at most, None where nobody adds nodes."""
+    most: Resources | None = ray._private.state.state.get_max_resources_from_cluster_config()
+    return most or None
+
+
+def wait_for_room(
+    workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool], *, known_to_fit: bool = False
+) -> int:
     """Return how many workers to start, once the cluster has room for at least `workers.min`; 0 when `stopping`.
 
-    Raises PlanError when the cluster can never hold the job, or when `workers.wait_seconds` are over.
+    On a cluster that grows on demand all of them are, as asking is what makes it grow. Raises PlanError when the
+    cluster can never hold the job, which is not asked where that is `known_to_fit` once nodes are back, or when
+    `workers.wait_seconds` are over.
     """
-    if too_small := refusal(workers, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+    most = largest_cluster()
+    nodes = [most] if most else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not known_to_fit and (too_small := refusal(workers, nodes)):
         raise PlanError(too_small)
+    if most:
+        return fitting_workers(workers, [most])
     deadline = time.monotonic() + workers.wait_seconds
     waiting = False
     while not stopping():
-        # Ray tells what is free as one sum; a fragmented cluster shows only when the group is placed.
-        free = ray.available_resources()
-        fits = fitting_workers(workers, [free])
+        nodes = free_room(nodes_that_go())
+        fits = fitting_workers(workers, nodes)
         if fits >= workers.min:
             return fits
+        free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
         if time.monotonic() > deadline:
             raise PlanError(
                 f"after workers.wait_seconds ({workers.wait_seconds:g} s) the cluster still has only "
-                f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free. "
+                f"{free['CPU']:g} CPU and {free['GPU']:g} GPU free. "
                 "See what holds the rest: ray status"
             )
         if not waiting:
             say(
                 f"waiting for room: {workers.min} x ({workers.cpus:g} CPU, {workers.gpus:g} GPU) are needed, "
-                f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU are free"
+                f"{free['CPU']:g} CPU and {free['GPU']:g} GPU are free"
             )
             waiting = True
         time.sleep(_POLL_SECONDS)

@@ -18,10 +18,10 @@ from mirage.weights import loads
 from orchestrator import data
 from orchestrator.config import EngineChoice, Job
 from orchestrator.consumed import consumed
-from orchestrator.engine import InProcessEngine
+from orchestrator.engine import InProcessEngine, engine_for
 from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.jobfile import dump_job, job_from_mapping
-from orchestrator.train import RESULT, Outcome, run_id, train
+from orchestrator.train import RESULT, Outcome, Wish, run_id, train
 from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.store import LocalStore
@@ -32,11 +32,12 @@ CPU = torch.device("cpu")
 class Listener:
     """A driver that remembers what it was told, and asks to stop after a number of steps."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, wish: Wish = Wish.STOP) -> None:
         self.lines: list[str] = []
         self.scalars: dict[int, dict[str, float]] = {}
         self.pictures: dict[int, bytes] = {}
         self._left = stop_after
+        self._wish = wish
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -47,11 +48,11 @@ class Listener:
     def image(self, name: str, png: bytes, step: int) -> None:
         self.pictures[step] = png
 
-    def stopping(self) -> bool:
+    def wish(self) -> Wish:
         if self._left is None:
-            return False
+            return Wish.GO_ON
         self._left -= 1
-        return self._left <= 0
+        return Wish.GO_ON if self._left > 0 else self._wish
 
 
 def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> Outcome:
@@ -298,8 +299,6 @@ def test_a_finished_run_is_left_alone(small_job, small_data, tmp_path, uninterru
 
 def _worker(rank: int, world: int, job: str, home: str, folder: str, meeting: str, stop: int = 0) -> None:
     import os
-
-    from orchestrator.cluster.launch import engine_for
 
     os.environ.update(MIRAGE_HOME=home, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)

@@ -1,0 +1,188 @@
+"""A run on a cluster of several nodes that come and go: it shrinks, grows, and consumes each sample exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator.consumed import consumed
+from tests.orchestrator.conftest import SMALL
+from tests.slow.project import plain_environment, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+
+ENDLESS = 10**6
+NOTICE_SECONDS = 30
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, and no nodes yet."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from ray.cluster_utils import Cluster
+
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    quick = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
+    head = {"num_cpus": 0, "_system_config": quick, "object_store_memory": 10**8}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    made.shutdown()
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=1, object_store_memory=10**8, wait=True)
+
+
+@dataclass
+class Driver:
+    """`mirage run` in a process of its own, as `ray job submit` would start it."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def says(self, what: str, count: int = 1, timeout: float = 150) -> float:
+        """Wait until it has said so that many times; return how long that took."""
+        began = time.monotonic()
+
+        def told() -> str | None:
+            assert self.process.poll() is None or self.text().count(what) >= count, self.text()
+            return "yes" if self.text().count(what) >= count else None
+
+        wait_until(told, timeout, f"{what!r}, in {self.text()}")
+        return time.monotonic() - began
+
+
+@dataclass
+class Place:
+    home: Path
+    address: str
+    job: Path
+
+    def drive(self, name: str) -> Driver:
+        output = self.home.parent / f"{name}.txt"
+        environment = {
+            **plain_environment(),
+            "MIRAGE_HOME": str(self.home),
+            "RAY_ADDRESS": self.address,
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "orchestrator", "run", str(self.job)]
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=self.home.parent
+            )
+        return Driver(process, output)
+
+    def folder(self) -> Path:
+        (folder,) = (self.home.parent / "store" / "runs").iterdir()
+        return folder
+
+
+def elastic_job(home: Path) -> Mapping[str, Any]:
+    return {
+        **SMALL,
+        "name": "elastic",
+        "storage": str(home.parent / "store"),
+        "data": {**SMALL["data"], "ledger": True},
+        # Three images in a micro-batch: two workers share them as 2 + 1.
+        "train": {**SMALL["train"], "steps": ENDLESS, "global_batch_size": 3},
+        "workers": {"min": 1, "max": 2, "resize_seconds": 2},
+        "checkpoint": {"every_steps": 50, "keep": 2},
+        "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
+        "track": {"experiment": "tests", "every_steps": 20},
+    }
+
+
+def drain(address: str, node: str) -> None:
+    """What a cloud's agent does when a spot instance is about to be taken away."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
+            *("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+            *("--deadline-remaining-seconds", str(NOTICE_SECONDS)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+def train_workers() -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads(max((folder / "checkpoints").iterdir()).read_bytes()))
+
+
+def test_nodes_come_and_go_and_each_sample_is_consumed_once(cluster, home: Path) -> None:
+    add_node(cluster)
+    second = add_node(cluster)
+    job = home.parent / "elastic.yaml"
+    job.write_text(yaml.safe_dump(elastic_job(home)))
+    place = Place(home, cluster.address, job)
+    driver = place.drive("driver")
+    driver.says("2 workers train")
+    driver.says("step 60/")
+
+    noticed = time.time()
+    drain(cluster.address, second.node_id)
+    driver.says(f"node {second.node_id[:8]} goes in")
+    driver.says("another group of workers goes on from step")
+    written = max(p.stat().st_mtime for p in (place.folder() / "checkpoints").iterdir())
+    assert noticed < written < noticed + NOTICE_SECONDS
+    driver.says("1 worker trains")
+    assert f"resumed from checkpoint {newest(place.folder())['step']:09d}" in driver.text() or driver.says(
+        "resumed from checkpoint"
+    )
+    cluster.remove_node(second, allow_graceful=False)
+
+    third = add_node(cluster)
+    driver.says("there is room for 1 more worker")
+    driver.says("2 workers train", 2)
+    driver.says("resumed from checkpoint", 2)
+
+    cluster.remove_node(third, allow_graceful=False)
+    driver.says(f"lost node {third.node_id[:8]}")
+    driver.says("1 worker trains", 2)
+    driver.says("resumed from checkpoint", 3)
+
+    (worker,) = train_workers()
+    os.kill(worker.pid, signal.SIGTERM)
+    driver.says("a worker was told to end")
+    driver.says("another group of workers goes on from step", 3)
+    driver.says("1 worker trains", 3)
+
+    os.kill(driver.process.pid, signal.SIGKILL)
+    driver.process.wait()
+    wait_until(lambda: not train_workers() and "gone", 60, "workers end with their driver")
+    again = place.drive("again")
+    again.says("resumed from checkpoint")
+    again.process.send_signal(signal.SIGTERM)
+    assert again.process.wait(90) == 143, again.text()
+    assert "with a checkpoint" in again.text()
+
+    stopped = newest(place.folder())
+    found = consumed(str(place.folder()))
+    assert len(found.samples) == stopped["position"] == 3 * stopped["step"]
+    assert found.attempts == 6
