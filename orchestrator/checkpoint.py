@@ -5,6 +5,9 @@ Layout below the run's own folder in the store:
     blobs/<sha256>.safetensors          model, EMA and optimiser tensors, named by their content
     checkpoints/<step>-<digest>.json    one per checkpoint: which blobs, the position, what it belongs to
 
+The blob of the EMA, or of the model in a run without one, is a weights file that `mirage.load` reads: its header
+holds the configuration. The record names it as `weights`.
+
 The JSON comes last and carries its own checksum: a reader sees a whole checkpoint or none. Order, augmentation,
 noise and DropPath are functions of (seed, position), and the learning rate is one of the step, so `position` is all
 the random and scheduler state there is.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -55,6 +59,33 @@ class State:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest validation, by which the best checkpoint is told."""
     world_size: int = 1
+    gradient_scale: Mapping[str, float] = field(default_factory=dict)
+    """Of fp16; empty in other precisions."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: those that any of these rules keeps."""
+
+    newest: int = 3
+    best: int = 1
+    metric: str = METRIC
+    """A metric of validation, by which the best are told."""
+    larger_is_better: bool = True
+    hours: float = 0.0
+    """All that are younger."""
+
+    def kept(self, records: Mapping[str, Mapping[str, Any]], now: float) -> set[str]:
+        """Return the names of the records that stay; `now` is Unix time."""
+        newest = sorted(records)[-self.newest :]
+        scored = [name for name in sorted(records) if self.metric in records[name]["metrics"]]
+        # Of equals the earliest, so that a later one which saw no new validation does not take its place.
+        sign = -1 if self.larger_is_better else 1
+        best = sorted(scored, key=lambda name: sign * float(records[name]["metrics"][self.metric]))[
+            : self.best
+        ]
+        young = [name for name in records if now - records[name].get("written_unix", 0) < 3600 * self.hours]
+        return {*newest, *best, *young}
 
 
 class Checkpoints:
@@ -63,11 +94,26 @@ class Checkpoints:
     `save` returns at once and writes in the background, one at a time; `wait` returns when all is written.
     """
 
-    def __init__(self, store: Store, identity: Identity, *, keep: int, code_version: str = "") -> None:
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        *,
+        keep: Retention,
+        code_version: str = "",
+        header: Mapping[str, str] | None = None,
+    ) -> None:
+        """`header` makes a weights file of the blob with the weights; one entry at most, as order is not fixed."""
+        assert header is None or len(header) <= 1, (
+            "several entries would come in any order, and change the digest"
+        )
         self._store = store
         self._identity = identity
         self._keep = keep
         self._code_version = code_version
+        self._header = dict(header or {})
+        self.write_seconds = 0.0
+        """How long the last one took to write, in the background."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -138,14 +184,24 @@ class Checkpoints:
             tensors=tensors,
             metrics=record["metrics"],
             world_size=record["world_size"],
+            gradient_scale=record.get("gradient_scale", {}),
         )
 
     def _write(self, state: State) -> None:
+        began = time.monotonic()
+        weights = "ema" if "ema" in state.tensors else "model"
         blobs = {}
         for part, tensors in state.tensors.items():
-            data = safetensors.torch.save(dict(tensors))
+            header = self._header if part == weights else {}
+            data = safetensors.torch.save(dict(tensors), header or None)
             blobs[part] = hashlib.sha256(data).hexdigest()
             self._put(_blob_key(blobs[part]), data)
+        if not self._is_recorded(state.step, blobs):
+            self._put_record(state, blobs, weights)
+        self._prune()
+        self.write_seconds = time.monotonic() - began
+
+    def _put_record(self, state: State, blobs: Mapping[str, str], weights: str) -> None:
         record = {
             "format": FORMAT,
             "identity": asdict(self._identity),
@@ -155,12 +211,24 @@ class Checkpoints:
             "skipped_steps": state.skipped_steps,
             "world_size": state.world_size,
             "metrics": dict(state.metrics),
-            "blobs": blobs,
+            "gradient_scale": dict(state.gradient_scale),
+            "blobs": dict(blobs),
+            "weights": _blob_key(blobs[weights]),
+            "written_unix": int(time.time()),
         }
         digest = _digest(record)
         name = f"{state.step:09d}-{digest[:12]}"
         self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
-        self._prune()
+
+    def _is_recorded(self, step: int, blobs: Mapping[str, str]) -> bool:
+        """Return whether a run that came here before has left this very checkpoint."""
+        for name in self.names():
+            if name.startswith(f"{step:09d}-"):
+                try:
+                    return bool(self._record(name)["blobs"] == blobs)
+                except DamagedCheckpointError:
+                    continue
+        return False
 
     def _put(self, key: str, data: bytes) -> None:
         """Write an object whose name comes from its content; other bytes under that name are damage."""
@@ -187,17 +255,14 @@ class Checkpoints:
         return record  # type: ignore[no-any-return]
 
     def _prune(self) -> None:
-        """Keep the newest `keep` and the best; records go before the blobs that only they name."""
+        """Delete what no rule keeps; records go before the blobs that only they name."""
         records = {}
         for name in self.names():
             try:
                 records[name] = self._record(name)
             except DamagedCheckpointError as error:
                 log.warning("checkpoint %s is damaged and is left where it is: %s", name, error)
-        newest = list(records)[-self._keep :]
-        scored = [name for name, record in records.items() if METRIC in record["metrics"]]
-        best = max(scored, key=lambda name: float(records[name]["metrics"][METRIC]), default=None)
-        kept = {*newest, *([best] if best else [])}
+        kept = self._keep.kept(records, time.time())
         needed = {blob for name in kept for blob in records[name]["blobs"].values()}
         for name in records.keys() - kept:
             self._store.delete(_record_key(name))

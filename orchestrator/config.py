@@ -303,7 +303,9 @@ class Train(Section):
     """Length that the release's cosine is drawn over (150 in its code, whatever `epochs` says)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up of the `cosine` schedule."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """tf32 rounds what goes into matrix products and convolutions on NVIDIA GPUs; bf16 and fp16 compute the model in
+    16 bits, fp16 with a scaled loss. Weights, loss and optimiser are fp32 in all."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest gradient norm; longer gradients are scaled down."""
     recompute: Literal["none", "full_resolution", "all"] = "none"
@@ -354,7 +356,15 @@ class Checkpoint(Section):
 
     every_steps: int = Field(default=500, ge=1)
     keep: int = Field(default=3, ge=1)
-    """Newest checkpoints kept; the best by validation PSNR is kept as well."""
+    """Newest checkpoints kept."""
+    keep_best: int = Field(default=1, ge=0)
+    """Best checkpoints kept besides, by `metric`."""
+    metric: str = Field(default="val/psnr", pattern=r"^val/[a-z0-9_/]+$")
+    """A metric of validation: val/psnr, the mean over the degradations, or one of theirs, val/5deg/haze/ssim."""
+    order: Literal["max", "min"] = "max"
+    """Whether larger or smaller values of `metric` are better."""
+    keep_hours: float = Field(default=0.0, ge=0)
+    """All checkpoints younger than this are kept besides."""
 
 
 class Validate(Section):
@@ -387,6 +397,18 @@ class Track(Follow):
     register_as: Name | None = None
     """Registered-model name; the new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
+    system_seconds: float = Field(default=15, gt=0)
+    """How often each node's load is looked at, at the earliest; only together with the other numbers."""
+    log: Literal["text", "json"] = "text"
+    """What the driver prints: lines for people, or one JSON object per event."""
+
+
+class Profile(Section):
+    """A trace by torch's profiler, once at each start of the run, of worker 0."""
+
+    steps: int = Field(default=20, ge=1)
+    after: int = Field(default=5, ge=0)
+    """Steps that are let pass first: the beginning is not typical."""
 
 
 class Promote(Section):
@@ -444,6 +466,7 @@ class Training(Section):
     evaluate: Evaluate
     track: Track
     promote: Promote = Promote()
+    profile: Profile | None = None
     example: Example | None = None
 
 
@@ -456,7 +479,7 @@ class Job(Training):
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 INCIDENTAL = frozenset(
     {
-        *("engine", "workers", "track", "storage", "checkpoint", "promote", "example"),
+        *("engine", "workers", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
         *("train.recompute", "train.compile"),
     }

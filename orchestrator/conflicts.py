@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,18 @@ def of_training(job: Training) -> Iterator[Conflict]:
         )
     if job.data.pack:
         yield from _of_packing(job.data.pack, job.data.manifests)
-    if job.train.precision == "bf16" and job.workers.gpus == 0 and job.recipe != "fast":
+    if job.train.precision in ("bf16", "fp16") and job.workers.gpus == 0 and job.recipe != "fast":
         yield (
             "train.precision",
-            "bf16 on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
+            f"{job.train.precision} on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
         )
+    if job.train.precision == "fp16" and job.engine.name == "deepspeed" and job.engine.zero_stage > 0:
+        yield (
+            "train.precision",
+            "fp16 scales the loss, and ZeRO from stage 1 on clips before the scale is taken off again. "
+            "Set train.precision=bf16, engine.zero_stage=0 or engine.name=ddp.",
+        )
+    yield from _of_checkpoints(job)
     if job.train.compile != "none" and job.engine.name == "deepspeed" and job.engine.zero_stage == 3:
         yield (
             "train.compile",
@@ -87,6 +95,19 @@ def _of_paper_row(row: str) -> Iterator[Conflict]:
         references(row)
     except JudgingError as error:
         yield "promote.paper_row", str(error)
+
+
+def _of_checkpoints(job: Training) -> Iterator[Conflict]:
+    """Best checkpoints are told by a metric that validation computes."""
+    quantities = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
+    rows = (*job.evaluate.degradations, "average")
+    known = {"val/psnr", *(f"val/{job.setting}/{row}/{what}" for row in rows for what in quantities)}
+    if job.checkpoint.metric not in known:
+        near = difflib.get_close_matches(job.checkpoint.metric, sorted(known), 1, 0.0)[0]
+        yield (
+            "checkpoint.metric",
+            f"{job.checkpoint.metric} is not measured by validation: did you mean {near}?",
+        )
 
 
 def _of_crops(job: Training) -> Iterator[Conflict]:

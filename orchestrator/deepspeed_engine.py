@@ -66,7 +66,7 @@ class DeepSpeedEngine(DistributedEngine):
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients; DeepSpeed averages over workers, and the shares are meant to be summed."""
-        self._deep.backward(share * self.world_size, scale_wrt_gas=False)
+        self._deep.backward(self.scaled(share) * self.world_size, scale_wrt_gas=False)
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Tell DeepSpeed which micro-batch is the step's last."""

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.gradient_scale import GradientScale
+
 if TYPE_CHECKING:
     from orchestrator.config import Job
 
@@ -30,6 +32,8 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    scale: GradientScale | None
+    """Of the loss, in fp16."""
     sharded: bool
     """Whether each worker holds a part only, so that all must take part in reading weights or optimiser state."""
 
@@ -94,31 +98,42 @@ class InProcessEngine:
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
         self.precision = precision
+        self.scale = GradientScale() if precision == "fp16" else None
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model itself."""
         return model
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return bf16 autocast when the job asks for it."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        """Return autocast to the 16 bits that the job asks for."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, dtype=kind) if kind else contextlib.nullcontext()
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients."""
-        share.backward()  # type: ignore[no-untyped-call]
+        self.scaled(share).backward()  # type: ignore[no-untyped-call]
+
+    def scaled(self, share: Tensor) -> Tensor:
+        """Return the share multiplied by the loss scale, if there is one."""
+        return share if self.scale is None else share * self.scale.factor
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Return an empty context: there is nobody to talk to."""
         return contextlib.nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Clip, update, clear."""
+        """Take the loss scale off again, clip, update, clear."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.scale is not None:
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self.scale.factor)
         norm = self.clip(parameters, max_norm)
-        if torch.isfinite(norm):
+        finite = bool(torch.isfinite(norm))
+        if finite:
             optimizer.step()
+        if self.scale is not None:
+            self.scale.update(finite)
         optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -239,7 +254,7 @@ class DDPEngine(DistributedEngine):
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
-        (share * self.world_size).backward()  # type: ignore[no-untyped-call]
+        (self.scaled(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Return DDP's `no_sync` for all but the last micro-batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mirage import MIRAGE, Output, restore
 from mirage.restore import reflect_to_multiple
 from mirage.tiles import forward_in_tiles
-from mirage.weights import dumps, loads
+from mirage.weights import CONFIG_KEY, dumps, loads
 from orchestrator import userclass
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
@@ -82,6 +83,11 @@ def dump(network: Network, facts: Mapping[str, str]) -> bytes:
     tensors = {name: value.detach().cpu().clone() for name, value in network.inner.state_dict().items()}
     kind = type(network.inner)
     return safetensors.torch.save(tensors, {**facts, "class": f"{kind.__module__}:{kind.__qualname__}"})
+
+
+def header(model: Model) -> dict[str, str]:
+    """Return the header that makes a MIRAGE's state a weights file; none for another class."""
+    return {} if model.class_ is not None else {CONFIG_KEY: json.dumps(model.build().to_dict())}
 
 
 def read(model: Model, weights: bytes) -> Network:

@@ -22,11 +22,13 @@ from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
 from orchestrator.errors import PlanError, TrackingError
 from orchestrator.evaluate import Row, as_metrics, from_records, summarise, to_float
+from orchestrator.events import JsonLines
 from orchestrator.home import below, home
 from orchestrator.jobfile import dump_job
 from orchestrator.named import RUN_TAG
 from orchestrator.packing import Say, pack_what_is_missing
 from orchestrator.plan import Plan, make_plan
+from orchestrator.profiling import FOLDER
 from orchestrator.registry import JOB, SCORES
 from orchestrator.stop import on_stop
 from orchestrator.train import RESULT, Driver, Outcome, Wish, run_id, train
@@ -66,6 +68,8 @@ def run_job(
     `in_process` trains in this process, without Ray. `lineage`: tags of the run in MLflow and of the registered version
     that say what it comes from. Raises an error of `orchestrator.errors` or `shards.errors`.
     """
+    events = JsonLines(say, job.name) if job.track.log == "json" else None
+    say = events.line if events else say
     uri = track.tracking_uri(job.track.uri)
     pack_what_is_missing(job, say)
     plan = make_plan(job, strict=True)
@@ -88,7 +92,7 @@ def run_job(
     else:
         tracked = open_run(job, plan, place, uri, known, lineage)
         say(f"run {place.run_id}" + (" goes on" if known else ""))
-        outcome = _train(job, dataset, place, uri, tracked, say, in_process=in_process)
+        outcome = _train(job, dataset, place, uri, tracked, say, events, in_process=in_process)
         if outcome.status == "stopped":
             end_run(uri, tracked, "KILLED")
             where = f"at step {outcome.step} with a checkpoint" if outcome.step else "before it began"
@@ -153,10 +157,18 @@ def _shown_job(job: Job) -> Job:
 
 
 def _train(
-    job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say, *, in_process: bool
+    job: Job,
+    dataset: Dataset,
+    place: Place,
+    uri: str,
+    tracked: str,
+    say: Say,
+    events: JsonLines | None,
+    *,
+    in_process: bool,
 ) -> Outcome:
     tracker = track.Tracker(uri, tracked, home() / "spool")
-    driver = _Here(say, tracker)
+    driver = _Here(say, tracker, events)
     try:
         if in_process:
             outcome = _train_here(job, dataset, place, driver)
@@ -170,6 +182,7 @@ def _train(
         end_run(uri, tracked, "FAILED")
         raise
     tracker.close()
+    _log_profiles(place, uri, tracked)
     return outcome
 
 
@@ -187,6 +200,17 @@ def assignment_of(job: Job, dataset: Dataset, place: Place) -> Assignment:
     )
 
 
+def _log_profiles(place: Place, uri: str, tracked: str) -> None:
+    """Put the profiler's traces beside the run's numbers; they stay in the store if MLflow is away."""
+    store = place.store
+    traces = {key: store.read(key) for key in store.list(f"{FOLDER}/")}
+    if traces:
+        try:
+            track.log_artifacts(uri, tracked, traces)
+        except TrackingError as error:
+            log.warning("the traces stay in %s/%s alone: %s", place.uri, FOLDER, error)
+
+
 def end_run(uri: str, tracked: str, status: str) -> None:
     """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
     try:
@@ -201,7 +225,7 @@ def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outc
 
 
 def train_here(job: Job, dataset: Dataset, place: Place, driver: Driver) -> Outcome:
-    """Train in this process until the end, or until `driver` is stopping."""
+    """Train in this process until the end, or until `driver` wishes it to stop."""
     if job.engine.name != "ddp":
         raise PlanError(
             f"engine.name {job.engine.name} needs workers that Ray starts. Leave out --in-process, or add "
@@ -216,13 +240,16 @@ def train_here(job: Job, dataset: Dataset, place: Place, driver: Driver) -> Outc
 class _Here:
     """The driver's own side of `orchestrator.train.Driver`: the terminal and the tracker."""
 
-    def __init__(self, say: Say, tracker: track.Tracker) -> None:
+    def __init__(self, say: Say, tracker: track.Tracker, events: JsonLines | None) -> None:
         self.say = say
         self._tracker = tracker
+        self._events = events
         self._stopping = False
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._tracker.metrics(step, values)
+        if self._events:
+            self._events.metrics(step, values)
 
     def image(self, name: str, png: bytes, step: int) -> None:
         self._tracker.image(name, png, step)

@@ -30,13 +30,16 @@ from mirage import MIRAGE, compiling
 from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
 from orchestrator import data, initial, network
-from orchestrator.checkpoint import METRIC, Checkpoints, Identity, State
-from orchestrator.config import INCIDENTAL, Job
+from orchestrator.attribution import attributed, attribution
+from orchestrator.checkpoint import METRIC, Checkpoints, Identity, Retention, State
+from orchestrator.config import INCIDENTAL, Checkpoint, Job
 from orchestrator.engine import Engine, trainable
 from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
 from orchestrator.network import Network
+from orchestrator.profiling import Profiling
 from orchestrator.schedule import learning_rate, total_steps
+from orchestrator.system import NodeMeter
 from orchestrator.watch import Progress, comparison_sheet, validation_items
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
@@ -152,7 +155,13 @@ def train(
     """Train `job` to its end, or until it is asked to stop, and leave everything in `store`, the run's own folder."""
     stream = data.train_stream(dataset, job)
     identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
-    checkpoints = Checkpoints(store, identity, keep=job.checkpoint.keep, code_version=code_version)
+    checkpoints = Checkpoints(
+        store,
+        identity,
+        keep=_retention(job.checkpoint),
+        code_version=code_version,
+        header=network.header(job.model),
+    )
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return Outcome("finished", total, total)
@@ -162,6 +171,8 @@ def train(
     ledger = _ledger(run, store)
 
     progress = Progress(run.step, total)
+    meter = NodeMeter.of_this_worker(engine.device)
+    profiling = Profiling(job.profile, run.step, store) if job.profile and engine.rank == 0 else None
     since_logged: list[dict[str, Tensor]] = []
     stop_position = run.stages.position_at(total)
     batches = stream.steps(run.position, engine.world_size, engine.rank, stop_position)
@@ -172,6 +183,10 @@ def train(
         progress.step_taken()
 
         due = run.step == total
+        if profiling is not None and (trace := profiling.step_taken(run.step, last=due)):
+            driver.say(f"profile: {store.uri}/{trace}")
+        if meter is not None and progress.is_time_to_look(job.track.system_seconds):
+            driver.metrics(run.step, meter.look())
         if due or run.step % job.track.every_steps == 0:
             _log(run, since_logged, progress, driver)
             since_logged.clear()
@@ -182,7 +197,7 @@ def train(
             if ledger is not None:
                 ledger.flush()
                 engine.any(False)  # all workers have written what this checkpoint counts on
-            _save(run, checkpoints)
+            _save(run, checkpoints, driver)
         if wish and not due:
             checkpoints.wait()
             return Outcome("stopped" if wish is Wish.STOP else "regrouping", run.step, total)
@@ -213,9 +228,11 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
                 output = run.called(degraded, batch.positions.to(run.engine.device))
             loss = restoration_loss(output, clean, run.weights, share)
             run.engine.backward(loss.total / len(micro_batches), last=last)
-        for name, term in loss.terms().items():
-            term = term.detach() / len(micro_batches)
-            scalars[f"loss/{name}"] = scalars[f"loss/{name}"] + term if i else term
+        terms = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in loss.terms().items()}
+        for name, term in (
+            terms | attribution(run.job, output.image.detach(), clean, batch.degradations)
+        ).items():
+            scalars[name] = scalars[name] + term if i else term
 
     norm = run.engine.step(run.optimizer, train.clip_norm)
     if torch.isfinite(norm):
@@ -277,6 +294,8 @@ def _start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: S
     )
     if state is not None:
         engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
+        if engine.scale is not None:
+            engine.scale.load(state.gradient_scale)
         run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
     return run
 
@@ -327,7 +346,7 @@ def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: Progress, dr
     """Tell the means over the steps since the last time; single steps see too few images to be read."""
     names = sorted(steps[0])
     mean = torch.stack([torch.stack([step[name].float() for name in names]) for step in steps]).mean(0)
-    values = dict(zip(names, run.engine.sum(mean).tolist(), strict=True))
+    values = attributed(run.job, dict(zip(names, run.engine.sum(mean).tolist(), strict=True)))
     values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
     values |= progress.rates(run.stages.at_step(run.step - 1).batch)
     values["optim/skipped_steps"] = float(run.skipped_steps)
@@ -366,8 +385,13 @@ def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[Score]:
 # --- checkpoint and resume -----------------------------------------------------------------------------------
 
 
-def _save(run: Run, checkpoints: Checkpoints) -> None:
-    """Hand a snapshot of the run to the writer, which worker 0 has."""
+def _retention(kept: Checkpoint) -> Retention:
+    return Retention(kept.keep, kept.keep_best, kept.metric, kept.order == "max", kept.keep_hours)
+
+
+def _save(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
+    """Hand a snapshot of the run to the writer, which worker 0 has, and tell how long the steps had to wait."""
+    began = time.monotonic()
     if run.engine.rank != 0 and not run.engine.sharded:
         return
     optimizer = run.engine.optimizer_state(run.model, run.optimizer)
@@ -386,8 +410,13 @@ def _save(run: Run, checkpoints: Checkpoints) -> None:
             tensors=tensors,
             metrics=run.validation,
             world_size=run.engine.world_size,
+            gradient_scale=run.engine.scale.state() if run.engine.scale else {},
         )
     )
+    values = {"perf/checkpoint_stall_seconds": time.monotonic() - began}
+    if checkpoints.write_seconds:
+        values["perf/checkpoint_write_seconds"] = checkpoints.write_seconds  # of the one before
+    driver.metrics(run.step, values)
 
 
 def _newest(stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver) -> State | None:

@@ -30,6 +30,15 @@ class Progress:
         self._steps = 0
         self._waited = 0.0
         self._before = self._began
+        self._looked = self._began
+
+    def is_time_to_look(self, seconds: float) -> bool:
+        """Return whether that many seconds have passed since the last time that it was time."""
+        now = time.monotonic()
+        if now - self._looked < seconds:
+            return False
+        self._looked = now
+        return True
 
     def data_arrived(self) -> None:
         """Note that it is here: the time since it was asked for was spent waiting."""

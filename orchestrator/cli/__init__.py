@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import jobs, data, ledgers, datasets, machine, photographs, service  # isort: skip
-from orchestrator.cli import judging, models, sweeps  # isort: skip
+from orchestrator.cli import jobs, proving, data, ledgers, datasets, machine  # isort: skip
+from orchestrator.cli import photographs, service, judging, models, sweeps  # isort: skip
 from orchestrator.cli.app import app, complain
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "main",
     "models",
     "photographs",
+    "proving",
     "service",
     "sweeps",
 ]

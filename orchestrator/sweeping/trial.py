@@ -84,7 +84,7 @@ class Trials:
     def _train(self, job: Job, place: Place, watch: Watch, driver: _Driver, total_steps: int) -> bool:
         def tell_what_checkpoints_hold() -> None:
             identity = Identity(place.run_id, tuple(self.dataset.digests))
-            for step, metrics in Checkpoints(place.store, identity, keep=1).metrics().items():
+            for step, metrics in Checkpoints(place.store, identity, keep=Retention(1)).metrics().items():
                 if METRIC in metrics:
                     every = job.validation.every_steps
                     watch.observed(step if step == total_steps else step // every * every, metrics)
@@ -131,8 +131,8 @@ class _Driver:
         self._watch.heard()
         self._tracker.image(name, png, step)
 
-    def stopping(self) -> bool:
-        return self._watch.asked.is_set()
+    def wish(self) -> Wish:
+        return Wish.STOP if self._watch.asked.is_set() else Wish.GO_ON
 
 
 def _devices(job: Job) -> float:

@@ -197,10 +197,12 @@ def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -
     run(small_job(), small_data, tmp_path, Listener(stop_after=2))
     other = small_job(seed=1)
     assert run_id(other, small_data.digests) != run_id(small_job(), small_data.digests)
-    from orchestrator.checkpoint import Checkpoints, Identity
+    from orchestrator.checkpoint import Checkpoints, Identity, Retention
 
     checkpoints = Checkpoints(
-        LocalStore(tmp_path), Identity(run_id(other, small_data.digests), tuple(small_data.digests)), keep=2
+        LocalStore(tmp_path),
+        Identity(run_id(other, small_data.digests), tuple(small_data.digests)),
+        keep=Retention(2),
     )
     with pytest.raises(CheckpointError, match="Give the job another name"):
         checkpoints.newest()

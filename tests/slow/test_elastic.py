@@ -18,10 +18,12 @@ import pytest
 import yaml
 
 from orchestrator.consumed import consumed
-from tests.orchestrator.conftest import SMALL
+from tests.orchestrator.conftest import SMALL, home
 from tests.slow.project import plain_environment, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+
+__all__ = ["home"]  # a fixture
 
 ENDLESS = 10**6
 NOTICE_SECONDS = 30
@@ -39,14 +41,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 4,
     }
-    head = {"num_cpus": 0, "_system_config": quick, "object_store_memory": 10**8}
+    head = {
+        "num_cpus": 0,
+        "node_ip_address": "127.0.0.1",
+        "_system_config": quick,
+        "object_store_memory": 10**8,
+    }
     made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
 
 def add_node(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=1, object_store_memory=10**8, wait=True)
+    return cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=10**8, wait=True)
 
 
 @dataclass

@@ -1,0 +1,226 @@
+"""Proof that a job resumes exactly: killed at random steps and resumed, it is what it is when left alone.
+
+    reference   begin ──────────────────────────────────────────► step N
+    killed      begin ──► ✗   resume ─────► ✗   resume ─────────► step N      the same, or another number of workers
+
+Both write a checkpoint every few steps, whose tensors are named by their content: equal names are equal bits. On the
+same number of workers every checkpoint must have the same weights, averaged weights and optimiser state; on another
+one sums are taken in another order, and the ledger must show the same sample at every position, each once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator import data
+from orchestrator.config import Job
+from orchestrator.errors import PlanError
+from orchestrator.gang import Leg, run_leg
+from orchestrator.home import below
+from orchestrator.packing import Say, pack_what_is_missing
+from orchestrator.schedule import total_steps
+from orchestrator.train import run_id
+from orchestrator.version import code_version
+from shards.dataset import Dataset
+from shards.errors import LedgerError
+from shards.ledger import read_ledger
+from shards.store import Store, open_store
+
+_CHECKPOINTS = 4
+"""Written in the steps that are looked at, at least."""
+_KEEP_ALL = 10**6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is done to the job."""
+
+    kills: int
+    seed: int
+    steps: int
+    workers: int
+    others: tuple[int, ...] = ()
+    """Numbers of workers that take over after a kill, in turn; empty: the same."""
+
+    @property
+    def same_world(self) -> bool:
+        """Whether every leg has the same number of workers."""
+        return set(self.others) <= {self.workers}
+
+    def world(self, leg: int) -> int:
+        """Return the number of workers of a leg, from 0."""
+        return self.workers if leg == 0 or not self.others else self.others[(leg - 1) % len(self.others)]
+
+    def kill_steps(self) -> list[int]:
+        """Return the steps after which a worker dies, ascending."""
+        return sorted(random.Random(self.seed).sample(range(1, self.steps), self.kills))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What two runs of one job have in common."""
+
+    compared: tuple[int, ...]
+    """Steps of the checkpoints that both have."""
+    different: dict[int, tuple[str, ...]]
+    """Step -> what differs there, of weights, averaged weights and optimiser state."""
+    ledger: str
+    """"" when both ledgers show the same sample at every position, each once; else what is wrong."""
+    positions: int
+    attempts: int
+    repeated: int
+    same_world: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the job resumed exactly."""
+        return not self.ledger and bool(self.compared) and not (self.same_world and self.different)
+
+    def render(self) -> str:
+        """Return the proof as text."""
+        steps = ", ".join(str(step) for step in self.compared) or "none"
+        lines = [
+            f"checkpoints compared   at step {steps}",
+            f"samples                {self.positions:,} positions over {self.attempts} starts, "
+            + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once")
+            + f"; {self.repeated:,} were computed again",
+        ]
+        if not self.different:
+            equal = "bit-equal: weights, averaged weights, optimiser state, at every one of them"
+        else:
+            first = min(self.different)
+            equal = f"different from step {first} on ({', '.join(self.different[first])})"
+        lines.append(f"state                  {equal}")
+        if not self.same_world:
+            lines.append(
+                "                       (other numbers of workers add in another order: not required)"
+            )
+        lines.append("RESUMES EXACTLY" if self.holds else "DOES NOT RESUME EXACTLY")
+        return "\n".join(lines)
+
+
+def prove_resume(
+    job: Job, trial: Trial, say: Say, *, between: Callable[[Store], None] = lambda store: None
+) -> Proof:
+    """Run the first `trial.steps` steps of `job` twice, in plain processes, and compare.
+
+    `between` is called with the run's folder after each kill. Raises an error of `orchestrator.errors` when the job
+    cannot be run so.
+    """
+    pack_what_is_missing(job, say)
+    dataset = data.open_dataset(job)
+    trial, job = watched(job, dataset, trial)
+    reference, killed = (open_store(uri) for uri in folders(job, dataset, trial))
+    say(f"reference: {trial.steps} steps on {_workers(trial.workers)}, left alone")
+    _run(job, dataset, reference, trial.workers, trial.steps, None)
+    rng = random.Random(trial.seed)
+    for leg, step in enumerate([*trial.kill_steps(), trial.steps]):
+        world, begins = trial.world(leg), newest_step(killed)
+        victim = rng.randrange(world) if step < trial.steps else None
+        fate = f"worker {victim} is killed" if victim is not None else "the end"
+        say(f"from step {begins} to {step} on {_workers(world)}: {fate}")
+        _run(job, dataset, killed, world, step - begins, victim)
+        if victim is not None:
+            between(killed)
+    return compare(reference, killed, trial)
+
+
+def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
+    """Return trial and job as they are run: with a ledger, and with enough checkpoints that are all kept.
+
+    None of it makes it another run. Raises PlanError when there are not steps enough.
+    """
+    images, crew = job.train.global_batch_size // job.train.micro_batches, max((trial.workers, *trial.others))
+    if crew > images:
+        raise PlanError(f"{crew} workers cannot share a micro-batch of {images} images: each needs one.")
+    most = total_steps(job.train, data.train_stream(dataset, job).order.steps_per_epoch)
+    steps = min(trial.steps, most)
+    if trial.kills >= steps:
+        raise PlanError(f"{trial.kills} kills need more than {steps} steps. Lower --kills or raise --steps.")
+    every = min(job.checkpoint.every_steps, max(1, steps // _CHECKPOINTS))
+    changed = job.model_copy(
+        update={
+            "data": job.data.model_copy(update={"ledger": True}),
+            "checkpoint": job.checkpoint.model_copy(update={"every_steps": every, "keep": _KEEP_ALL}),
+            "track": job.track.model_copy(update={"every_steps": 1}),
+        }
+    )
+    return Trial(trial.kills, trial.seed, steps, trial.workers, trial.others), changed
+
+
+def folders(job: Job, dataset: Dataset, trial: Trial) -> tuple[str, str]:
+    """Return new folders of the store for the two runs."""
+    number = 0
+    while True:
+        base = f"{below(job.storage, 'proofs')}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
+        if not open_store(base).list(""):
+            open_store(base).ensure_bucket()
+            return f"{base}/reference", f"{base}/killed"
+        number += 1
+
+
+def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
+    """Return what checkpoints and ledgers of the two runs have in common."""
+    one, other = _blobs(reference), _blobs(killed)
+    common = tuple(sorted(step for step in one.keys() & other.keys() if step <= trial.steps))
+    different = {
+        step: parts
+        for step in common
+        if (parts := tuple(sorted(name for name in one[step] if one[step][name] != other[step].get(name))))
+    }
+    positions = attempts = repeated = 0
+    wrong = ""
+    try:
+        expected, found = read_ledger(reference), read_ledger(killed)
+        shared = min(len(expected.samples), len(found.samples))
+        positions, attempts, repeated = shared, found.attempts, found.repeated
+        differing = [n for n in range(shared) if expected.samples[n] != found.samples[n]]
+        if differing:
+            n = differing[0]
+            wrong = f"position {n} was {expected.samples[n]}, and {found.samples[n]} in the killed run"
+        elif common and shared < _position(reference, max(common)):
+            wrong = f"only {shared} positions are in both ledgers"
+    except LedgerError as error:
+        wrong = str(error)
+    return Proof(common, different, wrong, positions, attempts, repeated, trial.same_world)
+
+
+def newest_step(store: Store) -> int:
+    """Return the step of the newest checkpoint, 0 without one."""
+    return max((step for step, _ in _records(store)), default=0)
+
+
+def _run(job: Job, dataset: Dataset, store: Store, world: int, steps: int, victim: int | None) -> None:
+    if steps == 0:
+        return
+    leg = Leg(
+        job=job.model_dump(mode="json", exclude_none=True),
+        manifests=data.manifest_uris(job),
+        digests=tuple(dataset.digests),
+        run_uri=store.uri,
+        world_size=world,
+        steps=steps,
+        killed=victim,
+        code_version=code_version(),
+    )
+    run_leg(leg)
+
+
+def _records(store: Store) -> list[tuple[int, str]]:
+    keys = store.list("checkpoints/")
+    return [(int(key.removeprefix("checkpoints/").split("-")[0]), key) for key in keys]
+
+
+def _blobs(store: Store) -> dict[int, dict[str, str]]:
+    return {step: dict(json.loads(store.read(key))["blobs"]) for step, key in _records(store)}
+
+
+def _position(store: Store, step: int) -> int:
+    return next(int(json.loads(store.read(key))["position"]) for at, key in _records(store) if at == step)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"

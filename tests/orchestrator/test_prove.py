@@ -1,0 +1,112 @@
+"""`mirage prove-resume`: a run that is killed and resumed is the run that is left alone; a broken one is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from orchestrator.checkpoint import Checkpoints, Identity, Retention
+from orchestrator.config import Job
+from orchestrator.errors import PlanError
+from orchestrator.prove import Trial, folders, newest_step, prove_resume, watched
+from orchestrator.train import run_id
+from shards.dataset import Dataset
+from shards.store import Store
+
+
+@pytest.fixture
+def endless(small_job) -> Job:
+    return small_job(train={"steps": 100}, validation={"every_steps": 100}, workers={"max": 4})
+
+
+def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
+    steps = Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps == Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps != Trial(kills=4, seed=2, steps=30, workers=1).kill_steps()
+    assert sorted(set(steps)) == steps
+    assert steps[0] > 0
+    assert steps[-1] < 30
+
+
+def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, small_data) -> None:
+    lines: list[str] = []
+    proof = prove_resume(endless, Trial(kills=1, seed=2, steps=8, workers=2), lines.append)
+    assert proof.holds, proof.render()
+    assert proof.compared == (2, 4, 6, 8)
+    assert not proof.different
+    assert proof.attempts == 2
+    assert sum("is killed" in line for line in lines) == 1
+    assert "bit-equal" in proof.render()
+
+
+def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_data) -> None:
+    job = endless.model_copy(update={"train": endless.train.model_copy(update={"global_batch_size": 4})})
+    proof = prove_resume(job, Trial(kills=1, seed=0, steps=6, workers=1, others=(3,)), print)
+    assert proof.holds, proof.render()
+    assert not proof.same_world
+    assert proof.positions == 24
+
+
+def forget_moments(job: Job, dataset: Dataset):
+    """Take the optimiser's second moments out of the newest checkpoint, and sign it as if it had been written so."""
+
+    def tamper(store: Store) -> None:
+        identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
+        checkpoints = Checkpoints(store, identity, keep=Retention(10**6))
+        name = checkpoints.newest()
+        state = checkpoints.load(name)
+        optimizer = {
+            key: torch.zeros_like(value) if key.endswith("exp_avg_sq") else value
+            for key, value in state.tensors["optimizer"].items()
+        }
+        store.delete(f"checkpoints/{name}.json")
+        checkpoints.save(replace(state, tensors={**state.tensors, "optimizer": optimizer}))
+        checkpoints.wait()
+
+    return tamper
+
+
+def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
+    trial = Trial(kills=1, seed=4, steps=8, workers=1)
+    assert trial.kill_steps()[0] > 2
+    proof = prove_resume(endless, trial, print, between=forget_moments(endless, small_data))
+    assert not proof.holds
+    assert "weights" in proof.render() or "model" in proof.render()
+    assert "DOES NOT RESUME EXACTLY" in proof.render()
+
+
+def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> None:
+    def swap(store: Store) -> None:
+        key = store.list("ledger/")[0]
+        first, *rest = store.read(key).decode().splitlines()
+        line = json.loads(first)
+        line["samples"][0][2] = "another"
+        store.delete(key)
+        store.write(key, "\n".join([json.dumps(line), *rest, ""]).encode())
+
+    proof = prove_resume(
+        endless, Trial(kills=1, seed=4, steps=6, workers=1, others=(2,)), print, between=swap
+    )
+    assert not proof.holds
+    assert "another" in proof.render()
+
+
+def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
+    with pytest.raises(PlanError, match="need more than 3 steps"):
+        watched(endless, small_data, Trial(kills=3, seed=0, steps=3, workers=1))
+    with pytest.raises(PlanError, match="9 workers cannot share a micro-batch of 6"):
+        watched(endless, small_data, Trial(kills=1, seed=0, steps=5, workers=1, others=(9,)))
+
+
+def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_data) -> None:
+    from shards.store import open_store
+
+    trial = Trial(kills=1, seed=77, steps=4, workers=1)
+    one = folders(endless, small_data, trial)
+    assert "/proofs/" in one[0]
+    open_store(one[0]).write("x", b"")
+    assert folders(endless, small_data, trial) != one
+    assert newest_step(open_store(one[0])) == 0
