@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from orchestrator import initial, track
-from orchestrator.checkpoint import METRIC, Checkpoints, Identity
+from orchestrator.checkpoint import METRIC, Checkpoints, Identity, Retention
 from orchestrator.config import Job
 from orchestrator.errors import TrackingError
 from orchestrator.home import home
@@ -23,7 +23,7 @@ from orchestrator.run import Place, end_run, open_run, place_of
 from orchestrator.sweeping.config import shown
 from orchestrator.sweeping.controller import Watch
 from orchestrator.sweeping.table import Trial
-from orchestrator.train import RESULT, Driver, Outcome
+from orchestrator.train import RESULT, Driver, Outcome, Wish
 from shards.dataset import Dataset
 
 log = logging.getLogger(__name__)

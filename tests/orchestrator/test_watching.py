@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -83,7 +82,7 @@ def test_a_run_that_ends_within_its_profile_leaves_what_there_is(small_job, smal
 
 
 @pytest.fixture
-def events(small_job, small_data, at_home) -> Iterator[list[dict]]:
+def events(small_job, small_data, at_home) -> list[dict]:
     lines: list[str] = []
     job = small_job(
         name="json",
@@ -92,7 +91,7 @@ def events(small_job, small_data, at_home) -> Iterator[list[dict]]:
         example=None,
     )
     run_any(job, lines.append, in_process=True)
-    yield [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.filterwarnings("ignore")
