@@ -243,13 +243,15 @@ class _Group:
     def _notice_lost_nodes(self, members: dict[int, str]) -> None:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         lost = {rank: node for rank, node in members.items() if node not in alive}
-        if lost:
-            self._nobody_since = time.monotonic()
+        if not lost:
+            return
+        self._nobody_since = time.monotonic()
+        if self._wish is Wish.GO_ON:  # that a node is lost which was about to go is no news
             ranks = ", ".join(str(rank) for rank in sorted(lost))
             need = self._job.workers
             self._driver.say(
-                f"lost node {', '.join(sorted({node[:8] for node in lost.values()}))} with worker {ranks}: waiting for "
-                f"room for {need.min} to {len(members)} x ({need.cpus:g} CPU, {need.gpus:g} GPU)"
+                f"lost node {', '.join(sorted({node[:8] for node in lost.values()}))} with worker {ranks}: "
+                f"waiting for room for {need.min} to {len(members)} x ({need.cpus:g} CPU, {need.gpus:g} GPU)"
             )
 
     def _want(self, wish: Wish, why: str) -> None:
