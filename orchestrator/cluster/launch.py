@@ -26,6 +26,7 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.groups import free_leaked_groups
 from orchestrator.cluster.mailbox import Mailbox, Notice
@@ -146,7 +147,9 @@ class _Group:
     ) -> None:
         self._job, self._assignment, self._driver = job, assignment, driver
         self._asked, self._deadline = asked, deadline
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        # Where this process is: on another node it would be lost with that one.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._resizing = Resizing(job.workers)
         self._wish = Wish.GO_ON
         self._seen = 0
