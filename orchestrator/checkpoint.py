@@ -99,17 +99,20 @@ class Checkpoints:
         store: Store,
         identity: Identity,
         *,
-        keep: Retention,
+        keep: Retention | int,
         code_version: str = "",
         header: Mapping[str, str] | None = None,
     ) -> None:
-        """`header` makes a weights file of the blob with the weights; one entry at most, as order is not fixed."""
+        """`keep` may be the number of the newest alone. `header` makes a weights file of the blob with the weights.
+
+        It has one entry at most, as the order of several is not fixed.
+        """
         assert header is None or len(header) <= 1, (
             "several entries would come in any order, and change the digest"
         )
         self._store = store
         self._identity = identity
-        self._keep = keep
+        self._keep = Retention(keep) if isinstance(keep, int) else keep
         self._code_version = code_version
         self._header = dict(header or {})
         self.write_seconds = 0.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.checkpoint import Checkpoints, Identity, State
 from orchestrator.garbage import find, remove
 from shards.manifest import POINTER, load_manifest
 from shards.pack import pack
@@ -119,9 +119,7 @@ def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(raw: Path, 
 
 
 def checkpointed(storage: LocalStore, run: str, scores: list[float]) -> Checkpoints:
-    kept = Checkpoints(
-        LocalStore(storage.root / "runs" / run), Identity(run, ("d",)), keep=Retention(len(scores))
-    )
+    kept = Checkpoints(LocalStore(storage.root / "runs" / run), Identity(run, ("d",)), keep=len(scores))
     for step, score in enumerate(scores, 1):
         tensors = {"model": {"w": torch.full((4,), float(step))}}
         kept.save(State(step, step * 8, 0, tensors, {"val/psnr": score}))
