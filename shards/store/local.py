@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.errors import StoreError
@@ -85,7 +86,7 @@ class LocalStore:
             keys = (file.relative_to(self.root).as_posix() for file in files)
             return sorted(key for key in keys if key.startswith(prefix))
 
-    def unfinished(self) -> list[str]:
+    def unfinished(self) -> Sequence[str]:
         """Keys of temporary files."""
         with self._explained(""):
             files = (p for p in self.root.rglob(f"{TEMPORARY}*") if p.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,7 +50,7 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""
 
-    def unfinished(self) -> list[str]:
+    def unfinished(self) -> Sequence[str]:
         """Sorted keys of what writes left that were killed half-way; nothing reads them, `delete` removes them."""
 
     def delete(self, key: str) -> None:

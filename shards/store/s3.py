@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -104,8 +104,8 @@ class S3Store:
         skip = len(self.prefix) + 1 if self.prefix else 0
         return sorted(key[skip:] for key in keys)
 
-    def unfinished(self) -> list[str]:
-        """None: an object appears whole. Parts of uploads that were killed are the server's, removed by its own rule."""
+    def unfinished(self) -> Sequence[str]:
+        """None: an object appears whole. Parts of killed uploads are the server's, removed by its own rule."""
         return []
 
     def delete(self, key: str) -> None:
