@@ -117,7 +117,7 @@ class Dataset:
         return degraded, self._pixels(row, row.clean, None, reduce_image)
 
     def clean(self, row: Row) -> Image:
-        """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; other kinds are reduced to 8-bit RGB."""
+        """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; others are reduced to 8-bit RGB."""
         return self._pixels(row, row.clean, None, reduce_image)
 
     def _pixels(
