@@ -21,7 +21,7 @@ from orchestrator.consumed import consumed
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.project import plain_environment, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 
 __all__ = ["home"]  # a fixture
 
@@ -58,7 +58,7 @@ class Driver:
     def text(self) -> str:
         return self.output.read_text()
 
-    def says(self, what: str, count: int = 1, timeout: float = 150) -> float:
+    def says(self, what: str, count: int = 1, timeout: float = 300) -> float:
         """Wait until it has said so that many times; return how long that took."""
         began = time.monotonic()
 
