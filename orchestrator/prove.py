@@ -31,7 +31,8 @@ from shards.store import Store, open_store
 
 _CHECKPOINTS = 4
 """Written in the steps that are looked at, at least."""
-_KEEP_ALL = 10**6
+KEEP_ALL = 10**6
+"""Checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
     changed = job.model_copy(
         update={
             "data": job.data.model_copy(update={"ledger": True}),
-            "checkpoint": job.checkpoint.model_copy(update={"every_steps": every, "keep": _KEEP_ALL}),
+            "checkpoint": job.checkpoint.model_copy(update={"every_steps": every, "keep": KEEP_ALL}),
             "track": job.track.model_copy(update={"every_steps": 1}),
         }
     )
@@ -186,6 +187,11 @@ def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
     except LedgerError as error:
         wrong = str(error)
     return Proof(common, different, wrong, positions, attempts, repeated, trial.same_world)
+
+
+def run_reference(job: Job, dataset: Dataset, store: Store, trial: Trial) -> None:
+    """Take the trial's steps without harm, in plain processes of this machine."""
+    _run(job, dataset, store, trial.workers, trial.steps, None)
 
 
 def newest_step(store: Store) -> int:

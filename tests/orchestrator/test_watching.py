@@ -16,7 +16,10 @@ from tests.orchestrator.test_train import Listener, run
 
 
 def test_the_loss_is_told_by_degradation_and_by_term(small_job, small_data, tmp_path) -> None:
-    job, driver = small_job(track={"every_steps": 6}), Listener()
+    job, driver = (
+        small_job(track={"every_steps": 6}, data={"mixture": {"haze": 1, "lowlight": 1}}),
+        Listener(),
+    )
     run(job, small_data, tmp_path, driver)
     told = driver.scalars[6]
     shares = [told[f"loss_share/{term}"] for term in ("l1", "fourier", "spd")]

@@ -1,0 +1,309 @@
+"""A run on a cluster of several nodes on this machine, with its own S3 and MLflow servers behind faulty proxies.
+
+    driver (a process) ──► Ray: a head without CPUs and a node for each worker ──► proxy ──► rclone serve s3
+           └──────────────────────────────────────────────────────────────────────► proxy ──► mlflow server
+
+Everything lies in a temporary folder and ends with the command; the job's own runs are not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import yaml
+
+from orchestrator import data, prove, track
+from orchestrator.chaos import Blow, Survived, Verdict, blows
+from orchestrator.cluster import s3server
+from orchestrator.cluster.ports import free_port
+from orchestrator.config import Job
+from orchestrator.errors import ClusterError
+from orchestrator.faults import FaultyProxy, drawn, healthy, outage
+from orchestrator.named import RUN_TAG
+from orchestrator.packing import Say
+from orchestrator.prove import Trial
+from orchestrator.train import run_id
+from shards.store import open_store
+
+_BUCKET = "s3://chaos"
+_STORE_FAULTS = 0.25
+"""Share of the requests to the store that fail while it is faulty."""
+_FAULTY_SECONDS = 20.0
+_OBJECT_STORE_BYTES = 10**8
+_STEP = re.compile(r"step (\d+)/")
+
+
+def chaos(job: Job, trial: Trial, folder: Path, say: Say, recovery_seconds: float) -> Verdict:
+    """Train the first steps of `job` while it is harmed `trial.kills` times, and compare with a run left alone."""
+    with ExitStack() as stack:
+        scene = stack.enter_context(_scene(job, trial, folder))
+        survived = [
+            scene.strike(blow, say, recovery_seconds) for blow in blows(trial.kills, trial.seed, trial.steps)
+        ]
+        scene.wait_for_step(trial.steps, recovery_seconds)
+        scene.stop()
+        os.environ.update(scene.direct)
+        dataset = data.open_dataset(scene.job)
+        run = run_id(scene.job, dataset.digests)
+        killed = open_store(f"{_BUCKET}/runs/{run}")
+        reference = open_store(f"{_BUCKET}/reference")
+        last = prove.newest_step(killed)
+        whole = replace(trial, steps=last)
+        say(f"reference: {last} steps on {trial.workers} workers, left alone")
+        prove.run_reference(scene.job, dataset, reference, whole)
+        return Verdict(
+            survived=survived,
+            store_faults={f.value: n for f, n in scene.store.counts.items() if f.name != "NONE"},
+            tracking_faults=scene.tracking.injected,
+            proof=prove.compare(reference, killed, whole),
+            untracked=_untracked(scene, run, last),
+        )
+
+
+@dataclass
+class _Scene:
+    job: Job
+    file: Path
+    folder: Path
+    cluster: Any
+    nodes: list[Any]
+    store: FaultyProxy
+    tracking: FaultyProxy
+    environment: Mapping[str, str]
+    direct: Mapping[str, str]
+    """The way to the store past the proxy."""
+    mlflow: str
+    """The way to MLflow past the proxy."""
+    dice: random.Random
+    driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "driver.txt"
+
+    def start(self) -> None:
+        """Start the driver, which goes on with the run."""
+        with self.output.open("ab") as output:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator", "run", str(self.file)],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def step(self) -> int:
+        """Return the newest step that was told."""
+        told = _STEP.findall(self.output.read_text(errors="replace"))
+        return max((int(step) for step in told), default=0)
+
+    def wait_for_step(self, step: int, seconds: float) -> float | None:
+        """Return after how many seconds a step was told; None if it was not in that time."""
+        began = time.monotonic()
+        while self.step() < step:
+            if time.monotonic() - began > seconds:
+                return None
+            if self.driver is not None and self.driver.poll() is not None:
+                raise ClusterError(f"the driver ended:\n{_last_lines(self.output)}")
+            time.sleep(0.2)
+        return time.monotonic() - began
+
+    def strike(self, blow: Blow, say: Say, recovery_seconds: float) -> Survived:
+        """Wait until the run is there, do it, and wait until it goes on."""
+        if self.wait_for_step(blow.step, recovery_seconds) is None:
+            return Survived(blow, self.step(), None)
+        at = self.step()
+        say(f"step {at}: {blow.kind}")
+        blows_by_kind: dict[str, Callable[[], None]] = {
+            "worker killed": self._kill_worker,
+            "driver killed": self._kill_driver,
+            "node lost": self._lose_node,
+            "store faulty": lambda: self._disturb(
+                self.store, drawn(_STORE_FAULTS, self.dice.randrange(2**32))
+            ),
+            "tracking away": lambda: self._disturb(self.tracking, outage),
+        }
+        blows_by_kind[blow.kind]()
+        return Survived(blow, at, self.wait_for_step(at + 1, recovery_seconds))
+
+    def stop(self) -> None:
+        """Ask the driver to stop with a checkpoint, and wait."""
+        assert self.driver is not None, "a run is under way"
+        self.driver.send_signal(signal.SIGTERM)
+        try:
+            self.driver.wait(300)
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"the driver did not stop:\n{_last_lines(self.output)}") from error
+
+    def end(self) -> None:
+        """Leave no driver behind."""
+        if self.driver is not None:
+            self.driver.kill()
+            self.driver.wait()
+
+    def _kill_worker(self) -> None:
+        workers = train_workers()
+        if workers:
+            self.dice.choice(sorted(workers, key=lambda p: p.pid)).kill()
+
+    def _kill_driver(self) -> None:
+        assert self.driver is not None, "a run is under way"
+        self.driver.kill()
+        self.driver.wait()
+        self.start()
+
+    def _lose_node(self) -> None:
+        lost = self.nodes.pop(self.dice.randrange(len(self.nodes)))
+        self.cluster.remove_node(lost, allow_graceful=False)
+        self.nodes.append(_add_node(self.cluster, self.job.workers.cpus))
+
+    def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> None:
+        proxy.plan = plan
+        time.sleep(_FAULTY_SECONDS)
+        proxy.plan = healthy
+
+
+@contextmanager
+def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
+    with ExitStack() as stack:
+        server = s3server.new(None)
+        (folder / "s3").mkdir()
+        process = s3server.start(server, folder / "s3", folder / "s3.txt", f"chaos-{os.getpid()}")
+        stack.callback(lambda: psutil.Process(process.pid).kill())
+        store = stack.enter_context(FaultyProxy(server.port))
+        port = stack.enter_context(_mlflow(folder))
+        tracking = stack.enter_context(FaultyProxy(port))
+        cluster = stack.enter_context(_cluster())
+        nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
+        harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
+        file = folder / "job.yaml"
+        file.write_text(yaml.safe_dump(harmed.model_dump(mode="json", exclude_none=True)))
+        direct = server.environment()
+        environment = {
+            **os.environ,
+            **direct,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
+            "MIRAGE_HOME": os.environ.get("MIRAGE_HOME", str(Path.cwd() / ".mirage")),
+            "RAY_ADDRESS": cluster.address,
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+        }
+        scene = _Scene(
+            harmed, file, folder, cluster, nodes, store, tracking, environment, direct, f"http://127.0.0.1:{port}",
+            random.Random(trial.seed),
+        )  # fmt: skip
+        scene.start()
+        stack.callback(scene.end)
+        yield scene
+
+
+def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
+    """Return the job with its own store and MLflow, a ledger, many checkpoints, and a fixed number of workers."""
+    every = max(1, min(job.checkpoint.every_steps, trial.steps // (2 * trial.kills + 2)))
+    workers = {"min": trial.workers, "max": trial.workers, "max_failures": 3 + trial.kills}
+    return job.model_copy(
+        update={
+            "storage": _BUCKET,
+            "data": job.data.model_copy(update={"ledger": True}),
+            "checkpoint": job.checkpoint.model_copy(update={"every_steps": every, "keep": prove.KEEP_ALL}),
+            "track": job.track.model_copy(update={"uri": tracking, "every_steps": 1, "register_as": None}),
+            "workers": job.workers.model_copy(update=workers),
+            "example": None,
+        }
+    )
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from ray.cluster_utils import Cluster
+
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray writes there, whichever folder it is told to use
+    health = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
+    head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _add_node(cluster: Any, cpus: float) -> Any:
+    size = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    return cluster.add_node(**size)
+
+
+@contextmanager
+def _mlflow(folder: Path) -> Iterator[int]:
+    port = free_port()
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "mlartifacts")),
+    ]
+    with (folder / "mlflow.txt").open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while not _is_healthy(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}")
+            time.sleep(0.3)
+        yield port
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def train_workers() -> list[psutil.Process]:
+    """Return the training processes of Ray on this machine."""
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def _untracked(scene: _Scene, run: str, last: int) -> int:
+    tracked = track.find_run(scene.mlflow, scene.job.track.experiment, RUN_TAG, run)
+    if tracked is None:
+        return last
+    told = {metric.step for metric in track.connect(scene.mlflow).get_metric_history(tracked, "loss/total")}
+    return len(set(range(1, last + 1)) - told)
+
+
+def _last_lines(file: Path) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-12:])

@@ -1,0 +1,79 @@
+"""The parts of `mirage chaos` that need no cluster: what falls when, the table, and a store that fails under a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.chaos import KINDS, Survived, Verdict, blows
+from orchestrator.cluster import s3server
+from orchestrator.faults import Fault, FaultyProxy, drawn
+from orchestrator.prove import Proof, Trial, prove_resume
+
+WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, repeated=6, same_world=True)
+
+
+def verdict(**changes: object) -> Verdict:
+    survived = [Survived(blow, blow.step, 12.0) for blow in blows(5, seed=0, steps=100)]
+    return replace(Verdict(survived, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
+
+
+def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
+    drawn_blows = blows(7, seed=3, steps=70)
+    assert {blow.kind for blow in drawn_blows[:5]} == set(KINDS)
+    steps = [blow.step for blow in drawn_blows]
+    assert steps == sorted(set(steps))
+    assert steps[0] > 0
+    assert steps[-1] < 70
+    assert drawn_blows == blows(7, seed=3, steps=70)
+    assert drawn_blows != blows(7, seed=4, steps=70)
+
+
+def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
+    text = verdict().render()
+    for kind in KINDS:
+        assert f"{kind}" in text
+    assert "12 s" in text
+    assert "3 x HTTP 503" in text
+    assert text.endswith("NOTHING WAS LOST")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"untracked": 1},
+        {"proof": replace(WHOLE, different={4: ("model",)})},
+        {"proof": replace(WHOLE, ledger="position 3 is missing")},
+        {"survived": [Survived(blows(1, 0, 10)[0], 4, None)]},
+    ],
+)
+def test_any_loss_is_told(loss: dict[str, object]) -> None:
+    lost = verdict(**loss)
+    assert not lost.holds
+    assert lost.render().endswith("SOMETHING WAS LOST")
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    server = s3server.new(None)
+    (tmp_path / "s3").mkdir()
+    process = s3server.start(server, tmp_path / "s3", tmp_path / "log.txt", "chaos-test")
+    with FaultyProxy(server.port, stall_seconds=0.2) as proxy:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy
+    psutil.Process(process.pid).kill()
+
+
+def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, faulty: FaultyProxy) -> None:
+    job = small_job(storage="s3://faulty", train={"steps": 100}, validation={"every_steps": 100})
+    faulty.plan = drawn(0.1, seed=5)
+    proof = prove_resume(job, Trial(kills=1, seed=0, steps=8, workers=1), print)
+    assert proof.holds, proof.render()
+    kinds = {fault for fault in faulty.counts if fault is not Fault.NONE}
+    assert len(kinds) >= 3
