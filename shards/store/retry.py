@@ -41,8 +41,10 @@ def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
     """Run `action`; what fails on the way is tried again, a refusal is explained."""
     import botocore.exceptions as aws
     from boto3.exceptions import S3UploadFailedError
+    from urllib3.exceptions import ProtocolError
 
     broken = (
+        ProtocolError,  # reset while an answer that is not streamed was read, which botocore passes on as it is
         aws.ConnectionError,
         aws.HTTPClientError,  # timed out, closed, cut off while the body was read
         aws.IncompleteReadError,
