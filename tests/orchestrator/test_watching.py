@@ -17,7 +17,7 @@ from tests.orchestrator.test_train import Listener, run
 
 def test_the_loss_is_told_by_degradation_and_by_term(small_job, small_data, tmp_path) -> None:
     job, driver = (
-        small_job(track={"every_steps": 6}, data={"mixture": {"haze": 1, "lowlight": 1}}),
+        small_job(track={"every_steps": 6}, data={"mixture": {"haze": 3, "lowlight": 3}}),
         Listener(),
     )
     run(job, small_data, tmp_path, driver)
