@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mirage.config import KERNEL_SIZE, ModelConfig, Stage
+from mirage.config import KERNEL_SIZE, ModelConfig, Recompute, Stage
 
 IMAGE_CHANNELS = 3
 
@@ -39,6 +39,17 @@ def fast_macs(config: ModelConfig, height: int, width: int) -> int:
     return total
 
 
+def recomputed_macs(config: ModelConfig, height: int, width: int, recompute: Recompute) -> int:
+    """Multiply-adds of one image's forward pass that run a second time in the backward pass."""
+    stages = [stage for stage in config.stages() if recomputes(stage, recompute)]
+    return sum(s.blocks * _fast_block_macs(config, s, height * width // s.stride**2) for s in stages)
+
+
+def recomputes(stage: Stage, recompute: Recompute) -> bool:
+    """Whether the blocks of `stage` run again in the backward pass."""
+    return recompute == "all" or (recompute == "full_resolution" and stage.stride == 1)
+
+
 def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
     """(stride, weights) of every convolution outside the blocks."""
     d = config.dim
@@ -55,7 +66,8 @@ def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
     yield 1, 9 * 2 * d * IMAGE_CHANNELS
 
 
-def _hidden(channels: int) -> int:
+def hidden_width(channels: int) -> int:
+    """Width of the gate, and of the values that it opens, in a convolution branch of so many channels."""
     return int(8 / 3 * channels)
 
 
@@ -67,7 +79,7 @@ def _pixel_weights(config: ModelConfig, stage: Stage) -> int:
     """Weights of a block that are used once at every pixel."""
     channels = stage.channels
     attention, convolution, mlp = config.widths(channels)
-    hidden, ffn = _hidden(convolution), int(channels * config.ffn_expansion)
+    hidden, ffn = hidden_width(convolution), int(channels * config.ffn_expansion)
     return (
         3 * attention**2
         + 9 * 3 * attention
@@ -150,40 +162,3 @@ def _head_macs(config: ModelConfig, pixels: int) -> int:
         total += count * (reduce + (numbers if config.alignment != "euclidean" else 0))
         total += embed if config.alignment != "geodesic" else 0
     return total + (config.spd_embed_dim if config.alignment not in ("none", "geodesic") else 0)
-
-
-def activation_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Bytes per image that a training step in fp32 keeps for its backward pass, without recomputation.
-
-    The form for the CPU, measured to within a few percent: a block keeps little but its branches. On CUDA it keeps the
-    hidden and gated maps too, about 3.6 times as much (docs/model.md). Weights, gradients, the optimiser and
-    temporaries come on top.
-    """
-    numbers = sum(height * width // stride**2 * channels for stride, channels in _kept_between(config))
-    for stage in config.stages():
-        numbers += stage.blocks * _kept_per_pixel(config, stage) * (height * width // stage.stride**2)
-    return 4 * numbers
-
-
-def _kept_between(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(stride, channels) of what the convolutions and products between the stages keep."""
-    d = config.dim
-    yield 1, IMAGE_CHANNELS + d + 2 * d
-    yield 2, (2 + 4 + 2) * d
-    yield 4, (4 + 6 + 4) * d
-    yield 8, (8 + 4) * d
-
-
-def _kept_per_pixel(config: ModelConfig, stage: Stage) -> int:
-    """Numbers that one block keeps at each pixel."""
-    channels = stage.channels
-    widths = attention, convolution, mlp = config.widths(channels)
-    around = 3 * channels  # both norms' inputs, the first one's output
-    mixer = 2 * attention + 2 * convolution + mlp  # the branches' outputs; v; what the convolution projects
-    branches = sum(width > 0 for width in widths)
-    plain = branches > 1 and len({width for width in widths if width}) == 1
-    if config.fusion == "concatenation" or not plain:
-        mixer += channels  # side by side
-    if config.fusion == "gated" and branches > 1 and not plain:
-        mixer += channels  # the gates
-    return around + mixer

@@ -49,8 +49,7 @@ def kept_bytes(config: ModelConfig, side: int, bf16: bool) -> int:
     return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
 
 
-if __name__ == "__main__":
-    composed.INTERPRETED = composed.HAS_TRITON = True
+def stand_in_all() -> None:
     stand_in("triton_depthwise", convolve=convolve)
     stand_in(
         "triton_gates",
@@ -59,6 +58,11 @@ if __name__ == "__main__":
     )
     stand_in("triton_norm", norm_linear=norm_linear)
     stand_in("triton_sums", gram=reference.gram, moments=reference.moments)
+
+
+if __name__ == "__main__":
+    composed.INTERPRETED = composed.HAS_TRITON = True
+    stand_in_all()
     for size in ("tiny", "small"):
         for bf16 in (False, True):
             mib = kept_bytes(getattr(ModelConfig, size)(), 128, bf16) / 2 / 2**20
