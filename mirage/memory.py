@@ -6,6 +6,7 @@ Needs no torch. Temporaries of the backward pass come on top: the gradients of a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from mirage.config import KERNEL_SIZE, ModelConfig, Recompute, Stage
@@ -19,44 +20,40 @@ Precision = Literal["fp32", "bf16"]
 _FP32 = 4
 
 
-def activation_bytes(
-    config: ModelConfig,
-    height: int,
-    width: int,
-    *,
-    precision: Precision = "fp32",
-    recompute: Recompute = "none",
-    form: Form = "regions",
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How a step is taken, as far as it decides what is kept."""
+
+    precision: Precision = "fp32"
+    recompute: Recompute = "none"
+    form: Form = "regions"
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in a block."""
+        return 2 if self.precision == "bf16" else _FP32
+
+
+def activation_bytes(config: ModelConfig, height: int, width: int, how: Kept = Kept()) -> int:  # frozen
     """Bytes per image that stay until the backward pass; within a few percent of what autograd keeps."""
-    size = 2 if precision == "bf16" else _FP32
     pixels = height * width
-    total = sum(size * pixels // stride**2 * channels for stride, channels in _kept_between(config))
-    total += _kept_by_heads(config, pixels, precision)
+    total = sum(how.size * pixels // stride**2 * channels for stride, channels in _kept_between(config))
+    total += _kept_by_heads(config, pixels, how.precision)
     for stage in config.stages():
         here = pixels // stage.stride**2
-        if recomputes(stage, recompute):
-            total += stage.blocks * size * stage.channels * here
+        if recomputes(stage, how.recompute):
+            total += stage.blocks * how.size * stage.channels * here
         else:
-            total += stage.blocks * _kept_by_block(config, stage, here, size, form)
+            total += stage.blocks * _kept_by_block(config, stage, here, how)
     return total
 
 
-def recomputed_bytes(
-    config: ModelConfig,
-    height: int,
-    width: int,
-    *,
-    precision: Precision = "fp32",
-    recompute: Recompute = "none",
-    form: Form = "regions",
-) -> int:
+def recomputed_bytes(config: ModelConfig, height: int, width: int, how: Kept = Kept()) -> int:  # frozen
     """Bytes per image that come back for a while in the backward pass: those of the largest block that runs again."""
-    size = 2 if precision == "bf16" else _FP32
     blocks = [
-        _kept_by_block(config, stage, height * width // stage.stride**2, size, form)
+        _kept_by_block(config, stage, height * width // stage.stride**2, how)
         for stage in config.stages()
-        if stage.blocks and recomputes(stage, recompute)
+        if stage.blocks and recomputes(stage, how.recompute)
     ]
     return max(blocks, default=0)
 
@@ -85,14 +82,16 @@ def _kept_by_heads(config: ModelConfig, pixels: int, precision: Precision) -> in
     return _FP32 * (pixels * shallow + pixels // 64 * latent)
 
 
-def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, size: int, form: Form) -> int:
-    """Bytes that one block keeps of one image, of `pixels` here, in numbers of `size` bytes."""
+def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, how: Kept) -> int:
+    """Bytes that one block keeps of one image, of `pixels` here."""
     attention, convolution, _ = config.widths(stage.channels)
-    norms = (
-        2 if form == "composed" else 1
-    )  # mean and deviation; a region computes those of the second norm again
+    # Mean and deviation of a norm; a region computes those of the second one again.
+    norms = 2 if how.form == "composed" else 1
     of_the_image = 10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution  # Gram and mixing matrices; kernels
-    return pixels * (size * _kept_per_pixel(config, stage, form) + _FP32 * 2 * norms) + _FP32 * of_the_image
+    return (
+        pixels * (how.size * _kept_per_pixel(config, stage, how.form) + _FP32 * 2 * norms)
+        + _FP32 * of_the_image
+    )
 
 
 def _kept_per_pixel(config: ModelConfig, stage: Stage, form: Form) -> int:

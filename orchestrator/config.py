@@ -295,6 +295,8 @@ class Train(Section):
     """Forward-backward passes per step. Belongs to the job: statistics and negatives are the micro-batch's."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-4, gt=0)
+    rate_rule: Literal["fixed", "linear", "sqrt"] = "fixed"
+    """What the rate becomes with a batch other than the published 32: itself, times batch / 32, or its root."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["release", "cosine"] = "release"
@@ -343,12 +345,29 @@ class Crew(Section):
 class Workers(Crew):
     """Training processes."""
 
+    images_per_second: float | None = Field(default=None, gt=0)
+    """What one worker alone trains of this job, if you know: `mirage plan` then needs no earlier run and no guess."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """What one worker may hold: `mirage plan` warns of more, and leaves such shapes out."""
+
     max_failures: int = Field(default=3, ge=0)
     """Worker deaths without a new checkpoint between them that are survived by resuming from the newest one."""
     collective_seconds: float = Field(default=300, ge=1)
     """Longest time that a worker waits for the others in one exchange; then one is wedged, and all start anew."""
     resize_seconds: float = Field(default=60, gt=0)
     """How long there must have been room for more workers, up to `max`, before the run is handed over to more."""
+
+
+class Prices(Section):
+    """What a run is charged. `mirage plan --prices FILE` takes the same keys from a file beside a cluster's."""
+
+    currency: str = "USD"
+    worker_hour: float | None = Field(default=None, ge=0)
+    """One worker with its share of a machine."""
+    head_hour: float = Field(default=0.0, ge=0)
+    """What runs beside the workers for as long: the head."""
+    egress_gib: float | None = Field(default=None, ge=0)
+    """Each GiB that leaves the store."""
 
 
 class Checkpoint(Section):
@@ -461,6 +480,7 @@ class Training(Section):
     train: Train = Train()
     engine: EngineChoice = EngineChoice()
     workers: Workers = Workers()
+    prices: Prices = Prices()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validate = Validate()
     evaluate: Evaluate
@@ -479,7 +499,7 @@ class Job(Training):
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 INCIDENTAL = frozenset(
     {
-        *("engine", "workers", "track", "storage", "checkpoint", "promote", "profile", "example"),
+        *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
         *("train.recompute", "train.compile"),
     }

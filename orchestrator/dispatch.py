@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.batch import plan_restore, run_restore
 from orchestrator.config import Job
+from orchestrator.errors import PlanError
 from orchestrator.judging.evaluation import plan_evaluation, run_evaluation
 from orchestrator.kinds import AnyJob, EvaluateJob, PackJob, RestoreJob
 from orchestrator.packing import Say, plan_pack, run_pack
@@ -70,3 +71,15 @@ def run_any(job: AnyJob, say: Say, *, in_process: bool = False) -> Outcome:
 def plan_any(job: AnyJob) -> str:
     """Return what `job` will do and take, whatever its kind."""
     return ACTIONS[job.kind].plan(job)
+
+
+def plan_shapes(job: AnyJob) -> str:
+    """Return the shapes of a cluster for `job`, sorted by cost. PlanError for kinds that do not train."""
+    from orchestrator import shapes
+
+    if not isinstance(job, Job) or job.model.class_ is not None:
+        raise PlanError(
+            f"--shapes compares what training a MIRAGE costs; {job.name} is of kind {job.kind}"
+            + (" and trains a class of its own." if isinstance(job, Job) else ".")
+        )
+    return shapes.render(make_plan(job, strict=False))

@@ -8,6 +8,7 @@ gave it, so that a problem points to the line a user can change.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
         layers.insert(0, base)
     layers.append(_read_overrides(overrides))
     return _resolve(layers)
+
+
+def overrides_from(path: Path, section: str) -> list[str]:
+    """Return the keys of the YAML file `path` as overrides of a section of a job, empty ones left out."""
+    values = _read(path).values
+    return [f"{section}.{name}={json.dumps(value)}" for name, value in values.items() if value is not None]
 
 
 def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:

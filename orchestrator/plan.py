@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mirage.cost import fast_macs, macs, parameters
-from orchestrator import crops, data, userclass
+from orchestrator import crops, data, pace, userclass
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
+from orchestrator.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
+from orchestrator.pace import Pace
 from orchestrator.recipes import SETTINGS
 from orchestrator.schedule import total_steps
-from shards.errors import ShardsError
+from shards.errors import ShardsError, UnreachableStoreError
 from shards.order import Mixture
 from shards.stages import Stages
 
@@ -41,6 +43,12 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warnings: tuple[str, ...] = ()
+    records: tuple[tuple[Job, Pace], ...] = ()
+    """How fast earlier runs in the same store went."""
+    estimates: tuple[Estimate, ...] = ()
+    """For workers.min and workers.max; none of a class of anybody's."""
+    held_bytes: int | None = None
+    """Size of the packed data; None where it is out of reach."""
 
     @property
     def samples(self) -> Mapping[str, tuple[int, Fraction | int]]:
@@ -95,8 +103,50 @@ class Plan:
             f"evaluate   {', '.join(job.evaluate.degradations)}   protocol {job.evaluate.protocol}   "
             f"{'EMA' if train.ema_decay else 'raw'} weights",
             f"registers  {job.track.register_as or 'nothing'}",
+            *self._takes(),
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _takes(self) -> list[str]:
+        """Return memory, time, money and traffic, with what each rests on."""
+        if not self.estimates:
+            return ["takes      not known of a class of anybody's: run it for a few steps"]
+        job, few, many = self.job, self.estimates[0], self.estimates[-1]
+        held = few.memory
+        state = held.weights + held.gradients + held.optimizer + held.averaged
+        lines = [
+            f"memory     {held.total / GIB:.2f} GiB a worker at {few.workers}"
+            + (f", {many.memory.total / GIB:.2f} at {many.workers}" if many is not few else "")
+            + f": {state / GIB:.2f} weights, gradients, optimiser{', EMA' if held.averaged else ''}; "
+            f"{held.activations / GIB:.2f} kept for the backward pass; its temporaries on top",
+            f"time       {'' if few.rate.measured else 'roughly '}"
+            + ", ".join(
+                f"{_hours(e.hours)} on {_workers(e.workers)} ({e.step_seconds:.3g} s a step)"
+                for e in self.estimates
+            )
+            + f"; from {few.rate.source}",
+        ]
+        if few.money is None:
+            lines.append("money      no price is known: give prices.worker_hour, or --prices FILE")
+        else:
+            costs = (f"{job.prices.currency} {e.money:,.2f} on {_workers(e.workers)}" for e in self.estimates)
+            lines.append(f"money      {', '.join(costs)}")
+        lines.append(f"egress     {self._egress()}")
+        return lines
+
+    def _egress(self) -> str:
+        job, many = self.job, self.estimates[-1].workers
+        saved = checkpoint_bytes(job) * (self.total_steps // job.checkpoint.every_steps)
+        written = f"checkpoints write {saved / GIB:,.1f} GiB, of which {job.checkpoint.keep} stay"
+        if self.held_bytes is None:
+            return f"not known before the data is packed; {written}"
+        epochs = self.total_steps / self.steps_per_epoch
+        read = egress(job, self.held_bytes, epochs, many) / GIB
+        price = job.prices.egress_gib
+        money = "" if price is None else f", {job.prices.currency} {read * price:,.2f}"
+        return (
+            f"at most {read:,.2f} GiB of shards, at {_workers(many)} on nodes of their own{money}; {written}"
+        )
 
     def _crops(self) -> str:
         """Return the crops in words: `128² pixels`, or stage by stage."""
@@ -124,13 +174,16 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
     and the setting's published counts stand in.
     """
     warnings: list[str] = []
+    held_bytes, reachable = None, True
     try:
         dataset = data.open_dataset(job)
+        held_bytes = sum(shard.size for manifest in dataset.manifests for shard in manifest.shards)
         data.check_holds(dataset, job)
         held, counts_from = data.counts(dataset, job), "manifest"
     except (ShardsError, PlanError) as error:
         if strict:
             raise
+        reachable = not isinstance(error, UnreachableStoreError)
         published = SETTINGS[job.setting].published
         if job.data.pack is None and not published:
             raise  # nobody knows how much data of one's own there is but the data
@@ -143,6 +196,16 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
             warnings.append(f"the data cannot be used as it is, so the published counts stand in. {error}")
     order = data.order(job, held)
     stages = crops.stages(job, order.positions_per_epoch)
+    steps = total_steps(job.train, order.steps_per_epoch)
+    records = tuple(pace.earlier(job)) if reachable and job.model.class_ is None else ()
+    estimates = _estimates(job, stages, steps, records)
+    if job.workers.memory_gib is not None and estimates:
+        needed = estimates[0].memory.total / GIB
+        if needed > job.workers.memory_gib:
+            warnings.append(
+                f"a worker needs {needed:.1f} GiB and has {job.workers.memory_gib:g} (workers.memory_gib). "
+                "See what fits: mirage plan --shapes"
+            )
     return Plan(
         job=job,
         **_costs(job),
@@ -151,9 +214,30 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
         counts_from=counts_from,
         samples_per_epoch=order.mixture.samples_per_epoch,
         steps_per_epoch=order.steps_per_epoch,
-        total_steps=total_steps(job.train, order.steps_per_epoch),
+        total_steps=steps,
         warnings=tuple(warnings),
+        records=records,
+        estimates=estimates,
+        held_bytes=held_bytes,
     )
+
+
+def _estimates(
+    job: Job, stages: Stages, steps: int, records: tuple[tuple[Job, Pace], ...]
+) -> tuple[Estimate, ...]:
+    if job.model.class_ is not None:
+        return ()
+    rate = rate_of(job, stages, records)
+    counts = sorted({job.workers.min, job.workers.max})
+    return tuple(estimate(job, stages, steps, workers, rate) for workers in counts)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _costs(job: Job) -> dict[str, int]:

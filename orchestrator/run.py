@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from orchestrator import data, initial, network, registry, report, track
+from orchestrator import data, initial, network, pace, registry, report, track
 from orchestrator.card import model_card
 from orchestrator.config import Job
 from orchestrator.engine import InProcessEngine
@@ -269,6 +269,7 @@ def _conclude(
 ) -> None:
     """Judge, register, restore one photograph, and say where everything is."""
     result = json.loads(place.store.read(RESULT))
+    pace.keep(job, place.run_id, result.get("pace"))
     rows = summarise(from_records(result["scores"]), job.evaluate.degradations)
     weights = place.store.read(result["weights"])
     how = report.legend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.config import Train
+from orchestrator.scaling import rate_factor
 
 # Literals of the release's code (PROTOCOL 2.3): 15 warm-up epochs that start from zero.
 _RELEASE_WARMUP_EPOCHS = 15
@@ -20,15 +21,14 @@ def total_steps(train: Train, steps_per_epoch: int) -> int:
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
     """Return the rate of the step with index `step` (from 0)."""
+    highest = train.learning_rate * rate_factor(train.rate_rule, train.global_batch_size)
     if train.schedule == "release":
-        return train.learning_rate * _release_factor(
-            step // steps_per_epoch, train.schedule_epochs or train.epochs
-        )
+        return highest * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
     total = total_steps(train, steps_per_epoch)
     if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
+        return highest * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _release_factor(epoch: int, length: float | None) -> float:

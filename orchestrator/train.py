@@ -37,6 +37,7 @@ from orchestrator.engine import Engine, trainable
 from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
 from orchestrator.network import Network
+from orchestrator.pace import Clock, as_record
 from orchestrator.profiling import Profiling
 from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.system import NodeMeter
@@ -112,6 +113,7 @@ class Run:
     skipped_samples: int = 0
     """Damaged ones that this worker left out since it started."""
     validation: dict[str, float] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def position(self) -> int:
@@ -181,6 +183,7 @@ def train(
         _note(run, micro_batches, ledger)
         since_logged.append(train_step(run, micro_batches))
         progress.step_taken()
+        run.clock.step_ended()
 
         due = run.step == total
         if profiling is not None and (trace := profiling.step_taken(run.step, last=due)):
@@ -464,6 +467,7 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
         "averaged": run.averaged is not None,
         "skipped_steps": run.skipped_steps,
         "scores": as_records(scores),
+        "pace": as_record(run.clock.pace(run.engine.world_size, run.engine.device)),
         "finished_unix": int(time.time()),
     }
     store.write(RESULT, json.dumps(result, indent=1).encode())

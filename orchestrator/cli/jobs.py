@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,18 +38,28 @@ def plan(
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Print the resolved job file instead.")
     ] = False,
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Compare workers, precision, engine and recomputation by cost.")
+    ] = False,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with the keys of the job's section `prices`, for example beside a cluster's."
+        ),
+    ] = None,
 ) -> None:
-    """Say what a job will do and take, for example parameters, MACs, samples, steps. Needs no Ray and no GPU."""
-    from orchestrator.jobfile import dump_job, load_job
+    """Say what a job will do and take: samples, steps, memory, hours, money. Needs no Ray and no GPU."""
+    from orchestrator.jobfile import dump_job, load_job, overrides_from
 
-    job = load_job(job_file, overrides or ())
+    charged = overrides_from(prices, "prices") if prices else []
+    job = load_job(job_file, [*charged, *(overrides or ())])
     if resolved:
         say(dump_job(job).rstrip())
         return
     use_local_cluster()
-    from orchestrator.dispatch import plan_any
+    from orchestrator.dispatch import plan_any, plan_shapes
 
-    say(plan_any(job))
+    say(plan_shapes(job) if shapes else plan_any(job))
 
 
 @app.command()

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mirage.cost import activation_bytes, macs, parameters
+from mirage.cost import macs, parameters
+from mirage.memory import activation_bytes
 from orchestrator import crops, userclass
 from orchestrator.config import Job
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mirage import MIRAGE, ModelConfig, kernels
 from mirage.config import Recompute
 from mirage.kernels import composed
-from mirage.memory import Form, Precision, activation_bytes, cast_bytes, recomputed_bytes
+from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
 from tests.mirage import composed_kept
 
 BASE = ModelConfig(dim=12, blocks=(1, 2, 1, 2), refinement_blocks=1, heads=(1, 1, 2, 2))
@@ -70,7 +70,7 @@ def test_the_memory_model_is_within_a_twentieth_of_what_autograd_keeps(
     name: str, precision: Precision, form: Form
 ) -> None:
     config = CONFIGS[name]
-    predicted = 2 * activation_bytes(config, SIDE, SIDE, precision=precision, form=form)
+    predicted = 2 * activation_bytes(config, SIDE, SIDE, Kept(precision, form=form))
     predicted += cast_bytes(config, precision)
     assert predicted == pytest.approx(kept(config, precision, "none"), rel=0.05)
 
@@ -81,7 +81,7 @@ def test_the_memory_model_is_within_a_twentieth_of_what_autograd_keeps(
 def test_recomputed_blocks_keep_their_input_alone(
     recompute: Recompute, precision: Precision, form: Form
 ) -> None:
-    predicted = 2 * activation_bytes(BASE, SIDE, SIDE, precision=precision, recompute=recompute, form=form)
+    predicted = 2 * activation_bytes(BASE, SIDE, SIDE, Kept(precision, recompute, form))
     if recompute != "all":
         predicted += cast_bytes(BASE, precision)
     assert predicted == pytest.approx(kept(BASE, precision, recompute), rel=0.08)
@@ -97,7 +97,8 @@ def test_what_is_kept_is_linear_in_pixels() -> None:
 
 def test_one_block_at_a_time_comes_back_where_blocks_run_again() -> None:
     config = ModelConfig.tiny()
+    again = Kept(recompute="all", form="composed")
     assert recomputed_bytes(config, 128, 128) == 0
-    largest = recomputed_bytes(config, 128, 128, recompute="all", form="composed")
-    whole = activation_bytes(config, 128, 128, form="composed")
-    assert activation_bytes(config, 128, 128, recompute="all", form="composed") + largest < whole / 3
+    largest = recomputed_bytes(config, 128, 128, again)
+    whole = activation_bytes(config, 128, 128, Kept(form="composed"))
+    assert activation_bytes(config, 128, 128, again) + largest < whole / 3
