@@ -5,7 +5,8 @@
 
 Communication of one step, per micro-batch where it is inside the model:
 
-    gradients      one ring all-reduce of 4 bytes a parameter, after the last micro-batch: 2 (p - 1) messages of 1/p
+    gradients      one ring all-reduce of 4 bytes a parameter, after the last micro-batch: 2 (p - 1) messages of 1/p;
+                   among very many workers a pipelined tree, where that is quicker
     batch norm     two small all-reduces for each of the model's blocks (35 of T: 70), one forward and one backward
     negatives      the embeddings of the global micro-batch, summed as zero-padded rows, forward and backward
 
@@ -50,6 +51,14 @@ class Network:
             return 0.0
         messages = 2 * (workers - 1)
         return messages * self.latency_seconds + messages / workers * size / self.bytes_per_second
+
+    def all_reduce(self, size: float, workers: int) -> float:
+        """Seconds of an all-reduce by the quicker of a ring and a pipelined tree, as NCCL chooses: rings when few."""
+        if workers == 1:
+            return 0.0
+        messages = 2 * math.ceil(math.log2(workers))
+        tree = messages * self.latency_seconds + 2 * size / self.bytes_per_second
+        return min(self.ring(size, workers), tree)
 
     def tree(self, size: float, workers: int) -> float:
         """Seconds of a small all-reduce: up a binary tree and down again."""
@@ -178,14 +187,14 @@ def predict(
     compute = machine.step_seconds + largest * machine.image_seconds
     small = 4 * (2 * load.norm_channels + 1)
     norms = load.micro_batches * 2 * load.blocks * network.tree(small, workers)
-    negatives = load.micro_batches * 2 * 2 * network.ring(4 * load.embedding / 2 * micro_batch, workers)
+    negatives = load.micro_batches * 2 * 2 * network.all_reduce(4 * load.embedding / 2 * micro_batch, workers)
     point = Point(
         workers=workers,
         global_batch=global_batch,
         compute=compute,
         straggling=compute * slowest(workers, machine.spread),
         data=machine.data_seconds,
-        gradients=(1 - hidden) * network.ring(4 * load.parameters, workers),
+        gradients=(1 - hidden) * network.all_reduce(4 * load.parameters, workers),
         norms=norms,
         negatives=negatives,
         kept=1.0,

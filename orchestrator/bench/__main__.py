@@ -86,6 +86,29 @@ def parser() -> argparse.ArgumentParser:
     loader.add_argument("--device", choices=("cpu",), default="cpu")
     loader.add_argument("--precision", choices=("fp32",), default="fp32", help="of the floats")
 
+    scaling = kinds.add_parser("scaling", help="a step on 1, 2 and more workers, and a model of many")
+    scaling.add_argument(
+        "--workers", type=_positive, nargs="+", help="default: 1, 2, 4 … as there are cores or GPUs"
+    )
+    scaling.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
+    scaling.add_argument("--batch", type=_positive, default=8, help="images of a step, over all workers")
+    scaling.add_argument("--crop", type=_multiple_of_8, default=64)
+    scaling.add_argument("--steps", type=_positive, default=5, help="timed ones of each sort")
+    scaling.add_argument("--preemptions-per-hour", type=float, default=0.05, help="of one worker; assumed")
+    scaling.add_argument("--checkpoint-steps", type=_positive, default=500)
+    scaling.add_argument(
+        "--checkpoint-seconds", type=float, default=0.1, help="that training stands still for one"
+    )
+    scaling.add_argument(
+        "--restart-seconds", type=float, default=60.0, help="from a lost worker to the next step"
+    )
+    scaling.add_argument("--rate-rule", choices=("fixed", "linear", "sqrt"), default="linear")
+    scaling.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves there, as PNG")
+    scaling.add_argument("--threads", type=_positive, default=1, help="of a worker, on a CPU")
+    scaling.add_argument("--precision", choices=("fp32",), default="fp32")
+    scaling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    scaling.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -117,6 +140,8 @@ def _kind(name: str) -> Callable[[argparse.Namespace, Setting, Callable[[str], o
     """The benchmark of this name; each imports what it needs alone."""
     if name == "model":
         from orchestrator.bench.model import run
+    elif name == "scaling":
+        from orchestrator.bench.scaling import run
     elif name == "loader":
         from orchestrator.bench.loader import run
     else:

@@ -62,6 +62,8 @@ def command(options: argparse.Namespace) -> str:
             continue
         if value is True:
             words.append(flag)
+        elif isinstance(value, list) and name != "peer":
+            words.append(f"{flag} {' '.join(map(str, value))}")
         elif name == "peer":
             words += [f"{flag} {peer.split('=')[0]}=PATH" for peer in value]
         else:

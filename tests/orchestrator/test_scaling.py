@@ -67,6 +67,13 @@ def test_a_ring_sends_almost_twice_the_bytes_whatever_the_number_of_workers() ->
     assert latency.tree(100, 9) == pytest.approx(8e-3)
 
 
+def test_many_workers_reduce_by_a_tree_and_few_by_a_ring() -> None:
+    size = 4.0 * LOAD.parameters
+    assert WIRE.all_reduce(size, 8) == WIRE.ring(size, 8)
+    assert WIRE.all_reduce(size, 4096) == pytest.approx(24 * 20e-6 + 2 * size / 3e9)
+    assert WIRE.all_reduce(size, 4096) < WIRE.ring(size, 4096)
+
+
 def test_synchronised_norms_are_seventy_latencies_of_a_tree_in_every_micro_batch() -> None:
     latency = Network(1e-4, float("inf"))
     assert predict(2, 32, LOAD, MACHINE, latency).norms == pytest.approx(70 * 2e-4)
