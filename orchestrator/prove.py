@@ -82,9 +82,11 @@ class Proof:
 
     def render(self) -> str:
         """Return the proof as text."""
-        steps = ", ".join(str(step) for step in self.compared) or "none"
+        steps = ", ".join(str(step) for step in self.compared)
+        if len(self.compared) > 8:
+            steps = f"{self.compared[0]}, {self.compared[1]}, ... {self.compared[-1]}"
         lines = [
-            f"checkpoints compared   at step {steps}",
+            f"checkpoints compared   {len(self.compared)}, at step {steps or '-'}",
             f"samples                {self.positions:,} positions over {self.attempts} starts, "
             + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once")
             + f"; {self.repeated:,} were computed again",

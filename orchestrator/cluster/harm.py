@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import yaml
 
 from orchestrator import data, prove, track
 from orchestrator.chaos import Blow, Survived, Verdict, blows
@@ -33,6 +32,7 @@ from orchestrator.cluster.ports import free_port
 from orchestrator.config import Job
 from orchestrator.errors import ClusterError
 from orchestrator.faults import FaultyProxy, drawn, healthy, outage
+from orchestrator.jobfile import dump_job
 from orchestrator.named import RUN_TAG
 from orchestrator.packing import Say
 from orchestrator.prove import Trial
@@ -191,7 +191,7 @@ def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
         nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
         harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
         file = folder / "job.yaml"
-        file.write_text(yaml.safe_dump(harmed.model_dump(mode="json", exclude_none=True)))
+        file.write_text(dump_job(harmed))
         direct = server.environment()
         environment = {
             **os.environ,
