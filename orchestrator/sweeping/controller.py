@@ -89,7 +89,8 @@ class Controller:
         self._running: dict[int, Watch] = {}
         self._broken: BaseException | None = None
         self._silent: set[int] = set()
-        self._over = False
+        self._searched = False
+        """Whether the search has said its last word."""
         self._leaving = False
         self.table: Table = table_of(book.events)
 
@@ -112,7 +113,7 @@ class Controller:
                 self._complain_of_silence(explain)
             if self._broken is not None:
                 raise self._broken
-            return self._over
+            return self._searched and all(trial.ended for trial in self.table.trials)
 
     # --- suggesting -----------------------------------------------------------------------------------------
 
@@ -123,8 +124,10 @@ class Controller:
                 if self._settled(trial):
                     continue
                 return trial
+        if self._searched:
+            return None
         if len(self.table.trials) >= self._job.sweep.trials:
-            self._end_of_search("")
+            self._searched = True
             return None
         hours = self._job.sweep.max_device_hours
         if hours is not None and self.table.device_seconds >= 3600 * hours:
@@ -168,11 +171,11 @@ class Controller:
         return self.table.trials[number]
 
     def _end_of_search(self, why: str) -> None:
-        if not self._running:
-            self._over = all(trial.ended for trial in self.table.trials)
-            if why and why not in self.table.notes:
-                self._note("exhausted", reason=why)
-                self._say(f"the search is over: {why}")
+        """Begin no more trials, and write down why there are fewer than were asked for."""
+        self._searched = True
+        if why not in self.table.notes:
+            self._note("exhausted", reason=why)
+        self._say(f"the search is over: {why}")
 
     # --- running --------------------------------------------------------------------------------------------
 

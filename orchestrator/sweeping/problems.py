@@ -166,10 +166,10 @@ def _first(job: SweepJob) -> int | None:
 
 def _of_winner(job: SweepJob) -> Iterator[Conflict]:
     winner = job.sweep.winner
-    if winner.set and winner.then != "retrain":
+    if winner.set and winner.then == "continue":
         yield (
             "sweep.winner.set",
-            f"changes a retraining, and `then` is {winner.then}. Say then: retrain, or remove this.",
+            f"changes a retraining, and `then` is {winner.then}: say then: retrain, or remove this.",
         )
     if winner.then == "retrain" and not winner.set:
         yield (

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import ModelError, SweepError, TrainingError
 from orchestrator.sweeping.book import Book, read
+from orchestrator.sweeping.controller import HOPELESS
 from orchestrator.sweeping.table import table_of
 from shards.store import LocalStore
 from tests.orchestrator.sweeping.given import NAME, GivenTrials, psnr, rows, run
@@ -149,6 +150,23 @@ def test_no_trial_is_begun_after_the_budget(make_sweep, tmp_path) -> None:
     assert over
     assert len(table.trials) == 1
     assert "max_device_hours" in table.notes[0]
+
+
+def test_a_search_that_finds_nothing_more_ends_once_however_long_its_trials_take(
+    make_sweep, tmp_path
+) -> None:
+    space = {"model.dim": {"choice": [6, 7]}, "loss.spd_weight": {"log_range": [0.01, 0.1]}}
+    job = make_sweep(space=space, constraints=["parameters >= 1M"], trials=3)
+    table, over = run(job, LocalStore(tmp_path / "none"))
+    assert over
+    assert not table.trials
+    assert len(table.rejected) == HOPELESS
+    assert "candidates in a row were rejected" in table.notes[0]
+
+    few = make_sweep(space={"model.dim": {"choice": [6, 7, 12]}}, search={"method": "grid"}, trials=9)
+    table, over = run(few, LocalStore(tmp_path / "few"), GivenTrials(pause=0.1), room=3)
+    assert over
+    assert (len(table.trials), len(table.rejected), table.notes) == (2, 1, ["every point was tried"])
 
 
 def test_a_silent_trial_is_explained_and_ends_the_sweep(make_sweep, tmp_path) -> None:
