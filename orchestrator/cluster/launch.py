@@ -98,7 +98,7 @@ def launch_until(job: Job, assignment: Assignment, driver: Driver, asked: thread
         written = _newest_checkpoint(assignment)
         try:
             outcome = _Group(job, assignment, driver, asked, deadline).run(workers)
-        except TrainingError as error:
+        except _OutOfRestartsError as error:
             if _newest_checkpoint(assignment) == written or asked.is_set():
                 raise
             driver.say(f"{error}\nIt had come further since it began, so it is tried again.")
@@ -132,6 +132,10 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+class _OutOfRestartsError(TrainingError):
+    """Workers died more often than they may; all other failures are final."""
 
 
 class _Group:
@@ -179,7 +183,7 @@ class _Group:
             raise TrainingError(failure)
         if isinstance(result, ray.train.Result):
             return Outcome(**result.return_value)
-        raise TrainingError(
+        raise _OutOfRestartsError(
             f"training failed after {self._job.workers.max_failures} restarts: {_root_cause(result)}\n"
             "Submit the job again to go on from its newest checkpoint."
         ) from result
