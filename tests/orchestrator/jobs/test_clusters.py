@@ -132,6 +132,7 @@ def slurm_world(folder: Path) -> dict[str, str]:
     python = folder / ".venv/bin/python"
     python.write_text(
         "#!/bin/bash\nif [ $1 = -c ]; then printf secret; exit; fi\n"
+        "until [ $(grep -c ^srun calls) = 2 ]; do sleep 0.05; done 2>/dev/null\n"  # they start in the background
         'echo "python $* at $RAY_ADDRESS" >>calls\n'
         "trap 'echo stopped >>calls; exit 143' TERM\n"
         '[ -z "$LONG" ] || { touch running; while :; do sleep 0.05; done; }\n'
