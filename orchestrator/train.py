@@ -39,6 +39,7 @@ from orchestrator.evaluate import Score, as_metrics, as_records, from_records, s
 from orchestrator.network import Network
 from orchestrator.pace import Clock, as_record
 from orchestrator.profiling import Profiling
+from orchestrator.recipes import SETTINGS
 from orchestrator.schedule import learning_rate, total_steps
 from orchestrator.system import NodeMeter
 from orchestrator.watch import Progress, comparison_sheet, validation_items
@@ -147,6 +148,10 @@ def run_id(job: Job, manifests: Sequence[str]) -> str:
             content[section].pop(name, None)
         else:
             content.pop(section, None)
+    # The order of samples follows that of the mixture's keys, which sorting hides.
+    order, published = list(job.data.mixture), list(SETTINGS[job.setting].repeats)
+    if order != (published if set(order) == set(published) else sorted(order)):
+        content["mixture_order"] = order
     text = json.dumps([content, list(manifests)], sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

@@ -213,6 +213,22 @@ def test_where_and_how_fast_it_runs_leaves_it_the_same_run(small_job, small_data
     assert run_id(moved, small_data.digests) == run_id(small_job(), small_data.digests)
 
 
+def test_another_order_of_the_mixture_is_another_run_as_its_samples_come_in_another_order(
+    small_job, small_data
+) -> None:
+    job = small_job()
+    turned = job.model_copy(
+        update={
+            "data": job.data.model_copy(update={"mixture": dict(reversed(list(job.data.mixture.items())))})
+        }
+    )
+    assert turned == job
+    streams = [data.train_stream(small_data, each) for each in (job, turned)]
+    one, other = ([batch.degradations for batch in stream.steps(0, 1, 0, 60)] for stream in streams)
+    assert one != other
+    assert run_id(turned, small_data.digests) != run_id(job, small_data.digests)
+
+
 def test_old_checkpoints_go_and_the_best_stays(small_job, small_data, tmp_path) -> None:
     run(small_job(checkpoint={"every_steps": 1, "keep": 2}), small_data, tmp_path)
     records = [json.loads(p.read_bytes()) for p in sorted((tmp_path / "checkpoints").iterdir())]
