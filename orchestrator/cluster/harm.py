@@ -234,6 +234,7 @@ def _cluster() -> Iterator[Any]:
     Path("/tmp/ray").mkdir(exist_ok=True)  # Ray writes there, whichever folder it is told to use
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    head["dashboard_port"] = free_port()  # another cluster of this machine may have the usual one
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
     try:
         yield cluster

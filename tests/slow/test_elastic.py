@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from orchestrator.cluster.ports import free_port
 from orchestrator.consumed import consumed
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.project import plain_environment, wait_until
@@ -26,19 +27,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwar
 __all__ = ["home"]  # a fixture
 
 ENDLESS = 10**6
+ON_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Ray's only switch that keeps 127.0.0.1 as a node's address, where the machine has another one too."""
 NOTICE_SECONDS = 30
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs, and no nodes yet."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv(*ON_LOOPBACK)
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # an earlier test may have imported Ray
 
     Path("/tmp/ray").mkdir(exist_ok=True)
     # A lost node is noticed after 5 seconds.
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 10**8}
+    head["dashboard_port"] = free_port()  # another cluster of this machine may have the usual one
     made = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
     yield made
     made.shutdown()
@@ -80,6 +87,7 @@ class Place:
         output = self.home.parent / f"{name}.txt"
         environment = {
             **plain_environment(),
+            ON_LOOPBACK[0]: ON_LOOPBACK[1],
             "MIRAGE_HOME": str(self.home),
             "RAY_ADDRESS": self.address,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
