@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,13 @@ class Place:
     home: Path
     address: str
     job: Path
+    driven: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Kill the drivers that a failed test left."""
+        for process in self.driven:
+            process.kill()
+            process.wait()
 
     def drive(self, name: str) -> Driver:
         output = self.home.parent / f"{name}.txt"
@@ -98,6 +105,7 @@ class Place:
             process = subprocess.Popen(
                 command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=self.home.parent
             )
+        self.driven.append(process)
         return Driver(process, output)
 
     def folder(self) -> Path:
@@ -142,12 +150,15 @@ def newest(folder: Path) -> dict[str, Any]:
     return dict(json.loads(max((folder / "checkpoints").iterdir()).read_bytes()))
 
 
-def test_nodes_come_and_go_and_each_sample_is_consumed_once(cluster, home: Path) -> None:
+def test_nodes_come_and_go_and_each_sample_is_consumed_once(
+    cluster, home: Path, request: pytest.FixtureRequest
+) -> None:
     add_node(cluster)
     second = add_node(cluster)
     job = home.parent / "elastic.yaml"
     job.write_text(yaml.safe_dump(elastic_job(home)))
     place = Place(home, cluster.address, job)
+    request.addfinalizer(place.end)
     driver = place.drive("driver")
     driver.says("2 workers train")
     driver.says("step 60/")
