@@ -22,17 +22,26 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     folder = tmp_path_factory.mktemp("worlds")
     root = str(Path(mirage.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    processes = []
+    processes, logs = [], []
     for sizes in SHARES:
         for rank in range(len(sizes.split(","))):
             script = str(Path(__file__).with_name("world.py"))
             command = [script, str(rank), sizes, str(folder / f"meet-{sizes}"), str(folder / sizes)]
-            processes.append(subprocess.Popen([sys.executable, *command], env=environment))
+            logs.append(folder / f"{sizes}-{rank}.log")
+            with logs[-1].open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-X", "faulthandler", *command], env=environment, stderr=log
+                )
+            processes.append(process)
     try:
-        assert [process.wait(timeout=240) for process in processes] == [0] * len(processes)
+        ends = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    failed = {
+        log.name: (end, log.read_text()[-4000:]) for end, log in zip(ends, logs, strict=True) if end != 0
+    }
+    assert not failed
     return {sizes: torch.load(folder / sizes) for sizes in SHARES}
 
 

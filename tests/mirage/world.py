@@ -86,6 +86,7 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path) -> None:
     if rank == 0:
         torch.save(results, out)
     if len(sizes) > 1:
+        dist.barrier()  # No rank closes its connections while another still uses them.
         dist.destroy_process_group()
 
 
