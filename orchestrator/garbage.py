@@ -3,7 +3,9 @@
     a dataset    shards and listings that none of its manifests names (whatever the pointer says), and the records
                  of a packing that was never published
     a run        blobs that no checkpoint names; of a finished run also the checkpoints that are neither the newest
-                 nor the best. A run that is not finished keeps all its checkpoints, a registered one everything
+                 nor, by the job's own rule, among the best or young enough. A run that is not finished, and one whose
+                 result names no rule, keeps all its checkpoints, a registered one everything
+    a proof      both runs of a `mirage prove-resume` that was killed, did not hold, or was told to keep them
     a folder     temporary files of writes that were killed
 
 Only objects whose names are of our making are ever considered. A folder in which anything unreferenced was written
@@ -15,12 +17,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.checkpoint import METRIC
-from orchestrator.train import RESULT
+from orchestrator.checkpoint import Retention
+from orchestrator.prove import FOLDER, RUNS
+from orchestrator.train import RESULT, RULE
 from shards.errors import MissingObjectError, ShardsError
 from shards.listing import listing_key
 from shards.manifest import load_manifest
@@ -42,6 +46,11 @@ _NAMES = {
 _KEY = re.compile(
     r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _NAMES.items()) + ")"
 )
+_PROOF = re.compile(
+    rf"(?:.*/)?{FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
+    rf"(?P<rest>(?:{'|'.join(RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
+)
+"""Where an object of a proof lies: the folder is named by the run, the seed and a number."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +78,28 @@ class Findings:
 def find(store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS) -> Findings:
     """Look through all of a store; nothing is changed. `registered_runs` are ids of runs that models came from."""
     roots: dict[str, dict[str, list[str]]] = {}
+    proofs: dict[str, list[str]] = {}
     for key in store.list():
         found = _KEY.fullmatch(key)
-        if found is not None:
+        proof = _PROOF.fullmatch(f"{store.uri}/{key}")
+        if proof is not None:
+            proofs.setdefault(key[: -len(proof["rest"])], []).append(key)
+        elif found is not None:
             kind = next(kind for kind in _NAMES if found[kind] is not None)
             roots.setdefault(found["root"], {}).setdefault(kind, []).append(key)
+    places: list[tuple[str, Callable[[], Iterable[tuple[str, str]]]]] = [
+        *(
+            (root, partial(_of_root, store, root, keys, registered_runs))
+            for root, keys in sorted(roots.items())
+        ),
+        *((root, partial(_of_proof, keys)) for root, keys in sorted(proofs.items())),
+    ]
     garbage: list[Garbage] = []
     notes: list[str] = []
-    for root, keys in sorted(roots.items()):
+    for root, look in places:
         where = f"{store.uri}/{root}".rstrip("/")
         try:
-            free = list(_of_dataset(where, root, keys))
-            if where.rpartition("/")[2] not in registered_runs:
-                free += _of_run(store, root, keys)
+            free = list(look())
             stats = {key: store.stat(key) for key, _ in free}
         except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{where}: left alone, what it refers to cannot be read: {error}")
@@ -110,6 +128,20 @@ def remove(store: Store, garbage: Iterable[Garbage]) -> int:
         store.delete(item.key)
         removed += 1
     return removed
+
+
+def _of_root(
+    store: Store, root: str, keys: dict[str, list[str]], registered_runs: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    where = f"{store.uri}/{root}".rstrip("/")
+    yield from _of_dataset(where, root, keys)
+    if where.rpartition("/")[2] not in registered_runs:
+        yield from _of_run(store, root, keys)
+
+
+def _of_proof(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for key in keys:
+        yield key, "of a proof that a job resumes"
 
 
 def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
@@ -150,11 +182,11 @@ def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tup
     records = {key: json.loads(store.read(key)) for key in sorted(keys.get("checkpoints", ()))}
     kept = set(records)
     if "result" in keys:
-        named = {root + str(json.loads(store.read(root + RESULT))["weights"])}
-        scored = {
-            key: record["metrics"][METRIC] for key, record in records.items() if METRIC in record["metrics"]
-        }
-        kept = {*list(records)[-1:], *([max(scored, key=lambda key: float(scored[key]))] if scored else [])}
+        result = json.loads(store.read(root + RESULT))
+        named = {root + str(result["weights"])}
+        if RULE in result:
+            # Of the newest one is enough: the others are there in case it is damaged before the run goes on.
+            kept = replace(Retention(**result[RULE]), newest=1).kept(records, time.time())
         for key in records.keys() - kept:
             yield key, "checkpoint of a finished run, neither its newest nor its best"
         for key in keys.get("weights", ()):

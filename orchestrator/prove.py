@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator import data
+from orchestrator import data, initial, track
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
 from orchestrator.gang import Leg, run_leg
@@ -33,6 +33,9 @@ _CHECKPOINTS = 4
 """Written in the steps that are looked at, at least."""
 KEEP_ALL = 10**6
 """Checkpoints."""
+FOLDER = "proofs"
+RUNS = ("reference", "killed")
+"""Below the storage: `proofs/<run>-<seed>-<number>/` holds the two runs."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,17 @@ class Proof:
 
 
 def prove_resume(
-    job: Job, trial: Trial, say: Say, *, between: Callable[[Store], None] = lambda store: None
+    job: Job,
+    trial: Trial,
+    say: Say,
+    *,
+    keep: bool = False,
+    between: Callable[[Store], None] = lambda store: None,
 ) -> Proof:
     """Run the first `trial.steps` steps of `job` twice, in plain processes, and compare.
 
-    `between` is called with the run's folder after each kill. Raises an error of `orchestrator.errors` when the job
-    cannot be run so.
+    What the runs wrote goes when the proof holds, unless told to `keep` it. `between` is called with the run's folder
+    after each kill. Raises an error of `orchestrator.errors` when the job cannot be run so.
     """
     pack_what_is_missing(job, say)
     dataset = data.open_dataset(job)
@@ -128,7 +136,14 @@ def prove_resume(
         _run(job, dataset, killed, world, step - begins, victim)
         if victim is not None:
             between(killed)
-    return compare(reference, killed, trial)
+    proof = compare(reference, killed, trial)
+    if keep or not proof.holds:
+        say(f"both runs stay in {reference.uri.rpartition('/')[0]}")
+    else:
+        for store in (reference, killed):
+            for key in store.list():
+                store.delete(key)
+    return proof
 
 
 def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
@@ -158,10 +173,10 @@ def folders(job: Job, dataset: Dataset, trial: Trial) -> tuple[str, str]:
     """Return new folders of the store for the two runs."""
     number = 0
     while True:
-        base = f"{below(job.storage, 'proofs')}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
+        base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
         if not open_store(base).list(""):
             open_store(base).ensure_bucket()
-            return f"{base}/reference", f"{base}/killed"
+            return f"{base}/{RUNS[0]}", f"{base}/{RUNS[1]}"
         number += 1
 
 
@@ -204,6 +219,8 @@ def newest_step(store: Store) -> int:
 def _run(job: Job, dataset: Dataset, store: Store, world: int, steps: int, victim: int | None) -> None:
     if steps == 0:
         return
+    if job.init_from is not None:
+        initial.keep(job, store, track.tracking_uri(job.track.uri))
     leg = Leg(
         job=job.model_dump(mode="json", exclude_none=True),
         manifests=data.manifest_uris(job),

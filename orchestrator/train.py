@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import islice
 from typing import Protocol
@@ -53,6 +53,8 @@ from shards.stream import Batch, TrainStream
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+RULE = "checkpoint_rule"
+"""Key of a result: by which rule the job keeps checkpoints, the fields of a `Retention`."""
 HOPELESS = 100
 """Steps in a row without a finite gradient after which a run is given up."""
 
@@ -472,6 +474,7 @@ def _finish(run: Run, dataset: Dataset, store: Store) -> None:
         "averaged": run.averaged is not None,
         "skipped_steps": run.skipped_steps,
         "scores": as_records(scores),
+        RULE: asdict(_retention(run.job.checkpoint)),
         "pace": as_record(run.clock.pace(run.engine.world_size, run.engine.device)),
         "finished_unix": int(time.time()),
     }

@@ -27,6 +27,9 @@ def prove_resume(
         list[int] | None,
         typer.Option("--on", min=1, help="Number of workers that resumes; repeatable, taken in turn."),
     ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave both runs in the storage also when the proof holds.")
+    ] = False,
 ) -> None:
     """Kill a job at random steps, resume it, and prove that the result is that of a run left alone.
 
@@ -42,7 +45,7 @@ def prove_resume(
     if not isinstance(job, Job):
         raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing that could resume.")
     trial = prove.Trial(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
-    proof = prove.prove_resume(job, trial, say)
+    proof = prove.prove_resume(job, trial, say, keep=keep)
     say("\n" + proof.render())
     if not proof.holds:
         raise typer.Exit(NOT_PROVEN)

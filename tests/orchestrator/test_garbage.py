@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.checkpoint import Checkpoints, Identity, State
+from orchestrator.checkpoint import Checkpoints, Identity, Retention, State
 from orchestrator.garbage import find, remove
 from shards.manifest import POINTER, load_manifest
 from shards.pack import pack
@@ -118,20 +119,25 @@ def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(raw: Path, 
     assert key in found.notes[0]
 
 
-def checkpointed(storage: LocalStore, run: str, scores: list[float]) -> Checkpoints:
+DEFAULT = Retention()
+
+
+def checkpointed(storage: LocalStore, run: str, scores: list[float], **more: list[float]) -> Checkpoints:
     kept = Checkpoints(LocalStore(storage.root / "runs" / run), Identity(run, ("d",)), keep=len(scores))
     for step, score in enumerate(scores, 1):
         tensors = {"model": {"w": torch.full((4,), float(step))}}
-        kept.save(State(step, step * 8, 0, tensors, {"val/psnr": score}))
+        others = {f"val/5deg/haze/{name}": values[step - 1] for name, values in more.items()}
+        kept.save(State(step, step * 8, 0, tensors, {"val/psnr": score, **others}))
     kept.wait()
     return kept
 
 
-def finish(storage: LocalStore, run: str) -> str:
+def finish(storage: LocalStore, run: str, rule: Retention | None = DEFAULT) -> str:
     key = f"weights/{'a' * 64}.safetensors"
     store = LocalStore(storage.root / "runs" / run)
     store.write(key, b"weights")
-    store.write("result.json", json.dumps({"weights": key}).encode())
+    result = {"weights": key} | ({"checkpoint_rule": asdict(rule)} if rule else {})
+    store.write("result.json", json.dumps(result).encode())
     return f"runs/{run}/{key}"
 
 
@@ -146,6 +152,57 @@ def test_a_finished_run_keeps_its_newest_and_best_checkpoint_and_its_weights(sto
     assert [kept.load(name).step for name in kept.names()] == [2, 4]
     assert storage.exists(weights)
     assert find(storage, set()).garbage == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [
+        (Retention(metric="val/5deg/haze/ssim"), [3, 4]),
+        (Retention(metric="val/5deg/haze/lpips", larger_is_better=False), [1, 4]),
+        (Retention(best=2, metric="val/5deg/haze/ssim"), [2, 3, 4]),
+        (Retention(best=0), [4]),
+        (Retention(best=0, hours=1), [1, 2, 3, 4]),
+    ],
+)
+def test_the_best_of_a_finished_run_are_those_of_its_own_rule(
+    storage: LocalStore, rule: Retention, steps: list[int]
+):
+    kept = checkpointed(
+        storage, "one", [20.0, 30.0, 25.0, 24.0], ssim=[0.5, 0.7, 0.9, 0.6], lpips=[0.1, 0.2, 0.3, 0.4]
+    )
+    finish(storage, "one", rule)
+    grow_old(storage)
+    remove(storage, find(storage, set()).garbage)
+    assert [kept.load(name).step for name in kept.names()] == steps
+
+
+def test_a_finished_run_of_unknown_rule_keeps_its_checkpoints(storage: LocalStore):
+    checkpointed(storage, "one", [20.0, 30.0, 25.0])
+    finish(storage, "one", None)
+    grow_old(storage)
+    assert find(storage, set()).garbage == ()
+
+
+def test_a_proof_goes_when_it_is_old_and_what_else_lies_there_stays(storage: LocalStore):
+    proof = "proofs/small-0123456789-7-0"
+    for run in ("reference", "killed"):
+        store = LocalStore(storage.root / proof / run)
+        kept = Checkpoints(store, Identity("small", ("d",)), keep=9)
+        kept.save(State(1, 8, 0, {"model": {"w": torch.ones(4)}}))
+        kept.wait()
+        store.write("ledger/0001/000000000-worker-0-of-1.jsonl", b"{}")
+        store.write("notes.txt", b"not ours")
+    storage.write("proofs/mine/killed/blobs/x", b"not ours either")
+    found = find(storage, set())
+    assert found.garbage == ()
+    assert f"{proof}: left alone, 6 unreferenced objects" in found.notes[0]
+    grow_old(storage)
+    assert remove(storage, find(storage, set()).garbage) == 6
+    assert storage.list() == [
+        "proofs/mine/killed/blobs/x",
+        f"{proof}/killed/notes.txt",
+        f"{proof}/reference/notes.txt",
+    ]
 
 
 def test_a_run_in_progress_and_one_that_models_came_from_lose_nothing(storage: LocalStore):

@@ -11,10 +11,11 @@ import torch
 from orchestrator.checkpoint import Checkpoints, Identity, Retention
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
+from orchestrator.garbage import find, remove
 from orchestrator.prove import Trial, folders, newest_step, prove_resume, watched
 from orchestrator.train import run_id
 from shards.dataset import Dataset
-from shards.store import Store
+from shards.store import Store, open_store
 
 
 @pytest.fixture
@@ -40,14 +41,29 @@ def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, s
     assert proof.attempts == 2
     assert sum("is killed" in line for line in lines) == 1
     assert "bit-equal" in proof.render()
+    left = open_store(endless.storage).list("proofs/")
+    assert not any(f"-2-0/{run}/" in key for key in left for run in ("reference", "killed"))
 
 
 def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_data) -> None:
     job = endless.model_copy(update={"train": endless.train.model_copy(update={"global_batch_size": 4})})
-    proof = prove_resume(job, Trial(kills=1, seed=0, steps=6, workers=1, others=(3,)), print)
+    proof = prove_resume(job, Trial(kills=1, seed=0, steps=6, workers=1, others=(3,)), print, keep=True)
     assert proof.holds, proof.render()
     assert not proof.same_world
     assert proof.positions == 24
+    assert_kept(job)
+
+
+def assert_kept(job: Job) -> None:
+    """Both runs are there, and `mirage gc` knows what they are and removes them."""
+    store = open_store(job.storage)
+    kept = store.list("proofs/")
+    for run in ("reference", "killed"):
+        assert any(f"/{run}/checkpoints/" in key for key in kept)
+        assert any(f"/{run}/ledger/" in key for key in kept)
+    found = find(store, set(), grace_hours=0).garbage
+    assert {item.key for item in found if item.key.startswith("proofs/")} == set(kept)
+    remove(store, [item for item in found if item.key in kept])
 
 
 def forget_moments(job: Job, dataset: Dataset):
@@ -76,6 +92,7 @@ def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
     assert not proof.holds
     assert "different from step" in proof.render()
     assert "DOES NOT RESUME EXACTLY" in proof.render()
+    assert_kept(endless)
 
 
 def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> None:
@@ -102,8 +119,6 @@ def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
 
 
 def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_data) -> None:
-    from shards.store import open_store
-
     trial = Trial(kills=1, seed=77, steps=4, workers=1)
     one = folders(endless, small_data, trial)
     assert "/proofs/" in one[0]

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from mirage import MIRAGE, compiling
 from mirage.weights import loads
 from orchestrator import data
+from orchestrator.checkpoint import Retention
 from orchestrator.config import EngineChoice, Job
 from orchestrator.consumed import consumed
 from orchestrator.engine import InProcessEngine, engine_for
 from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.jobfile import dump_job, job_from_mapping
-from orchestrator.train import RESULT, Outcome, Wish, run_id, train
+from orchestrator.train import RESULT, RULE, Outcome, Wish, run_id, train
 from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.store import LocalStore
@@ -411,6 +412,13 @@ def test_a_ledger_shows_each_position_once_over_a_stop_and_a_kill(small_job, sma
     piece.unlink()
     with pytest.raises(LedgerError, match="is missing"):
         consumed(str(tmp_path))
+
+
+def test_a_result_says_by_which_rule_its_checkpoints_were_kept(small_job, small_data, tmp_path) -> None:
+    rule = {"keep": 4, "keep_best": 2, "metric": "val/5deg/haze/ssim", "order": "min", "keep_hours": 3}
+    run(small_job(checkpoint=rule), small_data, tmp_path)
+    result = json.loads((tmp_path / RESULT).read_bytes())
+    assert Retention(**result[RULE]) == Retention(4, 2, "val/5deg/haze/ssim", False, 3)
 
 
 def test_crops_and_batches_that_grow_survive_a_stop_bit_for_bit(small_job, small_data, tmp_path) -> None:
