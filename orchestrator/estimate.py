@@ -87,17 +87,17 @@ def shares(job: Job, batch: int, workers: int) -> int:
     return math.ceil(batch // job.train.micro_batches / workers)
 
 
-def memory(job: Job, stages: Stages, workers: int) -> Memory:
-    """Return what one of `workers` holds at the stage that takes most."""
+def memory(job: Job, workers: int) -> Memory:
+    """Return what one of `workers` holds at the stage of crops that takes most."""
     config, train, engine = job.model.build(), job.train, job.engine
     precision = _precision(job)
     form: Form = "composed" if job.workers.gpus else "regions"
+    how = Kept(precision, train.recompute, form)
     kept = 0
-    for stage in stages.stages:
-        how = Kept(precision, train.recompute, form)
+    for stage, batch in zip(crops.stated(job), crops.batches(job), strict=True):
         each = activation_bytes(config, stage.pixels, stage.pixels, how)
         each += recomputed_bytes(config, stage.pixels, stage.pixels, how)
-        kept = max(kept, shares(job, stage.batch, workers) * each)
+        kept = max(kept, shares(job, batch, workers) * each)
     whole = 4 * parameters(config)
     zero = engine.zero_stage if engine.name == "deepspeed" else 0
     return Memory(
@@ -148,7 +148,7 @@ def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: Rat
         money = hours * (workers * prices.worker_hour + prices.head_hour)
     return Estimate(
         workers=workers,
-        memory=memory(job, stages, workers),
+        memory=memory(job, workers),
         step_seconds=seconds / total_steps,
         communication=talking / seconds,
         hours=hours,

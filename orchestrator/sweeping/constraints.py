@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from mirage.cost import macs, parameters
-from mirage.memory import activation_bytes
-from orchestrator import crops, userclass
+from orchestrator import userclass
 from orchestrator.config import Job
+from orchestrator.estimate import memory
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _UNITS = {
@@ -24,10 +24,6 @@ _UNITS = {
 _PATTERN = re.compile(
     r"\s*(?P<quantity>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>k|M|G|KiB|MiB|GiB)?\s*"
 )
-_ON_GPU = 3.6
-"""How much more a GPU keeps for the backward pass than the CPU's form does (docs/model.md)."""
-_STATE = 4 + 4 + 8
-"""Bytes per parameter of weights, gradients and the optimiser's two moments, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,7 @@ class Costs:
     macs_224: int
     """Multiply-adds of one 3 x 224 x 224 image as papers count them; 0 where they cannot be counted."""
     training_memory: int
-    """Bytes of one worker: what a step in fp32 keeps for its backward pass without recomputation, weights, gradients
-    and optimiser; 0 where it cannot be counted."""
+    """Bytes of one of `workers.min` workers, as `mirage plan` counts them; 0 where they cannot be counted."""
 
 
 QUANTITIES = tuple(Costs.__dataclass_fields__)
@@ -80,27 +75,17 @@ def parse(text: str) -> Constraint:
 
 def cost_of(job: Job) -> Costs:
     """Return what the job's network costs; nothing is built but a class of the user's own."""
-    state = _STATE + (4 if job.train.ema_decay else 0)
     if job.model.class_ is not None:
         network = userclass.build(job.model.class_, job.model.path, job.model.arguments)
         count = sum(p.numel() for p in network.parameters())
         return Costs(count, count, 0, 0)
     config = job.model.build()
-    kept = max(
-        activation_bytes(config, stage.pixels, stage.pixels) * _images_at_once(job, batch)
-        for stage, batch in zip(crops.stated(job), crops.batches(job), strict=True)
-    )
     return Costs(
         parameters=parameters(config),
         parameters_at_inference=parameters(config, spd_head=False),
         macs_224=macs(config, 224, 224),
-        training_memory=int(kept * (_ON_GPU if job.workers.gpus else 1)) + state * parameters(config),
+        training_memory=memory(job, job.workers.min).total,
     )
-
-
-def _images_at_once(job: Job, batch: int) -> int:
-    """Return the most images that one worker holds in a micro-batch."""
-    return -(-(batch // job.train.micro_batches) // job.workers.min)
 
 
 def rejection(found: Costs, constraints: Sequence[str]) -> str:

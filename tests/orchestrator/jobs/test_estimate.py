@@ -61,13 +61,13 @@ def test_without_prices_or_runs_a_plan_says_what_it_assumes(tmp_path: Path) -> N
 def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     config = ModelConfig.tiny()
-    one, eight = (memory(plan.job, plan.stages, n) for n in (1, 8))
+    one, eight = (memory(plan.job, n) for n in (1, 8))
     assert one.weights == one.gradients == 4 * 6_207_412
     assert one.optimizer == 8 * 6_207_412
     assert one.activations > 32 * activation_bytes(config, 128, 128)
     assert eight.activations == pytest.approx(one.activations / 8)
     plan = planned(tmp_path, "engine={name: deepspeed, zero_stage: 3}", "train.ema_decay=0.9")
-    shared = memory(plan.job, plan.stages, 4)
+    shared = memory(plan.job, 4)
     assert (shared.weights, shared.optimizer) == (6_207_412, 2 * 6_207_412)
     assert shared.averaged == 4 * 6_207_412
 
