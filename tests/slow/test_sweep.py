@@ -1,4 +1,4 @@
-"""A sweep on a real cluster: its driver dies, one trial diverges, and it ends as if nothing had happened."""
+"""A sweep on a real cluster: it is stopped, its driver dies, one trial diverges, and it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -58,16 +58,35 @@ def driver(project: Project) -> psutil.Process:
     return found
 
 
-def test_a_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(project: Project) -> None:
+def nothing_is_left_of_it() -> bool:
+    """Whether no process trains for a sweep of this machine."""
+    found = psutil.process_iter(["cmdline"])
+    return not any("RayTrainWorker" in " ".join(process.info["cmdline"] or []) for process in found)
+
+
+def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(
+    project: Project,
+) -> None:
     job = project.root / "jobs" / "tuned.yaml"
     job.write_text(SWEEP)
     job.chmod(0o755)
+    stopped = project.start("jobs/tuned.yaml")
+    wait_until(lambda: any(trial.step for trial in table(project).trials) and "begun", 400, "one is validated")
+    project.stop(stopped)
+    wait_until(lambda: project.status(stopped) == "STOPPED" and "stopped", 60, "it stops")
+    assert "its trials have checkpoints" in project.logs(stopped)
+    wait_until(lambda: nothing_is_left_of_it() and "gone", 30, "the trials' workers end")
+    left = [trial.number for trial in table(project).trials if trial.step and not trial.ended]
+    assert left
+
     started = project.start("jobs/tuned.yaml")
     wait_until(
         lambda: (any(trial.status == "failed" for trial in table(project).trials) and "failed") or None,
         300,
         "one fails",
     )
+    said = project.logs(started)
+    assert all(f"trial {number}  resumed from checkpoint" in said for number in left)
     os.kill(driver(project).pid, signal.SIGKILL)
     wait_until(lambda: project.status(started) == "FAILED" and "failed", 60, "Ray notices")
     before = table(project)
@@ -104,3 +123,15 @@ def test_a_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(projec
     assert planned.status == 0, planned.text
     assert "job mine" in planned.text
     assert Path(project.root / "jobs" / "mine.yaml").stat().st_mode & 0o111
+
+
+def test_a_sweep_that_gets_no_cpu_ends_and_says_who_has_them(project: Project) -> None:
+    sleeper = project.start("--entrypoint-num-cpus", "2", "--", "sleep", "300")
+    wait_until(lambda: project.status(sleeper) == "RUNNING" and "running", 60, "it holds the cluster")
+    words = [f"--set={key}" for key in ("name=stalled", "sweep.stall_minutes=0.2", "sweep.winner={then: none}")]
+    done = project.submit("--", "jobs/tuned.yaml", *words)
+    project.stop(sleeper)
+    assert done.status != 0
+    assert "trial 0 has said nothing for sweep.stall_minutes (0.2)" in done.text
+    assert re.search(r"A trial needs 1 x \(1 CPU, 0 GPU\); the cluster has \d CPU .*, of which 0 ", done.text)
+    wait_until(lambda: project.status(sleeper) == "STOPPED" and "stopped", 60, "the cluster is free again")
