@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.kernels import gated
+from mirage.kernels import native, native_regions
 from mirage.kernels.fixed_layout import conv, conv_backward, narrow, wide
 from mirage.kernels.operator import Operator
 from mirage.kernels.reference import NORM_EPS, at_least_fp32
@@ -94,10 +94,13 @@ def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
 ) -> Tensor:
     """x (b, h, w, c), expand (2n, c), taps (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
+    if native.serves(x, scale, shift, expand, taps, contract):
+        return native_regions.feed_forward(x, scale, shift, expand, taps, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     for group in _groups(x, expand.shape[0]):
         normed = _normed(x[group], scale, shift)[0].to(expand.dtype)
-        _write(out[group], gated.forward_over(_linear(normed, expand), taps), contract)
+        gate, values = conv(aten.gelu_(_linear(normed, expand)), taps).chunk(2, dim=3)
+        _write(out[group], F.gelu(gate).mul_(values), contract)
     return out
 
 
@@ -107,6 +110,8 @@ def feed_forward_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, x, scale, shift, expand, taps, contract):
+        return native_regions.feed_forward_backward(grad, x, scale, shift, expand, taps, contract)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     sums = [_sum_like(weight) for weight in (scale, shift, expand, taps, contract)]
     grad_scale, grad_shift, grad_expand, grad_taps, grad_contract = sums
@@ -114,10 +119,17 @@ def feed_forward_backward(
         part, above = x[group], grad[group]
         normed_fp32, mean, rstd = _normed(part, scale, shift)
         normed = normed_fp32.to(expand.dtype)
-        product, to_hidden, to_taps = gated.backward_over(
-            _linear(normed, expand), _linear(above, contract.mT), taps
+        hidden = _linear(normed, expand)
+        active = F.gelu(hidden)
+        gate, values = conv(active, taps).chunk(2, dim=3)
+        opened = F.gelu(gate)
+        _add_product(grad_contract, above, opened * values)
+        to_product = _linear(above, contract.mT)
+        to_windows = torch.cat(
+            (aten.gelu_backward(values * to_product, gate), opened.mul_(to_product)), dim=3
         )
-        _add_product(grad_contract, above, product)
+        to_active, to_taps = conv_backward(to_windows, active, taps)
+        to_hidden = aten.gelu_backward(to_active, hidden)
         _add_product(grad_expand, to_hidden, normed)
         grad_taps += to_taps
         grad_normed = _linear(to_hidden, expand.mT)

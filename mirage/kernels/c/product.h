@@ -1,0 +1,99 @@
+/* Matrix products of narrow maps, whose operands stay in the cache.
+
+   A map inside of a region is a stack of planes of 16 channels: a plane holds its pixels' vectors one after the other.
+   Channels that fill the last plane up are zero. Matrices are planes too: their rows' vectors one after the other. */
+
+#pragma once
+#include "vectors.h"
+
+/* What is read number by number: number (i, k) of it is at[i * row + k % 16 * item + k / 16 * block]. */
+typedef struct {
+    const float *at;
+    long row, item, block;
+} Numbers;
+
+/* What is read and written vector by vector: vector j of row i is at[i * row + j * plane]. */
+typedef struct {
+    float *at;
+    long row, plane;
+} Vectors;
+
+/* Pixels (…, channels) with so many floats from one to the next. */
+static inline Numbers pixels(const float *at, long step) { return (Numbers){at, step, 1, LANES}; }
+static inline Vectors rows(float *at, long step) { return (Vectors){at, step, LANES}; }
+static inline Numbers transposed(Numbers x) { return (Numbers){x.at, x.item, x.row, LANES * x.row}; }
+
+/* Planes of so many pixels or rows each. */
+static inline Vectors planes(const float *at, long length) {
+    return (Vectors){(float *)at, LANES, LANES * length};
+}
+static inline Numbers in_planes(const float *at, long length) {
+    return (Numbers){at, LANES, 1, LANES * length};
+}
+
+/* Accumulators of one step, which the processor's registers hold: TALL rows of WIDE vectors. */
+#ifdef __AVX512F__
+#define TALL 8
+#define WIDE 3
+#else
+#define TALL 4
+#define WIDE 1
+#endif
+
+/* What a product is added to: nothing, a vector for all rows, or what is there (at last, so that long sums stay exact). */
+typedef struct {
+    const float *bias;
+    int add;
+} Start;
+
+static inline __attribute__((always_inline)) void step(const long tall, const long wide, Numbers a, Vectors b,
+                                                       Vectors to, long depth, Start start, long last) {
+    floats total[TALL][WIDE];
+    for (long i = 0; i < tall; i++)
+        for (long j = 0; j < wide; j++) {
+            if (start.bias) total[i][j] = load(start.bias + j * LANES, LANES);
+            else total[i][j] = (floats){0};
+        }
+    for (long block = 0; block < depth; block += LANES, a.at += a.block) {
+        const float *at = a.at;
+        for (long k = block; k < least(block + LANES, depth); k++, at += a.item, b.at += b.row) {
+            floats right[WIDE];
+            for (long j = 0; j < wide; j++) right[j] = load(b.at + j * b.plane, LANES);
+            for (long i = 0; i < tall; i++)
+                for (long j = 0; j < wide; j++) total[i][j] += at[i * a.row] * right[j];
+        }
+    }
+    for (long i = 0; i < tall; i++)
+        for (long j = 0; j < wide; j++) {
+            float *at = to.at + i * to.row + j * to.plane;
+            long count = j + 1 == wide ? last : LANES;
+            store(at, start.add ? load(at, count) + total[i][j] : total[i][j], count);
+        }
+}
+
+static inline __attribute__((always_inline)) void strip(const long wide, long height, Numbers a, Vectors b,
+                                                        Vectors to, long depth, Start start, long last) {
+    long i = 0;
+    for (; i + TALL <= height; i += TALL, a.at += TALL * a.row, to.at += TALL * to.row)
+        step(TALL, wide, a, b, to, depth, start, last);
+    for (; i + 2 <= height; i += 2, a.at += 2 * a.row, to.at += 2 * to.row)
+        step(2, wide, a, b, to, depth, start, last);
+    for (; i < height; i++, a.at += a.row, to.at += to.row) step(1, wide, a, b, to, depth, start, last);
+}
+
+/* a (height, depth) times b (depth, columns) into `to`; b's last vector is whole, that of `to` need not be. */
+static void product(long height, long depth, long columns, Numbers a, Vectors b, Vectors to, Start start) {
+    while (columns > 0) {
+        long vectors = least((columns + LANES - 1) / LANES, WIDE);
+        long last = least(columns - (vectors - 1) * LANES, LANES);
+        if (vectors == 1) strip(1, height, a, b, to, depth, start, last);
+#if WIDE > 1
+        else if (vectors == 2) strip(2, height, a, b, to, depth, start, last);
+        else strip(3, height, a, b, to, depth, start, last);
+#endif
+        b.at += vectors * b.plane;
+        to.at += vectors * to.plane;
+        start.bias += start.bias ? vectors * LANES : 0;
+        columns -= vectors * LANES;
+    }
+}
