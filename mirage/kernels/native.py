@@ -25,7 +25,12 @@ from torch import Tensor
 
 SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
-FUNCTIONS = {"feed_forward": (7, 6), "feed_forward_backward": (13, 7)}
+FUNCTIONS = {
+    "feed_forward": (7, 6),
+    "feed_forward_backward": (13, 7),
+    "gated_unit": (7, 9),
+    "gated_unit_backward": (13, 10),
+}
 """Each one's number of addresses, the last for scratch memory, and of whole numbers after them."""
 
 ALIGNMENT = 64

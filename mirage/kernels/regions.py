@@ -193,10 +193,17 @@ def attention_input_backward(
 # Gated convolution
 
 
+def _gated_natively(*tensors: Tensor) -> bool:
+    *_, kernels, _ = tensors
+    return native.serves(*tensors) and kernels.shape[2:] == (7, 7)
+
+
 @Operator
 @_in_its_own_type
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), weight (2n, c), bias (2n), kernels (b, m, k, k), contract (c, n) → (b, h, w, c)."""
+    if _gated_natively(x, weight, bias, kernels, contract):
+        return native_regions.gated_unit(x, weight, bias, kernels, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     hidden, convolved = contract.shape[1], kernels.shape[1]
     for group in _groups(x, 2 * hidden):
@@ -213,6 +220,8 @@ def gated_unit_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if _gated_natively(x, grad, weight, bias, kernels, contract):
+        return native_regions.gated_unit_backward(grad, x, weight, bias, kernels, contract)
     hidden, convolved = contract.shape[1], kernels.shape[1]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_kernels = torch.empty_like(kernels)

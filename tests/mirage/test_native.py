@@ -35,7 +35,13 @@ def feed_forward(*size: int) -> list[Any]:
     return [torch.randn(size), 1 + weight(c), weight(c), weight(2 * n, c), taps, weight(c, n)]
 
 
-ARGUMENTS: dict[str, Callable[..., list[Any]]] = {"feed_forward": feed_forward}
+def gated_unit(*size: int) -> list[Any]:
+    c, n = size[3], size[3] * 8 // 3
+    kernels = torch.randn(size[0], c, 7, 7) / 7
+    return [within(*size), weight(2 * n, c), weight(2 * n), kernels, weight(c, n)]
+
+
+ARGUMENTS: dict[str, Callable[..., list[Any]]] = {"feed_forward": feed_forward, "gated_unit": gated_unit}
 
 
 def flat(values: Any) -> list[Tensor]:

@@ -46,7 +46,7 @@ static void normalise_backward(float *g, const float *normed, const float *scale
 /* Row y of the hidden map behind its GELU, and the GELU's slopes unless there is no ring for them. */
 static void enter(Ring active, Ring slopes, const float *normed, const float *expand, const float *bias, long y,
                   long channels) {
-    long width = active.span - 2;
+    long width = active.width;
     for (long p = 0; p < active.count; p += WIDE) {
         long end = least(p + WIDE, active.count);
         product(width, channels, (end - p) * LANES, pixels(normed, channels),
@@ -58,17 +58,12 @@ static void enter(Ring active, Ring slopes, const float *normed, const float *ex
     }
 }
 
-long mirage_feed_forward_scratch(long width, long channels, long planes) {
-    return width * (channels + LANES) + (7 * planes * (width + 2)) * LANES;
-}
-
 void mirage_feed_forward(const float *x, float *out, const float *expand, const float *bias, const float *taps,
                          const float *contract, float *scratch, long height, long width, long channels, long half,
                          long start, long stop) {
-    Ring active = ring(&scratch, 2 * half, width), none = {0};
+    Ring active = ring(&scratch, 2 * half, width, 1), none = {0};
     floats *products = (floats *)scratch;
     float *normed = scratch + half * width * LANES;
-    memset(active.at, 0, sizeof(floats) * 3 * active.count * active.span);
     for (long y = start - 1; y <= stop; y++) {
         if (y >= 0 && y < height) {
             normalise(x + y * width * channels, normed, 0, width, channels);
@@ -95,24 +90,18 @@ void mirage_feed_forward(const float *x, float *out, const float *expand, const 
 /* Gradients of one image's rows. `above` is the gradient of the output. expand, bias and taps as in forward;
    `contract` (channels x n) and `expand_back` (2n x channels) are for the way back. Added up: to_expand
    (channels x 2n), to_bias (2n), to_taps, to_contract (channels x n). */
-long mirage_feed_forward_backward_scratch(long width, long channels, long planes, long held) {
-    return 9 * planes * (width + 2) * LANES + held * (channels + (planes + planes / 2) * LANES + 1) + 4 * LANES
-         + width * (channels + LANES * planes);
-}
-
 void mirage_feed_forward_backward(const float *x, const float *above, float *grad, const float *expand,
                                   const float *bias, const float *taps, const float *contract,
                                   const float *expand_back, float *to_expand, float *to_bias, float *to_taps,
                                   float *to_contract, float *scratch, long height, long width, long channels, long half,
                                   long start, long stop, long hold) {
     long all_planes = 2 * half, held = hold * width;
-    Ring active = ring(&scratch, all_planes, width), slopes = ring(&scratch, all_planes, width);
-    Ring after = ring(&scratch, all_planes, width); /* gradient of what the windows made */
+    Ring active = ring(&scratch, all_planes, width, 1), slopes = ring(&scratch, all_planes, width, 1);
+    Ring after = ring(&scratch, all_planes, width, 1); /* gradient of what the windows made */
     floats *products = (floats *)scratch, *to_hidden = products + half * held;
     floats *to_products = to_hidden + all_planes * held;
     float *normed_ahead = (float *)(to_products + half * width), *normed = normed_ahead + width * channels;
     float *scales = normed + held * channels;
-    memset(active.at, 0, sizeof(floats) * 9 * all_planes * active.span);
 
     for (long y = start - 2; y <= stop + 1; y++) {
         if (y >= 0 && y < height) {
