@@ -149,9 +149,7 @@ class _Halves:
         """Inverse of `filled`."""
         split = weight.view(parts, -1, *weight.shape[1:])
         first = LANES * self.planes[0]
-        return torch.cat(
-            (split[:, : self.plain], split[:, first : first + self.convolved]), 1
-        ).flatten(0, 1)
+        return torch.cat((split[:, : self.plain], split[:, first : first + self.convolved]), 1).flatten(0, 1)
 
 
 def _kernel_planes(kernels: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Most of what a block computes is cheap to compute and dear to keep: a page of me
 anew costs more than the products that fill it. An operator takes its images in groups small enough that the wide
 maps between its input and its output stay in the cache, and are written over by the next group.
 
-Plain PyTorch inside, so they run on any device; each equals its namesake in `reference.py`.
+Each equals its namesake in `reference.py`. Inside is plain PyTorch, which runs on any device, or the C of
+`native_regions.py` where there is a compiler.
 """
 
 from __future__ import annotations

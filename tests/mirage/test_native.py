@@ -16,7 +16,15 @@ from mirage.kernels import native, native_regions, reference, regions
 
 compiled = pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
 
-SIZES = [(2, 1, 1, 2), (1, 1, 5, 6), (2, 5, 7, 8), (1, 30, 4, 20), (3, 6, 19, 35), (1, 16, 16, 48), (2, 17, 131, 24)]
+SIZES = [
+    (2, 1, 1, 2),
+    (1, 1, 5, 6),
+    (2, 5, 7, 8),
+    (1, 30, 4, 20),
+    (3, 6, 19, 35),
+    (1, 16, 16, 48),
+    (2, 17, 131, 24),
+]
 
 
 def weight(*size: int) -> Tensor:
@@ -104,7 +112,9 @@ def test_they_equal_float64_to_fp32_rounding(name: str, size: tuple[int, ...], c
 def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     really = native.call
-    monkeypatch.setattr(native, "call", lambda which, *rest, **more: (ran.append(which), really(which, *rest, **more)))
+    monkeypatch.setattr(
+        native, "call", lambda which, *rest, **more: (ran.append(which), really(which, *rest, **more))
+    )
     inputs = ARGUMENTS[name](2, 9, 20, 24)
     with threads(4):
         first, second = (run(of(regions, name), inputs, torch.float32) for _ in range(2))

@@ -82,7 +82,7 @@ static inline __attribute__((always_inline)) void strip(const long wide, long he
 }
 
 /* a (height, depth) times b (depth, columns) into `to`; b's last vector is whole, that of `to` need not be. */
-static void product(long height, long depth, long columns, Numbers a, Vectors b, Vectors to, Start start) {
+static inline void product(long height, long depth, long columns, Numbers a, Vectors b, Vectors to, Start start) {
     while (columns > 0) {
         long vectors = least((columns + LANES - 1) / LANES, WIDE);
         long last = least(columns - (vectors - 1) * LANES, LANES);

@@ -46,7 +46,7 @@ static inline void read_flipped(floats *to, const float *taps, long plane) {
 }
 
 /* What row y of `grad` adds to the gradient of the taps of one plane of `map`. */
-static void add_taps(float *sums, Ring grad, Ring map, long y, long plane) {
+static inline void add_taps(float *sums, Ring grad, Ring map, long y, long plane) {
     const floats *above = row_of(map, y - 1, plane), *here = row_of(map, y, plane), *below = row_of(map, y + 1, plane);
     const floats *from = row_of(grad, y, plane) + 1;
     floats total[9], before[9];
@@ -76,7 +76,7 @@ static inline __attribute__((always_inline)) void some_windows(Ring map, long y,
     for (long i = 0; i < count; i++) to[x + i] = total[i];
 }
 
-static void large_windows(Ring map, long y, long plane, const floats *taps, floats *to) {
+static inline void large_windows(Ring map, long y, long plane, const floats *taps, floats *to) {
     long x = 0;
     for (; x + AT_ONCE <= map.width; x += AT_ONCE) some_windows(map, y, plane, taps, to, x, AT_ONCE);
     for (; x < map.width; x++) some_windows(map, y, plane, taps, to, x, 1);
@@ -84,7 +84,7 @@ static void large_windows(Ring map, long y, long plane, const floats *taps, floa
 
 /* What row y of `grad` adds to the gradient of the taps of one plane of `map`. */
 #define LARGEST 7
-static void add_large_taps(float *sums, Ring grad, Ring map, long y, long plane) {
+static inline void add_large_taps(float *sums, Ring grad, Ring map, long y, long plane) {
     long size = 2 * map.reach + 1;
     const floats *from = row_of(grad, y, plane) + grad.reach;
     float *to = sums + plane * size * size * LANES;
