@@ -28,8 +28,14 @@ FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 FUNCTIONS = {
     "feed_forward": (7, 6),
     "feed_forward_backward": (13, 7),
+    "attention_input": (6, 9),
+    "attention_input_backward": (10, 9),
     "gated_unit": (7, 9),
     "gated_unit_backward": (13, 10),
+    "channel_mlp": (5, 5),
+    "channel_mlp_backward": (9, 5),
+    "fused_product": (7, 4),
+    "fused_product_backward": (12, 4),
 }
 """Each one's number of addresses, the last for scratch memory, and of whole numbers after them."""
 

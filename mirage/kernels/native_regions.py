@@ -1,7 +1,7 @@
 """Regions in C: a few rows of an image at a time, so that all maps between input and output stay in the cache.
 
-What this module does is lay weights out for `c/`, share rows among threads, and take gradients back to weights.
-Channels are padded with zeros to planes of 16 there: `GELU(0) * 0` and a product with zeros change nothing.
+What this module does is lay weights out for `c/` in planes, share rows among threads, and take gradients back to
+weights.
 """
 
 from __future__ import annotations
@@ -12,50 +12,20 @@ from torch import Tensor
 
 from mirage.kernels import native
 from mirage.kernels.native import Rows
-
-LANES = 16
-"""Channels of a plane."""
+from mirage.kernels.planes import (
+    LANES,
+    Halves,
+    by_pixel,
+    filled,
+    from_planes,
+    kernel_planes,
+    planes,
+    unfilled,
+    up,
+)
 
 HELD_PIXELS = 128
-"""Over which the gradient of a matrix is summed before it is added to its total."""
-
-
-def up(channels: int) -> int:
-    """Channels with those that fill the last plane up."""
-    return -(-channels // LANES) * LANES
-
-
-def planes(matrix: Tensor) -> Tensor:
-    """(k, n) → (planes, k, 16), the last plane filled up with zeros."""
-    rows, columns = matrix.shape
-    wide = F.pad(matrix, (0, up(columns) - columns))
-    return wide.view(rows, -1, LANES).permute(1, 0, 2).contiguous()
-
-
-def from_planes(x: Tensor) -> Tensor:
-    """(planes, k, 16) → (k, channels), with those that fill the last plane up."""
-    return x.permute(1, 0, 2).flatten(1)
-
-
-def filled(weight: Tensor, parts: int = 1) -> Tensor:
-    """(parts * n, ...) → the same with zeros that fill the planes of each part up."""
-    split = weight.view(parts, -1, *weight.shape[1:])
-    more = up(split.shape[1]) - split.shape[1]
-    if not more:
-        return weight
-    return torch.cat((split, split.new_zeros(parts, more, *split.shape[2:])), 1).flatten(0, 1)
-
-
-def unfilled(weight: Tensor, n: int, parts: int = 1) -> Tensor:
-    """Inverse of `filled`, for parts of n channels."""
-    return weight.view(parts, -1, *weight.shape[1:])[:, :n].flatten(0, 1)
-
-
-def by_pixel(x: Tensor) -> tuple[Tensor, int]:
-    """x (b, h, w, c), copied if need be, so that its pixels are evenly far apart, and how far."""
-    step = x.stride(2)
-    even = x.stride(3) == 1 and x.stride(1) == x.shape[2] * step
-    return (x, step) if even else (x.contiguous(), x.shape[3])
+"""What regions without windows take at once; the gradient of a matrix is summed over so many first."""
 
 
 def _sum(totals: list[list[Tensor]]) -> list[Tensor]:
@@ -126,46 +96,84 @@ def feed_forward_backward(
     return grad_x, (to_matrix * expand).sum(0), to_bias @ expand, to_expand, to_taps, to_contract
 
 
+# Attention's input
+
+
+def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """x (b, h, w, c), matrix (3a, c), taps (3a, 3, 3) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
+    x, step = by_pixel(x)
+    batch, height, width, channels = x.shape
+    values = matrix.shape[0] // 3
+    wide = up(values)
+    weights = planes(filled(matrix, 3).mT), planes(filled(taps, 3).flatten(1).mT)
+    v = x.new_empty(batch, height, width, values)
+    held = max(1, HELD_PIXELS // width)
+    scratch = 9 * wide * (width + 2) + held * width * 2 * wide + width * LANES
+
+    def task(work: list[Rows]) -> list[Tensor]:
+        gram = x.new_zeros(batch, 2 * wide // LANES, 2 * wide, LANES)
+        for image, *rows in work:
+            sizes = height, width, step, channels, values, wide // LANES, *rows, held
+            native.call("attention_input", x[image], v[image], gram[image], *weights, *sizes, scratch=scratch)
+        return [gram]
+
+    (gram,) = _sum(native.in_threads(task, native.shares(batch, height)))
+    square = gram.transpose(1, 2).reshape(batch, 2, wide, 2, wide)[:, :, :values, :, :values]
+    return v, square.reshape(batch, 2 * values, 2 * values)
+
+
+def attention_input_backward(
+    grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, taps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to all inputs."""
+    (x, step), grad_v = by_pixel(x), grad_v.contiguous()
+    batch, height, width, channels = x.shape
+    values = matrix.shape[0] // 3
+    wide = up(values)
+    rows_of_matrix = filled(matrix, 3)
+    weights = planes(rows_of_matrix.mT), planes(filled(taps, 3).flatten(1).mT)
+    back = planes(rows_of_matrix)
+    square = F.pad(
+        (grad_gram + grad_gram.mT).view(batch, 2, values, 2, values),
+        (0, wide - values, 0, 0, 0, wide - values),
+    ).view(batch, 2 * wide, -1, LANES)
+    to_qk = square.transpose(1, 2).contiguous()
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    held = max(1, HELD_PIXELS // width)
+    scratch = 18 * wide * (width + 2) + width * 2 * wide + held * width * 3 * wide
+
+    def task(work: list[Rows]) -> list[Tensor]:
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for image, *rows in work:
+            maps = x[image], grad_v[image], grad_x[image]
+            sizes = height, width, step, channels, values, wide // LANES, *rows, held
+            native.call(
+                "attention_input_backward",
+                *maps,
+                *weights,
+                to_qk[image],
+                back,
+                *sums,
+                *sizes,
+                scratch=scratch,
+            )
+        return sums
+
+    to_matrix, to_taps = _sum(native.in_threads(task, native.shares(batch, height)))
+    found = unfilled(from_planes(to_matrix).mT, values, 3), unfilled(from_planes(to_taps).mT, values, 3)
+    return grad_x, found[0], found[1].reshape(taps.shape)
+
+
 # Gated convolution
-
-
-class _Halves:
-    """How the channels of gate and values lie: what is not convolved and what is, each in planes of its own."""
-
-    def __init__(self, hidden: int, convolved: int) -> None:
-        self.plain, self.convolved = hidden - convolved, convolved
-        self.planes = up(self.plain) // LANES, up(convolved) // LANES
-
-    def filled(self, weight: Tensor, parts: int) -> Tensor:
-        """(parts * n, ...) → (parts * channels of the planes, ...)."""
-        split = weight.view(parts, self.plain + self.convolved, *weight.shape[1:])
-        pieces = split[:, : self.plain], split[:, self.plain :]
-        if self.plain == 0:
-            return filled(weight, parts)
-        filled_up = [filled(x.flatten(0, 1), parts).view(parts, -1, *weight.shape[1:]) for x in pieces]
-        return torch.cat(filled_up, 1).flatten(0, 1)
-
-    def unfilled(self, weight: Tensor, parts: int) -> Tensor:
-        """Inverse of `filled`."""
-        split = weight.view(parts, -1, *weight.shape[1:])
-        first = LANES * self.planes[0]
-        return torch.cat((split[:, : self.plain], split[:, first : first + self.convolved]), 1).flatten(0, 1)
-
-
-def _kernel_planes(kernels: Tensor) -> Tensor:
-    """(b, m, 7, 7) → (b, planes, 49, 16)."""
-    batch, count = kernels.shape[:2]
-    wide = F.pad(kernels.flatten(2), (0, 0, 0, up(count) - count))
-    return wide.view(batch, -1, LANES, wide.shape[2]).transpose(2, 3).contiguous()
 
 
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), weight (2n, c), bias (2n), kernels (b, m, k, k), contract (o, n) → (b, h, w, o)."""
     x, step = by_pixel(x)
     batch, height, width, channels = x.shape
-    halves = _Halves(contract.shape[1], kernels.shape[1])
-    expand, windows = planes(halves.filled(weight, 2).mT), _kernel_planes(kernels)
-    start, back = halves.filled(bias, 2), planes(halves.filled(contract.mT, 1))
+    halves = Halves(contract.shape[1], kernels.shape[1])
+    expand, windows = planes(halves.filled(weight, 2).mT), kernel_planes(kernels)
+    start, back = halves.filled(bias.contiguous(), 2), planes(halves.filled(contract.mT, 1))
     out = x.new_empty(batch, height, width, contract.shape[0])
     hidden = LANES * (2 * halves.planes[0] + halves.planes[1])
     scratch = 7 * LANES * halves.planes[1] * (width + 6) + width * (hidden + LANES)
@@ -186,9 +194,9 @@ def gated_unit_backward(
     """Gradients with respect to all inputs."""
     (x, step), grad = by_pixel(x), grad.contiguous()
     batch, height, width, channels = x.shape
-    halves = _Halves(contract.shape[1], kernels.shape[1])
-    matrix, windows = halves.filled(weight, 2), _kernel_planes(kernels)
-    expand, start, back = planes(matrix.mT), halves.filled(bias, 2), planes(matrix)
+    halves = Halves(contract.shape[1], kernels.shape[1])
+    matrix, windows = halves.filled(weight, 2), kernel_planes(kernels)
+    expand, start, back = planes(matrix.mT), halves.filled(bias.contiguous(), 2), planes(matrix)
     down = planes(halves.filled(contract.mT, 1).mT)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     held = max(1, HELD_PIXELS // width)
@@ -216,3 +224,105 @@ def gated_unit_backward(
     to_kernels = sums[2].transpose(2, 3).flatten(1, 2)[:, : kernels.shape[1]].reshape(kernels.shape)
     to_contract = halves.unfilled(from_planes(sums[3]).mT, 1).mT.contiguous()
     return grad_x, to_weight, halves.unfilled(sums[1], 2), to_kernels, to_contract
+
+
+# Channel MLP
+
+
+def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    """x (b, h, w, c), expand (n, c), contract (o, n) → (b, h, w, o)."""
+    x, step = by_pixel(x)
+    weights = planes(filled(expand).mT), planes(filled(contract.mT))
+    sizes = step, x.shape[3], contract.shape[0], up(expand.shape[0]) // LANES
+    out = x.new_empty(*x.shape[:3], contract.shape[0])
+
+    def task(work: list[Rows]) -> None:
+        for rows in work:
+            maps = _pixels(rows, x, out)
+            native.call("channel_mlp", *maps, *weights, rows.stop - rows.start, *sizes, scratch=scratch)
+
+    scratch = HELD_PIXELS * up(expand.shape[0])
+    native.in_threads(task, _pixel_shares(x))
+    return out
+
+
+def channel_mlp_backward(
+    grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to all inputs."""
+    (x, step), grad = by_pixel(x), grad.contiguous()
+    hidden = up(expand.shape[0])
+    weights = planes(filled(expand).mT), planes(filled(contract.mT).mT)
+    back, scratch = planes(filled(expand)), 2 * HELD_PIXELS * hidden
+    sizes = step, x.shape[3], contract.shape[0], hidden // LANES
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    def task(work: list[Rows]) -> list[Tensor]:
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for rows in work:
+            maps, count = _pixels(rows, x, grad, grad_x), rows.stop - rows.start
+            native.call("channel_mlp_backward", *maps, *weights, back, *sums, count, *sizes, scratch=scratch)
+        return sums
+
+    to_expand, to_contract = _sum(native.in_threads(task, _pixel_shares(x)))
+    n = expand.shape[0]
+    return grad_x, from_planes(to_expand).mT[:n].contiguous(), from_planes(to_contract)[:, :n].contiguous()
+
+
+def _pixel_shares(x: Tensor) -> list[list[Rows]]:
+    """Pixels of all images as rows of one."""
+    return native.shares(1, x.shape[0] * x.shape[1] * x.shape[2])
+
+
+def _pixels(rows: Rows, *maps: Tensor) -> list[Tensor]:
+    """Each map (b, h, w, c), whose pixels are evenly far apart, from the first of these pixels on."""
+    return [x.as_strided(x.shape[3:], (1,), x.storage_offset() + rows.start * x.stride(2)) for x in maps]
+
+
+# Fusion of equally wide branches
+
+
+def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
+    """Two or three branches (b, h, w, c), scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
+    branches = [x.contiguous() for x in branches]
+    scales, first, count = scales.contiguous(), branches[0], len(branches)
+    matrix = planes(filled(weight.mT, count))
+    out = first.new_empty(*first.shape[:3], weight.shape[0])
+    three, sizes = [*branches, first][:3], (first.shape[3], weight.shape[0], count)
+
+    def task(work: list[Rows]) -> None:
+        for rows in work:
+            maps = _pixels(rows, *three, out)
+            native.call(
+                "fused_product", *maps, scales, matrix, rows.stop - rows.start, *sizes, scratch=scratch
+            )
+
+    scratch = HELD_PIXELS * count * up(first.shape[3])
+    native.in_threads(task, _pixel_shares(first))
+    return out
+
+
+def fused_product_backward(
+    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Gradients with respect to all inputs."""
+    grad, branches = grad.contiguous(), [x.contiguous() for x in branches]
+    scales, first, count = scales.contiguous(), branches[0], len(branches)
+    matrix = planes(filled(weight.mT, count).mT)
+    grads = [torch.empty_like(x) for x in branches]
+    three, three_grads = [*branches, first][:3], [*grads, grads[0]][:3]
+    sizes = first.shape[3], weight.shape[0], count
+
+    def task(work: list[Rows]) -> list[Tensor]:
+        sums = [torch.zeros_like(scales), torch.zeros_like(matrix)]
+        for rows in work:
+            maps, pixels = _pixels(rows, *three, grad, *three_grads), rows.stop - rows.start
+            native.call(
+                "fused_product_backward", *maps, scales, matrix, *sums, pixels, *sizes, scratch=scratch
+            )
+        return sums
+
+    scratch = HELD_PIXELS * count * up(first.shape[3])
+    to_scales, to_matrix = _sum(native.in_threads(task, _pixel_shares(first)))
+    to_weight = unfilled(from_planes(to_matrix).mT, first.shape[3], count).mT.contiguous()
+    return grads, to_scales, to_weight

@@ -157,6 +157,8 @@ def feed_forward_backward(
 @_in_its_own_type
 def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """x (b, h, w, c), matrix (3a, c), taps (3a, 3, 3) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
+    if native.serves(x, matrix, taps):
+        return native_regions.attention_input(x, matrix, taps)
     batch, width = x.shape[0], matrix.shape[0] // 3
     v = matrix.new_empty(*x.shape[:3], width)
     gram = at_least_fp32(matrix).new_empty(batch, 2 * width, 2 * width)
@@ -174,6 +176,8 @@ def attention_input_backward(
     grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, taps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad_v, grad_gram, x, matrix, taps):
+        return native_regions.attention_input_backward(grad_v, grad_gram, x, matrix, taps)
     width = matrix.shape[0] // 3
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_matrix, grad_taps = sums = [_sum_like(weight) for weight in (matrix, taps)]
@@ -257,6 +261,8 @@ def gated_unit_backward(
 @_in_its_own_type
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), expand (n, c), contract (c, n) → (b, h, w, c)."""
+    if native.serves(x, expand, contract):
+        return native_regions.channel_mlp(x, expand, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     for group in _groups(x, expand.shape[0]):
         _write(out[group], aten.gelu_(_linear(x[group], expand)), contract)
@@ -269,6 +275,8 @@ def channel_mlp_backward(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, x, expand, contract):
+        return native_regions.channel_mlp_backward(grad, x, expand, contract)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_expand, grad_contract = sums = [_sum_like(weight) for weight in (expand, contract)]
     for group in _groups(x, expand.shape[0]):
@@ -292,6 +300,8 @@ def _others(i: int, branches: list[Tensor]) -> Tensor:
 @_in_its_own_type
 def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
     """Branches (b, h, w, c) each, scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
+    if native.serves(*branches, scales, weight):
+        return native_regions.fused_product(branches, scales, weight)
     out = weight.new_empty(*branches[0].shape[:3], weight.shape[0])
     for group in _groups(out, weight.shape[1]):
         parts = [branch[group] for branch in branches]
@@ -306,6 +316,8 @@ def fused_product_backward(
     grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, *branches, scales, weight):
+        return native_regions.fused_product_backward(grad, branches, scales, weight)
     grad_branches = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in branches]
     grad_scales, grad_weight = sums = [_sum_like(w) for w in (scales, weight)]
     for group in _groups(grad, weight.shape[1]):

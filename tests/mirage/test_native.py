@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirage.kernels import native, native_regions, reference, regions
+from mirage.kernels import native, native_regions, planes, reference, regions
 
 compiled = pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
 
@@ -49,7 +49,32 @@ def gated_unit(*size: int) -> list[Any]:
     return [within(*size), weight(2 * n, c), weight(2 * n), kernels, weight(c, n)]
 
 
-ARGUMENTS: dict[str, Callable[..., list[Any]]] = {"feed_forward": feed_forward, "gated_unit": gated_unit}
+def attention_input(*size: int) -> list[Any]:
+    c = size[3]
+    return [within(*size), weight(3 * c, c), torch.randn(3 * c, 3, 3) / 3]
+
+
+def channel_mlp(*size: int) -> list[Any]:
+    c = size[3]
+    return [within(*size), weight(2 * c, c), weight(c, 2 * c)]
+
+
+def fused_product(*size: int, count: int = 3) -> list[Any]:
+    return [
+        [torch.randn(size) for _ in range(count)],
+        torch.randn(count),
+        weight(size[3] + 3, count * size[3]),
+    ]
+
+
+ARGUMENTS: dict[str, Callable[..., list[Any]]] = {
+    "feed_forward": feed_forward,
+    "attention_input": attention_input,
+    "gated_unit": gated_unit,
+    "channel_mlp": channel_mlp,
+    "fused_product": fused_product,
+    "fused_product of two": lambda *size: fused_product(*size, count=2),
+}
 
 
 def flat(values: Any) -> list[Tensor]:
@@ -58,7 +83,7 @@ def flat(values: Any) -> list[Tensor]:
 
 
 def of(module: Any, name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(module, name)
+    found: Callable[..., Any] = getattr(module, name.split()[0])
     return found
 
 
@@ -118,7 +143,7 @@ def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.Mo
     inputs = ARGUMENTS[name](2, 9, 20, 24)
     with threads(4):
         first, second = (run(of(regions, name), inputs, torch.float32) for _ in range(2))
-    assert set(ran) == {name, f"{name}_backward"}
+    assert set(ran) == {name.split()[0], f"{name.split()[0]}_backward"}
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -137,11 +162,11 @@ def test_gelu_is_torchs_everywhere(value: float) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_planes_hold_all_channels_and_zeros(parts: int) -> None:
     matrix = torch.randn(parts * 21, 5)
-    wide = native_regions.filled(matrix, parts)
-    assert torch.equal(native_regions.unfilled(wide, 21, parts), matrix)
+    wide = planes.filled(matrix, parts)
+    assert torch.equal(planes.unfilled(wide, 21, parts), matrix)
     assert wide.shape == (parts * 32, 5)
     assert wide.view(parts, 32, 5)[:, 21:].eq(0).all()
-    assert torch.equal(native_regions.from_planes(native_regions.planes(wide.mT)), wide.mT)
+    assert torch.equal(planes.from_planes(planes.planes(wide.mT)), wide.mT)
 
 
 def library_in(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
