@@ -10,7 +10,7 @@ static void enter(Ring map, const float *x, const float *matrix, long y, long he
         clear(map, y);
         return;
     }
-    product(map.width, channels, map.count * LANES, pixels(x + y * map.width * step, step), planes(matrix, channels),
+    mirage_product(map.width, channels, map.count * LANES, pixels(x + y * map.width * step, step), planes(matrix, channels),
             into(map, y, 0), (Start){0});
 }
 
@@ -41,7 +41,7 @@ void mirage_attention_input(const float *x, float *v, float *gram, const float *
         }
         if (row + 1 < hold && middle + 1 < stop) continue;
         for (long p = 0; p < 2 * each; p++)
-            product(LANES, (row + 1) * width, both, transposed(in_planes((float *)(qk + p * held), held)),
+            mirage_product(LANES, (row + 1) * width, both, transposed(in_planes((float *)(qk + p * held), held)),
                     planes((float *)qk, held), planes(gram + p * LANES * LANES, both), (Start){0, 1});
     }
 }
@@ -66,7 +66,7 @@ void mirage_attention_input_backward(const float *x, const float *above, float *
                 read_taps(here, taps, p);
                 windows(map, middle, p, here, qk + p * width);
             }
-            product(width, both, both, in_planes((float *)qk, width), planes(to_qk, both), into(after, middle, 0),
+            mirage_product(width, both, both, in_planes((float *)qk, width), planes(to_qk, both), into(after, middle, 0),
                     (Start){0});
             for (long p = 0; p < each; p++) {
                 floats *to = row_of(after, middle, 2 * each + p) + 1;
@@ -83,10 +83,10 @@ void mirage_attention_input_backward(const float *x, const float *above, float *
             read_flipped(here, taps, p);
             windows(after, leaves, p, here, to_map + p * held + row * width);
         }
-        product(width, whole * LANES, channels, in_planes((float *)(to_map + row * width), held),
+        mirage_product(width, whole * LANES, channels, in_planes((float *)(to_map + row * width), held),
                 planes(matrix_back, whole * LANES), rows(grad + leaves * width * channels, channels), (Start){0});
         if (row + 1 == hold || leaves + 1 == stop)
-            product(channels, (row + 1) * width, whole * LANES,
+            mirage_product(channels, (row + 1) * width, whole * LANES,
                     transposed(pixels(x + (leaves - row) * width * step, step)), planes((float *)to_map, held),
                     planes(to_matrix, channels), (Start){0, 1});
     }

@@ -49,7 +49,7 @@ static void enter(Ring active, Ring slopes, const float *normed, const float *ex
     long width = active.width;
     for (long p = 0; p < active.count; p += WIDE) {
         long end = least(p + WIDE, active.count);
-        product(width, channels, (end - p) * LANES, pixels(normed, channels),
+        mirage_product(width, channels, (end - p) * LANES, pixels(normed, channels),
                 planes(expand + p * channels * LANES, channels), into(active, y, p), (Start){bias + p * LANES, 0});
         for (long q = p; q < end; q++) {
             floats unused, *row = row_of(active, y, q) + 1, *slope = slopes.at ? row_of(slopes, y, q) + 1 : 0;
@@ -82,7 +82,7 @@ void mirage_feed_forward(const float *x, float *out, const float *expand, const 
                 products[p * width + i] =
                     gelu(window(g0 + i, g1 + i, g2 + i, gate), &unused) * window(v0 + i, v1 + i, v2 + i, values);
         }
-        product(width, half * LANES, channels, in_planes((float *)products, width), planes(contract, half * LANES),
+        mirage_product(width, half * LANES, channels, in_planes((float *)products, width), planes(contract, half * LANES),
                 rows(out + middle * width * channels, channels), (Start){0});
     }
 }
@@ -113,7 +113,7 @@ void mirage_feed_forward_backward(const float *x, const float *above, float *gra
         if (middle < start - 1) continue;
         long own = middle >= start && middle < stop;
         if (middle >= 0 && middle < height) {
-            product(width, channels, half * LANES, pixels(above + middle * width * channels, channels),
+            mirage_product(width, channels, half * LANES, pixels(above + middle * width * channels, channels),
                     planes(contract, channels), planes((float *)to_products, width), (Start){0});
             for (long p = 0; p < half; p++) {
                 floats gate[9], values[9];
@@ -136,7 +136,7 @@ void mirage_feed_forward_backward(const float *x, const float *above, float *gra
                 for (long p = 0; p < all_planes; p++) add_taps(to_taps, after, active, middle, p);
                 long row = (middle - start) % hold;
                 if (row + 1 == hold || middle + 1 == stop)
-                    product(channels, (row + 1) * width, half * LANES,
+                    mirage_product(channels, (row + 1) * width, half * LANES,
                             transposed(pixels(above + (middle - row) * width * channels, channels)),
                             planes((float *)products, held), planes(to_contract, channels), (Start){0, 1});
             }
@@ -159,11 +159,11 @@ void mirage_feed_forward_backward(const float *x, const float *above, float *gra
             }
             store(to_bias + p * LANES, load(to_bias + p * LANES, LANES) + total, LANES);
         }
-        product(width, all_planes * LANES, channels, in_planes((float *)(to_hidden + row * width), held),
+        mirage_product(width, all_planes * LANES, channels, in_planes((float *)(to_hidden + row * width), held),
                 planes(expand_back, all_planes * LANES), rows(to_x, channels), (Start){0});
         normalise_backward(to_x, normed_here, scales, width, channels);
         if (row + 1 == hold || leaves + 1 == stop)
-            product(channels, (row + 1) * width, all_planes * LANES, transposed(pixels(normed, channels)),
+            mirage_product(channels, (row + 1) * width, all_planes * LANES, transposed(pixels(normed, channels)),
                     planes((float *)to_hidden, held), planes(to_expand, channels), (Start){0, 1});
     }
 }

@@ -13,7 +13,7 @@
 /* What is not convolved, and all gates: (planes, width). */
 static void beside(float *to, const float *x, const float *expand, const float *bias, long width, long step,
                    long channels, long count) {
-    product(width, channels, count * LANES, pixels(x, step), planes(expand, channels), planes(to, width),
+    mirage_product(width, channels, count * LANES, pixels(x, step), planes(expand, channels), planes(to, width),
             (Start){bias, 0});
 }
 
@@ -24,7 +24,7 @@ static void enter(Ring map, const float *x, const float *expand, const float *bi
         clear(map, y);
         return;
     }
-    product(map.width, channels, map.count * LANES, pixels(x + y * map.width * step, step), planes(expand, channels),
+    mirage_product(map.width, channels, map.count * LANES, pixels(x + y * map.width * step, step), planes(expand, channels),
             into(map, y, 0), (Start){bias, 0});
 }
 
@@ -49,7 +49,7 @@ void mirage_gated_unit(const float *x, float *out, const float *expand, const fl
             }
             for (long i = 0; i < width; i++) gate[i] = gelu(gate[i], &unused) * values[i];
         }
-        product(width, half * LANES, outputs, in_planes((float *)hidden, width), planes(contract, half * LANES),
+        mirage_product(width, half * LANES, outputs, in_planes((float *)hidden, width), planes(contract, half * LANES),
                 rows(out + middle * width * outputs, outputs), (Start){0});
     }
 }
@@ -79,7 +79,7 @@ void mirage_gated_unit_backward(const float *x, const float *above, float *grad,
             const float *here = x + middle * width * step, *above_here = above + middle * width * outputs;
             long row = own ? (middle - start) % hold : 0;
             beside((float *)hidden, here, expand, bias, width, step, channels, ahead);
-            product(width, outputs, half * LANES, pixels(above_here, outputs), planes(contract, outputs),
+            mirage_product(width, outputs, half * LANES, pixels(above_here, outputs), planes(contract, outputs),
                     planes((float *)to_products, width), (Start){0});
             for (long p = 0; p < half; p++) {
                 floats *gate = hidden + p * width, *values = hidden + (half + p) * width, *g = to_products + p * width;
@@ -108,14 +108,14 @@ void mirage_gated_unit_backward(const float *x, const float *above, float *grad,
                 else add_large_taps(to_kernels, after, map, middle, p - plain);
             }
             if (own) {
-                product(width, ahead * LANES, channels, in_planes((float *)(to_hidden + row * width), held),
+                mirage_product(width, ahead * LANES, channels, in_planes((float *)(to_hidden + row * width), held),
                         planes(expand_back, whole * LANES), rows(grad + middle * width * channels, channels),
                         (Start){0});
                 if (row + 1 == hold || middle + 1 == stop) {
                     long before = row * width, count = before + width;
-                    product(channels, count, ahead * LANES, transposed(pixels(here - before * step, step)),
+                    mirage_product(channels, count, ahead * LANES, transposed(pixels(here - before * step, step)),
                             planes((float *)to_hidden, held), planes(to_expand, channels), (Start){0, 1});
-                    product(outputs, count, half * LANES, transposed(pixels(above_here - before * outputs, outputs)),
+                    mirage_product(outputs, count, half * LANES, transposed(pixels(above_here - before * outputs, outputs)),
                             planes((float *)products, held), planes(to_contract, outputs), (Start){0, 1});
                 }
             }
@@ -132,11 +132,11 @@ void mirage_gated_unit_backward(const float *x, const float *above, float *grad,
             float *bias_sum = to_bias + (ahead + p) * LANES;
             store(bias_sum, load(bias_sum, LANES) + total, LANES);
         }
-        product(width, convolved * LANES, channels, in_planes((float *)(to_map + row * width), held),
+        mirage_product(width, convolved * LANES, channels, in_planes((float *)(to_map + row * width), held),
                 planes(expand_back + ahead * LANES * LANES, whole * LANES),
                 rows(grad + leaves * width * channels, channels), (Start){0, 1});
         if (row + 1 == hold || leaves + 1 == stop)
-            product(channels, (row + 1) * width, convolved * LANES,
+            mirage_product(channels, (row + 1) * width, convolved * LANES,
                     transposed(pixels(x + (leaves - row) * width * step, step)), planes((float *)to_map, held),
                     planes(to_expand + ahead * channels * LANES, channels), (Start){0, 1});
     }

@@ -11,11 +11,11 @@ void mirage_channel_mlp(const float *x, float *out, const float *expand, const f
     floats *map = (floats *)scratch, unused;
     for (long start = 0; start < count; start += AT_ONCE) {
         long here = least(AT_ONCE, count - start);
-        product(here, channels, hidden * LANES, pixels(x + start * step, step), planes(expand, channels),
+        mirage_product(here, channels, hidden * LANES, pixels(x + start * step, step), planes(expand, channels),
                 planes(scratch, AT_ONCE), (Start){0});
         for (long p = 0; p < hidden; p++)
             for (long i = 0; i < here; i++) map[p * AT_ONCE + i] = gelu(map[p * AT_ONCE + i], &unused);
-        product(here, hidden * LANES, outputs, in_planes(scratch, AT_ONCE), planes(contract, hidden * LANES),
+        mirage_product(here, hidden * LANES, outputs, in_planes(scratch, AT_ONCE), planes(contract, hidden * LANES),
                 rows(out + start * outputs, outputs), (Start){0});
     }
 }
@@ -30,9 +30,9 @@ void mirage_channel_mlp_backward(const float *x, const float *above, float *grad
     for (long start = 0; start < count; start += AT_ONCE) {
         long here = least(AT_ONCE, count - start);
         Numbers from = pixels(x + start * step, step), g = pixels(above + start * outputs, outputs);
-        product(here, channels, hidden * LANES, from, planes(expand, channels), planes((float *)active, AT_ONCE),
+        mirage_product(here, channels, hidden * LANES, from, planes(expand, channels), planes((float *)active, AT_ONCE),
                 (Start){0});
-        product(here, outputs, hidden * LANES, g, planes(contract, outputs), planes((float *)to_hidden, AT_ONCE),
+        mirage_product(here, outputs, hidden * LANES, g, planes(contract, outputs), planes((float *)to_hidden, AT_ONCE),
                 (Start){0});
         for (long p = 0; p < hidden; p++)
             for (long i = p * AT_ONCE; i < p * AT_ONCE + here; i++) {
@@ -40,11 +40,11 @@ void mirage_channel_mlp_backward(const float *x, const float *above, float *grad
                 active[i] = gelu(active[i], &slope);
                 to_hidden[i] *= slope;
             }
-        product(here, hidden * LANES, channels, in_planes((float *)to_hidden, AT_ONCE),
+        mirage_product(here, hidden * LANES, channels, in_planes((float *)to_hidden, AT_ONCE),
                 planes(expand_back, hidden * LANES), rows(grad + start * channels, channels), (Start){0});
-        product(channels, here, hidden * LANES, transposed(from), planes((float *)to_hidden, AT_ONCE),
+        mirage_product(channels, here, hidden * LANES, transposed(from), planes((float *)to_hidden, AT_ONCE),
                 planes(to_expand, channels), (Start){0, 1});
-        product(outputs, here, hidden * LANES, transposed(g), planes((float *)active, AT_ONCE),
+        mirage_product(outputs, here, hidden * LANES, transposed(g), planes((float *)active, AT_ONCE),
                 planes(to_contract, outputs), (Start){0, 1});
     }
 }
@@ -85,7 +85,7 @@ void mirage_fused_product(const float *a, const float *b, const float *c, float 
         long here = least(AT_ONCE, count - start);
         if (branches == 2) lift_all(maps, (floats *)scratch, scales, start, here, channels, 2);
         else lift_all(maps, (floats *)scratch, scales, start, here, channels, 3);
-        product(here, depth, outputs, in_planes(scratch, AT_ONCE), planes(weight, depth),
+        mirage_product(here, depth, outputs, in_planes(scratch, AT_ONCE), planes(weight, depth),
                 rows(out + start * outputs, outputs), (Start){0});
     }
 }
@@ -130,11 +130,11 @@ void mirage_fused_product_backward(const float *a, const float *b, const float *
     for (long start = 0; start < count; start += AT_ONCE) {
         long here = least(AT_ONCE, count - start);
         Numbers from = pixels(above + start * outputs, outputs);
-        product(here, outputs, width, from, planes(weight, outputs), planes(scratch, AT_ONCE), (Start){0});
+        mirage_product(here, outputs, width, from, planes(weight, outputs), planes(scratch, AT_ONCE), (Start){0});
         floats *lifted = (floats *)scratch;
         if (branches == 2) lift_backward(maps, grads, lifted, scales, to_scales, start, here, channels, 2);
         else lift_backward(maps, grads, lifted, scales, to_scales, start, here, channels, 3);
-        product(outputs, here, width, transposed(from), planes(scratch, AT_ONCE), planes(to_weight, outputs),
+        mirage_product(outputs, here, width, transposed(from), planes(scratch, AT_ONCE), planes(to_weight, outputs),
                 (Start){0, 1});
     }
 }
