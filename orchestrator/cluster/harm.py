@@ -218,10 +218,10 @@ def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
         process = s3server.start(server, folder / "s3", folder / "s3.txt", f"chaos-{os.getpid()}")
         stack.callback(lambda: psutil.Process(process.pid).kill())
         store = stack.enter_context(FaultyProxy(server.port))
+        cluster = stack.enter_context(_cluster())
         port = free_port()
         wait_for_mlflow = stack.enter_context(_mlflow(folder, port))
         tracking = stack.enter_context(FaultyProxy(port))
-        cluster = stack.enter_context(_cluster())
         nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
         wait_for_mlflow()
         harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
