@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from orchestrator.prove import Proof
 
 Kind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+KILLS: tuple[Kind, ...] = ("worker killed", "driver killed", "node lost")
+"""After these other workers go on, from a checkpoint."""
+_BEGUN = re.compile(r"resumed from checkpoint|\d+ workers? trains?")
+_STEP = re.compile(r"step (\d+)/")
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,39 @@ class Survived:
     at_step: int
     """The newest step that the driver had told when it fell."""
     seconds: float | None
-    """Until a later step was told; None if none was."""
+    """Until the next step was told, after a kill by other workers; None if none was, or the blow reached nobody."""
+    repeated: int = 0
+    """Steps that were computed again."""
 
 
-def blows(count: int, seed: int, steps: int) -> list[Blow]:
+def after_a_kill(text: str, at_step: int) -> int | None:
+    """Return how many steps other workers compute again, None before they have taken one.
+
+    `text` is what the driver said since the kill, at which the newest step was `at_step`.
+    """
+    begun = _BEGUN.search(text)
+    next_step = _STEP.search(text, begun.end()) if begun else None
+    if begun is None or next_step is None:
+        return None
+    before = max([at_step, *(int(step) for step in _STEP.findall(text[: begun.start()]))])
+    return max(0, before - int(next_step[1]) + 1)
+
+
+def newest_step(text: str) -> int:
+    """Return the newest step that the driver has told, 0 if none."""
+    return max((int(step) for step in _STEP.findall(text)), default=0)
+
+
+def blows(count: int, seed: int, steps: int, kinds: Sequence[Kind] = KINDS) -> list[Blow]:
     """Return `count` blows within `steps` steps: every kind once before any comes again, evenly spread."""
     dice = random.Random(seed)
-    kinds: list[Kind] = []
-    while len(kinds) < count:
-        kinds += dice.sample(KINDS, len(KINDS))
+    drawn: list[Kind] = []
+    while len(drawn) < count:
+        drawn += dice.sample(kinds, len(kinds))
     span = steps / (count + 1)
     return [
         Blow(kind, max(1, round(span * (n + 0.5 + dice.random() / 2))))
-        for n, kind in enumerate(kinds[:count])
+        for n, kind in enumerate(drawn[:count])
     ]
 
 
@@ -66,14 +91,16 @@ class Verdict:
 
     def render(self) -> str:
         """Return the table."""
-        rows = [("fault", "injected", "survived", "training again after")]
+        rows = [("fault", "injected", "survived", "training again after", "steps again")]
         done = Counter(s.blow.kind for s in self.survived)
         for kind in KINDS:
             if done[kind]:
-                took = [s.seconds for s in self.survived if s.blow.kind == kind and s.seconds is not None]
+                of_kind = [s for s in self.survived if s.blow.kind == kind]
+                took = [s.seconds for s in of_kind if s.seconds is not None]
                 after = ", ".join(f"{seconds:.0f} s" for seconds in took) or "never"
-                rows.append((kind, str(done[kind]), str(len(took)), after))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+                again = ", ".join(str(s.repeated) for s in of_kind) if kind in KILLS else "-"
+                rows.append((kind, str(done[kind]), str(len(took)), after, again))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
         table = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]

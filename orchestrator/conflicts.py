@@ -62,12 +62,6 @@ def of_training(job: Training) -> Iterator[Conflict]:
             "train.precision",
             f"{job.train.precision} on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
         )
-    if job.train.precision == "fp16" and job.engine.name == "deepspeed" and job.engine.zero_stage > 0:
-        yield (
-            "train.precision",
-            "fp16 scales the loss, and ZeRO from stage 1 on clips before the scale is taken off again. "
-            "Set train.precision=bf16, engine.zero_stage=0 or engine.name=ddp.",
-        )
     yield from _of_checkpoints(job)
     if job.train.compile != "none" and job.engine.name == "deepspeed" and job.engine.zero_stage == 3:
         yield (

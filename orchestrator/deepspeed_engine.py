@@ -5,7 +5,8 @@ DistributedDataParallel to rounding. What `optimizer_state` returns is whole, so
 stage or number of workers and any engine goes on from it: with some 20 MiB per moment, gathering costs less than
 DeepSpeed's own files and their conversion.
 
-Precision is ours, not DeepSpeed's: weights are fp32 and autocast surrounds the model, as on every engine.
+Precision is ours, not DeepSpeed's: weights are fp32 and autocast surrounds the model, as on every engine. The scale
+of fp16's loss is ours too; from stage 1 on DeepSpeed is told it before each step, and takes it off before it clips.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ class DeepSpeedEngine(DistributedEngine):
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients; DeepSpeed averages over workers, and the shares are meant to be summed."""
-        self._deep.backward(self.scaled(share) * self.world_size, scale_wrt_gas=False)
+        if self.scale is not None and self.stage > 0:
+            self._deep.optimizer.override_loss_scale(self.scale.factor)  # it multiplies the loss by it
+        else:
+            share = self.scaled(share)
+        self._deep.backward(share * self.world_size, scale_wrt_gas=False)
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Tell DeepSpeed which micro-batch is the step's last."""
@@ -79,7 +84,10 @@ class DeepSpeedEngine(DistributedEngine):
             return super().step(optimizer, max_norm)
         assert max_norm == self._clip_norm, "DeepSpeed was told at its start how to clip"
         self._deep.step()
-        return torch.as_tensor(self._deep.get_global_grad_norm(), device=self.device)
+        norm = torch.as_tensor(self._deep.get_global_grad_norm(), device=self.device)
+        if self.scale is not None:
+            self.scale.update(bool(torch.isfinite(norm)))
+        return norm
 
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
         """Gather the weights of stage 3 for the time of the context."""

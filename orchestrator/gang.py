@@ -105,7 +105,7 @@ class _Listener:
     def image(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def wish(self) -> Wish:
+    def wish(self, step: int) -> Wish:
         self._left -= 1
         if self._left > 0:
             return Wish.GO_ON

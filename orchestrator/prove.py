@@ -3,6 +3,8 @@
     reference   begin ──────────────────────────────────────────► step N
     killed      begin ──► ✗   resume ─────► ✗   resume ─────────► step N      the same, or another number of workers
 
+On a Ray cluster that is how a job runs there (`cluster.proving`), without one it is plain processes of this machine.
+
 Both write a checkpoint every few steps, whose tensors are named by their content: equal names are equal bits. On the
 same number of workers every checkpoint must have the same weights, averaged weights and optimiser state; on another
 one sums are taken in another order, and the ledger must show the same sample at every position, each once.
@@ -12,8 +14,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator import data, initial, track
 from orchestrator.config import Job
@@ -39,6 +41,20 @@ RUNS = ("reference", "killed")
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """What one number of workers does of a run."""
+
+    workers: int
+    deaths: tuple[tuple[int, int], ...] = ()
+    """(step, worker): after each of these steps that worker dies by SIGKILL, before a checkpoint, and as many begin
+    anew; after the last of them, in all but the last stretch, the next number of workers does."""
+
+
+Runs = Callable[[Job, Dataset, Store, Sequence[Stretch], int, Say], None]
+"""How a run is taken in its folder through stretches until a step, at which it stops with a checkpoint."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """What is done to the job."""
 
@@ -61,6 +77,17 @@ class Trial:
     def kill_steps(self) -> list[int]:
         """Return the steps after which a worker dies, ascending."""
         return sorted(random.Random(self.seed).sample(range(1, self.steps), self.kills))
+
+    def stretches(self) -> list[Stretch]:
+        """Return who dies when, and who takes over."""
+        rng = random.Random(self.seed)
+        found = [Stretch(self.workers)]
+        for leg, step in enumerate(self.kill_steps()):
+            death = (step, rng.randrange(found[-1].workers))
+            found[-1] = replace(found[-1], deaths=(*found[-1].deaths, death))
+            if self.world(leg + 1) != found[-1].workers:
+                found.append(Stretch(self.world(leg + 1)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,28 +141,24 @@ def prove_resume(
     say: Say,
     *,
     keep: bool = False,
-    between: Callable[[Store], None] = lambda store: None,
+    runs: Runs | None = None,
 ) -> Proof:
-    """Run the first `trial.steps` steps of `job` twice, in plain processes, and compare.
+    """Run the first `trial.steps` steps of `job` twice and compare; `runs` is `in_processes` if not given.
 
-    What the runs wrote goes when the proof holds, unless told to `keep` it. `between` is called with the run's folder
-    after each kill. Raises an error of `orchestrator.errors` when the job cannot be run so.
+    What the runs wrote goes when the proof holds, unless told to `keep` it. Raises an error of `orchestrator.errors`
+    when the job cannot be run so.
     """
+    runs = runs or in_processes
     pack_what_is_missing(job, say)
     dataset = data.open_dataset(job)
     trial, job = watched(job, dataset, trial)
     reference, killed = (open_store(uri) for uri in folders(job, dataset, trial))
-    say(f"reference: {trial.steps} steps on {_workers(trial.workers)}, left alone")
-    _run(job, dataset, reference, trial.workers, trial.steps, None)
-    rng = random.Random(trial.seed)
-    for leg, step in enumerate([*trial.kill_steps(), trial.steps]):
-        world, begins = trial.world(leg), newest_step(killed)
-        victim = rng.randrange(world) if step < trial.steps else None
-        fate = f"worker {victim} is killed" if victim is not None else "the end"
-        say(f"from step {begins} to {step} on {_workers(world)}: {fate}")
-        _run(job, dataset, killed, world, step - begins, victim)
-        if victim is not None:
-            between(killed)
+    for store in (reference, killed):
+        if job.init_from is not None:
+            initial.keep(job, store, track.tracking_uri(job.track.uri))
+    say(f"reference: {trial.steps} steps on {many(trial.workers)}, left alone")
+    runs(job, dataset, reference, [Stretch(trial.workers)], trial.steps, say)
+    runs(job, dataset, killed, trial.stretches(), trial.steps, say)
     proof = compare(reference, killed, trial)
     if keep or not proof.holds:
         say(f"both runs stay in {reference.uri.rpartition('/')[0]}")
@@ -206,9 +229,26 @@ def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
     return Proof(common, different, wrong, positions, attempts, repeated, trial.same_world)
 
 
-def run_reference(job: Job, dataset: Dataset, store: Store, trial: Trial) -> None:
-    """Take the trial's steps without harm, in plain processes of this machine."""
-    _run(job, dataset, store, trial.workers, trial.steps, None)
+def in_processes(
+    job: Job,
+    dataset: Dataset,
+    store: Store,
+    stretches: Sequence[Stretch],
+    stop: int,
+    say: Say,
+    *,
+    between: Callable[[Store], None] = lambda store: None,
+) -> None:
+    """Do what `Runs` says in plain processes; `between` is called with the folder after each death."""
+    for stretch in stretches:
+        for step, victim in stretch.deaths:
+            begins = newest_step(store)
+            say(f"from step {begins} to {step} on {many(stretch.workers)}: worker {victim} is killed")
+            _run(job, dataset, store, stretch.workers, step - begins, victim)
+            between(store)
+    begins = newest_step(store)
+    say(f"from step {begins} to {stop} on {many(stretches[-1].workers)}: the end")
+    _run(job, dataset, store, stretches[-1].workers, stop - begins, None)
 
 
 def newest_step(store: Store) -> int:
@@ -219,8 +259,6 @@ def newest_step(store: Store) -> int:
 def _run(job: Job, dataset: Dataset, store: Store, world: int, steps: int, victim: int | None) -> None:
     if steps == 0:
         return
-    if job.init_from is not None:
-        initial.keep(job, store, track.tracking_uri(job.track.uri))
     leg = Leg(
         job=job.model_dump(mode="json", exclude_none=True),
         manifests=data.manifest_uris(job),
@@ -247,5 +285,6 @@ def _position(store: Store, step: int) -> int:
     return next(int(json.loads(store.read(key))["position"]) for at, key in _records(store) if at == step)
 
 
-def _workers(count: int) -> str:
+def many(count: int) -> str:
+    """Return so many workers in words."""
     return f"{count} worker{'' if count == 1 else 's'}"

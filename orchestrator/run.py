@@ -254,7 +254,7 @@ class _Here:
     def image(self, name: str, png: bytes, step: int) -> None:
         self._tracker.image(name, png, step)
 
-    def wish(self) -> Wish:
+    def wish(self, step: int) -> Wish:
         return Wish.STOP if self._stopping else Wish.GO_ON
 
     def stop(self) -> None:

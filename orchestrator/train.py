@@ -81,8 +81,8 @@ class Driver(Protocol):
     def image(self, name: str, png: bytes, step: int) -> None:
         """Track a picture."""
 
-    def wish(self) -> Wish:
-        """Return what the run is asked to do after this step."""
+    def wish(self, step: int) -> Wish:
+        """Return what the run is asked to do after this step, of which there were `step`."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def train(
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return Outcome("finished", total, total)
-    run = _start(job, engine, stream, store, _newest(stream, engine, checkpoints, driver))
+    run = start(job, engine, stream, store, _newest(stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
         _compile(run, driver)
     ledger = _ledger(run, store)
@@ -202,12 +202,12 @@ def train(
             since_logged.clear()
         if due or run.step % job.validation.every_steps == 0:
             _validate(run, dataset, driver)
-        wish = Wish(engine.highest(driver.wish()))
+        wish = Wish(engine.highest(driver.wish(run.step)))
         if due or wish or run.step % job.checkpoint.every_steps == 0:
             if ledger is not None:
                 ledger.flush()
                 engine.any(False)  # all workers have written what this checkpoint counts on
-            _save(run, checkpoints, driver)
+            save(run, checkpoints, driver)
         if wish and not due:
             checkpoints.wait()
             return Outcome("stopped" if wish is Wish.STOP else "regrouping", run.step, total)
@@ -264,7 +264,7 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     return scalars
 
 
-def _start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: State | None) -> Run:
+def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: State | None) -> Run:
     """Return a run at step 0, or at the checkpoint `state`; `store` holds the weights that step 0 begins from."""
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
@@ -399,7 +399,7 @@ def _retention(kept: Checkpoint) -> Retention:
     return Retention(kept.keep, kept.keep_best, kept.metric, kept.order == "max", kept.keep_hours)
 
 
-def _save(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
+def save(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
     """Hand a snapshot of the run to the writer, which worker 0 has, and tell how long the steps had to wait."""
     began = time.monotonic()
     if run.engine.rank != 0 and not run.engine.sharded:

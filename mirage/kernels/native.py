@@ -1,7 +1,6 @@
-"""`native.c`, compiled once for this processor and kept in the user's cache; without a compiler it does not exist.
+"""The C of `c/`, compiled once for this processor and kept in the user's cache; without a compiler it does not exist.
 
-`MIRAGE_NATIVE=0` in the environment does without it. It works in fp32 on a CPU, in place, with as many threads as
-torch has.
+`MIRAGE_NATIVE=0` in the environment does without it. It works in fp32 on a CPU, with as many threads as torch has.
 """
 
 from __future__ import annotations
@@ -14,76 +13,82 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
-LANES = 16
-"""Channels that one call takes at a time."""
+FUNCTIONS = {
+    "feed_forward": (7, 6),
+    "feed_forward_backward": (13, 7),
+    "attention_input": (6, 9),
+    "attention_input_backward": (10, 9),
+    "gated_unit": (7, 9),
+    "gated_unit_backward": (13, 10),
+    "channel_mlp": (5, 5),
+    "channel_mlp_backward": (9, 5),
+    "fused_product": (7, 4),
+    "fused_product_backward": (12, 4),
+}
+"""Each one's number of addresses, the last for scratch memory, and of whole numbers after them."""
 
 ALIGNMENT = 64
 """Of scratch memory, in bytes."""
 
+LEAST_ROWS = 8
+"""Of an image that a thread takes: windows make it compute a few rows above and below as well."""
 
-def serves(x: Tensor) -> bool:
-    """Whether the compiled form is there for maps like x."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
-
-
-def gated_forward(hidden: Tensor, taps: Tensor) -> Tensor:
-    """`reference.gated_depthwise` of a contiguous map (b, h, w, 2n), written over half of it: a view (b, h, w, n)."""
-    _, height, width, channels = hidden.shape
-    n = channels // 2
-    taps = taps.contiguous()
-
-    def task(image: int, first: int, last: int) -> None:
-        scratch, _memory = _scratch(width)
-        found = library()
-        assert found is not None
-        found.mirage_gated_forward(
-            hidden[image].data_ptr(), taps.data_ptr(), scratch, height, width, n, first, last
-        )
-
-    _run(task, hidden.shape[0], n)
-    return hidden[..., :n]
+R = TypeVar("R")
 
 
-def gated_backward(hidden: Tensor, grad: Tensor, taps: Tensor) -> Tensor:
-    """Turn hidden (b, h, w, 2n) into its gradient and grad (b, h, w, n) into the product; the gradient of taps."""
-    batch, height, width, channels = hidden.shape
-    n = channels // 2
-    taps = taps.contiguous()
-    to_taps = taps.new_zeros(batch, *taps.shape)
+class Rows(NamedTuple):
+    """Part of one image of a batch."""
 
-    def task(image: int, first: int, last: int) -> None:
-        scratch, _memory = _scratch(width)
-        found = library()
-        assert found is not None
-        found.mirage_gated_backward(
-            *(x.data_ptr() for x in (hidden[image], grad[image], taps, to_taps[image])),
-            *(scratch, height, width, n, first, last),
-        )
-
-    _run(task, batch, n)
-    return to_taps.sum(0)
+    image: int
+    start: int
+    stop: int
 
 
-def _run(task: Callable[[int, int, int], None], images: int, n: int) -> None:
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled forms are there for an operator of these tensors."""
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and library() is not None
+
+
+def call(name: str, *arguments: Tensor | int, scratch: int) -> None:
+    """Run a function of `c/` on tensors, of which it takes the address, then scratch memory, then whole numbers."""
+    found = library()
+    assert found is not None
+    addresses = [x.data_ptr() for x in arguments if isinstance(x, Tensor)]
+    numbers = [x for x in arguments if not isinstance(x, Tensor)]
+    getattr(found, f"mirage_{name}")(*addresses, _scratch(scratch), *numbers)
+
+
+def shares(images: int, height: int) -> list[list[Rows]]:
+    """What each thread takes of a batch, in order. It depends on sizes and the number of threads alone."""
     threads = torch.get_num_threads()
-    step = n if threads == 1 else LANES
-    tasks = [(image, first, min(first + step, n)) for image in range(images) for first in range(0, n, step)]
-    if threads == 1:
-        for each in tasks:
-            task(*each)
-        return
-    for _ in _pool(threads).map(lambda each: task(*each), tasks):
-        pass
+    pieces = -(-threads // images)
+    size = max(-(-height // pieces), LEAST_ROWS)
+    parts = [
+        Rows(image, start, min(start + size, height))
+        for image in range(images)
+        for start in range(0, height, size)
+    ]
+    each = -(-len(parts) // threads)
+    return [parts[i : i + each] for i in range(0, len(parts), each)]
+
+
+def in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> list[R]:
+    """The task's results in the order of `work`, whichever thread was first."""
+    if len(work) == 1:
+        return [task(work[0])]
+    return list(_pool(len(work)).map(task, work))
 
 
 @functools.cache
@@ -91,17 +96,21 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="mirage-native")
 
 
-def _scratch(width: int) -> tuple[int, Tensor]:
-    """Aligned address of scratch memory, and what keeps it alive."""
-    found = library()
-    assert found is not None
-    memory = torch.empty(4 * found.mirage_scratch(width) + ALIGNMENT, dtype=torch.uint8)
-    return -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT, memory
+_local = threading.local()
+
+
+def _scratch(floats: int) -> int:
+    """Aligned address of this thread's scratch memory, which it keeps: fresh pages would cost more than the work."""
+    size = 4 * floats + ALIGNMENT
+    if getattr(_local, "memory", None) is None or _local.memory.numel() < size:
+        _local.memory = torch.empty(size, dtype=torch.uint8)
+    address: int = _local.memory.data_ptr()
+    return -(-address // ALIGNMENT) * ALIGNMENT
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled form, building it at the first call; None where that is not possible."""
+    """Return the compiled forms, building them at the first call; None where that is not possible."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if os.environ.get("MIRAGE_NATIVE") == "0":
         return None
@@ -112,15 +121,14 @@ def library() -> ctypes.CDLL | None:
         problem = _build(compiler, target)
         if problem:
             warnings.warn(
-                f"{SOURCE.name} was not compiled, the plain form runs instead: {problem}", stacklevel=2
+                f"The C of mirage.kernels was not compiled, plain forms run instead: {problem}", stacklevel=2
             )
             return None
     found = ctypes.CDLL(str(target))
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    found.mirage_scratch.argtypes, found.mirage_scratch.restype = [number], number
-    found.mirage_gated_forward.argtypes = [pointer] * 3 + [number] * 5
-    found.mirage_gated_backward.argtypes = [pointer] * 5 + [number] * 5
-    found.mirage_gated_forward.restype = found.mirage_gated_backward.restype = None
+    for name, (addresses, numbers) in FUNCTIONS.items():
+        function = getattr(found, f"mirage_{name}")
+        function.argtypes = [ctypes.c_void_p] * addresses + [ctypes.c_long] * numbers
+        function.restype = None
     return found
 
 
@@ -130,8 +138,12 @@ def _build(compiler: str, target: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
+            files = [str(path) for path in SOURCES if path.suffix == ".c"]
             done = subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+                [compiler, *FLAGS, *files, "-o", str(made), "-lm"],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 return done.stderr.strip() or f"{compiler} ended with {done.returncode}"
@@ -147,11 +159,11 @@ def _folder() -> Path:
 
 
 def _fingerprint() -> str:
-    """Of source, flags and processor: a build for another processor may not run here."""
+    """Of sources, flags and processor: a build for another processor may not run here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    parts = (SOURCE.read_text(), *FLAGS, platform.machine(), processor)
+    parts = (*(path.read_text() for path in SOURCES), *FLAGS, platform.machine(), processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

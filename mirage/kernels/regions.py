@@ -4,7 +4,8 @@ Most of what a block computes is cheap to compute and dear to keep: a page of me
 anew costs more than the products that fill it. An operator takes its images in groups small enough that the wide
 maps between its input and its output stay in the cache, and are written over by the next group.
 
-Plain PyTorch inside, so they run on any device; each equals its namesake in `reference.py`.
+Each equals its namesake in `reference.py`. Inside is plain PyTorch, which runs on any device, or the C of
+`native_regions.py` where there is a compiler.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.kernels import gated
+from mirage.kernels import native, native_regions
 from mirage.kernels.fixed_layout import conv, conv_backward, narrow, wide
 from mirage.kernels.operator import Operator
 from mirage.kernels.reference import NORM_EPS, at_least_fp32
@@ -94,10 +95,13 @@ def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
 ) -> Tensor:
     """x (b, h, w, c), expand (2n, c), taps (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
+    if native.serves(x, scale, shift, expand, taps, contract):
+        return native_regions.feed_forward(x, scale, shift, expand, taps, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     for group in _groups(x, expand.shape[0]):
         normed = _normed(x[group], scale, shift)[0].to(expand.dtype)
-        _write(out[group], gated.forward_over(_linear(normed, expand), taps), contract)
+        gate, values = conv(aten.gelu_(_linear(normed, expand)), taps).chunk(2, dim=3)
+        _write(out[group], F.gelu(gate).mul_(values), contract)
     return out
 
 
@@ -107,6 +111,8 @@ def feed_forward_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, x, scale, shift, expand, taps, contract):
+        return native_regions.feed_forward_backward(grad, x, scale, shift, expand, taps, contract)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     sums = [_sum_like(weight) for weight in (scale, shift, expand, taps, contract)]
     grad_scale, grad_shift, grad_expand, grad_taps, grad_contract = sums
@@ -114,10 +120,17 @@ def feed_forward_backward(
         part, above = x[group], grad[group]
         normed_fp32, mean, rstd = _normed(part, scale, shift)
         normed = normed_fp32.to(expand.dtype)
-        product, to_hidden, to_taps = gated.backward_over(
-            _linear(normed, expand), _linear(above, contract.mT), taps
+        hidden = _linear(normed, expand)
+        active = F.gelu(hidden)
+        gate, values = conv(active, taps).chunk(2, dim=3)
+        opened = F.gelu(gate)
+        _add_product(grad_contract, above, opened * values)
+        to_product = _linear(above, contract.mT)
+        to_windows = torch.cat(
+            (aten.gelu_backward(values * to_product, gate), opened.mul_(to_product)), dim=3
         )
-        _add_product(grad_contract, above, product)
+        to_active, to_taps = conv_backward(to_windows, active, taps)
+        to_hidden = aten.gelu_backward(to_active, hidden)
         _add_product(grad_expand, to_hidden, normed)
         grad_taps += to_taps
         grad_normed = _linear(to_hidden, expand.mT)
@@ -144,6 +157,8 @@ def feed_forward_backward(
 @_in_its_own_type
 def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """x (b, h, w, c), matrix (3a, c), taps (3a, 3, 3) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
+    if native.serves(x, matrix, taps):
+        return native_regions.attention_input(x, matrix, taps)
     batch, width = x.shape[0], matrix.shape[0] // 3
     v = matrix.new_empty(*x.shape[:3], width)
     gram = at_least_fp32(matrix).new_empty(batch, 2 * width, 2 * width)
@@ -161,6 +176,8 @@ def attention_input_backward(
     grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, taps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad_v, grad_gram, x, matrix, taps):
+        return native_regions.attention_input_backward(grad_v, grad_gram, x, matrix, taps)
     width = matrix.shape[0] // 3
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_matrix, grad_taps = sums = [_sum_like(weight) for weight in (matrix, taps)]
@@ -181,10 +198,17 @@ def attention_input_backward(
 # Gated convolution
 
 
+def _gated_natively(*tensors: Tensor) -> bool:
+    *_, kernels, _ = tensors
+    return native.serves(*tensors) and kernels.shape[2:] == (7, 7)
+
+
 @Operator
 @_in_its_own_type
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), weight (2n, c), bias (2n), kernels (b, m, k, k), contract (c, n) → (b, h, w, c)."""
+    if _gated_natively(x, weight, bias, kernels, contract):
+        return native_regions.gated_unit(x, weight, bias, kernels, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     hidden, convolved = contract.shape[1], kernels.shape[1]
     for group in _groups(x, 2 * hidden):
@@ -201,6 +225,8 @@ def gated_unit_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if _gated_natively(x, grad, weight, bias, kernels, contract):
+        return native_regions.gated_unit_backward(grad, x, weight, bias, kernels, contract)
     hidden, convolved = contract.shape[1], kernels.shape[1]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_kernels = torch.empty_like(kernels)
@@ -235,6 +261,8 @@ def gated_unit_backward(
 @_in_its_own_type
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), expand (n, c), contract (c, n) → (b, h, w, c)."""
+    if native.serves(x, expand, contract):
+        return native_regions.channel_mlp(x, expand, contract)
     out = contract.new_empty(*x.shape[:3], contract.shape[0])
     for group in _groups(x, expand.shape[0]):
         _write(out[group], aten.gelu_(_linear(x[group], expand)), contract)
@@ -247,6 +275,8 @@ def channel_mlp_backward(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, x, expand, contract):
+        return native_regions.channel_mlp_backward(grad, x, expand, contract)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_expand, grad_contract = sums = [_sum_like(weight) for weight in (expand, contract)]
     for group in _groups(x, expand.shape[0]):
@@ -270,6 +300,8 @@ def _others(i: int, branches: list[Tensor]) -> Tensor:
 @_in_its_own_type
 def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
     """Branches (b, h, w, c) each, scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
+    if native.serves(*branches, scales, weight):
+        return native_regions.fused_product(branches, scales, weight)
     out = weight.new_empty(*branches[0].shape[:3], weight.shape[0])
     for group in _groups(out, weight.shape[1]):
         parts = [branch[group] for branch in branches]
@@ -284,6 +316,8 @@ def fused_product_backward(
     grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Gradients with respect to all inputs."""
+    if native.serves(grad, *branches, scales, weight):
+        return native_regions.fused_product_backward(grad, branches, scales, weight)
     grad_branches = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in branches]
     grad_scales, grad_weight = sums = [_sum_like(w) for w in (scales, weight)]
     for group in _groups(grad, weight.shape[1]):

@@ -109,6 +109,20 @@ def parser() -> argparse.ArgumentParser:
     scaling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     scaling.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
 
+    checkpoint = kinds.add_parser("checkpoint", help="what a checkpoint costs, in a folder and on S3")
+    checkpoint.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
+    checkpoint.add_argument("--batch", type=_positive, default=8, help="images of a step")
+    checkpoint.add_argument("--crop", type=_multiple_of_8, default=64)
+    checkpoint.add_argument("--steps", type=_positive, default=3, help="of each half of a turn")
+    checkpoint.add_argument("--repeats", type=_positive, default=5, help="turns, after one checkpoint more")
+    checkpoint.add_argument(
+        "--s3", action=argparse.BooleanOptionalAction, default=True, help="on a real S3 server as well"
+    )
+    checkpoint.add_argument("--threads", type=_positive, default=1, help="of a step, on a CPU")
+    checkpoint.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    checkpoint.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    checkpoint.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -142,6 +156,8 @@ def _kind(name: str) -> Callable[[argparse.Namespace, Setting, Callable[[str], o
         from orchestrator.bench.model import run
     elif name == "scaling":
         from orchestrator.bench.scaling import run
+    elif name == "checkpoint":
+        from orchestrator.bench.checkpoint import run
     elif name == "loader":
         from orchestrator.bench.loader import run
     else:

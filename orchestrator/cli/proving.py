@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.app import JobFile, Set, app, say, use_local_cluster
+
+if TYPE_CHECKING:
+    from orchestrator.chaos import Kind
 
 NOT_PROVEN = 1
 """Exit status when a run was not what it should have been."""
@@ -30,12 +34,18 @@ def prove_resume(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave both runs in the storage also when the proof holds.")
     ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Work in plain processes of this machine, without Ray.")
+    ] = False,
 ) -> None:
     """Kill a job at random steps, resume it, and prove that the result is that of a run left alone.
 
-    On plain processes of this machine, without Ray. Exit status 1 when it is not the same.
+    On the Ray cluster of this job, or that `mirage up` runs; where there is none, in plain processes. Exit status 1
+    when the result is not the same.
     """
     use_local_cluster()
+    import os
+
     from orchestrator import prove
     from orchestrator.config import Job
     from orchestrator.errors import PlanError
@@ -45,7 +55,14 @@ def prove_resume(
     if not isinstance(job, Job):
         raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing that could resume.")
     trial = prove.Trial(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
-    proof = prove.prove_resume(job, trial, say, keep=keep)
+    if in_process or "RAY_ADDRESS" not in os.environ:
+        proof = prove.prove_resume(job, trial, say, keep=keep)
+    else:
+        from orchestrator.cluster.launch import connected
+        from orchestrator.cluster.proving import on_ray
+
+        with connected():
+            proof = prove.prove_resume(job, trial, say, keep=keep, runs=on_ray)
     say("\n" + proof.render())
     if not proof.holds:
         raise typer.Exit(NOT_PROVEN)
@@ -59,9 +76,14 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Of their order, their steps and whom they hit.")] = 0,
     steps: Annotated[int, typer.Option(min=10, help="How many of the job's steps they fall in.")] = 200,
     workers: Annotated[int, typer.Option(min=1, help="Workers, each on a node of its own.")] = 2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="worker, driver, node, store or tracking; repeatable. Unset: all of them."),
+    ] = None,
     recovery_seconds: Annotated[
         float, typer.Option(help="How long the run may take to go on after a blow.")
     ] = 300,
+    fault_seconds: Annotated[float, typer.Option(help="How long store or tracking fail.")] = 20,
 ) -> None:
     """Train while workers, driver, nodes, store and tracking fail, and tell what was lost, which must be nothing.
 
@@ -80,7 +102,27 @@ def chaos(
     if not isinstance(job, Job):
         raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing.")
     with tempfile.TemporaryDirectory(prefix="mirage-chaos-") as folder:
-        verdict = harm(job, Trial(kills, seed, steps, workers), Path(folder), say, recovery_seconds)
+        verdict = harm(
+            job,
+            Trial(kills, seed, steps, workers),
+            Path(folder),
+            say,
+            kinds=_kinds(only or ()),
+            recovery_seconds=recovery_seconds,
+            fault_seconds=fault_seconds,
+        )
     say("\n" + verdict.render())
     if not verdict.holds:
         raise typer.Exit(NOT_PROVEN)
+
+
+def _kinds(only: Sequence[str]) -> list[Kind]:
+    """Return the faults that are named by their first words, all if none is."""
+    from orchestrator.chaos import KINDS
+    from orchestrator.errors import PlanError
+
+    known = {kind.partition(" ")[0]: kind for kind in KINDS}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise PlanError(f"--only {unknown[0]}: there are {', '.join(known)}.")
+    return [known[name] for name in known if name in only] or list(KINDS)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from orchestrator import data, prove, track
-from orchestrator.chaos import Blow, Survived, Verdict, blows
+from orchestrator.chaos import KINDS, Blow, Kind, Survived, Verdict, after_a_kill, blows, newest_step
 from orchestrator.cluster import s3server
 from orchestrator.cluster.ports import free_port
 from orchestrator.config import Job
@@ -42,19 +41,28 @@ from shards.store import open_store
 _BUCKET = "s3://chaos"
 _STORE_FAULTS = 0.25
 """Share of the requests to the store that fail while it is faulty."""
-_FAULTY_SECONDS = 20.0
 _OBJECT_STORE_BYTES = 10**8
-_STEP = re.compile(r"step (\d+)/")
 
 
-def chaos(job: Job, trial: Trial, folder: Path, say: Say, recovery_seconds: float) -> Verdict:
-    """Train the first steps of `job` while it is harmed `trial.kills` times, and compare with a run left alone."""
+def chaos(
+    job: Job,
+    trial: Trial,
+    folder: Path,
+    say: Say,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    recovery_seconds: float = 300,
+    fault_seconds: float = 20,
+) -> Verdict:
+    """Train the first steps of `job` while it is harmed `trial.kills` times, and compare with a run left alone.
+
+    Store and tracking fail for `fault_seconds`, and longer if no request met a fault in that time.
+    """
     with ExitStack() as stack:
         scene = stack.enter_context(_scene(job, trial, folder))
-        survived = [
-            scene.strike(blow, say, recovery_seconds) for blow in blows(trial.kills, trial.seed, trial.steps)
-        ]
-        scene.wait_for_step(trial.steps, recovery_seconds)
+        scene.patience, scene.fault_seconds = recovery_seconds, fault_seconds
+        survived = [scene.strike(blow, say) for blow in blows(trial.kills, trial.seed, trial.steps, kinds)]
+        scene.wait_for_step(trial.steps)
         scene.stop()
         os.environ.update(scene.direct)
         dataset = data.open_dataset(scene.job)
@@ -64,7 +72,7 @@ def chaos(job: Job, trial: Trial, folder: Path, say: Say, recovery_seconds: floa
         last = prove.newest_step(killed)
         whole = replace(trial, steps=last)
         say(f"reference: {last} steps on {trial.workers} workers, left alone")
-        prove.run_reference(scene.job, dataset, reference, whole)
+        prove.in_processes(scene.job, dataset, reference, [prove.Stretch(trial.workers)], last, say)
         return Verdict(
             survived=survived,
             store_faults={f.value: n for f, n in scene.store.counts.items() if f.name != "NONE"},
@@ -89,6 +97,9 @@ class _Scene:
     mlflow: str
     """The way to MLflow past the proxy."""
     dice: random.Random
+    patience: float = 300
+    """Seconds that the run may take to go on after a blow."""
+    fault_seconds: float = 20
     driver: subprocess.Popen[bytes] | None = None
 
     @property
@@ -106,39 +117,56 @@ class _Scene:
                 stderr=subprocess.STDOUT,
             )
 
+    def text(self, since: int = 0) -> str:
+        """Return what the driver has said, since so many bytes."""
+        return self.output.read_bytes()[since:].decode(errors="replace")
+
     def step(self) -> int:
         """Return the newest step that was told."""
-        told = _STEP.findall(self.output.read_text(errors="replace"))
-        return max((int(step) for step in told), default=0)
+        return newest_step(self.text())
 
-    def wait_for_step(self, step: int, seconds: float) -> float | None:
-        """Return after how many seconds a step was told; None if it was not in that time."""
+    def wait_for_step(self, step: int) -> float | None:
+        """Return after how many seconds a step was told; None if it was not in time."""
+        return self.wait_until(lambda: self.step() >= step)
+
+    def wait_until(self, condition: Callable[[], bool]) -> float | None:
+        """Return after how many seconds `condition` held; None if it did not in time."""
         began = time.monotonic()
-        while self.step() < step:
-            if time.monotonic() - began > seconds:
+        while not condition():
+            if time.monotonic() - began > self.patience:
                 return None
             if self.driver is not None and self.driver.poll() is not None:
                 raise ClusterError(f"the driver ended:\n{_last_lines(self.output)}")
-            time.sleep(0.2)
+            time.sleep(0.1)
         return time.monotonic() - began
 
-    def strike(self, blow: Blow, say: Say, recovery_seconds: float) -> Survived:
+    def strike(self, blow: Blow, say: Say) -> Survived:
         """Wait until the run is there, do it, and wait until it goes on."""
-        if self.wait_for_step(blow.step, recovery_seconds) is None:
+        if self.wait_for_step(blow.step) is None:
             return Survived(blow, self.step(), None)
-        at = self.step()
+        at, said = self.step(), self.output.stat().st_size
         say(f"step {at}: {blow.kind}")
-        blows_by_kind: dict[str, Callable[[], None]] = {
+        if blow.kind == "store faulty":
+            plan = drawn(_STORE_FAULTS, self.dice.randrange(2**32))
+            return Survived(blow, at, self._disturb(self.store, plan))
+        if blow.kind == "tracking away":
+            return Survived(blow, at, self._disturb(self.tracking, outage))
+        began = time.monotonic()
+        {
             "worker killed": self._kill_worker,
             "driver killed": self._kill_driver,
             "node lost": self._lose_node,
-            "store faulty": lambda: self._disturb(
-                self.store, drawn(_STORE_FAULTS, self.dice.randrange(2**32))
-            ),
-            "tracking away": lambda: self._disturb(self.tracking, outage),
-        }
-        blows_by_kind[blow.kind]()
-        return Survived(blow, at, self.wait_for_step(at + 1, recovery_seconds))
+        }[blow.kind]()
+        went_on = self.wait_until(lambda: after_a_kill(self.text(said), at) is not None)
+        seconds = time.monotonic() - began
+        repeated = after_a_kill(self.text(said), at) or 0
+        # Beyond where it was, so that the next blow does not fall on work that is done again.
+        return Survived(
+            blow,
+            at,
+            seconds if went_on is not None and self.wait_for_step(at + 1) is not None else None,
+            repeated,
+        )
 
     def stop(self) -> None:
         """Ask the driver to stop with a checkpoint, and wait."""
@@ -156,9 +184,8 @@ class _Scene:
             self.driver.wait()
 
     def _kill_worker(self) -> None:
-        workers = train_workers()
-        if workers:
-            self.dice.choice(sorted(workers, key=lambda p: p.pid)).kill()
+        self.wait_until(lambda: bool(train_workers(self.nodes)))
+        self.dice.choice(sorted(train_workers(self.nodes), key=lambda p: p.pid)).kill()
 
     def _kill_driver(self) -> None:
         assert self.driver is not None, "a run is under way"
@@ -171,10 +198,16 @@ class _Scene:
         self.cluster.remove_node(lost, allow_graceful=False)
         self.nodes.append(_add_node(self.cluster, self.job.workers.cpus))
 
-    def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> None:
+    def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
+        """Let requests fail for a while; return how long the run then took to go on."""
+        before = proxy.injected
         proxy.plan = plan
-        time.sleep(_FAULTY_SECONDS)
-        proxy.plan = healthy
+        try:
+            time.sleep(self.fault_seconds)
+            reached = self.wait_until(lambda: proxy.injected > before)
+        finally:
+            proxy.plan = healthy
+        return self.wait_for_step(self.step() + 1) if reached is not None else None
 
 
 @contextmanager
@@ -185,10 +218,12 @@ def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
         process = s3server.start(server, folder / "s3", folder / "s3.txt", f"chaos-{os.getpid()}")
         stack.callback(lambda: psutil.Process(process.pid).kill())
         store = stack.enter_context(FaultyProxy(server.port))
-        port = stack.enter_context(_mlflow(folder))
-        tracking = stack.enter_context(FaultyProxy(port))
         cluster = stack.enter_context(_cluster())
+        port = free_port()
+        wait_for_mlflow = stack.enter_context(_mlflow(folder, port))
+        tracking = stack.enter_context(FaultyProxy(port))
         nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
+        wait_for_mlflow()
         harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
         file = folder / "job.yaml"
         file.write_text(dump_job(harmed))
@@ -248,8 +283,16 @@ def _add_node(cluster: Any, cpus: float) -> Any:
 
 
 @contextmanager
-def _mlflow(folder: Path) -> Iterator[int]:
-    port = free_port()
+def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
+    """Start an MLflow server; what is given returns once it answers."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 180
+        while not _is_healthy(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}")
+            time.sleep(0.3)
+
     command = [
         *(
             sys.executable,
@@ -269,12 +312,7 @@ def _mlflow(folder: Path) -> Iterator[int]:
     with (folder / "mlflow.txt").open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        deadline = time.monotonic() + 180
-        while not _is_healthy(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}")
-            time.sleep(0.3)
-        yield port
+        yield wait
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -288,10 +326,12 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def train_workers() -> list[psutil.Process]:
-    """Return the training processes of Ray on this machine."""
-    found = psutil.process_iter(["cmdline"])
-    return [p for p in found if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+def train_workers(nodes: Iterable[Any]) -> list[psutil.Process]:
+    """Return the training processes of these nodes; this machine may run those of another cluster too."""
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+    ours = {child.pid for raylet in raylets for child in raylet.children(recursive=True)}
+    running = psutil.process_iter(["cmdline"])
+    return [p for p in running if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
 
 def _untracked(scene: _Scene, run: str, last: int) -> int:

@@ -39,7 +39,7 @@ from orchestrator.stop import on_stop
 from orchestrator.train import Driver, Outcome, Wish
 from shards.store import open_store
 
-__all__ = ["Assignment", "connected", "launch", "launch_until"]
+__all__ = ["Assignment", "OutOfRestartsError", "connected", "launch", "launch_until"]
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +75,21 @@ class _Torch(TorchConfig):  # type: ignore[misc]
         return _Backend
 
 
-def launch(job: Job, assignment: Assignment, driver: Driver) -> Outcome:
+def launch(job: Job, assignment: Assignment, driver: Driver, *, insist: bool = True) -> Outcome:
     """Run the job's training on the connected Ray cluster and return how it ended.
 
     SIGTERM and Ctrl-C stop it with a checkpoint. Raises PlanError when the cluster can never hold the job,
-    TrainingError when it failed for good.
+    TrainingError when it failed for good. `insist`: a run whose workers died too often, but which had come further, is
+    tried again.
     """
     asked = threading.Event()
     with on_stop(asked.set):
-        return launch_until(job, assignment, driver, asked)
+        return launch_until(job, assignment, driver, asked, insist=insist)
 
 
-def launch_until(job: Job, assignment: Assignment, driver: Driver, asked: threading.Event) -> Outcome:
+def launch_until(
+    job: Job, assignment: Assignment, driver: Driver, asked: threading.Event, *, insist: bool = True
+) -> Outcome:
     """Do what `launch` does, in any thread; the run stops with a checkpoint when `asked` is set."""
     deadline = time.monotonic() + 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
     began_before = False
@@ -98,8 +101,8 @@ def launch_until(job: Job, assignment: Assignment, driver: Driver, asked: thread
         written = _newest_checkpoint(assignment)
         try:
             outcome = _Group(job, assignment, driver, asked, deadline).run(workers)
-        except _OutOfRestartsError as error:
-            if _newest_checkpoint(assignment) == written or asked.is_set():
+        except OutOfRestartsError as error:
+            if not insist or _newest_checkpoint(assignment) == written or asked.is_set():
                 raise
             driver.say(f"{error}\nIt had come further since it began, so it is tried again.")
         else:
@@ -134,7 +137,7 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-class _OutOfRestartsError(TrainingError):
+class OutOfRestartsError(TrainingError):
     """Workers died more often than they may; all other failures are final."""
 
 
@@ -183,7 +186,7 @@ class _Group:
             raise TrainingError(failure)
         if isinstance(result, ray.train.Result):
             return Outcome(**result.return_value)
-        raise _OutOfRestartsError(
+        raise OutOfRestartsError(
             f"training failed after {self._job.workers.max_failures} restarts: {_root_cause(result)}\n"
             "Submit the job again to go on from its newest checkpoint."
         ) from result

@@ -31,12 +31,16 @@ class Mailbox:
         self._world_size = 0
         self._groups = 0
 
-    def join(self, rank: int, world_size: int, node: str) -> None:
-        """Note that a worker has begun on a node; the first one of a group replaces the group before."""
+    def join(self, rank: int, world_size: int, node: str) -> int:
+        """Note that a worker has begun on a node, and return the number of its group.
+
+        The first one of a group replaces the group before.
+        """
         if rank in self._members or world_size != self._world_size:
             self._members, self._world_size = {}, world_size
             self._groups += 1
         self._members[rank] = node
+        return self._groups
 
     def group(self) -> tuple[int, int, dict[int, str]]:
         """Return how many groups have begun, the newest one's size, and the nodes of its workers by rank."""
@@ -87,7 +91,7 @@ class Distant:
         """Track a picture."""
         self._letters.append(("image", (name, png, step)))
 
-    def wish(self) -> Wish:
+    def wish(self, step: int) -> Wish:
         """Return what the driver said last, or that this process has to end."""
         own = Wish.REGROUP if Notice.received else Wish.GO_ON
         if own and not self._told:

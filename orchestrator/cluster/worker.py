@@ -16,8 +16,9 @@ from orchestrator.cluster.mailbox import Distant, ToDriver
 from orchestrator.config import Job
 from orchestrator.engine import engine_for
 from orchestrator.errors import OrchestratorError
+from orchestrator.fate import Fate, Fated
 from orchestrator.jobfile import job_from_mapping
-from orchestrator.train import Outcome, train
+from orchestrator.train import Driver, Outcome, train
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.store import open_store
 
@@ -35,6 +36,8 @@ class Assignment:
     run_uri: str
     code_version: str
     home: str
+    fate: dict[str, Any] | None = None
+    """The fields of a `Fate`, in a proof."""
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     place = ray.train.get_context()
     rank = place.get_world_rank()
     node = ray.get_runtime_context().get_node_id()
-    ray.get(mailbox.join.remote(rank, place.get_world_size(), node))
+    group = ray.get(mailbox.join.remote(rank, place.get_world_size(), node))
+    told: Driver = driver if assignment.fate is None else Fated(driver, Fate(**assignment.fate), rank, group)
     for package in _PACKAGES:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
@@ -63,7 +67,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device = ray.train.torch.get_device()
         engine = engine_for(job, device)
         dataset = data.open_dataset_at(assignment.manifests, assignment.digests, job.data)
-        outcome = train(job, dataset, open_store(assignment.run_uri), engine, driver, assignment.code_version)
+        outcome = train(job, dataset, open_store(assignment.run_uri), engine, told, assignment.code_version)
     except UnreachableStoreError:
         raise  # the store may be back when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:

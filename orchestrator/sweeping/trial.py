@@ -131,7 +131,7 @@ class _Driver:
         self._watch.heard()
         self._tracker.image(name, png, step)
 
-    def wish(self) -> Wish:
+    def wish(self, step: int) -> Wish:
         return Wish.STOP if self._watch.asked.is_set() else Wish.GO_ON
 
 

@@ -1,35 +1,105 @@
-"""The compiled middle of the feed-forward network, where there is a compiler: as exact as PyTorch's own fp32."""
+"""The regions in C, where there is a compiler: as exact as PyTorch's own fp32."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mirage.kernels import gated, native, reference
-
-SIZES = [(2, 1, 1, 2), (1, 1, 5, 6), (2, 5, 7, 8), (1, 9, 4, 40), (2, 6, 5, 70), (1, 16, 16, 96)]
+from mirage.kernels import native, native_regions, planes, reference, regions
 
 compiled = pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
 
+SIZES = [
+    (2, 1, 1, 2),
+    (1, 1, 5, 6),
+    (2, 5, 7, 8),
+    (1, 30, 4, 20),
+    (3, 6, 19, 35),
+    (1, 16, 16, 48),
+    (2, 17, 131, 24),
+]
 
-def maps(size: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(0)
+
+def weight(*size: int) -> Tensor:
+    return torch.randn(size) / size[-1] ** 0.5
+
+
+def within(*size: int) -> Tensor:
+    """A map that is a part of a wider one, as the mixer passes them."""
     *rest, channels = size
-    return 3 * torch.randn(size), torch.randn(*rest, channels // 2), torch.randn(channels, 3, 3)
+    return torch.randn(*rest, 3 * channels)[..., channels : 2 * channels]
 
 
-def exact(hidden: Tensor, grad: Tensor, taps: Tensor) -> list[Tensor]:
-    """Product, gradient of hidden, gradient of taps, in float64."""
-    hidden, taps = hidden.double().requires_grad_(), taps.double().requires_grad_()
-    product = reference.gated_depthwise(hidden, taps)
-    product.backward(grad.double())
-    assert hidden.grad is not None
-    assert taps.grad is not None
-    return [product.detach(), hidden.grad, taps.grad]
+def feed_forward(*size: int) -> list[Any]:
+    c, n = size[3], 2 * size[3] - 1
+    taps = torch.randn(2 * n, 3, 3) / 3
+    return [torch.randn(size), 1 + weight(c), weight(c), weight(2 * n, c), taps, weight(c, n)]
+
+
+def gated_unit(*size: int) -> list[Any]:
+    c, n = size[3], size[3] * 8 // 3
+    kernels = torch.randn(size[0], c, 7, 7) / 7
+    return [within(*size), weight(2 * n, c), weight(2 * n), kernels, weight(c, n)]
+
+
+def attention_input(*size: int) -> list[Any]:
+    c = size[3]
+    return [within(*size), weight(3 * c, c), torch.randn(3 * c, 3, 3) / 3]
+
+
+def channel_mlp(*size: int) -> list[Any]:
+    c = size[3]
+    return [within(*size), weight(2 * c, c), weight(c, 2 * c)]
+
+
+def fused_product(*size: int, count: int = 3) -> list[Any]:
+    return [
+        [torch.randn(size) for _ in range(count)],
+        torch.randn(count),
+        weight(size[3] + 3, count * size[3]),
+    ]
+
+
+ARGUMENTS: dict[str, Callable[..., list[Any]]] = {
+    "feed_forward": feed_forward,
+    "attention_input": attention_input,
+    "gated_unit": gated_unit,
+    "channel_mlp": channel_mlp,
+    "fused_product": fused_product,
+    "fused_product of two": lambda *size: fused_product(*size, count=2),
+}
+
+
+def flat(values: Any) -> list[Tensor]:
+    nested = [flat(value) if isinstance(value, list | tuple) else [value] for value in values]
+    return [tensor for group in nested for tensor in group]
+
+
+def of(module: Any, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(module, name.split()[0])
+    return found
+
+
+def run(function: Callable[..., Any], inputs: list[Any], dtype: torch.dtype) -> list[Tensor]:
+    """Outputs and the gradients of all inputs, for a random gradient of each output."""
+
+    def leaf(x: Any) -> Any:
+        return [leaf(y) for y in x] if isinstance(x, list) else x.detach().to(dtype).requires_grad_()
+
+    leaves = [leaf(x) for x in inputs]
+    found = function(*leaves)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    generator = torch.Generator().manual_seed(1)
+    above = [torch.randn(out.shape, generator=generator).to(dtype) for out in outputs]
+    torch.autograd.backward(outputs, above)
+    return [*(out.detach() for out in outputs), *(x.grad for x in flat(leaves))]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -37,44 +107,66 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1))
 
 
-@compiled
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-def test_it_equals_float64_to_fp32_rounding(size: tuple[int, ...], threads: int) -> None:
-    hidden, grad, taps = maps(size)
-    product, to_hidden, to_taps = exact(hidden, grad, taps)
+@contextmanager
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     try:
-        found = gated.forward_over(hidden.clone(), taps)
-        again, grad_hidden, grad_taps = gated.backward_over(hidden.clone(), grad.clone(), taps)
+        yield
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found, again)
-    assert error(found, product) < 1e-6
-    assert error(grad_hidden, to_hidden) < 3e-6
-    assert error(grad_taps, to_taps) < 1e-6
+
+
+@compiled
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_they_equal_float64_to_fp32_rounding(name: str, size: tuple[int, ...], count: int) -> None:
+    torch.manual_seed(0)
+    inputs = ARGUMENTS[name](*size)
+    expected = run(of(reference, name), inputs, torch.float64)
+    with threads(count):
+        found = run(of(regions, name), inputs, torch.float32)
+    for ours, exact in zip(found, expected, strict=True):
+        assert ours.shape == exact.shape
+        assert error(ours, exact) < 3e-6
+
+
+@compiled
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    really = native.call
+    monkeypatch.setattr(
+        native, "call", lambda which, *rest, **more: (ran.append(which), really(which, *rest, **more))
+    )
+    inputs = ARGUMENTS[name](2, 9, 20, 24)
+    with threads(4):
+        first, second = (run(of(regions, name), inputs, torch.float32) for _ in range(2))
+    assert set(ran) == {name.split()[0], f"{name.split()[0]}_backward"}
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @compiled
 @pytest.mark.parametrize("value", [-torch.inf, -90.0, -20.0, -5.0, -1e-3, 0.0, 1e-30, 5.0, 90.0, torch.nan])
 def test_gelu_is_torchs_everywhere(value: float) -> None:
-    hidden, taps = torch.full((1, 1, 1, 4), value), torch.zeros(4, 3, 3)
-    hidden[..., :2] = 1.0
+    """The norm of two channels is -1 and 1; the one hidden value is `value` and its gate is 1."""
+    x, one, zero = torch.tensor([[[[-1.0, 1.0]]]]), torch.ones(2), torch.zeros(2)
+    expand, taps = torch.tensor([[0.0, 1.0], [0.0, value]]), torch.zeros(2, 3, 3)
     taps[:, 1, 1] = 1
-    plain = reference.gated_depthwise(hidden, taps)
-    torch.testing.assert_close(gated.forward_over(hidden, taps), plain, rtol=1e-6, atol=3e-7, equal_nan=True)
+    inputs = x, one, zero, expand, taps, torch.ones(2, 1)
+    found, plain = native_regions.feed_forward(*inputs), reference.feed_forward(*inputs)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=3e-7, equal_nan=True)
 
 
-def test_the_plain_form_is_the_same_function() -> None:
-    hidden, grad, taps = (x.double() for x in maps((2, 5, 7, 8)))
-    found = [
-        gated.forward_over(hidden.clone(), taps),
-        *gated.backward_over(hidden.clone(), grad.clone(), taps),
-    ]
-    product, to_hidden, to_taps = exact(hidden, grad, taps)
-    for ours, expected in zip(found, (product, product, to_hidden, to_taps), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_planes_hold_all_channels_and_zeros(parts: int) -> None:
+    matrix = torch.randn(parts * 21, 5)
+    wide = planes.filled(matrix, parts)
+    assert torch.equal(planes.unfilled(wide, 21, parts), matrix)
+    assert wide.shape == (parts * 32, 5)
+    assert wide.view(parts, 32, 5)[:, 21:].eq(0).all()
+    assert torch.equal(planes.from_planes(planes.planes(wide.mT)), wide.mT)
 
 
 def library_in(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

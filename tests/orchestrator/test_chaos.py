@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.chaos import KINDS, Survived, Verdict, blows
+from orchestrator.chaos import KINDS, Survived, Verdict, after_a_kill, blows, newest_step
 from orchestrator.cluster import s3server
 from orchestrator.faults import Fault, FaultyProxy, drawn
 from orchestrator.prove import Proof, Trial, prove_resume
@@ -31,6 +31,24 @@ def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
     assert steps[-1] < 70
     assert drawn_blows == blows(7, seed=3, steps=70)
     assert drawn_blows != blows(7, seed=4, steps=70)
+
+
+def test_only_the_kinds_that_are_asked_for_fall() -> None:
+    assert {blow.kind for blow in blows(4, seed=0, steps=50, kinds=["node lost", "store faulty"])} == {
+        "node lost",
+        "store faulty",
+    }
+
+
+def test_what_is_computed_again_is_read_from_what_the_driver_says() -> None:
+    late = "step 41/100  loss 0.1\nstep 42/100  loss 0.1\n"
+    begun = "2 workers train\nresumed from checkpoint 000000030-0123456789ab at step 30\n"
+    assert newest_step(late) == 42
+    assert after_a_kill(late, at_step=40) is None
+    assert after_a_kill(late + begun, at_step=40) is None
+    assert after_a_kill(late + begun + "step 31/100  loss 0.1\nstep 32/100\n", at_step=40) == 12
+    assert after_a_kill(begun + "step 31/100\n", at_step=40) == 10
+    assert after_a_kill("1 worker trains\nstep 1/100\n", at_step=3) == 3
 
 
 def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:

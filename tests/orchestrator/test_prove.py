@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +16,10 @@ import torch
 from orchestrator.checkpoint import Checkpoints, Identity, Retention
 from orchestrator.config import Job
 from orchestrator.errors import PlanError
+from orchestrator.fate import Fate, Fated
 from orchestrator.garbage import find, remove
-from orchestrator.prove import Trial, folders, newest_step, prove_resume, watched
-from orchestrator.train import run_id
+from orchestrator.prove import Stretch, Trial, folders, in_processes, newest_step, prove_resume, watched
+from orchestrator.train import Wish, run_id
 from shards.dataset import Dataset
 from shards.store import Store, open_store
 
@@ -30,6 +36,64 @@ def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
     assert sorted(set(steps)) == steps
     assert steps[0] > 0
     assert steps[-1] < 30
+
+
+def test_who_dies_and_who_takes_over() -> None:
+    same = Trial(kills=3, seed=1, steps=30, workers=2)
+    (only,) = same.stretches()
+    assert [step for step, _ in only.deaths] == same.kill_steps()
+    assert {worker for _, worker in only.deaths} <= {0, 1}
+    first, second, third, last = replace(same, others=(3, 1)).stretches()
+    assert [s.workers for s in (first, second, third, last)] == [2, 3, 1, 3]
+    assert [step for s in (first, second, third) for step, _ in s.deaths] == same.kill_steps()
+    assert last.deaths == ()
+    assert replace(same, kills=1, others=(2,)).stretches() == [
+        Stretch(2, replace(same, kills=1).stretches()[0].deaths)
+    ]
+
+
+class Deaf:
+    """A driver that wants nothing."""
+
+    def say(self, line: str) -> None:
+        print(line)
+
+    def metrics(self, step: int, values: object) -> None:
+        pass
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def wish(self, step: int) -> Wish:
+        return Wish.GO_ON
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+FATE = Fate(stop=9, deaths=((3, 1), (5, 0)))
+
+
+def test_a_worker_dies_at_its_step_and_tells_so_first() -> None:
+    script = (
+        "from tests.orchestrator.test_prove import *\n"
+        "for step in range(1, 9): print(step); Fated(Deaf(), FATE, rank=1, group=1).wish(step)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.split("\n") == ["1", "2", "3", "worker 1 is killed after step 3", ""]
+
+
+def test_the_other_workers_go_on_and_the_last_group_stops_at_the_last_step() -> None:
+    def wishes(rank: int, group: int, steps: tuple[int, ...]) -> list[Wish]:
+        return [Fated(Deaf(), FATE, rank, group).wish(step) for step in steps]
+
+    assert wishes(0, 1, (2, 3, 9)) == [Wish.GO_ON] * 3
+    assert wishes(1, 2, (5, 9)) == [Wish.GO_ON] * 2
+    assert wishes(0, 3, (5, 8, 9)) == [Wish.GO_ON, Wish.GO_ON, Wish.STOP]
 
 
 def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, small_data) -> None:
@@ -88,7 +152,9 @@ def forget_moments(job: Job, dataset: Dataset):
 def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
     trial = Trial(kills=1, seed=0, steps=8, workers=1)
     assert trial.kill_steps()[0] > 2
-    proof = prove_resume(endless, trial, print, between=forget_moments(endless, small_data))
+    proof = prove_resume(
+        endless, trial, print, runs=partial(in_processes, between=forget_moments(endless, small_data))
+    )
     assert not proof.holds
     assert "different from step" in proof.render()
     assert "DOES NOT RESUME EXACTLY" in proof.render()
@@ -105,7 +171,10 @@ def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> 
         store.write(key, "\n".join([json.dumps(line), *rest, ""]).encode())
 
     proof = prove_resume(
-        endless, Trial(kills=1, seed=4, steps=6, workers=1, others=(2,)), print, between=swap
+        endless,
+        Trial(kills=1, seed=4, steps=6, workers=1, others=(2,)),
+        print,
+        runs=partial(in_processes, between=swap),
     )
     assert not proof.holds
     assert "another" in proof.render()

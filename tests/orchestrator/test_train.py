@@ -49,7 +49,7 @@ class Listener:
     def image(self, name: str, png: bytes, step: int) -> None:
         self.pictures[step] = png
 
-    def wish(self) -> Wish:
+    def wish(self, step: int) -> Wish:
         if self._left is None:
             return Wish.GO_ON
         self._left -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mirage.weights import loads
 from orchestrator.cluster import rayhead
-from tests.slow.project import Project, wait_until
+from tests.slow.project import Done, Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -54,11 +55,16 @@ def train_workers(project: Project) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(project: Project) -> dict[str, Tensor]:
+def submitted(project: Project) -> Done:
     """The literal command, from the project root, in a shell where no environment is activated."""
     done = project.submit("jobs/small.yaml")
     assert done.status == 0, done.text
     assert "registered" in done.text or "alias candidate" in done.text
+    return done
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(project: Project, submitted: Done) -> dict[str, Tensor]:
     (folder,) = runs(project, "small")
     return weights(folder)
 
@@ -66,6 +72,19 @@ def uninterrupted(project: Project) -> dict[str, Tensor]:
 def test_the_literal_command_works_without_an_activated_environment(project: Project, uninterrupted) -> None:
     (folder,) = (project.root / ".mirage" / "runs").glob("small-*")
     assert {"restored.png", "sheet.png", "report.md"} <= {p.name for p in folder.iterdir()}
+
+
+def test_every_line_of_the_run_is_in_the_jobs_log_once_and_as_the_driver_said_it(
+    project: Project, submitted: Done
+) -> None:
+    (job,) = set(re.findall(r"raysubmit_\w+", submitted.text))
+    lines = project.logs(job).splitlines()
+    steps = [int(found[1]) for line in lines if (found := re.search(r"\bstep (\d+)/160\b", line))]
+    assert steps == list(range(1, 161))
+    events = ("2 workers train", "step 80: validation", "step 160: validation", "starting 2 workers")
+    assert {event: sum(event in line for line in lines) for event in events} == dict.fromkeys(events, 1)
+    # Ray puts the process before what it forwards from workers or patches into print.
+    assert not [line for line in lines if "pid=" in line or "RayTrainWorker" in line]
 
 
 def test_submitting_a_finished_job_from_anywhere_reports_it_and_changes_nothing(

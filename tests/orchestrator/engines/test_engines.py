@@ -18,6 +18,7 @@ Results = dict[str, dict[str, Tensor]]
 MICRO = "ddp, 2 micro-batches"
 BROKEN = ("broken batch norm", "broken negatives", "broken drop path")
 FP32 = ("ddp, fp32", "ddp, fp32, 2 micro-batches", "ddp, fp32, clipped")
+HALF = tuple(f"zero {stage}, fp16" for stage in range(4))
 ZERO = {
     **{f"zero {stage}": "ddp, fp32" for stage in range(4)},
     "zero 2, 2 micro-batches": "ddp, fp32, 2 micro-batches",
@@ -57,7 +58,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
 @pytest.fixture(scope="module")
 def fp32_worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     folder = tmp_path_factory.mktemp("zero")
-    return {"8": run(folder, "8", FP32), "3,3,2": run(folder, "3,3,2", (*FP32, *ZERO))}
+    return {"8": run(folder, "8", FP32), "3,3,2": run(folder, "3,3,2", (*FP32, *ZERO, "ddp, fp16", *HALF))}
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor], name: str = "losses") -> Tensor:
@@ -102,3 +103,22 @@ def test_deepspeed_takes_the_steps_of_ddp(fp32_worlds: dict[str, Results], engin
     assert float(found["moved"]) > 1e-2
     # Adam on gradients that clipping made equally long magnifies rounding: DDP differs from itself as much.
     assert float(losses[4 if "clipped" in engine else -1]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", HALF)
+def test_deepspeed_scales_the_loss_of_fp16_as_ddp_does_and_clips_the_gradient_itself(
+    fp32_worlds: dict[str, Results], engine: str
+) -> None:
+    found, expected = fp32_worlds["3,3,2"][engine], fp32_worlds["3,3,2"]["ddp, fp16"]
+    finite = torch.isfinite(expected["norms"])
+    assert 1 <= int((~finite).sum()) <= 4
+    assert torch.equal(torch.isfinite(found["norms"]), finite)
+    assert torch.equal(found["scales"], expected["scales"])
+    first = int(finite.nonzero()[0])
+    assert float(difference(found, expected)[: first + 1].max()) < 1e-5
+    assert float(difference(found, expected, "norms")[first]) < 1e-3
+    assert float(found["moved"]) > 3e-3
+    # Half rounds what differs in the last bit of a weight to differ by a thousandth.
+    assert float(difference(found, expected)[-1]) < 1e-2

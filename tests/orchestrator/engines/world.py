@@ -34,6 +34,8 @@ class Scenario:
     dtype: torch.dtype = torch.float64
     micro_batches: int = 1
     clip_norm: float | None = None
+    precision: str = "fp32"
+    steps: int = STEPS
     broken: str = ""
 
 
@@ -49,6 +51,10 @@ SCENARIOS = {
     **{f"zero {stage}": Scenario(f"zero {stage}", torch.float32) for stage in range(4)},
     "zero 2, 2 micro-batches": Scenario("zero 2", torch.float32, 2),
     "zero 1, clipped": Scenario("zero 1", torch.float32, clip_norm=0.05),
+    **{
+        f"{engine}, fp16": Scenario(engine, torch.float32, 1, 0.05, "fp16", steps=6)
+        for engine in ("ddp", "zero 0", "zero 1", "zero 2", "zero 3")
+    },
 }
 
 
@@ -57,8 +63,9 @@ def engine_for(scenario: Scenario, world_size: int) -> Engine:
         from orchestrator.deepspeed_engine import DeepSpeedEngine
 
         stage = int(scenario.engine.split()[1])
-        return DeepSpeedEngine(CPU, "fp32", stage, scenario.micro_batches, scenario.clip_norm)
-    return InProcessEngine(CPU) if world_size == 1 else DDPEngine(CPU)
+        return DeepSpeedEngine(CPU, scenario.precision, stage, scenario.micro_batches, scenario.clip_norm)
+    kind = InProcessEngine if world_size == 1 else DDPEngine
+    return kind(CPU, scenario.precision)
 
 
 def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]:
@@ -73,9 +80,11 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     engine = engine_for(scenario, len(shares))
+    if engine.scale is not None:
+        engine.scale.factor = 2.0**19  # too large for half: steps are skipped until it fits
     called = engine.wrap(model, optimizer)
-    losses, norms = [], []
-    for step in range(STEPS if not scenario.broken else 2):
+    losses, norms, scales = [], [], []
+    for step in range(scenario.steps if not scenario.broken else 2):
         model.train()
         loss_of_step = torch.zeros(())
         for i in range(scenario.micro_batches):
@@ -85,7 +94,8 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
                 torch.manual_seed(step)
                 keys = torch.randint(2**40, (shares[rank],))
             with engine.sync(last=last):
-                output = called(degraded[i, rows], keys)
+                with engine.autocast():
+                    output = called(degraded[i, rows], keys)
                 if scenario.broken == "negatives":
                     loss = restoration_loss(output, clean[i, rows], WEIGHTS)
                     loss = loss._replace(total=loss.total * shares[rank] / total)
@@ -95,11 +105,13 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
             loss_of_step = loss_of_step + loss.total.detach() / scenario.micro_batches
         losses.append(engine.sum(loss_of_step))
         norms.append(engine.step(optimizer, scenario.clip_norm))
+        scales.append(engine.scale.factor if engine.scale else 1.0)
     with engine.whole(model):
         after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
         "losses": torch.stack(losses),
         "norms": torch.stack(norms),
+        "scales": torch.tensor(scales),
         "moved": torch.stack([(after[name] - before[name]).abs().max() for name in before]).max(),
         **{f"weight {name}": value for name, value in after.items()},
     }
