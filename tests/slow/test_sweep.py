@@ -1,4 +1,4 @@
-"""A sweep on a real cluster: it is stopped, its driver dies, one trial diverges, and it ends as if nothing had happened."""
+"""A sweep on a real cluster: stopped, its driver dead, one trial diverging, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_e
     job.write_text(SWEEP)
     job.chmod(0o755)
     stopped = project.start("jobs/tuned.yaml")
-    wait_until(lambda: any(trial.step for trial in table(project).trials) and "begun", 400, "one is validated")
+    wait_until(
+        lambda: any(trial.step for trial in table(project).trials) and "begun", 400, "one is validated"
+    )
     project.stop(stopped)
     wait_until(lambda: project.status(stopped) == "STOPPED" and "stopped", 60, "it stops")
     assert "its trials have checkpoints" in project.logs(stopped)
@@ -128,7 +130,9 @@ def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_e
 def test_a_sweep_that_gets_no_cpu_ends_and_says_who_has_them(project: Project) -> None:
     sleeper = project.start("--entrypoint-num-cpus", "2", "--", "sleep", "300")
     wait_until(lambda: project.status(sleeper) == "RUNNING" and "running", 60, "it holds the cluster")
-    words = [f"--set={key}" for key in ("name=stalled", "sweep.stall_minutes=0.2", "sweep.winner={then: none}")]
+    words = [
+        f"--set={key}" for key in ("name=stalled", "sweep.stall_minutes=0.2", "sweep.winner={then: none}")
+    ]
     done = project.submit("--", "jobs/tuned.yaml", *words)
     project.stop(sleeper)
     assert done.status != 0
