@@ -61,6 +61,12 @@ def serves(*tensors: Tensor) -> bool:
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and library() is not None
 
 
+def lanes() -> int:
+    """Channels that the compiled forms take at once: as many as a register of this processor holds."""
+    found = library()
+    return 16 if found is None else int(found.mirage_lanes())
+
+
 def call(name: str, *arguments: Tensor | int, scratch: int) -> None:
     """Run a function of `c/` on tensors, of which it takes the address, then scratch memory, then whole numbers."""
     found = library()
@@ -125,6 +131,7 @@ def library() -> ctypes.CDLL | None:
             )
             return None
     found = ctypes.CDLL(str(target))
+    found.mirage_lanes.argtypes, found.mirage_lanes.restype = [], ctypes.c_long
     for name, (addresses, numbers) in FUNCTIONS.items():
         function = getattr(found, f"mirage_{name}")
         function.argtypes = [ctypes.c_void_p] * addresses + [ctypes.c_long] * numbers

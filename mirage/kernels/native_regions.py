@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirage.kernels import native
-from mirage.kernels.native import Rows
+from mirage.kernels.native import Rows, lanes
 from mirage.kernels.planes import (
-    LANES,
     Halves,
     by_pixel,
     filled,
@@ -59,7 +58,7 @@ def feed_forward(
 
     def task(work: list[Rows]) -> None:
         for image, start, stop in work:
-            sizes = height, width, channels, half // LANES, start, stop
+            sizes = height, width, channels, half // lanes(), start, stop
             native.call("feed_forward", x[image], out[image], *weights, *sizes, scratch=scratch)
 
     native.in_threads(task, native.shares(batch, height))
@@ -77,13 +76,13 @@ def feed_forward_backward(
     weights = [planes(matrix.mT), bias, planes(filled(taps, 2).flatten(1).mT), planes(contract)]
     back, grad_x = planes(matrix), torch.empty_like(x)
     held = max(1, HELD_PIXELS // width)
-    scratch = 18 * half * (width + 2) + (1 + held) * width * (3 * half + channels + LANES)
+    scratch = 18 * half * (width + 2) + (1 + held) * width * (3 * half + channels + lanes())
 
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for image, start, stop in work:
             maps = x[image], grad[image], grad_x[image]
-            sizes = height, width, channels, half // LANES, start, stop, held
+            sizes = height, width, channels, half // lanes(), start, stop, held
             native.call("feed_forward_backward", *maps, *weights, back, *sums, *sizes, scratch=scratch)
         return sums
 
@@ -108,12 +107,12 @@ def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Te
     weights = planes(filled(matrix, 3).mT), planes(filled(taps, 3).flatten(1).mT)
     v = x.new_empty(batch, height, width, values)
     held = max(1, HELD_PIXELS // width)
-    scratch = 9 * wide * (width + 2) + held * width * 2 * wide + width * LANES
+    scratch = 9 * wide * (width + 2) + held * width * 2 * wide + width * lanes()
 
     def task(work: list[Rows]) -> list[Tensor]:
-        gram = x.new_zeros(batch, 2 * wide // LANES, 2 * wide, LANES)
+        gram = x.new_zeros(batch, 2 * wide // lanes(), 2 * wide, lanes())
         for image, *rows in work:
-            sizes = height, width, step, channels, values, wide // LANES, *rows, held
+            sizes = height, width, step, channels, values, wide // lanes(), *rows, held
             native.call("attention_input", x[image], v[image], gram[image], *weights, *sizes, scratch=scratch)
         return [gram]
 
@@ -136,7 +135,7 @@ def attention_input_backward(
     square = F.pad(
         (grad_gram + grad_gram.mT).view(batch, 2, values, 2, values),
         (0, wide - values, 0, 0, 0, wide - values),
-    ).view(batch, 2 * wide, -1, LANES)
+    ).view(batch, 2 * wide, -1, lanes())
     to_qk = square.transpose(1, 2).contiguous()
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     held = max(1, HELD_PIXELS // width)
@@ -146,7 +145,7 @@ def attention_input_backward(
         sums = [torch.zeros_like(weight) for weight in weights]
         for image, *rows in work:
             maps = x[image], grad_v[image], grad_x[image]
-            sizes = height, width, step, channels, values, wide // LANES, *rows, held
+            sizes = height, width, step, channels, values, wide // lanes(), *rows, held
             native.call(
                 "attention_input_backward",
                 *maps,
@@ -175,8 +174,8 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contrac
     expand, windows = planes(halves.filled(weight, 2).mT), kernel_planes(kernels)
     start, back = halves.filled(bias.contiguous(), 2), planes(halves.filled(contract.mT, 1))
     out = x.new_empty(batch, height, width, contract.shape[0])
-    hidden = LANES * (2 * halves.planes[0] + halves.planes[1])
-    scratch = 7 * LANES * halves.planes[1] * (width + 6) + width * (hidden + LANES)
+    hidden = lanes() * (2 * halves.planes[0] + halves.planes[1])
+    scratch = 7 * lanes() * halves.planes[1] * (width + 6) + width * (hidden + lanes())
 
     def task(work: list[Rows]) -> None:
         for image, *rows in work:
@@ -200,8 +199,8 @@ def gated_unit_backward(
     down = planes(halves.filled(contract.mT, 1).mT)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     held = max(1, HELD_PIXELS // width)
-    half, convolved = LANES * sum(halves.planes), LANES * halves.planes[1]
-    scratch = 14 * convolved * (width + 6) + width * (3 * half + LANES + held * (3 * half))
+    half, convolved = lanes() * sum(halves.planes), lanes() * halves.planes[1]
+    scratch = 14 * convolved * (width + 6) + width * (3 * half + lanes() + held * (3 * half))
 
     def task(work: list[Rows]) -> list[Tensor]:
         to_expand, to_bias, to_windows, to_contract = sums = [
@@ -233,7 +232,7 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """x (b, h, w, c), expand (n, c), contract (o, n) → (b, h, w, o)."""
     x, step = by_pixel(x)
     weights = planes(filled(expand).mT), planes(filled(contract.mT))
-    sizes = step, x.shape[3], contract.shape[0], up(expand.shape[0]) // LANES
+    sizes = step, x.shape[3], contract.shape[0], up(expand.shape[0]) // lanes()
     out = x.new_empty(*x.shape[:3], contract.shape[0])
 
     def task(work: list[Rows]) -> None:
@@ -254,7 +253,7 @@ def channel_mlp_backward(
     hidden = up(expand.shape[0])
     weights = planes(filled(expand).mT), planes(filled(contract.mT).mT)
     back, scratch = planes(filled(expand)), 2 * HELD_PIXELS * hidden
-    sizes = step, x.shape[3], contract.shape[0], hidden // LANES
+    sizes = step, x.shape[3], contract.shape[0], hidden // lanes()
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
 
     def task(work: list[Rows]) -> list[Tensor]:

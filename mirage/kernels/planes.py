@@ -1,4 +1,4 @@
-"""How the C of `c/` wants maps and weights: channels in planes of 16, the last one filled up with zeros.
+"""How the C of `c/` wants maps and weights: channels in planes of `lanes()`, the last one filled up with zeros.
 
 Zeros change nothing: `GELU(0) * 0` is 0, and so is a product with them.
 """
@@ -9,24 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LANES = 16
-"""Channels of a plane."""
+from mirage.kernels.native import lanes
 
 
 def up(channels: int) -> int:
     """Channels with those that fill the last plane up."""
-    return -(-channels // LANES) * LANES
+    return -(-channels // lanes()) * lanes()
 
 
 def planes(matrix: Tensor) -> Tensor:
-    """(k, n) → (planes, k, 16), the last plane filled up with zeros."""
+    """(k, n) → (planes, k, lanes), the last plane filled up with zeros."""
     rows, columns = matrix.shape
     wide = F.pad(matrix, (0, up(columns) - columns))
-    return wide.view(rows, -1, LANES).permute(1, 0, 2).contiguous()
+    return wide.view(rows, -1, lanes()).permute(1, 0, 2).contiguous()
 
 
 def from_planes(x: Tensor) -> Tensor:
-    """(planes, k, 16) → (k, channels), with those that fill the last plane up."""
+    """(planes, k, lanes) → (k, channels), with those that fill the last plane up."""
     return x.permute(1, 0, 2).flatten(1)
 
 
@@ -56,7 +55,7 @@ class Halves:
 
     def __init__(self, hidden: int, convolved: int) -> None:
         self.plain, self.convolved = hidden - convolved, convolved
-        self.planes = up(self.plain) // LANES, up(convolved) // LANES
+        self.planes = up(self.plain) // lanes(), up(convolved) // lanes()
 
     def filled(self, weight: Tensor, parts: int) -> Tensor:
         """(parts * n, ...) → (parts * channels of the planes, ...)."""
@@ -70,12 +69,12 @@ class Halves:
     def unfilled(self, weight: Tensor, parts: int) -> Tensor:
         """Inverse of `filled`."""
         split = weight.view(parts, -1, *weight.shape[1:])
-        first = LANES * self.planes[0]
+        first = lanes() * self.planes[0]
         return torch.cat((split[:, : self.plain], split[:, first : first + self.convolved]), 1).flatten(0, 1)
 
 
 def kernel_planes(kernels: Tensor) -> Tensor:
-    """(b, m, 7, 7) → (b, planes, 49, 16)."""
+    """(b, m, 7, 7) → (b, planes, 49, lanes)."""
     batch, count = kernels.shape[:2]
     wide = F.pad(kernels.flatten(2), (0, 0, 0, up(count) - count))
-    return wide.view(batch, -1, LANES, wide.shape[2]).transpose(2, 3).contiguous()
+    return wide.view(batch, -1, lanes(), wide.shape[2]).transpose(2, 3).contiguous()

@@ -161,11 +161,11 @@ def test_gelu_is_torchs_everywhere(value: float) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_planes_hold_all_channels_and_zeros(parts: int) -> None:
-    matrix = torch.randn(parts * 21, 5)
+    matrix, whole = torch.randn(parts * 21, 5), planes.up(21)
     wide = planes.filled(matrix, parts)
     assert torch.equal(planes.unfilled(wide, 21, parts), matrix)
-    assert wide.shape == (parts * 32, 5)
-    assert wide.view(parts, 32, 5)[:, 21:].eq(0).all()
+    assert wide.shape == (parts * whole, 5)
+    assert wide.view(parts, whole, 5)[:, 21:].eq(0).all()
     assert torch.equal(planes.from_planes(planes.planes(wide.mT)), wide.mT)
 
 

@@ -1,6 +1,6 @@
 /* What channel attention takes of a map, a row of pixels at a time: v, and the Gram matrix of q and k.
 
-   q, k and v are `each` planes; matrix is channels x 3 parts, taps (planes, 9, 16). One call does rows `start` to
+   q, k and v are `each` planes; matrix is channels x 3 parts, taps (planes, 9, LANES). One call does rows `start` to
    `stop` of one image, whose pixels are `step` floats apart; the caller owns all memory. */
 
 #include "windows.h"

@@ -1,7 +1,7 @@
 /* Layer norm and gated feed-forward network, a row of pixels at a time.
 
    The norm's own scale and shift are already in `expand` (channels x 2n) and `bias` (2n), in planes: those of the gate
-   and as many of the values. taps (planes, 9, 16); contract is n x channels in forward. One call does rows `first` to
+   and as many of the values. taps (planes, 9, LANES); contract is n x channels in forward. One call does rows `first` to
    `last` of one image of (height, width, channels); the caller owns all memory. */
 
 #include <math.h>

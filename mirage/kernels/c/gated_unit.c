@@ -1,7 +1,7 @@
 /* Gated convolution, a row of pixels at a time.
 
    Channels of the hidden map, in planes: the gate of what is not convolved and of what is, then the values, in the same
-   order. `plain` and `convolved` count their planes. kernels (planes, 49, 16) are one image's; expand
+   order. `plain` and `convolved` count their planes. kernels (planes, 49, LANES) are one image's; expand
    (channels x hidden map) and bias make the hidden map of x, whose pixels are `step` floats apart. One call does rows
    `start` to `stop` of one image; the caller owns all memory. */
 
@@ -55,7 +55,7 @@ void mirage_gated_unit(const float *x, float *out, const float *expand, const fl
 }
 
 /* Gradients of one image's rows, `above` that of the output. contract (outputs x half of the hidden map) and
-   expand_back (hidden map x channels) are for the way back. Added up: to_expand, to_bias, to_kernels (planes, 49, 16),
+   expand_back (hidden map x channels) are for the way back. Added up: to_expand, to_bias, to_kernels (planes, 49, LANES),
    to_contract (outputs x half). Matrices' gradients are summed over `hold` rows first. */
 void mirage_gated_unit_backward(const float *x, const float *above, float *grad, const float *expand, const float *bias,
                                 const float *kernels, const float *contract, const float *expand_back,

@@ -1,4 +1,4 @@
-/* `mirage_product`, compiled once: its inner step is unrolled for every number of rows and vectors that it meets. */
+/* The product, compiled once: its inner step is unrolled for every number of rows and vectors that it meets. */
 
 #include "product.h"
 
@@ -42,8 +42,8 @@ void mirage_product(long height, long depth, long columns, Numbers a, Vectors b,
         long vectors = least((columns + LANES - 1) / LANES, WIDE);
         long last = least(columns - (vectors - 1) * LANES, LANES);
         if (vectors == 1) strip(1, height, a, b, to, depth, start, last);
-#if WIDE > 1
         else if (vectors == 2) strip(2, height, a, b, to, depth, start, last);
+#if WIDE > 2
         else strip(3, height, a, b, to, depth, start, last);
 #endif
         b.at += vectors * b.plane;
@@ -52,3 +52,5 @@ void mirage_product(long height, long depth, long columns, Numbers a, Vectors b,
         columns -= vectors * LANES;
     }
 }
+
+long mirage_lanes(void) { return LANES; }

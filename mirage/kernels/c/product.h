@@ -1,12 +1,12 @@
 /* Matrix products of narrow maps, whose operands stay in the cache.
 
-   A map inside of a region is a stack of planes of 16 channels: a plane holds its pixels' vectors one after the other.
+   A map inside of a region is a stack of planes of LANES channels: a plane holds its pixels' vectors one after the other.
    Channels that fill the last plane up are zero. Matrices are planes too: their rows' vectors one after the other. */
 
 #pragma once
 #include "vectors.h"
 
-/* What is read number by number: number (i, k) of it is at[i * row + k % 16 * item + k / 16 * block]. */
+/* What is read number by number: number (i, k) of it is at[i * row + k % LANES * item + k / LANES * block]. */
 typedef struct {
     const float *at;
     long row, item, block;
@@ -36,8 +36,8 @@ static inline Numbers in_planes(const float *at, long length) {
 #define TALL 8
 #define WIDE 3
 #else
-#define TALL 4
-#define WIDE 1
+#define TALL 6
+#define WIDE 2
 #endif
 
 /* What a product is added to: nothing, a vector for all rows, or what is there (at last, so that long sums stay exact). */

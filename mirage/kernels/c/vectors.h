@@ -1,9 +1,14 @@
-/* Sixteen floats at a time, by the vector extension of GCC and Clang: any processor, no intrinsics. */
+/* As many floats at a time as a register holds, by the vector extension of GCC and Clang: any processor, no intrinsics.
+   Wider vectors than registers would be right as well, and several times slower. */
 
 #pragma once
 #include <string.h>
 
+#ifdef __AVX512F__
 #define LANES 16
+#else
+#define LANES 8
+#endif
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int ints __attribute__((vector_size(4 * LANES)));
 
@@ -32,7 +37,8 @@ static inline floats choose(ints mask, floats yes, floats no) {
 
 /* x with zeros after its first `count` numbers. */
 static inline floats first(long count, floats x) {
-    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    ints lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
     return choose(lane < (int)least(count, LANES), x, (floats){0});
 }
 

@@ -36,7 +36,7 @@ static inline floats window(const floats *above, const floats *here, const float
          + below[0] * taps[6] + below[1] * taps[7] + below[2] * taps[8];
 }
 
-/* Taps are (planes, 9, 16). */
+/* Taps are (planes, 9, LANES). */
 static inline void read_taps(floats *to, const float *taps, long plane) {
     memcpy(to, taps + plane * 9 * LANES, 9 * sizeof(floats));
 }
@@ -63,7 +63,7 @@ static inline void add_taps(float *sums, Ring grad, Ring map, long y, long plane
     for (int k = 0; k < 9; k++) store(sums + (plane * 9 + k) * LANES, before[k] + total[k], LANES);
 }
 
-/* Larger windows. Taps are (planes, size * size, 16); `back` takes them in reverse, as the gradient of the map does. */
+/* Larger windows. Taps are (planes, size * size, LANES); `back` takes them in reverse, as the gradient of the map does. */
 #define AT_ONCE 8
 static inline __attribute__((always_inline)) void some_windows(Ring map, long y, long plane, const floats *taps,
                                                               floats *to, long x, const long count) {
