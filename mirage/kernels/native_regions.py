@@ -36,6 +36,11 @@ def _sum(totals: list[list[Tensor]]) -> list[Tensor]:
     return first
 
 
+def _contiguous(*gradients: Tensor) -> list[Tensor]:
+    """As torch.compile was told that they are."""
+    return [gradient.contiguous() for gradient in gradients]
+
+
 # Feed-forward network
 
 
@@ -92,7 +97,8 @@ def feed_forward_backward(
     to_expand = torch.addcmul(to_bias[:, None] * shift, to_matrix, scale)
     to_taps = unfilled(from_planes(sums[2]).mT, n, 2).reshape(taps.shape)
     to_contract = from_planes(sums[3])[:, :n].contiguous()
-    return grad_x, (to_matrix * expand).sum(0), to_bias @ expand, to_expand, to_taps, to_contract
+    to_scale, to_shift = (to_matrix * expand).sum(0), to_bias @ expand
+    return grad_x, to_scale, to_shift, *_contiguous(to_expand, to_taps, to_contract)  # type: ignore[return-value]
 
 
 # Attention's input
@@ -160,7 +166,7 @@ def attention_input_backward(
 
     to_matrix, to_taps = _sum(native.in_threads(task, native.shares(batch, height)))
     found = unfilled(from_planes(to_matrix).mT, values, 3), unfilled(from_planes(to_taps).mT, values, 3)
-    return grad_x, found[0], found[1].reshape(taps.shape)
+    return grad_x, *_contiguous(found[0], found[1].reshape(taps.shape))  # type: ignore[return-value]
 
 
 # Gated convolution
@@ -222,7 +228,8 @@ def gated_unit_backward(
     to_weight = halves.unfilled(from_planes(sums[0]).mT, 2)
     to_kernels = sums[2].transpose(2, 3).flatten(1, 2)[:, : kernels.shape[1]].reshape(kernels.shape)
     to_contract = halves.unfilled(from_planes(sums[3]).mT, 1).mT.contiguous()
-    return grad_x, to_weight, halves.unfilled(sums[1], 2), to_kernels, to_contract
+    to_bias = halves.unfilled(sums[1], 2)
+    return grad_x, *_contiguous(to_weight, to_bias, to_kernels, to_contract)  # type: ignore[return-value]
 
 
 # Channel MLP

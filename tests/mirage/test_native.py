@@ -148,6 +148,18 @@ def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.Mo
 
 
 @compiled
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_all_that_they_return_is_contiguous_as_torch_compile_was_told(name: str, channels: int) -> None:
+    inputs = ARGUMENTS[name](2, 9, 20, channels)
+    found = of(regions, name)(*inputs)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    backward = of(regions, f"{name.split()[0]}_backward")
+    gradients = flat(backward(*(torch.randn_like(out) for out in outputs), *inputs))
+    assert all(x.is_contiguous() for x in (*outputs, *gradients))
+
+
+@compiled
 @pytest.mark.parametrize("value", [-torch.inf, -90.0, -20.0, -5.0, -1e-3, 0.0, 1e-30, 5.0, 90.0, torch.nan])
 def test_gelu_is_torchs_everywhere(value: float) -> None:
     """The norm of two channels is -1 and 1; the one hidden value is `value` and its gate is 1."""
