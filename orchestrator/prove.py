@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -193,14 +194,11 @@ def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
 
 
 def folders(job: Job, dataset: Dataset, trial: Trial) -> tuple[str, str]:
-    """Return new folders of the store for the two runs."""
-    number = 0
-    while True:
-        base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
-        if not open_store(base).list(""):
-            open_store(base).ensure_bucket()
-            return f"{base}/{RUNS[0]}", f"{base}/{RUNS[1]}"
-        number += 1
+    """Return new folders of the store for the two runs; a number by chance keeps two proofs of one job apart."""
+    number = secrets.randbelow(10**9)
+    base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
+    open_store(base).ensure_bucket()
+    return f"{base}/{RUNS[0]}", f"{base}/{RUNS[1]}"
 
 
 def compare(reference: Store, killed: Store, trial: Trial) -> Proof:

@@ -57,8 +57,9 @@ class Rows(NamedTuple):
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled forms are there for an operator of these tensors."""
-    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and library() is not None
+    """Whether the compiled forms are there for an operator of these tensors, none of which is empty."""
+    fit = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
+    return fit and library() is not None
 
 
 def lanes() -> int:
@@ -94,7 +95,7 @@ def in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> l
     """The task's results in the order of `work`, whichever thread was first."""
     if len(work) == 1:
         return [task(work[0])]
-    return list(_pool(len(work)).map(task, work))
+    return list(_pool(torch.get_num_threads()).map(task, work))
 
 
 @functools.cache

@@ -244,7 +244,7 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
 
     def task(work: list[Rows]) -> None:
         for rows in work:
-            maps = _pixels(rows, x, out)
+            maps = _pixels(rows, step, x, out)
             native.call("channel_mlp", *maps, *weights, rows.stop - rows.start, *sizes, scratch=scratch)
 
     scratch = HELD_PIXELS * up(expand.shape[0])
@@ -266,7 +266,7 @@ def channel_mlp_backward(
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for rows in work:
-            maps, count = _pixels(rows, x, grad, grad_x), rows.stop - rows.start
+            maps, count = _pixels(rows, step, x, grad, grad_x), rows.stop - rows.start
             native.call("channel_mlp_backward", *maps, *weights, back, *sums, count, *sizes, scratch=scratch)
         return sums
 
@@ -280,9 +280,16 @@ def _pixel_shares(x: Tensor) -> list[list[Rows]]:
     return native.shares(1, x.shape[0] * x.shape[1] * x.shape[2])
 
 
-def _pixels(rows: Rows, *maps: Tensor) -> list[Tensor]:
-    """Each map (b, h, w, c), whose pixels are evenly far apart, from the first of these pixels on."""
-    return [x.as_strided(x.shape[3:], (1,), x.storage_offset() + rows.start * x.stride(2)) for x in maps]
+def _pixels(rows: Rows, step: int, first: Tensor, *others: Tensor) -> list[Tensor]:
+    """Maps (b, h, w, c) from the first of these pixels on; `first` has so many floats a pixel, others are contiguous.
+
+    Strides do not say how far apart pixels are where a map is one pixel wide.
+    """
+    steps = step, *(x.shape[3] for x in others)
+    return [
+        x.as_strided(x.shape[3:], (1,), x.storage_offset() + rows.start * one)
+        for x, one in zip((first, *others), steps, strict=True)
+    ]
 
 
 # Fusion of equally wide branches
@@ -298,7 +305,7 @@ def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
 
     def task(work: list[Rows]) -> None:
         for rows in work:
-            maps = _pixels(rows, *three, out)
+            maps = _pixels(rows, first.shape[3], *three, out)
             native.call(
                 "fused_product", *maps, scales, matrix, rows.stop - rows.start, *sizes, scratch=scratch
             )
@@ -322,7 +329,8 @@ def fused_product_backward(
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(scales), torch.zeros_like(matrix)]
         for rows in work:
-            maps, pixels = _pixels(rows, *three, grad, *three_grads), rows.stop - rows.start
+            maps = _pixels(rows, first.shape[3], *three, grad, *three_grads)
+            pixels = rows.stop - rows.start
             native.call(
                 "fused_product_backward", *maps, scales, matrix, *sums, pixels, *sizes, scratch=scratch
             )

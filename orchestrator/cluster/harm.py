@@ -152,11 +152,13 @@ class _Scene:
         if blow.kind == "tracking away":
             return Survived(blow, at, self._disturb(self.tracking, outage))
         began = time.monotonic()
-        {
+        struck = {
             "worker killed": self._kill_worker,
             "driver killed": self._kill_driver,
             "node lost": self._lose_node,
         }[blow.kind]()
+        if not struck:
+            return Survived(blow, at, None)
         went_on = self.wait_until(lambda: after_a_kill(self.text(said), at) is not None)
         seconds = time.monotonic() - began
         repeated = after_a_kill(self.text(said), at) or 0
@@ -183,20 +185,34 @@ class _Scene:
             self.driver.kill()
             self.driver.wait()
 
-    def _kill_worker(self) -> None:
-        self.wait_until(lambda: bool(train_workers(self.nodes)))
-        self.dice.choice(sorted(train_workers(self.nodes), key=lambda p: p.pid)).kill()
+    def _kill_worker(self) -> bool:
+        """Kill one of the workers; say whether there was one in time."""
+        found: list[psutil.Process] = []
 
-    def _kill_driver(self) -> None:
+        def there_are_some() -> bool:
+            found[:] = train_workers(self.nodes)
+            return bool(found)
+
+        if self.wait_until(there_are_some) is None:
+            return False
+        try:
+            self.dice.choice(sorted(found, key=lambda p: p.pid)).kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+    def _kill_driver(self) -> bool:
         assert self.driver is not None, "a run is under way"
         self.driver.kill()
         self.driver.wait()
         self.start()
+        return True
 
-    def _lose_node(self) -> None:
+    def _lose_node(self) -> bool:
         lost = self.nodes.pop(self.dice.randrange(len(self.nodes)))
         self.cluster.remove_node(lost, allow_graceful=False)
         self.nodes.append(_add_node(self.cluster, self.job.workers.cpus))
+        return True
 
     def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
         """Let requests fail for a while; return how long the run then took to go on."""

@@ -148,6 +148,31 @@ def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.Mo
 
 
 @compiled
+@pytest.mark.parametrize("name", ["channel_mlp", "fused_product"])
+@pytest.mark.parametrize(
+    "odd", [torch.ones(16, 16, 1, 1).permute(0, 2, 3, 1), torch.ones(1, 1, 64, 16).transpose(1, 2)]
+)
+def test_a_map_of_one_column_may_have_any_stride_between_its_columns(name: str, odd: Tensor) -> None:
+    odd.normal_()
+    assert odd.is_contiguous()
+    assert odd.stride(2) != odd.shape[3]
+    inputs = ARGUMENTS[name](*odd.shape)
+    inputs[0] = odd if name == "channel_mlp" else [odd, *inputs[0][1:]]
+    with threads(2):
+        found = of(regions, name)(*inputs)
+    assert error(found, of(reference, name)(*inputs)) < 3e-6
+
+
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "gated_unit"])  # PyTorch refuses that
+def test_no_images_give_none(name: str) -> None:
+    inputs = ARGUMENTS[name](0, 4, 5, 6)
+    found = of(regions, name)(*inputs)
+    expected = of(reference, name)(*inputs)
+    for ours, exact in zip(flat([found]), flat([expected]), strict=True):
+        assert ours.shape == exact.shape
+
+
+@compiled
 @pytest.mark.parametrize("channels", [16, 24])
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_all_that_they_return_is_contiguous_as_torch_compile_was_told(name: str, channels: int) -> None:
