@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything writes into $(VENV) and .mirage/; `make clean` removes both.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A process of tests for every core, each with one thread; a file's tests stay together, and so do their servers.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow quick check setup clean help
 
@@ -28,10 +30,10 @@ check: setup
 	@scripts/check
 
 quick: setup
-	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/orchestrator/cluster -x
+	@$(PARALLEL) -m "not slow" --ignore=tests/orchestrator/cluster -x
 
 test: setup check
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PARALLEL) -m "not slow"
 
 test-slow: setup
 	@scripts/browser
