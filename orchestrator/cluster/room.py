@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ray
 import ray._private.state
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
 
 from orchestrator.config import Crew
 from orchestrator.errors import PlanError
@@ -67,8 +71,18 @@ def free_room(going: Iterable[str] = ()) -> list[Resources]:
     return [resources for node, resources in free.items() if node not in set(going)]
 
 
+def grows() -> bool:
+    """Return whether an autoscaler adds nodes to this cluster when somebody asks for what it has not got."""
+    if is_autoscaler_v2():  # KubeRay's
+        return True
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)  # of the older one, which `ray up` starts
+    report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
+    # Where nodes are started by hand a monitor reports too, and calls each node a type of its own.
+    return any(not kind.startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
+
+
 def largest_cluster() -> Resources | None:
-    """Return what a cluster that grows on demand can hold at most, None where nobody adds nodes."""
+    """Return what a cluster that grows can hold at most, None where nobody says so: Ray's own autoscalers do not."""
     most: Resources | None = ray._private.state.state.get_max_resources_from_cluster_config()
     return most or None
 
@@ -78,13 +92,16 @@ def wait_for_room(
 ) -> int:
     """Return how many workers to start, once the cluster has room for at least `workers.min`; 0 when `stopping`.
 
-    On a cluster that grows on demand all of them are, as asking is what makes it grow. Raises PlanError when the
-    cluster can never hold the job, which is not asked where that is `known_to_fit` once nodes are back, or when
-    `workers.wait_seconds` are over.
+    On a cluster that grows all of them are, as asking is what makes it grow. Raises PlanError when the cluster can
+    never hold the job, which is not asked where that is `known_to_fit` once nodes are back or where a cluster grows
+    and nobody says how far, or when `workers.wait_seconds` are over.
     """
-    most = largest_cluster()
-    nodes = [most] if most else [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not known_to_fit and (too_small := refusal(workers, nodes)):
+    most, now = largest_cluster(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if most is None and grows():
+        if too_small := refusal(workers, now):
+            say(f"waiting for nodes: {too_small.partition('.')[0]}, which adds nodes on demand")
+        return workers.max
+    if not known_to_fit and (too_small := refusal(workers, [most] if most else now)):
         raise PlanError(too_small)
     if most:
         return fitting_workers(workers, [most])

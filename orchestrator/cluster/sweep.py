@@ -13,7 +13,7 @@ import ray
 
 from orchestrator.cluster.groups import leaked_groups
 from orchestrator.cluster.launch import launch_until
-from orchestrator.cluster.room import fitting_workers, refusal
+from orchestrator.cluster.room import fitting_workers, grows, largest_cluster, refusal
 from orchestrator.config import Job, Workers
 from orchestrator.errors import PlanError
 from orchestrator.run import Place, assignment_of
@@ -30,9 +30,16 @@ def train_on_cluster(
     return launch_until(job, assignment_of(job, dataset, place), driver, asked)
 
 
-def room(workers: Workers) -> int:
-    """Return how many trials the cluster holds at a time. Raises PlanError when it is not even one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def room(workers: Workers, at_most: int | None = None) -> int:
+    """Return how many trials the cluster holds at a time. Raises PlanError when it is not even one.
+
+    Of a cluster that grows, and nobody says how far, it is `at_most`, or else as many as there is room for now, and at
+    least one.
+    """
+    most = largest_cluster()
+    nodes = [most] if most else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if most is None and grows():
+        return at_most or max(1, concurrency(workers, nodes))
     if too_small := refusal(workers, nodes):
         raise PlanError(too_small)
     return concurrency(workers, nodes)

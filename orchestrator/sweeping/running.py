@@ -130,7 +130,8 @@ def _crew(job: SweepJob, in_process: bool) -> Iterator[Crew]:
     from orchestrator.cluster.sweep import explain, room, train_on_cluster
 
     with connected():
-        yield Crew(train_on_cluster, room(job.workers), lambda: explain(job.workers))
+        at_a_time = room(job.workers, job.sweep.max_concurrent)
+        yield Crew(train_on_cluster, at_a_time, lambda: explain(job.workers))
 
 
 def _train_here(job: Job, dataset: Dataset, place: Place, driver: Driver, asked: threading.Event) -> Outcome:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ import yaml
 from orchestrator.cluster.ports import free_port
 from orchestrator.consumed import consumed
 from tests.orchestrator.conftest import SMALL, home
-from tests.slow.project import plain_environment, wait_until
+from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place
+from tests.slow.project import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 
 __all__ = ["home"]  # a fixture
 
-ENDLESS = 10**6
-ON_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-"""Ray's only switch that keeps 127.0.0.1 as a node's address, where the machine has another one too."""
 NOTICE_SECONDS = 30
 
 
@@ -53,64 +50,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def add_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=10**8, wait=True)
-
-
-@dataclass
-class Driver:
-    """`mirage run` in a process of its own, as `ray job submit` would start it."""
-
-    process: subprocess.Popen[bytes]
-    output: Path
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def says(self, what: str, count: int = 1, timeout: float = 300) -> float:
-        """Wait until it has said so that many times; return how long that took."""
-        began = time.monotonic()
-
-        def told() -> str | None:
-            assert self.process.poll() is None or self.text().count(what) >= count, self.text()
-            return "yes" if self.text().count(what) >= count else None
-
-        wait_until(told, timeout, f"{what!r}, in {self.text()}")
-        return time.monotonic() - began
-
-
-@dataclass
-class Place:
-    home: Path
-    address: str
-    job: Path
-    driven: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def end(self) -> None:
-        """Kill the drivers that a failed test left."""
-        for process in self.driven:
-            process.kill()
-            process.wait()
-
-    def drive(self, name: str) -> Driver:
-        output = self.home.parent / f"{name}.txt"
-        environment = {
-            **plain_environment(),
-            ON_LOOPBACK[0]: ON_LOOPBACK[1],
-            "MIRAGE_HOME": str(self.home),
-            "RAY_ADDRESS": self.address,
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "orchestrator", "run", str(self.job)]
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=self.home.parent
-            )
-        self.driven.append(process)
-        return Driver(process, output)
-
-    def folder(self) -> Path:
-        (folder,) = (self.home.parent / "store" / "runs").iterdir()
-        return folder
 
 
 def elastic_job(home: Path) -> Mapping[str, Any]:

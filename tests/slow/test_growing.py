@@ -1,0 +1,119 @@
+"""A cluster that has no worker nodes until somebody asks: Ray's real autoscaler, whose cloud is this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator.cluster.ports import free_port
+from tests.orchestrator.conftest import SMALL, home
+from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+__all__ = ["home"]  # a fixture
+
+NODES_AT_MOST = 2
+STORE_BYTES = 10**8
+
+
+def autoscaling(address: str) -> dict[str, object]:
+    """What `ray up` would hand its head; the provider, made for tests, starts real nodes as processes."""
+    return {
+        "cluster_name": "growing",
+        "max_workers": NODES_AT_MOST,
+        "idle_timeout_minutes": 5,
+        "upscaling_speed": 1.0,
+        "provider": {
+            **{"type": "fake_multinode", "gcs_address": address},
+            # Its nodes share an address and are ready when they are started.
+            **{"use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True},
+            **{"foreground_node_launch": True, "worker_liveness_check": False},
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "spot": {
+                "resources": {"CPU": 1, "object_store_memory": STORE_BYTES},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": NODES_AT_MOST,
+            },
+        },
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{key: [] for key in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+        **{f"{kind}_setup_commands": [] for kind in ("head", "worker")},
+        **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+    }
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A head without CPUs whose autoscaler may add two nodes of one CPU."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    config = tmp_path / "autoscaling.json"
+    config.write_text(json.dumps(autoscaling(address)))
+    fast = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", ON_LOOPBACK[0]: ON_LOOPBACK[1]}
+    with (tmp_path / "head.txt").open("wb") as output:
+        head = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *(f"--port={port}", "--node-ip-address=127.0.0.1", f"--dashboard-port={free_port()}"),
+                *("--num-cpus=0", f"--object-store-memory={STORE_BYTES}", f"--autoscaling-config={config}"),
+            ],
+            env={**os.environ, **fast},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield address
+    finally:
+        nodes = psutil.Process(head.pid).children(recursive=True)
+        for process in (*nodes, psutil.Process(head.pid)):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        head.wait()
+
+
+def test_a_job_brings_the_nodes_it_needs_and_more_workers_as_they_come(
+    address: str, home: Path, request: pytest.FixtureRequest
+) -> None:
+    job = home.parent / "growing.yaml"
+    values = {
+        **SMALL,
+        "name": "growing",
+        "storage": str(home.parent / "store"),
+        "train": {**SMALL["train"], "steps": ENDLESS},
+        "workers": {"min": 1, "max": NODES_AT_MOST, "resize_seconds": 1},
+        "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
+        "track": {"experiment": "tests", "every_steps": 20},
+    }
+    job.write_text(yaml.safe_dump(values))
+    place = Place(home, address, job)
+    request.addfinalizer(place.end)
+    driver = place.drive("growing")
+    driver.says("waiting for nodes: the job needs 1 x 1 CPU = 1 CPU")
+    driver.says("2 workers train")
+    driver.says("step 40/")
+    driver.process.terminate()
+    assert driver.process.wait(90) == 143, driver.text()
+    assert "with a checkpoint" in driver.text()
+
+    # More than it can ever have: nobody knows how far it grows, so the wait ends it.
+    values["workers"] = {"min": 1, "max": 1, "cpus": 64, "wait_seconds": 5}
+    job.write_text(yaml.safe_dump(values))
+    refused = place.drive("refused")
+    assert refused.process.wait(120) not in (0, 143), refused.text()
+    assert "the job needs 1 x 64 CPU = 64 CPU" in refused.text()
+    assert "no group of workers has begun within workers.wait_seconds (5 s)" in refused.text()
