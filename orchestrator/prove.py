@@ -103,7 +103,7 @@ class Proof:
     """"" when both ledgers show the same sample at every position, each once; else what is wrong."""
     positions: int
     attempts: int
-    repeated: int
+    """Starts that came to a checkpoint: the ledger comes with it."""
     same_world: bool
 
     @property
@@ -118,9 +118,8 @@ class Proof:
             steps = f"{self.compared[0]}, {self.compared[1]}, ... {self.compared[-1]}"
         lines = [
             f"checkpoints compared   {len(self.compared)}, at step {steps or '-'}",
-            f"samples                {self.positions:,} positions over {self.attempts} starts, "
-            + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once")
-            + f"; {self.repeated:,} were computed again",
+            f"samples                {self.positions:,} positions, from {self.attempts} starts that came to a checkpoint, "
+            + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once"),
         ]
         if not self.different:
             equal = "bit-equal: weights, averaged weights, optimiser state, at every one of them"
@@ -210,12 +209,12 @@ def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
         for step in common
         if (parts := tuple(sorted(name for name in one[step] if one[step][name] != other[step].get(name))))
     }
-    positions = attempts = repeated = 0
+    positions = attempts = 0
     wrong = ""
     try:
         expected, found = read_ledger(reference), read_ledger(killed)
         shared = min(len(expected.samples), len(found.samples))
-        positions, attempts, repeated = shared, found.attempts, found.repeated
+        positions, attempts = shared, found.attempts
         differing = [n for n in range(shared) if expected.samples[n] != found.samples[n]]
         if differing:
             n = differing[0]
@@ -224,7 +223,7 @@ def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
             wrong = f"only {shared} positions are in both ledgers"
     except LedgerError as error:
         wrong = str(error)
-    return Proof(common, different, wrong, positions, attempts, repeated, trial.same_world)
+    return Proof(common, different, wrong, positions, attempts, trial.same_world)
 
 
 def in_processes(

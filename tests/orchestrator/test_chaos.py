@@ -14,7 +14,7 @@ from orchestrator.cluster import s3server
 from orchestrator.faults import Fault, FaultyProxy, drawn
 from orchestrator.prove import Proof, Trial, prove_resume
 
-WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, repeated=6, same_world=True)
+WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, same_world=True)
 
 
 def verdict(**changes: object) -> Verdict:
