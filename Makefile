@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything writes into $(VENV) and .mirage/; `make clean` removes both.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# A process of tests for every core, each with one thread; a file's tests stay together, and so do their servers.
+# A process of tests for every core, at most 8, each with one thread; a file's tests stay together, and so do their servers.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow quick check setup clean help
@@ -19,7 +19,7 @@ help:
 
 setup: $(VENV)/.stamp
 
-$(VENV)/.stamp: pyproject.toml constraints.txt
+$(VENV)/.stamp: pyproject.toml constraints.txt scripts/setup
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 

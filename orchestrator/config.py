@@ -315,6 +315,8 @@ class Train(Section):
     compile: Literal["none", "blocks"] = "none"
     """Whether training steps run blocks through torch.compile: the same numbers to rounding, after long compiling.
     Where nothing can be compiled they stay eager, after one warning."""
+    deterministic: bool = False
+    """On GPUs, take only algorithms that repeat to the bit, at some speed; on CPUs steps repeat anyway."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
 
@@ -337,7 +339,7 @@ class Crew(Section):
     gpus: float = Field(default=0, ge=0)
     cpus: float = Field(default=1, gt=0)
     wait_seconds: float = Field(default=600, gt=0)
-    """How long to wait for resources that other jobs hold before giving up."""
+    """How long to wait for resources that other jobs hold, or for nodes that come on demand, before giving up."""
     deadline_hours: float | None = Field(default=None, gt=0)
     """Longest time the work may take before it is stopped, in such a way that it can go on later."""
 
@@ -501,6 +503,6 @@ INCIDENTAL = frozenset(
     {
         *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
-        *("train.recompute", "train.compile"),
+        *("train.recompute", "train.compile", "train.deterministic"),
     }
 )

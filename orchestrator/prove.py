@@ -103,7 +103,7 @@ class Proof:
     """"" when both ledgers show the same sample at every position, each once; else what is wrong."""
     positions: int
     attempts: int
-    """Starts that came to a checkpoint: the ledger comes with it."""
+    """Starts that wrote a ledger, as each does before a checkpoint; one that died before its first is not counted."""
     same_world: bool
 
     @property
@@ -118,7 +118,7 @@ class Proof:
             steps = f"{self.compared[0]}, {self.compared[1]}, ... {self.compared[-1]}"
         lines = [
             f"checkpoints compared   {len(self.compared)}, at step {steps or '-'}",
-            f"samples                {self.positions:,} positions, from {self.attempts} starts that came to a checkpoint, "
+            f"samples                {self.positions:,} positions, from {self.attempts} starts that wrote a ledger, "
             + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once"),
         ]
         if not self.different:

@@ -33,6 +33,7 @@ from orchestrator import data, initial, network
 from orchestrator.attribution import attributed, attribution
 from orchestrator.checkpoint import METRIC, Checkpoints, Identity, Retention, State
 from orchestrator.config import INCIDENTAL, Checkpoint, Job
+from orchestrator.determinism import repeatable
 from orchestrator.engine import Engine, trainable
 from orchestrator.errors import TrainingError
 from orchestrator.evaluate import Score, as_metrics, as_records, from_records, score, summarise
@@ -162,6 +163,13 @@ def train(
     job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
 ) -> Outcome:
     """Train `job` to its end, or until it is asked to stop, and leave everything in `store`, the run's own folder."""
+    with repeatable(job.train.deterministic):
+        return _train(job, dataset, store, engine, driver, code_version)
+
+
+def _train(
+    job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
+) -> Outcome:
     stream = data.train_stream(dataset, job)
     identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
     checkpoints = Checkpoints(

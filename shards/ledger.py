@@ -58,7 +58,9 @@ class Findings:
     """Degradation and id at every position."""
     attempts: int
     repeated: int
-    """Positions that were consumed again after a resume, with the same samples."""
+    """Positions that two attempts wrote down, with the same samples: they were consumed again after a resume.
+
+    What an attempt consumed after its last checkpoint it did not come to write down."""
     skipped: dict[int, tuple[str, str, str]]
     """Position, and the degradation, id and damage of the sample that another one stood in for."""
 
@@ -68,7 +70,7 @@ class Findings:
         lines = [
             f"positions 0 to {last:,}: each exactly once, over {self.attempts} attempt"
             f"{'' if self.attempts == 1 else 's'}",
-            f"repeated after a resume, with the same samples: {self.repeated:,}",
+            f"written down by two attempts, with the same samples: {self.repeated:,}",
             f"left out as damaged: {len(self.skipped):,}",
         ]
         told = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
         reference = times[entrants[0].name]
         for row in rows:
             found = measure.ratio(reference, times[row["name"]])
-            row[f"{what}_s"] = sorted(times[row["name"]])[options.repeats // 2]
+            row[f"{what}_s"] = statistics.median(times[row["name"]])
             row[f"{what}_ratio"] = [found.median, found.low, found.high]
     _say_table(rows, options, compiled, say)
     return {"compiled": compiled, "rows": rows}

@@ -28,13 +28,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.asking import Asking
 from orchestrator.cluster.groups import free_leaked_groups
 from orchestrator.cluster.mailbox import Mailbox, Notice
 from orchestrator.cluster.resize import Resizing
-from orchestrator.cluster.room import free_room, nodes_that_go, wait_for_room
+from orchestrator.cluster.room import Resources, free_room, grows, nodes_that_go, wait_for_room
 from orchestrator.cluster.worker import Assignment, work
 from orchestrator.config import Job
-from orchestrator.errors import ClusterError, TrainingError
+from orchestrator.errors import ClusterError, PlanError, TrainingError
 from orchestrator.stop import on_stop
 from orchestrator.train import Driver, Outcome, Wish
 from shards.store import open_store
@@ -158,6 +159,7 @@ class _Group:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._resizing = Resizing(job.workers)
+        self._asking = Asking(job.workers) if grows() else None
         self._wish = Wish.GO_ON
         self._seen = 0
         self._nobody_since: float | None = time.monotonic()
@@ -175,10 +177,14 @@ class _Group:
             daemon=True,
         )
         thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            self._deliver()
-            self._look()
+        try:
+            while thread.is_alive():
+                thread.join(_POLL_SECONDS)
+                self._deliver()
+                self._look()
+        finally:
+            if self._asking:
+                self._asking.release()
         self._deliver()
         (result,) = self._ended
         failure = ray.get(self._mailbox.failure.remote())
@@ -237,18 +243,27 @@ class _Group:
         if self._nobody_since is None:
             self._notice_lost_nodes(members)
         elif time.monotonic() - self._nobody_since > self._job.workers.wait_seconds:
-            raise TrainingError(
+            self._mailbox.want.remote(Wish.STOP)  # of a group that begins after all
+            raise PlanError(
                 f"no group of workers has begun within workers.wait_seconds "
                 f"({self._job.workers.wait_seconds:g} s). See what the cluster waits for: ray status. "
                 "Submit the job again to go on from its newest checkpoint."
             )
         if self._nobody_since is None:
             going = nodes_that_go()
-            reason = self._resizing.reason(members, going, free_room(going), time.time())
+            reason = self._resizing.reason(members, going, self._room(members, going), time.time())
             if reason:
                 self._want(
                     Wish.REGROUP, f"{reason}: the run writes a checkpoint at its next step and regroups"
                 )
+
+    def _room(self, members: dict[int, str], going: dict[str, float]) -> list[Resources]:
+        """Return what is free on nodes that stay; a cluster that grows is asked for the workers that are missing."""
+        free = free_room(going)
+        if self._asking:
+            self._asking.ask(self._job.workers.max - len(members))
+            free += [self._asking.bundle] * self._asking.come(going)
+        return free
 
     def _notice_lost_nodes(self, members: dict[int, str]) -> None:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -256,6 +271,8 @@ class _Group:
         if not lost:
             return
         self._nobody_since = time.monotonic()
+        if self._asking:
+            self._asking.release()  # the next group may need it
         if self._wish is Wish.GO_ON:  # that a node is lost which was about to go is no news
             ranks = ", ".join(str(rank) for rank in sorted(lost))
             need = self._job.workers

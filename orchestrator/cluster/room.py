@@ -13,10 +13,13 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
+from orchestrator.cluster.asking import Asking
 from orchestrator.config import Crew
 from orchestrator.errors import PlanError
 
 _POLL_SECONDS = 1.0
+_TOGETHER_SECONDS = 10.0
+"""Nodes that were asked for at a time come within so many seconds of each other, or else later."""
 # CPUs and GPUs come back as floats that sums have rounded.
 _SLACK = 1e-6
 
@@ -72,13 +75,17 @@ def free_room(going: Iterable[str] = ()) -> list[Resources]:
 
 
 def grows() -> bool:
-    """Return whether an autoscaler adds nodes to this cluster when somebody asks for what it has not got."""
-    if is_autoscaler_v2():  # KubeRay's
+    """Return whether an autoscaler may add nodes to this cluster when somebody asks for what it has not got.
+
+    KubeRay's clusters look as if, also where their autoscaler is switched off.
+    """
+    if largest_cluster() is not None or is_autoscaler_v2(fetch_from_server=True):
         return True
-    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)  # of the older one, which `ray up` starts
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)  # of the older autoscaler
     report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
     # Where nodes are started by hand a monitor reports too, and calls each node a type of its own.
-    return any(not kind.startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
+    kinds = report.get("node_type_mapping") or {}
+    return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
 def largest_cluster() -> Resources | None:
@@ -92,19 +99,20 @@ def wait_for_room(
 ) -> int:
     """Return how many workers to start, once the cluster has room for at least `workers.min`; 0 when `stopping`.
 
-    On a cluster that grows all of them are, as asking is what makes it grow. Raises PlanError when the cluster can
-    never hold the job, which is not asked where that is `known_to_fit` once nodes are back or where a cluster grows
-    and nobody says how far, or when `workers.wait_seconds` are over.
+    A cluster that grows is asked for `workers.max`. Raises PlanError when the cluster can never hold the job, which is
+    not asked where that is `known_to_fit` once nodes are back or where a cluster grows and nobody says how far, or when
+    `workers.wait_seconds` are over.
     """
     most, now = largest_cluster(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if most is None and grows():
-        if too_small := refusal(workers, now):
-            say(f"waiting for nodes: {too_small.partition('.')[0]}, which adds nodes on demand")
-        return workers.max
-    if not known_to_fit and (too_small := refusal(workers, [most] if most else now)):
+    growing = grows()
+    if (
+        not known_to_fit
+        and (most or not growing)
+        and (too_small := refusal(workers, [most] if most else now))
+    ):
         raise PlanError(too_small)
-    if most:
-        return fitting_workers(workers, [most])
+    if growing:
+        return _wait_for_nodes(workers, say, stopping)
     deadline = time.monotonic() + workers.wait_seconds
     waiting = False
     while not stopping():
@@ -126,4 +134,35 @@ def wait_for_room(
             )
             waiting = True
         time.sleep(_POLL_SECONDS)
+    return 0
+
+
+def _wait_for_nodes(workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool]) -> int:
+    """Ask for `workers.max` and return how many there is room for, once it is `min` and no more come at a time."""
+    asking = Asking(workers)
+    asking.ask(workers.max)
+    each = f"({workers.cpus:g} CPU, {workers.gpus:g} GPU)"
+    began = newest = time.monotonic()
+    come, told = 0, False
+    try:
+        while not stopping():
+            time.sleep(_POLL_SECONDS)
+            before, come = come, asking.come(nodes_that_go())
+            newest = time.monotonic() if come > before else newest
+            alone = time.monotonic() - newest > _TOGETHER_SECONDS
+            if come == workers.max or (come >= workers.min and alone):
+                return come
+            if time.monotonic() - began > workers.wait_seconds:
+                raise PlanError(
+                    f"after workers.wait_seconds ({workers.wait_seconds:g} s) the cluster, which adds nodes on demand, "
+                    f"has room for {come} of at least {workers.min} x {each}. See what it waits for: ray status. "
+                    "Submit the job again to go on."
+                )
+            if not told:
+                say(
+                    f"waiting for nodes: {workers.min} to {workers.max} x {each} are asked for, {come} have come"
+                )
+                told = True
+    finally:
+        asking.release()
     return 0

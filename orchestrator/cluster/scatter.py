@@ -7,7 +7,6 @@ finished is in the store.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def scatter(
     """Judge `chunks` on as many workers as the job allows and the cluster has room for; yield each as it is done.
 
     SIGTERM and Ctrl-C end it after the chunks that are under way. Raises JudgingError when a worker died more often
-    than `workers.max_failures`, or when not one has begun within `workers.wait_seconds`.
+    than `workers.max_failures`.
     """
     asked: list[bool] = []
     with on_stop(lambda: asked.append(True)):
@@ -54,46 +53,30 @@ def scatter(
             max_restarts=job.workers.max_failures,
             max_task_retries=job.workers.max_failures,
         )(_Judge)
-        judges = [actor.remote(assignment) for _ in range(workers)]
-        yield from _share_out(judges, list(chunks), asked, job.workers.wait_seconds)
+        idle = [actor.remote(assignment) for _ in range(workers)]
+        yield from _share_out(idle, list(chunks), asked)
 
 
 def _share_out(
-    judges: list[Any], waiting: list[int], asked: list[bool], wait_seconds: float
+    idle: list[Any], waiting: list[int], asked: list[bool]
 ) -> Iterator[tuple[int, list[ImageResult]]]:
-    """Give every worker that has started a chunk, and the next one to whoever is done.
-
-    On a cluster that grows some start late and some never do.
-    """
+    """Give every idle worker a chunk, and the next one to whoever is done."""
     waiting.reverse()
-    starting = {judge.pid.remote(): judge for judge in judges}
-    idle: list[Any] = []
     busy: dict[Any, tuple[int, Any]] = {}
-    deadline: float | None = time.monotonic() + wait_seconds
     while busy or (waiting and not asked):
         while idle and waiting and not asked:
             judge, chunk = idle.pop(), waiting.pop()
             busy[judge.judge.remote(chunk)] = (chunk, judge)
-        ready, _ = ray.wait([*busy, *starting], timeout=_POLL_SECONDS)
+        ready, _ = ray.wait(list(busy), timeout=_POLL_SECONDS)
         for reference in ready:
-            deadline = None
-            if reference in starting:
-                _result(reference)
-                idle.append(starting.pop(reference))
-                continue
             chunk, judge = busy.pop(reference)
             yield chunk, _result(reference)
             idle.append(judge)
-        if deadline and time.monotonic() > deadline:
-            raise JudgingError(
-                f"no worker has begun within workers.wait_seconds ({wait_seconds:g} s). See what the cluster waits "
-                "for: ray status. What is done is kept: submit the job again to go on."
-            )
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any) -> list[ImageResult]:
     try:
-        return ray.get(reference)
+        found: list[ImageResult] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, OrchestratorError | ShardsError):
@@ -104,3 +87,4 @@ def _result(reference: Any) -> Any:
             f"a worker died more often than workers.max_failures allows, or could not start: "
             f"{str(error).strip().splitlines()[-1]} What is done is kept: submit the job again to go on."
         ) from error
+    return found

@@ -16,6 +16,7 @@ from orchestrator.cluster.launch import launch_until
 from orchestrator.cluster.room import fitting_workers, grows, largest_cluster, refusal
 from orchestrator.config import Job, Workers
 from orchestrator.errors import PlanError
+from orchestrator.packing import Say
 from orchestrator.run import Place, assignment_of
 from orchestrator.train import Driver, Outcome
 from shards.dataset import Dataset
@@ -30,7 +31,7 @@ def train_on_cluster(
     return launch_until(job, assignment_of(job, dataset, place), driver, asked)
 
 
-def room(workers: Workers, at_most: int | None = None) -> int:
+def room(workers: Workers, at_most: int | None, say: Say) -> int:
     """Return how many trials the cluster holds at a time. Raises PlanError when it is not even one.
 
     Of a cluster that grows, and nobody says how far, it is `at_most`, or else as many as there is room for now, and at
@@ -39,7 +40,12 @@ def room(workers: Workers, at_most: int | None = None) -> int:
     most = largest_cluster()
     nodes = [most] if most else [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if most is None and grows():
-        return at_most or max(1, concurrency(workers, nodes))
+        many = at_most or max(1, concurrency(workers, nodes))
+        say(
+            f"trials at a time: {many}"
+            + ("" if at_most else "; the cluster grows, sweep.max_concurrent says how far")
+        )
+        return many
     if too_small := refusal(workers, nodes):
         raise PlanError(too_small)
     return concurrency(workers, nodes)

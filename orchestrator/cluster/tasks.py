@@ -33,22 +33,27 @@ class RayTasks:
         """Index and result of every task, in the order in which they end."""
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_do)
         waiting = iter(enumerate(tasks))
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         flying: dict[ray.ObjectRef[Any], int] = {}
         try:
-            for index, task in _first(waiting, _AHEAD * cores):
-                flying[remote.remote(work, task)] = index
-            while flying:
+            while True:
+                for index, task in _first(waiting, _in_flight() - len(flying)):
+                    flying[remote.remote(work, task)] = index
+                if not flying:
+                    return
                 (done,), _ = ray.wait(list(flying), num_returns=1)
                 index = flying.pop(done)
                 result, rows = _fetch(done)
                 tick(*rows)
-                for following, task in _first(waiting, 1):
-                    flying[remote.remote(work, task)] = following
                 yield index, result
         finally:
             for reference in flying:
                 ray.cancel(reference, force=True)
+
+
+def _in_flight() -> int:
+    """Return how many tasks to have in flight on the cluster as it is now."""
+    # A cluster that grows does so for tasks that wait: each look asks for as many nodes again as there are.
+    return _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _do(work: Callable[[T, Tick], R], task: T) -> tuple[R, tuple[int, str]]:

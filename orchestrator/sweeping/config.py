@@ -169,7 +169,7 @@ class Sweep(Section):
     steps: int | None = Field(default=None, ge=1)
     """Steps after which a trial is over, though its job would go on; unset: the whole job."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Trials at a time; unset: as many as the cluster holds."""
+    """Trials at a time; unset: as many as the cluster holds, now where it grows and nobody says how far."""
     max_device_hours: float | None = Field(default=None, gt=0)
     """No trial is begun after so many hours of all devices together."""
     stall_minutes: float = Field(default=30, gt=0)

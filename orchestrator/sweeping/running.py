@@ -67,7 +67,7 @@ def run_sweep(job: SweepJob, say: Say, *, in_process: bool = False) -> Outcome:
 
     asked = threading.Event()
     trials_say = _quietly(say)
-    with _crew(job, in_process) as crew:
+    with _crew(job, say, in_process) as crew:
         trials = Trials(name, parent, uri, dataset, crew.train, trials_say)
         controller = Controller(job, name, book, trials, crew.room, say)
         try:
@@ -122,7 +122,7 @@ def folder_of(name: str) -> Path:
 
 
 @contextmanager
-def _crew(job: SweepJob, in_process: bool) -> Iterator[Crew]:
+def _crew(job: SweepJob, say: Say, in_process: bool) -> Iterator[Crew]:
     if in_process:
         yield Crew(_train_here, 1, lambda: "It is in this process.")
         return
@@ -130,7 +130,7 @@ def _crew(job: SweepJob, in_process: bool) -> Iterator[Crew]:
     from orchestrator.cluster.sweep import explain, room, train_on_cluster
 
     with connected():
-        at_a_time = room(job.workers, job.sweep.max_concurrent)
+        at_a_time = room(job.workers, job.sweep.max_concurrent, say)
         yield Crew(train_on_cluster, at_a_time, lambda: explain(job.workers))
 
 

@@ -156,6 +156,21 @@ def test_a_run_goes_on_with_compiled_blocks_to_the_same_weights(
     assert 0 < float((a - b).norm() / b.norm()) < 1e-4
 
 
+def test_a_deterministic_run_is_the_same_run_and_leaves_torch_as_it_was(
+    small_job, small_data, tmp_path, uninterrupted
+) -> None:
+    class Curious(Listener):
+        def wish(self, step: int) -> Wish:
+            assert torch.are_deterministic_algorithms_enabled()
+            return super().wish(step)
+
+    job = small_job(train={"deterministic": True})
+    assert run(job, small_data, tmp_path / "first", Curious(3)).status == "stopped"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert run(job, small_data, tmp_path / "first", Curious()).status == "finished"
+    assert same(weights(tmp_path / "first"), uninterrupted)
+
+
 def test_a_run_that_writes_at_every_step_can_be_stopped_too(
     small_job, small_data, tmp_path, uninterrupted
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.slow.project import plain_environment, wait_until
 
 ENDLESS = 10**6
+NOTICE_SECONDS = 30
 ON_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Ray's only switch that keeps 127.0.0.1 as a node's address, where the machine has another one too."""
 
@@ -72,3 +73,16 @@ class Place:
     def folder(self) -> Path:
         (folder,) = (self.home.parent / "store" / "runs").iterdir()
         return folder
+
+
+def drain(address: str, node: str) -> None:
+    """What a cloud's agent does when a spot instance is about to be taken away."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
+            *("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+            *("--deadline-remaining-seconds", str(NOTICE_SECONDS)),
+        ],
+        check=True,
+        capture_output=True,
+    )

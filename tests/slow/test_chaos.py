@@ -43,6 +43,6 @@ def test_a_killed_worker_and_a_faulty_store_reach_the_run_and_nothing_is_lost(ho
     assert done.stdout.rstrip().endswith("NOTHING WAS LOST")
     # Other workers went on, from a checkpoint; the ledger knows of both starts.
     assert re.search(r"worker killed +1 +1 +\d+ s +\d+", done.stdout), done.stdout
-    assert "positions, from 2 starts that came to a checkpoint" in done.stdout
+    assert "positions, from 2 starts that wrote a ledger" in done.stdout
     assert re.search(r"store faulty +1 +1 +\d+ s", done.stdout), done.stdout
     assert re.search(r"requests to the store that failed +[1-9]", done.stdout), done.stdout

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,14 +17,12 @@ import yaml
 from orchestrator.cluster.ports import free_port
 from orchestrator.consumed import consumed
 from tests.orchestrator.conftest import SMALL, home
-from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place
+from tests.slow.driving import ENDLESS, NOTICE_SECONDS, ON_LOOPBACK, Place, drain
 from tests.slow.project import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 
 __all__ = ["home"]  # a fixture
-
-NOTICE_SECONDS = 30
 
 
 @pytest.fixture
@@ -65,19 +61,6 @@ def elastic_job(home: Path) -> Mapping[str, Any]:
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
         "track": {"experiment": "tests", "every_steps": 20},
     }
-
-
-def drain(address: str, node: str) -> None:
-    """What a cloud's agent does when a spot instance is about to be taken away."""
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
-            *("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
-            *("--deadline-remaining-seconds", str(NOTICE_SECONDS)),
-        ],
-        check=True,
-        capture_output=True,
-    )
 
 
 def train_workers() -> list[psutil.Process]:

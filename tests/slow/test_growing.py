@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -14,14 +16,17 @@ import pytest
 import yaml
 
 from orchestrator.cluster.ports import free_port
+from orchestrator.cluster.rayhead import make_temp_dir
 from tests.orchestrator.conftest import SMALL, home
-from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place
+from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place, drain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 __all__ = ["home"]  # a fixture
 
 NODES_AT_MOST = 2
+NODES_THAT_COME = f"{'f' * 51}{{:05}}"
+"""The ids that the provider gives its nodes, from 1."""
 STORE_BYTES = 10**8
 
 
@@ -60,6 +65,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     """A head without CPUs whose autoscaler may add two nodes of one CPU."""
     port = free_port()
     address = f"127.0.0.1:{port}"
+    folder = make_temp_dir()
     config = tmp_path / "autoscaling.json"
     config.write_text(json.dumps(autoscaling(address)))
     fast = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", ON_LOOPBACK[0]: ON_LOOPBACK[1]}
@@ -68,6 +74,7 @@ def address(tmp_path: Path) -> Iterator[str]:
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
                 *(f"--port={port}", "--node-ip-address=127.0.0.1", f"--dashboard-port={free_port()}"),
+                f"--temp-dir={folder}",
                 *("--num-cpus=0", f"--object-store-memory={STORE_BYTES}", f"--autoscaling-config={config}"),
             ],
             env={**os.environ, **fast},
@@ -77,16 +84,38 @@ def address(tmp_path: Path) -> Iterator[str]:
     try:
         yield address
     finally:
-        nodes = psutil.Process(head.pid).children(recursive=True)
-        for process in (*nodes, psutil.Process(head.pid)):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        while left := psutil.Process(head.pid).children(recursive=True):  # some may be starting others
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, 5)
+        head.kill()
         head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_job_brings_the_nodes_it_needs_and_more_workers_as_they_come(
+@contextmanager
+def somebody_else_holds_a_cpu(address: str) -> Iterator[None]:
+    """Another user's task on the cluster, which brings the first node and keeps it."""
+    task = "ray.get(ray.remote(num_cpus=1)(lambda: print('it is held', flush=True) or time.sleep(3600)).remote())"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"import ray, time; ray.init('{address}'); {task}"],
+        env={**os.environ, ON_LOOPBACK[0]: ON_LOOPBACK[1]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert other.stdout is not None
+    try:
+        assert any("it is held" in line for line in other.stdout)
+        yield
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+
+
+def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a_notice(
     address: str, home: Path, request: pytest.FixtureRequest
 ) -> None:
     job = home.parent / "growing.yaml"
@@ -96,16 +125,27 @@ def test_a_job_brings_the_nodes_it_needs_and_more_workers_as_they_come(
         "storage": str(home.parent / "store"),
         "train": {**SMALL["train"], "steps": ENDLESS},
         "workers": {"min": 1, "max": NODES_AT_MOST, "resize_seconds": 1},
+        "checkpoint": {"every_steps": 50},
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
         "track": {"experiment": "tests", "every_steps": 20},
     }
     job.write_text(yaml.safe_dump(values))
     place = Place(home, address, job)
     request.addfinalizer(place.end)
-    driver = place.drive("growing")
-    driver.says("waiting for nodes: the job needs 1 x 1 CPU = 1 CPU")
+    with somebody_else_holds_a_cpu(address):
+        driver = place.drive("growing")
+        driver.says("waiting for nodes: 1 to 2 x (1 CPU, 0 GPU) are asked for")
+        driver.says("1 worker trains")
+        driver.says("step 20/")
+        assert "2 workers train" not in driver.text()
+    driver.says("there is room for 1 more worker")
     driver.says("2 workers train")
-    driver.says("step 40/")
+    driver.says("resumed from checkpoint")
+
+    drain(address, NODES_THAT_COME.format(NODES_AT_MOST))
+    driver.says(" goes in ")
+    driver.says("1 worker trains", 2)
+    driver.says("resumed from checkpoint", 2)
     driver.process.terminate()
     assert driver.process.wait(90) == 143, driver.text()
     assert "with a checkpoint" in driver.text()
@@ -115,5 +155,5 @@ def test_a_job_brings_the_nodes_it_needs_and_more_workers_as_they_come(
     job.write_text(yaml.safe_dump(values))
     refused = place.drive("refused")
     assert refused.process.wait(120) not in (0, 143), refused.text()
-    assert "the job needs 1 x 64 CPU = 64 CPU" in refused.text()
-    assert "no group of workers has begun within workers.wait_seconds (5 s)" in refused.text()
+    assert "after workers.wait_seconds (5 s) the cluster, which adds nodes on demand" in refused.text()
+    assert "has room for 0 of at least 1 x (64 CPU, 0 GPU)" in refused.text()
