@@ -118,7 +118,12 @@ def load_release(
     """The model of one of the authors' Lightning checkpoints, without Lightning or unpickling code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:  # whose own words advise to let the file run its code
+        raise WeightsError(
+            f"{path}: not a PyTorch checkpoint of plain tensors and values. Code that a file brings is never run: "
+            "save it again without."
+        ) from error
+    except (RuntimeError, EOFError) as error:
         raise WeightsError(
             f"{path}: not a PyTorch checkpoint of plain tensors and values ({str(error).splitlines()[0]})"
         ) from error

@@ -7,6 +7,7 @@ gave it, so that a problem points to the line a user can change.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,14 +195,35 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     try:
         job: AnyJob = kind.model.model_validate(given)
     except ValidationError as error:
-        raise _refuse([_problem(e, kind, places, whole) for e in _relevant(error.errors())]) from None
-    problems = [
-        Problem(_place(tuple(key.split(".")), places, whole), key, message)
-        for key, message in kind.conflicts(job)
-    ]
+        wrong = [_problem(e, kind, places, whole) for e in _relevant(error.errors())]
+        understood = _without_unknown_keys(given, error)
+        if understood is not None:  # what else is wrong is then known too
+            wrong += _conflicts(kind, kind.model.model_validate(understood), places, whole)
+        raise _refuse(wrong) from None
+    problems = _conflicts(kind, job, places, whole)
     if problems:
         raise _refuse(problems)
     return job
+
+
+def _conflicts(kind: Kind, job: AnyJob, places: Mapping[Key, str], whole: str) -> list[Problem]:
+    return [
+        Problem(_place(tuple(key.split(".")), places, whole), key, message)
+        for key, message in kind.conflicts(job)
+    ]
+
+
+def _without_unknown_keys(given: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any] | None:
+    """Return what was given without the keys that nobody knows, None when something else is wrong too."""
+    left = copy.deepcopy(dict(given))
+    for problem in error.errors():
+        section: Any = left
+        for name in problem["loc"][:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        if problem["type"] != "extra_forbidden" or not isinstance(section, dict):
+            return None
+        section.pop(problem["loc"][-1], None)
+    return left
 
 
 def _kind(name: object, places: Mapping[Key, str], whole: str) -> Kind:

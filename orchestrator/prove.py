@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.ledger import read_ledger
-from shards.store import Store, open_store
+from shards.store import LocalStore, Store, open_store
 
 _CHECKPOINTS = 4
 """Written in the steps that are looked at, at least."""
@@ -131,7 +132,8 @@ class Proof:
             lines.append(
                 "                       (other numbers of workers add in another order: not required)"
             )
-        lines.append("RESUMES EXACTLY" if self.holds else "DOES NOT RESUME EXACTLY")
+        exactly = "RESUMES EXACTLY" if not self.different else "THE SAME SAMPLES, EACH ONCE"
+        lines.append(exactly if self.holds else "DOES NOT RESUME EXACTLY")
         return "\n".join(lines)
 
 
@@ -166,7 +168,16 @@ def prove_resume(
         for store in (reference, killed):
             for key in store.list():
                 store.delete(key)
+            if isinstance(store, LocalStore):  # a bucket has no empty folders
+                shutil.rmtree(store.root.parent, ignore_errors=True)
     return proof
+
+
+def check_crew(job: Job, trial: Trial) -> None:
+    """Raise PlanError when there are more workers than images for them."""
+    images, crew = job.train.global_batch_size // job.train.micro_batches, max((trial.workers, *trial.others))
+    if crew > images:
+        raise PlanError(f"{crew} workers cannot share a micro-batch of {images} images: each needs one.")
 
 
 def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
@@ -174,9 +185,7 @@ def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
 
     None of it makes it another run. Raises PlanError when there are not steps enough.
     """
-    images, crew = job.train.global_batch_size // job.train.micro_batches, max((trial.workers, *trial.others))
-    if crew > images:
-        raise PlanError(f"{crew} workers cannot share a micro-batch of {images} images: each needs one.")
+    check_crew(job, trial)
     most = total_steps(job.train, data.train_stream(dataset, job).order.steps_per_epoch)
     steps = min(trial.steps, most)
     if trial.kills >= steps:

@@ -72,7 +72,7 @@ def run_job(
     say = events.line if events else say
     uri = track.tracking_uri(job.track.uri)
     pack_what_is_missing(job, say)
-    plan = make_plan(job, strict=True)
+    plan = make_plan(_alone(job) if in_process else job, strict=True)
     say(plan.render() + "\n")
     dataset = data.open_dataset(job)
     place = place_of(job, dataset)
@@ -105,6 +105,11 @@ def run_job(
             end_run(uri, tracked, "FAILED")
         raise
     return outcome
+
+
+def _alone(job: Job) -> Job:
+    """Return the job with one worker, as it is trained in this process; it is the same run."""
+    return job.model_copy(update={"workers": job.workers.model_copy(update={"min": 1, "max": 1})})
 
 
 def place_of(job: Job, dataset: Dataset) -> Place:

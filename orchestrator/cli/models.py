@@ -147,7 +147,7 @@ def track_uri() -> str:
     add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
 )
 def bench(context: typer.Context) -> None:
-    """Measure the model beside the release and its peers: `bench model`, `train-parity`, `loader`, `scaling`."""
+    """Measure beside the release and its peers: `bench model`, `train-parity`, `loader`, `scaling`, `checkpoint`."""
     from orchestrator.bench.__main__ import main as run_bench
 
     raise typer.Exit(run_bench(context.args))

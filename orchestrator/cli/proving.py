@@ -81,9 +81,9 @@ def chaos(
         typer.Option(help="worker, driver, node, store or tracking; repeatable. Unset: all of them."),
     ] = None,
     recovery_seconds: Annotated[
-        float, typer.Option(help="How long the run may take to go on after a blow.")
+        float, typer.Option(min=1, help="How long the run may take to go on after a blow.")
     ] = 300,
-    fault_seconds: Annotated[float, typer.Option(help="How long store or tracking fail.")] = 20,
+    fault_seconds: Annotated[float, typer.Option(min=0.1, help="How long store or tracking fail.")] = 20,
 ) -> None:
     """Train while workers, driver, nodes, store and tracking fail, and tell what was lost, which must be nothing.
 
@@ -96,18 +96,24 @@ def chaos(
     from orchestrator.config import Job
     from orchestrator.errors import PlanError
     from orchestrator.jobfile import load_job
-    from orchestrator.prove import Trial
+    from orchestrator.prove import Trial, check_crew
 
     job = load_job(job_file, overrides or ())
     if not isinstance(job, Job):
         raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing.")
+    trial, chosen = Trial(kills, seed, steps, workers), _kinds(only or ())
+    check_crew(job, trial)
+    if kills > steps:
+        raise PlanError(
+            f"{kills} blows need as many steps, and --steps is {steps}. Lower --kills or raise --steps."
+        )
     with tempfile.TemporaryDirectory(prefix="mirage-chaos-") as folder:
         verdict = harm(
             job,
-            Trial(kills, seed, steps, workers),
+            trial,
             Path(folder),
             say,
-            kinds=_kinds(only or ()),
+            kinds=chosen,
             recovery_seconds=recovery_seconds,
             fault_seconds=fault_seconds,
         )

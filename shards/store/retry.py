@@ -57,7 +57,8 @@ def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
             failure: Exception = error
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             raise StoreError(
-                f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or start the store of this machine: mirage up."
             ) from error
         except (aws.ClientError, S3UploadFailedError) as error:
             if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:

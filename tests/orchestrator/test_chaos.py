@@ -8,9 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from orchestrator.chaos import KINDS, Survived, Verdict, after_a_kill, blows, newest_step
+from orchestrator.cli import app
 from orchestrator.cluster import s3server
+from orchestrator.errors import PlanError
 from orchestrator.faults import Fault, FaultyProxy, drawn
 from orchestrator.prove import Proof, Trial, prove_resume
 
@@ -95,3 +98,17 @@ def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, fa
     assert proof.holds, proof.render()
     kinds = {fault for fault in faulty.counts if fault is not Fault.NONE}
     assert len(kinds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--workers", "9"), "9 workers cannot share a micro-batch of 8 images"),
+        (("--kills", "30", "--steps", "20"), "30 blows need as many steps"),
+        (("--only", "moon"), "--only moon: there are worker"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_starts(words: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(app, ["chaos", "jobs/demo.yaml", *words])
+    assert isinstance(result.exception, PlanError)
+    assert told in str(result.exception)

@@ -75,6 +75,13 @@ def test_impossible_combinations_name_the_nearest_possible(tmp_path: Path) -> No
     assert "64 workers cannot share a micro-batch of 32" in told
 
 
+def test_a_key_that_nobody_knows_hides_no_impossible_combination(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, MINIMAL + "loss: {spd_wieght: 0.1}\n"), "data.crop_pixels=100")
+    assert 'did you mean "spd_weight"?' in told
+    assert "Nearest: 96 or 104" in told
+    assert told.endswith("2 problems, nothing was launched.")
+
+
 def test_a_wrong_setting_is_one_problem_and_not_its_consequences(tmp_path: Path) -> None:
     told = problems(write(tmp_path, MINIMAL.replace("5deg", "5dge")))
     assert "1 problem," in told
