@@ -130,7 +130,7 @@ def rate_of(job: Job, stages: Stages, records: Records) -> Rate:
         )
     per = _CPU_RATE * job.workers.cpus
     return Rate(
-        per, f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s a core (docs/training.md)", measured=False
+        per, f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s a core (docs/benchmarks.md)", measured=False
     )
 
 
