@@ -10,7 +10,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 
 .PHONY: demo test test-slow quick check setup clean help
 
 help:
-	@echo "make demo       set up, then run the main job on real photographs (no GPU, about 8 minutes)"
+	@echo "make demo       set up, then run the main job on real photographs (no GPU, 8 to 16 minutes)"
 	@echo "make test       set up, then style, types, imports and the tests"
 	@echo "make test-slow  clusters, kills, the whole main job (up to 30 minutes)"
 	@echo "make quick      the tests that need no server and no cluster (under 3 minutes)"
