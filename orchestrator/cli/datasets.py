@@ -126,11 +126,14 @@ def gc(
     """
     use_local_cluster()
     from orchestrator import garbage, registry, track
+    from orchestrator.errors import PlanError
     from orchestrator.home import absolute_uri
     from orchestrator.named import RUN_TAG
-    from shards.store import open_store
+    from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise PlanError(f"{uri}: no such folder.")
     models = track.tracking_uri(tracking)
     database = track.sqlite_file(models)
     nothing_tracked = database is not None and not database.exists()
