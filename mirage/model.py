@@ -102,7 +102,7 @@ class MIRAGE(nn.Module):
         self.config = config
         self.drop_path_seed = 0
         self.hidden_multiple = 1
-        """What hidden widths are padded to with zeros: `mirage.align` makes models of more than 1, for inference."""
+        """What hidden widths are padded to with zeros: `mirage.padding` makes models of more than 1, for inference."""
         d = config.dim
 
         self.patch_embed = Conv3x3(3, d)

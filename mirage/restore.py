@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirage.config import TOTAL_STRIDE
-from mirage.graphs import GraphedModel
+from mirage.cuda_graphs import GraphedModel
 from mirage.model import MIRAGE
 from mirage.strips import forward_in_strips
 from mirage.tiles import forward_in_tiles

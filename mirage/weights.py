@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mirage.align import padded
 from mirage.config import ModelConfig
 from mirage.model import MIRAGE
+from mirage.padding import padded
 from mirage.release import PREFIX, from_release, release_state_dict
 
 __all__ = [
@@ -101,7 +101,7 @@ def load(
 ) -> MIRAGE:
     """The model that `save` wrote, in eval mode unless `training`.
 
-    align: pad hidden widths with zeros to multiples of this, 8 for inference on a GPU; see `mirage.align`.
+    align: pad hidden widths with zeros to multiples of this, 8 for inference on a GPU; see `mirage.padding`.
     """
     if training and align != 1:
         raise ValueError(f"align={align}: padded weights are for inference. Train without.")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from shards.evaluation import EvalItem, EvaluationSet
     from shards.ledger import Ledger, read_ledger
     from shards.manifest import Manifest, load_manifest, publish
-    from shards.order import Entry, Mixture, SampleOrder, share, weighted
+    from shards.mixture import Entry, Mixture, weighted
+    from shards.order import SampleOrder, share
     from shards.pack import decode_images, decode_tiles
     from shards.sample import DEGRADATIONS, SIGMA
     from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, PublishedSource, Source

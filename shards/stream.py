@@ -26,8 +26,9 @@ from shards.augment import Augmentation, Image, crop16, draw_mode, draw_window, 
 from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, MissingObjectError, MixtureError, ShardsError
 from shards.manifest import Row
+from shards.mixture import Entry, Mixture
 from shards.noise import NoiseRule, add_noise
-from shards.order import Entry, Mixture, SampleOrder, Sampling, Tail, share
+from shards.order import SampleOrder, Sampling, Tail, share
 from shards.prefetch import Ahead, Prefetcher
 from shards.sample import SIGMA
 from shards.stages import Stages

@@ -13,17 +13,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import MixtureError
-
-if TYPE_CHECKING:
-    from shards.order import SampleOrder
+from shards.mixture import Draw, Mixture
+from shards.permutation import keys_of, permute
 
 _KEPT = 2  # epochs: a batch may lie across their border
+
+
+class SlotOrder(Protocol):
+    """What windows need to know of the order that they belong to, a `shards.order.SampleOrder`."""
+
+    @property
+    def mixture(self) -> Mixture:
+        """Return the mixture of datasets."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the order."""
+
+    @property
+    def positions_per_epoch(self) -> int:
+        """Return the number of positions in one epoch."""
+
+    def place(self, epoch: int, slots: NDArray[np.int64]) -> Draw:
+        """Return entry and sample of slots of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Windows:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_arranged": {}}
 
-    def arrange(self, order: SampleOrder, epoch: int) -> Arrangement:
+    def arrange(self, order: SlotOrder, epoch: int) -> Arrangement:
         """The order of an epoch; the last few are remembered."""
         found = self._arranged.get(epoch)
         if found is None:
@@ -65,7 +83,7 @@ class Windows:
             )  # replaced, not changed: the prefetcher reads it too
         return found
 
-    def ahead(self, order: SampleOrder, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def ahead(self, order: SlotOrder, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """The window at a position, the next one, and so on: the position where it ends, and its shards."""
         epoch, offset = divmod(position, order.positions_per_epoch)
         while True:
@@ -77,9 +95,7 @@ class Windows:
                 yield first + end, arrangement.shards[window]
             epoch, offset = epoch + 1, 0
 
-    def _arrange(self, order: SampleOrder, epoch: int) -> Arrangement:
-        from shards.order import keys_of, permute
-
+    def _arrange(self, order: SlotOrder, epoch: int) -> Arrangement:
         size = order.mixture.samples_per_epoch
         slots = np.arange(size, dtype=np.int64)
         shard, pass_ = np.empty((2, size), np.int64)

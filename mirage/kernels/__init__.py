@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mirage.kernels import composed, fixed_layout, reference, regions
+from mirage.kernels import dispatch, reference
 from mirage.kernels.autocast import working
+from mirage.kernels.cpu import fused, operators
 from mirage.kernels.reference import (
     NORM_EPS,
     depthwise_gram,
@@ -44,28 +45,28 @@ __all__ = [
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve each channel of x (b, h, w, c) with its own kernel (c, k, k), k odd, zero padding."""
-    run = composed.depthwise if composed.takes(x) else fixed_layout.depthwise
+    run = dispatch.depthwise if dispatch.takes(x) else operators.depthwise
     out: Tensor = run(x, weight.to(x.dtype))
     return out
 
 
 def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve each channel of each image of x (b, h, w, c) with its own kernel (b, c, k, k)."""
-    run = composed.dynamic_depthwise if composed.takes(x) else fixed_layout.dynamic_depthwise
+    run = dispatch.dynamic_depthwise if dispatch.takes(x) else operators.dynamic_depthwise
     out: Tensor = run(x, kernels.to(x.dtype))
     return out
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations over the pixels of each image: (b, h, w, c) → two of (b, c)."""
-    run = composed.moments if composed.takes(x) else fixed_layout.moments
+    run = dispatch.moments if dispatch.takes(x) else operators.moments
     mean, squares = run(x)
     return mean, squares
 
 
 def gram(x: Tensor) -> Tensor:
     """Inner products of channels over pixels, (b, n, c) → (b, c, c), in fp32 or better."""
-    return composed.gram(x) if composed.takes(x) else reference.gram(x)
+    return dispatch.gram(x) if dispatch.takes(x) else reference.gram(x)
 
 
 def feed_forward(
@@ -76,9 +77,9 @@ def feed_forward(
     scale, shift (c,) of the norm; expand (2n, c); GELU; taps (2n, 3, 3); the first half gates the second; contract
     (c, n).
     """
-    if composed.takes(x):
-        return composed.feed_forward(x, scale, shift, expand, taps, contract)
-    out: Tensor = regions.feed_forward(x, scale, shift, *working(x, expand, taps, contract))
+    if dispatch.takes(x):
+        return dispatch.feed_forward(x, scale, shift, expand, taps, contract)
+    out: Tensor = fused.feed_forward(x, scale, shift, *working(x, expand, taps, contract))
     return out
 
 
@@ -87,9 +88,9 @@ def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Te
 
     matrix (3a, c) and taps (3a, 3, 3) give q, k and v; the Gram matrix is fp32 or better.
     """
-    if composed.takes(x):
-        return composed.attention_input(x, matrix, taps)
-    v, inner = regions.attention_input(*working(x, x, matrix, taps))
+    if dispatch.takes(x):
+        return dispatch.attention_input(x, matrix, taps)
+    v, inner = fused.attention_input(*working(x, x, matrix, taps))
     return v, inner
 
 
@@ -99,17 +100,17 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contrac
     weight (2n, c) and bias (2n,) give the gate, n channels, and n values of which the last m are convolved; contract
     (c, n).
     """
-    if composed.takes(x):
-        return composed.gated_unit(x, weight, bias, kernels, contract)
-    out: Tensor = regions.gated_unit(*working(x, x, weight, bias, kernels, contract))
+    if dispatch.takes(x):
+        return dispatch.gated_unit(x, weight, bias, kernels, contract)
+    out: Tensor = fused.gated_unit(*working(x, x, weight, bias, kernels, contract))
     return out
 
 
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """Two layers at each pixel of x (b, h, w, c), GELU between them."""
-    if composed.takes(x):
+    if dispatch.takes(x):
         return reference.channel_mlp(x, expand, contract)
-    out: Tensor = regions.channel_mlp(*working(x, x, expand, contract))
+    out: Tensor = fused.channel_mlp(*working(x, x, expand, contract))
     return out
 
 
@@ -118,8 +119,8 @@ def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
 
     scales (branches,). Then the product of all of them side by side with weight (o, branches * c).
     """
-    if composed.takes(branches[0]):
+    if dispatch.takes(branches[0]):
         return reference.fused_product(branches, scales, weight)
     scales, weight, *branches = working(branches[0], scales, weight, *branches)
-    out: Tensor = regions.fused_product(branches, scales, weight)
+    out: Tensor = fused.fused_product(branches, scales, weight)
     return out

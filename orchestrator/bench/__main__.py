@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from orchestrator.bench.setting import Setting
+    from orchestrator.bench.environment import Setting
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,18 +134,18 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run one benchmark; return the exit status."""
     options = parser().parse_args(arguments)
-    from orchestrator.bench import setting
+    from orchestrator.bench import environment
 
     try:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise BenchError(f"--json {options.json}: its folder does not exist.")
-        where = setting.prepare(options.device, options.threads, options.precision)
+        where = environment.prepare(options.device, options.threads, options.precision)
         result = _kind(options.kind)(options, where, print)
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2
     if options.json is not None:
-        record = {**setting.describe(where), "command": setting.command(options), **result}
+        record = {**environment.describe(where), "command": environment.command(options), **result}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

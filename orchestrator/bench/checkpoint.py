@@ -18,15 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import network
+from orchestrator.bench.environment import Setting
 from orchestrator.bench.s3 import s3_server
 from orchestrator.bench.scaling_worker import DEGRADATIONS
-from orchestrator.bench.setting import Setting
-from orchestrator.checkpoint import Checkpoints, Identity
-from orchestrator.config import Job
-from orchestrator.engine import InProcessEngine
-from orchestrator.jobfile import job_from_mapping
-from orchestrator.train import Run, Wish, save, start, train_step
+from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.schema import Job
+from orchestrator.models import network
+from orchestrator.training.checkpoint import Checkpoints, Identity
+from orchestrator.training.driver import Wish
+from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.loop import Run, save, start, train_step
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack

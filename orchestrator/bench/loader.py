@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from orchestrator.bench import checkouts, measure
+from orchestrator.bench import external_repos, timing
+from orchestrator.bench.environment import Setting
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.rawsets import SETS, RawSet, RawSource, lay_out, photographs
+from orchestrator.bench.networks import RELEASE
+from orchestrator.bench.raw_datasets import SETS, RawSet, RawSource, lay_out, photographs
 from orchestrator.bench.s3 import s3_server
-from orchestrator.bench.setting import Setting
-from orchestrator.bench.subjects import RELEASE
 from shards.augment import crop16, draw_mode, draw_window, keyed_rng
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.order import Mixture, weighted
+from shards.mixture import Mixture, weighted
 from shards.pack import pack
 from shards.sample import SIGMA
 from shards.store import Store, open_store
@@ -157,14 +157,14 @@ def _measured(
             for kind, store in stores.items()
         },
     }
-    seconds = measure.interleaved({n: r for n, (r, _) in runs.items()}, options.repeats, measure.cpu_seconds)
+    seconds = timing.interleaved({n: r for n, (r, _) in runs.items()}, options.repeats, timing.cpu_seconds)
     epoch = ours.order.steps_per_epoch * ours.order.global_batch_size
     samples = {n: times * BATCH or epoch for n, (_, times) in runs.items()}
     per_sample = {n: [s / samples[n] for s in found] for n, found in seconds.items()}
     row: dict[str, Any] = {"name": name, "images": size, "bit_equal": same, "epoch_samples": epoch}
     row["release_per_second"] = 1 / statistics.median(per_sample["release"])
     for subject in list(runs)[1:]:
-        ratio = measure.ratio(per_sample["release"], per_sample[subject])
+        ratio = timing.ratio(per_sample["release"], per_sample[subject])
         row[f"{subject}_per_second"] = 1 / statistics.median(per_sample[subject])
         row[f"{subject}_ratio"] = [ratio.median, ratio.low, ratio.high]
     row["bytes_ratio"] = _bytes(local / "shards") / sum(_bytes(root / top) for top in _tops(sets))
@@ -224,7 +224,7 @@ def _theirs(release: Path, root: Path, sets: tuple[RawSet, ...], shares: Mapping
         de_type=list(dict.fromkeys(tasks)),
         **{f"{key}_dir": f"{root / folder}/" for key, folder in _FOLDERS.items()},
     )
-    module = checkouts.load(release, "utils.dataset_utils", repository=RELEASE)
+    module = external_repos.load(release, "utils.dataset_utils", repository=RELEASE)
     with redirect_stdout(StringIO()):
         dataset = module.AnyIRTrainDataset(arguments)
     indices: dict[int, list[int]] = {}

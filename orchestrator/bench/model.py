@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirage import MIRAGE, ModelConfig, cost
-from mirage.compiling import compile_blocks
-from mirage.graphs import GraphedModel
-from orchestrator.bench import measure, subjects
+from mirage.compile import compile_blocks
+from mirage.cuda_graphs import GraphedModel
+from orchestrator.bench import networks, timing
+from orchestrator.bench.environment import Setting
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.setting import Setting
-from orchestrator.bench.subjects import Subject
+from orchestrator.bench.networks import Subject
 
 Say = Callable[[str], object]
 
@@ -29,11 +29,11 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     torch.manual_seed(options.seed)
     entrants = []
     if options.release is not None:
-        entrants.append(subjects.release(options.release, options.size))
+        entrants.append(networks.release(options.release, options.size))
     if options.align > 1 and options.what != "infer":
         raise BenchError(f"--align {options.align}: padded weights are for inference. Add --what infer.")
-    entrants.append(subjects.ours(options.size, options.recompute, options.align))
-    entrants += [subjects.peer(argument) for argument in options.peer]
+    entrants.append(networks.ours(options.size, options.recompute, options.align))
+    entrants += [networks.peer(argument) for argument in options.peer]
     if options.graphs:
         entrants = [_graphed(subject) for subject in entrants]
     shape = (options.batch, 3, options.crop, options.crop)
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
         rows.append({"name": subject.name, **_counts(subject, options, degraded[:1])})
     compiled = _compile(entrants) if options.compile else []
 
-    clock = measure.gpu_seconds if setting.device.type == "cuda" else measure.cpu_seconds
+    clock = timing.gpu_seconds if setting.device.type == "cuda" else timing.cpu_seconds
     for what in ("infer", "train") if options.what == "both" else (options.what,):
         runs = {}
         for subject, row in zip(entrants, rows, strict=True):
@@ -59,10 +59,10 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
                 row["kept_mib"] = _kept_bytes(subject, degraded[:1], clean[:1], options, setting) / 2**20
                 if setting.device.type == "cuda":
                     row["train_peak_mib"] = _peak_bytes(step) / 2**20
-        times = measure.interleaved(runs, options.repeats, clock)
+        times = timing.interleaved(runs, options.repeats, clock)
         reference = times[entrants[0].name]
         for row in rows:
-            found = measure.ratio(reference, times[row["name"]])
+            found = timing.ratio(reference, times[row["name"]])
             row[f"{what}_s"] = statistics.median(times[row["name"]])
             row[f"{what}_ratio"] = [found.median, found.low, found.high]
     _say_table(rows, options, compiled, say)

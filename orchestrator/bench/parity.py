@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from mirage import MIRAGE, restore
 from mirage.metrics import psnr
 from mirage.release import from_release
-from orchestrator.bench import subjects
+from orchestrator.bench import networks
+from orchestrator.bench.environment import Setting
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.model import adamw
-from orchestrator.bench.setting import Setting
-from orchestrator.bench.subjects import Subject
+from orchestrator.bench.networks import Subject
 from shards.errors import PackError
 from shards.images import list_images, read_image
 from shards.photographs import PHOTOGRAPHS, read_photograph
@@ -51,13 +51,13 @@ class Curve:
 def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
     """Train the three, print loss per step and final PSNR side by side, return the figures."""
     torch.manual_seed(options.seed)
-    theirs = subjects.release(options.release, options.size)
+    theirs = networks.release(options.release, options.size)
     start = {name: tensor.clone() for name, tensor in theirs.model.state_dict().items()}
     model = from_release(start)
     model.config = replace(model.config, drop_path=0.0)
     entrants = {
         "release": theirs,
-        "ours": subjects.from_model(model, "ours"),
+        "ours": networks.from_model(model, "ours"),
         "moved": _moved(options, start),
     }
     training, held_out = _photographs(options)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
 
 
 def _moved(options: argparse.Namespace, start: dict[str, Tensor]) -> Subject:
-    twin = subjects.release(options.release, options.size)
+    twin = networks.release(options.release, options.size)
     twin.model.load_state_dict(copy.deepcopy(start))
     generator = torch.Generator().manual_seed(options.seed)
     with torch.no_grad():

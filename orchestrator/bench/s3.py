@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.bench.errors import BenchError
-from orchestrator.cluster import processes, s3server
+from orchestrator.cluster.local import processes
+from orchestrator.cluster.local import s3_server as s3server
 
 
 @contextmanager

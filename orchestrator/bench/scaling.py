@@ -1,7 +1,8 @@
 """`mirage bench scaling`: what a step costs on 1, 2 and more workers, by cause, and what a model makes of it for many.
 
 Measured: steps of the real model, loss and engine on real photographs, by real processes that talk through gloo (NCCL
-on GPUs). From them come the parameters of `orchestrator.scaling`: seconds of a step and of an image, the latency and
+on GPUs). From them come the parameters of `orchestrator.planning.scaling_model`: seconds of a step and of an image,
+the latency and
 bandwidth of a message, the spread between steps. Simulated: everything beyond the workers that were there.
 """
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ import torch
 
 from mirage import ModelConfig
 from mirage.cost import parameters
+from orchestrator.bench.environment import Setting
 from orchestrator.bench.errors import BenchError
+from orchestrator.bench.plots import Row
 from orchestrator.bench.scaling_worker import DEGRADATIONS, Task, Times
-from orchestrator.bench.setting import Setting
-from orchestrator.scaling import (
+from orchestrator.config.schedule import rate_factor
+from orchestrator.planning.scaling_model import (
     Habits,
     Load,
     Machine,
@@ -36,7 +39,6 @@ from orchestrator.scaling import (
     best_checkpoint_steps,
     efficiency,
     predict,
-    rate_factor,
     strong,
     weak,
 )
@@ -54,26 +56,6 @@ TIMEOUT_SECONDS = 1800
 GPU = Machine(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
 LINKS = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
 """Assumed, not measured: 400 crops of 128² a second of T in fp32, 2 % spread; 50 µs and 25 Gbit/s between workers."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured on one number of workers: medians over steps of the slowest worker, in seconds."""
-
-    workers: int
-    share: int
-    """Images of the largest share."""
-    compute: float
-    communication: float
-    data: float
-    spread: float
-    gradients: float
-    small: float
-
-    @property
-    def step(self) -> float:
-        """Seconds of a step."""
-        return self.compute + self.communication + self.data
 
 
 def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
@@ -99,7 +81,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     for text in tables(curves, options, habits):
         say(text)
     if options.figure:
-        from orchestrator.bench.curves import draw
+        from orchestrator.bench.plots import draw
 
         draw(options.figure, rows, curves, options.batch, options.preemptions_per_hour)
         say(f"figure     {options.figure}")

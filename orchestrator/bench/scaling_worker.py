@@ -23,7 +23,8 @@ import torch.distributed as dist
 from mirage import MIRAGE, ModelConfig
 from mirage.collective import Share
 from mirage.loss import LossWeights, restoration_loss
-from orchestrator.engine import DDPEngine, Engine, InProcessEngine
+from orchestrator.training.engines.base import Engine, InProcessEngine
+from orchestrator.training.engines.ddp import DDPEngine
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.stream import Batch, TrainStream

@@ -8,22 +8,21 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import jobs, proving, data, ledgers, datasets, machine  # isort: skip
-from orchestrator.cli import photographs, service, judging, models, sweeps  # isort: skip
+from orchestrator.cli import jobs, resilience, pack, datasets, local  # isort: skip
+from orchestrator.cli import restore, serve, evaluation, models, sweeps  # isort: skip
 from orchestrator.cli.app import app, complain
 
 __all__ = [
-    "data",
     "datasets",
+    "evaluation",
     "jobs",
-    "judging",
-    "ledgers",
-    "machine",
+    "local",
     "main",
     "models",
-    "photographs",
-    "proving",
-    "service",
+    "pack",
+    "resilience",
+    "restore",
+    "serve",
     "sweeps",
 ]
 

@@ -47,11 +47,11 @@ def use_local_cluster() -> None:
     """
     import os
 
-    from orchestrator.cluster import local
+    from orchestrator.cluster.local import lifecycle
     from orchestrator.errors import ClusterError
 
     try:
-        offered = local.environment(Path.cwd())
+        offered = lifecycle.environment(Path.cwd())
     except ClusterError:
         return
     own_store = not os.environ.keys().isdisjoint(OWN_STORE) or Path("~/.aws").expanduser().exists()

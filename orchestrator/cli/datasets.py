@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.app import app, bar, complain, say, use_local_cluster
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 
 Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
@@ -23,7 +24,7 @@ def verify(
 ) -> None:
     """Read a packed dataset whole and hold every byte against its manifest."""
     use_local_cluster()
-    from orchestrator.home import absolute_uri
+    from orchestrator.paths import absolute_uri
     from shards.manifest import load_manifest
     from shards.processes import Processes, cores
     from shards.store import open_store
@@ -48,8 +49,8 @@ def show(
 ) -> None:
     """Print what a packed dataset holds and write a contact sheet."""
     use_local_cluster()
-    from orchestrator.data import open_uris
-    from orchestrator.holdings import contact_sheet, describe
+    from orchestrator.data.datasets import open_uris
+    from orchestrator.data.summary import contact_sheet, describe
 
     dataset = open_uris([uri])
     (manifest,) = dataset.manifests
@@ -72,8 +73,8 @@ def audit(
     The exit status is 1 when a test sample shows a photograph that is trained on.
     """
     use_local_cluster()
-    from orchestrator.data import open_uris
-    from orchestrator.holdings import twin_sheet
+    from orchestrator.data.datasets import open_uris
+    from orchestrator.data.summary import twin_sheet
     from shards.audit import audit as compare
     from shards.audit import leaked_tests
     from shards.processes import Processes, cores
@@ -125,23 +126,24 @@ def gc(
     What a manifest, a run in progress or a registered model refers to is never touched.
     """
     use_local_cluster()
-    from orchestrator import garbage, registry, track
     from orchestrator.errors import PlanError
-    from orchestrator.home import absolute_uri
-    from orchestrator.named import RUN_TAG
+    from orchestrator.maintenance import garbage_collection
+    from orchestrator.paths import absolute_uri
+    from orchestrator.registry import client as registry
+    from orchestrator.run_files import RUN_TAG
     from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))
     if isinstance(store, LocalStore) and not store.root.is_dir():
         raise PlanError(f"{uri}: no such folder.")
-    models = track.tracking_uri(tracking)
-    database = track.sqlite_file(models)
+    models = resolve_tracking_uri(tracking)
+    database = sqlite_file(models)
     nothing_tracked = database is not None and not database.exists()
     registered = set() if nothing_tracked else registry.runs_of_models(models, RUN_TAG)
-    found = garbage.find(store, registered, grace_hours=older_than)
+    found = garbage_collection.find(store, registered, grace_hours=older_than)
     if nothing_tracked:
         complain(
-            f"no model is registered at {track.shown(models)}; if some are elsewhere, name it with --tracking"
+            f"no model is registered at {without_password(models)}; if some are elsewhere, name it with --tracking"
         )
     for item in found.garbage:
         say(f"{item.size:>14,}  {item.key}   {item.why}")
@@ -149,6 +151,19 @@ def gc(
         complain(note)
     say(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
     if delete:
-        say(f"removed {garbage.remove(store, found.garbage):,}")
+        say(f"removed {garbage_collection.remove(store, found.garbage):,}")
     elif found.garbage:
         say("nothing was removed; to remove them: --delete")
+
+
+@app.command()
+def ledger(
+    run: Annotated[
+        str, typer.Argument(help="Folder of a run in the store: s3://bucket/runs/NAME or a path.")
+    ],
+) -> None:
+    """Check that a run with `data.ledger` consumed each position exactly once."""
+    use_local_cluster()
+    from orchestrator.maintenance.sample_ledger import consumed
+
+    say(consumed(run).render())

@@ -23,8 +23,8 @@ def run(
 ) -> None:
     """Run a job of any kind, for example train. `ray job submit JOB_FILE` calls this on the cluster."""
     use_local_cluster()
-    from orchestrator.dispatch import run_any
-    from orchestrator.jobfile import load_job
+    from orchestrator.config.loader import load_job
+    from orchestrator.runner import run_any
 
     outcome = run_any(load_job(job_file, overrides or ()), say, in_process=in_process)
     if outcome.status == "stopped":
@@ -49,7 +49,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a job will do and take: samples, steps, memory, hours, money. Needs no Ray and no GPU."""
-    from orchestrator.jobfile import dump_job, load_job, overrides_from
+    from orchestrator.config.loader import dump_job, load_job, overrides_from
 
     charged = overrides_from(prices, "prices") if prices else []
     job = load_job(job_file, [*charged, *(overrides or ())])
@@ -57,7 +57,7 @@ def plan(
         say(dump_job(job).rstrip())
         return
     use_local_cluster()
-    from orchestrator.dispatch import plan_any, plan_shapes
+    from orchestrator.runner import plan_any, plan_shapes
 
     say(plan_shapes(job) if shapes else plan_any(job))
 
@@ -67,6 +67,6 @@ def schema() -> None:
     """Print the JSON Schema of job files, for completion in editors."""
     import json
 
-    from orchestrator.jobfile import json_schema
+    from orchestrator.config.loader import json_schema
 
     say(json.dumps(json_schema(), indent=2))

@@ -16,9 +16,9 @@ def import_checkpoint(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
 ) -> None:
     """Turn one of the authors' checkpoints into weights of ours; no code in it is run."""
-    from orchestrator import convert
+    from orchestrator.models import release_checkpoints
 
-    say(convert.import_checkpoint(checkpoint, out))
+    say(release_checkpoints.import_checkpoint(checkpoint, out))
 
 
 @app.command()
@@ -27,9 +27,9 @@ def export_checkpoint(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .ckpt file to write.")],
 ) -> None:
     """Turn weights of ours into a checkpoint that the authors' scripts load."""
-    from orchestrator import convert
+    from orchestrator.models import release_checkpoints
 
-    say(convert.export_checkpoint(weights, out))
+    say(release_checkpoints.export_checkpoint(weights, out))
 
 
 @app.command()
@@ -44,8 +44,8 @@ def export(
     """Write a model in another format; a file that does not compute the same is not written."""
     import torch
 
-    from orchestrator import export as exporting
-    from orchestrator.named import find_model
+    from orchestrator.models import export as exporting
+    from orchestrator.registry.resolve import find_model
 
     parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
     say(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
@@ -82,7 +82,7 @@ def promote(
     Exit status 1 when it is refused.
     """
     use_local_cluster()
-    from orchestrator import promote as promoting
+    from orchestrator.promotion import promote as promoting
 
     given = {
         "margin_db": margin_db,
@@ -109,7 +109,7 @@ def rollback(
 ) -> None:
     """Exchange champion, or another alias, and its previous; a second call takes the first one back."""
     use_local_cluster()
-    from orchestrator import promote as promoting
+    from orchestrator.promotion import promote as promoting
 
     before, now = promoting.rollback(name, track_uri(), alias)
     say(f"{name}: {alias} is version {now} again; version {before} is kept as {promoting.previous_of(alias)}")
@@ -128,7 +128,7 @@ def trace(
     Exit status 1 when something is gone or is not what was written.
     """
     use_local_cluster()
-    from orchestrator import trace as tracing
+    from orchestrator.maintenance import lineage as tracing
 
     chain = tracing.trace(model, track_uri(), deep=deep, roots=root or ())
     say(chain.render())
@@ -138,9 +138,9 @@ def trace(
 
 def track_uri() -> str:
     """Return the store that commands about registered models talk to."""
-    from orchestrator.track import tracking_uri
+    from orchestrator.tracking.uri import resolve_tracking_uri
 
-    return tracking_uri()
+    return resolve_tracking_uri()
 
 
 @app.command(

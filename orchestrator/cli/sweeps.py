@@ -26,9 +26,9 @@ def report(
 ) -> None:
     """Write report.md and report.html, also of a sweep that is still running, and print the leaderboard."""
     use_local_cluster()
-    from orchestrator.sweeping.named import find_sweep
-    from orchestrator.sweeping.report import write_report
-    from orchestrator.sweeping.running import folder_of
+    from orchestrator.sweeps.job import folder_of
+    from orchestrator.sweeps.lookup import find_sweep
+    from orchestrator.sweeps.report import write_report
 
     found = find_sweep(run)
     folder = out or folder_of(found.name)
@@ -47,6 +47,6 @@ def export(
 ) -> None:
     """Write the job of the winning trial as a job file of its own, which trains, judges and registers."""
     use_local_cluster()
-    from orchestrator.sweeping.named import export_job, find_sweep
+    from orchestrator.sweeps.lookup import export_job, find_sweep
 
     say(export_job(find_sweep(run), out, trial))

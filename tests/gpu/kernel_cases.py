@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mirage.kernels import reference, triton_ops
+from mirage.kernels import reference
+from mirage.kernels.triton import ops
 
 Form = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -41,17 +42,17 @@ def arguments(name: str, size: tuple[int, ...]) -> list[Tensor]:
 
 
 def norm_linear(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-    out, _, _ = triton_ops.norm_linear_and_statistics(x, scale, shift, weight, reference.NORM_EPS)
+    out, _, _ = ops.norm_linear_and_statistics(x, scale, shift, weight, reference.NORM_EPS)
     return out
 
 
 FORMS: dict[str, tuple[Form, Form]] = {
-    "depthwise": (triton_ops.depthwise, reference.depthwise),
-    "dynamic_depthwise": (triton_ops.depthwise, reference.dynamic_depthwise),
-    "gated_depthwise": (triton_ops.gated_depthwise, reference.gated_depthwise),
-    "gated_values": (triton_ops.gated_values, reference.gated_values),
-    "gram": (triton_ops.gram, reference.gram),
-    "moments": (triton_ops.moments, reference.moments),
+    "depthwise": (ops.depthwise, reference.depthwise),
+    "dynamic_depthwise": (ops.depthwise, reference.dynamic_depthwise),
+    "gated_depthwise": (ops.gated_depthwise, reference.gated_depthwise),
+    "gated_values": (ops.gated_values, reference.gated_values),
+    "gram": (ops.gram, reference.gram),
+    "moments": (ops.moments, reference.moments),
     "norm_linear": (norm_linear, reference.norm_linear),
 }
 
@@ -108,6 +109,6 @@ def obeys(name: str, device: str = "cpu") -> bool:
     operator = FORMS[name][0]
     extra = []
     if name == "norm_linear":
-        operator, extra = triton_ops.norm_linear_and_statistics, [reference.NORM_EPS]
+        operator, extra = ops.norm_linear_and_statistics, [reference.NORM_EPS]
     torch.library.opcheck(operator, [*leaves(name, (1, 2, 2, 3), torch.float32, device), *extra])
     return True

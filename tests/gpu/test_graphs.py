@@ -5,7 +5,7 @@ import unittest
 import torch
 
 from mirage import MIRAGE, ModelConfig, restore
-from mirage.graphs import GraphedModel
+from mirage.cuda_graphs import GraphedModel
 
 
 @unittest.skipUnless(torch.cuda.is_available(), "needs a CUDA GPU: torch sees none here")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig, restore
 from mirage.config import Recompute
-from mirage.kernels import composed
+from mirage.kernels import dispatch
 from mirage.loss import LossWeights, restoration_loss
 
 SIZES = {"tiny": ModelConfig.tiny(), "small": ModelConfig.small()}
@@ -58,7 +58,7 @@ class ModelTest(unittest.TestCase):
     def setUp(self) -> None:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        composed.CHOICE = "auto"
+        dispatch.CHOICE = "auto"
 
     def assert_repeats(self, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         self.assertEqual([name for name in first if not torch.equal(first[name], second[name])], [])
@@ -82,7 +82,7 @@ class ModelTest(unittest.TestCase):
 
     def test_the_kernels_give_what_the_plain_forms_give(self) -> None:
         found = step(made(SIZES["tiny"]), "cuda")
-        composed.CHOICE = "reference"
+        dispatch.CHOICE = "reference"
         plain = step(made(SIZES["tiny"]), "cuda")
         a, b = whole_gradient(found), whole_gradient(plain)
         self.assertLess(float((a - b).norm() / b.norm()), 1e-4)

@@ -10,7 +10,8 @@ import torch
 
 from mirage import MIRAGE, ModelConfig
 from mirage.loss import LossWeights, restoration_loss
-from shards.order import Entry, Mixture, SampleOrder
+from shards.mixture import Entry, Mixture
+from shards.order import SampleOrder
 
 ABSENT = """
 import sys
@@ -44,7 +45,7 @@ NEEDED = (
     *(
         "mirage",
         "mirage.loss",
-        "mirage.graphs",
+        "mirage.cuda_graphs",
         "shards.order",
         "shards.augment",
         "shards.noise",

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from mirage.kernels import triton_depthwise, triton_gates, triton_norm, triton_sums
+from mirage.kernels.triton import depthwise, gated, norm_linear, reductions
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 found: dict[str, dict[str, int]] = {}
@@ -83,21 +83,21 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     third, hidden = c // 3, 8 * c // 9
     x = torch.zeros(2, side, side, c, dtype=dtype)
     qkv, taps = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
-    triton_depthwise.convolve(qkv, taps)
-    triton_depthwise.convolve(qkv, taps, reverse=True)
-    triton_depthwise.taps_gradient(qkv, qkv, taps)
+    depthwise.convolve(qkv, taps)
+    depthwise.convolve(qkv, taps, reverse=True)
+    depthwise.taps_gradient(qkv, qkv, taps)
     qk = qkv[..., : 2 * third].flatten(1, 2)
-    triton_sums.gram_gradient(triton_sums.gram(qk), qk)
-    triton_sums.moments(x[..., third : 2 * third].float())
+    reductions.gram_gradient(reductions.gram(qk), qk)
+    reductions.moments(x[..., third : 2 * third].float())
     gates, windows = x.new_zeros(2, side, side, 2 * hidden), x.new_zeros(2, third, 7, 7)
-    triton_gates.gated_values(gates, windows)
-    triton_gates.gated_values_gradient(gates[..., :hidden], gates, windows)
+    gated.gated_values(gates, windows)
+    gated.gated_values_gradient(gates[..., :hidden], gates, windows)
     wide = x.new_zeros(4 * c, c)
     ones = torch.ones(c)
-    out, mean, inverse = triton_norm.norm_linear(x.float(), ones, ones, wide, 1e-5)
-    triton_norm.norm_linear_gradient(out, x.float(), ones, ones, wide, mean, inverse)
+    out, mean, inverse = norm_linear.norm_linear(x.float(), ones, ones, wide, 1e-5)
+    norm_linear.norm_linear_gradient(out, x.float(), ones, ones, wide, mean, inverse)
     taps = x.new_zeros(4 * c, 3, 3)
-    triton_gates.gated_depthwise_gradient(triton_gates.gated_depthwise(out, taps), out, taps)
+    gated.gated_depthwise_gradient(gated.gated_depthwise(out, taps), out, taps)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig, kernels
-from mirage.kernels import composed, reference
+from mirage.kernels import dispatch, reference
 
 
 def convolve(x: Tensor, taps: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def stand_in_all() -> None:
 
 
 if __name__ == "__main__":
-    composed.INTERPRETED = composed.HAS_TRITON = True
+    dispatch.INTERPRETED = dispatch.HAS_TRITON = True
     stand_in_all()
     for size in ("tiny", "small"):
         for bf16 in (False, True):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mirage import ModelConfig
 from mirage.blocks import Block
-from mirage.kernels import composed
+from mirage.kernels import dispatch
 
 SIZES_OF = {"dynamic_depthwise": SIZES[:2], "gated_depthwise": SIZES[1::2], "gated_values": SIZES[1::2]}
 """Where fewer will do, since the interpreter is slow: strips and blocks are those of `depthwise`."""
@@ -28,7 +28,7 @@ PRODUCTS = ["gram", "norm_linear"]
 
 def block(choice: str) -> list[Tensor]:
     """A whole block in training, with its gradients, by Triton's kernels (`auto`) or by the plain forms."""
-    composed.CHOICE = choice
+    dispatch.CHOICE = choice
     torch.manual_seed(0)
     made = Block(12, 2, ModelConfig(dim=12))
     x = torch.randn(2, 3, 4, 12, requires_grad=True)
@@ -49,7 +49,7 @@ def block_error() -> float:
 def main() -> None:
     """Every case."""
     found: dict[str, object] = {"block": block_error()}
-    composed.CHOICE = "auto"
+    dispatch.CHOICE = "auto"
     for name in FORMS:
         found[name] = {
             "fp32": {str(size): error(name, size, torch.float32) for size in SIZES_OF.get(name, SIZES)},

@@ -3,7 +3,7 @@
     python tests/mirage/make_parity.py --release PATH_OF_A_CHECKOUT [--store]
 
 Runs the release's own classes with random weights, every norm, scale and temperature moved off its initial
-value, DropPath off. The release imports timm and fvcore; `orchestrator.bench.checkouts` stands in for them.
+value, DropPath off. The release imports timm and fvcore; `orchestrator.bench.external_repos` stands in for them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mirage.loss import LossWeights, restoration_loss
 from mirage.release import from_release, release_name, release_shape
-from orchestrator.bench.checkouts import load
+from orchestrator.bench.external_repos import load
 
 CASE = Path(__file__).with_name("parity.safetensors")
 ZERO_GRADIENTS = ("reduce_shallow.bias", "reduce_latent.bias")  # the covariance removes the mean

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from mirage import kernels
-from mirage.kernels import fixed_layout, reference
+from mirage.kernels import reference
+from mirage.kernels.cpu import operators
 
 SIZES = [(1, 1, 1, 1), (2, 5, 4, 3), (3, 9, 8, 2)]
 
@@ -33,7 +34,7 @@ NAMES = ["depthwise", "dynamic_depthwise", "moments"]
 @pytest.mark.parametrize("name", NAMES)
 def test_operators_equal_their_reference_in_value_and_gradient(name: str, size: tuple[int, ...]) -> None:
     found = []
-    for module in (fixed_layout, reference):
+    for module in (operators, reference):
         inputs = arguments(name, size)
         out = getattr(module, name)(*inputs)
         out = torch.cat([part.flatten() for part in (out if isinstance(out, tuple) else (out,))])
@@ -45,7 +46,7 @@ def test_operators_equal_their_reference_in_value_and_gradient(name: str, size: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    assert gradcheck(getattr(fixed_layout, name), arguments(name, (2, 3, 4, 2)))
+    assert gradcheck(getattr(operators, name), arguments(name, (2, 3, 4, 2)))
 
 
 @pytest.mark.parametrize("name", NAMES)

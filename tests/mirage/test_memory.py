@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig, kernels
 from mirage.config import Recompute
-from mirage.kernels import composed
+from mirage.kernels import dispatch
 from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
 from tests.mirage import composed_kept
 
@@ -38,8 +38,8 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
         for name in names:
             monkeypatch.setattr(kernels, name, None, raising=False)
             monkeypatch.setitem(sys.modules, f"mirage.kernels.{name}", torch)
-        monkeypatch.setattr(composed, "INTERPRETED", True)
-        monkeypatch.setattr(composed, "HAS_TRITON", True)
+        monkeypatch.setattr(dispatch, "INTERPRETED", True)
+        monkeypatch.setattr(dispatch, "HAS_TRITON", True)
         composed_kept.stand_in_all()
     return wanted
 

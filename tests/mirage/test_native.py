@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirage.kernels import native, native_regions, planes, reference, regions
+from mirage.kernels import reference
+from mirage.kernels.cpu import fused, fused_c, layout, library
 
-compiled = pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+compiled = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")
 
 SIZES = [
     (2, 1, 1, 2),
@@ -126,7 +127,7 @@ def test_they_equal_float64_to_fp32_rounding(name: str, size: tuple[int, ...], c
     inputs = ARGUMENTS[name](*size)
     expected = run(of(reference, name), inputs, torch.float64)
     with threads(count):
-        found = run(of(regions, name), inputs, torch.float32)
+        found = run(of(fused, name), inputs, torch.float32)
     for ours, exact in zip(found, expected, strict=True):
         assert ours.shape == exact.shape
         assert error(ours, exact) < 3e-6
@@ -136,13 +137,13 @@ def test_they_equal_float64_to_fp32_rounding(name: str, size: tuple[int, ...], c
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_they_are_what_runs_and_the_same_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    really = native.call
+    really = library.call
     monkeypatch.setattr(
-        native, "call", lambda which, *rest, **more: (ran.append(which), really(which, *rest, **more))
+        library, "call", lambda which, *rest, **more: (ran.append(which), really(which, *rest, **more))
     )
     inputs = ARGUMENTS[name](2, 9, 20, 24)
     with threads(4):
-        first, second = (run(of(regions, name), inputs, torch.float32) for _ in range(2))
+        first, second = (run(of(fused, name), inputs, torch.float32) for _ in range(2))
     assert set(ran) == {name.split()[0], f"{name.split()[0]}_backward"}
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -159,14 +160,14 @@ def test_a_map_of_one_column_may_have_any_stride_between_its_columns(name: str, 
     inputs = ARGUMENTS[name](*odd.shape)
     inputs[0] = odd if name == "channel_mlp" else [odd, *inputs[0][1:]]
     with threads(2):
-        found = of(regions, name)(*inputs)
+        found = of(fused, name)(*inputs)
     assert error(found, of(reference, name)(*inputs)) < 3e-6
 
 
 @pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "gated_unit"])  # PyTorch refuses that
 def test_no_images_give_none(name: str) -> None:
     inputs = ARGUMENTS[name](0, 4, 5, 6)
-    found = of(regions, name)(*inputs)
+    found = of(fused, name)(*inputs)
     expected = of(reference, name)(*inputs)
     for ours, exact in zip(flat([found]), flat([expected]), strict=True):
         assert ours.shape == exact.shape
@@ -177,9 +178,9 @@ def test_no_images_give_none(name: str) -> None:
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_all_that_they_return_is_contiguous_as_torch_compile_was_told(name: str, channels: int) -> None:
     inputs = ARGUMENTS[name](2, 9, 20, channels)
-    found = of(regions, name)(*inputs)
+    found = of(fused, name)(*inputs)
     outputs = [found] if isinstance(found, Tensor) else list(found)
-    backward = of(regions, f"{name.split()[0]}_backward")
+    backward = of(fused, f"{name.split()[0]}_backward")
     gradients = flat(backward(*(torch.randn_like(out) for out in outputs), *inputs))
     assert all(x.is_contiguous() for x in (*outputs, *gradients))
 
@@ -192,18 +193,18 @@ def test_gelu_is_torchs_everywhere(value: float) -> None:
     expand, taps = torch.tensor([[0.0, 1.0], [0.0, value]]), torch.zeros(2, 3, 3)
     taps[:, 1, 1] = 1
     inputs = x, one, zero, expand, taps, torch.ones(2, 1)
-    found, plain = native_regions.feed_forward(*inputs), reference.feed_forward(*inputs)
+    found, plain = fused_c.feed_forward(*inputs), reference.feed_forward(*inputs)
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=3e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_planes_hold_all_channels_and_zeros(parts: int) -> None:
-    matrix, whole = torch.randn(parts * 21, 5), planes.up(21)
-    wide = planes.filled(matrix, parts)
-    assert torch.equal(planes.unfilled(wide, 21, parts), matrix)
+    matrix, whole = torch.randn(parts * 21, 5), layout.up(21)
+    wide = layout.filled(matrix, parts)
+    assert torch.equal(layout.unfilled(wide, 21, parts), matrix)
     assert wide.shape == (parts * whole, 5)
     assert wide.view(parts, whole, 5)[:, 21:].eq(0).all()
-    assert torch.equal(planes.from_planes(planes.planes(wide.mT)), wide.mT)
+    assert torch.equal(layout.from_planes(layout.planes(wide.mT)), wide.mT)
 
 
 def library_in(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from mirage import kernels
-from mirage.kernels import reference, regions
+from mirage.kernels import reference
+from mirage.kernels.cpu import fused
 
 FP64 = torch.float64
 
@@ -78,8 +79,8 @@ def run(function: Callable[..., Any], inputs: list[Any]) -> list[Tensor]:
 def test_regions_equal_their_reference_in_value_and_gradient(
     name: str, group_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(regions, "GROUP_BYTES", group_bytes)
-    ours, plain = (run(of(module, name), arguments(name)) for module in (regions, reference))
+    monkeypatch.setattr(fused, "GROUP_BYTES", group_bytes)
+    ours, plain = (run(of(module, name), arguments(name)) for module in (fused, reference))
     for found, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -88,11 +89,11 @@ def test_regions_equal_their_reference_in_value_and_gradient(
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     inputs = arguments(name, c=2)
     if not isinstance(inputs[0], list):
-        assert gradcheck(of(regions, name), inputs)
+        assert gradcheck(of(fused, name), inputs)
         return
     branches, rest = inputs[0], inputs[1:]
     count = len(branches)
-    assert gradcheck(lambda *x: regions.fused_product(list(x[:count]), *x[count:]), (*branches, *rest))
+    assert gradcheck(lambda *x: fused.fused_product(list(x[:count]), *x[count:]), (*branches, *rest))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,7 +74,7 @@ def test_a_whole_block_in_training_equals_its_plain_form(found: dict[str, Any]) 
 
 
 def test_no_kernel_adds_atomically() -> None:
-    sources = sorted(Path(mirage.__file__).with_name("kernels").glob("triton_*.py"))
+    sources = sorted(Path(mirage.__file__).with_name("kernels").glob("triton/*.py"))
     assert len(sources) >= 4
     for source in sources:
         assert "tl.atomic" not in source.read_text(), source.name

@@ -1,8 +1,9 @@
-"""A small packed dataset of real photographs, and a small job on it."""
+"""A small packed dataset of real photographs, a small job on it, and a real MLflow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
-from orchestrator import data
-from orchestrator.config import Job
-from orchestrator.jobfile import job_from_mapping
+from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
+from orchestrator.tracking import client as tracking
 from shards.dataset import Dataset
+from tests.orchestrator.mlflow_server import Server
 
 SMALL = {
     "name": "small",
@@ -81,5 +84,28 @@ def small_job(at_home: Path) -> MakeJob:
 @pytest.fixture
 def small_data(small_job: MakeJob) -> Dataset:
     job = small_job()
-    data.ensure_packed(job)
-    return data.open_dataset(job)
+    datasets.ensure_packed(job)
+    return datasets.open_dataset(job)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SQLite store with its schema, which takes seconds to create."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    tracking.start_run(uri, "warm-up", "first", {}, {})
+    return uri
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path: Path, closed_port: int) -> Iterator[Server]:
+    """A server that has not been started."""
+    place = Server(tmp_path, closed_port)
+    yield place
+    place.kill()

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import MixtureError
-from shards.order import Entry, Mixture, SampleOrder, permutation, share, weighted
+from shards.mixture import Entry, Mixture, weighted
+from shards.order import SampleOrder, share
+from shards.permutation import permutation
 
 NOISE = tuple(Entry(f"noise{sigma}", 5144, 3) for sigma in (15, 25, 50))
 THREE = Mixture((*NOISE, Entry("rain", 200, 120), Entry("haze", 72135, 1)))

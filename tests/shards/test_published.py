@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from orchestrator.config import Degradation, PackSource
+from orchestrator.config.schema import Degradation, PackSource
 from shards.errors import ManifestError, PackError
 from shards.manifest import Manifest, load_manifest
 from shards.pack import pack

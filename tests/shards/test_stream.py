@@ -26,8 +26,8 @@ from shards.errors import (
     UnreachableStoreError,
 )
 from shards.manifest import Manifest, publish
+from shards.mixture import Entry, Mixture, weighted
 from shards.noise import add_noise
-from shards.order import Entry, Mixture, weighted
 from shards.pack import pack
 from shards.sources import FolderSource
 from shards.stages import Stage, Stages

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import MixtureError
-from shards.order import Entry, Mixture, SampleOrder
+from shards.mixture import Entry, Mixture
+from shards.order import SampleOrder
 from shards.windows import Windows
 
 

@@ -25,7 +25,9 @@ from PIL import Image
 
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
-from orchestrator import registry, track
+from orchestrator.registry import client as registry
+from orchestrator.registry import registration
+from orchestrator.tracking import client as tracking
 from tests.slow.project import Project
 
 NAME = "served"
@@ -45,14 +47,14 @@ class Registry:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        run = track.start_run(uri, NAME, "run", {}, {})
+        run = tracking.start_run(uri, NAME, "run", {}, {})
         for version in (GOOD, BETTER, NOT_A_NUMBER, CORRUPT):
             torch.manual_seed(int(version))
             model = MIRAGE(SMALL)
             if version == NOT_A_NUMBER:
                 with torch.no_grad():
                     model.output.weight.fill_(float("nan"))
-            made = registry.register(
+            made = registration.register(
                 uri, NAME, run_id=run, weights=dumps(model), card="# Card", tags={"recipe": "fast"},
                 metrics={"test/rain/psnr": 24.0, "test/rain/input_psnr": 22.0}, idempotency_key=version,
             )  # fmt: skip
@@ -60,10 +62,10 @@ class Registry:
             if version == CORRUPT:
                 file = registry.resolve(made.uri, uri)
                 file.write_bytes(file.read_bytes()[:-8] + bytes(8))
-        track.end_run(uri, run, "FINISHED")
+        tracking.end_run(uri, run, "FINISHED")
 
     def promote(self, version: str) -> None:
-        track.connect(self._uri).set_registered_model_alias(NAME, "champion", version)
+        tracking.connect(self._uri).set_registered_model_alias(NAME, "champion", version)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from PIL import Image
 
 import mirage
 from mirage import MIRAGE, ModelConfig
-from orchestrator.ledger import FOLDER
+from orchestrator.restoration.result_index import FOLDER
 from tests.slow.project import Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mirage.weights import loads
-from orchestrator.cluster import rayhead
+from orchestrator.cluster.local import ray_head
 from tests.slow.project import Done, Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,7 +40,7 @@ def leaked_groups(project: Project) -> str:
         "import os; from pathlib import Path; from orchestrator.cluster import local\n"
         "os.environ.update(local.environment(Path.cwd()))\n"
         "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
-        "from orchestrator.cluster.groups import leaked_groups; print('leaked', len(leaked_groups()))"
+        "from orchestrator.cluster.placement_groups import leaked_groups; print('leaked', len(leaked_groups()))"
     )
     return project.run(sys.executable, "-c", script).text
 
@@ -48,7 +48,7 @@ def leaked_groups(project: Project) -> str:
 def train_workers(project: Project) -> list[psutil.Process]:
     """The training processes of this project's cluster; the machine may run others."""
     recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
-    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == rayhead.LEADER)
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.LEADER)
     ours = {p.pid for p in raylet.children(recursive=True)}
     running = psutil.process_iter(["cmdline"])
     return [p for p in running if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
@@ -103,7 +103,7 @@ def test_the_submit_hook_needs_no_executable_bit(project: Project, uninterrupted
     plain = project.root / "jobs" / "plain.yaml"
     plain.write_text((project.root / "jobs" / "small.yaml").read_text())
     plain.chmod(0o644)
-    done = project.submit("jobs/plain.yaml", RAY_JOB_SUBMIT_HOOK="orchestrator.cluster.hook.submit")
+    done = project.submit("jobs/plain.yaml", RAY_JOB_SUBMIT_HOOK="orchestrator.cluster.submit_hook.submit")
     assert done.status == 0, done.text
     assert "is finished already" in done.text
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.evaluate import from_records, summarise
+from orchestrator.evaluation.scores import from_records, summarise
 from tests.slow.project import Done, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

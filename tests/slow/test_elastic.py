@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.cluster.ports import free_port
-from orchestrator.consumed import consumed
+from orchestrator.cluster.local.ports import free_port
+from orchestrator.maintenance.sample_ledger import consumed
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, NOTICE_SECONDS, ON_LOOPBACK, Place, drain
 from tests.slow.project import wait_until

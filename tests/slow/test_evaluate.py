@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mirage import MIRAGE, ModelConfig, save
-from orchestrator.cluster import rayhead
-from orchestrator.judging.images import ImageResult, from_parquet
+from orchestrator.cluster.local import ray_head
+from orchestrator.evaluation.image_results import ImageResult, from_parquet
 from tests.slow.project import Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,7 +40,7 @@ track: {experiment: slow}
 def judges(project: Project) -> list[int]:
     """Process ids of the judging workers of this project's cluster; the machine may run others."""
     recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
-    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == rayhead.LEADER)
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.LEADER)
     running = [(p.pid, " ".join(p.cmdline())) for p in raylet.children(recursive=True)]
     return [pid for pid, words in running if "_Judge" in words]
 

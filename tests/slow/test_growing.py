@@ -15,8 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.cluster.ports import free_port
-from orchestrator.cluster.rayhead import make_temp_dir
+from orchestrator.cluster.local.ports import free_port
+from orchestrator.cluster.local.ray_head import make_temp_dir
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place, drain
 

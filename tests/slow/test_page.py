@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from orchestrator.service.served import Figure, Served
-from tests.orchestrator.service.inprocess import Running, image_bytes, running, served, small_model
+from orchestrator.serving.served_model import Figure, Served
+from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.sweeping.book import Event
-from orchestrator.sweeping.table import Table, table_of
+from orchestrator.sweeps.event_log import Event
+from orchestrator.sweeps.trial_table import Table, table_of
 from tests.slow.project import Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench import checkouts, measure, setting
+from orchestrator.bench import environment, external_repos, timing
 from orchestrator.bench.__main__ import main, parser
 from orchestrator.bench.errors import BenchError
 
@@ -27,14 +27,14 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_ratios_are_medians_of_pairs_not_ratios_of_medians() -> None:
     # A machine that slows down threefold in mid-run; the subject always takes half of the reference's time.
-    found = measure.ratio([1.0, 3.0, 3.0, 1.0], [0.5, 1.5, 1.5, 0.5])
+    found = timing.ratio([1.0, 3.0, 3.0, 1.0], [0.5, 1.5, 1.5, 0.5])
     assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
-    assert measure.ratio([2.0], [1.0]).median == 2.0
+    assert timing.ratio([2.0], [1.0]).median == 2.0
 
 
 def test_runs_take_turns_after_one_that_is_not_measured() -> None:
     calls: list[str] = []
-    times = measure.interleaved(
+    times = timing.interleaved(
         {name: lambda name=name: calls.append(name) for name in "ab"}, 2, lambda run: run() or 1.0
     )
     assert calls == ["a", "b"] * 3
@@ -83,7 +83,7 @@ def test_help_comes_from_the_one_list_of_options() -> None:
 
 def test_paths_of_this_machine_stay_out_of_the_record() -> None:
     options = parser().parse_args(["model", "--release", "/some/where", "--peer", "AdaIR=/else/where"])
-    line = setting.command(options)
+    line = environment.command(options)
     assert "--release PATH" in line
     assert "--peer AdaIR=PATH" in line
     assert "where" not in line
@@ -108,7 +108,7 @@ def repository(root: Path, shift: float) -> Path:
 def test_two_checkouts_with_equal_module_names_do_not_mix(tmp_path: Path) -> None:
     one, two = (repository(tmp_path / name, shift) for name, shift in (("one", 1.0), ("two", 2.0)))
     before = (list(sys.path), set(sys.modules), list(sys.meta_path))
-    first, second = checkouts.load(one, "net.model"), checkouts.load(two, "net.model")
+    first, second = external_repos.load(one, "net.model"), external_repos.load(two, "net.model")
     assert (first.SHIFT, second.SHIFT) == (1.0, 2.0)
     assert first.DropPath(0.1)(3) == 3
     assert (list(sys.path), set(sys.modules), list(sys.meta_path)) == before
@@ -118,4 +118,4 @@ def test_two_checkouts_with_equal_module_names_do_not_mix(tmp_path: Path) -> Non
 def test_a_missing_package_that_is_needed_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("import no_such_package_at_all")
     with pytest.raises(BenchError, match="no_such_package_at_all"):
-        checkouts.load(tmp_path, "net")
+        external_repos.load(tmp_path, "net")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from orchestrator.bench.__main__ import main
-from orchestrator.bench.rawsets import SETS, RawSource, lay_out, photographs
+from orchestrator.bench.raw_datasets import SETS, RawSource, lay_out, photographs
 from orchestrator.bench.transforms import Compose, RandomCrop, ToPILImage, ToTensor
 
 CHECKOUT = """

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.curves import draw
-from orchestrator.bench.scaling import Row, fit, fitted, measured_table, simulate
-from orchestrator.scaling import Habits, Load, Machine, Network, efficiency, predict
+from orchestrator.bench.plots import Row, draw
+from orchestrator.bench.scaling import fit, fitted, measured_table, simulate
+from orchestrator.planning.scaling_model import Habits, Load, Machine, Network, efficiency, predict
 
 LOAD = Load(parameters=6_207_412, blocks=35, norm_channels=24, embedding=128)
 MACHINE = Machine(step_seconds=0.2, image_seconds=0.3)

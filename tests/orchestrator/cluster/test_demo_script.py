@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import local, ports, processes
+from orchestrator.cluster.local import lifecycle, ports, processes
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,7 +66,7 @@ def test_a_taken_port_stops_it_with_one_error(project: Path) -> None:
     assert f"port {port} is taken by" in output
     assert "mirage down" not in output
     assert "Traceback" not in output
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"
 
 
 def test_a_machine_that_is_not_set_up_is_told_the_command(project: Path) -> None:
@@ -117,4 +117,4 @@ def test_ctrl_c_takes_the_job_and_the_cluster_down(project: Path) -> None:
     assert "stopped job " in output
     assert "Ray head on port" in output
     assert processes.tagged(tag) == []
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"

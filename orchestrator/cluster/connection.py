@@ -1,0 +1,55 @@
+"""Connect to a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.exceptions
+import ray.train
+
+from orchestrator.errors import ClusterError
+
+_RAY_TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # After the loss of a node Ray first asks for as many workers as before; this is how long it insists.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+
+
+_ALLOCATOR = {
+    # glibc gives large blocks back to the system and fetches them anew in every step: on CPU that is some 50,000
+    # page faults per step. With these it keeps them.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(10**11),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster of this job (or the machine's, or a private one) for the time of the block."""
+    os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
+    passed = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
+    environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(passed)}}
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": environment},
+            namespace="mirage",
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
+            "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

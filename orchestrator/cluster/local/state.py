@@ -1,0 +1,88 @@
+"""`up.json`: what one `up` started, on disk before it starts, so that nothing can be lost track of."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cluster.local.processes import Process
+from orchestrator.cluster.local.s3_server import S3Server
+from orchestrator.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class State:
+    """What `up.json` holds. `environment` is what the cluster's processes got besides the shell's own."""
+
+    tag: str
+    ray_port: int
+    dashboard_port: int
+    temp_dir: str
+    s3: S3Server | None
+    environment: dict[str, str]
+    processes: tuple[Process, ...] = ()
+    ready: bool = False
+
+
+def home_of(project: Path) -> Path:
+    """Return the project's `.mirage` folder, made and found writable; raises `ClusterError`."""
+    if not (project / "pyproject.toml").exists():
+        raise ClusterError(f"{project} is not a project root (it has no pyproject.toml): run it from there")
+    home = project.resolve() / ".mirage"
+    try:
+        for folder in (home, home / "store", home / "logs"):
+            folder.mkdir(exist_ok=True)
+        (home / "logs").chmod(0o700)  # Ray logs the environment of its jobs, credentials included
+        probe = home / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot write into {error.filename} ({error.strerror}): "
+            "work in a copy of the project that belongs to you"
+        ) from error
+    return home
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """One `up` or `down` of a project at a time; the second waits."""
+    with open(home / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read(home: Path) -> State | None:
+    """Return what `up.json` says, or None when nothing was started; raises `ClusterError` when it is damaged."""
+    try:
+        raw = json.loads((home / "up.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ClusterError(f"{home / 'up.json'} is damaged ({error}): remove it") from error
+    return State(
+        **{
+            **raw,
+            "s3": S3Server(**raw["s3"]) if raw["s3"] else None,
+            "processes": tuple(Process(**process) for process in raw["processes"]),
+        }
+    )
+
+
+def write(home: Path, state: State) -> None:
+    """Replace `up.json` in one piece, readable by its owner alone."""
+    raw = {
+        **vars(state),
+        "s3": vars(state.s3) if state.s3 else None,
+        "processes": [vars(process) for process in state.processes],
+    }
+    temporary = home / "up.json.new"
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(raw, file, indent=1)
+    temporary.replace(home / "up.json")

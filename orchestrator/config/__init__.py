@@ -1,0 +1,1 @@
+"""Parse job files: the schema of each kind of job, its presets and its validation."""

@@ -1,0 +1,44 @@
+"""Crop and batch by step, as a job states them."""
+
+from __future__ import annotations
+
+import math
+
+from orchestrator.config.schema import CropStage, Training
+from shards.errors import MixtureError
+from shards.stages import Stage, Stages
+
+
+def stated(job: Training) -> tuple[CropStage, ...]:
+    """Return the stages of the job; one size is one stage."""
+    crop = job.data.crop_pixels
+    return (CropStage(from_step=0, pixels=crop),) if isinstance(crop, int) else crop
+
+
+def batches(job: Training) -> tuple[int, ...]:
+    """Return the global batch of every stage."""
+    return tuple(stage.batch or job.train.global_batch_size for stage in stated(job))
+
+
+def stages(job: Training, positions_per_epoch: int) -> Stages:
+    """Return the job's stages by step: one that is given by epoch starts with the first step in that epoch.
+
+    Raises MixtureError when they are out of order.
+    """
+    found: list[Stage] = []
+    for stage, batch in zip(stated(job), batches(job), strict=True):
+        if stage.from_step is not None or not found:
+            step = stage.from_step or 0
+        else:
+            before = Stages(tuple(found))
+            last = found[-1]
+            position = math.ceil((stage.from_epoch or 0) * positions_per_epoch)
+            ahead = position - before.position_at(last.from_step)
+            step = last.from_step + -(-ahead // last.batch)
+        if found and step <= found[-1].from_step:
+            raise MixtureError(
+                f"data.crop_pixels: the stage of {stage.pixels} pixels starts at step {step}, no later than the one "
+                f"before it, at step {found[-1].from_step}."
+            )
+        found.append(Stage(step, stage.pixels, batch))
+    return Stages(tuple(found))

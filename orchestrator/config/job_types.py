@@ -1,0 +1,54 @@
+"""List the kinds of job and the schema of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config import validation
+from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
+from orchestrator.config.presets import SETTINGS, defaults
+from orchestrator.config.schema import (
+    Job,
+)
+from orchestrator.config.sweep_schema import SweepJob
+from orchestrator.config.sweep_validation import of_sweep
+
+DEFAULT = "train"
+"""Kind of a file that names none."""
+
+
+AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What reading a job file needs to know of one kind of job."""
+
+    model: type[Any]
+    """Its schema."""
+    required: tuple[str, ...]
+    """Keys that the file must itself say."""
+    conflicts: Callable[[Any], Iterator[validation.Conflict]]
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {}
+    """From what the file gives, the partial job that its words stand for."""
+
+
+def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    recipe, setting, train = given.get("recipe", "release"), given.get("setting"), given.get("train")
+    length_given = isinstance(train, Mapping) and any(
+        train.get(key) is not None for key in ("steps", "epochs")
+    )
+    if recipe in ("release", "paper", "fast") and isinstance(setting, str) and setting in SETTINGS:
+        return defaults(recipe, setting, length_given=length_given)
+    return {}
+
+
+KINDS: dict[str, Kind] = {
+    "train": Kind(Job, ("name", "setting", "data", "track"), validation.of_training, _training_defaults),
+    "pack": Kind(PackJob, ("name", "data"), validation.of_packing),
+    "evaluate": Kind(EvaluateJob, ("name", "model", "data", "track"), validation.of_evaluation),
+    "restore": Kind(RestoreJob, ("name", "restore"), validation.of_restoring),
+    "sweep": Kind(SweepJob, ("name", "setting", "data", "track", "sweep"), of_sweep, _training_defaults),
+}

@@ -1,0 +1,1 @@
+"""Locate, pack and open the datasets of a job."""

@@ -1,0 +1,232 @@
+"""A job's data: find it, pack it where the job says how, and count what an epoch draws from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from orchestrator.config import crop_stages
+from orchestrator.config.job_schemas import EvaluateJob, PackJob
+from orchestrator.config.schema import Data, Job, Pack
+from orchestrator.config.validation import of_source
+from orchestrator.data.sources import source_of
+from orchestrator.errors import PlanError
+from orchestrator.paths import absolute_uri, below, home
+from shards.cache import ShardCache
+from shards.dataset import Dataset
+from shards.evaluation import EvaluationSet
+from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
+from shards.mixture import Entry, Mixture, weighted
+from shards.order import SampleOrder
+from shards.pack import pack
+from shards.processes import Processes, Run, cores
+from shards.progress import Progress
+from shards.sample import row_degradation
+from shards.sources import Source
+from shards.store import Store, open_store
+from shards.stream import TrainStream
+
+log = logging.getLogger(__name__)
+
+
+class Watch(NamedTuple):
+    """Who is told how far packing is, in the order in which it goes: of images, of samples, of raw files."""
+
+    look: Progress
+    pack: Progress
+    hash: Progress
+
+
+def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
+    """Return the absolute URIs of the job's packed datasets."""
+    return tuple(below(job.storage, name) for name in job.data.manifests)
+
+
+def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> Dataset:
+    """Return the very data that `digests` name at `uris`, whatever was published there since."""
+    return Dataset(uris, _shard_cache(spec), digests)
+
+
+def open_uris(uris: Sequence[str], cache_gib: float = 20.0) -> Dataset:
+    """Return packed datasets by URI or folder, apart from any job; raises `shards.ShardsError`."""
+    return Dataset(
+        [absolute_uri(uri) for uri in uris], ShardCache(home() / "cache" / "shards", int(cache_gib * 2**30))
+    )
+
+
+def open_dataset(job: Job) -> Dataset:
+    """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
+    return Dataset(manifest_uris(job), _shard_cache(job.data))
+
+
+def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Dataset]:
+    """Return each packed dataset that the job judges on, one by one; those of `digests` where they are given."""
+    uris = manifest_uris(job)
+    asked: Sequence[Sequence[str]] = [(digest,) for digest in digests] or [()] * len(uris)
+    cache = ShardCache(home() / "cache" / "shards", int(job.data.cache_gib * 2**30))
+    return [Dataset((uri,), cache, digest) for uri, digest in zip(uris, asked, strict=True)]
+
+
+def ensure_packed(job: Job | PackJob, watch: Watch | None = None, run: Run | None = None) -> bool:
+    """Pack the job's data unless it is there already; return whether anything was packed.
+
+    `run` does the work, by default processes on all cores of this machine.
+    Raises PlanError when what is there was packed with other settings: nothing is overwritten.
+    """
+    spec = job.data.pack
+    if spec is None:
+        return False
+    (uri,) = manifest_uris(job)
+    store = open_store(uri)
+    store.ensure_bucket()
+    source = source_of(spec, watch and watch.hash)
+    if _holds(store, source, spec):
+        return False
+    name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
+    _pack(spec, source, store, name, Processes(cores()) if run is None else run, watch)
+    return True
+
+
+def pack_dataset(
+    spec: Mapping[str, object], out: str, watch: Watch | None = None, jobs: int = 1
+) -> tuple[Manifest, str]:
+    """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI.
+
+    `jobs` is the number of processes.
+    """
+    try:
+        chosen = Pack.model_validate(spec)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PlanError(f"{told}. See: mirage pack --help") from None
+    conflicts = [f"--{key.replace('_', '-')} {message}" for key, message in of_source(chosen)]
+    if conflicts:
+        raise PlanError(" ".join(conflicts))
+    uri = absolute_uri(out)
+    source, store = source_of(chosen, watch and watch.hash), open_store(uri)
+    store.ensure_bucket()
+    _holds(store, source, chosen)
+    name = uri.rsplit("/", 1)[-1]
+    return _pack(chosen, source, store, name, Processes(jobs), watch), uri
+
+
+def source_counts(spec: Pack) -> dict[str, int]:
+    """Return how many training samples packing `spec` gives, by row label. Raises PackError without the source."""
+    return source_of(spec).training_counts()
+
+
+def planned_counts(job: Job) -> dict[str, int]:
+    """Return how many training samples packing will give for each degradation of the job's mixture."""
+    assert job.data.pack is not None, "only a job that packs has planned counts"
+    held = source_of(job.data.pack).training_counts()
+    return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
+
+
+def counts(dataset: Dataset, job: Job) -> dict[str, int]:
+    """Return how many training samples the data holds for each degradation of the job's mixture."""
+    return {d: len(dataset.rows("train", row_degradation(d))) for d in job.data.mixture}
+
+
+def check_holds(dataset: Dataset, job: Job) -> None:
+    """Raise PlanError unless the data has samples for all that the job trains on and evaluates."""
+    missing = [f"data.mixture trains on {d}" for d, n in counts(dataset, job).items() if n == 0]
+    missing += [
+        f"evaluate.degradations names {d}"
+        for d in job.evaluate.degradations
+        if not dataset.rows("test", row_degradation(d))
+    ]
+    if job.example is not None:
+        known = [row.id for row in dataset.rows("test", job.example.degradation)]
+        if job.example.photograph not in known or job.example.degradation not in job.evaluate.degradations:
+            raise PlanError(
+                f"example: no held-out photograph {job.example.photograph!r} is evaluated with "
+                f"{job.example.degradation}. There are: {', '.join(sorted(known)) or 'none'}."
+            )
+    if missing:
+        raise PlanError(
+            f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
+            "Pack that data too, or take the degradation out of the job."
+        )
+
+
+def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
+    """Return what an epoch of the job is made of, when the data holds that many samples of each degradation."""
+    mixed = Mixture(tuple(Entry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
+    if job.data.weights is None:
+        return mixed
+    named: dict[str, int] = {d: held[d] for d in job.data.mixture}
+    weights: dict[str, float] = {d: job.data.weights[d] for d in job.data.mixture}
+    return weighted(named, weights, job.data.samples_per_epoch or mixed.samples_per_epoch)
+
+
+def order(job: Job, held: Mapping[str, int]) -> SampleOrder:
+    """Return the order of the job's samples, but for the window, which takes the data itself."""
+    return SampleOrder(
+        mixture(job, held), job.seed, job.train.global_batch_size, job.data.tail, job.data.sampling
+    )
+
+
+def train_stream(dataset: Dataset, job: Job) -> TrainStream:
+    """Return the stream of training batches that the job describes."""
+    planned = order(job, counts(dataset, job))
+    spec = job.data
+    return TrainStream(
+        dataset,
+        planned.mixture,
+        seed=job.seed,
+        stages=crop_stages.stages(job, planned.positions_per_epoch),
+        augmentation=spec.augmentation,
+        global_batch_size=job.train.global_batch_size,
+        micro_batches=job.train.micro_batches,
+        sampling=spec.sampling,
+        tail=spec.tail,
+        window=spec.window,
+        multiple=spec.crop_multiple,
+        on_corrupt=spec.on_corrupt,
+        readers=spec.readers,
+    )
+
+
+def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
+    """Return the held-out photographs of every degradation that the job evaluates."""
+    multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
+    return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
+
+
+def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, watch: Watch | None) -> Manifest:
+    return pack(
+        source,
+        store,
+        name=name,
+        encoding=spec.encoding,
+        keep_jpeg=spec.jpeg == "keep",
+        allow_partial=spec.allow_partial,
+        shard_bytes=spec.shard_mib << 20,
+        run=run,
+        on_progress=watch and watch.pack,
+        on_look=watch and watch.look,
+    )
+
+
+def _holds(store: Store, source: Source, spec: Pack) -> bool:
+    """Return whether `store` holds what packing `source` gives; PlanError when it holds something else."""
+    if store.read_pointer(POINTER) is None:
+        return False
+    jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
+    found = {"jpeg": "tiled", **load_manifest(store).provenance}  # all were, before there was a choice
+    wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
+    different = [key for key, value in wanted.items() if found.get(key) != value]
+    if different:
+        told = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
+        raise PlanError(
+            f"{store.uri} holds a dataset that was packed otherwise: {told}. "
+            "Nothing is overwritten: give the new dataset another name."
+        )
+    return True
+
+
+def _shard_cache(data: Data) -> ShardCache:
+    return ShardCache(home() / "cache" / "shards", int(data.cache_gib * 2**30))

@@ -1,0 +1,53 @@
+"""Raw data as a job or a command describes it, as a source that can be packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.config.schema import Pack
+from orchestrator.paths import absolute_uri
+from shards.progress import Progress
+from shards.sources import FolderSource, Options, PairsSource, PhotographSource, PublishedSource, Source
+
+
+def source_of(spec: Pack, on_hash: Progress | None = None) -> Source:
+    """Return the source that `spec`, free of conflicts, describes. Raises PackError when it is not there.
+
+    `on_hash` is called as the raw files are read for their digests.
+    """
+    if spec.source == "photographs":
+        return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
+    assert spec.root is not None, "the job schema asks for a root"
+    root = Path(absolute_uri(spec.root))
+    if spec.source == "synthetic":
+        return FolderSource(
+            root,
+            spec.degradations,
+            held_out=spec.held_out,
+            seed=spec.seed,
+            variants=spec.variants,
+            licence=spec.licence,
+            on_hash=on_hash,
+        )
+    if spec.source == "pairs":
+        assert spec.degraded is not None, "the job schema asks for it"
+        assert spec.clean is not None, "the job schema asks for it"
+        assert spec.degradation is not None, "the job schema asks for it"
+        return PairsSource(
+            root,
+            spec.degraded,
+            spec.clean,
+            spec.degradation,
+            held_out=spec.held_out_share,
+            licence=spec.licence,
+            on_hash=on_hash,
+        )
+    options = Options(
+        split=spec.split,
+        group=spec.group,
+        listing=Path(absolute_uri(spec.list_file)) if spec.list_file else None,
+        crops=spec.crops,
+        exclude_leaked=spec.exclude_leaked,
+        expected=spec.expected,
+    )
+    return PublishedSource(spec.source, root, options, on_hash)

@@ -1,0 +1,208 @@
+"""`mirage analyse`: the paper's Figures 3 to 6 and B for any of our models and images, as numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mirage import MIRAGE, analysis
+from orchestrator.errors import PhotoError, RegistryError
+from orchestrator.evaluation.feature_statistics import AS_GIVEN, Findings, Scale
+from orchestrator.imaging.photos import read_photo
+from orchestrator.registry.resolve import find_model
+from orchestrator.run_files import RUN_TAG
+from orchestrator.tracking import background
+from orchestrator.tracking import client as tracking
+from orchestrator.tracking.uri import resolve_tracking_uri, without_password
+from shards.degrade import SYNTHETIC, degrade
+from shards.noise import add_noise
+from shards.sample import SIGMA
+
+
+def analyse(
+    models: Sequence[str],
+    images: Sequence[Path],
+    degradations: Sequence[str],
+    crop: int,
+    out: Path,
+    run: str | None,
+) -> Iterator[str]:
+    """Yield what was found, line by line; figures and analysis.json go to `out`, and to the MLflow run if one is given.
+
+    degradations: what to do to the images first, none for as they are. crop: side in pixels of the centre taken.
+    """
+    _check(degradations)
+    if run is not None:
+        _run_id(run)  # before the work, not after it
+    loaded = [(name, find_model(name).load(torch.device("cpu"))) for name in models]
+    clean = [(path, _centre(read_photo(path).pixels, crop)) for path in images]
+    found = [
+        findings(name, model, degradation, [_degraded(degradation, path, image) for path, image in clean])
+        for name, model in loaded
+        for degradation in (degradations or [AS_GIVEN])
+    ]
+    for one in found:
+        yield from _told(one)
+    from orchestrator.evaluation.feature_figures import draw
+
+    out.mkdir(parents=True, exist_ok=True)
+    content = [numbers(one) for one in found]
+    (out / "analysis.json").write_text(json.dumps(content, indent=1))
+    files = [out / "analysis.json", *draw(found, out)]
+    if run is not None:
+        yield _track(run, found, files)
+    yield "written: " + ", ".join(str(file) for file in files if file.suffix != ".pdf")
+    if len(images) < 2:
+        yield "one image alone has no others to be told from: Figures 5 and 6 need two or more."
+
+
+def findings(name: str, model: MIRAGE, degradation: str, images: Sequence[Tensor]) -> Findings:
+    """Return the statistics of `model` over float images (3, h, w)."""
+    found = [analysis.features(model, image) for image in images]
+    stages = {stage: [one.stages[stage] for one in found] for stage in analysis.SCALES}
+    stages["reduced latent"] = [one.latent for one in found]
+    matrices: dict[str, Tensor] = {}
+    alignment = None
+    if len(images) > 1:
+        if model.config.alignment not in ("none", "geodesic"):
+            pairs = [analysis.embeddings(model, one) for one in found]
+            matrices["shallow_latent"] = analysis.cosines(
+                torch.stack([s for s, _ in pairs]), torch.stack([z for _, z in pairs])
+            )
+        for kind, describe in _DESCRIPTORS.items():
+            latents = torch.stack([describe(one.latent) for one in found])
+            matrices[kind] = analysis.cosines(latents, latents)
+        shallow, latent = (
+            torch.stack([F.normalize(analysis.covariance_descriptor(x), dim=0) for x in maps])
+            for maps in ([one.shallow for one in found], [one.latent for one in found])
+        )
+        alignment = analysis.kernel_alignment(shallow, latent)
+    return Findings(
+        model=name,
+        degradation=degradation,
+        images=len(images),
+        scales=tuple(_scale(stage, maps) for stage, maps in stages.items()),
+        attention=tuple(
+            _scale(stage, [one.attention[stage] for one in found]) for stage in found[0].attention
+        ),
+        similarity={
+            stage: torch.stack([analysis.channel_similarity(x) for x in maps]).mean(0)
+            for stage, maps in stages.items()
+        },
+        matrices=matrices,
+        kernel_alignment=alignment,
+    )
+
+
+def numbers(found: Findings) -> dict[str, Any]:
+    """Return the findings as JSON values; of channel similarities the mean off the diagonal, of the others all."""
+    similar = {stage: _off_diagonal(matrix.abs()) for stage, matrix in found.similarity.items()}
+    return {
+        "model": found.model,
+        "degradation": found.degradation,
+        "images": found.images,
+        "scales": [asdict(scale) for scale in found.scales],
+        "attention": [asdict(scale) for scale in found.attention],
+        "mean_channel_similarity": similar,
+        "matrices": {name: matrix.tolist() for name, matrix in found.matrices.items()},
+        "contrast": {name: asdict(analysis.contrast(matrix)) for name, matrix in found.matrices.items()},
+        "kernel_alignment": found.kernel_alignment,
+    }
+
+
+_DESCRIPTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "euclidean": analysis.mean_descriptor,
+    "spd": analysis.covariance_descriptor,
+}
+
+
+def _scale(name: str, maps: Sequence[Tensor]) -> Scale:
+    cumulative = torch.stack([analysis.cumulative_variance(x) for x in maps])
+    spectra = torch.stack([analysis.spectrum(x) for x in maps])
+    components = [analysis.components_for(c) for c in cumulative]
+    channels = maps[0].shape[1]
+    return Scale(
+        name=name,
+        channels=channels,
+        components_90=float(np.mean(components)),
+        rank_ratio=float(np.mean(components)) / channels,
+        entropy_rank=float(np.mean([analysis.entropy_rank(x) for x in maps])),
+        cumulative_variance=tuple(cumulative.mean(0).tolist()),
+        spectrum=tuple(spectra.mean(0).tolist()),
+    )
+
+
+def _told(found: Findings) -> Iterator[str]:
+    yield f"{found.model}, {found.degradation}, mean over {found.images} image{'s' if found.images > 1 else ''}"
+    for kind, scales in (("stage", found.scales), ("attention", found.attention)):
+        for scale in scales:
+            yield (
+                f"  {kind:<9} {scale.name:<14} {scale.channels:>4} channels  {scale.components_90:6.1f} components for "
+                f"90 %  rank ratio {100 * scale.rank_ratio:5.1f} %  entropy rank {scale.entropy_rank:6.1f}"
+            )
+    for name, matrix in found.matrices.items():
+        c = analysis.contrast(matrix)
+        yield f"  {name:<24} diagonal {c.diagonal:.3f}  off-diagonal {c.off_diagonal:.3f}  ratio {c.ratio:.2f}"
+    if found.kernel_alignment is not None:
+        yield f"  CKA of shallow and latent covariances {found.kernel_alignment:.3f}"
+
+
+def _check(degradations: Sequence[str]) -> None:
+    known = (*SYNTHETIC, *SIGMA)
+    for name in degradations:
+        if name not in known:
+            raise PhotoError(f"--degrade {name}: one of {', '.join(known)}.")
+
+
+def _centre(pixels: Any, side: int) -> Tensor:
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).float()
+    height, width = image.shape[1:]
+    top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
+    return image[:, top : top + side, left : left + side].contiguous()
+
+
+def _degraded(degradation: str, path: Path, image: Tensor) -> Tensor:
+    """Return the image after the degradation; a function of its name alone."""
+    if degradation == AS_GIVEN:
+        return image
+    clean = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    if degradation in SIGMA:
+        key = torch.tensor([sum(path.name.encode())])
+        return add_noise(clean[None], torch.tensor([float(SIGMA[degradation])]), key, 0)[0].float() / 255
+    harmed = degrade(np.ascontiguousarray(clean.permute(1, 2, 0).numpy()), degradation, 0, path.name)
+    return torch.from_numpy(np.ascontiguousarray(harmed)).permute(2, 0, 1).float() / 255
+
+
+def _off_diagonal(matrix: Tensor) -> float:
+    n = matrix.shape[0]
+    return float((matrix.sum() - matrix.diagonal().sum()) / max(n * (n - 1), 1))
+
+
+def _track(run: str, found: Sequence[Findings], files: Sequence[Path]) -> str:
+    """Leave figures and numbers with a run of MLflow, by its id or the run's own name."""
+    uri, run_id = resolve_tracking_uri(), _run_id(run)
+    values = {
+        f"analysis/{one.degradation.replace(' ', '_')}/{scale.name.replace(' ', '_')}/rank_ratio": scale.rank_ratio
+        for one in found[:1]
+        for scale in one.scales
+    }
+    background.log_metrics(uri, run_id, 0, values)
+    tracking.log_artifacts(uri, run_id, {f"analysis/{file.name}": file for file in files})
+    return f"logged to run {run_id} of {without_password(uri)}"
+
+
+def _run_id(run: str) -> str:
+    """Return the MLflow id of a run that is named by it or by its own name. Raises RegistryError."""
+    uri = resolve_tracking_uri()
+    found = tracking.find_id(uri, RUN_TAG, run)
+    if found is None:
+        raise RegistryError(f"--run {run}: no run of that name or id is tracked at {without_password(uri)}.")
+    return found

@@ -1,0 +1,160 @@
+"""The figures of `mirage analyse`, drawn to be printed: PNG at 200 dpi and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirage.analysis import contrast
+from orchestrator.errors import PhotoError
+
+if TYPE_CHECKING:
+    from orchestrator.evaluation.feature_statistics import Findings
+
+_NAMES = {"encoder1": "scale 1", "encoder2": "scale 2", "encoder3": "scale 3", "latent": "scale 4"}
+_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b")
+_STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 200,
+}
+
+
+def draw(found: Sequence[Findings], out: Path) -> list[Path]:
+    """Draw every figure that the findings allow and return the files. Raises PhotoError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise PhotoError(
+            "figures need matplotlib: pip install 'mirage-orchestrator[demo]'. The numbers are in analysis.json."
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    files: list[Path] = []
+    with matplotlib.rc_context(_STYLE):
+        figures = {"figure3-variance": _variance(pyplot, found), "figure4-channels": _channels(pyplot, found)}
+        if found[0].images > 1:
+            figures["figure5-alignment"] = _alignment(pyplot, found)
+            figures["figure6-descriptors"] = _descriptors(pyplot, found)
+        for name, figure in figures.items():
+            for suffix in ("png", "pdf"):
+                files.append(out / f"{name}.{suffix}")
+                figure.savefig(files[-1], metadata=None if suffix == "png" else {"CreationDate": None})
+            pyplot.close(figure)
+    return files
+
+
+def _variance(pyplot: Any, found: Sequence[Findings]) -> Any:
+    """Figure 3: cumulative variance and singular values per scale, of attention where the model has it."""
+    figure, axes = pyplot.subplots(
+        len(found), 2, figsize=(6.4, 2.5 * len(found)), squeeze=False, layout="constrained"
+    )
+    for (left, right), one in zip(axes, found, strict=True):
+        scales = one.attention or one.scales[:4]
+        for scale, colour in zip(scales, _COLOURS, strict=False):
+            label = f"{_NAMES[scale.name]} (C = {scale.channels})"
+            share = [(i + 1) / scale.channels for i in range(scale.channels)]
+            left.plot(share, scale.cumulative_variance, color=colour, label=label, linewidth=1.4)
+            left.plot(scale.rank_ratio, 0.9, "o", color=colour, markersize=4)
+            right.semilogy(share, [max(v, 1e-7) for v in scale.spectrum], color=colour, linewidth=1.4)
+        left.axhline(0.9, color="0.6", linewidth=0.8, linestyle=":")
+        left.set(
+            xlabel="share of the principal components",
+            ylabel="cumulative variance",
+            ylim=(0, 1.03),
+            xlim=(0, 1),
+        )
+        right.set(xlabel="share of the singular values", ylabel=r"$\sigma_i\,/\,\sigma_1$", xlim=(0, 1))
+        left.legend(loc="lower right")
+        what = "attention outputs" if one.attention else "stage outputs"
+        left.set_title(f"{_title(one)}: {what}", loc="left")
+        right.set_title(f"mean over {one.images} images" if one.images > 1 else "one image", loc="left")
+    return figure
+
+
+def _channels(pyplot: Any, found: Sequence[Findings]) -> Any:
+    """Figures 4 and B: channel similarity per scale with the rank ratio below."""
+    count = len(found[0].scales)
+    figure, axes = pyplot.subplots(
+        len(found), count, figsize=(1.6 * count + 0.6, 1.9 * len(found)), squeeze=False, layout="constrained"
+    )
+    image = None
+    for row, one in zip(axes, found, strict=True):
+        for axis, scale in zip(row, one.scales, strict=True):
+            image = axis.imshow(
+                one.similarity[scale.name].numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest"
+            )
+            axis.set(
+                xticks=[], yticks=[], title=f"{_NAMES.get(scale.name, scale.name)}, C = {scale.channels}"
+            )
+            axis.set_xlabel(f"rank ratio {100 * scale.rank_ratio:.1f} %")
+            axis.spines[:].set_visible(True)
+        row[0].set_ylabel(_title(one))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine of channel maps")
+    return figure
+
+
+def _alignment(pyplot: Any, found: Sequence[Findings]) -> Any:
+    """Figure 5: how shallow and latent embeddings of the images match."""
+    figure, axes = pyplot.subplots(
+        1, len(found), figsize=(2.3 * len(found) + 0.7, 2.7), squeeze=False, layout="constrained"
+    )
+    drawn = None
+    for axis, one in zip(axes[0], found, strict=True):
+        matrix = one.matrices.get("shallow_latent")
+        axis.set_title(_title(one))
+        if matrix is None:
+            axis.text(
+                0.5, 0.5, "no heads:\nno embeddings", ha="center", va="center", transform=axis.transAxes
+            )
+            axis.set(xticks=[], yticks=[], xlabel=f"CKA {one.kernel_alignment:.3f}")
+            continue
+        drawn = axis.imshow(matrix.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+        axis.set(
+            xticks=[],
+            yticks=[],
+            ylabel="shallow",
+            xlabel=f"latent\n{_words(one, 'shallow_latent')}\nCKA {one.kernel_alignment:.3f}",
+        )
+        axis.spines[:].set_visible(True)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine of embeddings")
+    return figure
+
+
+def _descriptors(pyplot: Any, found: Sequence[Findings]) -> Any:
+    """Figure 6: what means and covariances of the latent say of one image against another."""
+    figure, axes = pyplot.subplots(
+        len(found), 2, figsize=(5.2, 2.5 * len(found)), squeeze=False, layout="constrained"
+    )
+    drawn = None
+    for row, one in zip(axes, found, strict=True):
+        for axis, kind in zip(row, ("euclidean", "spd"), strict=True):
+            drawn = axis.imshow(
+                one.matrices[kind].numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest"
+            )
+            axis.set(xticks=[], yticks=[])
+            if one is found[0]:
+                axis.set_title({"euclidean": "Euclidean: means", "spd": "SPD: covariances"}[kind])
+            axis.set_xlabel(_words(one, kind))
+            axis.spines[:].set_visible(True)
+        row[0].set_ylabel(_title(one))
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine between images")
+    return figure
+
+
+def _words(one: Findings, kind: str) -> str:
+    c = contrast(one.matrices[kind])
+    return f"diagonal {c.diagonal:.2f}, others {c.off_diagonal:.2f}\nratio {c.ratio:.2f}"
+
+
+def _title(one: Findings) -> str:
+    name = one.model.removeprefix("models:/").rpartition("/")[2].removesuffix(".safetensors")
+    return name if one.degradation == "as given" else f"{name}, {one.degradation}"

@@ -1,0 +1,44 @@
+"""Hold the results of a feature analysis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+AS_GIVEN = "as given"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One map of the model, averaged over the images."""
+
+    name: str
+    channels: int
+    components_90: float
+    """Principal components for 90 % of the variance."""
+    rank_ratio: float
+    """The same over the channels: the paper's percentages."""
+    entropy_rank: float
+    cumulative_variance: tuple[float, ...]
+    spectrum: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the images say of one model under one degradation."""
+
+    model: str
+    degradation: str
+    images: int
+    scales: tuple[Scale, ...]
+    """Encoder stages and the reduced latent: Figures 4 and B."""
+    attention: tuple[Scale, ...]
+    """Outputs of channel attention per stage: Figure 3."""
+    similarity: dict[str, Tensor]
+    """Stage -> mean over images of the channels' cosines."""
+    matrices: dict[str, Tensor]
+    """`shallow_latent`: cosines of the two heads' embeddings (Figure 5); `euclidean` and `spd`: of the latents' means
+    and covariances (Figure 6). Images by images."""
+    kernel_alignment: float | None
+    """CKA of the shallow and latent covariances, as unit vectors, over the images; None for a single one."""

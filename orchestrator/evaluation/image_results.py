@@ -1,0 +1,109 @@
+"""The result of one image under one protocol, and many of them as a Parquet file."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mirage.metrics import PROTOCOLS, measure
+from orchestrator.imaging.convert import to_float
+from shards.evaluation import EvalItem
+
+Perceptual = Callable[[Tensor, Tensor], float]
+"""Distance of two float (3, h, w) images in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image of a benchmark under one degradation and one protocol, before and after."""
+
+    dataset: str
+    digest: str
+    """Of the dataset's manifest."""
+    source: str
+    degradation: str
+    image: str
+    protocol: str
+    height: int
+    """Of what was restored, in pixels."""
+    width: int
+    psnr: float
+    ssim: float
+    lpips: float | None
+    input_psnr: float
+    """Of the degraded image itself."""
+    input_ssim: float
+    seconds: float
+    """That restoring took."""
+
+
+def judge_image(
+    item: EvalItem,
+    restore: Callable[[Tensor], Tensor],
+    protocols: Sequence[str],
+    dataset: tuple[str, str],
+    device: torch.device,
+    perceptual: Perceptual | None = None,
+) -> list[ImageResult]:
+    """Restore one image once and measure it under each protocol; `dataset` is its name and digest."""
+    degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
+    began = time.perf_counter()
+    restored = restore(degraded)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    distance = None if perceptual is None else perceptual(restored, clean)
+    made = partial(
+        ImageResult,
+        *(dataset[0], dataset[1], item.source, item.degradation, item.id),
+        height=degraded.shape[1],
+        width=degraded.shape[2],
+        lpips=distance,
+        seconds=seconds,
+    )
+    results = []
+    for protocol in protocols:
+        # Restored and degraded are measured as one batch of two.
+        both = measure(torch.stack((restored, degraded)), torch.stack((clean, clean)), protocol)
+        (psnr, input_psnr), (ssim, input_ssim) = both["psnr"].tolist(), both["ssim"].tolist()
+        results.append(
+            made(protocol=protocol, psnr=psnr, ssim=ssim, input_psnr=input_psnr, input_ssim=input_ssim)
+        )
+    return results
+
+
+def crops(protocols: Iterable[str]) -> dict[int, list[str]]:
+    """Return the protocols by the multiple of pixels that images are cropped to before they are restored."""
+    groups: dict[int, list[str]] = {}
+    for name in protocols:
+        groups.setdefault(PROTOCOLS[name].crop_multiple, []).append(name)
+    return groups
+
+
+def as_parquet(results: Sequence[ImageResult]) -> bytes:
+    """Return the results as a Parquet file, one row each."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names = [field.name for field in fields(ImageResult)]
+    rows = [asdict(result) for result in results]
+    kinds = {"float": pyarrow.float64(), "float | None": pyarrow.float64(), "int": pyarrow.int32()}
+    types = {field.name: kinds.get(str(field.type), pyarrow.string()) for field in fields(ImageResult)}
+    table = pyarrow.table({name: pyarrow.array([row[name] for row in rows], types[name]) for name in names})
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def from_parquet(data: bytes) -> list[ImageResult]:
+    """Return the results that `as_parquet` wrote."""
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    return [ImageResult(**row) for row in rows]

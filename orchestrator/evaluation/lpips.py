@@ -1,0 +1,40 @@
+"""LPIPS, the one metric that needs another network: its package and its weights come from outside.
+
+`pip install 'mirage-orchestrator[lpips]'` brings the package `lpips`, which brings torchvision; torchvision fetches
+the backbone's weights (AlexNet or VGG-16, trained on ImageNet) from the internet when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import JudgingError
+from orchestrator.evaluation.image_results import Perceptual
+
+
+def load_lpips(backbone: Literal["alex", "vgg"], device: torch.device) -> Perceptual:
+    """Return LPIPS 0.1 of two float RGB images in [0, 1]. Raises JudgingError where it cannot be had."""
+    try:
+        import lpips  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise JudgingError(
+            f"evaluate.lpips {backbone}: needs the extra: pip install 'mirage-orchestrator[lpips]'. "
+            "Or set evaluate.lpips to none."
+        ) from error
+    try:
+        network = lpips.LPIPS(net=backbone, verbose=False).to(device).eval()
+    except (URLError, OSError) as error:
+        raise JudgingError(
+            f"evaluate.lpips {backbone}: the backbone's ImageNet weights cannot be fetched ({error}). Put "
+            f"torchvision's file into {torch.hub.get_dir()}/checkpoints, or set evaluate.lpips to none."
+        ) from error
+
+    def distance(restored: Tensor, clean: Tensor) -> float:
+        with torch.inference_mode():
+            return float(network(restored[None] * 2 - 1, clean[None] * 2 - 1))
+
+    return distance

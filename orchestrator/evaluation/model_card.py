@@ -1,0 +1,54 @@
+"""The model card: what a registered model is, what it was trained on, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.config.schema import Job, Model
+from orchestrator.evaluation.run_report import markdown
+from orchestrator.evaluation.scores import Row
+from shards.dataset import Dataset
+
+
+def model_card(
+    job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str
+) -> str:
+    """Return the card as Markdown."""
+    facts = {
+        "architecture": _architecture(job.model),
+        "setting and recipe": f"{job.setting}, {job.recipe}",
+        "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+        **({"begun from": job.init_from} if job.init_from else {}),
+        "run": run_id,
+        "code": code_version,
+        "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
+    }
+    licences = sorted(
+        {f"`{source}` {terms}" for m in dataset.manifests for source, terms in m.licences.items()}
+    )
+    return "\n".join(
+        [
+            markdown(rows, f"{job.track.register_as or job.name}", how),
+            "## What it is",
+            "",
+            *(f"- {name}: {value}" for name, value in facts.items()),
+            "",
+            "## Terms of the training data",
+            "",
+            *(f"- {text}" for text in licences),
+            "",
+            "## Use",
+            "",
+            "Input and output are RGB in [0, 1] of any size, float32, (b, 3, h, w).",
+            "",
+            f"    mirage restore photo.jpg -m models:/{job.track.register_as or 'NAME'}@candidate",
+            "",
+        ]
+    )
+
+
+def _architecture(model: Model) -> str:
+    if model.class_ is not None:
+        return f"{model.class_} with {model.arguments}"
+    config = model.build()
+    return f"MIRAGE, dim {config.dim}, blocks {config.blocks}, branch ratios {config.branch_ratios}"

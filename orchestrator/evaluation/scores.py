@@ -1,0 +1,153 @@
+"""Judge a model on held-out photographs: quality per photograph, beside the input's and a trivial baseline's.
+
+The baseline is the best gain and offset per degradation, `a * degraded + b`, fitted by least squares on the very
+held-out pixels it is judged on: an oracle that no blind correction of brightness and contrast can beat. A model
+that does not beat it has learned nothing about structure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirage.metrics import psnr, ssim
+from orchestrator.evaluation.bootstrap import Interval, over_photographs
+from orchestrator.imaging.convert import to_float
+from shards.evaluation import EvalItem
+
+Restore = Callable[[Tensor], Tensor]
+"""Float RGB (3, h, w) in [0, 1] to the same."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One held-out photograph under one degradation."""
+
+    photograph: str
+    degradation: str
+    psnr: float
+    ssim: float
+    input_psnr: float
+    input_ssim: float
+    moments: tuple[float, ...]
+    """n, sum x, sum y, sum xx, sum yy, sum xy over pixels and channels; x degraded, y clean."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The mean over the photographs of one degradation, or over the degradations."""
+
+    degradation: str
+    n: int
+    input_psnr: float
+    input_ssim: float
+    psnr: float
+    ssim: float
+    gain: float
+    """PSNR over the degraded input's [dB]."""
+    gain_low: float
+    gain_high: float
+    """95 % bootstrap interval of the gain over photographs."""
+    baseline_psnr: float
+    """PSNR of the best gain-and-offset fit."""
+
+
+def score(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> list[Score]:
+    """Return the score of every item: RGB, float, whole as the item is (its set has cropped it by the protocol)."""
+    scores = []
+    for item in items:
+        degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
+        restored = restore(degraded)
+        scores.append(
+            Score(
+                photograph=item.id,
+                degradation=item.degradation,
+                psnr=float(psnr(restored, clean)),
+                ssim=float(ssim(restored, clean)),
+                input_psnr=float(psnr(degraded, clean)),
+                input_ssim=float(ssim(degraded, clean)),
+                moments=_moments(degraded, clean),
+            )
+        )
+    return scores
+
+
+def summarise(scores: Sequence[Score], degradations: Sequence[str]) -> list[Row]:
+    """Return one row per degradation, in that order, and a last row `average`: their unweighted mean."""
+    groups: dict[str, list[Score]] = defaultdict(list)
+    for one in scores:
+        groups[one.degradation].append(one)
+    ordered = [sorted(groups[d], key=lambda s: s.photograph) for d in degradations]
+    rows = [_row(group) for group in ordered]
+    interval = _interval(ordered)
+    mean = {
+        name: float(np.mean([getattr(row, name) for row in rows]))
+        for name in ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
+    }
+    average = Row(
+        degradation="average", n=len(scores), gain_low=interval.low, gain_high=interval.high, **mean
+    )
+    return [*rows, average]
+
+
+def as_metrics(rows: Sequence[Row], prefix: str) -> dict[str, float]:
+    """Return the rows as tracked metrics, `<prefix>/<degradation>/<quantity>`."""
+    names = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
+    return {f"{prefix}/{row.degradation}/{name}": float(getattr(row, name)) for row in rows for name in names}
+
+
+def as_records(scores: Sequence[Score]) -> list[dict[str, object]]:
+    """Return the scores as plain data."""
+    return [asdict(s) for s in scores]
+
+
+def from_records(records: Sequence[dict[str, object]]) -> list[Score]:
+    """Return the scores that `as_records` wrote."""
+    return [Score(**{**r, "moments": tuple(r["moments"])}) for r in records]  # type: ignore[arg-type]
+
+
+def _row(group: Sequence[Score]) -> Row:
+    interval = _interval([group])
+    mean = {
+        n: float(np.mean([getattr(s, n) for s in group]))
+        for n in ("input_psnr", "input_ssim", "psnr", "ssim")
+    }
+    return Row(
+        degradation=group[0].degradation,
+        n=len(group),
+        gain=float(np.mean([s.psnr - s.input_psnr for s in group])),
+        gain_low=interval.low,
+        gain_high=interval.high,
+        baseline_psnr=_baseline_psnr(group),
+        **mean,
+    )
+
+
+def _moments(x: Tensor, y: Tensor) -> tuple[float, ...]:
+    x, y = x.double(), y.double()
+    sums = (x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum())
+    return (float(x.numel()), *(float(s) for s in sums))
+
+
+def _baseline_psnr(group: Sequence[Score]) -> float:
+    """Return the mean PSNR of the least-squares gain and offset, fitted over the whole group at once."""
+    n, sx, sy, sxx, _, sxy = np.sum([s.moments for s in group], axis=0)
+    variance = sxx / n - (sx / n) ** 2
+    a = (sxy / n - sx * sy / n**2) / variance if variance > 0 else 0.0
+    b = sy / n - a * sx / n
+    values = []
+    for n, sx, sy, sxx, syy, sxy in (s.moments for s in group):
+        squared = syy + a * a * sxx + n * b * b - 2 * a * sxy - 2 * b * sy + 2 * a * b * sx
+        values.append(-10 * math.log10(max(squared / n, 1e-12)))
+    return float(np.mean(values))
+
+
+def _interval(groups: Sequence[Sequence[Score]]) -> Interval:
+    """The interval of the mean of the groups' mean gains."""
+    return over_photographs([{s.photograph: s.psnr - s.input_psnr for s in group} for group in groups])

@@ -1,0 +1,105 @@
+"""The outcome of one evaluation: its figures, on disk and as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.errors import JudgingError
+from orchestrator.evaluation.aggregates import Figure
+from orchestrator.evaluation.model_under_test import Identity
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one evaluation found."""
+
+    evaluation: str
+    job: str
+    model: Identity
+    parameters: int
+    macs: int | None
+    """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for a class that we cannot count."""
+    code_version: str
+    figures: tuple[Figure, ...]
+
+
+def summary_bytes(summary: Summary) -> bytes:
+    """Return the summary as JSON; `read_summary` is the inverse."""
+    return json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode()
+
+
+def read_summary(path: Path) -> Summary:
+    """Return the summary in a file, or in the folder that holds it. Raises JudgingError."""
+    file = path / "summary.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_bytes())
+        return Summary(
+            **{
+                **content,
+                "model": Identity(**content["model"]),
+                "figures": tuple(Figure(**figure) for figure in content["figures"]),
+            }
+        )
+    except OSError as error:
+        raise JudgingError(f"{file}: no results of an evaluation ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise JudgingError(f"{file}: not the summary of an evaluation ({error}).") from error
+
+
+def render(summary: Summary) -> str:
+    """Return the figures as aligned text, one line per benchmark, subset and protocol."""
+    head = (
+        "benchmark",
+        "degradation",
+        "n",
+        "protocol",
+        "PSNR [dB], 95 % interval",
+        "SSIM, 95 % interval",
+        "degraded",
+        "dataset",
+    )
+    rows = [head]
+    groups: dict[tuple[str, ...], dict[str, Figure]] = {}
+    for figure in summary.figures:
+        key = (figure.dataset, figure.source, figure.subset, figure.degradation, figure.protocol)
+        groups.setdefault(key, {})[figure.metric] = figure
+    for (dataset, source, subset, degradation, protocol), by in groups.items():
+        psnr, ssim = by["psnr"], by["ssim"]
+        rows.append(
+            (
+                " ".join(
+                    (
+                        dataset,
+                        *([source] if source not in ("", dataset) else []),
+                        *([subset] if subset != "all" else []),
+                    )
+                ),
+                degradation,
+                str(psnr.n),
+                protocol,
+                f"{psnr.value:.2f} [{psnr.low:.2f}, {psnr.high:.2f}]",
+                f"{ssim.value:.4f} [{ssim.low:.4f}, {ssim.high:.4f}]",
+                f"{by['input_psnr'].value:.2f} / {by['input_ssim'].value:.4f}",
+                psnr.digest[:12],
+            )
+        )
+    noise = {figure.noise for figure in summary.figures} - {""}
+    model = summary.model
+    lines = [
+        f"{model.name}   {summary.parameters:,} parameters   recipe {model.recipe}   weights {model.weights}   "
+        f"sha256 {model.digest[:16] or 'none: as the class makes it'}",
+        *([f"noise drawn {', '.join(sorted(noise))}"] if noise else []),
+        "",
+        *aligned(rows),
+    ]
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines of equal columns; the first row is ruled off."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -1,0 +1,1 @@
+"""Inspect and clean up what jobs left behind."""

@@ -1,0 +1,197 @@
+"""What a store holds that nothing refers to any more: found by looking at what refers to what, never by age alone.
+
+    a dataset    shards and listings that none of its manifests names (whatever the pointer says), and the records
+                 of a packing that was never published
+    a run        blobs that no checkpoint names; of a finished run also the checkpoints that are neither the newest
+                 nor, by the job's own rule, among the best or young enough. A run that is not finished, and one whose
+                 result names no rule, keeps all its checkpoints, a registered one everything
+    a proof      both runs of a `mirage prove-resume` that was killed, did not hold, or was told to keep them
+    a folder     temporary files of writes that were killed
+
+Only objects whose names are of our making are ever considered. A folder in which anything unreferenced was written
+lately may be in use, by a packing or a run in progress, and is left alone; so is one whose records cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import PurePosixPath
+
+from orchestrator.run_files import FOLDER, RESULT, RULE, RUNS
+from orchestrator.training.checkpoint import Retention
+from shards.errors import MissingObjectError, ShardsError
+from shards.listing import listing_key
+from shards.manifest import load_manifest
+from shards.store import Store, open_store
+
+GRACE_HOURS = 24.0
+
+_HEX = "[0-9a-f]{64}"
+_NAMES = {
+    "shards": rf"shards/{_HEX}\.tar",
+    "sources": rf"sources/{_HEX}\.txt",
+    "packing": rf"packing/{_HEX}\.json",
+    "manifests": rf"manifests/{_HEX}\.json\.gz",
+    "blobs": rf"blobs/{_HEX}\.safetensors",
+    "weights": rf"weights/{_HEX}\.safetensors",
+    "checkpoints": r"checkpoints/\d+-[0-9a-f]{12}\.json",
+    "result": re.escape(RESULT),
+}
+_KEY = re.compile(
+    r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _NAMES.items()) + ")"
+)
+_PROOF = re.compile(
+    rf"(?:.*/)?{FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
+    rf"(?P<rest>(?:{'|'.join(RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
+)
+"""Where an object of a proof lies: the folder is named by the run, the seed and a number."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """An object that nothing refers to."""
+
+    key: str
+    size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What can go, and what was left alone for a reason."""
+
+    garbage: tuple[Garbage, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """That removing it frees."""
+        return sum(item.size for item in self.garbage)
+
+
+def find(store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS) -> Findings:
+    """Look through all of a store; nothing is changed. `registered_runs` are ids of runs that models came from."""
+    roots: dict[str, dict[str, list[str]]] = {}
+    proofs: dict[str, list[str]] = {}
+    for key in store.list():
+        found = _KEY.fullmatch(key)
+        proof = _PROOF.fullmatch(f"{store.uri}/{key}")
+        if proof is not None:
+            proofs.setdefault(key[: -len(proof["rest"])], []).append(key)
+        elif found is not None:
+            kind = next(kind for kind in _NAMES if found[kind] is not None)
+            roots.setdefault(found["root"], {}).setdefault(kind, []).append(key)
+    places: list[tuple[str, Callable[[], Iterable[tuple[str, str]]]]] = [
+        *(
+            (root, partial(_of_root, store, root, keys, registered_runs))
+            for root, keys in sorted(roots.items())
+        ),
+        *((root, partial(_of_proof, keys)) for root, keys in sorted(proofs.items())),
+    ]
+    garbage: list[Garbage] = []
+    notes: list[str] = []
+    for root, look in places:
+        where = f"{store.uri}/{root}".rstrip("/")
+        try:
+            free = list(look())
+            stats = {key: store.stat(key) for key, _ in free}
+        except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{where}: left alone, what it refers to cannot be read: {error}")
+            continue
+        newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
+        age_hours = (time.time() - newest) / 3600
+        if free and age_hours < grace_hours:
+            notes.append(
+                f"{where}: left alone, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
+                f"be in use. If it is not: --older-than {max(age_hours - 0.1, 0):.1f}"
+            )
+            continue
+        garbage += [Garbage(key, stats[key].size, why) for key, why in free]
+    for key in store.unfinished():
+        stat = store.stat(key)
+        if time.time() - stat.modified_unix >= grace_hours * 3600:
+            garbage.append(Garbage(key, stat.size, "left by a write that was killed"))
+    return Findings(tuple(garbage), tuple(notes))
+
+
+def remove(store: Store, garbage: Iterable[Garbage]) -> int:
+    """Delete what `find` found, records before what they name; returns how many objects."""
+    order = {"packing": 0, "checkpoints": 0}
+    removed = 0
+    for item in sorted(garbage, key=lambda item: order.get(PurePosixPath(item.key).parent.name, 1)):
+        store.delete(item.key)
+        removed += 1
+    return removed
+
+
+def _of_root(
+    store: Store, root: str, keys: dict[str, list[str]], registered_runs: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    where = f"{store.uri}/{root}".rstrip("/")
+    yield from _of_dataset(where, root, keys)
+    if where.rpartition("/")[2] not in registered_runs:
+        yield from _of_run(store, root, keys)
+
+
+def _of_proof(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for key in keys:
+        yield key, "of a proof that a job resumes"
+
+
+def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    if not any(kind in keys for kind in ("shards", "sources", "packing")):
+        return
+    dataset = open_store(where)
+    named: set[str] = set()
+    for key in keys.get("manifests", ()):
+        manifest = load_manifest(dataset, key.rpartition("/")[2].partition(".")[0])
+        named |= {root + shard.key for shard in manifest.shards}
+        named |= {root + listing_key(digest) for digest in manifest.provenance.get("sources", ())}
+    unpublished = {
+        root + key for record in keys.get("packing", ()) for key in _shards_of(dataset, record[len(root) :])
+    }
+    for key in keys.get("packing", ()):
+        yield key, "record of a packing that was not published"
+    for key in keys.get("shards", ()):
+        if key not in named:
+            yield (
+                key,
+                "shard of a packing that was not published" if key in unpublished else "shard in no manifest",
+            )
+    for key in keys.get("sources", ()):
+        if key not in named:
+            yield key, "listing in no manifest"
+
+
+def _shards_of(dataset: Store, record: str) -> list[str]:
+    try:
+        return [shard[0] for shard in json.loads(dataset.read(record))["shards"]]
+    except (ValueError, KeyError, TypeError, MissingObjectError):
+        return []  # a damaged record names nothing, and is garbage itself
+
+
+def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    if not any(kind in keys for kind in ("blobs", "checkpoints", "weights")):
+        return
+    records = {key: json.loads(store.read(key)) for key in sorted(keys.get("checkpoints", ()))}
+    kept = set(records)
+    if "result" in keys:
+        result = json.loads(store.read(root + RESULT))
+        named = {root + str(result["weights"])}
+        if RULE in result:
+            # Of the newest one is enough: the others are there in case it is damaged before the run goes on.
+            kept = replace(Retention(**result[RULE]), newest=1).kept(records, time.time())
+        for key in records.keys() - kept:
+            yield key, "checkpoint of a finished run, neither its newest nor its best"
+        for key in keys.get("weights", ()):
+            if key not in named:
+                yield key, "weights that the run's result does not name"
+    needed = {f"{root}blobs/{blob}.safetensors" for key in kept for blob in records[key]["blobs"].values()}
+    for key in keys.get("blobs", ()):
+        if key not in needed:
+            yield key, "tensors of no checkpoint that stays"

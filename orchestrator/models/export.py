@@ -1,0 +1,230 @@
+"""A model in other formats, each read back and compared with the model itself before the file is there.
+
+    safetensors    weights and configuration; what `mirage.load` reads
+    torchscript    one file for torch.jit.load, from Python or C++, without this project
+    onnx           one file for ONNX Runtime and others, with free batch, height and width (opset 17)
+    release        a checkpoint in the layout of the authors' own scripts
+
+TorchScript and ONNX take float32 RGB in [0, 1], (b, 3, h, w), of any size: reflection to multiples of 8,
+the crop and the clamp are inside, as in `mirage.restore`. They restore an image at once: nothing in them bounds
+memory by strips.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+from mirage import MIRAGE, load, load_release, restore, save
+from mirage.config import TOTAL_STRIDE
+from mirage.kernels.onnx_export import exportable
+from mirage.weights import save_release
+from orchestrator.errors import ExportError
+
+Run = Callable[[Tensor], Tensor]
+"""Degraded images (b, 3, h, w) to restored ones."""
+
+SHAPES = ((1, 3, 64, 64), (2, 3, 33, 45), (1, 3, 40, 97), (2, 3, 16, 9))
+"""What parity is measured on: one image and two, square and not, multiples of 8 and not."""
+
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is written and read back."""
+
+    write: Callable[[MIRAGE, Path], None]
+    read: Callable[[Path], Run]
+    suffix: str
+    tolerance: float
+    """Largest difference that passes, in values of [0, 1]; 0: the same to the last bit."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model is from the model."""
+
+    worst: float
+    """Largest absolute difference, in values of [0, 1]."""
+    shape: tuple[int, ...]
+    """Where it was found."""
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export computes what the model computes; a difference that is no number does not."""
+        return self.worst <= self.tolerance
+
+    def __str__(self) -> str:
+        """Return the measurement as one would say it."""
+        where = " x ".join(map(str, self.shape))
+        return f"largest difference {self.worst:.1e} at {where}, at most {self.tolerance:.0e} allowed"
+
+
+def export(model: MIRAGE, out: Path, form: str) -> Parity:
+    """Write `model` to `out` in a format and return the parity that was measured on the file.
+
+    Raises ExportError, with nothing left behind, when the format cannot hold the model or computes something else.
+    """
+    if form not in FORMATS:
+        raise ExportError(f"format {form!r}: one of {', '.join(FORMATS)}.")
+    chosen = FORMATS[form]
+    if out.suffix != chosen.suffix:
+        raise ExportError(f"{out}: the format {form} is a {chosen.suffix} file; give -o a name that ends so.")
+    if out.exists():
+        raise ExportError(f"{out} exists already: remove it, or give -o another name.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            partial = Path(folder, out.name)
+            chosen.write(model, partial)
+            parity = measure(model, chosen.read(partial), chosen.tolerance)
+            if not parity.holds:
+                raise ExportError(f"{out}: not written, the {form} file is not the model: {parity}.")
+            partial.replace(out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    return parity
+
+
+def measure(model: MIRAGE, run: Run, tolerance: float) -> Parity:
+    """Compare `run` with `mirage.restore` of `model` on images of each of `SHAPES`."""
+    worst, where = -1.0, SHAPES[0]
+    for shape in SHAPES:
+        degraded = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+        expected, found = restore(model, degraded, "whole"), run(degraded)
+        same = found.shape == expected.shape
+        off = float((found - expected).abs().max()) if same else float("inf")
+        if not off <= worst:  # so that NaN counts as worst
+            worst, where = off, shape
+    return Parity(worst, where, tolerance)
+
+
+class AnySize(nn.Module):
+    """`mirage.restore` of a whole image as one graph, for exporters."""
+
+    def __init__(self, model: MIRAGE) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        for head in ("spd_shallow", "spd_latent"):  # training alone has a use for them
+            if hasattr(self.model, head):
+                delattr(self.model, head)
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        """degraded (b, 3, h, w) → restored (b, 3, h, w), in [0, 1]."""
+        image = _reflected(_reflected(degraded, 2), 3)
+        restored: Tensor = self.model(image).image
+        for axis in (2, 3):
+            restored = restored.index_select(axis, _positions(degraded.shape[axis]))
+        return restored.clamp(0, 1)
+
+
+def _reflected(image: Tensor, axis: int) -> Tensor:
+    """As `mirage.restore.reflect_to_multiple` along one axis, without a decision that depends on the size."""
+    size = image.shape[axis]
+    last = _positions(size).amax()  # as a tensor: exporters fold what is computed from numbers
+    position = _positions((size + TOTAL_STRIDE - 1) // TOTAL_STRIDE * TOTAL_STRIDE)
+    position = torch.remainder(position, (2 * last).clamp(min=1))
+    return image.index_select(axis, torch.minimum(position, 2 * last - position))
+
+
+def _positions(size: int) -> Tensor:
+    """0, 1, ..., size - 1; tracing keeps the size free here, and not in `arange`."""
+    return torch.ones(size, dtype=torch.int64).cumsum(0) - 1
+
+
+def _example() -> Tensor:
+    return torch.rand(2, 3, 33, 45, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """What all exporters need: no gradients, forms they understand, and no warnings of what parity measures.
+
+    Tracing warns that the model's check of its input becomes a constant. TorchScript, and ONNX through it, warn of
+    their age: torch.export takes minutes where tracing takes seconds, and both give the same numbers.
+    """
+    with torch.no_grad(), exportable(), warnings.catch_warnings():
+        for category in (TracerWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx.*")
+        yield
+
+
+def _write_torchscript(model: MIRAGE, path: Path) -> None:
+    with _exporting():
+        traced = torch.jit.trace(AnySize(model), _example(), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path))
+
+
+def _read_torchscript(path: Path) -> Run:
+    with _exporting():
+        return _quiet(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
+
+
+def _write_onnx(model: MIRAGE, path: Path) -> None:
+    free = {0: "batch", 2: "height", 3: "width"}
+    try:
+        with _exporting():
+            torch.onnx.export(
+                AnySize(model),
+                (_example(),),
+                str(path),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["degraded"],
+                output_names=["restored"],
+                dynamic_axes={"degraded": free, "restored": free},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        if "not installed" not in str(error):
+            raise
+        raise ExportError(_NEEDS) from error
+
+
+def _read_onnx(path: Path) -> Run:
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError as error:
+        raise ExportError(_NEEDS) from error
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda degraded: torch.from_numpy(session.run(None, {"degraded": degraded.numpy()})[0])
+
+
+_NEEDS = "ONNX needs the packages onnx and onnxruntime: pip install 'mirage-orchestrator[export]'."
+
+
+def _read_weights(path: Path) -> Run:
+    model = load(path)
+    return lambda degraded: restore(model, degraded, "whole")
+
+
+def _read_release(path: Path) -> Run:
+    model = load_release(path)
+    return lambda degraded: restore(model, degraded, "whole")
+
+
+def _quiet(module: Run) -> Run:
+    def run(degraded: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(degraded)
+
+    return run
+
+
+FORMATS = {
+    "safetensors": Format(save, _read_weights, ".safetensors", 0.0),
+    "torchscript": Format(_write_torchscript, _read_torchscript, ".pt", 1e-4),
+    "onnx": Format(_write_onnx, _read_onnx, ".onnx", 1e-4),
+    "release": Format(save_release, _read_release, ".ckpt", 0.0),
+}

@@ -1,0 +1,129 @@
+"""A network of the user's own: `package.module:Class`, imported from a folder or from what is installed."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from orchestrator.errors import ModelError
+from orchestrator.paths import absolute_uri
+
+_WRAPPERS = ("params_ema", "params", "state_dict", "model", "model_state_dict")
+"""Keys below which public checkpoints keep their parameters."""
+
+
+def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return a new network of the class `name` (package.module:Class), imported from the folder `path`.
+
+    A relative folder stands below the project. Raises ModelError.
+    """
+    module_name, _, class_name = name.partition(":")
+    module = _import(module_name, None if path is None else Path(absolute_uri(path)))
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+        raise ModelError(
+            f"model.class {name}: {module_name} has no torch network of that name. It has: "
+            f"{', '.join(classes) or 'none'}."
+        )
+    try:
+        network: nn.Module = found(**arguments)
+    except TypeError as error:
+        raise ModelError(f"model.arguments do not fit {name}: {error}.") from error
+    return network
+
+
+def load_weights(network: nn.Module, data: bytes, where: str) -> None:
+    """Put a safetensors file or a checkpoint of plain tensors into `network`; nothing in it is executed.
+
+    A prefix that all names share, as wrappers leave it (`net.`, `module.`), is dropped. Raises ModelError.
+    """
+    state = _state(data, where)
+    own = set(network.state_dict())
+    prefix = _shared_prefix(state)
+    if prefix and not own & set(state):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        missing, foreign = sorted(own - set(state)), sorted(set(state) - own)
+        told = [f"{len(missing)} of its {len(own)} are missing, first {missing[0]}"] if missing else []
+        told += [f"{len(foreign)} are not its own, first {foreign[0]}"] if foreign else []
+        told = told or [str(error).splitlines()[-1].strip()]
+        raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(told)}.") from error
+
+
+def image_of(output: object) -> Tensor:
+    """Return the restored image in what a network returned: a tensor, the first of several, or `.image`."""
+    found = getattr(output, "image", output)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"the network returned {type(output).__name__}: a tensor is needed, or a tuple that begins with it."
+        )
+    return found
+
+
+def _import(name: str, folder: Path | None) -> ModuleType:
+    if folder is not None and not folder.is_dir():
+        raise ModelError(f"model.path {folder}: no such folder.")
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        where = f" in {folder}" if folder else ""
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not name.startswith(missing):
+            raise ModelError(
+                f"model.class: {name}{where} needs the package {missing}: pip install {missing}"
+            ) from error
+        raise ModelError(
+            f"model.class: {name} cannot be imported{where}: {error}. model.path is the folder that holds "
+            f"{name.partition('.')[0]}."
+        ) from error
+    origin = Path(getattr(module, "__file__", None) or "").resolve()
+    if folder is not None and not origin.is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"model.class: {name} is taken by {origin}, so that the one in {folder} cannot be imported."
+        )
+    return module
+
+
+def _state(data: bytes, where: str) -> dict[str, Tensor]:
+    try:
+        return dict(safetensors.torch.load(data))
+    except SafetensorError:
+        pass  # then it is a checkpoint of torch
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"{where}: neither safetensors nor a checkpoint of plain tensors ({str(error).splitlines()[0]})."
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{where}: holds no parameters, nor any of {', '.join(_WRAPPERS)}.")
+    return content
+
+
+def _shared_prefix(state: Mapping[str, Tensor]) -> str:
+    """Return `net.` when every name begins with it, "" when they share no first part."""
+    firsts = {key.partition(".")[0] for key in state}
+    return f"{firsts.pop()}." if len(firsts) == 1 else ""

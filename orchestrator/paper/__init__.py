@@ -1,0 +1,1 @@
+"""Hold the paper's published tables as data."""

@@ -1,0 +1,55 @@
+"""The published benchmarks: which packed images are a column of a table, and which of them are leaked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_CDD11 = (
+    *("haze", "rain", "snow", "low_haze", "low_rain", "low_snow"),
+    *("haze_rain", "haze_snow", "low_haze_rain", "low_haze_snow"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the published tables."""
+
+    dataset: str
+    """What `mirage pack` calls its dataset."""
+    sources: tuple[str, ...]
+    """What rows of it may carry as their source, plain: lower case, letters and digits alone."""
+    degradation: str
+
+
+COLUMNS = {
+    "sots_outdoor": Column("sots-outdoor", ("sotsoutdoor", "sots"), "haze"),
+    "rain100l": Column("rain100l", ("rain100l",), "rain"),
+    **{f"bsd68_s{s}": Column("bsd68", ("cbsd68", "bsd68"), f"noise{s}") for s in (15, 25, 50)},
+    "gopro": Column("gopro", ("goprotest", "gopro"), "blur"),
+    "lol_v1": Column("lol-v1", ("eval15", "lolv1"), "lowlight"),
+    "low": Column("cdd11", ("cdd11test", "cdd11"), "lowlight"),
+    **{name: Column("cdd11", ("cdd11test", "cdd11"), name) for name in _CDD11},
+    "snow100k_s": Column("snow100k-s", ("snow100ks",), "snow"),
+    "snow100k_l": Column("snow100k-l", ("snow100kl",), "snow"),
+    "outdoor_rain": Column("outdoor-rain-test1", ("outdoorraintest1",), "haze_rain"),
+    "raindrop": Column("raindrop-a", ("testa", "testb", "raindropa", "raindropb"), "raindrop"),
+    "uieb": Column("uieb", ("uieb",), "underwater"),
+    "toled": Column("toled", ("toled",), "toled"),
+    "poled": Column("poled", ("poled",), "poled"),
+}
+
+
+def column_is(column: str, source: str, degradation: str) -> bool:
+    """Return whether images of a dataset under a degradation are this column of a table."""
+    wanted = COLUMNS[column]
+    return degradation == wanted.degradation and _plain(source) in wanted.sources
+
+
+def is_published(source: str) -> bool:
+    """Return whether a dataset is a published benchmark, by its name."""
+    return any(_plain(source) in column.sources for column in COLUMNS.values())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,1 @@
+"""Estimate memory, time and cost before a job is launched."""

@@ -1,0 +1,1 @@
+"""Check a model version against gates before an alias moves to it."""

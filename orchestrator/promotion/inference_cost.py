@@ -1,0 +1,63 @@
+"""What restoring one image takes, measured in a process of its own so that nothing else counts.
+
+python -m orchestrator.promotion.inference_cost WEIGHTS SIDE        prints the measurement as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.errors import RegistryError
+from orchestrator.promotion.gates import Measured
+
+REPEATS = 3
+"""Restorations that are timed, after one that is not; the median counts."""
+
+
+def measure_budget(weights: Path, side: int) -> Measured:
+    """Return what the weights take for a square image of `side` pixels. Raises RegistryError."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.promotion.inference_cost", str(weights), str(side)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RegistryError(f"{weights}: latency and memory cannot be measured at {side} pixels: {last}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(weights: str, side: int) -> None:
+    """Measure in this process and print."""
+    import torch
+
+    from mirage import load, restore
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(weights, device)
+    degraded = torch.rand(1, 3, side, side, device=device)
+    seconds = []
+    for _ in range(1 + REPEATS):
+        before = time.perf_counter()
+        restore(model, degraded)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - before)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    )
+    print(json.dumps(asdict(Measured(statistics.median(seconds[1:]), peak / 2**30, side, device.type))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

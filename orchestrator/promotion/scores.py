@@ -1,0 +1,64 @@
+"""How a registered version did, image by image: from what it carries, or from an evaluation of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import JudgingError
+from orchestrator.evaluation.image_results import from_parquet
+from orchestrator.evaluation.summary import Summary, read_summary
+from orchestrator.promotion.gates import Evidence
+from orchestrator.registry import client as registry
+from orchestrator.registry.client import DIGEST_TAG, Version
+from orchestrator.run_files import SCORES
+
+IMAGES = "images.parquet"
+
+
+def evidence(version: Version, tracking_uri: str, results: Sequence[Path] = ()) -> Evidence:
+    """Return the scores that a version carries, or, if `results` are given, those of the one that judged its weights.
+
+    `results` are folders of evaluations, as `kind: evaluate` leaves them. Raises RegistryError and JudgingError.
+    """
+    name = f"version {version.version}"
+    return _judged(version, name, results) if results else _carried(version, name, tracking_uri)
+
+
+def _carried(version: Version, name: str, tracking_uri: str) -> Evidence:
+    content = json.loads(registry.artifact(version, SCORES, tracking_uri))
+    psnr: dict[str, dict[str, float]] = {}
+    degraded: dict[str, dict[str, float]] = {}
+    for score in content["scores"]:
+        psnr.setdefault(score["degradation"], {})[score["photograph"]] = score["psnr"]
+        degraded.setdefault(score["degradation"], {})[score["photograph"]] = score["input_psnr"]
+    return Evidence(name, content["protocol"], tuple(content["data"]), psnr, degraded)
+
+
+def _judged(version: Version, name: str, results: Sequence[Path]) -> Evidence:
+    """The results under the evaluation's first protocol; images of several datasets are told apart by the dataset."""
+    found = _evaluation_of(version, results)
+    rows = from_parquet((found / IMAGES).read_bytes())
+    protocol = rows[0].protocol
+    rows = [row for row in rows if row.protocol == protocol]
+    psnr: dict[str, dict[str, float]] = {}
+    degraded: dict[str, dict[str, float]] = {}
+    for row in rows:
+        image = f"{row.dataset}/{row.image}"
+        psnr.setdefault(row.degradation, {})[image] = row.psnr
+        degraded.setdefault(row.degradation, {})[image] = row.input_psnr
+    return Evidence(name, protocol, tuple(sorted({row.digest for row in rows})), psnr, degraded)
+
+
+def _evaluation_of(version: Version, results: Sequence[Path]) -> Path:
+    digest = version.tags[DIGEST_TAG]
+    summaries: list[tuple[Path, Summary]] = [(folder, read_summary(folder)) for folder in results]
+    found = [folder for folder, summary in summaries if summary.model.digest == digest]
+    if len(found) != 1:
+        told = ", ".join(f"{folder} is of {summary.model.digest[:12]}" for folder, summary in summaries)
+        raise JudgingError(
+            f"--results: {'several' if found else 'none'} of these evaluations judged {version.uri}, weights "
+            f"{digest[:12]} ({told}). Name one of the candidate and one of the champion."
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""Register and find model versions in MLflow."""

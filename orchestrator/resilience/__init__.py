@@ -1,0 +1,1 @@
+"""Prove that failures lose nothing: resume proofs, chaos and a faulty proxy."""

@@ -1,0 +1,118 @@
+"""What `mirage chaos` does to a run, and how it tells what came of it; how it is done is in `cluster.harm`."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from orchestrator.resilience.resume_proof import Proof
+
+Kind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+KILLS: tuple[Kind, ...] = ("worker killed", "driver killed", "node lost")
+"""After these other workers go on, from a checkpoint."""
+_BEGUN = re.compile(r"resumed from checkpoint|\d+ workers? trains?")
+_STEP = re.compile(r"step (\d+)/")
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One thing that is done to the run once it has reached a step."""
+
+    kind: Kind
+    step: int
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What came of a blow."""
+
+    blow: Blow
+    at_step: int
+    """The newest step that the driver had told when it fell."""
+    seconds: float | None
+    """Until the next step was told, after a kill by other workers; None if none was, or the blow reached nobody."""
+    repeated: int = 0
+    """Steps that were computed again."""
+
+
+def after_a_kill(text: str, at_step: int) -> int | None:
+    """Return how many steps other workers compute again, None before they have taken one.
+
+    `text` is what the driver said since the kill, at which the newest step was `at_step`.
+    """
+    begun = _BEGUN.search(text)
+    next_step = _STEP.search(text, begun.end()) if begun else None
+    if begun is None or next_step is None:
+        return None
+    before = max([at_step, *(int(step) for step in _STEP.findall(text[: begun.start()]))])
+    return max(0, before - int(next_step[1]) + 1)
+
+
+def newest_step(text: str) -> int:
+    """Return the newest step that the driver has told, 0 if none."""
+    return max((int(step) for step in _STEP.findall(text)), default=0)
+
+
+def blows(count: int, seed: int, steps: int, kinds: Sequence[Kind] = KINDS) -> list[Blow]:
+    """Return `count` blows within `steps` steps: every kind once before any comes again, evenly spread."""
+    dice = random.Random(seed)
+    drawn: list[Kind] = []
+    while len(drawn) < count:
+        drawn += dice.sample(kinds, len(kinds))
+    span = steps / (count + 1)
+    return [
+        Blow(kind, max(1, round(span * (n + 0.5 + dice.random() / 2))))
+        for n, kind in enumerate(drawn[:count])
+    ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was done, what was survived, and what was lost."""
+
+    survived: Sequence[Survived]
+    store_faults: Mapping[str, int]
+    """Requests to the store that met a fault, by its kind."""
+    tracking_faults: int
+    """Requests to MLflow that nobody answered."""
+    proof: Proof
+    untracked: int
+    """Steps whose numbers are not in MLflow."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything was survived and nothing was lost."""
+        return self.proof.holds and not self.untracked and all(s.seconds is not None for s in self.survived)
+
+    def render(self) -> str:
+        """Return the table."""
+        rows = [("fault", "injected", "survived", "training again after", "steps again")]
+        done = Counter(s.blow.kind for s in self.survived)
+        for kind in KINDS:
+            if done[kind]:
+                of_kind = [s for s in self.survived if s.blow.kind == kind]
+                took = [s.seconds for s in of_kind if s.seconds is not None]
+                after = ", ".join(f"{seconds:.0f} s" for seconds in took) or "never"
+                again = ", ".join(str(s.repeated) for s in of_kind) if kind in KILLS else "-"
+                rows.append((kind, str(done[kind]), str(len(took)), after, again))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        table = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        faults = ", ".join(f"{count} x {what}" for what, count in sorted(self.store_faults.items())) or "none"
+        return "\n".join(
+            [
+                *table,
+                "",
+                f"requests to the store that failed     {faults}",
+                f"requests to MLflow that failed        {self.tracking_faults}",
+                f"steps whose numbers MLflow lacks      {self.untracked}",
+                self.proof.render().rpartition("\n")[0],
+                "NOTHING WAS LOST" if self.holds else "SOMETHING WAS LOST",
+            ]
+        )

@@ -1,0 +1,152 @@
+"""A group of workers as plain processes of this machine, over gloo: a run without Ray that can be killed at a step."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
+from orchestrator.errors import TrainingError
+from orchestrator.training.driver import Wish
+from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.factory import engine_for
+from orchestrator.training.loop import train
+from shards.store import open_store
+
+_POLL_SECONDS = 0.05
+_A_WHILE = 3600
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One start of a run: how many workers take it up, and how it ends."""
+
+    job: Mapping[str, Any]
+    manifests: tuple[str, ...]
+    digests: tuple[str, ...]
+    run_uri: str
+    world_size: int
+    steps: int
+    """Steps to take in this leg."""
+    killed: int | None = None
+    """The worker that dies by SIGKILL right after the last of them, before a checkpoint; None: all stop with one."""
+    code_version: str = ""
+
+
+def run_leg(leg: Leg, timeout_seconds: float = _A_WHILE) -> None:
+    """Run `leg` to its end. Raises TrainingError when a worker ends in another way than it was meant to."""
+    # A server that has imported everything once forks the workers: torch alone takes seconds to import.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with tempfile.TemporaryDirectory(prefix="mirage-leg-") as folder:
+        ranks = range(leg.world_size)
+        workers = [
+            context.Process(target=_work, args=(leg, rank, Path(folder), dict(os.environ))) for rank in ranks
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            status = _wait(workers, time.monotonic() + timeout_seconds)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+        wanted = {leg.killed: -signal.SIGKILL} if leg.killed is not None else dict.fromkeys(ranks, 0)
+        for rank, expected in wanted.items():
+            if status.get(rank) != expected:
+                said = _said(Path(folder), rank).read_text(errors="replace").splitlines()
+                raise TrainingError(
+                    f"worker {rank} of {leg.world_size} ended with status {status.get(rank)}, not {expected}:\n"
+                    + "\n".join(said[-8:])
+                )
+
+
+def _wait(workers: list[ForkServerProcess], deadline: float) -> dict[int, int]:
+    """Return the exit status of the workers that ended, once all have or the first one has died."""
+    while True:
+        ended = {rank: code for rank, worker in enumerate(workers) if (code := worker.exitcode) is not None}
+        if len(ended) == len(workers) or any(ended.values()) or time.monotonic() > deadline:
+            return ended
+        time.sleep(_POLL_SECONDS)
+
+
+def _said(folder: Path, rank: int) -> Path:
+    return folder / f"worker-{rank}.txt"
+
+
+class _Listener:
+    """A driver that nobody watches, and which ends the leg when its steps are taken."""
+
+    def __init__(self, leg: Leg, rank: int) -> None:
+        self._left = leg.steps
+        self._dies = leg.killed == rank
+        self._all_live = leg.killed is None
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def wish(self, step: int) -> Wish:
+        self._left -= 1
+        if self._left > 0:
+            return Wish.GO_ON
+        if self._dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not self._all_live:
+            time.sleep(_A_WHILE)  # until the parent, which sees the other one die, ends this one too
+        return Wish.STOP
+
+
+def _work(leg: Leg, rank: int, folder: Path, environment: Mapping[str, str]) -> None:
+    """Take part in a leg; what is printed goes to a file."""
+    with _said(folder, rank).open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        _train(leg, rank, folder / "meeting")
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # threads of gloo may wait for workers that are gone
+
+
+def _train(leg: Leg, rank: int, meeting: Path) -> None:
+    job = job_from_mapping(leg.job)
+    assert isinstance(job, Job), "only training resumes"
+    torch.set_num_threads(max(1, int(job.workers.cpus)))
+    device = torch.device("cpu")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(leg.world_size))
+    alone = leg.world_size == 1 and job.engine.name == "ddp"
+    if not alone:
+        patience = timedelta(seconds=job.workers.collective_seconds)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=leg.world_size, timeout=patience
+        )
+    engine = InProcessEngine(device, job.train.precision) if alone else engine_for(job, device)
+    dataset = datasets.open_dataset_at(tuple(leg.manifests), tuple(leg.digests), job.data)
+    train(job, dataset, open_store(leg.run_uri), engine, _Listener(leg, rank), leg.code_version)
+    if not alone:
+        dist.destroy_process_group()

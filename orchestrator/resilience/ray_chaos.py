@@ -1,0 +1,379 @@
+"""A run on a cluster of several nodes on this machine, with its own S3 and MLflow servers behind faulty proxies.
+
+    driver (a process) ──► Ray: a head without CPUs and a node for each worker ──► proxy ──► rclone serve s3
+           └──────────────────────────────────────────────────────────────────────► proxy ──► mlflow server
+
+Everything lies in a temporary folder and ends with the command; the job's own runs are not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from orchestrator.cluster.local import s3_server
+from orchestrator.cluster.local.ports import free_port
+from orchestrator.config.identity import run_id
+from orchestrator.config.loader import dump_job
+from orchestrator.config.schema import Job
+from orchestrator.console import Say
+from orchestrator.data import datasets
+from orchestrator.errors import ClusterError
+from orchestrator.resilience import resume_proof
+from orchestrator.resilience.fault_schedule import (
+    KINDS,
+    Blow,
+    Kind,
+    Survived,
+    Verdict,
+    after_a_kill,
+    blows,
+    newest_step,
+)
+from orchestrator.resilience.faulty_proxy import FaultyProxy, drawn, healthy, outage
+from orchestrator.resilience.resume_proof import Trial
+from orchestrator.run_files import RUN_TAG
+from orchestrator.tracking import client as tracking
+from shards.store import open_store
+
+_BUCKET = "s3://chaos"
+_STORE_FAULTS = 0.25
+"""Share of the requests to the store that fail while it is faulty."""
+_OBJECT_STORE_BYTES = 10**8
+
+
+def chaos(
+    job: Job,
+    trial: Trial,
+    folder: Path,
+    say: Say,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    recovery_seconds: float = 300,
+    fault_seconds: float = 20,
+) -> Verdict:
+    """Train the first steps of `job` while it is harmed `trial.kills` times, and compare with a run left alone.
+
+    Store and tracking fail for `fault_seconds`, and longer if no request met a fault in that time.
+    """
+    with ExitStack() as stack:
+        scene = stack.enter_context(_scene(job, trial, folder))
+        scene.patience, scene.fault_seconds = recovery_seconds, fault_seconds
+        survived = [scene.strike(blow, say) for blow in blows(trial.kills, trial.seed, trial.steps, kinds)]
+        scene.wait_for_step(trial.steps)
+        scene.stop()
+        os.environ.update(scene.direct)
+        dataset = datasets.open_dataset(scene.job)
+        run = run_id(scene.job, dataset.digests)
+        killed = open_store(f"{_BUCKET}/runs/{run}")
+        reference = open_store(f"{_BUCKET}/reference")
+        last = resume_proof.newest_step(killed)
+        whole = replace(trial, steps=last)
+        say(f"reference: {last} steps on {trial.workers} workers, left alone")
+        resume_proof.in_processes(
+            scene.job, dataset, reference, [resume_proof.Stretch(trial.workers)], last, say
+        )
+        return Verdict(
+            survived=survived,
+            store_faults={f.value: n for f, n in scene.store.counts.items() if f.name != "NONE"},
+            tracking_faults=scene.tracking.injected,
+            proof=resume_proof.compare(reference, killed, whole),
+            untracked=_untracked(scene, run, last),
+        )
+
+
+@dataclass
+class _Scene:
+    job: Job
+    file: Path
+    folder: Path
+    cluster: Any
+    nodes: list[Any]
+    store: FaultyProxy
+    tracking: FaultyProxy
+    environment: Mapping[str, str]
+    direct: Mapping[str, str]
+    """The way to the store past the proxy."""
+    mlflow: str
+    """The way to MLflow past the proxy."""
+    dice: random.Random
+    patience: float = 300
+    """Seconds that the run may take to go on after a blow."""
+    fault_seconds: float = 20
+    driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "driver.txt"
+
+    def start(self) -> None:
+        """Start the driver, which goes on with the run."""
+        with self.output.open("ab") as output:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator", "run", str(self.file)],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def text(self, since: int = 0) -> str:
+        """Return what the driver has said, since so many bytes."""
+        return self.output.read_bytes()[since:].decode(errors="replace")
+
+    def step(self) -> int:
+        """Return the newest step that was told."""
+        return newest_step(self.text())
+
+    def wait_for_step(self, step: int) -> float | None:
+        """Return after how many seconds a step was told; None if it was not in time."""
+        return self.wait_until(lambda: self.step() >= step)
+
+    def wait_until(self, condition: Callable[[], bool]) -> float | None:
+        """Return after how many seconds `condition` held; None if it did not in time."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > self.patience:
+                return None
+            if self.driver is not None and self.driver.poll() is not None:
+                raise ClusterError(f"the driver ended:\n{_last_lines(self.output)}")
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def strike(self, blow: Blow, say: Say) -> Survived:
+        """Wait until the run is there, do it, and wait until it goes on."""
+        if self.wait_for_step(blow.step) is None:
+            return Survived(blow, self.step(), None)
+        at, said = self.step(), self.output.stat().st_size
+        say(f"step {at}: {blow.kind}")
+        if blow.kind == "store faulty":
+            plan = drawn(_STORE_FAULTS, self.dice.randrange(2**32))
+            return Survived(blow, at, self._disturb(self.store, plan))
+        if blow.kind == "tracking away":
+            return Survived(blow, at, self._disturb(self.tracking, outage))
+        began = time.monotonic()
+        struck = {
+            "worker killed": self._kill_worker,
+            "driver killed": self._kill_driver,
+            "node lost": self._lose_node,
+        }[blow.kind]()
+        if not struck:
+            return Survived(blow, at, None)
+        went_on = self.wait_until(lambda: after_a_kill(self.text(said), at) is not None)
+        seconds = time.monotonic() - began
+        repeated = after_a_kill(self.text(said), at) or 0
+        # Beyond where it was, so that the next blow does not fall on work that is done again.
+        return Survived(
+            blow,
+            at,
+            seconds if went_on is not None and self.wait_for_step(at + 1) is not None else None,
+            repeated,
+        )
+
+    def stop(self) -> None:
+        """Ask the driver to stop with a checkpoint, and wait."""
+        assert self.driver is not None, "a run is under way"
+        self.driver.send_signal(signal.SIGTERM)
+        try:
+            self.driver.wait(300)
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"the driver did not stop:\n{_last_lines(self.output)}") from error
+
+    def end(self) -> None:
+        """Leave no driver behind."""
+        if self.driver is not None:
+            self.driver.kill()
+            self.driver.wait()
+
+    def _kill_worker(self) -> bool:
+        """Kill one of the workers; say whether there was one in time."""
+        found: list[psutil.Process] = []
+
+        def there_are_some() -> bool:
+            found[:] = train_workers(self.nodes)
+            return bool(found)
+
+        if self.wait_until(there_are_some) is None:
+            return False
+        try:
+            self.dice.choice(sorted(found, key=lambda p: p.pid)).kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+    def _kill_driver(self) -> bool:
+        assert self.driver is not None, "a run is under way"
+        self.driver.kill()
+        self.driver.wait()
+        self.start()
+        return True
+
+    def _lose_node(self) -> bool:
+        lost = self.nodes.pop(self.dice.randrange(len(self.nodes)))
+        self.cluster.remove_node(lost, allow_graceful=False)
+        self.nodes.append(_add_node(self.cluster, self.job.workers.cpus))
+        return True
+
+    def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
+        """Let requests fail for a while; return how long the run then took to go on."""
+        before = proxy.injected
+        proxy.plan = plan
+        try:
+            time.sleep(self.fault_seconds)
+            reached = self.wait_until(lambda: proxy.injected > before)
+        finally:
+            proxy.plan = healthy
+        return self.wait_for_step(self.step() + 1) if reached is not None else None
+
+
+@contextmanager
+def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
+    with ExitStack() as stack:
+        server = s3_server.new(None)
+        (folder / "s3").mkdir()
+        process = s3_server.start(server, folder / "s3", folder / "s3.txt", f"chaos-{os.getpid()}")
+        stack.callback(lambda: psutil.Process(process.pid).kill())
+        store = stack.enter_context(FaultyProxy(server.port))
+        cluster = stack.enter_context(_cluster())
+        port = free_port()
+        wait_for_mlflow = stack.enter_context(_mlflow(folder, port))
+        tracking = stack.enter_context(FaultyProxy(port))
+        nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
+        wait_for_mlflow()
+        harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
+        file = folder / "job.yaml"
+        file.write_text(dump_job(harmed))
+        direct = server.environment()
+        environment = {
+            **os.environ,
+            **direct,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
+            "MIRAGE_HOME": os.environ.get("MIRAGE_HOME", str(Path.cwd() / ".mirage")),
+            "RAY_ADDRESS": cluster.address,
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+        }
+        scene = _Scene(
+            harmed, file, folder, cluster, nodes, store, tracking, environment, direct, f"http://127.0.0.1:{port}",
+            random.Random(trial.seed),
+        )  # fmt: skip
+        scene.start()
+        stack.callback(scene.end)
+        yield scene
+
+
+def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
+    """Return the job with its own store and MLflow, a ledger, many checkpoints, and a fixed number of workers."""
+    every = max(1, min(job.checkpoint.every_steps, trial.steps // (2 * trial.kills + 2)))
+    workers = {"min": trial.workers, "max": trial.workers, "max_failures": 3 + trial.kills}
+    return job.model_copy(
+        update={
+            "storage": _BUCKET,
+            "data": job.data.model_copy(update={"ledger": True}),
+            "checkpoint": job.checkpoint.model_copy(
+                update={"every_steps": every, "keep": resume_proof.KEEP_ALL}
+            ),
+            "track": job.track.model_copy(update={"uri": tracking, "every_steps": 1, "register_as": None}),
+            "workers": job.workers.model_copy(update=workers),
+            "example": None,
+        }
+    )
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from ray.cluster_utils import Cluster
+
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray writes there, whichever folder it is told to use
+    health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    head["dashboard_port"] = free_port()  # another cluster of this machine may have the usual one
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _add_node(cluster: Any, cpus: float) -> Any:
+    size = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    return cluster.add_node(**size)
+
+
+@contextmanager
+def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
+    """Start an MLflow server; what is given returns once it answers."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 180
+        while not _is_healthy(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}")
+            time.sleep(0.3)
+
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "mlartifacts")),
+    ]
+    with (folder / "mlflow.txt").open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield wait
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def train_workers(nodes: Iterable[Any]) -> list[psutil.Process]:
+    """Return the training processes of these nodes; this machine may run those of another cluster too."""
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+    ours = {child.pid for raylet in raylets for child in raylet.children(recursive=True)}
+    running = psutil.process_iter(["cmdline"])
+    return [p for p in running if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def _untracked(scene: _Scene, run: str, last: int) -> int:
+    tracked = tracking.find_run(scene.mlflow, scene.job.track.experiment, RUN_TAG, run)
+    if tracked is None:
+        return last
+    told = {
+        metric.step for metric in tracking.connect(scene.mlflow).get_metric_history(tracked, "loss/total")
+    }
+    return len(set(range(1, last + 1)) - told)
+
+
+def _last_lines(file: Path) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-12:])

@@ -1,0 +1,1 @@
+"""Restore many photographs, each exactly once."""

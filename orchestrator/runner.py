@@ -1,0 +1,87 @@
+"""What a job of each kind does when it runs and when it is planned: the one table from kinds to code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
+from orchestrator.config.job_types import AnyJob
+from orchestrator.config.schema import Job
+from orchestrator.config.sweep_schema import SweepJob
+from orchestrator.console import Say
+from orchestrator.data.job import plan_pack, run_pack
+from orchestrator.errors import PlanError
+from orchestrator.evaluation.job import plan_evaluation, run_evaluation
+from orchestrator.planning.plan import make_plan
+from orchestrator.restoration.job import plan_restore, run_restore
+from orchestrator.sweeps.job import run_sweep
+from orchestrator.sweeps.plan import plan_sweep
+from orchestrator.training.driver import Outcome
+from orchestrator.training.job import run_job
+
+
+@dataclass(frozen=True)
+class Action:
+    """How jobs of one kind run and are planned."""
+
+    run: Callable[[Any, Say, bool], Outcome]
+    """(job, say, in_process) to how it ended."""
+    plan: Callable[[Any], str]
+    """What the job will do and take, as text."""
+
+
+def _train(job: Job, say: Say, in_process: bool) -> Outcome:
+    return run_job(job, say, in_process=in_process)
+
+
+def _pack(job: PackJob, say: Say, in_process: bool) -> Outcome:
+    run_pack(job, say, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
+    return Outcome("finished", 0, 0)
+
+
+def _evaluate(job: EvaluateJob, say: Say, in_process: bool) -> Outcome:
+    ended = run_evaluation(job, say, in_process=in_process)
+    return Outcome(ended.status, ended.done, ended.images)
+
+
+def _restore(job: RestoreJob, say: Say, in_process: bool) -> Outcome:
+    stopped = run_restore(job, say, in_process=in_process)
+    return Outcome("stopped" if stopped else "finished", 0, 0)
+
+
+def _sweep(job: SweepJob, say: Say, in_process: bool) -> Outcome:
+    return run_sweep(job, say, in_process=in_process)
+
+
+ACTIONS: dict[str, Action] = {
+    "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
+    "pack": Action(_pack, plan_pack),
+    "evaluate": Action(_evaluate, plan_evaluation),
+    "restore": Action(_restore, plan_restore),
+    "sweep": Action(_sweep, plan_sweep),
+}
+
+
+def run_any(job: AnyJob, say: Say, *, in_process: bool = False) -> Outcome:
+    """Run `job` to its end, whatever its kind; `in_process` does without Ray."""
+    return ACTIONS[job.kind].run(job, say, in_process)
+
+
+def plan_any(job: AnyJob) -> str:
+    """Return what `job` will do and take, whatever its kind."""
+    return ACTIONS[job.kind].plan(job)
+
+
+def plan_shapes(job: AnyJob) -> str:
+    """Return the shapes of a cluster for `job`, sorted by cost. PlanError for kinds that do not train."""
+    from orchestrator.planning import cluster_shapes
+
+    if not isinstance(job, Job) or job.model.class_ is not None:
+        raise PlanError(
+            f"--shapes compares what training a MIRAGE costs; {job.name} is of kind {job.kind}"
+            + (" and trains a class of its own." if isinstance(job, Job) else ".")
+        )
+    return cluster_shapes.render(make_plan(job, strict=False))

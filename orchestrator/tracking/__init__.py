@@ -1,0 +1,1 @@
+"""Track runs in MLflow."""

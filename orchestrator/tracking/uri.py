@@ -1,0 +1,80 @@
+"""Resolve tracking URIs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.errors import TrackingError
+from orchestrator.paths import home
+
+
+def resolve_tracking_uri(configured: str | None = None) -> str:
+    """Return the absolute URI of the store: `configured`, else MLFLOW_TRACKING_URI, else SQLite at home.
+
+    A relative SQLite path stands below the project, because Ray runs a job in a folder of its own.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    database = sqlite_file(uri)
+    return f"sqlite:///{home().parent / database}" if database else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the database file of a SQLite URI, None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def without_password(uri: str) -> str:
+    """Return `uri` fit for a message: without the password that it may carry.
+
+    A password may hold "/" and "@" unescaped, so what looks like one is hidden up to the last "@".
+    """
+    return re.sub(r"//[^\s/:]*(?::\S*)?@", "//***@", uri)
+
+
+def page_command(uri: str) -> str:
+    """Return the command that opens the tracking page of `uri`: for a server, its address is all it takes."""
+    database = sqlite_file(uri)
+    if database is None:
+        return without_password(uri)
+    program = Path(sys.executable).with_name("mlflow")
+    on_path = shutil.which("mlflow")
+    words = [
+        "mlflow" if on_path and Path(on_path) == program else _short(program),
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{_short(database)}",
+        "--artifacts-destination",
+        _short(artifact_folder(database)),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(_free_port(5000)),
+        "--workers",
+        "1",
+    ]
+    return shlex.join(words)
+
+
+def artifact_folder(database: Path) -> Path:
+    """Return where the artifacts of a SQLite store lie."""
+    return database.parent / "mlartifacts"
+
+
+def _short(path: Path) -> str:
+    working = Path.cwd()
+    return str(path.relative_to(working)) if path.is_relative_to(working) else str(path)
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, first + 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise TrackingError(f"no free port on 127.0.0.1 between {first} and {first + 99} for the MLflow page")

@@ -1,0 +1,1 @@
+"""Run a training job, from its file to a registered model."""

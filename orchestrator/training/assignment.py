@@ -1,0 +1,40 @@
+"""Describe what a training worker needs to open its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
+from orchestrator.paths import home
+from orchestrator.training.run_location import Place
+from orchestrator.version import code_version
+from shards.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker needs to know besides the job: plain data, so that it pickles."""
+
+    job: dict[str, Any]
+    manifests: tuple[str, ...]
+    digests: tuple[str, ...]
+    """Which data it is: restarted workers read this, whatever was packed meanwhile."""
+    run_uri: str
+    code_version: str
+    home: str
+    fate: dict[str, Any] | None = None
+    """The fields of a `Fate`, in a proof."""
+
+
+def assignment_of(job: Job, dataset: Dataset, place: Place) -> Assignment:
+    """Return what the workers of a run need to know."""
+    return Assignment(
+        job=job.model_dump(mode="json"),
+        manifests=datasets.manifest_uris(job),
+        digests=tuple(dataset.digests),
+        run_uri=place.uri,
+        code_version=code_version(),
+        home=str(home()),
+    )

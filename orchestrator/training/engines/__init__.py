@@ -1,0 +1,1 @@
+"""Distribute the training step: in one process, with DDP or with DeepSpeed."""

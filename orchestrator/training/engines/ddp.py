@@ -1,0 +1,94 @@
+"""Train with DistributedDataParallel."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    pass
+from orchestrator.training.engines.base import InProcessEngine
+
+
+class DistributedEngine(InProcessEngine):
+    """One of several processes of an initialised `torch.distributed` world: what they tell each other.
+
+    Without `patience` a worker waits half an hour for a flag or a name of another's, as torch does by itself.
+    """
+
+    def __init__(
+        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+    ) -> None:
+        super().__init__(device, precision)
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU. A new group does not
+        # inherit the deadline of the first one.
+        self._control = dist.new_group(backend="gloo", timeout=patience)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over workers."""
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any worker's flag is set."""
+        return bool(self.highest(int(flag)))
+
+    def highest(self, number: int) -> int:
+        """Return the largest of the workers' numbers."""
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._control)
+        return int(numbers.item())
+
+    def agree(self, text: str) -> str:
+        """Return worker 0's text."""
+        box = [text]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        """Return every worker's rows, in rank order."""
+        boxes: list[list[dict[str, object]]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(boxes, rows, group=self._control)
+        return [row for box in boxes for row in box]
+
+
+class DDPEngine(DistributedEngine):
+    """DistributedDataParallel: gloo on CPU, NCCL on GPUs."""
+
+    def __init__(
+        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+    ) -> None:
+        super().__init__(device, precision, patience)
+        self._wrapped: DistributedDataParallel | None = None
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Return the model in DistributedDataParallel.
+
+        Buffers are not broadcast: BatchNorm's statistics are synchronised where they are made.
+        """
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        return self._wrapped
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
+        (self.scaled(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return DDP's `no_sync` for all but the last micro-batch."""
+        assert self._wrapped is not None, "wrap the model before taking a step"
+        if last:
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()

@@ -1,0 +1,185 @@
+"""DeepSpeed's ZeRO behind the same protocol as the other engines.
+
+Stage 0 shares nothing, 1 the optimiser's state, 2 the gradients as well, 3 the weights too. Losses equal those of
+DistributedDataParallel to rounding. What `optimizer_state` returns is whole, so that a checkpoint knows nothing of
+stage or number of workers and any engine goes on from it: with some 20 MiB per moment, gathering costs less than
+DeepSpeed's own files and their conversion.
+
+Precision is ours, not DeepSpeed's: weights are fp32 and autocast surrounds the model, as on every engine. The scale
+of fp16's loss is ours too; from stage 1 on DeepSpeed is told it before each step, and takes it off before it clips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.training.engines.base import trainable
+from orchestrator.training.engines.ddp import DistributedEngine
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine(DistributedEngine):
+    """ZeRO of stage 0 to 3 in an initialised `torch.distributed` world."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        precision: str,
+        stage: int,
+        micro_batches: int,
+        clip_norm: float | None,
+        patience: timedelta | None = None,
+    ) -> None:
+        super().__init__(device, precision, patience)
+        self.stage = stage
+        self.sharded = stage > 0
+        self._micro_batches = micro_batches
+        self._clip_norm = clip_norm
+        self._deep: Any = None
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Return the model in a DeepSpeed engine, which from now on owns its parameters' storage."""
+        self._deep, *_ = _deepspeed(self.device).initialize(
+            model=_InAutocast(model, self),
+            optimizer=optimizer,
+            model_parameters=[p for _, p in trainable(model)],
+            dist_init_required=False,
+            config={
+                # The shares of a batch may differ in size, so that DeepSpeed is told of micro-batches only.
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": self._micro_batches,
+                "gradient_clipping": self._clip_norm or 0.0,
+                "zero_allow_untested_optimizer": True,
+                "zero_optimization": {"stage": self.stage, "overlap_comm": self.device.type == "cuda"},
+                "steps_per_print": 2**62,
+            },
+        )
+        wrapped: nn.Module = self._deep
+        return wrapped
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; DeepSpeed averages over workers, and the shares are meant to be summed."""
+        if self.scale is not None and self.stage > 0:
+            self._deep.optimizer.override_loss_scale(self.scale.factor)  # it multiplies the loss by it
+        else:
+            share = self.scaled(share)
+        self._deep.backward(share * self.world_size, scale_wrt_gas=False)
+
+    def sync(self, *, last: bool) -> AbstractContextManager[object]:
+        """Tell DeepSpeed which micro-batch is the step's last."""
+        self._deep.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """Clip, update, clear; DeepSpeed itself passes over a gradient that is not finite."""
+        if self.stage == 0:
+            return super().step(optimizer, max_norm)
+        assert max_norm == self._clip_norm, "DeepSpeed was told at its start how to clip"
+        self._deep.step()
+        norm = torch.as_tensor(self._deep.get_global_grad_norm(), device=self.device)
+        if self.scale is not None:
+            self.scale.update(bool(torch.isfinite(norm)))
+        return norm
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Gather the weights of stage 3 for the time of the context."""
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        gathered: AbstractContextManager[object] = _deepspeed(self.device).zero.GatheredParameters(
+            list(model.parameters())
+        )
+        return gathered
+
+    def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Gather the moments from all workers."""
+        if self.stage == 0:
+            return super().optimizer_state(model, optimizer)
+        slots = [slot for slot in optimizer.state.values() if "step" in slot]
+        if not slots:
+            return {}
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state: dict[str, Tensor] = {}
+        for name, parameter in trainable(model):
+            state[f"{name}/step"] = slots[0]["step"].detach().to("cpu", copy=True)
+            for kind in _MOMENTS:
+                whole = safe_get_full_optimizer_state(parameter, kind)
+                state[f"{name}/{kind}"] = whole.detach().to("cpu", copy=True)
+        return state
+
+    def load_optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+    ) -> None:
+        """Give each worker its part of the moments."""
+        if self.stage == 0:
+            super().load_optimizer_state(model, optimizer, state)
+            return
+        if not state:
+            return
+        steps = next(value for key, value in state.items() if key.endswith("/step"))
+        zero = self._deep.optimizer
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            moments = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
+            optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **moments}
+        put = self._put_sharded if self.stage == 3 else self._put_partitioned
+        for name, parameter in trainable(model):
+            for kind in _MOMENTS:
+                put(parameter, kind, state[f"{name}/{kind}"].to(self.device).flatten(), optimizer)
+
+    def _put_partitioned(
+        self, parameter: Any, kind: str, value: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Stages 1 and 2: this worker's piece of one flat vector over all parameters, which may be none of this one."""
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return
+        (flat,) = self._deep.optimizer.single_partition_of_fp32_groups
+        ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
+        piece = value.narrow(0, ours.start, ours.numel)
+        optimizer.state[flat][kind].narrow(0, theirs.start, theirs.numel).copy_(piece)
+
+    def _put_sharded(
+        self, parameter: Any, kind: str, value: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Stage 3: every parameter is cut in equal pieces, the last one padded."""
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value, (0, size * self.world_size - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded.narrow(0, size * self.rank, size), kind)
+
+
+class _InAutocast(nn.Module):
+    """The model in this engine's autocast, which DeepSpeed turns off around what it calls."""
+
+    def __init__(self, model: nn.Module, engine: DeepSpeedEngine) -> None:
+        super().__init__()
+        self.model = model
+        self._engine = [engine]  # not a part of the module
+
+    def forward(self, degraded: Tensor, keys: Tensor) -> object:
+        with self._engine[0].autocast():
+            return self.model(degraded, keys)
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """Return the package, told to use this kind of device and to build nothing."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        # Shared-memory collectives are compiled for a minute at first use, and fail without a compiler; gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

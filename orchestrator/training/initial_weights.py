@@ -1,0 +1,87 @@
+"""The weights that a run begins from: what `init_from` names, found once and kept in the run's own folder.
+
+A name may come to mean other weights while a run goes on (an alias moves, a file is replaced). So the driver looks it
+up when the run starts and writes the bytes down, under their digest; workers, and every later submission, read those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from mirage import MIRAGE
+from mirage.weights import WeightsError, dumps, loads
+from orchestrator.config.schema import Job
+from orchestrator.errors import ModelError
+from orchestrator.models import network, user_model
+from orchestrator.models.network import Network
+from orchestrator.paths import absolute_uri
+from shards.store import Store
+
+FOLDER = "initial/"
+_HEADS = "spd_"
+_FREE = ("drop_path", "batch_norm", "shallow_tap", "alignment", "spd_channels", "spd_embed_dim")
+"""Keys of a model that may differ from those of the weights: they change no tensor, or only the SPD heads."""
+
+
+def keep(job: Job, store: Store, tracking_uri: str) -> str:
+    """Find the weights that the job begins from and keep them in the run's folder; return their digest.
+
+    What was kept before stays. Raises RegistryError or ModelError: nothing of that name, or not of this network.
+    """
+    from orchestrator.registry.resolve import (
+        find_model,  # it finds runs by their results, which training writes
+    )
+
+    assert job.init_from is not None, "asked for by the job"
+    found = store.list(FOLDER)
+    if not found:
+        named = find_model(_placed(job.init_from), tracking_uri)
+        if job.model.class_ is None:
+            try:
+                data = dumps(named.load(torch.device("cpu")))
+            except WeightsError as error:
+                raise ModelError(f"init_from {job.init_from}: {error}") from error
+        else:
+            data = named.path.read_bytes()
+        fill(network.make(job.model), data, job.init_from)
+        found = [FOLDER + hashlib.sha256(data).hexdigest()]
+        store.write(found[0], data)
+    return found[0].removeprefix(FOLDER)
+
+
+def begin(job: Job, model: Network, store: Store) -> None:
+    """Give `model` the weights that the job begins from."""
+    assert job.init_from is not None, "asked for by the job"
+    (kept,) = store.list(FOLDER)
+    fill(model, store.read(kept), job.init_from)
+
+
+def fill(model: Network, data: bytes, where: str) -> None:
+    """Give `model` the weights in `data`. SPD heads of another form stay as they are. Raises ModelError."""
+    if not isinstance(model, MIRAGE):
+        user_model.load_weights(model.inner, data, f"init_from {where}")
+        return
+    source = loads(data)
+    own, given = model.state_dict(), source.state_dict()
+    fitting = {name: t for name, t in given.items() if name in own and own[name].shape == t.shape}
+    if any(name not in fitting and not name.startswith(_HEADS) for name in own | given):
+        theirs, ours = source.config.to_dict(), model.config.to_dict()
+        differ = [
+            f"{key} is {theirs[key]} there and {value} here"
+            for key, value in ours.items()
+            if key not in _FREE and theirs[key] != value
+        ]
+        raise ModelError(
+            f"init_from {where}: the weights are of another network: {'; '.join(differ)}. "
+            "Give the section `model` the values of the weights."
+        )
+    model.load_state_dict(fitting, strict=False)
+
+
+def _placed(name: str) -> str:
+    """Return a relative file as one below the project, wherever Ray runs the job; other names as they are."""
+    is_file = ":/" not in name and ("/" in name or bool(Path(name).suffix))
+    return absolute_uri(name) if is_file else name

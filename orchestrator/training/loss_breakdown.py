@@ -1,0 +1,45 @@
+"""What the loss consists of: the share of each term, and the L1 distance of each degradation's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from orchestrator.config.schema import Job
+
+_SUM, _COUNT = "l1_sum/", "images/"
+
+
+def attribution(job: Job, restored: Tensor, clean: Tensor, degradations: Sequence[str]) -> dict[str, Tensor]:
+    """Return sums of L1 and numbers of images per degradation of the job's mixture.
+
+    They are meant to be summed over steps and workers, so that every degradation is named whether or not it is here.
+    restored, clean: (b, 3, h, w).
+    """
+    names = sorted(job.data.mixture)
+    each = (restored.float() - clean.float()).abs().mean((1, 2, 3))  # (b,)
+    # Made on the CPU and copied at once: the device is not waited for.
+    of = torch.tensor([[name == d for name in names] for d in degradations], dtype=each.dtype)
+    sums, counts = each @ of.to(each.device), of.sum(0)
+    return {
+        **{f"{_SUM}{name}": value for name, value in zip(names, sums, strict=True)},
+        **{f"{_COUNT}{name}": value.to(each.device) for name, value in zip(names, counts, strict=True)},
+    }
+
+
+def attributed(job: Job, values: Mapping[str, float]) -> dict[str, float]:
+    """Return `values` with `loss_of/<degradation>`, its mean L1, and `loss_share/<term>` in place of the sums.
+
+    A degradation that no image had since the last time has no value.
+    """
+    found = {name: value for name, value in values.items() if not name.startswith((_SUM, _COUNT))}
+    for name in job.data.mixture:
+        if values[f"{_COUNT}{name}"] > 0:
+            found[f"loss_of/{name}"] = values[f"{_SUM}{name}"] / values[f"{_COUNT}{name}"]
+    weights = {"l1": job.loss.l1_weight, "fourier": job.loss.fourier_weight, "spd": job.loss.spd_weight}
+    total = values["loss/total"]
+    if total:
+        found |= {f"loss_share/{term}": w * values[f"loss/{term}"] / total for term, w in weights.items()}
+    return found

@@ -1,0 +1,69 @@
+"""One worker of a Ray Train group: it opens what the assignment names and takes part in
+`orchestrator.training.loop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.schema import Job
+from orchestrator.errors import OrchestratorError
+from orchestrator.training.assignment import Assignment
+from orchestrator.training.driver import Driver, Outcome
+from orchestrator.training.engines.factory import engine_for
+from orchestrator.training.fault_injection import Fate, Fated
+from orchestrator.training.loop import train
+from orchestrator.training.ray_driver_channel import Distant, ToDriver
+from shards.errors import ShardsError, UnreachableStoreError
+from shards.store import open_store
+
+_PACKAGES = ("orchestrator", "shards", "mirage")
+
+
+def work(config: dict[str, Any]) -> dict[str, Any]:
+    """Take part in a run as one worker; return its `Outcome` as a mapping."""
+    assignment, mailbox = Assignment(**config["assignment"]), config["mailbox"]
+    if ray.get(mailbox.failure.remote()):
+        # The attempt before failed for a reason that trying again does not cure.
+        return asdict(Outcome("failed", 0, 0))
+    from orchestrator.data import datasets
+
+    job = job_from_mapping(assignment.job)
+    assert isinstance(job, Job), "only training is launched here"
+    os.environ["MIRAGE_HOME"] = assignment.home
+    # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
+    torch.set_num_threads(max(1, int(job.workers.cpus)))
+    driver = Distant(mailbox)
+    handler = ToDriver(driver)
+    place = ray.train.get_context()
+    rank = place.get_world_rank()
+    node = ray.get_runtime_context().get_node_id()
+    group = ray.get(mailbox.join.remote(rank, place.get_world_size(), node))
+    told: Driver = driver if assignment.fate is None else Fated(driver, Fate(**assignment.fate), rank, group)
+    for package in _PACKAGES:
+        if rank == 0:
+            logging.getLogger(package).addHandler(handler)
+    try:
+        device = ray.train.torch.get_device()
+        engine = engine_for(job, device)
+        dataset = datasets.open_dataset_at(assignment.manifests, assignment.digests, job.data)
+        outcome = train(job, dataset, open_store(assignment.run_uri), engine, told, assignment.code_version)
+    except UnreachableStoreError:
+        raise  # the store may be back when Ray restarts the group
+    except (OrchestratorError, ShardsError) as error:
+        ray.get(mailbox.fail.remote(str(error)))
+        raise
+    finally:
+        driver.flush()
+        for package in _PACKAGES:
+            logging.getLogger(package).removeHandler(handler)
+    return asdict(outcome)

@@ -1,0 +1,99 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mirage import MIRAGE, ModelConfig
+from mirage.compile import compile_blocks, eagerly
+from mirage.config import Recompute
+from mirage.loss import LossWeights, restoration_loss
+
+CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2), drop_path=0.4)
+
+
+def stepped(compiled: bool, recompute: Recompute = "none") -> dict[str, Tensor]:
+    """Image, gradients and statistics of a second training step, and the names of the weights."""
+    torch.manual_seed(0)
+    model = MIRAGE(CONFIG)
+    names = list(model.state_dict())
+    model.recompute(recompute)
+    if compiled:
+        assert compile_blocks(model)
+    clean = torch.rand(3, 3, 32, 32)
+    for step in range(2):
+        model.zero_grad(set_to_none=True)
+        output = model(clean + 0.1 * torch.randn_like(clean), torch.arange(3) + 3 * step)
+        restoration_loss(output, clean, LossWeights()).total.backward()
+    assert list(model.state_dict()) == names
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, **dict(model.named_buffers()), "image": output.image.detach()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself
+def test_compiled_and_recomputed_blocks_give_the_same_step_to_rounding_in_whole_programs() -> None:
+    torch._dynamo.utils.counters.clear()
+    plain, found = stepped(False), stepped(True, "all")
+    assert plain.keys() == found.keys()
+    a, b = (torch.cat([x[name].double().flatten() for name in plain]) for x in (found, plain))
+    assert float((a - b).norm() / b.norm()) < 1e-6
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 5
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself
+def test_eagerly_nothing_is_compiled() -> None:
+    model = MIRAGE(CONFIG).eval()
+    degraded = torch.rand(1, 3, 16, 24)
+    plain = model(degraded).image
+    assert compile_blocks(model)
+    torch._dynamo.utils.counters.clear()
+    with eagerly():
+        assert torch.equal(model(degraded).image, plain)
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+WITHOUT = """
+import warnings, torch
+from mirage import MIRAGE, ModelConfig
+from mirage.compiling import compile_blocks
+models = []
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for compiled in (False, True, True):
+        torch.manual_seed(0)
+        models.append(MIRAGE(ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1))))
+        assert not (compiled and compile_blocks(models[-1]))
+    images = [model.eval()(torch.ones(1, 3, 16, 16)).image for model in models]
+assert all(torch.equal(image, images[0]) for image in images)
+ours = [str(w.message) for w in seen if "torch.jit" not in str(w.message)]
+assert len(ours) == 1, ours
+print(ours[0])
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_a_working_compiler_the_model_is_eager_after_one_warning(
+    tmp_path: Path, broken: bool
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    if broken:  # as where Python's headers are missing
+        script = '#!/bin/sh\n[ "$1" = --version ] && exit 0\nexit 1\n'
+        (tools / "g++").write_text(script)
+        (tools / "g++").chmod(0o755)
+    environment = {**os.environ, "PATH": str(tools), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("nothing can be compiled here, the blocks run eagerly: ")

@@ -1,0 +1,72 @@
+"""What of CUDA graphs a CPU can show; `tests/gpu/test_graphs.py` shows the rest where there is a GPU."""
+
+import warnings
+
+import pytest
+import torch
+
+from mirage import MIRAGE, ModelConfig, restore
+from mirage.cuda_graphs import GraphedModel, Recent
+
+CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2))
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    recent: Recent[str, str] = Recent(2)
+    made = []
+
+    def get(key: str) -> str:
+        return recent.get(key, lambda: made.append(key) or key.upper())  # type: ignore[func-returns-value]
+
+    assert [get(key) for key in "abacab"] == list("ABACAB")
+    assert made == ["a", "b", "c", "b"]
+    assert "c" not in recent
+    assert len(recent) == 2
+
+
+def test_one_that_could_not_be_made_is_not_kept() -> None:
+    recent: Recent[str, float] = Recent(1)
+    with pytest.raises(ZeroDivisionError):
+        recent.get("a", lambda: 1 / 0)
+    assert len(recent) == 0
+
+
+def test_a_memory_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit=0: needs to hold at least one"):
+        Recent(0)
+
+
+def test_on_a_cpu_the_model_runs_eagerly_after_one_warning() -> None:
+    torch.manual_seed(0)
+    model = MIRAGE(CONFIG).eval()
+    graphed = GraphedModel(model)
+    x = torch.rand(1, 3, 16, 24)
+    with pytest.warns(UserWarning, match="CUDA graphs need a CUDA device; on cpu the model runs eagerly"):
+        first = graphed(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = graphed(x)
+    with torch.inference_mode():
+        assert torch.equal(first, model(x).image)
+    assert torch.equal(first, second)
+    assert len(graphed.recordings) == 0
+
+
+def test_restore_goes_through_the_graphs_it_is_given() -> None:
+    torch.manual_seed(0)
+    model = MIRAGE(CONFIG)
+    x = torch.rand(3, 13, 21)
+    graphed = GraphedModel(model)
+    with pytest.warns(UserWarning, match="CUDA graphs"):
+        found = restore(model, x, graphs=graphed)
+    assert torch.equal(found, restore(model, x))
+
+
+def test_graphs_of_another_model_are_refused() -> None:
+    with pytest.raises(ValueError, match="graphs: recorded of another model"):
+        restore(MIRAGE(CONFIG), torch.rand(3, 16, 16), graphs=GraphedModel(MIRAGE(CONFIG)))
+
+
+def test_a_model_in_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        GraphedModel(MIRAGE(CONFIG))(torch.rand(1, 3, 16, 16))

@@ -1,0 +1,119 @@
+"""The commands about datasets, as a user types them: pack, show, verify, audit, gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photographs
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.data.summary import describe
+from orchestrator.errors import PlanError
+from shards.errors import CorruptObjectError, PackError
+from shards.manifest import Manifest, Member, Row, Shard
+
+NAMES = ("astronaut", "rocket", "coffee", "cat")
+
+
+@pytest.fixture
+def raw(at_home: Path, tmp_path: Path) -> Path:
+    """Pairs of four photographs; `cat` comes again under another name."""
+    for number, name in enumerate((*NAMES, "cat")):
+        clean = Image.fromarray(np.ascontiguousarray(getattr(photographs, name)()[100:196, 150:278]))
+        for side, picture in (("in", clean.point(lambda grey: grey // 3)), ("gt", clean)):
+            (tmp_path / "raw" / side).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "raw" / side / f"{number}{name}.png")
+    return tmp_path / "raw"
+
+
+def mirage(*words: str | Path, status: int = 0) -> str:
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    assert ended.exit_code == status, ended.output
+    return str(ended.output)
+
+
+def pack(raw: Path, out: Path, *more: str) -> str:
+    patterns = ("--degraded", "in/{key}.png", "--clean", "gt/{key}.png", "--degradation", "lowlight")
+    return mirage("pack", "pairs", "--root", raw, "--out", out, "--jobs", "1", *patterns, *more)
+
+
+def test_a_folder_of_pairs_is_packed_shown_and_verified(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    assert "train lowlight" in pack(raw, out, "--licence", "CC0, me")
+    text = mirage("show", out, "--out", tmp_path / "sheet.png")
+    assert "CC0, me" in text
+    assert "128 x 96" in text
+    assert "dB" in text
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 128
+    assert "5 images" not in text
+    assert "10 images are what manifest" in mirage("verify", out, "--pixels", "--jobs", "1")
+    shard = next((out / "shards").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CorruptObjectError, match=shard.name):
+        mirage("verify", out, "--jobs", "1")
+
+
+def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "all")
+    picture = tmp_path / "audit.png"
+    text = mirage("audit", tmp_path / "all", "--out", picture, "--jobs", "1")
+    assert "3cat" in text
+    assert "4cat" in text
+    assert "1 pairs of photographs (1 with equal pixels), 0 of them across train and test" in text
+    with Image.open(picture) as sheet:
+        assert sheet.width > 2 * 128
+
+    pack(raw, tmp_path / "half", "--held-out-share", "0.2")  # the last one: the cat's second copy
+    text = mirage("audit", tmp_path / "half", "--out", picture, "--jobs", "1", status=1)
+    assert "LEAK" in text
+    assert "1 test samples show photographs that are trained on" in text
+
+
+def test_gc_changes_nothing_until_it_is_asked_to(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "mine")
+    orphan = tmp_path / "mine" / "shards" / f"{'0' * 64}.tar"
+    orphan.write_bytes(b"orphan")
+    assert "it may be in use" in mirage("gc", tmp_path / "mine").replace("\n", " ")
+    text = mirage("gc", tmp_path / "mine", "--older-than", "0")
+    assert f"shards/{orphan.name}   shard in no manifest" in text
+    assert "nothing was removed" in text
+    assert orphan.exists()
+    assert "removed 1" in mirage("gc", tmp_path / "mine", "--older-than", "0", "--delete")
+    assert not orphan.exists()
+    mirage("verify", tmp_path / "mine", "--jobs", "1")
+
+
+def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "mine")
+    with pytest.raises(PlanError, match="jpeg 'kept', not 'tiled'"):
+        pack(raw, tmp_path / "mine", "--jpeg", "tile")
+    with pytest.raises(PlanError, match="pairs are of one kind, and 2 are named: lowlight, haze"):
+        pack(raw, tmp_path / "other", "--degradation", "haze")
+
+
+def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) -> None:
+    (raw / "gt" / "2coffee.png").unlink()
+    with pytest.raises(PackError, match=r"in/2coffee.png \(looked for gt/2coffee.png\)"):
+        pack(raw, tmp_path / "mine")
+    assert not (tmp_path / "mine" / "manifest").exists()
+    assert "left out: Degraded images without a clean one (1)." in pack(
+        raw, tmp_path / "mine", "--allow-partial"
+    )
+    shown = mirage("show", tmp_path / "mine", "--out", tmp_path / "sheet.png")
+    assert "left out   Degraded images without a clean one (1). in/2coffee.png" in shown
+
+
+def test_cdd11_is_shown_beside_its_published_input_psnr() -> None:
+    image = Member(0, 0, 1, 0, "tiles-qoi", 720, 1080)
+    rows = (Row("1", "test", "low_haze", image, image, "CDD-11_test"),)
+    facts = {"source": "cdd11", "input_psnr": {"test": {"low_haze": 14.93}}}
+    text = describe("here", Manifest("cdd11", (Shard("shards/ab.tar", 1, "ab"),), rows, {}, facts))
+    assert "14.93 dB" in text
+    assert "low_haze 14.94" in text

@@ -1,0 +1,209 @@
+"""A job file is either a whole job, or one list of everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from orchestrator.config.job_schemas import PackJob
+from orchestrator.config.job_types import KINDS, AnyJob
+from orchestrator.config.loader import dump_job, job_from_mapping, json_schema, load_job
+from orchestrator.errors import JobFileError
+from orchestrator.runner import ACTIONS
+
+JOBS = sorted(p for p in Path("jobs").rglob("*.yaml") if p.parent.name != "clusters")
+MINIMAL = "name: mine\nsetting: 5deg\ndata: {manifests: mine}\ntrack: {experiment: mine}\n"
+
+
+def write(folder: Path, text: str, name: str = "job.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(JobFileError) as caught:
+        load_job(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=str)
+def test_every_shipped_job_is_executable_and_resolves(path: Path) -> None:
+    assert path.read_text().splitlines()[0] == "#!/usr/bin/env -S python -m orchestrator run"
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
+    assert load_job(path).name
+
+
+def test_a_resolved_job_reads_back_as_itself() -> None:
+    for path in JOBS:
+        job = load_job(path)
+        assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+def test_release_and_paper_recipes_differ_where_the_sources_do() -> None:
+    release = load_job("jobs/5deg.yaml")
+    paper = load_job("jobs/5deg.yaml", ["recipe=paper"])
+    assert (release.train.optimizer, release.loss.spd_weight, release.train.epochs) == ("adamw", 0.01, 150)
+    assert (paper.train.optimizer, paper.loss.spd_weight, paper.train.epochs) == ("adam", 0.05, 130)
+    assert (release.model.shallow_tap, paper.model.shallow_tap) == ("encoder1", "patch_embed")
+    assert (release.data.augmentation, paper.data.augmentation) == ("release", "paper")
+
+
+def test_every_problem_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        MINIMAL + "loss:\n  spd_wieght: 0.1\ntrain:\n  global_batch_size: many\nmodel: {variant: tny}\n",
+    )
+    told = problems(path)
+    assert f"{path}:6" in told
+    assert 'did you mean "spd_weight"?' in told
+    assert f"{path}:8" in told
+    assert "train.global_batch_size" in told
+    assert f"{path}:9" in told
+    assert 'Did you mean "tiny"?' in told
+    assert told.endswith("3 problems, nothing was launched.")
+
+
+def test_impossible_combinations_name_the_nearest_possible(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, MINIMAL + "workers: {min: 1, max: 64}\n"), "data.crop_pixels=100")
+    assert "--set data.crop_pixels=100" in told
+    assert "Nearest: 96 or 104" in told
+    assert "64 workers cannot share a micro-batch of 32" in told
+
+
+def test_a_key_that_nobody_knows_hides_no_impossible_combination(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, MINIMAL + "loss: {spd_wieght: 0.1}\n"), "data.crop_pixels=100")
+    assert 'did you mean "spd_weight"?' in told
+    assert "Nearest: 96 or 104" in told
+    assert told.endswith("2 problems, nothing was launched.")
+
+
+def test_a_wrong_setting_is_one_problem_and_not_its_consequences(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, MINIMAL.replace("5deg", "5dge")))
+    assert "1 problem," in told
+    assert "setting" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: [unclosed\n", "not valid YAML"),
+        ("- a list\n", "a mapping of keys"),
+        (MINIMAL + "name: twice\n", "stands twice"),
+        (MINIMAL + "data:\n  manifests: x\n", "stands twice"),
+    ],
+)
+def test_a_file_that_is_no_job_says_so(tmp_path: Path, text: str, says: str) -> None:
+    assert says in problems(write(tmp_path, text))
+
+
+def test_a_missing_file_suggests_its_neighbour() -> None:
+    assert "jobs/demo.yaml" in problems(Path("jobs/dmo.yaml"))
+
+
+def test_extends_goes_one_level_and_the_file_wins(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL + "seed: 1\ntrain: {global_batch_size: 8}\n", "base.yaml")
+    job = load_job(write(tmp_path, "extends: base.yaml\nname: child\nseed: 2\n"), ["seed=3"])
+    assert (job.name, job.seed, job.train.global_batch_size) == ("child", 3, 8)
+    grandchild = write(tmp_path, "extends: job.yaml\nname: grandchild\n", "grandchild.yaml")
+    assert "one level" in problems(grandchild)
+
+
+def test_an_override_that_is_no_assignment_is_refused(tmp_path: Path) -> None:
+    assert "is not key=value" in problems(write(tmp_path, MINIMAL), "train.steps")
+
+
+def test_a_mixture_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, MINIMAL), ["data.mixture={rain: 2}"])
+    assert job.data.mixture == {"rain": 2}
+
+
+def test_one_repeat_of_a_mixture_is_changed_by_a_dotted_override(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, MINIMAL), ["data.mixture.rain=7"])
+    assert job.data.mixture["rain"] == 7
+    assert job.data.mixture["haze"] == 1
+
+
+def test_a_child_drops_a_degradation_of_its_parent(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        MINIMAL.replace("{manifests: mine}", "{manifests: mine, mixture: {rain: 1, haze: 1}}"),
+        "base.yaml",
+    )
+    job = load_job(write(tmp_path, "extends: base.yaml\ndata: {mixture: {rain: 2}}\n"))
+    assert job.data.mixture == {"rain": 2}
+
+
+@pytest.mark.parametrize("override", ["train.ema_decay=null", "train.clip_norm=null"])
+def test_a_key_that_was_emptied_stays_empty_on_the_way_to_the_workers(override: str) -> None:
+    job = load_job("jobs/demo.yaml", [override])
+    assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+@pytest.mark.parametrize("override", ["setting=[5deg]", "recipe=[fast]", "seed=-1", "track.register_as=a/b"])
+def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
+    assert "1 problem," in problems(Path("jobs/demo.yaml"), override)
+
+
+def test_a_row_that_the_papers_tables_do_not_hold_is_a_problem() -> None:
+    assert load_job("jobs/demo.yaml", ["promote.paper_row=T2:MIRAGE-S"]).promote.paper_row == "T2:MIRAGE-S"
+    told = problems(Path("jobs/demo.yaml"), "promote.paper_row=T2:MIRAGE-XL")
+    assert "promote.paper_row" in told
+    assert "no such row" in told
+    assert "MIRAGE-S" in told
+
+
+PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photographs}}\n"
+
+
+def test_keys_of_another_kind_are_problems_that_say_whose_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, PACK + "train:\n  steps: 3\nseeed: 1\n")
+    told = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
+    assert f"{path}:4" in told
+    assert "belongs to jobs of kind train or sweep; this one is of kind pack" in told
+    assert "--set data.crop_pixels=64" in told
+    assert 'did you mean "variants"?' in told
+    assert f"{path}:6" in told
+    assert told.endswith("4 problems, nothing was launched.")
+
+
+def test_an_unknown_kind_suggests_a_known_one(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, PACK.replace("kind: pack", "kind: pak")))
+    assert 'Did you mean "pack"?' in told
+    assert "job.yaml:2" in told
+    assert "is ['pack']" in problems(write(tmp_path, PACK.replace("kind: pack", "kind: [pack]")))
+
+
+def test_a_pack_job_must_say_what_to_pack(tmp_path: Path) -> None:
+    assert "data.pack" in problems(write(tmp_path, "name: mine\nkind: pack\ndata: {manifests: mine}\n"))
+    told = problems(write(tmp_path, PACK.replace("photographs", "synthetic")), "data.manifests=[a, b]")
+    assert "name the folder of clean photographs" in told
+    assert "exactly one dataset" in told
+
+
+def test_a_kind_can_be_inherited(tmp_path: Path) -> None:
+    write(tmp_path, PACK, "base.yaml")
+    job = load_job(write(tmp_path, "extends: base.yaml\nname: child\n"))
+    assert isinstance(job, PackJob)
+    assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+def test_every_kind_has_a_schema_an_action_and_a_place_in_the_union() -> None:
+    assert list(KINDS) == list(ACTIONS)
+    assert {kind.model for kind in KINDS.values()} == set(get_args(AnyJob))
+    schema = json_schema()
+    assert set(schema["discriminator"]["mapping"]) == set(KINDS)
+
+
+def test_the_schema_describes_every_section() -> None:
+    schema = json_schema()
+    for kind in KINDS.values():
+        assert set(kind.model.model_fields) <= set(schema["$defs"][kind.model.__name__]["properties"])
+    assert schema["$defs"]["Train"]["properties"]["global_batch_size"]["description"]
+    assert schema["$defs"]["Job"]["required"] == ["name", "setting", "data", "track"]
+    assert "kind" in schema["$defs"]["PackJob"]["required"]

@@ -1,0 +1,223 @@
+"""A space gives jobs that can be run, or says why not, before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.loader import dump_job, job_from_mapping, load_job
+from orchestrator.config.search_space import Draws, candidate, draw, grid, settings
+from orchestrator.config.sweep_schema import Domain, SweepJob
+from orchestrator.errors import JobFileError
+
+HEAD = """name: mine
+kind: sweep
+recipe: fast
+setting: 5deg
+data: {manifests: mine}
+train: {steps: 90, warmup_steps: 5}
+validation: {every_steps: 10}
+track: {experiment: mine}
+sweep:
+  trials: 4
+"""
+
+
+def problems(folder: Path, text: str) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(HEAD + text)
+    with pytest.raises(JobFileError) as caught:
+        load_job(path)
+    return str(caught.value)
+
+
+def test_every_problem_of_a_space_has_its_line(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path,
+        "  space:\n"
+        "    model.dmi: {choice: [12]}\n"
+        "    train.learning_rate: {log_range: [1.0e-4, 1.0e-2]}\n"
+        "    model.drop_path: {range: [0.0, 2.0]}\n"
+        "    model.kernels: {choice: [dynamic, frozen]}\n"
+        "    workers.max: {choice: [1, 2]}\n"
+        "    loss.spd_weight: {choice: [0.1], when: {model.alignment: spd}}\n"
+        "  constraints: [params < 3]\n",
+    )
+    assert "sweep.yaml:12  sweep.space.model.dmi" in told
+    assert 'Did you mean "model.dim"?' in told
+    assert ":13 " not in told
+    assert "sweep.yaml:14" in told
+    assert "less than 1" in told
+    assert "sweep.yaml:15" in told
+    assert "'frozen'" in told
+    assert "sweep.yaml:16" in told
+    assert "how fast a job runs" in told
+    assert "sweep.yaml:17" in told
+    assert 'depends on "model.alignment"' in told
+    assert "sweep.yaml:18" in told
+    assert "for example parameters <= 6.3M" in told
+    assert told.endswith("6 problems, nothing was launched.")
+
+
+@pytest.mark.parametrize(
+    ("domain", "says"),
+    [
+        ("{range: [2, 1]}", "from the smaller to the larger"),
+        ("{log_range: [0, 1]}", "no logarithm"),
+        ("{choice: [1], range: [0, 1]}", "not choice and range at once"),
+        ("{points: 3}", "none is given"),
+        ("{choice: [1, 2], points: 2}", "points cut a range"),
+        ("[1, 2]", "say {choice: [1, 2]} for several values"),
+    ],
+)
+def test_a_domain_that_is_none_says_what_to_write(tmp_path: Path, domain: str, says: str) -> None:
+    assert says in problems(tmp_path, f"  space: {{loss.spd_weight: {domain}}}\n")
+
+
+@pytest.mark.parametrize("name", ["pbt", "PBT", "{name: pb2}"])
+def test_population_based_training_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    told = problems(tmp_path, f"  space: {{loss.spd_weight: 0.1}}\n  scheduler: {name}\n")
+    assert "random search in disguise" in told
+    assert "Use asha, or none" in told
+
+
+def test_a_grid_over_a_range_asks_for_points(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path, "  space: {loss.spd_weight: {log_range: [0.01, 0.1]}}\n  search: {method: grid}\n"
+    )
+    assert "say into how many `points`" in told
+
+
+def test_rungs_lie_on_validations_and_before_the_end(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path,
+        "  space: {loss.spd_weight: 0.1}\n  scheduler: {name: asha, first_steps: 15}\n  steps: 200\n",
+    )
+    assert "15 is not a multiple of validation.every_steps, 10. Nearest: 10 or 20." in told
+    assert "200 is more than train.steps, 90" in told
+
+
+def test_a_space_without_any_possible_candidate_is_refused(tmp_path: Path) -> None:
+    told = problems(tmp_path, "  space: {model.dim: {choice: [7, 25]}}\n")
+    assert "no candidate is possible" in told
+    assert "Nearest" in told
+
+
+def test_asha_does_not_go_with_a_second_objective(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path,
+        "  space: {model.dim: {choice: [12, 24]}}\n  search: {method: tpe, against: parameters}\n"
+        "  scheduler: {name: asha, first_steps: 10}\n",
+    )
+    assert "asha compares PSNR alone" in told
+
+
+def test_a_winner_that_is_registered_needs_a_name_to_register_under(tmp_path: Path) -> None:
+    told = problems(tmp_path, "  space: {loss.spd_weight: 0.1}\n  winner: {then: retrain}\n")
+    assert "track.register_as" in told
+    assert "say what the retraining changes" in told
+
+
+def test_impossible_widths_and_ratios_never_become_a_job(make_sweep) -> None:
+    job = make_sweep(space={"model.dim": {"choice": [8, 12]}, "model.branch_ratios": {"choice": [[1, 1, 1]]}})
+    refused, accepted = (candidate(job, values) for values in grid(job.sweep.space))
+    assert refused.job is None
+    assert "Nearest: 6 or 12" in refused.impossible
+    assert accepted.job is not None
+    assert accepted.job.model.dim == 12
+
+
+def test_a_trial_is_the_sweeps_training_with_its_values_and_nothing_else(make_sweep) -> None:
+    job = make_sweep({"workers": {"min": 2, "max": 4}, "track": {"experiment": "e", "register_as": "mine"}})
+    made = candidate(job, {"model.dim": 18, "loss.spd_weight": 0.002}, "mine-t001").job
+    assert made is not None
+    assert (made.name, made.model.dim, made.loss.spd_weight) == ("mine-t001", 18, 0.002)
+    assert (made.workers.min, made.workers.max) == (2, 2)
+    assert made.track.register_as is None
+    same = made.model_dump(mode="json", exclude={"name", "model", "loss", "workers", "track"})
+    assert all(job.model_dump(mode="json")[key] == value for key, value in same.items() if key != "kind")
+
+
+def test_a_condition_decides_whether_a_knob_exists(make_sweep) -> None:
+    space = {
+        "model.alignment": {"choice": ["none", "spd"]},
+        "loss.spd_weight": {"choice": [0.01, 0.1], "when": {"model.alignment": "spd"}, "otherwise": 0},
+    }
+    job = make_sweep(space=space)
+    points = list(grid(job.sweep.space))
+    assert points == [
+        {"model.alignment": "none"},
+        {"model.alignment": "spd", "loss.spd_weight": 0.01},
+        {"model.alignment": "spd", "loss.spd_weight": 0.1},
+    ]
+    without = candidate(job, points[0]).job
+    assert without is not None
+    assert without.loss.spd_weight == 0
+
+
+def test_variants_change_several_keys_at_once(make_sweep) -> None:
+    space = {
+        "ablation": {"variants": {"full": {}, "no CL": {"model.alignment": "none", "loss.spd_weight": 0}}}
+    }
+    job = make_sweep(space=space)
+    assert [settings(job.sweep.space, values) for values in grid(job.sweep.space)] == [
+        {},
+        {"model.alignment": "none", "loss.spd_weight": 0},
+    ]
+    assert all(candidate(job, values).job for values in grid(job.sweep.space))
+
+
+def test_a_resolved_sweep_reads_back_as_itself(make_sweep) -> None:
+    import yaml
+
+    job = make_sweep(constraints=["parameters <= 0.5M"], search={"method": "tpe"})
+    again = job_from_mapping(yaml.safe_load(dump_job(job)))
+    assert isinstance(again, SweepJob)
+    assert again == job
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 500),
+    st.floats(1e-8, 1e3),
+    st.floats(1.001, 1e6),
+    st.integers(-50, 50),
+    st.integers(1, 9),
+)
+def test_draws_lie_in_their_domain_and_depend_on_seed_and_index_alone(
+    seed: int, index: int, low: float, factor: float, first: int, more: int
+) -> None:
+    space = {
+        "a": Domain(log_range=(low, low * factor)),
+        "b": Domain(range=(-low, low)),
+        "c": Domain(integer=(first, first + more)),
+        "d": Domain(choice=("x", "y", "z")),
+    }
+    values = draw(space, Draws(seed, index))
+    assert values == draw(space, Draws(seed, index))
+    assert low <= values["a"] <= low * factor
+    assert -low <= values["b"] <= low
+    assert first <= values["c"] <= first + more
+    assert values["d"] in ("x", "y", "z")
+    assert json.loads(json.dumps(values)) == values
+
+
+@given(st.integers(2, 9), st.floats(1e-6, 1.0), st.floats(1.5, 1e5))
+def test_a_cut_log_range_has_both_ends_and_equal_ratios(points: int, low: float, factor: float) -> None:
+    values = Domain(log_range=(low, low * factor), points=points).values
+    assert values is not None
+    assert (len(values), values[0], values[-1]) == (points, low, low * factor)
+    steps = [math.log(b / a) for a, b in itertools.pairwise(values)]
+    assert all(abs(step - steps[0]) < 1e-3 for step in steps)
+
+
+def test_another_index_or_seed_is_another_draw() -> None:
+    space = {"a": Domain(range=(0, 1))}
+    drawn = {draw(space, Draws(seed, index))["a"] for seed in range(5) for index in range(20)}
+    assert len(drawn) == 100

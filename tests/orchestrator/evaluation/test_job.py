@@ -1,0 +1,281 @@
+"""An evaluation judges every image once, survives being stopped, and says with each number what it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirage import load, restore
+from mirage.metrics import measure
+from orchestrator.config.job_schemas import EvaluateJob, Judged
+from orchestrator.errors import ModelError, OrchestratorError, PlanError
+from orchestrator.evaluation import job as evaluation
+from orchestrator.evaluation.chunks import Worker
+from orchestrator.evaluation.image_results import from_parquet
+from orchestrator.evaluation.model_under_test import build
+from orchestrator.evaluation.summary import read_summary
+from orchestrator.imaging.convert import to_float
+from orchestrator.registry import registration
+from orchestrator.runner import plan_any, run_any
+from orchestrator.tracking import client as tracking
+from orchestrator.tracking.uri import resolve_tracking_uri
+from shards.dataset import Dataset
+from shards.evaluation import EvaluationSet
+from tests.orchestrator.evaluation.conftest import MakeEvaluation
+
+
+class KilledError(Exception):
+    """Stands in for the death of the process."""
+
+
+def run(job: EvaluateJob) -> tuple[list[str], Path]:
+    """Run the job in this process; return what it said and the folder of its results."""
+    said: list[str] = []
+    assert run_any(job, said.append, in_process=True).status == "finished"
+    (line,) = (line for line in said if line.startswith("summary.json"))
+    return said, Path(line.split()[1]).parent
+
+
+def test_each_number_is_the_protocols_and_carries_what_it_depends_on(
+    evaluation_job: MakeEvaluation, small_data: Dataset, weights: Path
+) -> None:
+    job = evaluation_job(evaluate={"degradations": ["rain"], "protocols": ["rgb-crop16", "y8"]})
+    _, folder = run(job)
+    model, expected = load(weights), []
+    for item in EvaluationSet(small_data, ["rain"], 0, multiple=1):
+        cpu = torch.device("cpu")
+        degraded, clean = to_float(item.degraded, cpu), to_float(item.clean, cpu)
+        expected.append(float(measure(restore(model, degraded), clean, "y8")["psnr"]))
+    summary = read_summary(folder)
+    (figure,) = (f for f in summary.figures if (f.protocol, f.metric) == ("y8", "psnr"))
+    assert figure.value == pytest.approx(np.mean(expected), abs=1e-9)
+    assert min(expected) <= figure.low <= figure.value <= figure.high <= max(expected)
+    assert (figure.n, figure.degradation, figure.digest) == (2, "rain", small_data.digests[0])
+    assert (figure.recipe, figure.weights, figure.model_digest[:4]) == (
+        "fast",
+        "EMA",
+        summary.model.digest[:4],
+    )
+    rows = from_parquet((folder / "images.parquet").read_bytes())
+    assert {row.protocol for row in rows} == {"rgb-crop16", "y8"}
+    assert len(rows) == 4
+    assert [row.psnr for row in rows if row.protocol == "y8"] == pytest.approx(expected)
+
+
+def test_an_evaluation_that_is_finished_is_told_again_and_changes_nothing(
+    evaluation_job: MakeEvaluation, tmp_path: Path
+) -> None:
+    job = evaluation_job()
+    run(job)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()}
+    said, _ = run(job)
+    assert any("is finished already" in line for line in said)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()} == before
+
+
+def test_a_killed_evaluation_goes_on_with_what_is_missing(
+    evaluation_job: MakeEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = run(evaluation_job(storage=str(tmp_path / "whole")))
+
+    judged: list[int] = []
+
+    def dies_at_the_third(self: Worker, chunk: int) -> object:
+        if len(judged) == 2:
+            raise KilledError
+        judged.append(chunk)
+        return honest(self, chunk)
+
+    honest = Worker.judge
+    job = evaluation_job(storage=str(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "judge", dies_at_the_third)
+        with pytest.raises(KilledError):
+            run(job)
+    said, folder = run(job)
+    assert any("goes on: 2 of 4 chunks are done" in line for line in said)
+    ours, theirs = (from_parquet((f / "images.parquet").read_bytes()) for f in (folder, whole))
+    assert [(r.image, r.psnr) for r in ours] == [(r.image, r.psnr) for r in theirs]
+
+
+def test_an_evaluation_whose_time_is_over_stops_and_goes_on_when_it_is_submitted_again(
+    evaluation_job: MakeEvaluation,
+) -> None:
+    said: list[str] = []
+    ended = run_any(evaluation_job(workers={"deadline_hours": 1e-9}), said.append, in_process=True)
+    assert (ended.status, ended.step) == ("stopped", 1)
+    assert "workers.deadline_hours (1e-09) is over" in said
+    again, _ = run(evaluation_job())
+    assert any("goes on: 1 of 4 chunks are done" in line for line in again)
+
+
+def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluation) -> None:
+    job = evaluation_job(name="tracked")
+    _, folder = run(job)
+    uri = resolve_tracking_uri()
+    found = tracking.find_run(uri, "judging", evaluation.EVALUATION_TAG, folder.name)
+    assert found is not None
+    client = tracking.connect(uri)
+    entity = client.get_run(found)
+    assert entity.info.status == "FINISHED"
+    assert entity.data.metrics["test/small/rain/rgb-crop16/psnr"] > 0
+    assert entity.data.tags["mirage.protocols"] == "rgb-crop16"
+    names = {artifact.path for artifact in client.list_artifacts(found)}
+    assert {"images.parquet", "summary.json", "extremes.png", "report.md", "job.yaml"} <= names
+    with Image.open(folder / "extremes.png") as sheet:
+        assert sheet.width > 300
+
+
+def test_another_seed_noise_or_model_is_another_evaluation(
+    evaluation_job: MakeEvaluation, weights: Path
+) -> None:
+    job = evaluation_job()
+    from orchestrator.data import datasets
+    from orchestrator.evaluation.model_under_test import fetch, identify
+
+    def name(job: EvaluateJob) -> str:
+        return evaluation.evaluation_id(
+            job, datasets.open_benchmarks(job), identify(job.model, fetch(job.model))
+        )
+
+    assert name(job) == name(evaluation_job(workers={"max": 4}, track={"experiment": "elsewhere"}))
+    others = [
+        evaluation_job(seed=1),
+        evaluation_job(evaluate={"degradations": ["rain", "noise25"], "noise": "release"}),
+        evaluation_job(model={"weights": str(weights), "name": "other"}),
+    ]
+    assert len({name(one) for one in (job, *others)}) == 4
+
+
+def test_nothing_named_means_everything_the_test_split_holds(evaluation_job: MakeEvaluation) -> None:
+    told = plan_any(evaluation_job(evaluate={}))
+    for degradation in ("noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight"):
+        assert degradation in told
+    assert "14 images" in told.replace("restores   ", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (
+            {"evaluate": {"degradations": ["snow"]}},
+            PlanError,
+            "no test image shows snow.*Pack that benchmark",
+        ),
+        ({"model": {"weights": "nothing.safetensors"}}, OrchestratorError, "nothing.safetensors"),
+        ({"model": {"weights": "models:/nobody@candidate"}}, OrchestratorError, "nobody"),
+        ({"evaluate": {"lpips": "alex"}}, OrchestratorError, r"pip install 'mirage-orchestrator\[lpips\]'"),
+        ({"model": {}}, OrchestratorError, "model.weights.*is missing"),
+        ({"model": {"weights": "x", "arguments": {"a": 1}}}, OrchestratorError, "model.class is missing"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_clear_error(
+    evaluation_job: MakeEvaluation, changes: dict[str, object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        run(evaluation_job(**changes))
+
+
+def test_a_registered_model_is_that_of_the_jobs_own_registry(
+    evaluation_job: MakeEvaluation, weights: Path, tmp_path: Path
+) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    registration.register(
+        elsewhere,
+        "elsewhere",
+        run_id=tracking.start_run(elsewhere, "judging", "run", {}, {}),
+        weights=weights.read_bytes(),
+        card="",
+        metrics={},
+        tags={},
+        idempotency_key="one",
+    )
+    model = {"weights": "models:/elsewhere@candidate"}
+    _, folder = run(evaluation_job(model=model, track={"experiment": "judging", "uri": elsewhere}))
+    assert read_summary(folder).model.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+    with pytest.raises(OrchestratorError, match="elsewhere"):
+        run(evaluation_job(model=model))
+
+
+NETWORK = """
+import torch
+
+class Brighter(torch.nn.Module):
+    def __init__(self, start=0.0):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.full((3,), float(start)))
+
+    def forward(self, x):
+        assert x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0, "sides are multiples of four"
+        return (x + self.bias.view(1, 3, 1, 1), "something else")
+
+def not_a_class(): ...
+"""
+
+
+@pytest.fixture
+def own_network(tmp_path: Path) -> Path:
+    folder = tmp_path / f"mine_{tmp_path.name.replace('-', '_')}"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "networks.py").write_text(NETWORK)
+    return folder
+
+
+def test_a_class_of_the_users_with_its_own_weights_stands_in_the_same_table(
+    evaluation_job: MakeEvaluation, own_network: Path, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": {"net.bias": torch.zeros(3)}, "epoch": 3}, tmp_path / "own.ckpt")
+    model = {
+        "class": f"{own_network.name}.networks:Brighter",
+        "path": str(own_network.parent),
+        "arguments": {"start": 0.25},
+        "stride": 4,
+    }
+    evaluate = {"degradations": ["rain"], "protocols": "rgb"}
+    _, folder = run(evaluation_job(model={**model, "weights": str(tmp_path / "own.ckpt")}, evaluate=evaluate))
+    figures = {f.metric: f for f in read_summary(folder).figures}
+    assert figures["psnr"].value == pytest.approx(figures["input_psnr"].value)  # the weights' bias is zero
+    assert (figures["psnr"].model, figures["psnr"].recipe) == ("Brighter", "not stated")
+    _, folder = run(evaluation_job(model={**model, "tile": 64}, evaluate=evaluate))
+    brighter = {f.metric: f.value for f in read_summary(folder).figures}
+    assert brighter["psnr"] < brighter["input_psnr"] - 1
+
+
+def test_a_class_without_weights_is_the_same_network_in_every_process(own_network: Path) -> None:
+    (own_network / "drawn.py").write_text(
+        "import torch\nclass Drawn(torch.nn.Conv2d):\n    def __init__(self): super().__init__(3, 3, 1)\n"
+    )
+    model = Judged.model_validate(
+        {"class": f"{own_network.name}.drawn:Drawn", "path": str(own_network.parent)}
+    )
+    before = torch.get_rng_state()
+    first, second = (build(model, b"", torch.device("cpu")).network.state_dict() for _ in range(2))
+    assert torch.equal(first["inner.weight"], second["inner.weight"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"class": "MODULE:not_a_class"}, "It has: Brighter"),
+        ({"class": "nowhere_at_all:Net"}, "model.path is the folder that holds nowhere_at_all"),
+        ({"path": "/nowhere"}, "no such folder"),
+        ({"arguments": {"strat": 1}}, "model.arguments do not fit"),
+        ({"weights": "WEIGHTS"}, "1 of its 1 are missing, first bias"),
+    ],
+)
+def test_a_class_that_cannot_be_used_says_why(
+    evaluation_job: MakeEvaluation, own_network: Path, weights: Path, change: dict[str, str], says: str
+) -> None:
+    module = f"{own_network.name}.networks"
+    model = {"class": f"{module}:Brighter", "path": str(own_network.parent), **change}
+    text = json.dumps(model).replace("MODULE", module).replace("WEIGHTS", str(weights))
+    with pytest.raises(ModelError, match=says):
+        run(evaluation_job(model=json.loads(text)))

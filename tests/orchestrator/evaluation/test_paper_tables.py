@@ -1,0 +1,174 @@
+"""The paper's tables hold every published row, and measured ones only under the table's protocol."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import JudgingError
+from orchestrator.evaluation import paper_tables
+from orchestrator.evaluation.aggregates import Figure
+from orchestrator.evaluation.model_under_test import Identity
+from orchestrator.evaluation.paper_report import report
+from orchestrator.evaluation.summary import Summary, summary_bytes
+from orchestrator.paper.benchmarks import COLUMNS
+from orchestrator.paper.tables import NAMES, published, references
+
+IDENTITY = Identity("mine", "release", "raw", "e" * 64)
+
+
+def figure(source: str, degradation: str, metric: str, value: float, **changes: str) -> Figure:
+    made = Figure(
+        *(metric, value, value - 0.1, value + 0.1, 68, source.lower(), "d" * 64, source, degradation, "all"),
+        *("rgb-crop16", "release", "mine", "e" * 64, "release", "raw"),
+    )
+    return replace(made, **changes)
+
+
+def summary(*figures: Figure, parameters: int = 6_207_412) -> Summary:
+    return Summary("mine-0123456789", "mine", IDENTITY, parameters, 16_250_000_000, "0.1.0", figures)
+
+
+THREE = [("SOTS outdoor", "haze"), ("Rain100L", "rain"), *(("CBSD68", f"noise{s}") for s in (15, 25, 50))]
+WHOLE = summary(
+    *(figure(*where, "psnr", 30.0 + i) for i, where in enumerate(THREE)),
+    *(figure(*where, "ssim", 0.9) for where in THREE),
+)
+
+
+def lines(table: paper_tables.Table, kind: str) -> list[paper_tables.Line]:
+    return [line for line in table.lines if line.kind == kind]
+
+
+def test_every_published_row_of_every_table_is_printed() -> None:
+    printed = {name: "\n".join(map(paper_tables.text, paper_tables.make_tables(name, []))) for name in NAMES}
+    counts = {name: sum(len(part.rows) for part in published(name)) for name in NAMES}
+    assert counts == {"1": 20, "2": 21, "3": 8, "4": 12, "5": 8, "6": 8, "7": 7, "B": 27, "C": 4, "D": 4}
+    for name, text in printed.items():
+        assert text.count("published  ") == counts[name]
+    assert "31.86 / 0.981" in printed["1"]
+    assert "0.293" in printed["D"]  # LPIPS stands where the paper has it
+    assert "3729M" in printed["6"]
+
+
+def test_every_column_of_every_table_has_a_dataset() -> None:
+    columns = {c for name in NAMES for part in published(name) for c in part.columns} - {"average"}
+    assert columns <= set(COLUMNS)
+
+
+def test_a_measured_row_stands_beside_its_difference_to_the_row_of_its_size() -> None:
+    (table,) = paper_tables.make_tables("1", [WHOLE])
+    (measured,), (difference,) = lines(table, "measured"), lines(table, "difference")
+    assert measured.cells["average"]["psnr"] == pytest.approx(32.0)
+    assert difference.method.strip() == "minus MIRAGE-T (Ours)"
+    assert difference.cells["rain100l"]["psnr"] == pytest.approx(31.0 - 38.44)
+    small = replace(WHOLE, parameters=9_678_983)
+    assert "MIRAGE-S" in lines(paper_tables.make_tables("1", [small])[0], "difference")[0].method
+    named = paper_tables.make_tables("1", [WHOLE], against="PromptIR")[0]
+    assert "minus PromptIR" in lines(named, "difference")[0].method
+    with pytest.raises(JudgingError, match="It has: BRDNet"):
+        paper_tables.make_tables("1", [WHOLE], against="nobody")
+
+
+def test_columns_without_data_stay_empty_and_say_what_to_pack() -> None:
+    (table,) = paper_tables.make_tables("2", [summary(figure("Rain100L", "rain", "psnr", 38.0))])
+    (measured,) = lines(table, "measured")
+    assert set(measured.cells) == {"rain100l", "average"}
+    assert measured.cells["average"]["psnr"] is None  # part of an average is none
+    assert any("Not measured: sots_outdoor, bsd68_s25, gopro, lol_v1. Pack" in note for note in table.notes)
+
+
+def test_a_table_refuses_to_mix_protocols() -> None:
+    other = summary(figure("Rain100L", "rain", "psnr", 40.0, protocol="y8"))
+    with pytest.raises(JudgingError, match="measured under y8, and this table is under rgb-crop16"):
+        paper_tables.make_tables("1", [WHOLE, other])
+
+
+def test_one_evaluation_of_two_sets_of_a_column_is_refused() -> None:
+    twice = replace(WHOLE, figures=(*WHOLE.figures, figure("Rain100L", "rain", "psnr", 1.0, digest="f" * 64)))
+    with pytest.raises(JudgingError, match=r"rain100l was measured on .*dddddddd, .*ffffffff"):
+        paper_tables.make_tables("1", [twice])
+
+
+def test_sots_stands_with_and_without_its_leaked_images() -> None:
+    unseen = [
+        figure("SOTS outdoor", "haze", m, v, subset="without-leak")
+        for m, v in (("psnr", 25.0), ("ssim", 0.8))
+    ]
+    (table,) = paper_tables.make_tables("1", [replace(WHOLE, figures=(*WHOLE.figures, *unseen))])
+    whole, without = lines(table, "measured")
+    assert (whole.cells["sots_outdoor"]["psnr"], without.cells["sots_outdoor"]["psnr"]) == (30.0, 25.0)
+    assert "without the leaked images" in without.method
+    assert without.cells["average"]["psnr"] == pytest.approx(31.0)
+    assert without.cells["rain100l"] == whole.cells["rain100l"]
+
+
+def test_tables_of_averages_use_the_three_degradations() -> None:
+    for name in ("6", "7", "C"):
+        (table,) = paper_tables.make_tables(name, [WHOLE])
+        (measured,) = lines(table, "measured")
+        assert measured.cells["average"]["psnr"] == pytest.approx(32.0)
+        assert measured.parameters == "6.21M"
+    (efficiency,) = paper_tables.make_tables("6", [WHOLE])
+    assert "16.2G" in paper_tables.text(efficiency)
+
+
+def test_benchmarks_of_our_own_have_a_table_for_each_dataset_and_protocol() -> None:
+    own = summary(
+        *(
+            figure("", d, "psnr", v, dataset="demo", protocol=p)
+            for d, v in (("rain", 20.0), ("haze", 30.0))
+            for p in ("rgb", "y8")
+        )
+    )
+    made = paper_tables.own_tables([own, WHOLE])
+    assert [(t.key, t.protocol, t.columns) for t in made] == [
+        ("demo", p, ("haze", "rain", "average")) for p in ("rgb", "y8")
+    ]
+    assert lines(made[0], "measured")[0].cells["average"]["psnr"] == pytest.approx(25.0)
+    assert paper_tables.make_tables("1", [own])[0].lines == paper_tables.make_tables("1", [])[0].lines
+
+
+def test_the_report_is_written_as_markdown_csv_and_json(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.json").write_bytes(summary_bytes(WHOLE))
+    printed = list(report(["1", "B"], [tmp_path / "mine"], tmp_path / "out", None))
+    assert any("evaluation mine-0123456789" in text for text in printed)
+    assert "ICLR 2026" in (tmp_path / "out" / "tables.md").read_text()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tables.csv").read_text())))
+    ours = [r for r in rows if (r["kind"], r["column"], r["metric"]) == ("measured", "rain100l", "psnr")]
+    assert [r["value"] for r in ours] == ["31.0", "31.0"]  # Table 1 and Table B
+    assert len(json.loads((tmp_path / "out" / "tables.json").read_text())["tables"]) == 4
+
+
+def test_a_published_row_is_found_by_table_and_method() -> None:
+    (five,) = references("T2:MIRAGE-T")
+    assert (five.psnr, five.protocol) == (30.41, "rgb-crop16")
+    assert five.degradations == ("blur", "haze", "lowlight", "noise25", "rain")
+    assert references("6:MIRAGE-T")[0].degradations == references("1:MIRAGE-T")[0].degradations
+    assert [one.psnr for one in references("T3:MIRAGE (ours) 10M")] == [29.33]
+    assert [one.degradations for one in references("B:DnCNN")] == [("noise15", "noise25", "noise50")]
+    assert len(references("B:PromptIR")) == 3
+    for row, says in {
+        "T2:MIRAGE": "several such rows.*MIRAGE-T .Ours. 6M",
+        "T2:nobody": "no such row",
+        "T8:MIRAGE-T": "TABLE one of 1, 2",
+        "MIRAGE-T": "write TABLE:METHOD",
+    }.items():
+        with pytest.raises(JudgingError, match=says):
+            references(row)
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(JudgingError, match="no results of an evaluation"):
+        list(report([], [tmp_path], tmp_path / "out", None))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(JudgingError, match="not the summary"):
+        list(report([], [tmp_path], tmp_path / "out", None))
+    with pytest.raises(JudgingError, match="one of 1, 2"):
+        list(report(["8"], [], tmp_path / "out", None))

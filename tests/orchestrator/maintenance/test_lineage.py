@@ -1,0 +1,105 @@
+"""A model that was really packed, trained and registered is followed back to its photographs, and damage is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.config.schema import Job
+from orchestrator.maintenance.lineage import trace
+from orchestrator.registry import client as registry
+from orchestrator.tracking.uri import resolve_tracking_uri
+from orchestrator.training.job import run_job
+
+MODEL = "models:/traced@candidate"
+
+
+@pytest.fixture
+def project(small_job: Callable[..., Job], at_home: Path) -> Path:
+    """The project folder of a finished run; the first test trains it."""
+    torch.set_num_threads(1)
+    job = small_job(name="traced", track={"register_as": "traced"})
+    run_job(job, lambda line: None, in_process=True)
+    return at_home.parent
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def test_every_link_from_the_version_to_the_photographs_is_verified(project: Path) -> None:
+    chain = trace(MODEL, resolve_tracking_uri(), deep=True)
+    text = chain.render()
+    assert chain.holds, text
+    assert {link.state for link in chain.all()} == {"verified"}, text
+    named = [link.what for link in chain.all()]
+    for what in ("weights", "card.md", "scores.json", "code", "resolved job", "result", "4 raw files"):
+        assert what in named, text
+    raw = {link.what for link in chain.all() if link.what.endswith(".png")}
+    assert raw == {"astronaut.png", "cat.png", "coffee.png", "rocket.png"}
+    assert all(link.digest for link in chain.all() if not link.below and link.what != "run")
+
+
+def test_without_deep_nothing_large_is_read(project: Path) -> None:
+    chain = trace(MODEL, resolve_tracking_uri())
+    assert chain.holds
+    states = {link.what: link.state for link in chain.all()}
+    assert states["4 raw files"] == "present"
+    assert states["weights"] == "verified"
+
+
+def test_each_damage_is_found_where_it_is(project: Path, at_home: Path) -> None:
+    uri = resolve_tracking_uri()
+    (shard,) = (project / "store" / "small" / "shards").glob("*.tar")
+    weights = registry.resolve(MODEL, uri)
+    damages = {
+        shard: f"shards/{shard.stem}"[:22],
+        project / "photographs" / "cat.png": "cat.png",
+        next((project / "store" / "small" / "sources").iterdir()): "raw files",
+        next((project / "store" / "small" / "manifests").iterdir()): "dataset",
+        weights: "weights",
+        weights.with_name("scores.json"): "scores.json",
+        weights.with_name("job.yaml"): "job.yaml",
+        weights.parent.parent / "code" / "mirage" / "blocks.py": "code",
+    }
+    for path, where in damages.items():
+        before = path.read_bytes()
+        for damage in (flip, Path.unlink):
+            damage(path)
+            broken = [link for link in trace(MODEL, uri, deep=True).all() if link.state == "broken"]
+            path.write_bytes(before)
+            assert any(link.what.startswith(where) for link in broken), (path, damage, broken)
+    assert trace(MODEL, uri, deep=True).holds
+
+
+def test_raw_files_that_moved_are_found_by_root(project: Path, tmp_path: Path) -> None:
+    photographs = project / "photographs"
+    elsewhere = tmp_path / "elsewhere"
+    photographs.rename(elsewhere)
+    try:
+        assert not trace(MODEL, resolve_tracking_uri()).holds
+        assert trace(MODEL, resolve_tracking_uri(), deep=True, roots=[elsewhere]).holds
+    finally:
+        elsewhere.rename(photographs)
+
+
+def test_the_command_prints_the_tree_and_its_status_says_whether_it_holds(project: Path) -> None:
+    said = CliRunner().invoke(app, ["trace", MODEL, "--deep"])
+    assert said.exit_code == 0, said.output
+    assert "ok" in said.output
+    photograph = project / "photographs" / "cat.png"
+    before = photograph.read_bytes()
+    flip(photograph)
+    said = CliRunner().invoke(app, ["trace", MODEL, "--deep"])
+    photograph.write_bytes(before)
+    assert said.exit_code == 1
+    assert "FAIL" in said.output
+    assert "is another file now" in said.output

@@ -1,0 +1,48 @@
+"""A real MLflow server that can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+class Server:
+    """`mlflow server` on loopback; its store outlives it."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._log = folder / "server.log"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        self._command += ["--artifacts-destination", str(folder / "artifacts")]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while not self._answers():
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.3)
+
+    def kill(self) -> None:
+        """End the server and its workers, without warning."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as probe:
+                probe.sendall(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+                return b" 200 " in probe.recv(64)
+        except OSError:
+            return False

@@ -1,0 +1,133 @@
+"""A class of anybody's is trained by the same job, and its weights are judged by the same evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from orchestrator.config.job_types import AnyJob
+from orchestrator.config.loader import job_from_mapping
+from orchestrator.errors import JobFileError, ModelError
+from orchestrator.evaluation.summary import read_summary
+from orchestrator.runner import plan_any, run_any
+from shards.dataset import Dataset
+from tests.orchestrator.conftest import SMALL
+
+NETWORK = """
+import torch
+
+class Residual(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.into = torch.nn.Conv2d(3, width, 3, padding=1)
+        self.out = torch.nn.Conv2d(width, 3, 3, padding=1)
+        torch.nn.init.zeros_(self.out.weight)
+        torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        return x + self.out(self.into(x).relu())
+
+class Halving(Residual):
+    def forward(self, x):
+        return super().forward(x)[..., ::2]
+"""
+
+
+def training(folder: Path, storage: Path, name: str = "Residual", **changes: object) -> AnyJob:
+    """A short training of a class in `folder`."""
+    module = f"own_{folder.name.replace('-', '_')}"
+    (folder / f"{module}.py").write_text(NETWORK)
+    model = {"class": f"{module}:{name}", "path": str(folder), "arguments": {"width": 6}}
+    values = {
+        **SMALL,
+        "storage": str(storage),
+        "model": model,
+        "loss": {"spd_weight": 0},
+        "track": {"experiment": "tests", "every_steps": 2},
+        **changes,
+    }
+    return job_from_mapping(values)
+
+
+def test_a_class_is_trained_resumed_judged_and_tabled_like_a_mirage(
+    small_data: Dataset, at_home: Path, tmp_path: Path
+) -> None:
+    store = at_home.parent / "store"
+    job = training(tmp_path, store)
+    assert "Residual: 333 parameters" in plan_any(job)
+    said: list[str] = []
+    assert run_any(job, said.append, in_process=True).status == "finished"
+    assert any("gain over degraded" in line for line in said)
+    (result,) = [
+        path for path in (store / "runs").glob("small-*/result.json") if "Residual" in _class_of(path)
+    ]
+    weights = result.parent / json.loads(result.read_bytes())["weights"]
+    tensors = safetensors.torch.load_file(weights)
+    assert set(tensors) == {"into.weight", "into.bias", "out.weight", "out.bias"}
+    assert tensors["out.weight"].abs().sum() > 0  # it has moved
+
+    evaluation = job_from_mapping(
+        {
+            "name": "judge-own",
+            "kind": "evaluate",
+            "storage": str(tmp_path),
+            "model": {
+                "class": job.model.class_,  # type: ignore[union-attr]
+                "path": str(tmp_path),
+                "arguments": {"width": 6},
+                "weights": str(weights),
+            },
+            "data": {"manifests": small_data.uris[0]},
+            "evaluate": {"degradations": ["rain"]},
+            "track": {"experiment": "tests"},
+        }
+    )
+    assert run_any(evaluation, said.append, in_process=True).status == "finished"
+    (line,) = (line for line in said if line.startswith("summary.json"))
+    summary = read_summary(Path(line.split()[1]))
+    assert (summary.model.name, summary.model.recipe, summary.model.weights) == ("Residual", "fast", "EMA")
+    assert (summary.parameters, summary.macs) == (333, None)
+
+
+def _class_of(result: Path) -> str:
+    """Return what the weights of a run say of themselves."""
+    from mirage.weights import read_metadata
+
+    weights = result.parent / json.loads(result.read_bytes())["weights"]
+    return read_metadata(weights.read_bytes()).get("class", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"loss": {"spd_weight": 0.05}}, "the SPD term looks into a MIRAGE.*Set it to 0"),
+        ({"track": {"experiment": "tests", "register_as": "own"}}, "only a MIRAGE is registered"),
+        ({"train": {**SMALL["train"], "recompute": "all"}}, "train.recompute"),  # type: ignore[dict-item]
+        ({"train": {**SMALL["train"], "compile": "blocks"}}, "train.compile"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_only_a_mirage_has_is_refused_with_the_reason(
+    at_home: Path, tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(JobFileError, match=says):
+        training(tmp_path, tmp_path, **changes)
+
+
+def test_keys_of_a_mirage_and_of_a_class_do_not_mix(at_home: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match=r"model.dim +is a key of a MIRAGE"):
+        training(tmp_path, tmp_path, model={"class": "a:B", "dim": 8})
+    with pytest.raises(JobFileError, match=r"model.path +belongs to a class"):
+        training(tmp_path, tmp_path, model={"path": "somewhere"})
+    with pytest.raises(JobFileError, match=r"model.class +is 'B'"):
+        training(tmp_path, tmp_path, model={"class": "B"})
+
+
+def test_a_class_that_changes_the_size_is_one_clear_error(
+    small_data: Dataset, at_home: Path, tmp_path: Path
+) -> None:
+    job = training(tmp_path, at_home.parent / "store", name="Halving")
+    with pytest.raises(ModelError, match=r"made .* of images"):
+        run_any(job, lambda line: None, in_process=True)

@@ -1,0 +1,229 @@
+"""What a job takes: the arithmetic by hand, earlier runs before guesses, and every shape within the job's rules."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mirage import ModelConfig
+from mirage.cost import macs
+from mirage.memory import activation_bytes
+from orchestrator.config.loader import load_job, overrides_from
+from orchestrator.config.schedule import learning_rate
+from orchestrator.config.schema import Job
+from orchestrator.errors import JobFileError, PlanError
+from orchestrator.planning import throughput
+from orchestrator.planning.cluster_shapes import compare, variants
+from orchestrator.planning.estimate import GIB, Rate, estimate, memory, rate_of
+from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.planning.throughput import Clock, Pace
+from orchestrator.runner import plan_shapes, run_any
+
+ON_CPUS = ("workers={min: 1, max: 4, cpus: 2, gpus: 0}", "data.readers=0")
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+
+
+def planned(tmp_path: Path, *overrides: str) -> Plan:
+    return make_plan(load_job("jobs/5deg.yaml", [f"storage={tmp_path}", *overrides]), strict=False)
+
+
+def test_a_stated_rate_gives_hours_and_money_by_hand(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        *("workers.images_per_second=100", "workers.max=1", "prices={worker_hour: 2, head_hour: 0.5}"),
+    )
+    (one,) = plan.estimates
+    assert one.hours == pytest.approx(762_300 * 32 / 100 / 3600)
+    assert one.money == pytest.approx(one.hours * 2.5)
+    text = plan.render()
+    assert f"USD {one.money:,.2f} on 1 worker" in text
+    assert "roughly" not in text
+
+
+def test_without_prices_or_runs_a_plan_says_what_it_assumes(tmp_path: Path) -> None:
+    text = planned(tmp_path).render()
+    assert "time       roughly" in text
+    assert "guess" in text
+    assert "no GPU has run this yet" in text
+    assert "no price is known" in text
+    assert "a core (docs/benchmarks.md)" in planned(tmp_path, *ON_CPUS).render()
+
+
+def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    config = ModelConfig.tiny()
+    one, eight = (memory(plan.job, n) for n in (1, 8))
+    assert one.weights == one.gradients == 4 * 6_207_412
+    assert one.optimizer == 8 * 6_207_412
+    assert one.activations > 32 * activation_bytes(config, 128, 128)
+    assert eight.activations == pytest.approx(one.activations / 8)
+    plan = planned(tmp_path, "engine={name: deepspeed, zero_stage: 3}", "train.ema_decay=0.9")
+    shared = memory(plan.job, 4)
+    assert (shared.weights, shared.optimizer) == (6_207_412, 2 * 6_207_412)
+    assert shared.averaged == 4 * 6_207_412
+
+
+def test_a_worker_that_is_too_small_is_warned_of_before_it_starts(tmp_path: Path) -> None:
+    assert any("--shapes" in text for text in planned(tmp_path, "workers.memory_gib=8").warnings)
+    assert not any("--shapes" in text for text in planned(tmp_path, "workers.memory_gib=80").warnings)
+
+
+def measured(job: Job, seconds: float, workers: int = 1) -> tuple[Job, Pace]:
+    return job, Pace(seconds, 100, workers, "CPU")
+
+
+def test_earlier_runs_come_before_guesses_and_scale_with_the_work(tmp_path: Path) -> None:
+    small = planned(tmp_path, *ON_CPUS, "workers.max=1")
+    records = [measured(small.job, seconds) for seconds in (7.0, 8.0, 30.0)]
+    rate = rate_of(small.job, small.stages, records)
+    assert rate.measured
+    assert "3 earlier runs on CPU" in rate.source
+    again = estimate(small.job, small.stages, small.total_steps, 1, rate)
+    assert again.step_seconds == pytest.approx(8.0)
+    large = planned(tmp_path, *ON_CPUS, "workers.max=1", "model.variant=small")
+    ratio = macs(ModelConfig.small(), 128, 128) / macs(ModelConfig.tiny(), 128, 128)
+    took = estimate(large.job, large.stages, large.total_steps, 1, rate_of(large.job, large.stages, records))
+    assert took.step_seconds == pytest.approx(8.0 * ratio)
+
+
+def test_a_run_on_two_workers_foretells_itself(tmp_path: Path) -> None:
+    plan = planned(tmp_path, *ON_CPUS)
+    rate = rate_of(plan.job, plan.stages, [measured(plan.job, 5.0, workers=2)])
+    assert estimate(plan.job, plan.stages, plan.total_steps, 2, rate).step_seconds == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("other", ["train.precision=bf16", "workers.gpus=0", "train.compile=blocks"])
+def test_runs_of_another_kind_say_nothing(other: str, tmp_path: Path) -> None:
+    plan = planned(tmp_path, "recipe=fast", "train.precision=fp32")
+    foreign = planned(tmp_path, "recipe=fast", "train.precision=fp32", other)
+    assert not rate_of(plan.job, plan.stages, [measured(foreign.job, 1.0)]).measured
+
+
+def test_crops_in_stages_take_each_its_own_time(tmp_path: Path) -> None:
+    stages = "data.crop_pixels=[{from_step: 0, pixels: 64}, {from_step: 60, pixels: 128, batch: 8}]"
+    plan = planned(
+        tmp_path, *ON_CPUS, "train={epochs: null, steps: 100, schedule: cosine}", stages, "workers.max=1"
+    )
+    took = estimate(plan.job, plan.stages, 100, 1, Rate(1e9, "", measured=True))
+    small, large = (3 * macs(ModelConfig.tiny(), side, side) / 1e9 for side in (64, 128))
+    assert took.hours * 3600 == pytest.approx(60 * 32 * small + 40 * 8 * large)
+
+
+def test_shapes_are_sorted_by_cost_and_keep_the_jobs_rules(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "prices.worker_hour=2", "workers.memory_gib=10")
+    rows = compare(plan.job, plan.stages, plan.total_steps, plan.records)
+    costs = [took.money for _, took in rows]
+    assert costs == sorted(costs)
+    assert {took.workers for _, took in rows} == {1, 2, 4, 8, 16, 32}
+    assert {shape.train.precision for shape, _ in rows} == {"fp32", "bf16"}
+    assert {shape.engine.zero_stage for shape, _ in rows if shape.engine.name == "deepspeed"} == {1, 2, 3}
+    assert {shape.train.recompute for shape, _ in rows} == {"none", "full_resolution", "all"}
+    assert max(took.memory.total for _, took in rows) <= 10 * GIB
+    assert all(one.train.micro_batches == plan.job.train.micro_batches for one, _ in rows)
+    text = plan_shapes(load_job("jobs/5deg.yaml", [f"storage={tmp_path}", "prices.worker_hour=2"]))
+    assert "USD" in text.splitlines()[0]
+    assert "dearer shapes" in text
+
+
+def test_recomputation_costs_time_and_saves_memory_in_every_pair_of_shapes(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    rows = compare(plan.job, plan.stages, plan.total_steps, ())
+    found = {(t.workers, s.train.precision, s.engine, s.train.recompute): t for s, t in rows}
+    for (workers, precision, engine, recompute), took in found.items():
+        if recompute == "all":
+            plain = found[workers, precision, engine, "none"]
+            assert took.hours > plain.hours
+            assert took.memory.total < plain.memory.total
+
+
+def test_where_nothing_fits_the_table_says_what_to_change(tmp_path: Path) -> None:
+    job = load_job("jobs/5deg.yaml", [f"storage={tmp_path}", "workers.memory_gib=0.03"])
+    assert "no shape fits into workers.memory_gib 0.03" in plan_shapes(job)
+
+
+def test_more_workers_than_images_are_refused_by_job_and_shapes(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match="64 workers cannot share a micro-batch of 32"):
+        load_job("jobs/5deg.yaml", ["workers.max=64"])
+    plan = planned(tmp_path, "train.micro_batches=4")
+    assert max(workers for _, workers in variants(plan.job)) == 8
+
+
+def test_jobs_that_train_no_mirage_have_no_shapes() -> None:
+    with pytest.raises(PlanError, match="kind evaluate"):
+        plan_shapes(load_job("jobs/evaluate/5deg.yaml"))
+
+
+def test_prices_come_from_a_file_beside_the_cluster(tmp_path: Path) -> None:
+    assert overrides_from(Path("jobs/clusters/prices.yaml"), "prices") == ['prices.currency="USD"']
+    path = tmp_path / "prices.yaml"
+    path.write_text("currency: EUR\nworker_hour: 1.5\negress_gib: null\n")
+    job = load_job("jobs/5deg.yaml", overrides_from(path, "prices"))
+    assert (job.prices.currency, job.prices.worker_hour, job.prices.egress_gib) == ("EUR", 1.5, None)
+    path.write_text("worker_hours: 1.5\n")
+    with pytest.raises(JobFileError, match='did you mean "worker_hour"'):
+        load_job("jobs/5deg.yaml", overrides_from(path, "prices"))
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("fixed", 1), ("linear", 16), ("sqrt", 4)])
+def test_a_larger_batch_has_the_rate_that_its_rule_names(rule: str, factor: float) -> None:
+    plain = load_job("jobs/5deg.yaml").train
+    ruled = load_job("jobs/5deg.yaml", ["train.global_batch_size=512", f"train.rate_rule={rule}"]).train
+    assert learning_rate(ruled, 50, 1) == pytest.approx(factor * learning_rate(plain, 50, 1))
+
+
+def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job, small_data, at_home: Path) -> None:
+    job = small_job(name="paced", track={"register_as": None}, example=None, seed=11)
+    job = job.model_copy(update={"train": job.train.model_copy(update={"steps": 8})})
+    assert throughput.earlier(job) == []
+    run_any(job, lambda line: None, in_process=True)
+    ((kept, found),) = [(other, one) for other, one in throughput.earlier(job) if one.steps == 7]
+    assert (found.workers, found.device) == (1, "CPU")
+    assert kept.model == job.model
+    plan = make_plan(job, strict=True)
+    (took,) = plan.estimates
+    assert took.step_seconds == pytest.approx(found.seconds_per_step)
+    assert "1 earlier run on CPU" in plan.render()
+    assert "GiB of shards" in plan.render()
+
+
+def test_a_record_of_another_schema_is_passed_over(small_job, small_data, at_home: Path) -> None:
+    job = small_job(storage=str(at_home.parent / "odd"))
+    folder = at_home.parent / "odd/timings"
+    folder.mkdir(parents=True)
+    (folder / "old.json").write_text(json.dumps({"job": {"train": {"gone": 1}}, "pace": {}}))
+    assert throughput.earlier(job) == []
+
+
+def test_a_clock_wants_some_steps_and_takes_their_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def clocked(ends: Sequence[float]) -> Pace | None:
+        clock, left = Clock(), iter(ends)
+        monkeypatch.setattr(throughput.time, "monotonic", lambda: next(left))
+        for _ in ends:
+            clock.step_ended()
+        return clock.pace(1, torch.device("cpu"))
+
+    assert clocked([0, 1, 2]) is None
+    found = clocked([0, 1, 2, 3, 60, 61, 62])
+    assert found is not None
+    assert found.seconds_per_step == 1
+
+
+def test_planning_imports_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys; from orchestrator.cli import main; sys.argv = ['mirage', 'plan', 'jobs/5deg.yaml', '--shapes'];\n"
+        "try: main()\nfinally: print([m for m in ('ray', 'mlflow', 'deepspeed') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("[]"), done.stderr
+    assert "dearer shapes" in done.stdout

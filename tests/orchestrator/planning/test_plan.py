@@ -1,0 +1,57 @@
+"""What `mirage plan` says of the published settings, without their data."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.config.loader import load_job
+from orchestrator.errors import OrchestratorError
+from orchestrator.planning.plan import make_plan
+from shards.errors import ShardsError
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+    return f"storage={tmp_path / 'empty'}"
+
+
+def test_plan_of_five_degradations_is_the_published_arithmetic(nowhere) -> None:
+    plan = make_plan(load_job("jobs/5deg.yaml", [nowhere]), strict=False)
+    assert plan.parameters == 6_207_412
+    assert plan.parameters_at_inference == 6_158_576
+    assert f"{plan.macs / 1e9:.2f}" == "16.25"
+    assert plan.samples_per_epoch == 162_646
+    assert plan.steps_per_epoch == 5_082
+    assert plan.total_steps == 762_300
+    text = plan.render()
+    assert all(part in text for part in ("6,207,412", "16.25 GMACs", "162,646", "5,082", "warning:"))
+
+
+def test_small_variant_has_its_published_counts(nowhere) -> None:
+    plan = make_plan(load_job("jobs/5deg.yaml", [nowhere, "model.variant=small"]), strict=False)
+    assert plan.parameters == 9_678_983
+    assert f"{plan.macs / 1e9:.2f}" == "26.68"
+
+
+def test_three_degradations_have_their_epoch(nowhere) -> None:
+    plan = make_plan(load_job("jobs/5deg.yaml", [nowhere, "setting=3deg"]), strict=False)
+    assert (plan.samples_per_epoch, plan.steps_per_epoch) == (142_431, 4_450)
+
+
+def test_data_out_of_reach_is_an_error_for_a_run(nowhere) -> None:
+    with pytest.raises((ShardsError, OrchestratorError), match="bsd400-wed"):
+        make_plan(load_job("jobs/5deg.yaml", [nowhere]), strict=True)
+
+
+def test_a_job_that_packs_plans_with_what_it_will_pack(nowhere) -> None:
+    plan = make_plan(load_job("jobs/demo.yaml", [nowhere]), strict=False)
+    assert plan.counts_from == "to be packed"
+    assert not plan.warnings
+    assert min(count for count, _ in plan.samples.values()) > 0
+
+
+def test_a_weight_for_an_alignment_that_is_not_there_is_refused() -> None:
+    with pytest.raises(OrchestratorError, match=r"loss.spd_weight.*nothing to align. Set it to 0"):
+        load_job("jobs/5deg.yaml", ["model.alignment=none"])
+    assert load_job("jobs/5deg.yaml", ["model.alignment=none", "loss.spd_weight=0"]).loss.spd_weight == 0

@@ -1,0 +1,405 @@
+"""An alias moves only to a version that passed every gate, one promotion at a time, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from mirage import MIRAGE, ModelConfig
+from mirage.weights import dumps
+from orchestrator.errors import JudgingError, RegistryError
+from orchestrator.evaluation.image_results import ImageResult, as_parquet
+from orchestrator.evaluation.model_under_test import Identity
+from orchestrator.evaluation.summary import Summary, summary_bytes
+from orchestrator.promotion.promote import promote, rollback
+from orchestrator.promotion.scores import evidence
+from orchestrator.registry import client as registry
+from orchestrator.registry import lease
+from orchestrator.registry.registration import RegisteredVersion
+from orchestrator.run_files import JOB, SCORES
+from orchestrator.tracking import client as tracking
+
+if TYPE_CHECKING:
+    from tests.orchestrator.mlflow_server import Server
+from orchestrator.registry import registration
+
+CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=0)
+QUICK = {"parity": ["safetensors"]}
+PHOTOGRAPHS = "abcdef"
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return f"{request.node.name[5:40]}-{uuid.uuid4().hex[:8]}".replace("_", "-").replace("[", "-")
+
+
+def scored(gain: float, *, haze: float = 0.0, protocol: str = "rgb-crop16", data: str = "d" * 64) -> bytes:
+    """Scores `gain` dB above 25 dB, and as much above a degraded input of 20 dB in rain and haze."""
+    scores = [
+        {
+            "photograph": photograph,
+            "degradation": degradation,
+            "psnr": 25 + gain + 0.1 * i + (haze if degradation == "haze" else 0),
+            "input_psnr": 20.0,
+        }
+        for degradation in ("rain", "haze")
+        for i, photograph in enumerate(PHOTOGRAPHS)
+    ]
+    return json.dumps({"protocol": protocol, "data": [data], "scores": scores}).encode()
+
+
+def put(uri: str, name: str, scores: bytes, job: bytes = b"{}", seed: int = 0) -> RegisteredVersion:
+    torch.manual_seed(seed)
+    return registration.register(
+        uri,
+        name,
+        run_id=tracking.start_run(uri, "5deg", "run", {}, {}),
+        weights=dumps(MIRAGE(CONFIG)),
+        card="# Card",
+        metrics={},
+        tags={},
+        idempotency_key=scores.hex()[-40:] + str(hash(scores)),
+        files={SCORES: scores, JOB: job},
+    )
+
+
+def test_the_first_champion_needs_to_beat_the_degraded_input_alone(store: str, name: str) -> None:
+    put(store, name, scored(-6.0))
+    refused = promote(name, store, QUICK)
+    assert not refused.moved
+    assert "better than the degraded input" in refused.render()
+    assert "champion" not in registry.aliases(store, name)
+    put(store, name, scored(1.0))
+    assert promote(name, store, QUICK).moved
+    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2}
+
+
+def test_a_better_version_moves_the_alias_and_keeps_the_previous(store: str, name: str) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    put(store, name, scored(0.5))
+    outcome = promote(f"models:/{name}/2", store, QUICK)
+    assert outcome.moved
+    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert "passed: champion is version 2, version 1 is kept as previous" in outcome.render()
+
+
+@pytest.mark.parametrize(
+    ("scores", "limits", "gate"),
+    [
+        (scored(-0.05), {}, "better than version 1"),
+        (scored(0.2), {"margin_db": 0.3}, "better than version 1"),
+        (scored(1.0, haze=-1.5), {}, "no degradation lost"),
+        (scored(1.0), {"reference_db": 30.0}, "near the paper"),
+        (scored(1.0), {"memory_gib": 0.001, "side_pixels": 16}, "memory"),
+    ],
+    ids=["worse", "within the margin", "haze lost", "far from the paper", "too much memory"],
+)
+def test_one_failed_gate_leaves_every_alias(
+    store: str, name: str, scores: bytes, limits: dict[str, object], gate: str
+) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    put(store, name, scores)
+    outcome = promote(name, store, {**QUICK, **limits})
+    assert not outcome.moved
+    assert [verdict.gate for verdict in outcome.verdicts if not verdict.passed] == [gate]
+    assert registry.aliases(store, name) == {"candidate": 2, "champion": 1}
+
+
+@pytest.mark.parametrize("other", [{"data": "e" * 64}, {"protocol": "y8"}])
+def test_other_data_or_another_protocol_is_refused_in_a_sentence(
+    store: str, name: str, other: dict[str, str]
+) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    put(store, name, scored(2.0, **other))  # type: ignore[arg-type]
+    outcome = promote(name, store, QUICK)
+    assert not outcome.passed
+    assert "not compared: version 2 was measured" in outcome.render()
+    assert registry.aliases(store, name)["champion"] == 1
+
+
+FIVE = ("haze", "rain", "noise25", "blur", "lowlight")
+
+
+def judged_on(degradations: tuple[str, ...], psnr: float) -> bytes:
+    scores = [
+        {"photograph": p, "degradation": d, "psnr": psnr, "input_psnr": 20.0}
+        for d in degradations
+        for p in PHOTOGRAPHS
+    ]
+    return json.dumps({"protocol": "rgb-crop16", "data": ["d" * 64], "scores": scores}).encode()
+
+
+def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alone(
+    store: str, name: str
+) -> None:
+    put(store, name, judged_on(FIVE, 30.2))  # Table 2 prints 30.41 for MIRAGE-T
+    near = {**QUICK, "paper_row": "T2:MIRAGE-T"}
+    refused = promote(name, store, {**near, "max_below_reference_db": 0.1})
+    assert [verdict.gate for verdict in refused.verdicts if not verdict.passed] == ["near the paper"]
+    assert "at least 30.41 - 0.10 dB (MIRAGE-T (Ours), Table 2)" in refused.render()
+    with pytest.raises(
+        JudgingError, match=r"is of haze, noise15, noise25, noise50, rain by rgb-crop16. version 1"
+    ):
+        promote(name, store, {**near, "paper_row": "T1:MIRAGE-T"})
+    assert promote(name, store, near).moved
+
+
+def judged(folder: Path, version: RegisteredVersion, uri: str, psnr: float) -> Path:
+    """What an evaluation of a version leaves: two datasets hold an image of the same name."""
+    digest = hashlib.sha256(registry.resolve(version.uri, uri).read_bytes()).hexdigest()
+    rows = [
+        ImageResult(
+            *(dataset, digest_of_data, "", "rain", image, protocol, 32, 32),
+            *(psnr + i * 0.1, 0.9, None, 20.0, 0.5, 0.1),
+        )
+        for dataset, digest_of_data in (("one", "a" * 64), ("two", "b" * 64))
+        for i, image in enumerate(PHOTOGRAPHS)
+        for protocol in ("rgb8", "y8")
+    ]
+    model = Identity(version.uri, "release", "raw", digest)
+    folder.mkdir()
+    (folder / "images.parquet").write_bytes(as_parquet(rows))
+    (folder / "summary.json").write_bytes(
+        summary_bytes(Summary(folder.name, "judge", model, 1, None, "0", ()))
+    )
+    return folder
+
+
+def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str, tmp_path: Path) -> None:
+    first, second = (put(store, name, scored(0.0, data=d * 64), seed=i) for i, d in enumerate("de"))
+    promote(first.uri, store, QUICK)
+    assert "give the folders as --results" in promote(second.uri, store, QUICK).render()
+    results = [judged(tmp_path / f"{v.version}", v, store, 25.0 + v.version) for v in (first, second)]
+    with pytest.raises(JudgingError, match=rf"none of these evaluations judged models:/{name}/1"):
+        promote(second.uri, store, QUICK, results=results[1:])
+    outcome = promote(second.uri, store, QUICK, results=results)
+    assert outcome.moved
+    assert "+1.000 dB" in outcome.render()
+    ours = evidence(registry.find(second.uri, store), store, results)
+    assert (ours.protocol, ours.data, len(ours.psnr["rain"])) == ("rgb8", ("a" * 64, "b" * 64), 12)
+
+
+@pytest.mark.slow
+def test_versions_on_a_server_are_promoted_refused_and_rolled_back(
+    server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
+    server.start()
+    for gain in (0.0, 0.5, 0.2):
+        put(server.uri, name, scored(gain))
+    assert promote(f"{name}/1", server.uri, QUICK).moved
+    assert promote(f"{name}/2", server.uri, QUICK).moved
+    assert not promote(f"{name}/3", server.uri, QUICK).moved
+    assert registry.aliases(server.uri, name) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert rollback(name, server.uri) == (2, 1)
+    client = tracking.connect(server.uri)
+    assert [model.name for model in client.search_registered_models()] == [name]  # no lease is left
+    run_id = client.get_model_version(name, "3").run_id
+    assert len(client.list_artifacts(run_id, "promotions")) == 2
+    version = registry.find(f"{name}/2", server.uri)
+    assert registry.carried_code(version, server.uri) == version.tags[registry.CODE_TAG]
+
+
+def test_the_gate_table_stays_with_the_run_of_the_candidate(store: str, name: str, tmp_path: Path) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    put(store, name, scored(-1.0))
+    promote(name, store, QUICK)
+    client = tracking.connect(store)
+    run_id = client.get_model_version(name, "2").run_id
+    kept = sorted(Path(file.path).name for file in client.list_artifacts(run_id, "promotions"))
+    assert [Path(file).suffix for file in kept] == [".json", ".txt"]
+    record = json.loads(
+        Path(client.download_artifacts(run_id, f"promotions/{kept[0]}", str(tmp_path))).read_bytes()
+    )
+    assert record["before"] == 1
+    assert not record["passed"]
+    assert {verdict["gate"]: verdict["passed"] for verdict in record["verdicts"]}[
+        "better than version 1"
+    ] is False
+
+
+def test_the_gates_are_those_of_the_job_unless_others_are_given(store: str, name: str) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    put(store, name, scored(0.5), job=b"promote: {margin_db: 1.0, parity: [safetensors]}")
+    assert not promote(name, store).passed
+    assert promote(name, store, {"margin_db": 0.25}).passed
+
+
+def test_rolling_back_twice_is_where_one_was(store: str, name: str) -> None:
+    for gain in (0.0, 1.0):
+        put(store, name, scored(gain))
+        promote(name, store, QUICK)
+    assert rollback(name, store) == (2, 1)
+    assert registry.aliases(store, name) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert rollback(name, store) == (1, 2)
+    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
+
+
+def test_each_alias_has_a_previous_of_its_own(store: str, name: str) -> None:
+    for gain in (0.0, 1.0):
+        put(store, name, scored(gain))
+        promote(name, store, QUICK)
+        promote(name, store, QUICK, alias="staging")
+    put(store, name, scored(2.0))
+    promote(name, store, QUICK, alias="staging")
+    assert registry.aliases(store, name) == {
+        "candidate": 3,
+        "champion": 2,
+        "previous": 1,
+        "staging": 3,
+        "previous-staging": 2,
+    }
+    assert rollback(name, store) == (2, 1)
+    with pytest.raises(RegistryError, match="kept by promotion itself"):
+        promote(name, store, QUICK, alias="previous")
+
+
+def test_what_cannot_be_promoted_or_rolled_back_is_told(store: str, name: str) -> None:
+    put(store, name, scored(0.0))
+    promote(name, store, QUICK)
+    with pytest.raises(RegistryError, match="is champion already"):
+        promote(name, store, QUICK)
+    with pytest.raises(
+        RegistryError, match=r"nothing to roll back to .candidate is version 1, champion is version 1"
+    ):
+        rollback(name, store)
+    with pytest.raises(RegistryError, match="has no version '9'"):
+        promote(f"{name}/9", store, QUICK)
+
+
+PROMOTING = """
+import sys, time, pathlib
+from orchestrator.promote import promote
+import orchestrator.export, mlflow
+ready, go = (pathlib.Path(p) for p in sys.argv[3:5])
+ready.touch()
+while not go.exists(): time.sleep(0.01)
+print("moved" if promote(sys.argv[1], sys.argv[2], {"parity": ["safetensors"]}).moved else "refused")
+"""
+
+
+@pytest.mark.slow
+def test_of_two_promotions_at_once_the_better_version_is_champion(
+    store: str, name: str, tmp_path: Path
+) -> None:
+    for gain in (0.0, 0.5, 1.0):
+        put(store, name, scored(gain))
+    promote(f"{name}/1", store, QUICK)
+    go = tmp_path / "go"
+    processes = {}
+    for number in (2, 3):
+        command = [
+            sys.executable,
+            "-c",
+            PROMOTING,
+            f"{name}/{number}",
+            store,
+            str(tmp_path / f"{number}"),
+            str(go),
+        ]
+        processes[number] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not all((tmp_path / f"{number}").exists() for number in processes):
+        assert all(process.poll() is None for process in processes.values())
+    go.touch()
+    said = {number: process.communicate(timeout=120)[0].strip() for number, process in processes.items()}
+    now = registry.aliases(store, name)
+    assert said[3] == "moved"
+    assert now["champion"] == 3
+    assert now["previous"] == (
+        2 if said[2] == "moved" else 1
+    )  # whoever came second was judged against the first
+
+
+COUNTING = """
+import sys
+from orchestrator import lease, track
+store, name = sys.argv[1:]
+client = tracking.connect(store)
+for _ in range(6):
+    with lease.lease(store, name):
+        count = int(client.get_registered_model(name).tags["count"])
+        client.set_registered_model_tag(name, "count", str(count + 1))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_never_hold_the_lease_together(store: str, name: str) -> None:
+    client = tracking.connect(store)
+    client.create_registered_model(name, tags={"count": "0"})
+    command = [sys.executable, "-c", COUNTING, store, name]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert client.get_registered_model(name).tags["count"] == "12"
+    assert client.search_registered_models(f"name = '{name}.lease'") == []
+
+
+def test_a_holder_that_died_is_passed_over_and_one_that_slept_finds_out(
+    store: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
+    with lease.lease(store, name) as slept:
+        slept.check()
+        with lease.lease(store, name, wait_seconds=30) as second:
+            second.check()
+            with pytest.raises(RegistryError, match=r"its turn was given to another. Nothing was moved"):
+                slept.check()
+        assert tracking.connect(store).search_registered_models(f"name = '{name}.lease'") == []
+
+
+def test_a_lease_that_is_in_use_is_waited_for_and_then_given_up(store: str, name: str) -> None:
+    refusal = pytest.raises(RegistryError, match="has been moving aliases for 1 s")
+    with lease.lease(store, name), refusal, lease.lease(store, name, wait_seconds=1):
+        raise AssertionError("never held")
+
+
+def test_a_server_that_is_away_is_one_line(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://127.0.0.1:{closed_port}"
+    away = pytest.raises(RegistryError, match=f"^MLflow at {uri}: no answer.$")
+    with away, lease.lease(uri, "mine"):
+        raise AssertionError("never held")
+
+
+REGISTERING = """
+import sys, time, pathlib
+from orchestrator import registry
+import mlflow.pyfunc
+store, name, run, weights, ready, go = sys.argv[1:]
+pathlib.Path(ready).touch()
+while not pathlib.Path(go).exists(): time.sleep(0.01)
+print(registration.register(store, name, run_id=run, weights=pathlib.Path(weights).read_bytes(), card="", metrics={},
+                        tags={}, idempotency_key="same").version)
+"""
+
+
+@pytest.mark.slow
+def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str, tmp_path: Path) -> None:
+    run_id = tracking.start_run(store, "5deg", "run", {}, {})
+    weights, go = tmp_path / "weights", tmp_path / "go"
+    weights.write_bytes(dumps(MIRAGE(CONFIG)))
+    ready = [tmp_path / "first", tmp_path / "second"]
+    command = [sys.executable, "-c", REGISTERING, store, name, run_id, str(weights)]
+    processes = [
+        subprocess.Popen([*command, str(sign), str(go)], stdout=subprocess.PIPE, text=True) for sign in ready
+    ]
+    while not all(sign.exists() for sign in ready):
+        assert all(process.poll() is None for process in processes)
+    go.touch()
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert said == [["1"], ["1"]]
+    left = tracking.connect(store).search_model_versions(f"name = '{name}'")
+    assert [int(version.version) for version in left] == [1]
+    assert registry.aliases(store, name) == {"candidate": 1}

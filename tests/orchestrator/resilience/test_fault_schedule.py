@@ -1,0 +1,114 @@
+"""The parts of `mirage chaos` that need no cluster: what falls when, the table, and a store that fails under a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.cluster.local import s3_server
+from orchestrator.errors import PlanError
+from orchestrator.resilience.fault_schedule import KINDS, Survived, Verdict, after_a_kill, blows, newest_step
+from orchestrator.resilience.faulty_proxy import Fault, FaultyProxy, drawn
+from orchestrator.resilience.resume_proof import Proof, Trial, prove_resume
+
+WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, same_world=True)
+
+
+def verdict(**changes: object) -> Verdict:
+    survived = [Survived(blow, blow.step, 12.0) for blow in blows(5, seed=0, steps=100)]
+    return replace(Verdict(survived, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
+
+
+def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
+    drawn_blows = blows(7, seed=3, steps=70)
+    assert {blow.kind for blow in drawn_blows[:5]} == set(KINDS)
+    steps = [blow.step for blow in drawn_blows]
+    assert steps == sorted(set(steps))
+    assert steps[0] > 0
+    assert steps[-1] < 70
+    assert drawn_blows == blows(7, seed=3, steps=70)
+    assert drawn_blows != blows(7, seed=4, steps=70)
+
+
+def test_only_the_kinds_that_are_asked_for_fall() -> None:
+    assert {blow.kind for blow in blows(4, seed=0, steps=50, kinds=["node lost", "store faulty"])} == {
+        "node lost",
+        "store faulty",
+    }
+
+
+def test_what_is_computed_again_is_read_from_what_the_driver_says() -> None:
+    late = "step 41/100  loss 0.1\nstep 42/100  loss 0.1\n"
+    begun = "2 workers train\nresumed from checkpoint 000000030-0123456789ab at step 30\n"
+    assert newest_step(late) == 42
+    assert after_a_kill(late, at_step=40) is None
+    assert after_a_kill(late + begun, at_step=40) is None
+    assert after_a_kill(late + begun + "step 31/100  loss 0.1\nstep 32/100\n", at_step=40) == 12
+    assert after_a_kill(begun + "step 31/100\n", at_step=40) == 10
+    assert after_a_kill("1 worker trains\nstep 1/100\n", at_step=3) == 3
+
+
+def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
+    text = verdict().render()
+    for kind in KINDS:
+        assert f"{kind}" in text
+    assert "12 s" in text
+    assert "3 x HTTP 503" in text
+    assert text.endswith("NOTHING WAS LOST")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"untracked": 1},
+        {"proof": replace(WHOLE, different={4: ("model",)})},
+        {"proof": replace(WHOLE, ledger="position 3 is missing")},
+        {"survived": [Survived(blows(1, 0, 10)[0], 4, None)]},
+    ],
+)
+def test_any_loss_is_told(loss: dict[str, object]) -> None:
+    lost = verdict(**loss)
+    assert not lost.holds
+    assert lost.render().endswith("SOMETHING WAS LOST")
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    server = s3_server.new(None)
+    (tmp_path / "s3").mkdir()
+    process = s3_server.start(server, tmp_path / "s3", tmp_path / "log.txt", "chaos-test")
+    with FaultyProxy(server.port, stall_seconds=0.2) as proxy:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy
+    psutil.Process(process.pid).kill()
+
+
+def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, faulty: FaultyProxy) -> None:
+    job = small_job(storage="s3://faulty", train={"steps": 100}, validation={"every_steps": 100})
+    faulty.plan = drawn(0.1, seed=5)
+    proof = prove_resume(job, Trial(kills=1, seed=0, steps=8, workers=1), print)
+    assert proof.holds, proof.render()
+    kinds = {fault for fault in faulty.counts if fault is not Fault.NONE}
+    assert len(kinds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--workers", "9"), "9 workers cannot share a micro-batch of 8 images"),
+        (("--kills", "30", "--steps", "20"), "30 blows need as many steps"),
+        (("--only", "moon"), "--only moon: there are worker"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_starts(words: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(app, ["chaos", "jobs/demo.yaml", *words])
+    assert isinstance(result.exception, PlanError)
+    assert told in str(result.exception)

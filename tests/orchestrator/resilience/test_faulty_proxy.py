@@ -1,0 +1,108 @@
+"""The faulty proxy, before the real S3 server: what is written through it is what is read, whatever it does."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.cluster.local import s3_server
+from orchestrator.cluster.local.s3_server import S3Server
+from orchestrator.resilience.faulty_proxy import FAULTS, Fault, FaultyProxy, drawn, healthy, outage
+from shards.errors import UnreachableStoreError
+from shards.store import S3Store, retry
+from shards.store.retry import ATTEMPTS
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    folder = tmp_path_factory.mktemp("s3")
+    made = s3_server.new(None)
+    process = s3_server.start(made, folder, tmp_path_factory.mktemp("log") / "rclone.log", "faults")
+    yield made
+    psutil.Process(process.pid).kill()
+
+
+@pytest.fixture
+def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.01)
+    with FaultyProxy(server.port, stall_seconds=0.1) as made:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+        yield made
+
+
+def store(bucket: str) -> S3Store:
+    made = S3Store(bucket)
+    made.ensure_bucket()
+    return made
+
+
+def content(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest() * (1 + 37 * number)
+
+
+def test_without_faults_it_is_not_noticed(proxy: FaultyProxy) -> None:
+    bucket = store("plain")
+    bucket.write("a/b", content(3))
+    assert bucket.read("a/b") == content(3)
+    assert bucket.read_range("a/b", 5, 7) == content(3)[5:12]
+    assert bucket.list() == ["a/b"]
+    assert proxy.injected == 0
+    assert proxy.counts[Fault.NONE] >= 4
+
+
+def test_a_store_holds_what_was_written_whatever_happens_on_the_way(proxy: FaultyProxy) -> None:
+    bucket = store("faulty")
+    # Never so often in a row that the store gives up: a run would then be restarted, which is another test's.
+    draw = drawn(0.5, seed=7)
+    proxy.plan = lambda n: draw(n) if n % ATTEMPTS else Fault.NONE
+    for number in range(40):
+        bucket.write(f"objects/{number:03d}", content(number))
+    assert [bucket.read(f"objects/{number:03d}") for number in range(40)] == [content(n) for n in range(40)]
+    assert len(bucket.list("objects/")) == 40
+    assert {fault for fault in FAULTS if proxy.counts[fault]} == set(FAULTS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_kind_of_fault_alone_is_survived(proxy: FaultyProxy, fault: Fault) -> None:
+    bucket = store("kinds")
+    proxy.plan = lambda n: Fault.NONE if n % 2 else fault
+    name = f"{fault.name.lower()}/object"
+    bucket.write(name, content(5))
+    assert bucket.read(name) == content(5)
+    assert bucket.list(f"{fault.name.lower()}/") == [name]
+    assert proxy.counts[fault] >= 2
+
+
+def test_an_outage_is_named_and_its_end_is_noticed(proxy: FaultyProxy) -> None:
+    bucket = store("outage")
+    bucket.write("x", b"x")
+    proxy.plan = outage
+    with pytest.raises(UnreachableStoreError, match=str(proxy.port)):
+        bucket.read("x")
+    proxy.plan = healthy
+    assert bucket.read("x") == b"x"
+
+
+def test_the_seed_says_which_requests_fail() -> None:
+    draws = [drawn(0.3, seed=1)(n) for n in range(500)]
+    assert draws == [drawn(0.3, seed=1)(n) for n in range(500)]
+    assert draws != [drawn(0.3, seed=2)(n) for n in range(500)]
+    failed = sum(fault is not Fault.NONE for fault in draws)
+    assert 100 < failed < 200
+    assert [drawn(0.0, seed=1)(n) for n in range(50)] == [Fault.NONE] * 50
+
+
+def test_the_server_itself_is_only_as_faulty_as_the_plan(proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.plan = lambda n: Fault.ERROR
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/", timeout=5)
+    assert caught.value.code == 503
+    caught.value.close()

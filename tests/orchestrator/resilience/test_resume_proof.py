@@ -1,0 +1,207 @@
+"""`mirage prove-resume`: a run that is killed and resumed is the run that is left alone; a broken one is told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.config.identity import run_id
+from orchestrator.config.schema import Job
+from orchestrator.errors import PlanError
+from orchestrator.maintenance.garbage_collection import find, remove
+from orchestrator.resilience.resume_proof import (
+    Stretch,
+    Trial,
+    folders,
+    in_processes,
+    newest_step,
+    prove_resume,
+    watched,
+)
+from orchestrator.training.checkpoint import Checkpoints, Identity, Retention
+from orchestrator.training.driver import Wish
+from orchestrator.training.fault_injection import Fate, Fated
+from shards.dataset import Dataset
+from shards.store import Store, open_store
+
+
+@pytest.fixture
+def endless(small_job) -> Job:
+    return small_job(train={"steps": 100}, validation={"every_steps": 100}, workers={"max": 4})
+
+
+def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
+    steps = Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps == Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps != Trial(kills=4, seed=2, steps=30, workers=1).kill_steps()
+    assert sorted(set(steps)) == steps
+    assert steps[0] > 0
+    assert steps[-1] < 30
+
+
+def test_who_dies_and_who_takes_over() -> None:
+    same = Trial(kills=3, seed=1, steps=30, workers=2)
+    (only,) = same.stretches()
+    assert [step for step, _ in only.deaths] == same.kill_steps()
+    assert {worker for _, worker in only.deaths} <= {0, 1}
+    first, second, third, last = replace(same, others=(3, 1)).stretches()
+    assert [s.workers for s in (first, second, third, last)] == [2, 3, 1, 3]
+    assert [step for s in (first, second, third) for step, _ in s.deaths] == same.kill_steps()
+    assert last.deaths == ()
+    assert replace(same, kills=1, others=(2,)).stretches() == [
+        Stretch(2, replace(same, kills=1).stretches()[0].deaths)
+    ]
+
+
+class Deaf:
+    """A driver that wants nothing."""
+
+    def say(self, line: str) -> None:
+        print(line)
+
+    def metrics(self, step: int, values: object) -> None:
+        pass
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def wish(self, step: int) -> Wish:
+        return Wish.GO_ON
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+FATE = Fate(stop=9, deaths=((3, 1), (5, 0)))
+
+
+def test_a_worker_dies_at_its_step_and_tells_so_first() -> None:
+    script = (
+        "from tests.orchestrator.resilience.test_resume_proof import *\n"
+        "for step in range(1, 9): print(step); Fated(Deaf(), FATE, rank=1, group=1).wish(step)"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.split("\n") == ["1", "2", "3", "worker 1 is killed after step 3", ""]
+
+
+def test_the_other_workers_go_on_and_the_last_group_stops_at_the_last_step() -> None:
+    def wishes(rank: int, group: int, steps: tuple[int, ...]) -> list[Wish]:
+        return [Fated(Deaf(), FATE, rank, group).wish(step) for step in steps]
+
+    assert wishes(0, 1, (2, 3, 9)) == [Wish.GO_ON] * 3
+    assert wishes(1, 2, (5, 9)) == [Wish.GO_ON] * 2
+    assert wishes(0, 3, (5, 8, 9)) == [Wish.GO_ON, Wish.GO_ON, Wish.STOP]
+
+
+def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, small_data) -> None:
+    lines: list[str] = []
+    proofs = Path(endless.storage) / "proofs"
+    before = sorted(proofs.rglob("*"))
+    proof = prove_resume(endless, Trial(kills=1, seed=2, steps=8, workers=2), lines.append)
+    assert proof.holds, proof.render()
+    assert proof.compared == (2, 4, 6, 8)
+    assert not proof.different
+    assert proof.attempts == 2
+    assert sum("is killed" in line for line in lines) == 1
+    assert "bit-equal" in proof.render()
+    assert proof.render().endswith("RESUMES EXACTLY")
+    assert sorted(proofs.rglob("*")) == before  # no empty folder either
+
+
+def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_data) -> None:
+    job = endless.model_copy(update={"train": endless.train.model_copy(update={"global_batch_size": 4})})
+    proof = prove_resume(job, Trial(kills=1, seed=0, steps=6, workers=1, others=(3,)), print, keep=True)
+    assert proof.holds, proof.render()
+    assert not proof.same_world
+    assert proof.positions == 24
+    assert_kept(job)
+
+
+def assert_kept(job: Job) -> None:
+    """Both runs are there, and `mirage gc` knows what they are and removes them."""
+    store = open_store(job.storage)
+    kept = store.list("proofs/")
+    for run in ("reference", "killed"):
+        assert any(f"/{run}/checkpoints/" in key for key in kept)
+        assert any(f"/{run}/ledger/" in key for key in kept)
+    found = find(store, set(), grace_hours=0).garbage
+    assert {item.key for item in found if item.key.startswith("proofs/")} == set(kept)
+    remove(store, [item for item in found if item.key in kept])
+
+
+def forget_moments(job: Job, dataset: Dataset):
+    """Take the optimiser's second moments out of the newest checkpoint, and sign it as if it had been written so."""
+
+    def tamper(store: Store) -> None:
+        identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
+        checkpoints = Checkpoints(store, identity, keep=Retention(10**6))
+        name = checkpoints.newest()
+        state = checkpoints.load(name)
+        optimizer = {
+            key: torch.zeros_like(value) if key.endswith("exp_avg_sq") else value
+            for key, value in state.tensors["optimizer"].items()
+        }
+        store.delete(f"checkpoints/{name}.json")
+        checkpoints.save(replace(state, tensors={**state.tensors, "optimizer": optimizer}))
+        checkpoints.wait()
+
+    return tamper
+
+
+def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
+    trial = Trial(kills=1, seed=0, steps=8, workers=1)
+    assert trial.kill_steps()[0] > 2
+    proof = prove_resume(
+        endless, trial, print, runs=partial(in_processes, between=forget_moments(endless, small_data))
+    )
+    assert not proof.holds
+    assert "different from step" in proof.render()
+    assert "DOES NOT RESUME EXACTLY" in proof.render()
+    assert_kept(endless)
+
+
+def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> None:
+    def swap(store: Store) -> None:
+        key = store.list("ledger/")[0]
+        first, *rest = store.read(key).decode().splitlines()
+        line = json.loads(first)
+        line["samples"][0][2] = "another"
+        store.delete(key)
+        store.write(key, "\n".join([json.dumps(line), *rest, ""]).encode())
+
+    proof = prove_resume(
+        endless,
+        Trial(kills=1, seed=4, steps=6, workers=1, others=(2,)),
+        print,
+        runs=partial(in_processes, between=swap),
+    )
+    assert not proof.holds
+    assert "another" in proof.render()
+
+
+def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
+    with pytest.raises(PlanError, match="need more than 3 steps"):
+        watched(endless, small_data, Trial(kills=3, seed=0, steps=3, workers=1))
+    with pytest.raises(PlanError, match="9 workers cannot share a micro-batch of 6"):
+        watched(endless, small_data, Trial(kills=1, seed=0, steps=5, workers=1, others=(9,)))
+
+
+def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_data) -> None:
+    trial = Trial(kills=1, seed=77, steps=4, workers=1)
+    one = folders(endless, small_data, trial)
+    assert "/proofs/" in one[0]
+    open_store(one[0]).write("x", b"")
+    assert folders(endless, small_data, trial) != one
+    assert newest_step(open_store(one[0])) == 0

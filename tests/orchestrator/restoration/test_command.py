@@ -1,0 +1,322 @@
+"""`mirage restore`: everything that is asked for, each photograph once, and no photograph lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirage import MIRAGE
+from orchestrator.restoration.restorer import Restorer
+from orchestrator.restoration.result_index import FOLDER, Ledger, Record
+from shards.store import LocalStore, open_store
+
+RESULTS = ["alpha.png", "deep.png", "deep.tif", "grey.png", "trip/turned.jpg", "turned.jpg"]
+Command = Callable[..., "Done"]  # noqa: F821  # of conftest.py, which pytest loads by path
+
+
+def files(folder: Path) -> list[str]:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if not name.startswith(FOLDER))
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
+
+
+def test_a_folder_comes_back_as_it_was_but_restored(folder: Path, restore: Command, model: MIRAGE) -> None:
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    done = restore("in", "-o", "out")
+    assert done.status == 0, done.text
+    assert "6 restored" in done.text
+    out = folder.parent / "out"
+    assert files(out) == RESULTS
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+    with Image.open(out / "turned.jpg") as image, Image.open(folder / "turned.jpg") as given:
+        assert image.getexif()[274] == 6
+        assert image.info["icc_profile"] == given.info["icc_profile"]
+        assert image.size == given.size
+    assert imagecodecs.png_decode((out / "deep.png").read_bytes()).dtype == np.uint16
+    assert imagecodecs.tiff_decode((out / "deep.tif").read_bytes()).dtype == np.uint16
+    with Image.open(out / "grey.png") as grey, Image.open(out / "alpha.png") as alpha:
+        assert (grey.mode, alpha.mode) == ("L", "RGBA")
+        assert set(np.asarray(alpha)[..., 3].flat) == {77}
+    restorer = Restorer(model)
+    for name in RESULTS:
+        assert (out / name).read_bytes() == restorer.photograph(before[name], name)
+
+
+def test_what_is_done_is_skipped_and_what_is_missing_is_made(folder: Path, restore: Command) -> None:
+    restore("in", "-o", "out")
+    out = folder.parent / "out"
+    first = times(out)
+    again = restore("in", "-o", "out")
+    assert "0 restored, 6 done already" in again.text
+    assert times(out) == first
+    (out / "grey.png").unlink()
+    assert "1 restored, 5 done already" in restore("in", "-o", "out").text
+    assert {name: at for name, at in times(out).items() if name != "grey.png"} == {
+        name: at for name, at in first.items() if name != "grey.png"
+    }
+
+
+def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) -> None:
+    class Disturbed(LocalStore):
+        """Another command merges right after the first listing."""
+
+        merged = False
+
+        def list(self, prefix: str = "") -> list[str]:
+            keys = super().list(prefix)
+            if not self.merged:
+                self.merged = True
+                Ledger(LocalStore(tmp_path)).merge()
+            return keys
+
+    records = [Record(f"{name}.png", "photograph", "settings", "result") for name in "ab"]
+    for record in records:
+        Ledger(LocalStore(tmp_path)).add([record])
+    assert Ledger(Disturbed(tmp_path)).read() == {record.name: (record,) for record in records}
+
+
+def test_the_ledger_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
+    restore("in", "-o", "out")
+    assert len(list((folder.parent / "out" / FOLDER).glob("*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
+def test_a_result_that_is_not_this_one_is_replaced_only_on_demand(
+    folder: Path, restore: Command, change: str
+) -> None:
+    restore("in/grey.png", "-o", "out")
+    result = folder.parent / "out" / "grey.png"
+    options = ["--tile", "16"] if change == "settings" else []
+    if change == "photograph":
+        (folder / "grey.png").write_bytes((folder / "alpha.png").read_bytes())
+    if change == "stranger":
+        result.write_bytes(b"somebody's only copy")
+        (result.parent / FOLDER).rename(folder.parent / "elsewhere")
+    if change == "damage":
+        result.write_bytes(result.read_bytes()[:-1])
+    before = result.read_bytes()
+    refused = restore("in/grey.png", "-o", "out", *options)
+    assert refused.status == 1
+    assert "grey.png: " in refused.text
+    assert refused.text.rstrip().endswith("--overwrite.")
+    assert result.read_bytes() == before
+    assert restore("in/grey.png", "-o", "out", "--overwrite", *options).status == 0
+    assert result.read_bytes() != before
+    assert "done already" in restore("in/grey.png", "-o", "out", *options).text
+
+
+BAD = {
+    "text.jpg": (b"no photograph", "not a JPEG"),
+    "cut.jpg": (None, "damaged or incomplete"),
+    "empty.png": (b"", "not a JPEG"),
+}
+
+
+def test_a_file_that_is_no_image_is_named_and_the_rest_goes_on(folder: Path, restore: Command) -> None:
+    for name, (content, _) in BAD.items():
+        cut = (folder / "turned.jpg").read_bytes()[:-400]
+        (folder / name).write_bytes(cut if content is None else content)
+    done = restore("in", "missing.jpg", "nothing*.png", "-o", "out")
+    assert done.status == 1
+    for name, (_, reason) in BAD.items():
+        assert f"in/{name}: {reason}" in done.text
+    assert "missing.jpg: no such file or folder." in done.text
+    assert "nothing*.png: matches no photograph." in done.text
+    assert "6 restored, 5 failed" in done.text
+    assert files(folder.parent / "out") == RESULTS
+
+
+def test_a_photograph_is_never_replaced(folder: Path, restore: Command) -> None:
+    (folder.parent / "link").symlink_to(folder)
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    for arguments in (
+        ("in", "-o", "in"),
+        ("in", "-o", "link", "--overwrite"),
+        ("in/grey.png", "-o", "link/grey.png", "--overwrite"),
+        ("in/grey.png", "in/deep.png", "-o", "in", "--overwrite"),
+    ):
+        done = restore(*arguments)
+        assert done.status == 2
+        assert "is the photograph itself" in done.text
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+
+
+def test_a_hard_link_to_a_photograph_is_broken_not_written_through(folder: Path, restore: Command) -> None:
+    (folder.parent / "out").mkdir()
+    os.link(folder / "grey.png", folder.parent / "out" / "grey.png")
+    before = (folder / "grey.png").read_bytes()
+    assert restore("in/grey.png", "-o", "out").status == 1
+    assert restore("in/grey.png", "-o", "out", "--overwrite").status == 0
+    assert (folder / "grey.png").read_bytes() == before
+
+
+def test_one_name_in_two_folders_makes_two_results(folder: Path, restore: Command) -> None:
+    done = restore("in/turned.jpg", "in/trip/turned.jpg", "in/trip", "-o", "out")
+    assert done.status == 0, done.text
+    assert files(folder.parent / "out") == ["trip/turned.jpg", "turned.jpg"]
+
+
+def test_a_result_without_out_stands_beside_and_is_no_input_next_time(folder: Path, restore: Command) -> None:
+    assert "1 restored" not in restore("in/grey.png").text  # one photograph needs no summary
+    assert (folder / "grey.restored.png").is_file()
+    done = restore("in")
+    assert "5 restored, 1 done already" in done.text
+    assert "0 restored, 6 done already" in restore("in").text
+
+
+def test_results_below_their_input_are_no_inputs(folder: Path, restore: Command) -> None:
+    assert "6 restored" in restore("in", "-o", "in/results").text
+    assert "0 restored, 6 done already" in restore("in", "-o", "in/results").text
+
+
+def test_a_file_as_out_chooses_the_format(folder: Path, restore: Command) -> None:
+    assert restore("in/deep.tif", "-o", "new/b.png").status == 0
+    assert imagecodecs.png_decode((folder.parent / "new" / "b.png").read_bytes()).dtype == np.uint16
+    assert "partly transparent" in restore("in/alpha.png", "-o", "b.jpg").text
+    assert (
+        "names a file, and there are 2 photographs" in restore("in/*.tif", "in/grey.png", "-o", "c.png").text
+    )
+    assert "a result ends in one of" in restore("in/grey.png", "-o", "c.heic").text
+
+
+def test_a_wrong_suffix_does_not_change_the_format(folder: Path, restore: Command) -> None:
+    (folder / "grey.png").rename(folder / "grey.jpg")
+    assert restore("in/grey.jpg", "-o", "out").status == 0
+    with Image.open(folder.parent / "out" / "grey.jpg") as image:
+        assert image.format == "PNG"
+
+
+def test_an_out_that_cannot_be_written_is_said_before_any_work(folder: Path, restore: Command) -> None:
+    (folder.parent / "file").write_text("in the way")
+    done = restore("in", "-o", "file/out")
+    assert done.status == 2
+    assert "file/out" in done.text
+    assert "\n" not in done.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_said_before_any_work(folder: Path, restore: Command) -> None:
+    (folder.parent / "out").mkdir(mode=0o555)
+    done = restore("in", "-o", "out")
+    assert done.status == 2
+    assert "permission denied" in done.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mode", "fast"], "mode fast: one of auto, whole, strips, tiles."),
+        (["--precision", "fp16"], "precision fp16: one of fp32, bf16."),
+        (["--device", "tpu"], "device tpu is not available here. Known: auto, cpu, cuda."),
+        (["--tile", "100"], "tile 100: needs a multiple of 8 pixels. Nearest: 96."),
+        (
+            ["--tile", "64", "--mode", "strips"],
+            "--tile and --overlap go with --mode tiles, not with --mode strips.",
+        ),
+        (["--compare", "sheet.jpg"], "--compare sheet.jpg: the sheet is a PNG; the name must end in .png."),
+        (
+            ["--compare", "in/deep.png"],
+            "--compare in/deep.png: is one of the photographs. Choose another name.",
+        ),
+        (
+            ["--compare", "out/deep.png"],
+            "--compare out/deep.png: is one of the results. Choose another name.",
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_restores_nothing(
+    folder: Path, restore: Command, options: list[str], message: str
+) -> None:
+    done = restore("in", "-o", "out", *options)
+    assert (done.status, done.text) == (2, message)
+    assert files(folder.parent / "out") == []
+
+
+def test_a_model_that_is_not_there_leaves_nothing_behind(folder: Path, restore: Command) -> None:
+    done = restore("in", "-o", "out", model="no-such-run")
+    assert done.status == 2
+    assert done.text.startswith("no-such-run: no such file, and no run of that name")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["in"]
+
+
+def test_compare_shows_photographs_beside_their_results_upright(folder: Path, restore: Command) -> None:
+    done = restore("in", "-o", "out", "--compare", "sheet.png")
+    assert "before and after: sheet.png" in done.text
+    with Image.open(folder.parent / "sheet.png") as sheet:
+        everything = np.asarray(sheet)
+    assert (
+        restore("in/turned.jpg", "-o", "out", "--compare", "one.png").status == 0
+    )  # of a result that is done
+    with Image.open(folder.parent / "one.png") as sheet:
+        one = np.asarray(sheet)
+    assert len(everything) > 5 * len(one) / 2
+    inked = np.flatnonzero((one != 255).any(2).any(1))
+    tall = inked[-1] - inked[0]
+    assert tall > 34 * (640 // 34) * 0.9  # 34 wide as stored, 34 tall as shown
+
+
+def test_bf16_and_strips_are_settings_of_their_own(folder: Path, restore: Command) -> None:
+    plain = folder.parent / "a" / "grey.png"
+    restore("in/grey.png", "-o", "a")
+    for name, options in (("b", ["--precision", "bf16"]), ("c", ["--mode", "strips"])):
+        assert restore("in/grey.png", "-o", name, *options).status == 0
+        with Image.open(folder.parent / name / "grey.png") as image, Image.open(plain) as exact:
+            apart = np.abs(np.asarray(image, np.int16) - np.asarray(exact, np.int16))
+        assert apart.max() <= (1 if name == "c" else 20)
+
+
+def test_a_bucket_serves_as_input_and_as_output(folder: Path, restore: Command, bucket: str) -> None:
+    store = open_store(bucket)
+    for name in files(folder):
+        store.write(f"raw/{name}", (folder / name).read_bytes())
+    store.write("rawer/b.png", b"beside the prefix, not below it")
+    done = restore(f"{bucket}/raw", "-o", f"{bucket}/restored")
+    assert done.status == 0, done.text
+    restored = [key for key in store.list("restored/") if FOLDER not in key]
+    assert restored == [f"restored/{name}" for name in RESULTS]
+    assert restore("in", "-o", "out").status == 0
+    for name in RESULTS:
+        assert store.read(f"restored/{name}") == (folder.parent / "out" / name).read_bytes()
+    assert "0 restored, 6 done already" in restore(f"{bucket}/raw", "-o", f"{bucket}/restored").text
+    assert restore(f"{bucket}/raw/*.png", f"{bucket}/raw/trip/turned.jpg", "-o", "mixed").status == 0
+    assert files(folder.parent / "mixed") == ["alpha.png", "deep.png", "grey.png", "turned.jpg"]
+    refused = restore(f"{bucket}/raw", "-o", f"{bucket}/raw")
+    assert "is the photograph itself" in refused.text
+    assert "matches no photograph" in restore(f"{bucket}/none", "-o", "none").text
+
+
+def test_a_killed_command_goes_on_and_loses_no_result(folder: Path, weights: str) -> None:
+    for index in range(12):
+        Image.fromarray(np.full((160, 200, 3), index, np.uint8)).save(folder / f"plain{index:02}.png")
+    command = [sys.executable, "-m", "orchestrator", "restore", "in", "-o", "out", "-m", weights]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    out = folder.parent / "out"
+    deadline = time.monotonic() + 120
+    while not out.is_dir() or len([name for name in files(out) if ".tmp-" not in name]) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = times(out)
+    assert 3 <= len([name for name in left if ".tmp-" not in name]) < 18
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert ", 0 done" not in again.stdout
+    kept = {name: at for name, at in left.items() if ".tmp-" not in name}
+    assert {name: at for name, at in times(out).items() if name in kept} == kept
+    assert len([name for name in files(out) if ".tmp-" not in name]) == 18

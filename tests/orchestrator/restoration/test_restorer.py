@@ -1,0 +1,137 @@
+"""Bytes in, restored bytes out, by one model under each of its names."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mirage
+from mirage import MIRAGE, ModelConfig
+from mirage.weights import dumps
+from orchestrator.errors import PhotoError, RegistryError
+from orchestrator.imaging.photos import Limits, decode
+from orchestrator.registry.resolve import find_model
+from orchestrator.restoration.restorer import Restorer, Settings, open_restorer
+from orchestrator.run_files import RUN_TAG
+from orchestrator.tracking import client as tracking
+from orchestrator.tracking.uri import resolve_tracking_uri
+
+CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> MIRAGE:
+    torch.manual_seed(0)
+    return MIRAGE(CONFIG).eval()
+
+
+def photograph(height: int = 21, width: int = 34, seed: int = 0) -> bytes:
+    out = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(noise).save(out, "PNG")
+    return out.getvalue()
+
+
+def levels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image).astype(np.int16)
+
+
+def test_bytes_are_restored_as_mirage_restore_does(model: MIRAGE) -> None:
+    data = photograph()
+    restored = mirage.restore(model, torch.from_numpy(levels(data)).permute(2, 0, 1) / 255)
+    expected = (restored * 255).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(levels(Restorer(model).photograph(data, "a.png")), expected)
+
+
+def test_several_of_one_size_differ_from_one_by_one_by_one_level_at_most(model: MIRAGE) -> None:
+    restorer = Restorer(model)
+    photos = [decode(photograph(seed=seed), "a.png") for seed in range(3)]
+    for photo, together in zip(photos, restorer.pixels_of_several(photos), strict=True):
+        assert np.abs(restorer.pixels(photo) - together).max() < 1 / 255
+
+
+@pytest.mark.parametrize("mode", ["whole", "strips", "tiles"])
+def test_bf16_is_close_to_fp32_and_keeps_the_depth(model: MIRAGE, mode: str) -> None:
+    photo = decode(photograph(40, 56), "a.png")
+    how = {"mode": mode, "tile": 16, "overlap": 8}
+    exact = Restorer(model, Settings(**how)).pixels(photo)
+    rough = Restorer(model, Settings(precision="bf16", **how)).pixels(photo)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(exact - rough).max() < 0.05
+    # A result that had gone through bfloat16 as a whole would be one of its 256 values between 0.5 and 1.
+    assert len(np.unique(rough[(rough > 0.5) & (rough < 1)])) > 256
+
+
+def test_impossible_settings_name_what_is_possible() -> None:
+    for values, message in (
+        ({"mode": "fast"}, "mode fast: one of auto, whole, strips, tiles."),
+        ({"precision": "fp16"}, "precision fp16: one of fp32, bf16."),
+        ({"tile": 100}, "tile 100: needs a multiple of 8 pixels. Nearest: 96."),
+        ({"tile": 64, "overlap": 40}, "overlap 40: at least 0 and at most half of the tile, 32."),
+    ):
+        with pytest.raises(PhotoError) as refusal:
+            Settings(**values)
+        assert str(refusal.value) == message
+
+
+def test_the_digest_names_what_changes_the_pixels_and_nothing_else() -> None:
+    base = Settings().digest("a")
+    assert Settings().digest("b") != base
+    assert Settings(precision="bf16").digest("a") != base
+    assert Settings(tile=256).digest("a") == base  # without tiles
+    assert Settings(mode="tiles", tile=256).digest("a") != Settings(mode="tiles").digest("a")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [(Limits(bytes=100), "a.png: takes 0.0 MiB, more than"), (Limits(pixels=700), "a.png: holds more than")],
+)
+def test_limits_are_the_callers(model: MIRAGE, limits: Limits, message: str) -> None:
+    with pytest.raises(PhotoError, match=message):
+        Restorer(model).photograph(photograph(), "a.png", limits)
+
+
+def finished_run(folder: Path, model: MIRAGE) -> None:
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "abc.safetensors").write_bytes(dumps(model))
+    (folder / "result.json").write_text(json.dumps({"weights": "weights/abc.safetensors"}))
+
+
+def test_a_model_is_found_under_each_of_its_names(
+    model: MIRAGE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mirage.weights.save(model, tmp_path / "w.safetensors")
+    mirage.weights.save_release(model, tmp_path / "w.ckpt")
+    finished_run(tmp_path / "store" / "runs" / "night-1a2b", model)
+    with pytest.raises(RegistryError, match="no such file, and no run of that name"):
+        find_model("night-1a2b")  # nothing is tracked yet, and asking creates no database
+    assert not (tmp_path / ".mirage").exists()
+    uri = resolve_tracking_uri()
+    tracked = tracking.start_run(
+        uri, "any", "x", {RUN_TAG: "night-1a2b"}, {"storage": str(tmp_path / "store")}
+    )
+    photo = decode(photograph(), "a.png")
+    expected = Restorer(model).pixels(photo)
+    for name in (
+        str(tmp_path / "w.safetensors"),
+        str(tmp_path / "w.ckpt"),
+        str(tmp_path / "store" / "runs" / "night-1a2b"),
+        "night-1a2b",
+        tracked,
+        f"runs:/{tracked}",
+    ):
+        np.testing.assert_array_equal(open_restorer(name, "cpu").pixels(photo), expected, err_msg=name)
+
+
+def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"holds no finished run \(no result.json\)"):
+        find_model(str(tmp_path))

@@ -1,0 +1,117 @@
+"""Checkpoints: written while the run goes on, kept by rules, each with weights that anybody can load."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mirage
+from orchestrator.errors import JobFileError
+from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.loop import train
+from shards.store import LocalStore
+from tests.orchestrator.training.test_loop import CPU, Listener, run, same, weights
+
+IDENTITY = Identity("run", ("data",))
+
+
+def state(step: int, **metrics: float) -> State:
+    tensors = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"w/step": torch.tensor(step)}}
+    named = {name.replace("_", "/"): value for name, value in metrics.items()}
+    return State(step, 8 * step, 0, tensors, named)
+
+
+def written(folder: Path, keep: Retention, *states: State) -> list[int]:
+    checkpoints = Checkpoints(LocalStore(folder), IDENTITY, keep=keep)
+    for each in states:
+        checkpoints.save(each)
+    checkpoints.wait()
+    return [int(name.split("-")[0]) for name in checkpoints.names()]
+
+
+def test_the_newest_and_the_best_of_a_chosen_metric_stay(tmp_path) -> None:
+    scores = [state(n, val_psnr=20 + n, val_ssim=1 / n) for n in range(1, 7)]
+    assert written(tmp_path / "a", Retention(2, 1), *scores) == [5, 6]
+    assert written(tmp_path / "b", Retention(2, 1, "val/ssim"), *scores) == [1, 5, 6]
+    assert written(tmp_path / "c", Retention(1, 2, "val/ssim"), *scores) == [1, 2, 6]
+    assert written(tmp_path / "d", Retention(1, 2, "val/psnr", larger_is_better=False), *scores) == [1, 2, 6]
+    assert written(tmp_path / "e", Retention(1, 0), *scores) == [6]
+
+
+def test_what_is_younger_than_asked_stays_and_ages() -> None:
+    records = {f"{n:09d}-x": {"metrics": {}, "written_unix": 1000 + 3600 * n} for n in range(5)}
+    now = 1000 + 3600 * 5
+    assert Retention(1, 1, hours=2.5).kept(records, now) == {"000000003-x", "000000004-x"}
+    assert Retention(1, 1, hours=2.5).kept(records, now + 7200) == {"000000004-x"}
+
+
+def test_of_equally_good_ones_the_earliest_is_the_best(tmp_path) -> None:
+    assert written(tmp_path, Retention(1, 1), *[state(n, val_psnr=30) for n in (1, 2, 3)]) == [1, 3]
+
+
+def test_a_run_that_comes_by_again_writes_no_second_checkpoint(tmp_path) -> None:
+    assert written(tmp_path, Retention(5), state(1), state(2)) == [1, 2]
+    assert written(tmp_path, Retention(5), state(2)) == [1, 2]
+    other = replace(state(2), tensors={**state(3).tensors})
+    assert written(tmp_path, Retention(5), other) == [1, 2, 2]
+
+
+def test_a_metric_that_nothing_measures_is_refused(small_job) -> None:
+    with pytest.raises(JobFileError, match="did you mean val/5deg/haze/psnr"):
+        small_job(checkpoint={"metric": "val/5deg/haze/pnsr"})
+
+
+class Slow(LocalStore):
+    """A store that takes a checkpoint's blobs only once the run has come further."""
+
+    def __init__(self, folder: Path, further: threading.Event) -> None:
+        super().__init__(folder)
+        self.further = further
+        self.waited_in_vain = False
+
+    def write(self, key: str, data: bytes) -> None:
+        if key.startswith("blobs/") and not self.further.wait(20):
+            self.waited_in_vain = True
+        super().write(key, data)
+
+
+class Further(Listener):
+    """Notes that the step behind a checkpoint has been taken."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self.event = event
+
+    def metrics(self, step: int, values) -> None:
+        super().metrics(step, values)
+        if step >= 3 and "loss/total" in values:
+            self.event.set()
+
+
+def test_the_next_step_does_not_wait_for_a_checkpoint_to_be_written(small_job, small_data, tmp_path) -> None:
+    torch.set_num_threads(1)
+    event = threading.Event()
+    store, driver = Slow(tmp_path, event), Further(event)
+    job = small_job(track={"every_steps": 1}, train={"steps": 4})
+    train(job, small_data, store, InProcessEngine(CPU), driver, "test")
+    assert event.is_set()
+    assert not store.waited_in_vain
+    assert driver.scalars[2]["perf/checkpoint_stall_seconds"] < 20
+    assert driver.scalars[4]["perf/checkpoint_write_seconds"] > 0
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_checkpoint_holds_weights_that_load_by_themselves(
+    small_job, small_data, tmp_path, ema_decay: float | None
+) -> None:
+    run(small_job(train={"ema_decay": ema_decay}), small_data, tmp_path)
+    record = json.loads(max((tmp_path / "checkpoints").iterdir()).read_bytes())
+    assert record["step"] == 6
+    model = mirage.load(tmp_path / record["weights"])
+    assert same(model.state_dict(), weights(tmp_path))

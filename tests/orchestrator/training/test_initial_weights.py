@@ -1,0 +1,112 @@
+"""`init_from`: a run begins from weights that it finds once, on pairs of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirage import MIRAGE, ModelConfig, save
+from mirage.weights import loads
+from orchestrator.config.loader import load_job
+from orchestrator.errors import ModelError, RegistryError
+from orchestrator.run_files import RESULT
+from orchestrator.runner import run_any
+from tests.shards.raw import lay_pairs
+
+TINY = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pairs as jobs/finetune.yaml expects them."""
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    lay_pairs(
+        tmp_path / ".mirage/pairs", [(f"degraded/{n}.png", f"clean/{n}.png") for n in range(5)], (40, 48)
+    )
+    return tmp_path
+
+
+def small(start: str, *more: str) -> list[str]:
+    return [
+        *(f"init_from={start}", "storage=store", "data.crop_pixels=16", "train.global_batch_size=2"),
+        *("model={dim: 6, blocks: [1, 1, 1, 1], refinement_blocks: 0, heads: [1, 1, 1, 1]}",),
+        *("train.steps=1", "train.warmup_steps=0", "validation.crop_pixels=32", "workers.cpus=1"),
+        *("track.register_as=null", "train.learning_rate=1e-9", "train.ema_decay=null", *more),
+    ]
+
+
+def run(*overrides: str) -> list[str]:
+    said: list[str] = []
+    run_any(load_job("jobs/finetune.yaml", overrides), said.append, in_process=True)
+    return said
+
+
+def result(project: Path, name: str = "finetune") -> dict[str, torch.Tensor]:
+    (found,) = (project / "store/runs").glob(f"{name}-*/{RESULT}")
+    weights = json.loads(found.read_bytes())["weights"]
+    return dict(loads((found.parent / weights).read_bytes()).state_dict())
+
+
+def near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    learned = [name for name in a if "running" not in name and "batches" not in name]
+    return all(torch.allclose(a[name], b[name], atol=1e-6) for name in learned)
+
+
+def start(seed: int = 1) -> MIRAGE:
+    torch.manual_seed(seed)
+    return MIRAGE(TINY)
+
+
+def test_a_run_begins_from_a_file_and_keeps_it_though_the_file_changes(project: Path) -> None:
+    model = start()
+    save(model, project / "weights.safetensors")
+    said = run(*small("weights.safetensors"))
+    assert any(line.startswith("begins     from weights.safetensors, sha256") for line in said)
+    assert near(result(project), dict(model.state_dict()))
+
+    (folder,) = (project / "store/runs").iterdir()
+    for kept in (folder / RESULT, *folder.glob("checkpoints/*")):
+        kept.unlink()  # as if the run had been stopped before its first checkpoint
+    save(start(seed=2), project / "weights.safetensors")
+    run(*small("weights.safetensors"))
+    assert near(result(project), dict(model.state_dict()))
+
+
+def test_a_run_begins_from_a_registered_model_and_from_a_run(project: Path) -> None:
+    save(start(), project / "weights.safetensors")
+    run(*small("weights.safetensors", "name=first", "track.register_as=mine"))
+    (first,) = (project / "store/runs").iterdir()
+    for again, start_from in (("second", "models:/mine@candidate"), ("third", first.name)):
+        said = run(*small(start_from, f"name={again}", "seed=5"))
+        assert any(line.startswith(f"begins     from {start_from}, sha256") for line in said)
+        assert near(result(project, again), result(project, "first"))
+
+
+def test_without_it_a_run_begins_elsewhere(project: Path) -> None:
+    run(*small("null"))
+    assert not near(result(project), dict(start().state_dict()))
+
+
+def test_weights_of_another_network_are_told_key_by_key(project: Path) -> None:
+    save(MIRAGE(ModelConfig(dim=12, blocks=(1, 1, 1, 1), refinement_blocks=0)), project / "other.safetensors")
+    with pytest.raises(ModelError, match=r"other.safetensors.*dim is 12 there and 6 here; heads is") as told:
+        run(*small("other.safetensors"))
+    assert "blocks" not in str(told.value)
+    assert not list((project / "store/runs").glob("*/*"))
+
+
+def test_heads_of_another_form_stay_as_they_are(project: Path) -> None:
+    model = start()
+    save(model, project / "weights.safetensors")
+    run(*small("weights.safetensors", "model.alignment=euclidean"))
+    got = result(project)
+    assert near({n: t for n, t in got.items() if not n.startswith("spd_")}, dict(model.state_dict()))
+
+
+def test_a_name_that_means_nothing_is_one_error(project: Path) -> None:
+    with pytest.raises(RegistryError, match=r"nothing.safetensors"):
+        run(*small("nothing.safetensors"))
