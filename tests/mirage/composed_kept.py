@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage import MIRAGE, ModelConfig, kernels
-from mirage.kernels import dispatch, reference
+from mirage import MIRAGE, ModelConfig
+from mirage.kernels import dispatch, reference, triton
 
 
 def convolve(x: Tensor, taps: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ def norm_linear(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: fl
 
 
 def stand_in(name: str, **functions: Any) -> None:
-    module = ModuleType(f"mirage.kernels.{name}")
+    module = ModuleType(f"mirage.kernels.triton.{name}")
     vars(module).update(functions)
     sys.modules[module.__name__] = module
-    setattr(kernels, name, module)
+    setattr(triton, name, module)
 
 
 def kept_bytes(config: ModelConfig, side: int, bf16: bool) -> int:
@@ -50,14 +50,14 @@ def kept_bytes(config: ModelConfig, side: int, bf16: bool) -> int:
 
 
 def stand_in_all() -> None:
-    stand_in("triton_depthwise", convolve=convolve)
+    stand_in("depthwise", convolve=convolve)
     stand_in(
-        "triton_gates",
+        "gated",
         gated_depthwise=lambda hidden, taps: reference.gated_depthwise(hidden, taps).contiguous(),
         gated_values=lambda hidden, windows: reference.gated_values(hidden, windows).contiguous(),
     )
-    stand_in("triton_norm", norm_linear=norm_linear)
-    stand_in("triton_sums", gram=reference.gram, moments=reference.moments)
+    stand_in("norm_linear", norm_linear=norm_linear)
+    stand_in("reductions", gram=reference.gram, moments=reference.moments)
 
 
 if __name__ == "__main__":

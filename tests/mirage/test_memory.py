@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirage import MIRAGE, ModelConfig, kernels
+from mirage import MIRAGE, ModelConfig
 from mirage.config import Recompute
-from mirage.kernels import dispatch
+from mirage.kernels import dispatch, triton
 from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
 from tests.mirage import composed_kept
 
@@ -34,10 +34,10 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
     """Have blocks computed in this form; Triton's kernels are replaced by plain PyTorch, which keeps the same."""
     wanted: Form = request.param
     if wanted == "composed":
-        names = ("triton_depthwise", "triton_gates", "triton_norm", "triton_sums")
+        names = ("depthwise", "gated", "norm_linear", "reductions")
         for name in names:
-            monkeypatch.setattr(kernels, name, None, raising=False)
-            monkeypatch.setitem(sys.modules, f"mirage.kernels.{name}", torch)
+            monkeypatch.setattr(triton, name, None, raising=False)
+            monkeypatch.setitem(sys.modules, f"mirage.kernels.triton.{name}", torch)
         monkeypatch.setattr(dispatch, "INTERPRETED", True)
         monkeypatch.setattr(dispatch, "HAS_TRITON", True)
         composed_kept.stand_in_all()
