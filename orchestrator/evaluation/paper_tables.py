@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator import tables
 from orchestrator.errors import JudgingError
 from orchestrator.evaluation.aggregates import Figure
-from orchestrator.evaluation.summary import Summary, aligned
+from orchestrator.evaluation.summary import Summary
 from orchestrator.paper.benchmarks import COLUMNS, column_is
 from orchestrator.paper.tables import AVERAGE, OF_AVERAGES, PublishedRow, PublishedTable, published
 
@@ -221,16 +222,14 @@ def _dataset(column: str) -> str:
 
 def text(table: Table) -> str:
     """Return the table for a terminal."""
-    return "\n".join([_title(table), "", *aligned([_header(table), *_rows(table)]), "", *table.notes])
+    return "\n".join([_title(table), "", *tables.aligned(_header(table), _rows(table)), "", *table.notes])
 
 
 def markdown(table: Table) -> str:
     """Return the table as Markdown."""
-    head = _header(table)
-    body = ["| " + " | ".join(row) + " |" for row in _rows(table)]
-    rule = "|" + "---|" * len(head)
+    body = tables.markdown(_header(table), _rows(table))
     notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"## {_title(table)}", "", "| " + " | ".join(head) + " |", rule, *body, "", *notes, ""])
+    return "\n".join([f"## {_title(table)}", "", *body, "", *notes, ""])
 
 
 def as_csv(table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator import tables
 from orchestrator.evaluation.scores import Row
 
 _HEAD = ("degradation", "n", "degraded", "best gain+offset", "restored", "gain over degraded", "")
@@ -11,17 +12,8 @@ _HEAD = ("degradation", "n", "degraded", "best gain+offset", "restored", "gain o
 
 def table(rows: Sequence[Row]) -> str:
     """Return the evaluation as aligned text: PSNR [dB] and SSIM before and after, the gain with its interval."""
-    cells = [_HEAD, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEAD))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in (0, 6) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    *degradations, average = map(_cells, rows)
+    return "\n".join(tables.aligned(_HEAD, [*degradations, (), average], "<>>>>><"))
 
 
 def legend(protocol: str, recipe: str, weights: str, n: int) -> str:
@@ -49,10 +41,8 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row], title: str, how: str) -> str:
     """Return the same table as Markdown."""
-    head = "| " + " | ".join(name or "note" for name in _HEAD) + " |"
-    rule = "|" + "---|" * len(_HEAD)
-    body = ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    return "\n".join([f"# {title}", "", head, rule, *body, "", how, "", verdict(rows), ""])
+    body = tables.markdown((*_HEAD[:-1], "note"), map(_cells, rows))
+    return "\n".join([f"# {title}", "", *body, "", how, "", verdict(rows), ""])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

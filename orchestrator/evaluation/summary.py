@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator import tables
 from orchestrator.errors import JudgingError
 from orchestrator.evaluation.aggregates import Figure
 from orchestrator.evaluation.model_under_test import Identity
@@ -61,7 +61,7 @@ def render(summary: Summary) -> str:
         "degraded",
         "dataset",
     )
-    rows = [head]
+    rows = []
     groups: dict[tuple[str, ...], dict[str, Figure]] = {}
     for figure in summary.figures:
         key = (figure.dataset, figure.source, figure.subset, figure.degradation, figure.protocol)
@@ -93,13 +93,6 @@ def render(summary: Summary) -> str:
         f"sha256 {model.digest[:16] or 'none: as the class makes it'}",
         *([f"noise drawn {', '.join(sorted(noise))}"] if noise else []),
         "",
-        *aligned(rows),
+        *tables.aligned(head, rows),
     ]
     return "\n".join(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines of equal columns; the first row is ruled off."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -126,7 +126,7 @@ def source() -> str:
 
 @cache
 def _content() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(files("orchestrator").joinpath("published.json").read_bytes())
+    content: dict[str, Any] = json.loads(files("orchestrator.paper").joinpath("published.json").read_bytes())
     return content
 
 

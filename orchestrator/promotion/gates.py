@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator import tables
 from orchestrator.evaluation.bootstrap import Interval, over_photographs
 
 
@@ -144,12 +145,8 @@ def paired(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """Return the gates as aligned text, one line each."""
-    rows = [("gate", "", "measured", "required")]
-    rows += [(v.gate, "pass" if v.passed else "FAIL", v.measured, v.required) for v in verdicts]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    rows = [(v.gate, "pass" if v.passed else "FAIL", v.measured, v.required) for v in verdicts]
+    return "\n".join(tables.aligned(("gate", "", "measured", "required"), rows))
 
 
 def _mean_difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
