@@ -268,7 +268,7 @@ def tables(curves: dict[str, list[Point]], options: argparse.Namespace, habits: 
     found = [f"\n{assumed}", "strong scaling, batch 32: rate as published"]
     found.append(_curve(curves["strong"], curves["strong"]))
     found.append(
-        f"weak scaling, 32 images each: train.rate_rule {options.rate_rule}; without preemptions, and with"
+        f"weak scaling, 32 images each: train.lr_scaling {options.rate_rule}; without preemptions, and with"
     )
     found.append(
         f"{options.preemptions_per_hour:g} an hour and worker, which restart all, with checkpoints as often as is best"

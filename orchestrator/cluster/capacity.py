@@ -101,7 +101,7 @@ def wait_for_room(
 
     A cluster that grows is asked for `workers.max`. Raises PlanError when the cluster can never hold the job, which is
     not asked where that is `known_to_fit` once nodes are back or where a cluster grows and nobody says how far, or when
-    `workers.wait_seconds` are over.
+    `workers.startup_timeout_seconds` are over.
     """
     most, now = largest_cluster(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
     growing = grows()
@@ -113,7 +113,7 @@ def wait_for_room(
         raise PlanError(too_small)
     if growing:
         return _wait_for_nodes(workers, say, stopping)
-    deadline = time.monotonic() + workers.wait_seconds
+    deadline = time.monotonic() + workers.startup_timeout_seconds
     waiting = False
     while not stopping():
         nodes = free_room(nodes_that_go())
@@ -123,8 +123,8 @@ def wait_for_room(
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
         if time.monotonic() > deadline:
             raise PlanError(
-                f"after workers.wait_seconds ({workers.wait_seconds:g} s) the cluster still has only "
-                f"{free['CPU']:g} CPU and {free['GPU']:g} GPU free. "
+                f"after workers.startup_timeout_seconds ({workers.startup_timeout_seconds:g} s) the cluster still "
+                f"has only {free['CPU']:g} CPU and {free['GPU']:g} GPU free. "
                 "See what holds the rest: ray status"
             )
         if not waiting:
@@ -152,9 +152,10 @@ def _wait_for_nodes(workers: Crew, say: Callable[[str], None], stopping: Callabl
             alone = time.monotonic() - newest > _TOGETHER_SECONDS
             if come == workers.max or (come >= workers.min and alone):
                 return come
-            if time.monotonic() - began > workers.wait_seconds:
+            if time.monotonic() - began > workers.startup_timeout_seconds:
                 raise PlanError(
-                    f"after workers.wait_seconds ({workers.wait_seconds:g} s) the cluster, which adds nodes on demand, "
+                    f"after workers.startup_timeout_seconds ({workers.startup_timeout_seconds:g} s) "
+                    "the cluster, which adds nodes on demand, "
                     f"has room for {come} of at least {workers.min} x {each}. See what it waits for: ray status. "
                     "Submit the job again to go on."
                 )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from orchestrator.config.presets import SETTINGS
+from orchestrator.config.renamed import with_hashed_names
 from orchestrator.config.schema import INCIDENTAL, Job
 from orchestrator.config.sweep_schema import EXTENDABLE, SweepJob
 from shards.dataset import Dataset
@@ -28,7 +29,7 @@ def run_id(job: Job, manifests: Sequence[str]) -> str:
     order, published = list(job.data.mixture), list(SETTINGS[job.setting].repeats)
     if order != (published if set(order) == set(published) else sorted(order)):
         content["mixture_order"] = order
-    text = json.dumps([content, list(manifests)], sort_keys=True)
+    text = json.dumps([with_hashed_names(content), list(manifests)], sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -46,5 +47,5 @@ def sweep_id(job: SweepJob, dataset: Dataset) -> str:
             content.pop(section, None)
     for key in EXTENDABLE:
         content["sweep"].pop(key)
-    text = json.dumps([content, list(dataset.digests)], sort_keys=True)
+    text = json.dumps([with_hashed_names(content), list(dataset.digests)], sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

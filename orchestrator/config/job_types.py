@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.config import validation
 from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
-from orchestrator.config.presets import SETTINGS, defaults
+from orchestrator.config.presets import RECIPES, SETTINGS, defaults
 from orchestrator.config.schema import (
     Job,
 )
@@ -36,11 +36,11 @@ class Kind:
 
 
 def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    recipe, setting, train = given.get("recipe", "release"), given.get("setting"), given.get("train")
+    recipe, setting, train = given.get("recipe", "authors"), given.get("setting"), given.get("train")
     length_given = isinstance(train, Mapping) and any(
         train.get(key) is not None for key in ("steps", "epochs")
     )
-    if recipe in ("release", "paper", "fast") and isinstance(setting, str) and setting in SETTINGS:
+    if isinstance(recipe, str) and recipe in RECIPES and isinstance(setting, str) and setting in SETTINGS:
         return defaults(recipe, setting, length_given=length_given)
     return {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from orchestrator.config.job_types import DEFAULT, KINDS, AnyJob, Kind
+from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.errors import JobFileError
 
-Key = tuple[str, ...]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Problem:
 
 
 class _Layer:
-    """A YAML file or a set of overrides: its values and the place of each key."""
+    """A YAML file or a set of overrides: its values under current names, and the place of each key."""
 
     def __init__(self, values: dict[str, Any], places: dict[Key, str], whole: str) -> None:
-        self.values = values
-        self.places = places
+        self.values, renamed = with_current_names(values)
+        self.places = dict(places)
         self.whole = whole
+        for old, new, message in renamed:
+            if old in places:
+                log.warning("%s: %s. The old name still works.", places[old], message)
+            for key, where in places.items():
+                if key[: len(old)] == old:
+                    self.places[(*new, *key[len(old) :])] = where
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:

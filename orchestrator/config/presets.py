@@ -32,8 +32,8 @@ _NOISE = {"noise15": 5144, "noise25": 5144, "noise50": 5144}
 _THRICE = dict.fromkeys(_NOISE, 3)
 
 
-def _epochs(release: int, paper: int) -> dict[str, dict[str, int]]:
-    return {"release": {"epochs": release}, "paper": {"epochs": paper}, "fast": {"epochs": paper}}
+def _epochs(authors: int, paper: int) -> dict[str, dict[str, int]]:
+    return {"authors": {"epochs": authors}, "paper": {"epochs": paper}, "fast": {"epochs": paper}}
 
 
 def _one(repeats: dict[str, int], published: dict[str, int]) -> Setting:
@@ -91,14 +91,14 @@ SETTINGS = {
         _WEATHER,
         ("snow", "haze_rain", "raindrop"),
         # "300,000 iterations, the same as Histoformer" is all that the paper says; the release has no code for it.
-        {recipe: {"steps": 300_000} for recipe in ("release", "paper", "fast")},
+        {recipe: {"steps": 300_000} for recipe in ("authors", "paper", "fast")},
         {"train": {"schedule": "cosine"}},
     ),
     "own": Setting({}, {}, (), {}),
 }
 
-_RECIPES: dict[str, dict[str, Any]] = {
-    "release": {
+RECIPES: dict[str, dict[str, Any]] = {
+    "authors": {
         "model": {"shallow_tap": "encoder1"},
         "loss": {"spd_weight": 0.01},
         "data": {"augmentation": "release"},
@@ -148,7 +148,7 @@ def defaults(recipe: str, setting: str, *, length_given: bool) -> dict[str, Any]
     `length_given` says that the job names its own length, so the setting's does not apply.
     """
     chosen = SETTINGS[setting]
-    partial = {name: dict(keys) for name, keys in _RECIPES[recipe].items()}
+    partial = {name: dict(keys) for name, keys in RECIPES[recipe].items()}
     if not length_given:
         partial["train"].update(chosen.length.get(recipe, {}))
     if chosen.repeats:

@@ -21,7 +21,7 @@ def total_steps(train: Train, steps_per_epoch: int) -> int:
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
     """Return the rate of the step with index `step` (from 0)."""
-    highest = train.learning_rate * rate_factor(train.rate_rule, train.global_batch_size)
+    highest = train.learning_rate * rate_factor(train.lr_scaling, train.global_batch_size)
     if train.schedule == "release":
         return highest * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
     total = total_steps(train, steps_per_epoch)

@@ -295,7 +295,7 @@ class Train(Section):
     """Forward-backward passes per step. Belongs to the job: statistics and negatives are the micro-batch's."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-4, gt=0)
-    rate_rule: Literal["fixed", "linear", "sqrt"] = "fixed"
+    lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
     """What the rate becomes with a batch other than the published 32: itself, times batch / 32, or its root."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
@@ -310,7 +310,7 @@ class Train(Section):
     16 bits, fp16 with a scaled loss. Weights, loss and optimiser are fp32 in all."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest gradient norm; longer gradients are scaled down."""
-    recompute: Literal["none", "full_resolution", "all"] = "none"
+    activation_checkpointing: Literal["none", "full_resolution", "all"] = "none"
     """Blocks that run again in the backward pass: less memory for more time, the same numbers."""
     compile: Literal["none", "blocks"] = "none"
     """Whether training steps run blocks through torch.compile: the same numbers to rounding, after long compiling.
@@ -338,9 +338,9 @@ class Crew(Section):
     """As many workers start as the cluster has room for, from `min` to `max`."""
     gpus: float = Field(default=0, ge=0)
     cpus: float = Field(default=1, gt=0)
-    wait_seconds: float = Field(default=600, gt=0)
+    startup_timeout_seconds: float = Field(default=600, gt=0)
     """How long to wait for resources that other jobs hold, or for nodes that come on demand, before giving up."""
-    deadline_hours: float | None = Field(default=None, gt=0)
+    max_runtime_hours: float | None = Field(default=None, gt=0)
     """Longest time the work may take before it is stopped, in such a way that it can go on later."""
 
 
@@ -354,9 +354,9 @@ class Workers(Crew):
 
     max_failures: int = Field(default=3, ge=0)
     """Worker deaths without a new checkpoint between them that are survived by resuming from the newest one."""
-    collective_seconds: float = Field(default=300, ge=1)
+    collective_timeout_seconds: float = Field(default=300, ge=1)
     """Longest time that a worker waits for the others in one exchange; then one is wedged, and all start anew."""
-    resize_seconds: float = Field(default=60, gt=0)
+    scale_up_delay_seconds: float = Field(default=60, gt=0)
     """How long there must have been room for more workers, up to `max`, before the run is handed over to more."""
 
 
@@ -466,7 +466,7 @@ class Training(Section):
     """All that says how a model is trained, of a job that trains one and of a sweep that trains many."""
 
     name: Name
-    recipe: Literal["release", "paper", "fast"] = "release"
+    recipe: Literal["authors", "paper", "fast"] = "authors"
     """The authors' code, the paper's text, or ours. A number always says which."""
     setting: SettingName
     """Published benchmark combination: fixes mixture, degradations and protocol. `own`: data.mixture,
@@ -503,6 +503,6 @@ INCIDENTAL = frozenset(
     {
         *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
-        *("train.recompute", "train.compile", "train.deterministic"),
+        *("train.activation_checkpointing", "train.compile", "train.deterministic"),
     }
 )

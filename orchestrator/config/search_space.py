@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from orchestrator.config import validation
+from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import INCIDENTAL, Job
 from orchestrator.config.sweep_schema import Domain, SweepJob
 
@@ -159,8 +160,8 @@ def trial_content(job: SweepJob) -> dict[str, Any]:
 
 
 def put(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key with dots in nested mappings."""
-    *sections, name = key.split(".")
+    """Set a key with dots in nested mappings; it may have its old name."""
+    *sections, name = current_key(key).split(".")
     for section in sections:
         below = content.get(section)
         if not isinstance(below, dict):
@@ -171,6 +172,7 @@ def put(content: dict[str, Any], key: str, value: Any) -> None:
 
 def unsearchable(key: str) -> str:
     """Return why a knob cannot be this key, "" when it can."""
+    key = current_key(key)
     for forbidden, why in _NOT_SEARCHED.items():
         if key == forbidden or key.startswith(f"{forbidden}."):
             return f"{key} {why}"

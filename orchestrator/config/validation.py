@@ -226,9 +226,9 @@ def _of_training_a_class(job: Training) -> Iterator[Conflict]:
         )
     for key in sorted(set(job.model.changes()) - {"shallow_tap"}):  # a recipe gives the tap
         yield f"model.{key}", "is a key of a MIRAGE, and model.class is another network. Remove it."
-    if job.train.recompute != "none":
+    if job.train.activation_checkpointing != "none":
         yield (
-            "train.recompute",
+            "train.activation_checkpointing",
             "knows a MIRAGE's blocks, and model.class is another network. Set it to none.",
         )
     if job.train.compile != "none":

@@ -129,7 +129,7 @@ def _judge(
     total = len(benchmarks.units)
     done = total - sum(len(benchmarks.chunk(chunk)) for chunk in missing)
     began, told, first = time.monotonic(), 0.0, done
-    hours = job.workers.deadline_hours
+    hours = job.workers.max_runtime_hours
     left = set(missing)
     for chunk, results in scatter(job, assignment, missing, say):
         left.discard(chunk)
@@ -144,7 +144,7 @@ def _judge(
                 f"{each:.2f} s/image  {each * (total - done):.0f} s left"
             )
         if left and hours is not None and now - began > 3600 * hours:
-            say(f"workers.deadline_hours ({hours:g}) is over")
+            say(f"workers.max_runtime_hours ({hours:g}) is over")
             break
     return sorted(left)
 

@@ -31,7 +31,7 @@ def variants(job: Job) -> Iterator[tuple[Job, int]]:
     ):
         if workers > smallest // job.train.micro_batches or (workers == 1 and engine.name != "ddp"):
             continue
-        train: dict[str, Any] = {"precision": precision, "recompute": recompute}
+        train: dict[str, Any] = {"precision": precision, "activation_checkpointing": recompute}
         chosen = job.model_copy(
             update={
                 "train": job.train.model_copy(update=train),
@@ -72,7 +72,7 @@ def render(plan: Plan) -> str:
         engine = "ddp" if shape.engine.name == "ddp" else f"ZeRO {shape.engine.zero_stage}"
         cost = took.worker_hours if took.money is None else took.money
         lines.append(
-            f"{took.workers:>7}  {shape.train.precision:<9}  {engine:<8}  {shape.train.recompute:<15}  "
+            f"{took.workers:>7}  {shape.train.precision:<9}  {engine:<8}  {shape.train.activation_checkpointing:<15}  "
             f"{took.memory.total / GIB:>8.1f}  {took.step_seconds:>8.3f}  {100 * took.communication:>5.1f} %  "
             f"{took.hours:>9,.1f}  {cost:>12,.1f}"
         )

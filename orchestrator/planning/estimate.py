@@ -92,7 +92,7 @@ def memory(job: Job, workers: int) -> Memory:
     config, train, engine = job.model.build(), job.train, job.engine
     precision = _precision(job)
     form: Form = "composed" if job.workers.gpus else "regions"
-    how = Kept(precision, train.recompute, form)
+    how = Kept(precision, train.activation_checkpointing, form)
     kept = 0
     for stage, batch in zip(crop_stages.stated(job), crop_stages.batches(job), strict=True):
         each = activation_bytes(config, stage.pixels, stage.pixels, how)
@@ -194,7 +194,9 @@ def egress(job: Job, held: int, epochs: float, workers: int) -> int:
 def _work(job: Job, side: int) -> float:
     """Multiply-adds that training does for one image of `side` pixels."""
     config = job.model.build()
-    return 3.0 * macs(config, side, side) + recomputed_macs(config, side, side, job.train.recompute)
+    return 3.0 * macs(config, side, side) + recomputed_macs(
+        config, side, side, job.train.activation_checkpointing
+    )
 
 
 def _measured(job: Job, pace: Pace) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Job
 from orchestrator.paths import below
 from shards.errors import MissingObjectError, ShardsError
@@ -89,7 +90,7 @@ def earlier(job: Job) -> list[tuple[Job, Pace]]:
         store = _timings(job.storage)
         for key in store.list()[-_MOST_RECORDS:]:
             record = json.loads(store.read(key))
-            values = {**job.model_dump(mode="json"), **record["job"]}
+            values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
             try:
                 found.append((Job.model_validate(values), Pace(**record["pace"])))
             except (ValidationError, TypeError):

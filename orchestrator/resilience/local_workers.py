@@ -141,7 +141,7 @@ def _train(leg: Leg, rank: int, meeting: Path) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(leg.world_size))
     alone = leg.world_size == 1 and job.engine.name == "ddp"
     if not alone:
-        patience = timedelta(seconds=job.workers.collective_seconds)
+        patience = timedelta(seconds=job.workers.collective_timeout_seconds)
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=leg.world_size, timeout=patience
         )

@@ -48,12 +48,12 @@ def run_restore(job: RestoreJob, say: Say, *, in_process: bool = False) -> bool:
     tally = _Tally(len(tasks), say, failed=len(complaints))
     with on_stop(asked.set):
         outcomes = _outcomes(job, _order(job, named), tasks, say, asked.is_set, in_process=in_process)
-        deadline = 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
+        deadline = 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
         with closing(outcomes):
             for outcome in outcomes:
                 tally.count(outcome)
                 if deadline and tally.seconds > deadline:
-                    say(f"workers.deadline_hours ({job.workers.deadline_hours:g}) is over")
+                    say(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
                     asked.set()
                 if asked.is_set():
                     break

@@ -292,7 +292,7 @@ class Controller:
                 self._end(trial, watch, "finished", f"{trial.psnr:.2f} dB at step {trial.step}")
         elif not self._leaving:
             self._end(
-                trial, watch, "failed", "it was stopped before its end: workers.deadline_hours are over"
+                trial, watch, "failed", "it was stopped before its end: workers.max_runtime_hours are over"
             )
 
     def _end(self, trial: Trial, watch: Watch, status: str, reason: str) -> None:

@@ -37,6 +37,6 @@ class Resizing:
             self._room_since = None
             return ""
         self._room_since = self._clock() if self._room_since is None else self._room_since
-        if self._clock() - self._room_since < self._workers.resize_seconds:
+        if self._clock() - self._room_since < self._workers.scale_up_delay_seconds:
             return ""
         return f"there is room for {more} more worker{'' if more == 1 else 's'}"

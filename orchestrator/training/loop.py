@@ -222,7 +222,7 @@ def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: St
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
         model.drop_path_seed = job.seed
-        model.recompute(job.train.recompute)
+        model.recompute(job.train.activation_checkpointing)
         if job.loss.spd_weight == 0 and model.config.alignment != "none":
             # Without its term the SPD head has no gradient, and DDP must not wait for one.
             for head in (model.spd_shallow, model.spd_latent):

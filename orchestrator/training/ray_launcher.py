@@ -78,7 +78,9 @@ def launch_until(
     job: Job, assignment: Assignment, driver: Driver, asked: threading.Event, *, insist: bool = True
 ) -> Outcome:
     """Do what `launch` does, in any thread; the run stops with a checkpoint when `asked` is set."""
-    deadline = time.monotonic() + 3600 * job.workers.deadline_hours if job.workers.deadline_hours else None
+    deadline = (
+        time.monotonic() + 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
+    )
     began_before = False
     while True:
         free_leaked_groups()
@@ -171,7 +173,7 @@ class _Group:
                 # Left to itself Ray would kill a healthy group in order to enlarge it, and steps with it.
                 elastic_resize_monitor_interval_s=_NEVER_SECONDS,
             ),
-            torch_config=_Torch(timeout_s=math.ceil(need.collective_seconds)),
+            torch_config=_Torch(timeout_s=math.ceil(need.collective_timeout_seconds)),
             run_config=ray.train.RunConfig(
                 # Ray resumes whatever it finds under a known name; ours is new each time, as resuming is our part.
                 name=f"{self._job.name}-{time.time_ns()}",
@@ -193,7 +195,7 @@ class _Group:
     def _look(self) -> None:
         """Tell the workers what is wanted of them, and end the wait for a group that does not come."""
         if self._deadline and time.monotonic() > self._deadline and not self._asked.is_set():
-            self._driver.say(f"workers.deadline_hours ({self._job.workers.deadline_hours:g}) is over")
+            self._driver.say(f"workers.max_runtime_hours ({self._job.workers.max_runtime_hours:g}) is over")
             self._asked.set()
         if self._asked.is_set():
             self._want(Wish.STOP, "stopping: the run writes a checkpoint at its next step and ends")
@@ -204,11 +206,11 @@ class _Group:
             self._driver.say("1 worker trains" if size == 1 else f"{size} workers train")
         if self._nobody_since is None:
             self._notice_lost_nodes(members)
-        elif time.monotonic() - self._nobody_since > self._job.workers.wait_seconds:
+        elif time.monotonic() - self._nobody_since > self._job.workers.startup_timeout_seconds:
             self._mailbox.want.remote(Wish.STOP)  # of a group that begins after all
             raise PlanError(
-                f"no group of workers has begun within workers.wait_seconds "
-                f"({self._job.workers.wait_seconds:g} s). See what the cluster waits for: ray status. "
+                f"no group of workers has begun within workers.startup_timeout_seconds "
+                f"({self._job.workers.startup_timeout_seconds:g} s). See what the cluster waits for: ray status. "
                 "Submit the job again to go on from its newest checkpoint."
             )
         if self._nobody_since is None:

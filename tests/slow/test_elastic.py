@@ -56,7 +56,7 @@ def elastic_job(home: Path) -> Mapping[str, Any]:
         "data": {**SMALL["data"], "ledger": True},
         # Three images in a micro-batch: two workers share them as 2 + 1.
         "train": {**SMALL["train"], "steps": ENDLESS, "global_batch_size": 3},
-        "workers": {"min": 1, "max": 2, "resize_seconds": 2},
+        "workers": {"min": 1, "max": 2, "scale_up_delay_seconds": 2},
         "checkpoint": {"every_steps": 50, "keep": 2},
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
         "track": {"experiment": "tests", "every_steps": 20},

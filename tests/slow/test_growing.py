@@ -124,7 +124,7 @@ def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a
         "name": "growing",
         "storage": str(home.parent / "store"),
         "train": {**SMALL["train"], "steps": ENDLESS},
-        "workers": {"min": 1, "max": NODES_AT_MOST, "resize_seconds": 1},
+        "workers": {"min": 1, "max": NODES_AT_MOST, "scale_up_delay_seconds": 1},
         "checkpoint": {"every_steps": 50},
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
         "track": {"experiment": "tests", "every_steps": 20},
@@ -151,9 +151,12 @@ def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a
     assert "with a checkpoint" in driver.text()
 
     # More than it can ever have: nobody knows how far it grows, so the wait ends it.
-    values["workers"] = {"min": 1, "max": 1, "cpus": 64, "wait_seconds": 5}
+    values["workers"] = {"min": 1, "max": 1, "cpus": 64, "startup_timeout_seconds": 5}
     job.write_text(yaml.safe_dump(values))
     refused = place.drive("refused")
     assert refused.process.wait(120) not in (0, 143), refused.text()
-    assert "after workers.wait_seconds (5 s) the cluster, which adds nodes on demand" in refused.text()
+    assert (
+        "after workers.startup_timeout_seconds (5 s) the cluster, which adds nodes on demand"
+        in refused.text()
+    )
     assert "has room for 0 of at least 1 x (64 CPU, 0 GPU)" in refused.text()

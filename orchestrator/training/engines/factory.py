@@ -15,7 +15,7 @@ from orchestrator.training.engines.ddp import DDPEngine
 
 def engine_for(job: Job, device: torch.device) -> Engine:
     """Return the engine that `job` asks for, in an initialised `torch.distributed` world."""
-    patience = timedelta(seconds=job.workers.collective_seconds)
+    patience = timedelta(seconds=job.workers.collective_timeout_seconds)
     if job.engine.name == "ddp":
         return DDPEngine(device, job.train.precision, patience)
     from orchestrator.training.engines.deepspeed import DeepSpeedEngine

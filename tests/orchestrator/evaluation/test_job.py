@@ -108,9 +108,9 @@ def test_an_evaluation_whose_time_is_over_stops_and_goes_on_when_it_is_submitted
     evaluation_job: MakeEvaluation,
 ) -> None:
     said: list[str] = []
-    ended = run_any(evaluation_job(workers={"deadline_hours": 1e-9}), said.append, in_process=True)
+    ended = run_any(evaluation_job(workers={"max_runtime_hours": 1e-9}), said.append, in_process=True)
     assert (ended.status, ended.step) == ("stopped", 1)
-    assert "workers.deadline_hours (1e-09) is over" in said
+    assert "workers.max_runtime_hours (1e-09) is over" in said
     again, _ = run(evaluation_job())
     assert any("goes on: 1 of 4 chunks are done" in line for line in again)
 

@@ -105,7 +105,7 @@ def _class_of(result: Path) -> str:
     [
         ({"loss": {"spd_weight": 0.05}}, "the SPD term looks into a MIRAGE.*Set it to 0"),
         ({"track": {"experiment": "tests", "register_as": "own"}}, "only a MIRAGE is registered"),
-        ({"train": {**SMALL["train"], "recompute": "all"}}, "train.recompute"),  # type: ignore[dict-item]
+        ({"train": {**SMALL["train"], "activation_checkpointing": "all"}}, "train.activation_checkpointing"),  # type: ignore[dict-item]
         ({"train": {**SMALL["train"], "compile": "blocks"}}, "train.compile"),  # type: ignore[dict-item]
     ],
 )

@@ -126,7 +126,7 @@ def test_shapes_are_sorted_by_cost_and_keep_the_jobs_rules(tmp_path: Path) -> No
     assert {took.workers for _, took in rows} == {1, 2, 4, 8, 16, 32}
     assert {shape.train.precision for shape, _ in rows} == {"fp32", "bf16"}
     assert {shape.engine.zero_stage for shape, _ in rows if shape.engine.name == "deepspeed"} == {1, 2, 3}
-    assert {shape.train.recompute for shape, _ in rows} == {"none", "full_resolution", "all"}
+    assert {shape.train.activation_checkpointing for shape, _ in rows} == {"none", "full_resolution", "all"}
     assert max(took.memory.total for _, took in rows) <= 10 * GIB
     assert all(one.train.micro_batches == plan.job.train.micro_batches for one, _ in rows)
     text = plan_shapes(load_job("jobs/5deg.yaml", [f"storage={tmp_path}", "prices.worker_hour=2"]))
@@ -137,7 +137,7 @@ def test_shapes_are_sorted_by_cost_and_keep_the_jobs_rules(tmp_path: Path) -> No
 def test_recomputation_costs_time_and_saves_memory_in_every_pair_of_shapes(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     rows = compare(plan.job, plan.stages, plan.total_steps, ())
-    found = {(t.workers, s.train.precision, s.engine, s.train.recompute): t for s, t in rows}
+    found = {(t.workers, s.train.precision, s.engine, s.train.activation_checkpointing): t for s, t in rows}
     for (workers, precision, engine, recompute), took in found.items():
         if recompute == "all":
             plain = found[workers, precision, engine, "none"]
@@ -176,7 +176,7 @@ def test_prices_come_from_a_file_beside_the_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rule", "factor"), [("fixed", 1), ("linear", 16), ("sqrt", 4)])
 def test_a_larger_batch_has_the_rate_that_its_rule_names(rule: str, factor: float) -> None:
     plain = load_job("jobs/5deg.yaml").train
-    ruled = load_job("jobs/5deg.yaml", ["train.global_batch_size=512", f"train.rate_rule={rule}"]).train
+    ruled = load_job("jobs/5deg.yaml", ["train.global_batch_size=512", f"train.lr_scaling={rule}"]).train
     assert learning_rate(ruled, 50, 1) == pytest.approx(factor * learning_rate(plain, 50, 1))
 
 

@@ -114,7 +114,7 @@ def test_training_memory_grows_with_crop_batch_and_average_and_shrinks_with_work
     assert memory(data={"manifests": "mine", "crop_pixels": 128}) > 3 * usual
     assert memory(train={**train, "global_batch_size": 16}) > 1.5 * usual
     assert memory(train={**train, "micro_batches": 2}) < usual
-    assert memory(train={**train, "recompute": "all"}) < usual
+    assert memory(train={**train, "activation_checkpointing": "all"}) < usual
     assert memory(workers={"min": 2, "max": 2}) < usual
     assert memory(workers={"min": 1, "max": 1, "gpus": 1}) > 2 * usual
 

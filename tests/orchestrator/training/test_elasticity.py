@@ -17,7 +17,7 @@ class Clock:
 
 
 def resizing(clock: Clock) -> Resizing:
-    return Resizing(Workers(min=1, max=4, resize_seconds=10), clock)
+    return Resizing(Workers(min=1, max=4, scale_up_delay_seconds=10), clock)
 
 
 def test_a_node_that_is_about_to_go_is_a_reason_at_once() -> None:

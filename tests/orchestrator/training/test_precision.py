@@ -114,4 +114,4 @@ def test_a_resume_that_forgets_the_scale_is_told(
 
 def test_precisions_that_cannot_be_are_refused(small_job) -> None:
     with pytest.raises(JobFileError, match="fp16 on CPU workers is slower"):
-        small_job(train={"precision": "fp16"}, recipe="release")
+        small_job(train={"precision": "fp16"}, recipe="authors")

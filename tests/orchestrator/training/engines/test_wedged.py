@@ -23,7 +23,7 @@ def work(rank: int, meeting: Path, job: Job, what: str) -> None:
 
     from orchestrator.training.engines.factory import engine_for
 
-    patience = timedelta(seconds=job.workers.collective_seconds)
+    patience = timedelta(seconds=job.workers.collective_timeout_seconds)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=patience
     )
@@ -44,7 +44,7 @@ def work(rank: int, meeting: Path, job: Job, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["a flag", "a sum"])
 def test_nobody_waits_for_ever_for_a_worker_that_hangs(small_job, tmp_path, what: str) -> None:
-    job = small_job(workers={"min": 2, "max": 2, "collective_seconds": PATIENCE_SECONDS})
+    job = small_job(workers={"min": 2, "max": 2, "collective_timeout_seconds": PATIENCE_SECONDS})
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["orchestrator.resilience.local_workers"])
     workers = [context.Process(target=work, args=(rank, tmp_path / "meeting", job, what)) for rank in (0, 1)]
