@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.scaling_model import Point, efficiency
+from orchestrator.planning.scaling_model import ScalingPoint, efficiency
 
 if TYPE_CHECKING:
     pass
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 def draw(
     path: Path,
     rows: Sequence[Row],
-    curves: Mapping[str, Sequence[Point]],
+    curves: Mapping[str, Sequence[ScalingPoint]],
     batch: int,
     preemptions_per_hour: float,
 ) -> None:
@@ -48,7 +48,7 @@ def draw(
     pyplot.close(figure)
 
 
-def _line(axes: object, points: Sequence[Point], one: Point, label: str, color: str) -> None:
+def _line(axes: object, points: Sequence[ScalingPoint], one: ScalingPoint, label: str, color: str) -> None:
     values = [(point.workers, efficiency(point, one)) for point in points]
     axes.plot(*zip(*values, strict=True), "-", color=color, label=label)  # type: ignore[attr-defined]
 

@@ -29,13 +29,13 @@ from orchestrator.bench.environment import Setting
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.plots import Row
 from orchestrator.bench.scaling_worker import DEGRADATIONS, Task, Times
-from orchestrator.config.schedule import rate_factor
+from orchestrator.config.schedule import lr_scale
 from orchestrator.planning.scaling_model import (
-    Habits,
-    Load,
-    Machine,
+    CheckpointPolicy,
     Network,
-    Point,
+    ScalingPoint,
+    StepCost,
+    WorkerSpeed,
     best_checkpoint_steps,
     efficiency,
     predict,
@@ -53,7 +53,7 @@ STRONG = (1, 2, 4, 8, 16, 32)
 WEAK = tuple(2**n for n in range(13))
 TIMEOUT_SECONDS = 1800
 
-GPU = Machine(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
+GPU = WorkerSpeed(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
 LINKS = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
 """Assumed, not measured: 400 crops of 128² a second of T in fp32, 2 % spread; 50 µs and 25 Gbit/s between workers."""
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     if setting.device.type == "cuda" and max(counts) > torch.cuda.device_count():
         raise BenchError(f"--workers {max(counts)}: there are {torch.cuda.device_count()} GPUs.")
     rows = measure_all(config, counts, options, setting, say)
-    load = Load(
+    load = StepCost(
         parameters=parameters(config),
         blocks=sum(stage.blocks for stage in config.stages()),
         norm_channels=config.dim,
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, An
     machine, network = fit(rows, load)
     say(measured_table(rows, options.batch))
     say(fitted(rows, load, machine, network, options.batch))
-    habits = Habits(options.checkpoint_steps, options.checkpoint_seconds, options.restart_seconds)
+    habits = CheckpointPolicy(options.checkpoint_steps, options.checkpoint_seconds, options.restart_seconds)
     curves = simulate(load, options.preemptions_per_hour, habits)
     for text in tables(curves, options, habits):
         say(text)
@@ -169,7 +169,7 @@ def _row(task: Task, times: list[Times]) -> Row:
     )
 
 
-def fit(rows: Sequence[Row], load: Load) -> tuple[Machine, Network]:
+def fit(rows: Sequence[Row], load: StepCost) -> tuple[WorkerSpeed, Network]:
     """Return the model's parameters that the rows give; of one row, what it can give.
 
     Time is linear in a worker's images. A message's latency is that of the small reductions, the bandwidth what the
@@ -183,7 +183,7 @@ def fit(rows: Sequence[Row], load: Load) -> tuple[Machine, Network]:
             0 < slope < image
         ):  # else other work on the machine, or workers in each other's way, hide the fixed part
             image, fixed = slope, first.compute - slope * first.share
-    machine = Machine(
+    machine = WorkerSpeed(
         step_seconds=fixed,
         image_seconds=image,
         data_seconds=first.data / first.share,
@@ -200,7 +200,9 @@ def fit(rows: Sequence[Row], load: Load) -> tuple[Machine, Network]:
 # --- simulated -----------------------------------------------------------------------------------------------
 
 
-def simulate(load: Load, preemptions_per_hour: float, habits: Habits) -> dict[str, list[Point]]:
+def simulate(
+    load: StepCost, preemptions_per_hour: float, habits: CheckpointPolicy
+) -> dict[str, list[ScalingPoint]]:
     """Return the curves of assumed GPUs: batch 32 shared by 1 to 32, and 32 images each on 1 to 4,096."""
     spot = replace(GPU, preemptions_per_hour=preemptions_per_hour)
     preempted = []
@@ -238,7 +240,7 @@ def measured_table(rows: Sequence[Row], batch: int) -> str:
     return "\n".join(lines)
 
 
-def fitted(rows: Sequence[Row], load: Load, machine: Machine, network: Network, batch: int) -> str:
+def fitted(rows: Sequence[Row], load: StepCost, machine: WorkerSpeed, network: Network, batch: int) -> str:
     """Return the parameters, and what the model says of the last measured row from its collectives alone."""
     last = rows[-1]
     lines = [
@@ -258,7 +260,9 @@ def fitted(rows: Sequence[Row], load: Load, machine: Machine, network: Network, 
     return "\n".join(lines)
 
 
-def tables(curves: dict[str, list[Point]], options: argparse.Namespace, habits: Habits) -> list[str]:
+def tables(
+    curves: dict[str, list[ScalingPoint]], options: argparse.Namespace, habits: CheckpointPolicy
+) -> list[str]:
     """Return the simulated curves as text."""
     assumed = (
         f"simulated on assumed GPUs ({1 / GPU.image_seconds:.0f} images/s, {1e6 * LINKS.latency_seconds:.0f} µs, "
@@ -277,7 +281,7 @@ def tables(curves: dict[str, list[Point]], options: argparse.Namespace, habits: 
     return found
 
 
-def _curve(calm: Sequence[Point], preempted: Sequence[Point], rule: str | None = None) -> str:
+def _curve(calm: Sequence[ScalingPoint], preempted: Sequence[ScalingPoint], rule: str | None = None) -> str:
     lines = [
         "workers   batch  s/step  talking  waiting  efficiency" + ("  preempted    rate" if rule else "")
     ]
@@ -288,7 +292,7 @@ def _curve(calm: Sequence[Point], preempted: Sequence[Point], rule: str | None =
             f"{100 * efficiency(point, calm[0]):>8.1f} %"
         )
         if rule:
-            factor = rate_factor(rule, point.global_batch)  # type: ignore[arg-type]
+            factor = lr_scale(rule, point.global_batch)  # type: ignore[arg-type]
             line += f"  {100 * efficiency(other, calm[0]):>7.1f} %  x {factor:<6.4g}"
         lines.append(line)
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from orchestrator.cli import jobs, resilience, pack, datasets, local  # isort: skip
 from orchestrator.cli import restore, serve, evaluation, models, sweeps  # isort: skip
-from orchestrator.cli.app import app, complain
+from orchestrator.cli.app import app, emit_error
 
 __all__ = [
     "datasets",
@@ -35,12 +35,12 @@ def main() -> NoReturn:
     try:
         app()
     except KeyboardInterrupt:
-        complain("interrupted")
+        emit_error("interrupted")
         sys.exit(130)
     except Exception as error:
         if not _is_ours(error):
             raise
-        complain(str(error))
+        emit_error(str(error))
         sys.exit(2)
     sys.exit(0)
 

@@ -27,7 +27,7 @@ Set = Annotated[
 
 
 # With one of these the shell says whose S3 it means; a region or a certificate bundle alone says nothing of the kind.
-OWN_STORE = (
+USER_S3_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
     "AWS_ENDPOINT_URL",
@@ -54,31 +54,31 @@ def use_local_cluster() -> None:
         offered = lifecycle.environment(Path.cwd())
     except ClusterError:
         return
-    own_store = not os.environ.keys().isdisjoint(OWN_STORE) or Path("~/.aws").expanduser().exists()
+    own_store = not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or Path("~/.aws").expanduser().exists()
     for name, value in offered.items():
         if not (own_store and name.startswith("AWS_")):
             os.environ.setdefault(name, value)
 
 
-def say(text: str) -> None:
+def emit(text: str) -> None:
     """Print a line to standard output."""
     typer.echo(text)
 
 
-def complain(text: str) -> None:
+def emit_error(text: str) -> None:
     """Print a line to standard error."""
     typer.echo(text, err=True)
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield a progress callback that draws a bar with rate and time left."""
-    with bars(label) as (advance,):
+    with progress_bars(label) as (advance,):
         yield advance
 
 
 @contextmanager
-def bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None], ...]]:
+def progress_bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None], ...]]:
     """Yield a progress callback for each label; its bar comes with the first call."""
     from rich.console import Console
     from rich.progress import (

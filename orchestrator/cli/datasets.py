@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, bar, complain, say, use_local_cluster
+from orchestrator.cli.app import app, emit, emit_error, progress_bar, use_local_cluster
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 
 Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
@@ -32,9 +32,9 @@ def verify(
 
     store = open_store(absolute_uri(uri))
     manifest = load_manifest(store)
-    with bar("verifying") as advance:
+    with progress_bar("verifying") as advance:
         found = check(store, manifest, decode=pixels, run=Processes(jobs or cores()), on_progress=advance)
-    say(
+    emit(
         f"{store.uri}: {found.shards:,} shards, {found.bytes:,} bytes and {found.images:,} images are what manifest "
         f"{manifest.digest[:16]} says"
     )
@@ -54,11 +54,11 @@ def show(
 
     dataset = open_uris([uri])
     (manifest,) = dataset.manifests
-    say(describe(dataset.uris[0], manifest))
+    emit(describe(dataset.uris[0], manifest))
     path = out or Path(f"{manifest.name}.sheet.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(dataset).save(path)
-    say(f"sheet      {path}")
+    emit(f"sheet      {path}")
 
 
 @app.command()
@@ -80,26 +80,26 @@ def audit(
     from shards.processes import Processes, cores
 
     dataset = open_uris(uris)
-    with bar("comparing") as advance:
+    with progress_bar("comparing") as advance:
         twins = compare(dataset, dataset.cache, run=Processes(jobs or cores()), on_progress=advance)
     for twin in twins[:shown]:
         kind = "equal pixels" if twin.exact else f"alike, {twin.correlation:.3f}"
         sides = [f"{p.uri} {p.split} {p.row.id}" for p in (twin.first, twin.second)]
-        say(f"{'LEAK  ' if twin.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
+        emit(f"{'LEAK  ' if twin.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
     if len(twins) > shown:
-        say(f"      ... and {len(twins) - shown:,} more pairs")
+        emit(f"      ... and {len(twins) - shown:,} more pairs")
     leaks = sum(twin.leaks for twin in twins)
     exact = sum(twin.exact for twin in twins)
-    say(
+    emit(
         f"{len(twins):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} of them across train and test"
     )
     if twins:
         out.parent.mkdir(parents=True, exist_ok=True)
         twin_sheet(dataset, twins[:shown]).save(out)
-        say(f"pictures   {out}")
+        emit(f"pictures   {out}")
     leaked = leaked_tests(twins)
     for uri, samples in leaked.items():
-        say(f"{uri}: {samples:,} test samples show photographs that are trained on")
+        emit(f"{uri}: {samples:,} test samples show photographs that are trained on")
     if leaked:
         raise typer.Exit(1)
 
@@ -142,18 +142,18 @@ def gc(
     registered = set() if nothing_tracked else registry.runs_of_models(models, RUN_TAG)
     found = garbage_collection.find(store, registered, grace_hours=older_than)
     if nothing_tracked:
-        complain(
+        emit_error(
             f"no model is registered at {without_password(models)}; if some are elsewhere, name it with --tracking"
         )
     for item in found.garbage:
-        say(f"{item.size:>14,}  {item.key}   {item.why}")
+        emit(f"{item.size:>14,}  {item.key}   {item.why}")
     for note in found.notes:
-        complain(note)
-    say(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
+        emit_error(note)
+    emit(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
     if delete:
-        say(f"removed {garbage_collection.remove(store, found.garbage):,}")
+        emit(f"removed {garbage_collection.remove(store, found.garbage):,}")
     elif found.garbage:
-        say("nothing was removed; to remove them: --delete")
+        emit("nothing was removed; to remove them: --delete")
 
 
 @app.command()
@@ -166,4 +166,4 @@ def ledger(
     use_local_cluster()
     from orchestrator.maintenance.sample_ledger import consumed
 
-    say(consumed(run).render())
+    emit(consumed(run).render())

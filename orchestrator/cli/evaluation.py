@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import Set, app, say, use_local_cluster
+from orchestrator.cli.app import Set, app, emit, use_local_cluster
 
 
 @app.command()
@@ -32,7 +32,7 @@ def report(
     from orchestrator.evaluation.paper_report import report as make_report
 
     for text in make_report(table or (), results or (), out, against):
-        say(text)
+        emit(text)
 
 
 @app.command()
@@ -63,7 +63,7 @@ def analyse(
     from orchestrator.evaluation.feature_analysis import analyse as analyse_models
 
     for line in analyse_models([model, *(beside or ())], images, degrade or (), crop, out, run):
-        say(line)
+        emit(line)
 
 
 @app.command()
@@ -98,4 +98,4 @@ def panels(
             )
         jobs.append(job)
     rows = draw_panels(jobs, degradation or (), image or (), count, out)
-    say(f"{out}: {', '.join(rows)}")
+    emit(f"{out}: {', '.join(rows)}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import JobFile, Set, app, say, use_local_cluster
+from orchestrator.cli.app import JobFile, Set, app, emit, use_local_cluster
 
 STOPPED = 143
 """Exit status of a run that was asked to stop and left a checkpoint: 128 + SIGTERM, as a shell would say."""
@@ -26,7 +26,7 @@ def run(
     from orchestrator.config.loader import load_job
     from orchestrator.runner import run_any
 
-    outcome = run_any(load_job(job_file, overrides or ()), say, in_process=in_process)
+    outcome = run_any(load_job(job_file, overrides or ()), emit, in_process=in_process)
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
 
@@ -54,12 +54,12 @@ def plan(
     charged = overrides_from(prices, "prices") if prices else []
     job = load_job(job_file, [*charged, *(overrides or ())])
     if resolved:
-        say(dump_job(job).rstrip())
+        emit(dump_job(job).rstrip())
         return
     use_local_cluster()
     from orchestrator.runner import plan_any, plan_shapes
 
-    say(plan_shapes(job) if shapes else plan_any(job))
+    emit(plan_shapes(job) if shapes else plan_any(job))
 
 
 @app.command()
@@ -69,4 +69,4 @@ def schema() -> None:
 
     from orchestrator.config.loader import json_schema
 
-    say(json.dumps(json_schema(), indent=2))
+    emit(json.dumps(json_schema(), indent=2))

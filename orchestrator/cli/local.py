@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say
+from orchestrator.cli.app import app, emit
 
 
 @app.command()
@@ -23,7 +23,7 @@ def up(
     """Start a Ray head and an S3 server on this machine, on loopback."""
     from orchestrator.cluster.local import lifecycle
 
-    say(
+    emit(
         lifecycle.up(
             Path.cwd(), s3=s3, s3_port=s3_port, dashboard_port=dashboard_port, ray_port=ray_port, cpus=cpus
         ).render()
@@ -36,7 +36,7 @@ def down() -> None:
     from orchestrator.cluster.local import lifecycle
 
     stopped = lifecycle.down(Path.cwd())
-    say("stopped " + ", ".join(stopped) if stopped else "nothing was up")
+    emit("stopped " + ", ".join(stopped) if stopped else "nothing was up")
 
 
 @app.command()
@@ -47,7 +47,7 @@ def env() -> None:
     from orchestrator.cluster.local import lifecycle
 
     for name, value in lifecycle.environment(Path.cwd()).items():
-        say(f"export {name}={shlex.quote(value)}")
+        emit(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
@@ -58,8 +58,8 @@ def doctor() -> None:
     findings = diagnose(Path.cwd())
     signs = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
     for finding in findings:
-        say(f"{signs[finding.status]}  {finding.name:<18} {finding.detail}")
+        emit(f"{signs[finding.status]}  {finding.name:<18} {finding.detail}")
         if finding.remedy:
-            say(f"      {'':<18} {finding.remedy}")
+            emit(f"      {'':<18} {finding.remedy}")
     if any(f.status == "fail" for f in findings):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say, use_local_cluster
+from orchestrator.cli.app import app, emit, use_local_cluster
 
 
 @app.command()
@@ -18,7 +18,7 @@ def import_checkpoint(
     """Turn one of the authors' checkpoints into weights of ours; no code in it is run."""
     from orchestrator.models import release_checkpoints
 
-    say(release_checkpoints.import_checkpoint(checkpoint, out))
+    emit(release_checkpoints.import_checkpoint(checkpoint, out))
 
 
 @app.command()
@@ -29,7 +29,7 @@ def export_checkpoint(
     """Turn weights of ours into a checkpoint that the authors' scripts load."""
     from orchestrator.models import release_checkpoints
 
-    say(release_checkpoints.export_checkpoint(weights, out))
+    emit(release_checkpoints.export_checkpoint(weights, out))
 
 
 @app.command()
@@ -48,7 +48,7 @@ def export(
     from orchestrator.registry.resolve import find_model
 
     parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
-    say(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
+    emit(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
 
 
 @app.command()
@@ -97,7 +97,7 @@ def promote(
     }
     told = {key: value for key, value in given.items() if value is not None}
     outcome = promoting.promote(model, track_uri(), told, to, results or ())
-    say(outcome.render())
+    emit(outcome.render())
     if not outcome.moved:
         raise typer.Exit(1)
 
@@ -112,7 +112,9 @@ def rollback(
     from orchestrator.promotion import promote as promoting
 
     before, now = promoting.rollback(name, track_uri(), alias)
-    say(f"{name}: {alias} is version {now} again; version {before} is kept as {promoting.previous_of(alias)}")
+    emit(
+        f"{name}: {alias} is version {now} again; version {before} is kept as {promoting.previous_of(alias)}"
+    )
 
 
 @app.command()
@@ -131,7 +133,7 @@ def trace(
     from orchestrator.maintenance import lineage as tracing
 
     chain = tracing.trace(model, track_uri(), deep=deep, roots=root or ())
-    say(chain.render())
+    emit(chain.render())
     if not chain.holds:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, bars, say, use_local_cluster
+from orchestrator.cli.app import app, emit, progress_bars, use_local_cluster
 
 _PUBLISHED, _OWN = "Published datasets", "Your own photographs"
 
@@ -117,19 +117,19 @@ def pack(
     }
     if kinds:
         spec |= {"degradation": kinds[0]} if dataset == "pairs" else {"degradations": kinds}
-    with bars("looking", "packing", "hashing") as advance:
+    with progress_bars("looking", "packing", "hashing") as advance:
         manifest, uri = pack_dataset(spec, out, Watch(*advance), jobs or cores())
-    say(
+    emit(
         f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     )
     for split_, counts in manifest.counts().items():
         for kind, count in counts.items():
-            say(f"  {split_:<5} {kind:<13} {count:>7,}")
+            emit(f"  {split_:<5} {kind:<13} {count:>7,}")
     for missing in manifest.provenance.get("missing", []):
-        say(f"  left out: {missing['what']}")
+        emit(f"  left out: {missing['what']}")
     before, after = manifest.provenance["jpeg_tiled_bytes"]
     if before:
-        say(
+        emit(
             f"  JPEG sources as tiles take {after / before:.1f} times their bytes: {before:,} became {after:,}"
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.cli.app import complain, say
+from orchestrator.cli.app import emit, emit_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -17,7 +17,7 @@ _QUIET_SECONDS = 10.0
 """A plain line about a large photograph comes at most this often."""
 
 
-class Watch(Protocol):
+class ProgressReporter(Protocol):
     """Hears what becomes of photographs, one after the other."""
 
     def begin(self, name: str) -> None:
@@ -31,7 +31,7 @@ class Watch(Protocol):
 
 
 @contextmanager
-def watching(total: int) -> Iterator[Watch]:
+def report_progress(total: int) -> Iterator[ProgressReporter]:
     """Yield what shows the progress over `total` photographs."""
     if not sys.stderr.isatty():
         yield _Lines(total)
@@ -74,7 +74,7 @@ class _Bar:
     def end(self, line: str, *, failed: bool, worked: bool) -> None:
         self._over += 1
         self._bar.update(self._task, completed=self._over, count=f"{self._over}/{self._total}")
-        (complain if failed else say)(line)
+        (emit_error if failed else emit)(line)
 
 
 class _Lines:
@@ -95,7 +95,7 @@ class _Lines:
         if now - self._told >= _QUIET_SECONDS:
             self._told = now
             left = (now - self._began) * (total - done) / done
-            complain(
+            emit_error(
                 f"[{self._over + 1}/{self._total}] {self._name}: {100 * done // total} %, {_time(left)} left"
             )
 
@@ -108,7 +108,7 @@ class _Lines:
             more = self._total - self._over
             left = f", {_time(self._busy / self._worked * more)} left" if more else ""
         count = f"[{self._over}/{self._total}] " if self._total > 1 else ""
-        (complain if failed else say)(f"{count}{line}{left}")
+        (emit_error if failed else emit)(f"{count}{line}{left}")
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import JobFile, Set, app, say, use_local_cluster
+from orchestrator.cli.app import JobFile, Set, app, emit, use_local_cluster
 
 if TYPE_CHECKING:
     from orchestrator.resilience.fault_schedule import Kind
@@ -56,14 +56,14 @@ def prove_resume(
         raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing that could resume.")
     trial = resume_proof.Trial(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
     if in_process or "RAY_ADDRESS" not in os.environ:
-        proof = resume_proof.prove_resume(job, trial, say, keep=keep)
+        proof = resume_proof.prove_resume(job, trial, emit, keep=keep)
     else:
         from orchestrator.cluster.connection import connected
         from orchestrator.resilience.ray_runs import on_ray
 
         with connected():
-            proof = resume_proof.prove_resume(job, trial, say, keep=keep, runs=on_ray)
-    say("\n" + proof.render())
+            proof = resume_proof.prove_resume(job, trial, emit, keep=keep, runs=on_ray)
+    emit("\n" + proof.render())
     if not proof.holds:
         raise typer.Exit(NOT_PROVEN)
 
@@ -112,12 +112,12 @@ def chaos(
             job,
             trial,
             Path(folder),
-            say,
+            emit,
             kinds=chosen,
             recovery_seconds=recovery_seconds,
             fault_seconds=fault_seconds,
         )
-    say("\n" + verdict.render())
+    emit("\n" + verdict.render())
     if not verdict.holds:
         raise typer.Exit(NOT_PROVEN)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import app, complain, say, use_local_cluster
-from orchestrator.cli.progress import Watch, watching
+from orchestrator.cli.app import app, emit, emit_error, use_local_cluster
+from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
     from orchestrator.restoration.restorer import Settings
@@ -92,13 +92,13 @@ def restore(
     tasks, complaints = plan(inputs, out)
     _check_compare(compare, tasks)
     for line in complaints:
-        complain(line)
+        emit_error(line)
     counts = {"restored": 0, "done": 0, "failed": len(complaints)}
     if tasks:
         workshop = Workshop(
             lambda: open_restorer(named, device, settings), settings.digest(named.digest), overwrite=overwrite
         )
-        with watching(len(tasks)) as watch:
+        with report_progress(len(tasks)) as watch:
             shown = []
             for task in tasks:
                 status = _restore(workshop, task, watch)
@@ -109,19 +109,19 @@ def restore(
         if compare and shown:
             from orchestrator.restoration.comparison import MOST_ROWS, comparison
 
-            say(f"before and after: {comparison(shown, compare)}")
+            emit(f"before and after: {comparison(shown, compare)}")
             if len(shown) > MOST_ROWS:
-                say(f"  (the first {MOST_ROWS} of {len(shown)})")
+                emit(f"  (the first {MOST_ROWS} of {len(shown)})")
     if sum(counts.values()) > 1:
         done = f", {counts['done']} done already" if counts["done"] else ""
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        say(f"{counts['restored']} restored{done}{failed}")
+        emit(f"{counts['restored']} restored{done}{failed}")
     if counts["failed"]:
         raise typer.Exit(1)
 
 
-def _restore(workshop: Workshop, task: Task, watch: Watch) -> str:
-    """Restore one photograph, say what became of it, and return that in a word."""
+def _restore(workshop: Workshop, task: Task, watch: ProgressReporter) -> str:
+    """Restore one photograph, print what became of it, and return that in a word."""
     watch.begin(str(task.source))
     (outcome,) = workshop.work([task], watch.within)
     line = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, complain, use_local_cluster
+from orchestrator.cli.app import app, emit_error, use_local_cluster
 
 
 @app.command()
@@ -53,4 +53,4 @@ def serve(
         threads=threads,
         poll_seconds=poll,
     )
-    run(model, settings, read_token(token_file), complain)
+    run(model, settings, read_token(token_file), emit_error)

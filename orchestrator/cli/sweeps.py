@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, say, use_local_cluster
+from orchestrator.cli.app import app, emit, use_local_cluster
 
 sweep = typer.Typer(no_args_is_help=True, help="What came out of a sweep: a report, the winning job.")
 app.add_typer(sweep, name="sweep")
@@ -33,8 +33,8 @@ def report(
     found = find_sweep(run)
     folder = out or folder_of(found.name)
     write_report(found.job, found.name, found.events, folder)
-    say((folder / "leaderboard.txt").read_text())
-    say(f"written: {folder / 'report.html'}, report.md")
+    emit((folder / "leaderboard.txt").read_text())
+    emit(f"written: {folder / 'report.html'}, report.md")
 
 
 @sweep.command()
@@ -49,4 +49,4 @@ def export(
     use_local_cluster()
     from orchestrator.sweeps.lookup import export_job, find_sweep
 
-    say(export_job(find_sweep(run), out, trial))
+    emit(export_job(find_sweep(run), out, trial))

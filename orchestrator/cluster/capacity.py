@@ -14,7 +14,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
 from orchestrator.cluster.node_requests import Asking
-from orchestrator.config.schema import Crew
+from orchestrator.config.schema import WorkerResources
 from orchestrator.errors import PlanError
 
 _POLL_SECONDS = 1.0
@@ -26,19 +26,19 @@ _SLACK = 1e-6
 Resources = Mapping[str, float]
 
 
-def fitting_workers(workers: Crew, nodes: Iterable[Resources]) -> int:
+def fitting_workers(workers: WorkerResources, nodes: Iterable[Resources]) -> int:
     """Return how many workers fit on `nodes`, at most `workers.max`; a worker never spans two nodes."""
     return min(workers.max, sum(_fitting_on(workers, node) for node in nodes))
 
 
-def _fitting_on(workers: Crew, resources: Resources) -> int:
+def _fitting_on(workers: WorkerResources, resources: Resources) -> int:
     fits = (resources.get("CPU", 0.0) + _SLACK) / workers.cpus
     if workers.gpus:
         fits = min(fits, (resources.get("GPU", 0.0) + _SLACK) / workers.gpus)
     return math.floor(fits)
 
 
-def refusal(workers: Crew, nodes: Sequence[Resources]) -> str:
+def refusal(workers: WorkerResources, nodes: Sequence[Resources]) -> str:
     """Return the arithmetic of why the whole cluster is too small, or "" when it is not."""
     if fitting_workers(workers, nodes) >= workers.min:
         return ""
@@ -95,7 +95,11 @@ def largest_cluster() -> Resources | None:
 
 
 def wait_for_room(
-    workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool], *, known_to_fit: bool = False
+    workers: WorkerResources,
+    say: Callable[[str], None],
+    stopping: Callable[[], bool],
+    *,
+    known_to_fit: bool = False,
 ) -> int:
     """Return how many workers to start, once the cluster has room for at least `workers.min`; 0 when `stopping`.
 
@@ -137,7 +141,9 @@ def wait_for_room(
     return 0
 
 
-def _wait_for_nodes(workers: Crew, say: Callable[[str], None], stopping: Callable[[], bool]) -> int:
+def _wait_for_nodes(
+    workers: WorkerResources, say: Callable[[str], None], stopping: Callable[[], bool]
+) -> int:
     """Ask for `workers.max` and return how many there is room for, once it is `min` and no more come at a time."""
     asking = Asking(workers)
     asking.ask(workers.max)

@@ -11,13 +11,13 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from orchestrator.config.schema import Crew
+from orchestrator.config.schema import WorkerResources
 
 
 class Asking:
     """Room for single workers, each a placement group of its own; what has come is held until `release`."""
 
-    def __init__(self, workers: Crew) -> None:
+    def __init__(self, workers: WorkerResources) -> None:
         self.bundle = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
         self._groups: list[PlacementGroup] = []
 

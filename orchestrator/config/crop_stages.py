@@ -9,7 +9,7 @@ from shards.errors import MixtureError
 from shards.stages import Stage, Stages
 
 
-def stated(job: Training) -> tuple[CropStage, ...]:
+def declared(job: Training) -> tuple[CropStage, ...]:
     """Return the stages of the job; one size is one stage."""
     crop = job.data.crop_pixels
     return (CropStage(from_step=0, pixels=crop),) if isinstance(crop, int) else crop
@@ -17,7 +17,7 @@ def stated(job: Training) -> tuple[CropStage, ...]:
 
 def batches(job: Training) -> tuple[int, ...]:
     """Return the global batch of every stage."""
-    return tuple(stage.batch or job.train.global_batch_size for stage in stated(job))
+    return tuple(stage.batch or job.train.global_batch_size for stage in declared(job))
 
 
 def stages(job: Training, positions_per_epoch: int) -> Stages:
@@ -26,7 +26,7 @@ def stages(job: Training, positions_per_epoch: int) -> Stages:
     Raises MixtureError when they are out of order.
     """
     found: list[Stage] = []
-    for stage, batch in zip(stated(job), batches(job), strict=True):
+    for stage, batch in zip(declared(job), batches(job), strict=True):
         if stage.from_step is not None or not found:
             step = stage.from_step or 0
         else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from orchestrator.config.presets import SETTINGS
 from orchestrator.config.renamed import with_hashed_names
-from orchestrator.config.schema import INCIDENTAL, Job
+from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
 from orchestrator.config.sweep_schema import EXTENDABLE, SweepJob
 from shards.dataset import Dataset
 
@@ -19,7 +19,7 @@ def run_id(job: Job, manifests: Sequence[str]) -> str:
     Keys that say where and how fast it runs leave it the same run.
     """
     content = job.model_dump(mode="json")
-    for key in INCIDENTAL:
+    for key in NON_IDENTITY_KEYS:
         section, _, name = key.partition(".")
         if name:
             content[section].pop(name, None)
@@ -39,7 +39,7 @@ def sweep_id(job: SweepJob, dataset: Dataset) -> str:
     What says where and how fast it runs, and how long it goes on, leaves it the same sweep.
     """
     content = job.model_dump(mode="json")
-    for key in INCIDENTAL:
+    for key in NON_IDENTITY_KEYS:
         section, _, name = key.partition(".")
         if name:
             content[section].pop(name, None)

@@ -11,17 +11,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from orchestrator.config.schema import (
-    Crew,
     Degradation,
-    Follow,
     Name,
     Names,
-    OwnClass,
     Pack,
     Section,
     Seed,
+    Tracking,
+    UserModel,
+    WorkerResources,
     Workers,
-    one_or_many,
+    as_tuple,
 )
 
 Protocol = Literal["rgb-crop16", "rgb-crop16-gaussian", "rgb", "rgb8", "y8", "y-histoformer"]
@@ -46,7 +46,7 @@ class PackJob(Section):
     data: PackData
 
 
-class Judged(OwnClass):
+class EvaluatedModel(UserModel):
     """The model that is judged: one of ours by its weights, or a class of anybody's."""
 
     weights: str | None = None
@@ -57,7 +57,7 @@ class Judged(OwnClass):
     """How it was trained, for the tables; unset: what the weights say of themselves."""
 
 
-class JudgedData(Section):
+class EvaluationData(Section):
     """The benchmarks: the test splits of packed datasets."""
 
     manifests: Annotated[Names, Field(min_length=1)]
@@ -66,12 +66,12 @@ class JudgedData(Section):
     """Bound of each node's shard cache."""
 
 
-class Judge(Section):
+class EvaluationOptions(Section):
     """What is measured, and how."""
 
     degradations: tuple[Degradation, ...] = ()
     """Those of the test splits to judge; none given: all that they hold."""
-    protocols: Annotated[tuple[Protocol, ...], BeforeValidator(one_or_many), Field(min_length=1)] = (
+    protocols: Annotated[tuple[Protocol, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "rgb-crop16",
     )
     """How pairs become numbers. Protocols that crop alike share one restoration."""
@@ -92,11 +92,11 @@ class EvaluateJob(Section):
     seed: Seed = 0
     storage: str = ".mirage/folder"
     """Where relative manifests and the results live: `s3://bucket[/prefix]` or a folder."""
-    model: Judged
-    data: JudgedData
-    evaluate: Judge = Judge()
+    model: EvaluatedModel
+    data: EvaluationData
+    evaluate: EvaluationOptions = EvaluationOptions()
     workers: Workers = Workers()
-    track: Follow
+    track: Tracking
 
 
 class Restoration(Section):
@@ -129,4 +129,4 @@ class RestoreJob(Section):
     name: Name
     kind: Literal["restore"] = "restore"
     restore: Restoration
-    workers: Crew = Crew()
+    workers: WorkerResources = WorkerResources()

@@ -15,7 +15,7 @@ from orchestrator.config.schema import (
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.config.sweep_validation import of_sweep
 
-DEFAULT = "train"
+DEFAULT_KIND = "train"
 """Kind of a file that names none."""
 
 
@@ -23,7 +23,7 @@ AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
 
 
 @dataclass(frozen=True)
-class Kind:
+class JobKind:
     """What reading a job file needs to know of one kind of job."""
 
     model: type[Any]
@@ -45,10 +45,12 @@ def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-KINDS: dict[str, Kind] = {
-    "train": Kind(Job, ("name", "setting", "data", "track"), validation.of_training, _training_defaults),
-    "pack": Kind(PackJob, ("name", "data"), validation.of_packing),
-    "evaluate": Kind(EvaluateJob, ("name", "model", "data", "track"), validation.of_evaluation),
-    "restore": Kind(RestoreJob, ("name", "restore"), validation.of_restoring),
-    "sweep": Kind(SweepJob, ("name", "setting", "data", "track", "sweep"), of_sweep, _training_defaults),
+KINDS: dict[str, JobKind] = {
+    "train": JobKind(
+        Job, ("name", "setting", "data", "track"), validation.training_conflicts, _training_defaults
+    ),
+    "pack": JobKind(PackJob, ("name", "data"), validation.packing_conflicts),
+    "evaluate": JobKind(EvaluateJob, ("name", "model", "data", "track"), validation.evaluation_conflicts),
+    "restore": JobKind(RestoreJob, ("name", "restore"), validation.restore_conflicts),
+    "sweep": JobKind(SweepJob, ("name", "setting", "data", "track", "sweep"), of_sweep, _training_defaults),
 }

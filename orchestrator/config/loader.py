@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.job_types import DEFAULT, KINDS, AnyJob, Kind
+from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.errors import JobFileError
 
@@ -96,7 +96,7 @@ def json_schema() -> dict[str, Any]:
     for name, kind in KINDS.items():
         part = schema["$defs"][kind.model.__name__]
         part["properties"]["extends"] = {"type": "string", "description": "Another job file to start from."}
-        part["required"] = [*kind.required, *(["kind"] if name != DEFAULT else [])]
+        part["required"] = [*kind.required, *(["kind"] if name != DEFAULT_KIND else [])]
     for section, required in _REQUIRED_OF_SECTIONS.items():
         schema["$defs"][section]["required"] = required
     return schema
@@ -198,7 +198,7 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
         replaced += whole_keys
     whole = layers[-2].whole if len(layers) > 1 else layers[-1].whole
 
-    kind = _kind(given.get("kind", DEFAULT), places, whole)
+    kind = _kind(given.get("kind", DEFAULT_KIND), places, whole)
     given = _merge(kind.defaults(given), given, whole_keys=replaced)
     try:
         job: AnyJob = kind.model.model_validate(given)
@@ -214,7 +214,7 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     return job
 
 
-def _conflicts(kind: Kind, job: AnyJob, places: Mapping[Key, str], whole: str) -> list[Problem]:
+def _conflicts(kind: JobKind, job: AnyJob, places: Mapping[Key, str], whole: str) -> list[Problem]:
     return [
         Problem(_place(tuple(key.split(".")), places, whole), key, message)
         for key, message in kind.conflicts(job)
@@ -234,7 +234,7 @@ def _without_unknown_keys(given: Mapping[str, Any], error: ValidationError) -> M
     return left
 
 
-def _kind(name: object, places: Mapping[Key, str], whole: str) -> Kind:
+def _kind(name: object, places: Mapping[Key, str], whole: str) -> JobKind:
     if isinstance(name, str) and name in KINDS:
         return KINDS[name]
     near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
@@ -275,7 +275,7 @@ def _relevant(errors: Sequence[Any]) -> list[Any]:
     return [e for e in errors if not (setting_wrong and e["type"] == "missing" and e["loc"] in derived)]
 
 
-def _problem(error: Any, kind: Kind, places: Mapping[Key, str], whole: str) -> Problem:
+def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -> Problem:
     key = tuple(str(part) for part in error["loc"] if part != "[key]")
     dotted = ".".join(key)
     where = _place(key, places, whole)
@@ -303,7 +303,7 @@ def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
     return whole
 
 
-def _unknown(key: Key, kind: Kind) -> str:
+def _unknown(key: Key, kind: JobKind) -> str:
     """Return what to do about a key that the kind does not have."""
     known = _fields(kind.model, key[:-1])
     near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.6)

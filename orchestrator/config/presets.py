@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingPreset:
     """A published benchmark combination, or (`own`) data of anybody's."""
 
     repeats: dict[str, int]
@@ -36,19 +36,19 @@ def _epochs(authors: int, paper: int) -> dict[str, dict[str, int]]:
     return {"authors": {"epochs": authors}, "paper": {"epochs": paper}, "fast": {"epochs": paper}}
 
 
-def _one(repeats: dict[str, int], published: dict[str, int]) -> Setting:
+def _one(repeats: dict[str, int], published: dict[str, int]) -> SettingPreset:
     """Return one degradation, for which the paper says 120 epochs and the release has no script."""
-    return Setting(repeats, published, tuple(repeats), _epochs(120, 120))
+    return SettingPreset(repeats, published, tuple(repeats), _epochs(120, 120))
 
 
-def _cdd11(*degradations: str) -> Setting:
+def _cdd11(*degradations: str) -> SettingPreset:
     """Return a part of CDD-11, as the release's loader draws it.
 
     A sample is a uniform draw of type and image, an epoch four times as many as there are images, which are not cut
     to multiples of 16. The paper says 170 epochs; the release has no script, and its cosine would rise again after
     its 150.
     """
-    return Setting(
+    return SettingPreset(
         dict.fromkeys(degradations, 4),
         dict.fromkeys(degradations, 1183),
         degradations,
@@ -70,13 +70,13 @@ SETTINGS = {
     "dehaze": _one({"haze": 1}, {"haze": 72135}),
     "derain": _one({"rain": 120}, {"rain": 200}),
     "denoise": _one(_THRICE, _NOISE),
-    "3deg": Setting(
+    "3deg": SettingPreset(
         {**_THRICE, "rain": 120, "haze": 1},
         {**_NOISE, "rain": 200, "haze": 72135},
         ("haze", "rain", "noise15", "noise25", "noise50"),
         _epochs(130, 120),
     ),
-    "5deg": Setting(
+    "5deg": SettingPreset(
         {**_THRICE, "rain": 120, "haze": 1, "blur": 5, "lowlight": 20},
         {**_NOISE, "rain": 200, "haze": 72135, "blur": 2103, "lowlight": 485},
         ("haze", "rain", "noise25", "blur", "lowlight"),
@@ -86,7 +86,7 @@ SETTINGS = {
     "cdd11-double": _cdd11(*_DOUBLE),
     "cdd11-triple": _cdd11(*_TRIPLE),
     "cdd11-all": _cdd11(*_SINGLE, *_DOUBLE, *_TRIPLE),
-    "allweather": Setting(
+    "allweather": SettingPreset(
         dict.fromkeys(_WEATHER, 1),
         _WEATHER,
         ("snow", "haze_rain", "raindrop"),
@@ -94,7 +94,7 @@ SETTINGS = {
         {recipe: {"steps": 300_000} for recipe in ("authors", "paper", "fast")},
         {"train": {"schedule": "cosine"}},
     ),
-    "own": Setting({}, {}, (), {}),
+    "own": SettingPreset({}, {}, (), {}),
 }
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ def total_steps(train: Train, steps_per_epoch: int) -> int:
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
     """Return the rate of the step with index `step` (from 0)."""
-    highest = train.learning_rate * rate_factor(train.lr_scaling, train.global_batch_size)
+    highest = train.learning_rate * lr_scale(train.lr_scaling, train.global_batch_size)
     if train.schedule == "release":
         return highest * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
     total = total_steps(train, steps_per_epoch)
@@ -45,14 +45,14 @@ def _release_factor(epoch: int, length: float | None) -> float:
     return 0.5 * (1 + math.cos(math.pi * (lagging - _RELEASE_WARMUP_EPOCHS) / rest))
 
 
-RateRule = Literal["fixed", "linear", "sqrt"]
+LrScaling = Literal["fixed", "linear", "sqrt"]
 
 
 REFERENCE_BATCH = 32
 """Images per step of the published recipes: what a rule for the learning rate scales from."""
 
 
-def rate_factor(rule: RateRule, global_batch: int) -> float:
+def lr_scale(rule: LrScaling, global_batch: int) -> float:
     """Return what the learning rate is multiplied by when the batch is not the published 32.
 
     `linear` (Goyal et al., 2017) keeps the expected movement per image, `sqrt` the noise of the gradient; `fixed` is 1.

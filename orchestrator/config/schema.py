@@ -38,12 +38,12 @@ Degradation = Literal[
 ]
 
 
-def one_or_many(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """Return a name that stands alone as a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(one_or_many)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 """Several names; one alone may be written without brackets."""
 
 
@@ -101,14 +101,14 @@ class Section(BaseModel):
     )
 
 
-CLASS = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+CLASS_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """How a class is named: package.module:Class."""
 
 
-class OwnClass(Section):
+class UserModel(Section):
     """A network of anybody's, in place of a MIRAGE."""
 
-    class_: str | None = Field(default=None, alias="class", pattern=CLASS)
+    class_: str | None = Field(default=None, alias="class", pattern=CLASS_PATTERN)
     """package.module:Class of another network; unset: a MIRAGE."""
     path: str | None = None
     """Folder that `class` is imported from; unset: what Python finds by itself."""
@@ -120,7 +120,7 @@ class OwnClass(Section):
     """Side in pixels of the tiles in which `class` restores a larger image; unset: whole images only."""
 
 
-class Model(OwnClass):
+class Model(UserModel):
     """The network. `variant` names a published size; any other key given replaces that size's value.
 
     With `class` it is another network, and the keys of a MIRAGE are not given.
@@ -164,11 +164,11 @@ class Model(OwnClass):
 
     def changes(self) -> dict[str, Any]:
         """Return the given keys that replace a value of the variant's."""
-        own = set(OwnClass.model_fields) | {"variant"}
+        own = set(UserModel.model_fields) | {"variant"}
         return self.model_dump(exclude=own, exclude_none=True)
 
 
-class Loss(Section):
+class LossConfig(Section):
     """Weights of the combined loss: L1 + Fourier + SPD contrastive."""
 
     l1_weight: float = Field(default=1.0, ge=0)
@@ -330,7 +330,7 @@ class EngineChoice(Section):
     """What DeepSpeed's workers share out: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too."""
 
 
-class Crew(Section):
+class WorkerResources(Section):
     """Processes that share the work of a job, and what each one holds."""
 
     min: int = Field(default=1, ge=1)
@@ -344,7 +344,7 @@ class Crew(Section):
     """Longest time the work may take before it is stopped, in such a way that it can go on later."""
 
 
-class Workers(Crew):
+class Workers(WorkerResources):
     """Training processes."""
 
     images_per_second: float | None = Field(default=None, gt=0)
@@ -388,7 +388,7 @@ class Checkpoint(Section):
     """All checkpoints younger than this are kept besides."""
 
 
-class Validate(Section):
+class Validation(Section):
     """A quick look during training, on centre crops of held-out photographs."""
 
     every_steps: int = Field(default=5000, ge=1)
@@ -404,7 +404,7 @@ class Evaluate(Section):
     protocol: Literal["rgb-crop16", "rgb"] = "rgb-crop16"
 
 
-class Follow(Section):
+class Tracking(Section):
     """Where the run is followed."""
 
     experiment: str
@@ -412,7 +412,7 @@ class Follow(Section):
     """MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else SQLite in the home folder."""
 
 
-class Track(Follow):
+class Track(Tracking):
     """Where the run is followed and its model is registered."""
 
     register_as: Name | None = None
@@ -477,14 +477,14 @@ class Training(Section):
     storage: str = ".mirage/folder"
     """Where relative manifests and the runs live: `s3://bucket[/prefix]` or a folder."""
     model: Model = Model()
-    loss: Loss = Loss()
+    loss: LossConfig = LossConfig()
     data: Data
     train: Train = Train()
     engine: EngineChoice = EngineChoice()
     workers: Workers = Workers()
     prices: Prices = Prices()
     checkpoint: Checkpoint = Checkpoint()
-    validation: Validate = Validate()
+    validation: Validation = Validation()
     evaluate: Evaluate
     track: Track
     promote: Promote = Promote()
@@ -499,7 +499,7 @@ class Job(Training):
 
 
 # Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
-INCIDENTAL = frozenset(
+NON_IDENTITY_KEYS = frozenset(
     {
         *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),

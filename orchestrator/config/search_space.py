@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import validation
 from orchestrator.config.renamed import current_key
-from orchestrator.config.schema import INCIDENTAL, Job
+from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
 from orchestrator.config.sweep_schema import Domain, SweepJob
 
 Values = dict[str, Any]
@@ -29,7 +29,7 @@ _NOT_SEARCHED = {
     **dict.fromkeys(("recipe", "setting"), "stands for many keys, which are settled when the file is read"),
     **dict.fromkeys(("evaluate", "validation"), "says how trials are judged, and they are all judged alike"),
     **dict.fromkeys(("data.manifests", "data.pack"), "says which data it is, and trials share one dataset"),
-    **dict.fromkeys(INCIDENTAL, "says where and how fast a job runs, not what comes out"),
+    **dict.fromkeys(NON_IDENTITY_KEYS, "says where and how fast a job runs, not what comes out"),
     "sweep": "is the search itself",
 }
 """Keys or sections that no knob may be, and why."""
@@ -146,7 +146,7 @@ def candidate(job: SweepJob, values: Values, name: str | None = None) -> Candida
         made = Job.model_validate(content)
     except ValidationError as error:
         return Candidate(values, None, "; ".join(_told(e) for e in error.errors()))
-    problems = [f"{key}: {message}" for key, message in validation.of_training(made)]
+    problems = [f"{key}: {message}" for key, message in validation.training_conflicts(made)]
     return Candidate(values, None if problems else made, "; ".join(problems))
 
 

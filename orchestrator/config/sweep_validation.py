@@ -22,7 +22,7 @@ from orchestrator.config.search_space import (
     unsearchable,
 )
 from orchestrator.config.sweep_schema import Domain, Scheduler, SweepJob, rungs
-from orchestrator.config.validation import Conflict, of_training
+from orchestrator.config.validation import Conflict, training_conflicts
 
 NAME_ROOM = 46
 """Longest name of a sweep: those of its trials' runs are made of it."""
@@ -33,7 +33,7 @@ _SAMPLES = 200
 
 def of_sweep(job: SweepJob) -> Iterator[Conflict]:
     """Yield what cannot be in a job that sweeps."""
-    yield from of_training(job)
+    yield from training_conflicts(job)
     if len(job.name) > NAME_ROOM:
         yield "name", f"has {len(job.name)} letters; trials are named after it, so at most {NAME_ROOM}."
     found = [*_of_knobs(job), *_of_constraints(job), *_of_search(job), *_of_lengths(job), *_of_winner(job)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.config import crop_stages
-from orchestrator.config.schema import Crew, OwnClass, Pack, Training
+from orchestrator.config.schema import Pack, Training, UserModel, WorkerResources
 from orchestrator.errors import JudgingError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Conflict = tuple[str, str]
 """Key and message."""
 
 
-def of_training(job: Training) -> Iterator[Conflict]:
+def training_conflicts(job: Training) -> Iterator[Conflict]:
     """Yield what cannot be in a job that trains."""
     yield from _of_crops(job)
     yield from _of_weights(job)
@@ -105,7 +105,7 @@ def _of_checkpoints(job: Training) -> Iterator[Conflict]:
 
 
 def _of_crops(job: Training) -> Iterator[Conflict]:
-    stages = crop_stages.stated(job)
+    stages = crop_stages.declared(job)
     for crop in (stage.pixels for stage in stages):
         if crop % 8:
             low = crop - crop % 8
@@ -148,12 +148,12 @@ def _of_weights(job: Training) -> Iterator[Conflict]:
         yield "data.window", "is of a permutation; sampling with replacement has no order to keep. Remove it."
 
 
-def of_packing(job: PackJob) -> Iterator[Conflict]:
+def packing_conflicts(job: PackJob) -> Iterator[Conflict]:
     """Yield what cannot be in a job that packs."""
     yield from _of_packing(job.data.pack, job.data.manifests)
 
 
-def of_source(pack: Pack) -> Iterator[Conflict]:
+def source_conflicts(pack: Pack) -> Iterator[Conflict]:
     """Yield what cannot be in a description of raw data; keys are those of the section."""
     if pack.source != "photographs" and not pack.root:
         what = "clean photographs" if pack.source == "synthetic" else "the raw data"
@@ -179,7 +179,7 @@ _BELONGS = {
 """Keys that mean something for some sources alone."""
 
 
-def of_evaluation(job: EvaluateJob) -> Iterator[Conflict]:
+def evaluation_conflicts(job: EvaluateJob) -> Iterator[Conflict]:
     """Yield what cannot be in a job that judges."""
     yield from _of_workers(job.workers)
     model = job.model
@@ -191,7 +191,7 @@ def of_evaluation(job: EvaluateJob) -> Iterator[Conflict]:
     yield from _of_class(model)
 
 
-def of_restoring(job: RestoreJob) -> Iterator[Conflict]:
+def restore_conflicts(job: RestoreJob) -> Iterator[Conflict]:
     """Yield what cannot be in a job that restores."""
     yield from _of_workers(job.workers)
     tile, overlap = job.restore.tile, job.restore.overlap
@@ -204,7 +204,7 @@ def of_restoring(job: RestoreJob) -> Iterator[Conflict]:
         yield "restore.overlap", f"{overlap}: at least 0 and at most half of the tile, {tile // 2}."
 
 
-def _of_class(model: OwnClass) -> Iterator[Conflict]:
+def _of_class(model: UserModel) -> Iterator[Conflict]:
     if model.class_ is None:
         for key in ("path", "arguments", "tile"):
             if getattr(model, key):
@@ -238,17 +238,17 @@ def _of_training_a_class(job: Training) -> Iterator[Conflict]:
             "track.register_as",
             "only a MIRAGE is registered. Remove it: the weights stay in the run's folder, for model.weights.",
         )
-    for crop in (stage.pixels for stage in crop_stages.stated(job)):
+    for crop in (stage.pixels for stage in crop_stages.declared(job)):
         if crop % job.model.stride:
             yield "data.crop_pixels", f"{crop} is not a multiple of model.stride, {job.model.stride}."
 
 
-def _of_workers(workers: Crew) -> Iterator[Conflict]:
+def _of_workers(workers: WorkerResources) -> Iterator[Conflict]:
     if workers.min > workers.max:
         yield "workers.min", f"{workers.min} is more than workers.max, {workers.max}."
 
 
 def _of_packing(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Conflict]:
-    yield from ((f"data.pack.{key}", message) for key, message in of_source(pack))
+    yield from ((f"data.pack.{key}", message) for key, message in source_conflicts(pack))
     if len(manifests) != 1:
         yield "data.manifests", "name exactly one dataset when data.pack says how to make it."

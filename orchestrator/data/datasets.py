@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from orchestrator.config import crop_stages
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
 from orchestrator.config.schema import Data, Job, Pack
-from orchestrator.config.validation import of_source
+from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import source_of
 from orchestrator.errors import PlanError
 from orchestrator.paths import absolute_uri, below, home
@@ -102,7 +102,7 @@ def pack_dataset(
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PlanError(f"{told}. See: mirage pack --help") from None
-    conflicts = [f"--{key.replace('_', '-')} {message}" for key, message in of_source(chosen)]
+    conflicts = [f"--{key.replace('_', '-')} {message}" for key, message in source_conflicts(chosen)]
     if conflicts:
         raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.imaging.contact_sheet import image_grid
 from shards.audit import Twin
 from shards.dataset import Dataset
 from shards.manifest import Manifest, Member, Row
@@ -67,7 +67,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
             blank = np.full_like(pictures[0], 255)
             rows.append([*pictures, *[blank] * (2 * _PER_ROW - len(pictures))])
             labels.append(f"{split} {degradation}")
-    return sheet(rows, ["degraded", "clean"] * _PER_ROW, labels)
+    return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
 
 
 def twin_sheet(dataset: Dataset, twins: Sequence[Twin]) -> Image.Image:
@@ -78,7 +78,7 @@ def twin_sheet(dataset: Dataset, twins: Sequence[Twin]) -> Image.Image:
         rows.append([dataset.clean(row) for row in place])
         labels.append(f"{number}")
         captions.append([f"{p.row.id} ({p.split})"[:40] for p in (twin.first, twin.second)])
-    return sheet(rows, ["one", "other"], labels, captions)
+    return image_grid(rows, ["one", "other"], labels, captions)
 
 
 def _side_by_side(dataset: Dataset, row: Row) -> list[NDArray[np.uint8]]:

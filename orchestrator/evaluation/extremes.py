@@ -13,7 +13,7 @@ from orchestrator.evaluation.aggregates import extremes
 from orchestrator.evaluation.chunks import Benchmarks
 from orchestrator.evaluation.image_results import ImageResult
 from orchestrator.evaluation.model_under_test import Candidate
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import to_float, to_uint8
 from shards.evaluation import EvalItem
 
@@ -36,7 +36,7 @@ def extremes_sheet(
                 captions.append(
                     [f"{one.input_psnr:.2f} dB", f"{one.psnr:.2f} dB / {one.ssim:.3f}", one.image]
                 )
-    page = sheet(rows, ["degraded", "restored", "clean"], labels, captions)
+    page = image_grid(rows, ["degraded", "restored", "clean"], labels, captions)
     out = io.BytesIO()
     page.save(out, "PNG")
     return out.getvalue()

@@ -14,7 +14,7 @@ from torch import Tensor
 from mirage import MIRAGE
 from mirage.cost import macs
 from mirage.weights import WeightsError, dumps, load_release, loads, read_metadata
-from orchestrator.config.job_schemas import Judged
+from orchestrator.config.job_schemas import EvaluatedModel
 from orchestrator.errors import ModelError
 from orchestrator.models import user_model
 from orchestrator.models.network import Network, OwnNetwork, restoring
@@ -65,7 +65,7 @@ class Candidate:
         return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
 
 
-def fetch(model: Judged, tracking_uri: str | None = None) -> bytes:
+def fetch(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
     """Return the bytes of the weights that `model` names, b"" when it names none. Raises RegistryError, ModelError.
 
     One of the authors' checkpoints becomes safetensors. A relative file stands below the project; registered models
@@ -83,7 +83,7 @@ def fetch(model: Judged, tracking_uri: str | None = None) -> bytes:
     return found.path.read_bytes()
 
 
-def identify(model: Judged, weights: bytes) -> Identity:
+def identify(model: EvaluatedModel, weights: bytes) -> Identity:
     """Return what tables say of the model: what the job says, else what the weights say of themselves."""
     header: dict[str, str] = {}
     with suppress(WeightsError):  # a checkpoint of torch, or no weights: it says nothing
@@ -98,7 +98,7 @@ def identify(model: Judged, weights: bytes) -> Identity:
 
 
 def build(
-    model: Judged, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
+    model: EvaluatedModel, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> Candidate:
     """Return the candidate that `model` with these weights is. Raises ModelError."""
     where = model.weights or "model"

@@ -17,7 +17,7 @@ from orchestrator.data import datasets
 from orchestrator.errors import JudgingError
 from orchestrator.evaluation.chunks import Benchmarks
 from orchestrator.evaluation.model_under_test import Candidate, build, fetch, identify
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import to_float, to_uint8
 from shards.evaluation import EvalItem
 
@@ -61,7 +61,7 @@ def draw_panels(
         rows.append(row)
         captions.append(told)
     labels = [f"{item.degradation}\n{item.id}" for item in chosen]
-    page = sheet(rows, ["degraded", *(name for name, _ in candidates), "clean"], labels, captions)
+    page = image_grid(rows, ["degraded", *(name for name, _ in candidates), "clean"], labels, captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out, "PNG")
     return [label.replace("\n", " ") for label in labels]

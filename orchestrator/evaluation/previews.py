@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mirage.metrics import psnr
-from orchestrator.config.schema import Validate
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.config.schema import Validation
+from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import _png, to_float, to_uint8
 from shards.evaluation import EvalItem, EvaluationSet
 
 
-def validation_items(held_out: EvaluationSet, validation: Validate) -> list[EvalItem]:
+def validation_items(held_out: EvaluationSet, validation: Validation) -> list[EvalItem]:
     """Return centre crops of the first held-out photographs of each degradation: always the same."""
     items = []
     for index in held_out.first(validation.photographs):
@@ -39,7 +39,7 @@ def comparison_sheet(
         restored = restore(degraded)
         rows.append([item.degraded, to_uint8(restored), item.clean])
         captions.append([f"{float(psnr(x, clean)):.2f} dB" for x in (degraded, restored)] + [""])
-    picture = sheet(rows, ["degraded", "restored", "clean"], list(first), captions)
+    picture = image_grid(rows, ["degraded", "restored", "clean"], list(first), captions)
     return _png(picture)
 
 

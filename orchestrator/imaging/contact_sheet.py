@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 CELL_PIXELS = 320
 GAP_PIXELS = 8
 TEXT_PIXELS = 18
-PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (95, 95, 95)
+BACKGROUND, TEXT_COLOUR, CAPTION_COLOUR = (255, 255, 255), (20, 20, 20), (95, 95, 95)
 
 
-def sheet(
+def image_grid(
     rows: Sequence[Sequence[NDArray[np.uint8]]],
     titles: Sequence[str],
     row_labels: Sequence[str],
@@ -34,21 +34,21 @@ def sheet(
     label_width = 2 * GAP_PIXELS + max(int(font.getlength(label)) for label in row_labels)
     heights = [max(picture.height for picture in row) + (line if captions else 0) for row in scaled]
     width = label_width + len(titles) * (cell + GAP_PIXELS)
-    page = Image.new("RGB", (width, line + GAP_PIXELS + sum(heights) + GAP_PIXELS * len(rows)), PAPER)
+    page = Image.new("RGB", (width, line + GAP_PIXELS + sum(heights) + GAP_PIXELS * len(rows)), BACKGROUND)
     draw = ImageDraw.Draw(page)
     for column, title in enumerate(titles):
         middle = label_width + column * (cell + GAP_PIXELS) + cell // 2
-        draw.text((middle, GAP_PIXELS), title, INK, font, anchor="ma")
+        draw.text((middle, GAP_PIXELS), title, TEXT_COLOUR, font, anchor="ma")
     top = line + GAP_PIXELS
     for index, (row, height) in enumerate(zip(scaled, heights, strict=True)):
         picture_height = max(picture.height for picture in row)
-        draw.text((GAP_PIXELS, top + picture_height // 2), row_labels[index], INK, font, anchor="lm")
+        draw.text((GAP_PIXELS, top + picture_height // 2), row_labels[index], TEXT_COLOUR, font, anchor="lm")
         for column, picture in enumerate(row):
             left = label_width + column * (cell + GAP_PIXELS)
             page.paste(picture, (left, top))
             if captions:
                 place = (left + cell // 2, top + picture_height + 5)
-                draw.text(place, captions[index][column], FAINT, font, anchor="ma")
+                draw.text(place, captions[index][column], CAPTION_COLOUR, font, anchor="ma")
         top += height + GAP_PIXELS
     return page
 

@@ -69,7 +69,7 @@ _LAYOUT_TAGS = frozenset(
 _TIFF_ONLY_TAGS = frozenset({700, 33723, 34377, 34675, 37724})
 
 # What Pillow and imagecodecs raise for damaged files; Pillow's TIFF reader also trips over missing or odd tags.
-DAMAGE = (
+DECODE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error),
     *(imagecodecs.PngError, imagecodecs.TiffError),
 )
@@ -118,7 +118,7 @@ class Photo:
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
+def open_image(data: bytes) -> Iterator[Image.Image]:
     """Open the bytes of an image file of a known format. Only its header is read; Pillow's errors come as they are."""
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -133,7 +133,7 @@ def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
     if len(data) > limits.bytes:
         raise PhotoError(f"{name}: takes {len(data) / 2**20:.1f} MiB, more than {limits.bytes / 2**20:.1f}.")
     try:
-        with opened(data) as image:
+        with open_image(data) as image:
             if image.width * image.height > limits.pixels:
                 raise _too_large(name, limits)
             return _decode(name, data, image)
@@ -143,7 +143,7 @@ def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, limits) from error
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise PhotoError(f"{name}: damaged or incomplete ({error})") from error
 
 

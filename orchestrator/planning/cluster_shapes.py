@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.config import crop_stages, validation
 from orchestrator.config.schema import EngineChoice, Job
-from orchestrator.planning.estimate import GIB, Estimate, Rate, Records, estimate, rate_of
+from orchestrator.planning.estimate import GIB, ComputeRate, Estimate, Records, estimate, rate_of
 from orchestrator.planning.plan import Plan
 from shards.stages import Stages
 
@@ -17,11 +17,11 @@ _ENGINES = (
     EngineChoice(),
     *(EngineChoice(name="deepspeed", zero_stage=stage) for stage in (1, 2, 3)),
 )
-SHOWN = 24
+MAX_ROWS = 24
 """Rows of the table; the rest is counted."""
 
 
-def variants(job: Job) -> Iterator[tuple[Job, int]]:
+def shapes(job: Job) -> Iterator[tuple[Job, int]]:
     """Yield (job, workers) of every shape that the job's rules allow; more workers than images are none."""
     smallest = min(crop_stages.batches(job))
     counts = sorted({n for n in (*_WORKERS, job.workers.min, job.workers.max)})
@@ -39,7 +39,7 @@ def variants(job: Job) -> Iterator[tuple[Job, int]]:
                 "engine": engine,
             }
         )
-        if not list(validation.of_training(chosen)):
+        if not list(validation.training_conflicts(chosen)):
             yield chosen, workers
 
 
@@ -47,7 +47,7 @@ def compare(job: Job, stages: Stages, total_steps: int, records: Records) -> lis
     """Return every shape that fits with what it takes, the cheapest first, the quicker of equals before."""
     limit = job.workers.memory_gib
     found = []
-    for shape, workers in variants(job):
+    for shape, workers in shapes(job):
         took = estimate(shape, stages, total_steps, workers, _rate(job, shape, stages, records))
         if limit is None or took.memory.total <= limit * GIB:
             found.append((shape, took))
@@ -68,7 +68,7 @@ def render(plan: Plan) -> str:
         f"{'workers':>7}  {'precision':<9}  {'engine':<8}  {'recompute':<15}  {'GiB each':>8}  "
         f"{'s/step':>8}  {'talking':>7}  {'hours':>9}  {unit:>12}"
     ]
-    for shape, took in rows[:SHOWN]:
+    for shape, took in rows[:MAX_ROWS]:
         engine = "ddp" if shape.engine.name == "ddp" else f"ZeRO {shape.engine.zero_stage}"
         cost = took.worker_hours if took.money is None else took.money
         lines.append(
@@ -76,8 +76,8 @@ def render(plan: Plan) -> str:
             f"{took.memory.total / GIB:>8.1f}  {took.step_seconds:>8.3f}  {100 * took.communication:>5.1f} %  "
             f"{took.hours:>9,.1f}  {cost:>12,.1f}"
         )
-    if len(rows) > SHOWN:
-        lines.append(f"and {len(rows) - SHOWN} dearer shapes")
+    if len(rows) > MAX_ROWS:
+        lines.append(f"and {len(rows) - MAX_ROWS} dearer shapes")
     sources = dict.fromkeys(took.rate.source for _, took in rows)
     lines.append(f"rates: {'; '.join(sources)}. Messages: 50 µs, 25 Gbit/s a worker, assumed.")
     lines.append(
@@ -86,7 +86,7 @@ def render(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _rate(job: Job, shape: Job, stages: Stages, records: Records) -> Rate:
+def _rate(job: Job, shape: Job, stages: Stages, records: Records) -> ComputeRate:
     """The rate of a shape: what the job states is stated of its own precision."""
     if shape.train.precision != job.train.precision and job.workers.images_per_second is not None:
         workers = shape.workers.model_copy(update={"images_per_second": None})

@@ -16,8 +16,8 @@ from mirage.cost import macs, parameters, recomputed_macs
 from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Job
-from orchestrator.planning.scaling_model import Load, Machine, Network, predict
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.scaling_model import Network, StepCost, WorkerSpeed, predict
+from orchestrator.planning.throughput import Throughput
 from shards.stages import Stage, Stages
 
 GIB = 2**30
@@ -31,12 +31,12 @@ _GPU_RATE = {"fp32": 400 * 3 * 5.31e9, "bf16": 800 * 3 * 5.31e9}
 """The same per GPU: 400 crops of 128² a second of T in fp32, 800 in bf16. A guess: no GPU has run this yet."""
 
 
-Records = Sequence[tuple[Job, Pace]]
+Records = Sequence[tuple[Job, Throughput]]
 """Earlier runs with their jobs."""
 
 
 @dataclass(frozen=True)
-class Rate:
+class ComputeRate:
     """Multiply-adds per second that one worker alone trains, and who says so."""
 
     per_second: float
@@ -45,7 +45,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of one worker while a step runs."""
 
     weights: int
@@ -66,7 +66,7 @@ class Estimate:
     """What a job takes on one number of workers."""
 
     workers: int
-    memory: Memory
+    memory: MemoryEstimate
     step_seconds: float
     """Mean over the run."""
     communication: float
@@ -74,7 +74,7 @@ class Estimate:
     hours: float
     money: float | None
     """For workers and head; None without a price."""
-    rate: Rate
+    rate: ComputeRate
 
     @property
     def worker_hours(self) -> float:
@@ -82,25 +82,25 @@ class Estimate:
         return self.hours * self.workers
 
 
-def shares(job: Job, batch: int, workers: int) -> int:
+def largest_share(job: Job, batch: int, workers: int) -> int:
     """Return the most images of a micro-batch that one of the workers holds."""
     return math.ceil(batch // job.train.micro_batches / workers)
 
 
-def memory(job: Job, workers: int) -> Memory:
+def memory(job: Job, workers: int) -> MemoryEstimate:
     """Return what one of `workers` holds at the stage of crops that takes most."""
     config, train, engine = job.model.build(), job.train, job.engine
     precision = _precision(job)
     form: Form = "composed" if job.workers.gpus else "regions"
     how = Kept(precision, train.activation_checkpointing, form)
     kept = 0
-    for stage, batch in zip(crop_stages.stated(job), crop_stages.batches(job), strict=True):
+    for stage, batch in zip(crop_stages.declared(job), crop_stages.batches(job), strict=True):
         each = activation_bytes(config, stage.pixels, stage.pixels, how)
         each += recomputed_bytes(config, stage.pixels, stage.pixels, how)
-        kept = max(kept, shares(job, batch, workers) * each)
+        kept = max(kept, largest_share(job, batch, workers) * each)
     whole = 4 * parameters(config)
     zero = engine.zero_stage if engine.name == "deepspeed" else 0
-    return Memory(
+    return MemoryEstimate(
         weights=whole // (workers if zero == 3 else 1),
         gradients=whole // (workers if zero >= 2 else 1),
         optimizer=2 * whole // (workers if zero >= 1 else 1),
@@ -109,32 +109,34 @@ def memory(job: Job, workers: int) -> Memory:
     )
 
 
-def rate_of(job: Job, stages: Stages, records: Records) -> Rate:
+def rate_of(job: Job, stages: Stages, records: Records) -> ComputeRate:
     """Return the rate of one of the job's workers: stated, measured in earlier runs, or assumed."""
     stated, first = job.workers.images_per_second, stages.stages[0]
     if stated is not None:
-        return Rate(stated * _work(job, first.pixels), f"workers.images_per_second {stated:g}", measured=True)
+        return ComputeRate(
+            stated * _work(job, first.pixels), f"workers.images_per_second {stated:g}", measured=True
+        )
     alike = [(other, pace) for other, pace in records if _comparable(job, other)]
     if alike:
         rates = [_measured(other, pace) for other, pace in alike]
         devices = ", ".join(sorted({pace.device for _, pace in alike}))
         runs = "1 earlier run" if len(alike) == 1 else f"{len(alike)} earlier runs"
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
-        return Rate(per, f"{runs} on {devices}", measured=True)
+        return ComputeRate(per, f"{runs} on {devices}", measured=True)
     if job.workers.gpus:
         per = _GPU_RATE[_precision(job)]
-        return Rate(
+        return ComputeRate(
             per,
             f"a guess of {per / 1e12:.1f} T multiply-adds/s a GPU; no GPU has run this yet",
             measured=False,
         )
     per = _CPU_RATE * job.workers.cpus
-    return Rate(
+    return ComputeRate(
         per, f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s a core (docs/benchmarks.md)", measured=False
     )
 
 
-def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: Rate) -> Estimate:
+def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: ComputeRate) -> Estimate:
     """Return what the job takes on `workers`. ValueError when they are more than a micro-batch has images."""
     seconds, talking = 0.0, 0.0
     for stage, steps in _spans(stages, total_steps):
@@ -157,18 +159,18 @@ def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: Rat
     )
 
 
-def step_seconds(job: Job, stage: Stage, workers: int, rate: Rate) -> tuple[float, float]:
+def step_seconds(job: Job, stage: Stage, workers: int, rate: ComputeRate) -> tuple[float, float]:
     """Return the seconds of a step and those of them that workers talk."""
     config = job.model.build()
     blocks = sum(s.blocks for s in config.stages()) if config.batch_norm == "synced" else 0
-    load = Load(
+    load = StepCost(
         parameters=parameters(config),
         blocks=blocks if config.branch_ratios[1] else 0,
         norm_channels=2 * config.dim,
         embedding=2 * config.spd_embed_dim if job.loss.spd_weight else 0,
         micro_batches=job.train.micro_batches,
     )
-    machine = Machine(step_seconds=0.0, image_seconds=_work(job, stage.pixels) / rate.per_second)
+    machine = WorkerSpeed(step_seconds=0.0, image_seconds=_work(job, stage.pixels) / rate.per_second)
     point = predict(workers, stage.batch, load, machine, ASSUMED_NETWORK)
     again = (
         1.5 if job.engine.name == "deepspeed" and job.engine.zero_stage == 3 else 1.0
@@ -199,13 +201,13 @@ def _work(job: Job, side: int) -> float:
     )
 
 
-def _measured(job: Job, pace: Pace) -> float:
+def _measured(job: Job, pace: Throughput) -> float:
     """Multiply-adds per second of one worker, on CPUs per core, of a run that is over; what it talked is left out."""
     stage = crop_stages.stages(job, 1).stages[-1]
-    guess = Rate(1.0, "", measured=True)
+    guess = ComputeRate(1.0, "", measured=True)
     _, talking = step_seconds(job, stage, pace.workers, guess)
     computing = max(pace.seconds_per_step - talking, pace.seconds_per_step / 2)
-    images = job.train.micro_batches * shares(job, stage.batch, pace.workers)
+    images = job.train.micro_batches * largest_share(job, stage.batch, pace.workers)
     return images * _work(job, stage.pixels) / computing / (1 if job.workers.gpus else job.workers.cpus)
 
 

@@ -16,7 +16,7 @@ from orchestrator.errors import PlanError
 from orchestrator.models import user_model
 from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.throughput import Throughput
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.mixture import Mixture
 from shards.stages import Stages
@@ -46,7 +46,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warnings: tuple[str, ...] = ()
-    records: tuple[tuple[Job, Pace], ...] = ()
+    records: tuple[tuple[Job, Throughput], ...] = ()
     """How fast earlier runs in the same store went."""
     estimates: tuple[Estimate, ...] = ()
     """For workers.min and workers.max; none of a class of anybody's."""
@@ -200,7 +200,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
     order = datasets.order(job, held)
     stages = crop_stages.stages(job, order.positions_per_epoch)
     steps = total_steps(job.train, order.steps_per_epoch)
-    records = tuple(throughput.earlier(job)) if reachable and job.model.class_ is None else ()
+    records = tuple(throughput.earlier_runs(job)) if reachable and job.model.class_ is None else ()
     estimates = _estimates(job, stages, steps, records)
     if job.workers.memory_gib is not None and estimates:
         needed = estimates[0].memory.total / GIB
@@ -226,7 +226,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
 
 
 def _estimates(
-    job: Job, stages: Stages, steps: int, records: tuple[tuple[Job, Pace], ...]
+    job: Job, stages: Stages, steps: int, records: tuple[tuple[Job, Throughput], ...]
 ) -> tuple[Estimate, ...]:
     if job.model.class_ is not None:
         return ()

@@ -55,7 +55,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Load:
+class StepCost:
     """What one step of a job asks for, whatever runs it."""
 
     parameters: int
@@ -69,7 +69,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Machine:
+class WorkerSpeed:
     """What one worker is, and how reliable."""
 
     step_seconds: float
@@ -85,7 +85,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Habits:
+class CheckpointPolicy:
     """How a run is kept safe."""
 
     checkpoint_steps: int = 500
@@ -96,7 +96,7 @@ class Habits:
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """One number of workers: seconds of a step by cause, and what is left of it over a run."""
 
     workers: int
@@ -126,23 +126,23 @@ class Point:
         return self.kept * self.global_batch / self.step
 
 
-def slowest(workers: int, spread: float) -> float:
+def straggler_excess(workers: int, spread: float) -> float:
     """Return by how much of the mean the slowest of `workers` exceeds it (Blom's approximation for normal times)."""
     return spread * NormalDist().inv_cdf((workers - 0.375) / (workers + 0.25)) if workers > 1 else 0.0
 
 
-def kept_share(step: float, preemptions_per_second: float, habits: Habits) -> float:
+def useful_share(step: float, preemptions_per_second: float, policy: CheckpointPolicy) -> float:
     """Return the share of time that is progress, when preemptions come without memory at this rate over all workers.
 
     A stretch between two checkpoints succeeds whole or is done again after a restart (Daly, 2006).
     """
-    stretch = habits.checkpoint_steps * step
+    stretch = policy.checkpoint_steps * step
     if preemptions_per_second == 0:
-        return stretch / (stretch + habits.checkpoint_seconds)
-    exponent = preemptions_per_second * (stretch + habits.checkpoint_seconds)
+        return stretch / (stretch + policy.checkpoint_seconds)
+    exponent = preemptions_per_second * (stretch + policy.checkpoint_seconds)
     if exponent > 700:
         return 0.0
-    return stretch / ((1 / preemptions_per_second + habits.restart_seconds) * math.expm1(exponent))
+    return stretch / ((1 / preemptions_per_second + policy.restart_seconds) * math.expm1(exponent))
 
 
 def best_checkpoint_steps(step: float, preemptions_per_second: float, checkpoint_seconds: float) -> int:
@@ -156,53 +156,63 @@ def best_checkpoint_steps(step: float, preemptions_per_second: float, checkpoint
 def predict(
     workers: int,
     global_batch: int,
-    load: Load,
-    machine: Machine,
+    cost: StepCost,
+    speed: WorkerSpeed,
     network: Network,
-    habits: Habits | None = None,
+    policy: CheckpointPolicy | None = None,
     hidden: float = 0.0,
-) -> Point:
+) -> ScalingPoint:
     """Return the point of `workers` that share `global_batch` images.
 
     `hidden`: share of the gradients' reduction behind the backward pass. ValueError with less than one image each.
     """
-    micro_batch = global_batch // load.micro_batches
+    micro_batch = global_batch // cost.micro_batches
     if workers > micro_batch:
         raise ValueError(f"{workers} workers cannot share a micro-batch of {micro_batch} images")
-    largest = load.micro_batches * math.ceil(micro_batch / workers)
-    compute = machine.step_seconds + largest * machine.image_seconds
-    small = 4 * (2 * load.norm_channels + 1)
-    norms = load.micro_batches * 2 * load.blocks * network.tree(small, workers)
-    negatives = load.micro_batches * 2 * 2 * network.all_reduce(4 * load.embedding / 2 * micro_batch, workers)
-    point = Point(
+    largest = cost.micro_batches * math.ceil(micro_batch / workers)
+    compute = speed.step_seconds + largest * speed.image_seconds
+    small = 4 * (2 * cost.norm_channels + 1)
+    norms = cost.micro_batches * 2 * cost.blocks * network.tree(small, workers)
+    negatives = cost.micro_batches * 2 * 2 * network.all_reduce(4 * cost.embedding / 2 * micro_batch, workers)
+    point = ScalingPoint(
         workers=workers,
         global_batch=global_batch,
         compute=compute,
-        straggling=compute * slowest(workers, machine.spread),
-        data=machine.data_seconds,
-        gradients=(1 - hidden) * network.all_reduce(4 * load.parameters, workers),
+        straggling=compute * straggler_excess(workers, speed.spread),
+        data=speed.data_seconds,
+        gradients=(1 - hidden) * network.all_reduce(4 * cost.parameters, workers),
         norms=norms,
         negatives=negatives,
         kept=1.0,
     )
-    rate = workers * machine.preemptions_per_hour / 3600
-    return replace(point, kept=kept_share(point.step, rate, habits or Habits()))
+    rate = workers * speed.preemptions_per_hour / 3600
+    return replace(point, kept=useful_share(point.step, rate, policy or CheckpointPolicy()))
 
 
-def efficiency(point: Point, one: Point) -> float:
+def efficiency(point: ScalingPoint, one: ScalingPoint) -> float:
     """Return what a worker yields at `point` over what it yields alone, at `one`."""
     return point.images_per_second / point.workers / (one.images_per_second / one.workers)
 
 
 def strong(
-    counts: tuple[int, ...], global_batch: int, load: Load, machine: Machine, network: Network, habits: Habits
-) -> list[Point]:
+    counts: tuple[int, ...],
+    global_batch: int,
+    cost: StepCost,
+    speed: WorkerSpeed,
+    network: Network,
+    policy: CheckpointPolicy,
+) -> list[ScalingPoint]:
     """Return one point for each number of workers that share one batch."""
-    return [predict(n, global_batch, load, machine, network, habits) for n in counts]
+    return [predict(n, global_batch, cost, speed, network, policy) for n in counts]
 
 
 def weak(
-    counts: tuple[int, ...], each: int, load: Load, machine: Machine, network: Network, habits: Habits
-) -> list[Point]:
+    counts: tuple[int, ...],
+    each: int,
+    cost: StepCost,
+    speed: WorkerSpeed,
+    network: Network,
+    policy: CheckpointPolicy,
+) -> list[ScalingPoint]:
     """Return one point for each number of workers that take `each` images apiece: the global batch grows with them."""
-    return [predict(n, n * each, load, machine, network, habits) for n in counts]
+    return [predict(n, n * each, cost, speed, network, policy) for n in counts]

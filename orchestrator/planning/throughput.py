@@ -33,7 +33,7 @@ _DECIDES = ("model", "data", "train", "engine", "workers")
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What a run measured of itself, on worker 0."""
 
     seconds_per_step: float
@@ -43,7 +43,7 @@ class Pace:
     device: str
 
 
-class Clock:
+class StepTimer:
     """Notes the ends of steps."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Clock:
         """Note it."""
         self._ends.append(time.monotonic())
 
-    def pace(self, workers: int, device: torch.device) -> Pace | None:
+    def pace(self, workers: int, device: torch.device) -> Throughput | None:
         """Return the pace so far, None while it says nothing."""
         ends = list(self._ends)
         steps = len(ends) - 1
@@ -61,10 +61,10 @@ class Clock:
             return None
         seconds = statistics.median(b - a for a, b in pairwise(ends))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        return Pace(seconds, steps, workers, name)
+        return Throughput(seconds, steps, workers, name)
 
 
-def keep(job: Job, run: str, pace: Mapping[str, Any] | None) -> None:
+def store_throughput(job: Job, run: str, pace: Mapping[str, Any] | None) -> None:
     """Keep what the finished `run` measured beside the runs of its store."""
     if pace is None:
         return
@@ -73,26 +73,26 @@ def keep(job: Job, run: str, pace: Mapping[str, Any] | None) -> None:
     _timings(job.storage).write(f"{run}.json", json.dumps(record, sort_keys=True).encode())
 
 
-def as_record(pace: Pace | None) -> dict[str, Any] | None:
+def as_record(pace: Throughput | None) -> dict[str, Any] | None:
     """Return it as JSON values."""
     return None if pace is None else asdict(pace)
 
 
-def earlier(job: Job) -> list[tuple[Job, Pace]]:
+def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
     """Return what earlier runs in the job's store measured, each with its job; nothing where the store is out of reach.
 
     Records of another version's schema are passed over.
     """
     from pydantic import ValidationError
 
-    found: list[tuple[Job, Pace]] = []
+    found: list[tuple[Job, Throughput]] = []
     try:
         store = _timings(job.storage)
         for key in store.list()[-_MOST_RECORDS:]:
             record = json.loads(store.read(key))
             values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
             try:
-                found.append((Job.model_validate(values), Pace(**record["pace"])))
+                found.append((Job.model_validate(values), Throughput(**record["pace"])))
             except (ValidationError, TypeError):
                 continue
     except (ShardsError, MissingObjectError, FileNotFoundError):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from orchestrator.errors import PhotoError
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.photos import Photo, decode
 from orchestrator.restoration.locations import Place
 
@@ -26,7 +26,7 @@ def comparison(pairs: Sequence[tuple[Place, Place]], out: Path) -> Path:
     for pair in pairs[:MOST_ROWS]:
         rows.append([_upright(decode(place.store.read(place.key), str(place))) for place in pair])
     labels = [_short(result.key) for _, result in pairs[:MOST_ROWS]]
-    page = sheet(rows, ("before", "after"), labels, cell=CELL_PIXELS)
+    page = image_grid(rows, ("before", "after"), labels, cell=CELL_PIXELS)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         page.save(out, "PNG")

@@ -19,7 +19,7 @@ import ray.exceptions
 
 from orchestrator.cluster.capacity import wait_for_room
 from orchestrator.cluster.connection import connected
-from orchestrator.config.schema import Crew
+from orchestrator.config.schema import WorkerResources
 from orchestrator.errors import ClusterError, OrchestratorError
 from orchestrator.restoration.tasks import Outcome, Task
 from orchestrator.restoration.worker_spec import Order, Outcomes
@@ -44,7 +44,7 @@ class _Worker:
 
 def restore_on_cluster(
     order: Order,
-    crew: Crew,
+    crew: WorkerResources,
     lots: Sequence[Sequence[Task]],
     say: Callable[[str], None],
     stopping: Callable[[], bool],

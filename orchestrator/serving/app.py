@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrator.imaging.photos import DAMAGE, opened
+from orchestrator.imaging.photos import DECODE_ERRORS, open_image
 from orchestrator.serving import metrics
 from orchestrator.serving.active_model import Shelf
 from orchestrator.serving.admission import Room
@@ -214,7 +214,7 @@ class Service:
 def check_header(data: bytes, max_pixels: int) -> None:
     """Look at an image's header, not at its pixels. Raises RefusedError for what is no image, and for a bomb."""
     try:
-        with opened(data) as image:
+        with open_image(data) as image:
             width, height = image.size
     except UnidentifiedImageError:
         raise RefusedError(
@@ -222,7 +222,7 @@ def check_header(data: bytes, max_pixels: int) -> None:
         ) from None
     except Image.DecompressionBombError:
         width, height = max_pixels, 2  # more than Pillow itself reads
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise RefusedError(422, f"The image is damaged or incomplete ({error}).") from error
     if width * height > max_pixels:
         raise RefusedError(

@@ -182,7 +182,7 @@ def _work(job: SweepJob, base: Plan, seen: Preview, length: int) -> list[str]:
 
 
 def _of_trial(job: Job, samples: int) -> float:
-    pixels = crop_stages.stated(job)[0].pixels
+    pixels = crop_stages.declared(job)[0].pixels
     return _FORWARD_AND_BACKWARD * macs(job.model.build(), pixels, pixels) * samples
 
 

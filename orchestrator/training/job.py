@@ -251,7 +251,7 @@ def _conclude(
 ) -> None:
     """Judge, register, restore one photograph, and say where everything is."""
     result = json.loads(place.store.read(RESULT))
-    throughput.keep(job, place.run_id, result.get("pace"))
+    throughput.store_throughput(job, place.run_id, result.get("pace"))
     rows = summarise(from_records(result["scores"]), job.evaluate.degradations)
     weights = place.store.read(result["weights"])
     how = run_report.legend(

@@ -36,7 +36,7 @@ from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import Score, as_metrics, as_records, from_records, score, summarise
 from orchestrator.models import network
 from orchestrator.models.network import Network
-from orchestrator.planning.throughput import Clock, as_record
+from orchestrator.planning.throughput import StepTimer, as_record
 from orchestrator.run_files import RESULT, RULE
 from orchestrator.training import initial_weights
 from orchestrator.training.checkpoint import METRIC, Checkpoints, Identity, Retention, State
@@ -81,7 +81,7 @@ class Run:
     skipped_samples: int = 0
     """Damaged ones that this worker left out since it started."""
     validation: dict[str, float] = field(default_factory=dict)
-    clock: Clock = field(default_factory=Clock)
+    clock: StepTimer = field(default_factory=StepTimer)
 
     @property
     def position(self) -> int:

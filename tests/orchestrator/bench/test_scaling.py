@@ -11,10 +11,17 @@ import pytest
 
 from orchestrator.bench.plots import Row, draw
 from orchestrator.bench.scaling import fit, fitted, measured_table, simulate
-from orchestrator.planning.scaling_model import Habits, Load, Machine, Network, efficiency, predict
+from orchestrator.planning.scaling_model import (
+    CheckpointPolicy,
+    Network,
+    StepCost,
+    WorkerSpeed,
+    efficiency,
+    predict,
+)
 
-LOAD = Load(parameters=6_207_412, blocks=35, norm_channels=24, embedding=128)
-MACHINE = Machine(step_seconds=0.2, image_seconds=0.3)
+LOAD = StepCost(parameters=6_207_412, blocks=35, norm_channels=24, embedding=128)
+MACHINE = WorkerSpeed(step_seconds=0.2, image_seconds=0.3)
 NETWORK = Network(latency_seconds=1e-4, bytes_per_second=2e9)
 
 
@@ -47,7 +54,7 @@ def test_efficiency_is_what_a_worker_yields_over_one_alone() -> None:
 
 
 def test_simulated_curves_reach_the_issues_ends_and_preemptions_only_cost() -> None:
-    curves = simulate(LOAD, 0.05, Habits())
+    curves = simulate(LOAD, 0.05, CheckpointPolicy())
     assert (curves["strong"][-1].workers, curves["strong"][-1].global_batch) == (32, 32)
     assert (curves["weak"][-1].workers, curves["weak"][-1].global_batch) == (4096, 131_072)
     one = curves["weak"][0]
@@ -56,7 +63,7 @@ def test_simulated_curves_reach_the_issues_ends_and_preemptions_only_cost() -> N
 
 
 def test_the_figure_is_a_picture(tmp_path: Path) -> None:
-    draw(tmp_path / "curves.png", [row(1), row(2)], simulate(LOAD, 0.05, Habits()), 8, 0.05)
+    draw(tmp_path / "curves.png", [row(1), row(2)], simulate(LOAD, 0.05, CheckpointPolicy()), 8, 0.05)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

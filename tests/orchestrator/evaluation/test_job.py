@@ -13,7 +13,7 @@ from PIL import Image
 
 from mirage import load, restore
 from mirage.metrics import measure
-from orchestrator.config.job_schemas import EvaluateJob, Judged
+from orchestrator.config.job_schemas import EvaluatedModel, EvaluateJob
 from orchestrator.errors import ModelError, OrchestratorError, PlanError
 from orchestrator.evaluation import job as evaluation
 from orchestrator.evaluation.chunks import Worker
@@ -252,7 +252,7 @@ def test_a_class_without_weights_is_the_same_network_in_every_process(own_networ
     (own_network / "drawn.py").write_text(
         "import torch\nclass Drawn(torch.nn.Conv2d):\n    def __init__(self): super().__init__(3, 3, 1)\n"
     )
-    model = Judged.model_validate(
+    model = EvaluatedModel.model_validate(
         {"class": f"{own_network.name}.drawn:Drawn", "path": str(own_network.parent)}
     )
     before = torch.get_rng_state()

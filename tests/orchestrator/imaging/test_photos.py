@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from orchestrator.errors import PhotoError, ResultError
-from orchestrator.imaging.contact_sheet import sheet
+from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.photos import Photo, decode, encode, read_photo, write_photo
 
 HEIGHT, WIDTH = 37, 53
@@ -344,7 +344,7 @@ def test_a_name_that_cannot_hold_the_result_is_refused(tmp_path: Path) -> None:
 
 def test_a_sheet_shows_each_picture_under_its_title() -> None:
     red, green = (np.full((40, 60, 3), colour, np.uint8) for colour in ([200, 0, 0], [0, 200, 0]))
-    page = np.asarray(sheet([[red, green], [green, red]], ["degraded", "clean"], ["rain", "haze"]))
+    page = np.asarray(image_grid([[red, green], [green, red]], ["degraded", "clean"], ["rain", "haze"]))
     is_red, is_green = (
         (page[..., 0] == 200) & (page[..., 1] == 0),
         (page[..., 1] == 200) & (page[..., 0] == 0),
@@ -358,8 +358,8 @@ def test_a_sheet_shows_each_picture_under_its_title() -> None:
 
 def test_captions_add_text_below_the_pictures_only() -> None:
     picture = np.full((40, 60, 3), 128, np.uint8)
-    bare = sheet([[picture]], ["degraded"], ["rain"])
-    captioned = sheet([[picture]], ["degraded"], ["rain"], [["24.31 dB"]])
+    bare = image_grid([[picture]], ["degraded"], ["rain"])
+    captioned = image_grid([[picture]], ["degraded"], ["rain"], [["24.31 dB"]])
     assert captioned.width == bare.width
     below = np.asarray(captioned)[bare.height - 4 :]
     assert (below < 200).any()

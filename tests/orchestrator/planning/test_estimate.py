@@ -18,10 +18,10 @@ from orchestrator.config.schedule import learning_rate
 from orchestrator.config.schema import Job
 from orchestrator.errors import JobFileError, PlanError
 from orchestrator.planning import throughput
-from orchestrator.planning.cluster_shapes import compare, variants
-from orchestrator.planning.estimate import GIB, Rate, estimate, memory, rate_of
+from orchestrator.planning.cluster_shapes import compare, shapes
+from orchestrator.planning.estimate import GIB, ComputeRate, estimate, memory, rate_of
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.planning.throughput import Clock, Pace
+from orchestrator.planning.throughput import StepTimer, Throughput
 from orchestrator.runner import plan_shapes, run_any
 
 ON_CPUS = ("workers={min: 1, max: 4, cpus: 2, gpus: 0}", "data.readers=0")
@@ -77,8 +77,8 @@ def test_a_worker_that_is_too_small_is_warned_of_before_it_starts(tmp_path: Path
     assert not any("--shapes" in text for text in planned(tmp_path, "workers.memory_gib=80").warnings)
 
 
-def measured(job: Job, seconds: float, workers: int = 1) -> tuple[Job, Pace]:
-    return job, Pace(seconds, 100, workers, "CPU")
+def measured(job: Job, seconds: float, workers: int = 1) -> tuple[Job, Throughput]:
+    return job, Throughput(seconds, 100, workers, "CPU")
 
 
 def test_earlier_runs_come_before_guesses_and_scale_with_the_work(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_crops_in_stages_take_each_its_own_time(tmp_path: Path) -> None:
     plan = planned(
         tmp_path, *ON_CPUS, "train={epochs: null, steps: 100, schedule: cosine}", stages, "workers.max=1"
     )
-    took = estimate(plan.job, plan.stages, 100, 1, Rate(1e9, "", measured=True))
+    took = estimate(plan.job, plan.stages, 100, 1, ComputeRate(1e9, "", measured=True))
     small, large = (3 * macs(ModelConfig.tiny(), side, side) / 1e9 for side in (64, 128))
     assert took.hours * 3600 == pytest.approx(60 * 32 * small + 40 * 8 * large)
 
@@ -154,7 +154,7 @@ def test_more_workers_than_images_are_refused_by_job_and_shapes(tmp_path: Path) 
     with pytest.raises(JobFileError, match="64 workers cannot share a micro-batch of 32"):
         load_job("jobs/5deg.yaml", ["workers.max=64"])
     plan = planned(tmp_path, "train.micro_batches=4")
-    assert max(workers for _, workers in variants(plan.job)) == 8
+    assert max(workers for _, workers in shapes(plan.job)) == 8
 
 
 def test_jobs_that_train_no_mirage_have_no_shapes() -> None:
@@ -183,9 +183,9 @@ def test_a_larger_batch_has_the_rate_that_its_rule_names(rule: str, factor: floa
 def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job, small_data, at_home: Path) -> None:
     job = small_job(name="paced", track={"register_as": None}, example=None, seed=11)
     job = job.model_copy(update={"train": job.train.model_copy(update={"steps": 8})})
-    assert throughput.earlier(job) == []
+    assert throughput.earlier_runs(job) == []
     run_any(job, lambda line: None, in_process=True)
-    ((kept, found),) = [(other, one) for other, one in throughput.earlier(job) if one.steps == 7]
+    ((kept, found),) = [(other, one) for other, one in throughput.earlier_runs(job) if one.steps == 7]
     assert (found.workers, found.device) == (1, "CPU")
     assert kept.model == job.model
     plan = make_plan(job, strict=True)
@@ -200,14 +200,14 @@ def test_a_record_of_another_schema_is_passed_over(small_job, small_data, at_hom
     folder = at_home.parent / "odd/timings"
     folder.mkdir(parents=True)
     (folder / "old.json").write_text(json.dumps({"job": {"train": {"gone": 1}}, "pace": {}}))
-    assert throughput.earlier(job) == []
+    assert throughput.earlier_runs(job) == []
 
 
 def test_a_clock_wants_some_steps_and_takes_their_median(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def clocked(ends: Sequence[float]) -> Pace | None:
-        clock, left = Clock(), iter(ends)
+    def clocked(ends: Sequence[float]) -> Throughput | None:
+        clock, left = StepTimer(), iter(ends)
         monkeypatch.setattr(throughput.time, "monotonic", lambda: next(left))
         for _ in ends:
             clock.step_ended()

@@ -7,26 +7,26 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.config.schedule import rate_factor
+from orchestrator.config.schedule import lr_scale
 from orchestrator.planning.scaling_model import (
-    Habits,
-    Load,
-    Machine,
+    CheckpointPolicy,
     Network,
+    StepCost,
+    WorkerSpeed,
     best_checkpoint_steps,
     efficiency,
-    kept_share,
     predict,
-    slowest,
+    straggler_excess,
     strong,
+    useful_share,
     weak,
 )
 
-LOAD = Load(parameters=6_207_412, blocks=35, norm_channels=20, embedding=128)
-MACHINE = Machine(step_seconds=0.01, image_seconds=0.01)
+LOAD = StepCost(parameters=6_207_412, blocks=35, norm_channels=20, embedding=128)
+MACHINE = WorkerSpeed(step_seconds=0.01, image_seconds=0.01)
 FREE = Network(0.0, float("inf"))
 WIRE = Network(20e-6, 3e9)
-CALM = Habits(checkpoint_seconds=0.0)
+CALM = CheckpointPolicy(checkpoint_seconds=0.0)
 
 
 def test_free_communication_scales_as_far_as_the_fixed_part_of_a_step_lets_it() -> None:
@@ -92,11 +92,11 @@ def test_what_the_backward_pass_hides_is_the_gradients_reduction_alone() -> None
 def test_the_slowest_of_many_workers_is_that_of_drawn_times(workers: int) -> None:
     draw = random.Random(0)
     worst = [max(draw.gauss(1, 0.05) for _ in range(workers)) for _ in range(4000)]
-    assert 1 + slowest(workers, 0.05) == pytest.approx(sum(worst) / len(worst), abs=0.003)
-    assert slowest(1, 0.05) == 0
+    assert 1 + straggler_excess(workers, 0.05) == pytest.approx(sum(worst) / len(worst), abs=0.003)
+    assert straggler_excess(1, 0.05) == 0
 
 
-def simulated_share(step: float, rate: float, habits: Habits, stretches: int) -> float:
+def simulated_share(step: float, rate: float, habits: CheckpointPolicy, stretches: int) -> float:
     """Progress over time of a run that is told step by step when it is preempted."""
     draw, clock, next_one = random.Random(1), 0.0, 0.0
     stretch = habits.checkpoint_steps * step + habits.checkpoint_seconds
@@ -111,19 +111,21 @@ def simulated_share(step: float, rate: float, habits: Habits, stretches: int) ->
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 5e-3])
 def test_what_preemptions_cost_is_what_a_simulated_run_loses(rate: float) -> None:
-    habits = Habits(checkpoint_steps=100, checkpoint_seconds=2.0, restart_seconds=60.0)
-    assert kept_share(1.0, rate, habits) == pytest.approx(
+    habits = CheckpointPolicy(checkpoint_steps=100, checkpoint_seconds=2.0, restart_seconds=60.0)
+    assert useful_share(1.0, rate, habits) == pytest.approx(
         simulated_share(1.0, rate, habits, 20_000), rel=0.03
     )
 
 
 def test_without_preemptions_only_checkpoints_cost() -> None:
-    assert kept_share(1.0, 0.0, Habits(checkpoint_steps=99, checkpoint_seconds=1.0)) == pytest.approx(0.99)
+    assert useful_share(
+        1.0, 0.0, CheckpointPolicy(checkpoint_steps=99, checkpoint_seconds=1.0)
+    ) == pytest.approx(0.99)
 
 
 def test_preemptions_of_thousands_of_workers_leave_nothing_and_say_so() -> None:
     spot = replace(MACHINE, preemptions_per_hour=0.05)
-    assert predict(4096, 131_072, LOAD, spot, WIRE, Habits(checkpoint_steps=100_000)).kept == 0
+    assert predict(4096, 131_072, LOAD, spot, WIRE, CheckpointPolicy(checkpoint_steps=100_000)).kept == 0
     few, many = (predict(n, 32 * n, LOAD, spot, WIRE, CALM).kept for n in (8, 1024))
     assert few > 0.95 > many
 
@@ -132,11 +134,11 @@ def test_youngs_interval_is_the_best_of_those_near_it() -> None:
     steps = best_checkpoint_steps(1.0, 1e-3, 2.0)
 
     def share(n: int) -> float:
-        return kept_share(1.0, 1e-3, Habits(n, 2.0, 60.0))
+        return useful_share(1.0, 1e-3, CheckpointPolicy(n, 2.0, 60.0))
 
     assert share(steps) > max(share(steps // 2), share(2 * steps))
 
 
 def test_rules_for_the_rate_scale_from_the_published_batch() -> None:
-    assert [rate_factor(rule, 32) for rule in ("fixed", "linear", "sqrt")] == [1, 1, 1]
-    assert [rate_factor(rule, 512) for rule in ("fixed", "linear", "sqrt")] == [1, 16, 4]
+    assert [lr_scale(rule, 32) for rule in ("fixed", "linear", "sqrt")] == [1, 1, 1]
+    assert [lr_scale(rule, 512) for rule in ("fixed", "linear", "sqrt")] == [1, 16, 4]
