@@ -129,7 +129,7 @@ def gc(
     from orchestrator.errors import PlanError
     from orchestrator.maintenance import garbage_collection
     from orchestrator.paths import absolute_uri
-    from orchestrator.registry import client as registry
+    from orchestrator.registry import versions
     from orchestrator.run_files import RUN_TAG
     from shards.store import LocalStore, open_store
 
@@ -139,7 +139,7 @@ def gc(
     models = resolve_tracking_uri(tracking)
     database = sqlite_file(models)
     nothing_tracked = database is not None and not database.exists()
-    registered = set() if nothing_tracked else registry.runs_of_models(models, RUN_TAG)
+    registered = set() if nothing_tracked else versions.tag_values(models, RUN_TAG)
     found = garbage_collection.find(store, registered, grace_hours=older_than)
     if nothing_tracked:
         emit_error(

@@ -19,8 +19,7 @@ from orchestrator.evaluation.feature_statistics import AS_GIVEN, Findings, Scale
 from orchestrator.imaging.photos import read_photo
 from orchestrator.registry.resolve import find_model
 from orchestrator.run_files import RUN_TAG
-from orchestrator.tracking import background
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import background, runs
 from orchestrator.tracking.uri import resolve_tracking_uri, without_password
 from shards.degrade import SYNTHETIC, degrade
 from shards.noise import add_noise
@@ -195,14 +194,14 @@ def _track(run: str, found: Sequence[Findings], files: Sequence[Path]) -> str:
         for scale in one.scales
     }
     background.log_metrics(uri, run_id, 0, values)
-    tracking.log_artifacts(uri, run_id, {f"analysis/{file.name}": file for file in files})
+    runs.log_artifacts(uri, run_id, {f"analysis/{file.name}": file for file in files})
     return f"logged to run {run_id} of {without_password(uri)}"
 
 
 def _run_id(run: str) -> str:
     """Return the MLflow id of a run that is named by it or by its own name. Raises RegistryError."""
     uri = resolve_tracking_uri()
-    found = tracking.find_id(uri, RUN_TAG, run)
+    found = runs.find_run(uri, RUN_TAG, run)
     if found is None:
         raise RegistryError(f"--run {run}: no run of that name or id is tracked at {without_password(uri)}.")
-    return found
+    return found.id

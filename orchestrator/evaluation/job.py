@@ -32,8 +32,7 @@ from orchestrator.evaluation.model_under_test import Identity, build, fetch, ide
 from orchestrator.evaluation.summary import Summary, render, summary_bytes
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
-from orchestrator.tracking import background
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import background, runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri, without_password
 from orchestrator.version import code_version
 from shards.dataset import Dataset
@@ -228,8 +227,8 @@ def _track(
     job: EvaluateJob, name: str, identity: Identity, found: Sequence[Figure], files: dict[str, Path], uri: str
 ) -> None:
     """Leave the figures and files with a run in MLflow, once."""
-    known = tracking.find_run(uri, job.track.experiment, EVALUATION_TAG, name)
-    if known is not None and tracking.is_finished(uri, known):
+    known = runs.find_run(uri, EVALUATION_TAG, name, job.track.experiment)
+    if known is not None and known.finished:
         return
     tags = {
         EVALUATION_TAG: name,
@@ -245,18 +244,18 @@ def _track(
             "track": job.track.model_copy(update={"uri": job.track.uri and without_password(job.track.uri)})
         }
     )
-    tracked = tracking.start_run(
+    tracked = runs.start_run(
         uri,
         job.track.experiment,
         name,
         tags,
-        tracking.flat(shown.model_dump(mode="json", exclude_none=True)),
-        resume_id=known,
+        runs.flat_params(shown.model_dump(mode="json", exclude_none=True)),
+        resume_id=known.id if known else None,
     )
     values = {metric_name(f): f.value for f in found}
     background.log_metrics(uri, tracked, 0, values)
-    tracking.log_artifacts(uri, tracked, {"job.yaml": dump_job(shown).encode(), **files})
-    tracking.end_run(uri, tracked, "FINISHED")
+    runs.log_artifacts(uri, tracked, {"job.yaml": dump_job(shown).encode(), **files})
+    runs.end_run(uri, tracked, "FINISHED")
 
 
 def metric_name(figure: Figure) -> str:

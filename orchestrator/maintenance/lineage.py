@@ -27,13 +27,13 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.errors import JobFileError, RegistryError, SweepError
 from orchestrator.paths import absolute_uri, below
-from orchestrator.registry import client as registry
-from orchestrator.registry.client import Version
+from orchestrator.registry import versions
+from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
 from orchestrator.sweeps.event_log import read
 from orchestrator.sweeps.trial_runner import SWEEP_TAG, TRIAL_TAG
 from orchestrator.sweeps.trial_table import table_of
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.version import code_version
 from shards.errors import PackError, ShardsError
 from shards.listing import ListedFile, measure, read_listing
@@ -90,7 +90,7 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
     `roots` are folders where the raw files may lie now; without them, where the job says. Raises RegistryError when
     there is no such model; what is wrong behind it is in the links.
     """
-    version = registry.find(model, tracking_uri)
+    version = versions.find(model, tracking_uri)
     job, told = _job(version, tracking_uri)
     links = [
         _weights(version, tracking_uri),
@@ -108,50 +108,50 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
 # --- what the version carries --------------------------------------------------------------------------------
 
 
-def _weights(version: Version, tracking_uri: str) -> Link:
-    digest = version.tags[registry.DIGEST_TAG]
+def _weights(version: ModelVersion, tracking_uri: str) -> Link:
+    digest = version.tags[versions.DIGEST_TAG]
     try:
-        registry.resolve(version.uri, tracking_uri)
+        versions.weights_file(version.uri, tracking_uri)
     except RegistryError as error:
         return Link("weights", "broken", digest, str(error))
     return Link("weights", "verified", digest)
 
 
-def _carried(version: Version, name: str, tracking_uri: str) -> Link:
-    digest = version.tags.get(registry.FILE_TAG + name, "")
+def _carried(version: ModelVersion, name: str, tracking_uri: str) -> Link:
+    digest = version.tags.get(versions.FILE_TAG + name, "")
     try:
-        registry.artifact(version, name, tracking_uri)
+        versions.read_file(version, name, tracking_uri)
     except RegistryError as error:
         return Link(name, "broken" if digest else "unknown", digest, str(error))
     return Link(name, "verified", digest)
 
 
-def _code(version: Version, tracking_uri: str) -> Link:
+def _code(version: ModelVersion, tracking_uri: str) -> Link:
     """The package `mirage` that the version carries, and the release that trained it."""
-    told = f"trained by {version.tags.get(registry.CODE_VERSION_TAG, 'an unknown release')}, here {code_version()}"
-    digest = version.tags.get(registry.CODE_TAG, "")
+    told = f"trained by {version.tags.get(versions.CODE_VERSION_TAG, 'an unknown release')}, here {code_version()}"
+    digest = version.tags.get(versions.CODE_TAG, "")
     if not digest:
         return Link("code", "unknown", detail=f"its digest was not recorded; {told}")
-    found = registry.carried_code(version, tracking_uri)
+    found = versions.packaged_code_digest(version, tracking_uri)
     if found != digest:
         return Link("code", "broken", digest, f"the package in the version is {found[:16] or 'gone'}; {told}")
     return Link("code", "verified", digest, told)
 
 
-def _job(version: Version, tracking_uri: str) -> tuple[Job | None, Link]:
+def _job(version: ModelVersion, tracking_uri: str) -> tuple[Job | None, Link]:
     """The resolved job, and whether it and the data are those that the run is named after."""
     link = _carried(version, JOB, tracking_uri)
     if link.state != "verified":
         return None, link
     try:
-        job = job_from_mapping(yaml.safe_load(registry.artifact(version, JOB, tracking_uri)))
+        job = job_from_mapping(yaml.safe_load(versions.read_file(version, JOB, tracking_uri)))
     except JobFileError as error:
         return None, Link(JOB, "unknown", link.digest, f"this release does not read it: {error}")
     assert isinstance(job, Job), "only training registers"
     named = version.tags.get(RUN_TAG, "")
     if run_id(job, _digests(version)) == named:
         return job, Link("resolved job", "verified", link.digest, f"with the data it makes {named}")
-    same_code = version.tags.get(registry.CODE_VERSION_TAG) == code_version()
+    same_code = version.tags.get(versions.CODE_VERSION_TAG) == code_version()
     told = f"with the data it makes another run than {named}"
     if same_code:
         return job, Link("resolved job", "broken", link.digest, told)
@@ -161,21 +161,21 @@ def _job(version: Version, tracking_uri: str) -> tuple[Job | None, Link]:
 # --- the run -------------------------------------------------------------------------------------------------
 
 
-def _run(version: Version, tracking_uri: str, job: Link, below: Sequence[Link]) -> Link:
-    tags = tracking.run_tags(tracking_uri, version.run_id)
+def _run(version: ModelVersion, tracking_uri: str, job: Link, below: Sequence[Link]) -> Link:
+    run = runs.get_run(tracking_uri, version.run_id)
     name = version.tags.get(RUN_TAG, "")
-    if tags is None:
+    if run is None:
         return Link(
             f"run {name}", "broken", detail=f"MLflow has no run {version.run_id}", below=(job, *below)
         )
-    state: State = "verified" if tags.get(RUN_TAG) == name else "broken"
-    detail = f"MLflow {version.run_id}" if state == "verified" else f"MLflow calls it {tags.get(RUN_TAG)}"
+    state: State = "verified" if run.tags.get(RUN_TAG) == name else "broken"
+    detail = f"MLflow {version.run_id}" if state == "verified" else f"MLflow calls it {run.tags.get(RUN_TAG)}"
     return Link(f"run {name}", state, detail=detail, below=(job, *below))
 
 
-def _result(version: Version, job: Job, deep: bool) -> Link:
+def _result(version: ModelVersion, job: Job, deep: bool) -> Link:
     uri = f"{below(job.storage, 'runs')}/{version.tags.get(RUN_TAG, '')}"
-    digest = version.tags[registry.DIGEST_TAG]
+    digest = version.tags[versions.DIGEST_TAG]
     try:
         store = open_store(uri)
         key = str(json.loads(store.read(RESULT))["weights"])
@@ -189,7 +189,7 @@ def _result(version: Version, job: Job, deep: bool) -> Link:
     return Link("result", ("verified" if deep else "present") if there else "broken", digest, uri)
 
 
-def _sweep(version: Version, job: Job) -> Link:
+def _sweep(version: ModelVersion, job: Job) -> Link:
     """The sweep whose best trial became the model, and whether its book tells of that trial."""
     name, number = version.tags[SWEEP_TAG], version.tags.get(TRIAL_TAG, "")
     uri = f"{below(job.storage, 'sweeps')}/{name}"
@@ -207,11 +207,11 @@ def _sweep(version: Version, job: Job) -> Link:
 # --- the data ------------------------------------------------------------------------------------------------
 
 
-def _digests(version: Version) -> list[str]:
+def _digests(version: ModelVersion) -> list[str]:
     return [digest for digest in version.tags.get("data", "").split(", ") if digest]
 
 
-def _datasets(version: Version, job: Job, deep: bool, roots: Sequence[Path]) -> Iterator[Link]:
+def _datasets(version: ModelVersion, job: Job, deep: bool, roots: Sequence[Path]) -> Iterator[Link]:
     uris = [below(job.storage, name) for name in job.data.manifests]
     for uri, digest in zip(uris, _digests(version), strict=True):
         try:

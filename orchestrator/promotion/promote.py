@@ -29,11 +29,11 @@ from orchestrator.promotion import gates
 from orchestrator.promotion.gates import Evidence, Verdict
 from orchestrator.promotion.inference_cost import measure_budget
 from orchestrator.promotion.scores import evidence
-from orchestrator.registry import client as registry
-from orchestrator.registry.client import Version
+from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
+from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 
 CHAMPION = "champion"
 ATTEMPTS = 5
@@ -48,7 +48,7 @@ class Promotion:
     version: int
     alias: str
     before: int | None
-    """Version that held the alias."""
+    """ModelVersion that held the alias."""
     moved: bool
     verdicts: tuple[Verdict, ...]
     refusal: str | None = None
@@ -89,10 +89,10 @@ def promote(
     """
     if alias.startswith("previous"):
         raise RegistryError(f"--to {alias}: what an alias pointed to before is kept by promotion itself.")
-    candidate = registry.find(_whole_name(model), tracking_uri)
+    candidate = versions.find(_whole_name(model), tracking_uri)
     limits = limits_of(candidate, tracking_uri, given or {})
     for _ in range(ATTEMPTS):
-        holder = registry.aliases(tracking_uri, candidate.name).get(alias)
+        holder = versions.aliases(tracking_uri, candidate.name).get(alias)
         if holder == candidate.version:
             raise RegistryError(f"{candidate.uri} is {alias} already.")
         outcome = _judge(candidate, holder, alias, tracking_uri, limits, results)
@@ -106,9 +106,9 @@ def promote(
     )
 
 
-def limits_of(version: Version, tracking_uri: str, given: Mapping[str, object]) -> Promote:
+def limits_of(version: ModelVersion, tracking_uri: str, given: Mapping[str, object]) -> Promote:
     """Return what the job that trained a version asks of it, but for what is given. Raises RegistryError."""
-    job = yaml.safe_load(registry.artifact(version, JOB, tracking_uri))
+    job = yaml.safe_load(versions.read_file(version, JOB, tracking_uri))
     try:
         return Promote.model_validate({**job.get("promote", {}), **given})
     except ValidationError as error:
@@ -128,12 +128,12 @@ def rollback(name: str, tracking_uri: str, alias: str = CHAMPION) -> tuple[int, 
     """
     name, previous = name.removeprefix("models:/"), previous_of(alias)
     with lease(tracking_uri, name) as held:
-        now = registry.aliases(tracking_uri, name)
+        now = versions.aliases(tracking_uri, name)
         if alias not in now or previous not in now or now[alias] == now[previous]:
             told = ", ".join(f"{key} is version {value}" for key, value in sorted(now.items())) or "no alias"
             raise RegistryError(f"{name}: nothing to roll back to ({told}).")
         held.check()
-        registry.point(tracking_uri, name, {previous: now[alias], alias: now[previous]})
+        versions.set_aliases(tracking_uri, name, {previous: now[alias], alias: now[previous]})
     return now[alias], now[previous]
 
 
@@ -146,7 +146,7 @@ def _whole_name(model: str) -> str:
 
 
 def _judge(
-    candidate: Version,
+    candidate: ModelVersion,
     holder: int | None,
     alias: str,
     tracking_uri: str,
@@ -158,7 +158,7 @@ def _judge(
     if holder is None:
         verdicts = [gates.beats_input(ours)]
     else:
-        champion = registry.find(f"models:/{candidate.name}/{holder}", tracking_uri)
+        champion = versions.find(f"models:/{candidate.name}/{holder}", tracking_uri)
         theirs = evidence(champion, tracking_uri, results)
         refusal = gates.why_not_comparable(ours, theirs)
         if refusal:
@@ -172,7 +172,7 @@ def _judge(
         verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
     if limits.paper_row is not None:
         verdicts.append(_near_paper(ours, limits.paper_row, limits.max_below_reference_db))
-    weights = registry.resolve(candidate.uri, tracking_uri)
+    weights = versions.weights_file(candidate.uri, tracking_uri)
     verdicts += [_parity(weights, form) for form in limits.parity]
     if limits.latency_seconds is not None or limits.memory_gib is not None:
         measured = measure_budget(weights, limits.side_pixels)
@@ -211,7 +211,7 @@ def _parity(weights: Path, form: str) -> Verdict:
 # --- keeping and moving --------------------------------------------------------------------------------------
 
 
-def _store(outcome: Promotion, candidate: Version, tracking_uri: str) -> None:
+def _store(outcome: Promotion, candidate: ModelVersion, tracking_uri: str) -> None:
     """Keep the gate table with the candidate's run, before anything moves."""
     when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     place = f"promotions/{when}-version-{candidate.version}-to-{outcome.alias}"
@@ -221,18 +221,18 @@ def _store(outcome: Promotion, candidate: Version, tracking_uri: str) -> None:
         f"{place}.json": json.dumps(record, indent=1).encode(),
         f"{place}.txt": (outcome.render() + "\n").encode(),
     }
-    tracking.log_artifacts(tracking_uri, candidate.run_id, files)
+    runs.log_artifacts(tracking_uri, candidate.run_id, files)
 
 
-def _move(candidate: Version, alias: str, judged_against: int | None, tracking_uri: str) -> bool:
+def _move(candidate: ModelVersion, alias: str, judged_against: int | None, tracking_uri: str) -> bool:
     """Move the alias, unless it moved since the candidate was judged; return whether it did."""
     with lease(tracking_uri, candidate.name) as held:
-        if registry.aliases(tracking_uri, candidate.name).get(alias) != judged_against:
+        if versions.aliases(tracking_uri, candidate.name).get(alias) != judged_against:
             return False
         held.check()
         moves = {} if judged_against is None else {previous_of(alias): judged_against}
-        registry.point(tracking_uri, candidate.name, {**moves, alias: candidate.version})
-        if registry.aliases(tracking_uri, candidate.name).get(alias) != candidate.version:
+        versions.set_aliases(tracking_uri, candidate.name, {**moves, alias: candidate.version})
+        if versions.aliases(tracking_uri, candidate.name).get(alias) != candidate.version:
             raise RegistryError(
                 f"{candidate.name}: {alias} was moved by somebody else at the same time. Look again."
             )

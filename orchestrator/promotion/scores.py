@@ -10,14 +10,14 @@ from orchestrator.errors import JudgingError
 from orchestrator.evaluation.image_results import from_parquet
 from orchestrator.evaluation.summary import Summary, read_summary
 from orchestrator.promotion.gates import Evidence
-from orchestrator.registry import client as registry
-from orchestrator.registry.client import DIGEST_TAG, Version
+from orchestrator.registry import versions
+from orchestrator.registry.versions import DIGEST_TAG, ModelVersion
 from orchestrator.run_files import SCORES
 
 IMAGES = "images.parquet"
 
 
-def evidence(version: Version, tracking_uri: str, results: Sequence[Path] = ()) -> Evidence:
+def evidence(version: ModelVersion, tracking_uri: str, results: Sequence[Path] = ()) -> Evidence:
     """Return the scores that a version carries, or, if `results` are given, those of the one that judged its weights.
 
     `results` are folders of evaluations, as `kind: evaluate` leaves them. Raises RegistryError and JudgingError.
@@ -26,8 +26,8 @@ def evidence(version: Version, tracking_uri: str, results: Sequence[Path] = ()) 
     return _judged(version, name, results) if results else _carried(version, name, tracking_uri)
 
 
-def _carried(version: Version, name: str, tracking_uri: str) -> Evidence:
-    content = json.loads(registry.artifact(version, SCORES, tracking_uri))
+def _carried(version: ModelVersion, name: str, tracking_uri: str) -> Evidence:
+    content = json.loads(versions.read_file(version, SCORES, tracking_uri))
     psnr: dict[str, dict[str, float]] = {}
     degraded: dict[str, dict[str, float]] = {}
     for score in content["scores"]:
@@ -36,7 +36,7 @@ def _carried(version: Version, name: str, tracking_uri: str) -> Evidence:
     return Evidence(name, content["protocol"], tuple(content["data"]), psnr, degraded)
 
 
-def _judged(version: Version, name: str, results: Sequence[Path]) -> Evidence:
+def _judged(version: ModelVersion, name: str, results: Sequence[Path]) -> Evidence:
     """The results under the evaluation's first protocol; images of several datasets are told apart by the dataset."""
     found = _evaluation_of(version, results)
     rows = from_parquet((found / IMAGES).read_bytes())
@@ -51,7 +51,7 @@ def _judged(version: Version, name: str, results: Sequence[Path]) -> Evidence:
     return Evidence(name, protocol, tuple(sorted({row.digest for row in rows})), psnr, degraded)
 
 
-def _evaluation_of(version: Version, results: Sequence[Path]) -> Path:
+def _evaluation_of(version: ModelVersion, results: Sequence[Path]) -> Path:
     digest = version.tags[DIGEST_TAG]
     summaries: list[tuple[Path, Summary]] = [(folder, read_summary(folder)) for folder in results]
     found = [folder for folder, summary in summaries if summary.model.digest == digest]

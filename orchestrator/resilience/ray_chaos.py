@@ -46,7 +46,8 @@ from orchestrator.resilience.fault_schedule import (
 from orchestrator.resilience.faulty_proxy import FaultyProxy, drawn, healthy, outage
 from orchestrator.resilience.resume_proof import Trial
 from orchestrator.run_files import RUN_TAG
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 from shards.store import open_store
 
 _BUCKET = "s3://chaos"
@@ -366,12 +367,10 @@ def train_workers(nodes: Iterable[Any]) -> list[psutil.Process]:
 
 
 def _untracked(scene: _Scene, run: str, last: int) -> int:
-    tracked = tracking.find_run(scene.mlflow, scene.job.track.experiment, RUN_TAG, run)
+    tracked = runs.find_run(scene.mlflow, RUN_TAG, run, scene.job.track.experiment)
     if tracked is None:
         return last
-    told = {
-        metric.step for metric in tracking.connect(scene.mlflow).get_metric_history(tracked, "loss/total")
-    }
+    told = {metric.step for metric in connect(scene.mlflow).get_metric_history(tracked.id, "loss/total")}
     return len(set(range(1, last + 1)) - told)
 
 

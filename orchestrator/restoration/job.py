@@ -20,7 +20,7 @@ from orchestrator.config.job_schemas import Restoration, RestoreJob
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits
 from orchestrator.paths import absolute_uri
-from orchestrator.registry.resolve import NamedModel, find_model
+from orchestrator.registry.resolve import ModelFile, find_model
 from orchestrator.restoration.restorer import Settings
 from orchestrator.restoration.tasks import Outcome, Task, finish, plan
 from orchestrator.restoration.worker_spec import LOT, Order, Outcomes
@@ -99,7 +99,7 @@ def _model(name: str) -> str:
     return path if Path(path).exists() else name
 
 
-def _order(job: RestoreJob, named: NamedModel) -> Order:
+def _order(job: RestoreJob, named: ModelFile) -> Order:
     how = job.restore
     settings = _settings(how)
     return Order(

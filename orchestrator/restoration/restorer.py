@@ -23,7 +23,7 @@ from mirage.config import TOTAL_STRIDE
 from mirage.restore import Mode
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode
-from orchestrator.registry.resolve import NamedModel, find_model
+from orchestrator.registry.resolve import ModelFile, find_model
 
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int, int], None]
@@ -120,9 +120,7 @@ class Restorer:
         return nullcontext()
 
 
-def open_restorer(
-    model: str | NamedModel, device: str = "auto", settings: Settings | None = None
-) -> Restorer:
+def open_restorer(model: str | ModelFile, device: str = "auto", settings: Settings | None = None) -> Restorer:
     """Return a restorer with the model that is named, on `auto`, `cpu` or `cuda`. Raises PhotoError, RegistryError."""
     chosen = choose_device(device)
     named = find_model(model) if isinstance(model, str) else model

@@ -11,7 +11,7 @@ import torch
 
 from mirage.weights import WeightsError, dumps
 from orchestrator.errors import RegistryError
-from orchestrator.registry import client as registry
+from orchestrator.registry import versions
 from orchestrator.registry.resolve import find_model
 from orchestrator.tracking.uri import resolve_tracking_uri
 
@@ -82,7 +82,7 @@ def follows(model: str) -> bool:
 
 def version_now(model: str) -> str:
     """Return which version the registry means by `model` now. Raises RegistryError."""
-    return registry.describe(model, resolve_tracking_uri()).version
+    return str(versions.describe(model, resolve_tracking_uri()).version)
 
 
 def fetch(model: str) -> Served:
@@ -90,7 +90,7 @@ def fetch(model: str) -> Served:
     described = None
     exact = model
     if model.startswith("models:/"):
-        described = registry.describe(model, resolve_tracking_uri())
+        described = versions.describe(model, resolve_tracking_uri())
         exact = f"models:/{described.name}/{described.version}"  # the alias may move meanwhile
     named = find_model(exact)
     try:
@@ -100,7 +100,7 @@ def fetch(model: str) -> Served:
     tags: Mapping[str, str] = described.tags if described else {}
     return Served(
         name=described.name if described else named.path.name,
-        version=described.version if described else named.digest[:12],
+        version=str(described.version) if described else named.digest[:12],
         digest=named.digest,
         weights=dumps(network),
         parameters=sum(parameter.numel() for parameter in network.parameters()),

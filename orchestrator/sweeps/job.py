@@ -30,7 +30,7 @@ from orchestrator.sweeps.plan import plan_sweep
 from orchestrator.sweeps.report import write_report
 from orchestrator.sweeps.trial_runner import PARENT_TAG, SWEEP_ID_TAG, Train, Trials
 from orchestrator.sweeps.trial_table import Table
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
 from orchestrator.training.driver import Driver, Outcome
 from orchestrator.training.job import end_run, run_job, train_here
@@ -128,7 +128,7 @@ def _train_here(job: Job, dataset: Dataset, place: Place, driver: Driver, asked:
 
 
 def _open_parent(job: SweepJob, name: str, uri: str) -> str:
-    known = tracking.find_run(uri, job.track.experiment, SWEEP_ID_TAG, name)
+    known = runs.find_run(uri, SWEEP_ID_TAG, name, job.track.experiment)
     tags = {SWEEP_ID_TAG: name, "mirage.setting": job.setting, "mirage.recipe": job.recipe}
     tags["mirage.code_version"] = code_version()
     params = {
@@ -138,7 +138,9 @@ def _open_parent(job: SweepJob, name: str, uri: str) -> str:
         "seed": job.sweep.search.seed,
         **{f"space.{knob}": str(domain)[:500] for knob, domain in job.sweep.space.items()},
     }
-    return tracking.start_run(uri, job.track.experiment, name, tags, params, resume_id=known)
+    return runs.start_run(
+        uri, job.track.experiment, name, tags, params, resume_id=known.id if known else None
+    )
 
 
 def _submit(book: Book, job: SweepJob, dataset: Dataset) -> None:
@@ -153,7 +155,7 @@ def _end_parent(job: SweepJob, name: str, book: Book, uri: str, parent: str, sta
     files = write_report(job, name, book.events, folder_of(name))
     shown: dict[str, bytes | Path] = {path.name: path for path in files}
     try:
-        tracking.log_artifacts(uri, parent, {**shown, "job.yaml": dump_job(job).encode()})
+        runs.log_artifacts(uri, parent, {**shown, "job.yaml": dump_job(job).encode()})
     except TrackingError as error:
         say(f"warning: the report is not in MLflow: {error}")
     end_run(uri, parent, status)
@@ -194,6 +196,6 @@ def _winner(job: SweepJob, name: str, table: Table, trials: Trials, say: Say, *,
     final = winning_job(job, name, best)
     lineage = {**trials.lineage(best.number), PARENT_TAG: trials.parent}
     if job.sweep.winner.then == "continue" and best.tracked:
-        tracking.start_run(trials.uri, job.track.experiment, name, {}, {}, resume_id=best.tracked)
+        runs.start_run(trials.uri, job.track.experiment, name, {}, {}, resume_id=best.tracked)
     outcome = run_job(final, say, in_process=in_process, lineage=lineage)
     return Outcome(outcome.status, done, done)

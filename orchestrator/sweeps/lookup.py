@@ -17,7 +17,7 @@ from orchestrator.sweeps.best_trial import as_file
 from orchestrator.sweeps.event_log import Event, job_of, read
 from orchestrator.sweeps.trial_runner import SWEEP_ID_TAG
 from orchestrator.sweeps.trial_table import Trial, table_of
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 from shards.store import open_store
 
@@ -73,13 +73,13 @@ def _folder(run: str) -> str:
         found = (
             None
             if database is not None and not database.is_file()
-            else tracking.find_params(uri, SWEEP_ID_TAG, name)
+            else runs.find_run(uri, SWEEP_ID_TAG, name)
         )
     except TrackingError as error:
         raise SweepError(f"{run}: {error}") from error
-    if found is None or "storage" not in found[1]:
+    if found is None or SWEEP_ID_TAG not in found.tags or "storage" not in found.params:
         raise SweepError(
             f"{run}: no sweep of that id is tracked at {without_password(uri)}. "
             "Name it by its folder: STORAGE/sweeps/ID."
         )
-    return f"{below(found[1]['storage'], 'sweeps')}/{found[0]}"
+    return f"{below(found.params['storage'], 'sweeps')}/{found.tags[SWEEP_ID_TAG]}"

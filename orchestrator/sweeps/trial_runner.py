@@ -20,8 +20,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
 from orchestrator.sweeps.controller import Watch
 from orchestrator.sweeps.trial_table import Trial
-from orchestrator.tracking import background
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import background, runs
 from orchestrator.training import initial_weights
 from orchestrator.training.checkpoint import METRIC, Checkpoints, Identity, Retention
 from orchestrator.training.driver import Driver, Outcome, Wish
@@ -59,7 +58,10 @@ class Trials:
         """Run `trial` in this thread; return whether its job came to its end."""
         plan = make_plan(job, strict=True)
         place = place_of(job, self.dataset)
-        known = trial.tracked or tracking.find_run(self.uri, job.track.experiment, RUN_TAG, place.run_id)
+        found = (
+            None if trial.tracked else runs.find_run(self.uri, RUN_TAG, place.run_id, job.track.experiment)
+        )
+        known = found.id if found else trial.tracked
         lineage = {**self.lineage(trial.number), PARENT_TAG: self.parent}
         chosen = {f"sweep.{knob}": shown(value) for knob, value in trial.values.items()}
         tracked = open_run(job, plan, place, self.uri, known or None, lineage, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import threading
 import time
@@ -10,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.tracking.client import _errors, connect, log, one_line
+from orchestrator.tracking.client import connect, one_line, tracking_errors
 from orchestrator.tracking.journal import Journal, JournalFullError, Record
 from orchestrator.tracking.uri import without_password
+
+log = logging.getLogger(__name__)
 
 BATCH_VALUES = 900
 """Numbers per request; MLflow takes at most 1000."""
@@ -27,7 +30,7 @@ RETRY_SECONDS = (5.0, 60.0)
 
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
     """Record numbers of one step now, each once: a second call changes nothing. Raises TrackingError."""
-    with _errors(uri):
+    with tracking_errors(uri):
         _Sender(uri, run_id).send_records([Record(step, time.time_ns() // 1_000_000, dict(values))])
 
 
@@ -206,7 +209,7 @@ def sync(spool: Path, uri: str) -> int:
     Journals of living processes are left alone. Raises TrackingError.
     """
     count = 0
-    with _errors(uri):
+    with tracking_errors(uri):
         for run in sorted(folder for folder in spool.glob("*") if folder.is_dir()):
             for journal in Journal.left_behind(spool, run.name):
                 count += _replay(uri, run.name, journal)

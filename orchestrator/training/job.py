@@ -30,11 +30,11 @@ from orchestrator.models import network
 from orchestrator.paths import home
 from orchestrator.planning import throughput
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.registry import client as registry
-from orchestrator.registry import registration
+from orchestrator.registry import registration, versions
+from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
 from orchestrator.signals import on_stop
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.training import initial_weights
 from orchestrator.training.driver import Driver, Outcome, Wish
 from orchestrator.training.engines.base import InProcessEngine
@@ -72,7 +72,8 @@ def run_job(
     place = place_of(job, dataset)
     place.store.ensure_bucket()
 
-    known = tracking.find_run(uri, job.track.experiment, RUN_TAG, place.run_id)
+    found = runs.find_run(uri, RUN_TAG, place.run_id, job.track.experiment)
+    known = found.id if found else None
     finished = place.store.exists(RESULT)
     if job.init_from is not None and not finished:
         digest = initial_weights.keep(job, place.store, uri)
@@ -128,15 +129,15 @@ def open_run(
         "mirage.data": ", ".join(datasets.manifest_uris(job)),
     }
     params = {
-        **tracking.flat(_shown_job(job).model_dump(mode="json", exclude_none=True)),
+        **runs.flat_params(_shown_job(job).model_dump(mode="json", exclude_none=True)),
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
         **(chosen or {}),
     }
-    tracked = tracking.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
+    tracked = runs.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
     if known is None:
-        tracking.log_artifacts(
+        runs.log_artifacts(
             uri, tracked, {"job.yaml": dump_job(_shown_job(job)).encode(), "plan.txt": plan.render().encode()}
         )
     return tracked
@@ -188,7 +189,7 @@ def _log_profiles(place: Place, uri: str, tracked: str) -> None:
     traces = {key: store.read(key) for key in store.list(f"{FOLDER}/")}
     if traces:
         try:
-            tracking.log_artifacts(uri, tracked, traces)
+            runs.log_artifacts(uri, tracked, traces)
         except TrackingError as error:
             log.warning("the traces stay in %s/%s alone: %s", place.uri, FOLDER, error)
 
@@ -196,7 +197,7 @@ def _log_profiles(place: Place, uri: str, tracked: str) -> None:
 def end_run(uri: str, tracked: str, status: str) -> None:
     """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
     try:
-        tracking.end_run(uri, tracked, status)
+        runs.end_run(uri, tracked, status)
     except TrackingError as error:
         log.warning("the run in MLflow stays open: %s", error)
 
@@ -287,10 +288,10 @@ def _conclude(
         place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode()
     )
     files["model-card.md"] = _write(place.folder / "model-card.md", card.encode())
-    if not tracking.is_finished(uri, tracked):
+    if not runs.is_finished(uri, tracked):
         background.log_metrics(uri, tracked, result["step"], as_metrics(rows, "test"))
-        tracking.log_artifacts(uri, tracked, files)
-        tracking.end_run(uri, tracked, "FINISHED")
+        runs.log_artifacts(uri, tracked, files)
+        runs.end_run(uri, tracked, "FINISHED")
 
     say("\n" + run_report.table(rows) + "\n\n" + how + "\n\n" + run_report.verdict(rows) + "\n")
     if registered:
@@ -318,7 +319,7 @@ def _pictures(
     dataset: Dataset,
     place: Place,
     weights: bytes,
-    registered: registration.RegisteredVersion | None,
+    registered: ModelVersion | None,
     uri: str,
 ) -> dict[str, Path]:
     """Write the comparison sheet, and restore the job's example with the model as the registry gives it."""
@@ -333,7 +334,7 @@ def _pictures(
     if registered is not None:
         from mirage import load
 
-        restore = network.restoring(load(registry.resolve(registered.uri, uri)))
+        restore = network.restoring(load(versions.weights_file(registered.uri, uri)))
     restored = to_uint8(restore(to_float(item.degraded, cpu)))
     for name, picture in (("restored", restored), ("degraded", item.degraded)):
         files[f"{name}.png"] = _write(place.folder / f"{name}.png", png_bytes(picture))

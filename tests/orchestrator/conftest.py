@@ -14,7 +14,7 @@ from skimage import data as photographs
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from shards.dataset import Dataset
 from tests.orchestrator.mlflow_server import Server
 
@@ -92,7 +92,7 @@ def small_data(small_job: MakeJob) -> Dataset:
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A SQLite store with its schema, which takes seconds to create."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    tracking.start_run(uri, "warm-up", "first", {}, {})
+    runs.start_run(uri, "warm-up", "first", {}, {})
     return uri
 
 

@@ -25,9 +25,9 @@ from PIL import Image
 
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
-from orchestrator.registry import client as registry
-from orchestrator.registry import registration
-from orchestrator.tracking import client as tracking
+from orchestrator.registry import registration, versions
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 from tests.slow.project import Project
 
 NAME = "served"
@@ -47,7 +47,7 @@ class Registry:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        run = tracking.start_run(uri, NAME, "run", {}, {})
+        run = runs.start_run(uri, NAME, "run", {}, {})
         for version in (GOOD, BETTER, NOT_A_NUMBER, CORRUPT):
             torch.manual_seed(int(version))
             model = MIRAGE(SMALL)
@@ -60,12 +60,12 @@ class Registry:
             )  # fmt: skip
             assert str(made.version) == version
             if version == CORRUPT:
-                file = registry.resolve(made.uri, uri)
+                file = versions.weights_file(made.uri, uri)
                 file.write_bytes(file.read_bytes()[:-8] + bytes(8))
-        tracking.end_run(uri, run, "FINISHED")
+        runs.end_run(uri, run, "FINISHED")
 
     def promote(self, version: str) -> None:
-        tracking.connect(self._uri).set_registered_model_alias(NAME, "champion", version)
+        connect(self._uri).set_registered_model_alias(NAME, "champion", version)
 
 
 @dataclass

@@ -15,7 +15,8 @@ from mirage import MIRAGE, ModelConfig, save
 from orchestrator.errors import OrchestratorError
 from orchestrator.evaluation.feature_analysis import analyse
 from orchestrator.run_files import RUN_TAG
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 from orchestrator.tracking.uri import resolve_tracking_uri
 
 SMALL = {"dim": 6, "blocks": (1, 1, 1, 1), "refinement_blocks": 0, "heads": (1, 1, 1, 1)}
@@ -73,9 +74,9 @@ def test_numbers_and_figures_go_to_the_run_that_is_named(
     at_home: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     uri = resolve_tracking_uri()
-    run = tracking.start_run(uri, "analysed", "some-run", {RUN_TAG: "some-run"}, {})
+    run = runs.start_run(uri, "analysed", "some-run", {RUN_TAG: "some-run"}, {})
     list(analyse([weights(tmp_path, "ours")], images[:1], [], 64, tmp_path / "out", "some-run"))
-    client = tracking.connect(uri)
+    client = connect(uri)
     assert {"analysis/analysis.json", "analysis/figure4-channels.png"} <= {
         artifact.path for artifact in client.list_artifacts(run, "analysis")
     }

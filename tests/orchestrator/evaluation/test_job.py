@@ -23,7 +23,8 @@ from orchestrator.evaluation.summary import read_summary
 from orchestrator.imaging.convert import to_float
 from orchestrator.registry import registration
 from orchestrator.runner import plan_any, run_any
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
@@ -119,14 +120,14 @@ def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluati
     job = evaluation_job(name="tracked")
     _, folder = run(job)
     uri = resolve_tracking_uri()
-    found = tracking.find_run(uri, "judging", evaluation.EVALUATION_TAG, folder.name)
+    found = runs.find_run(uri, evaluation.EVALUATION_TAG, folder.name, "judging")
     assert found is not None
-    client = tracking.connect(uri)
-    entity = client.get_run(found)
+    client = connect(uri)
+    entity = client.get_run(found.id)
     assert entity.info.status == "FINISHED"
     assert entity.data.metrics["test/small/rain/rgb-crop16/psnr"] > 0
     assert entity.data.tags["mirage.protocols"] == "rgb-crop16"
-    names = {artifact.path for artifact in client.list_artifacts(found)}
+    names = {artifact.path for artifact in client.list_artifacts(found.id)}
     assert {"images.parquet", "summary.json", "extremes.png", "report.md", "job.yaml"} <= names
     with Image.open(folder / "extremes.png") as sheet:
         assert sheet.width > 300
@@ -189,7 +190,7 @@ def test_a_registered_model_is_that_of_the_jobs_own_registry(
     registration.register(
         elsewhere,
         "elsewhere",
-        run_id=tracking.start_run(elsewhere, "judging", "run", {}, {}),
+        run_id=runs.start_run(elsewhere, "judging", "run", {}, {}),
         weights=weights.read_bytes(),
         card="",
         metrics={},

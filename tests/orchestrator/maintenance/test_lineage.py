@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.config.schema import Job
 from orchestrator.maintenance.lineage import trace
-from orchestrator.registry import client as registry
+from orchestrator.registry import versions
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.job import run_job
 
@@ -59,7 +59,7 @@ def test_without_deep_nothing_large_is_read(project: Path) -> None:
 def test_each_damage_is_found_where_it_is(project: Path, at_home: Path) -> None:
     uri = resolve_tracking_uri()
     (shard,) = (project / "store" / "small" / "shards").glob("*.tar")
-    weights = registry.resolve(MODEL, uri)
+    weights = versions.weights_file(MODEL, uri)
     damages = {
         shard: f"shards/{shard.stem}"[:22],
         project / "photographs" / "cat.png": "cat.png",

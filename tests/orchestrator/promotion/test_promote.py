@@ -21,11 +21,11 @@ from orchestrator.evaluation.model_under_test import Identity
 from orchestrator.evaluation.summary import Summary, summary_bytes
 from orchestrator.promotion.promote import promote, rollback
 from orchestrator.promotion.scores import evidence
-from orchestrator.registry import client as registry
-from orchestrator.registry import lease
-from orchestrator.registry.registration import RegisteredVersion
+from orchestrator.registry import lease, versions
+from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, SCORES
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -56,12 +56,12 @@ def scored(gain: float, *, haze: float = 0.0, protocol: str = "rgb-crop16", data
     return json.dumps({"protocol": protocol, "data": [data], "scores": scores}).encode()
 
 
-def put(uri: str, name: str, scores: bytes, job: bytes = b"{}", seed: int = 0) -> RegisteredVersion:
+def put(uri: str, name: str, scores: bytes, job: bytes = b"{}", seed: int = 0) -> ModelVersion:
     torch.manual_seed(seed)
     return registration.register(
         uri,
         name,
-        run_id=tracking.start_run(uri, "5deg", "run", {}, {}),
+        run_id=runs.start_run(uri, "5deg", "run", {}, {}),
         weights=dumps(MIRAGE(CONFIG)),
         card="# Card",
         metrics={},
@@ -76,10 +76,10 @@ def test_the_first_champion_needs_to_beat_the_degraded_input_alone(store: str, n
     refused = promote(name, store, QUICK)
     assert not refused.moved
     assert "better than the degraded input" in refused.render()
-    assert "champion" not in registry.aliases(store, name)
+    assert "champion" not in versions.aliases(store, name)
     put(store, name, scored(1.0))
     assert promote(name, store, QUICK).moved
-    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2}
+    assert versions.aliases(store, name) == {"candidate": 2, "champion": 2}
 
 
 def test_a_better_version_moves_the_alias_and_keeps_the_previous(store: str, name: str) -> None:
@@ -88,7 +88,7 @@ def test_a_better_version_moves_the_alias_and_keeps_the_previous(store: str, nam
     put(store, name, scored(0.5))
     outcome = promote(f"models:/{name}/2", store, QUICK)
     assert outcome.moved
-    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert versions.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
     assert "passed: champion is version 2, version 1 is kept as previous" in outcome.render()
 
 
@@ -112,7 +112,7 @@ def test_one_failed_gate_leaves_every_alias(
     outcome = promote(name, store, {**QUICK, **limits})
     assert not outcome.moved
     assert [verdict.gate for verdict in outcome.verdicts if not verdict.passed] == [gate]
-    assert registry.aliases(store, name) == {"candidate": 2, "champion": 1}
+    assert versions.aliases(store, name) == {"candidate": 2, "champion": 1}
 
 
 @pytest.mark.parametrize("other", [{"data": "e" * 64}, {"protocol": "y8"}])
@@ -125,7 +125,7 @@ def test_other_data_or_another_protocol_is_refused_in_a_sentence(
     outcome = promote(name, store, QUICK)
     assert not outcome.passed
     assert "not compared: version 2 was measured" in outcome.render()
-    assert registry.aliases(store, name)["champion"] == 1
+    assert versions.aliases(store, name)["champion"] == 1
 
 
 FIVE = ("haze", "rain", "noise25", "blur", "lowlight")
@@ -155,9 +155,9 @@ def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alon
     assert promote(name, store, near).moved
 
 
-def judged(folder: Path, version: RegisteredVersion, uri: str, psnr: float) -> Path:
+def judged(folder: Path, version: ModelVersion, uri: str, psnr: float) -> Path:
     """What an evaluation of a version leaves: two datasets hold an image of the same name."""
-    digest = hashlib.sha256(registry.resolve(version.uri, uri).read_bytes()).hexdigest()
+    digest = hashlib.sha256(versions.weights_file(version.uri, uri).read_bytes()).hexdigest()
     rows = [
         ImageResult(
             *(dataset, digest_of_data, "", "rain", image, protocol, 32, 32),
@@ -186,7 +186,7 @@ def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str
     outcome = promote(second.uri, store, QUICK, results=results)
     assert outcome.moved
     assert "+1.000 dB" in outcome.render()
-    ours = evidence(registry.find(second.uri, store), store, results)
+    ours = evidence(versions.find(second.uri, store), store, results)
     assert (ours.protocol, ours.data, len(ours.psnr["rain"])) == ("rgb8", ("a" * 64, "b" * 64), 12)
 
 
@@ -201,14 +201,14 @@ def test_versions_on_a_server_are_promoted_refused_and_rolled_back(
     assert promote(f"{name}/1", server.uri, QUICK).moved
     assert promote(f"{name}/2", server.uri, QUICK).moved
     assert not promote(f"{name}/3", server.uri, QUICK).moved
-    assert registry.aliases(server.uri, name) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert versions.aliases(server.uri, name) == {"candidate": 3, "champion": 2, "previous": 1}
     assert rollback(name, server.uri) == (2, 1)
-    client = tracking.connect(server.uri)
-    assert [model.name for model in client.search_registered_models()] == [name]  # no lease is left
+    client = connect(server.uri)
+    assert client.get_prompt(f"{name}.lease") is None  # the lease is gone
     run_id = client.get_model_version(name, "3").run_id
     assert len(client.list_artifacts(run_id, "promotions")) == 2
-    version = registry.find(f"{name}/2", server.uri)
-    assert registry.carried_code(version, server.uri) == version.tags[registry.CODE_TAG]
+    version = versions.find(f"{name}/2", server.uri)
+    assert versions.packaged_code_digest(version, server.uri) == version.tags[versions.CODE_TAG]
 
 
 def test_the_gate_table_stays_with_the_run_of_the_candidate(store: str, name: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_gate_table_stays_with_the_run_of_the_candidate(store: str, name: st
     promote(name, store, QUICK)
     put(store, name, scored(-1.0))
     promote(name, store, QUICK)
-    client = tracking.connect(store)
+    client = connect(store)
     run_id = client.get_model_version(name, "2").run_id
     kept = sorted(Path(file.path).name for file in client.list_artifacts(run_id, "promotions"))
     assert [Path(file).suffix for file in kept] == [".json", ".txt"]
@@ -243,9 +243,9 @@ def test_rolling_back_twice_is_where_one_was(store: str, name: str) -> None:
         put(store, name, scored(gain))
         promote(name, store, QUICK)
     assert rollback(name, store) == (2, 1)
-    assert registry.aliases(store, name) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert versions.aliases(store, name) == {"candidate": 2, "champion": 1, "previous": 2}
     assert rollback(name, store) == (1, 2)
-    assert registry.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert versions.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
 
 
 def test_each_alias_has_a_previous_of_its_own(store: str, name: str) -> None:
@@ -255,7 +255,7 @@ def test_each_alias_has_a_previous_of_its_own(store: str, name: str) -> None:
         promote(name, store, QUICK, alias="staging")
     put(store, name, scored(2.0))
     promote(name, store, QUICK, alias="staging")
-    assert registry.aliases(store, name) == {
+    assert versions.aliases(store, name) == {
         "candidate": 3,
         "champion": 2,
         "previous": 1,
@@ -315,7 +315,7 @@ def test_of_two_promotions_at_once_the_better_version_is_champion(
         assert all(process.poll() is None for process in processes.values())
     go.touch()
     said = {number: process.communicate(timeout=120)[0].strip() for number, process in processes.items()}
-    now = registry.aliases(store, name)
+    now = versions.aliases(store, name)
     assert said[3] == "moved"
     assert now["champion"] == 3
     assert now["previous"] == (
@@ -325,9 +325,10 @@ def test_of_two_promotions_at_once_the_better_version_is_champion(
 
 COUNTING = """
 import sys
-from orchestrator import lease, track
+from orchestrator.registry import lease
+from orchestrator.tracking.client import connect
 store, name = sys.argv[1:]
-client = tracking.connect(store)
+client = connect(store)
 for _ in range(6):
     with lease.lease(store, name):
         count = int(client.get_registered_model(name).tags["count"])
@@ -337,13 +338,13 @@ for _ in range(6):
 
 @pytest.mark.slow
 def test_two_processes_never_hold_the_lease_together(store: str, name: str) -> None:
-    client = tracking.connect(store)
+    client = connect(store)
     client.create_registered_model(name, tags={"count": "0"})
     command = [sys.executable, "-c", COUNTING, store, name]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert client.get_registered_model(name).tags["count"] == "12"
-    assert client.search_registered_models(f"name = '{name}.lease'") == []
+    assert client.get_prompt(f"{name}.lease") is None
 
 
 def test_a_holder_that_died_is_passed_over_and_one_that_slept_finds_out(
@@ -354,9 +355,19 @@ def test_a_holder_that_died_is_passed_over_and_one_that_slept_finds_out(
         slept.check()
         with lease.lease(store, name, wait_seconds=30) as second:
             second.check()
-            with pytest.raises(RegistryError, match=r"its turn was given to another. Nothing was moved"):
+            with pytest.raises(RegistryError, match=r"another one took over. No alias was moved"):
                 slept.check()
-        assert tracking.connect(store).search_registered_models(f"name = '{name}.lease'") == []
+        assert connect(store).get_prompt(f"{name}.lease") is None
+
+
+def test_a_lease_that_is_held_is_not_listed_among_the_models(store: str, name: str) -> None:
+    client = connect(store)
+    client.create_registered_model(name)
+    with lease.lease(store, name):
+        assert client.get_prompt(f"{name}.lease") is not None
+        assert [found.name for found in client.search_registered_models() if found.name.startswith(name)] == [
+            name
+        ]
 
 
 def test_a_lease_that_is_in_use_is_waited_for_and_then_given_up(store: str, name: str) -> None:
@@ -375,7 +386,7 @@ def test_a_server_that_is_away_is_one_line(closed_port: int, monkeypatch: pytest
 
 REGISTERING = """
 import sys, time, pathlib
-from orchestrator import registry
+from orchestrator.registry import registration
 import mlflow.pyfunc
 store, name, run, weights, ready, go = sys.argv[1:]
 pathlib.Path(ready).touch()
@@ -387,7 +398,7 @@ print(registration.register(store, name, run_id=run, weights=pathlib.Path(weight
 
 @pytest.mark.slow
 def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str, tmp_path: Path) -> None:
-    run_id = tracking.start_run(store, "5deg", "run", {}, {})
+    run_id = runs.start_run(store, "5deg", "run", {}, {})
     weights, go = tmp_path / "weights", tmp_path / "go"
     weights.write_bytes(dumps(MIRAGE(CONFIG)))
     ready = [tmp_path / "first", tmp_path / "second"]
@@ -400,6 +411,6 @@ def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str,
     go.touch()
     said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert said == [["1"], ["1"]]
-    left = tracking.connect(store).search_model_versions(f"name = '{name}'")
+    left = connect(store).search_model_versions(f"name = '{name}'")
     assert [int(version.version) for version in left] == [1]
-    assert registry.aliases(store, name) == {"candidate": 1}
+    assert versions.aliases(store, name) == {"candidate": 1}

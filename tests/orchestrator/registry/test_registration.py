@@ -20,10 +20,10 @@ import torch
 from mirage import MIRAGE, ModelConfig, load, restore
 from mirage.weights import dumps
 from orchestrator.errors import RegistryError
-from orchestrator.registry import client as registry
-from orchestrator.registry import registration
-from orchestrator.registry.registration import RegisteredVersion
-from orchestrator.tracking import client as tracking
+from orchestrator.registry import registration, versions
+from orchestrator.registry.versions import ModelVersion
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -38,7 +38,7 @@ def model(seed: int = 0) -> MIRAGE:
 
 @pytest.fixture
 def run_id(store: str) -> str:
-    return tracking.start_run(store, "5deg", "run", {}, {})
+    return runs.start_run(store, "5deg", "run", {}, {})
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def registered(
     uri: str, name: str, run_id: str, key: str, *, seed: int = 0, card: str = "# Card"
-) -> RegisteredVersion:
+) -> ModelVersion:
     return registration.register(
         uri,
         name,
@@ -64,10 +64,16 @@ def registered(
 
 def test_a_version_is_found_by_alias_number_and_run(store: str, run_id: str, name: str) -> None:
     version = registered(store, name, run_id, "a")
-    assert version == RegisteredVersion(name, 1, f"models:/{name}/1")
-    assert registry.aliases(store, name) == {"candidate": 1}
+    assert (version.name, version.version, version.uri, version.run_id) == (
+        name,
+        1,
+        f"models:/{name}/1",
+        run_id,
+    )
+    assert versions.aliases(store, name) == {"candidate": 1}
     found = {
-        registry.resolve(uri, store) for uri in (f"models:/{name}@candidate", version.uri, f"runs:/{run_id}")
+        versions.weights_file(uri, store)
+        for uri in (f"models:/{name}@candidate", version.uri, f"runs:/{run_id}")
     }
     assert len(found) == 1
     assert found.pop().read_bytes() == dumps(model())
@@ -76,19 +82,19 @@ def test_a_version_is_found_by_alias_number_and_run(store: str, run_id: str, nam
 def test_the_registered_weights_are_the_model(store: str, run_id: str, name: str) -> None:
     degraded = torch.rand(1, 3, 33, 35)
     version = registered(store, name, run_id, "a")
-    again = load(registry.resolve(version.uri, store))
+    again = load(versions.weights_file(version.uri, store))
     assert torch.equal(restore(again, degraded), restore(model(), degraded))
 
 
 def test_a_version_carries_card_metrics_and_tags(store: str, run_id: str, name: str) -> None:
     registered(store, name, run_id, "a", card="# Card\n" + "x" * 6000)
-    version = tracking.connect(store).get_model_version(name, "1")
+    version = connect(store).get_model_version(name, "1")
     assert version.run_id == run_id
     assert version.tags["metric.test/rain/psnr"] == "31.25"
     assert version.tags["recipe"] == "release"
     assert version.description.startswith("# Card\nxxx")
     assert len(version.description) == registration.MAX_DESCRIPTION
-    weights = registry.resolve(f"models:/{name}/1", store)
+    weights = versions.weights_file(f"models:/{name}/1", store)
     assert weights.with_name("card.md").read_text() == "# Card\n" + "x" * 6000
 
 
@@ -96,7 +102,7 @@ def test_a_version_says_what_arrays_become(store: str, run_id: str, name: str) -
     version = registered(store, name, run_id, "a")
     from mlflow.models import get_model_info
 
-    signature = get_model_info(str(registry.resolve(version.uri, store).parent.parent)).signature
+    signature = get_model_info(str(versions.weights_file(version.uri, store).parent.parent)).signature
     assert signature is not None
     assert signature.inputs is None  # arrays or files: MLflow would let one kind through
     (restored,) = signature.outputs.inputs
@@ -106,7 +112,7 @@ def test_a_version_says_what_arrays_become(store: str, run_id: str, name: str) -
 def test_the_same_key_makes_no_second_version(store: str, run_id: str, name: str) -> None:
     assert registered(store, name, run_id, "a") == registered(store, name, run_id, "a")
     assert registered(store, name, run_id, "b", seed=1).version == 2
-    assert len(tracking.connect(store).search_model_versions(f"name = '{name}'")) == 2
+    assert len(connect(store).search_model_versions(f"name = '{name}'")) == 2
 
 
 def test_a_repeated_registration_takes_no_alias_from_a_newer_version(
@@ -115,14 +121,14 @@ def test_a_repeated_registration_takes_no_alias_from_a_newer_version(
     registered(store, name, run_id, "a")
     registered(store, name, run_id, "b", seed=1)
     assert registered(store, name, run_id, "a").version == 1
-    assert registry.aliases(store, name) == {"candidate": 2}
+    assert versions.aliases(store, name) == {"candidate": 2}
 
 
 def test_a_driver_that_died_before_the_alias_finishes_its_work(store: str, run_id: str, name: str) -> None:
     registered(store, name, run_id, "a")
-    tracking.connect(store).delete_registered_model_alias(name, "candidate")
+    connect(store).delete_registered_model_alias(name, "candidate")
     registered(store, name, run_id, "a")
-    assert registry.aliases(store, name) == {"candidate": 1}
+    assert versions.aliases(store, name) == {"candidate": 1}
 
 
 def test_registering_leaves_the_process_as_it_was(
@@ -143,18 +149,18 @@ def test_registering_leaves_the_process_as_it_was(
 
 def test_changed_weights_are_refused(store: str, run_id: str, name: str) -> None:
     version = registered(store, name, run_id, "a")
-    weights = registry.resolve(version.uri, store)
+    weights = versions.weights_file(version.uri, store)
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
     with pytest.raises(RegistryError, match="is not what was registered"):
-        registry.resolve(version.uri, store)
+        versions.weights_file(version.uri, store)
 
 
 def test_what_is_no_mirage_is_not_registered(store: str, run_id: str, name: str) -> None:
-    with pytest.raises(RegistryError, match="not registered, the weights are no MIRAGE"):
+    with pytest.raises(RegistryError, match="the weights are not a MIRAGE"):
         registration.register(
             store, name, run_id=run_id, weights=b"abc", card="", metrics={}, tags={}, idempotency_key="a"
         )
-    assert tracking.connect(store).search_registered_models(f"name = '{name}'") == []
+    assert connect(store).search_registered_models(f"name = '{name}'") == []
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(store: str, run_id: str, name: str) -> None:
@@ -168,7 +174,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(store: str, ru
     }
     for wanted, answer in expected.items():
         with pytest.raises(RegistryError) as refusal:
-            registry.resolve(wanted, store)
+            versions.weights_file(wanted, store)
         assert str(refusal.value).startswith(wanted)
         assert answer in str(refusal.value)
         assert "\n" not in str(refusal.value)
@@ -176,7 +182,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(store: str, ru
 
 def test_a_file_resolves_to_itself(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"")
-    found = registry.resolve(str(tmp_path / "weights.safetensors"), "http://never-asked:1")
+    found = versions.weights_file(str(tmp_path / "weights.safetensors"), "http://never-asked:1")
     assert found == tmp_path / "weights.safetensors"
 
 
@@ -215,14 +221,14 @@ def test_a_version_on_a_server_is_fetched_once(
 ) -> None:
     monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
     server.start()
-    run_id = tracking.start_run(server.uri, "5deg", "run", {}, {})
+    run_id = runs.start_run(server.uri, "5deg", "run", {}, {})
     version = registered(server.uri, name, run_id, "a")
     assert registered(server.uri, name, run_id, "a") == version
-    fetched = registry.resolve(f"models:/{name}@candidate", server.uri)
+    fetched = versions.weights_file(f"models:/{name}@candidate", server.uri)
     assert fetched.is_relative_to(tmp_path / "home")
     assert fetched.read_bytes() == dumps(model())
     before = fetched.stat().st_mtime_ns
-    assert registry.resolve(version.uri, server.uri).stat().st_mtime_ns == before
+    assert versions.weights_file(version.uri, server.uri).stat().st_mtime_ns == before
     degraded = np.full((1, 3, 9, 11), 0.5, np.float32)
     import mlflow
 

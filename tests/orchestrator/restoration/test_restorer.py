@@ -19,7 +19,7 @@ from orchestrator.imaging.photos import Limits, decode
 from orchestrator.registry.resolve import find_model
 from orchestrator.restoration.restorer import Restorer, Settings, open_restorer
 from orchestrator.run_files import RUN_TAG
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=0)
@@ -116,9 +116,7 @@ def test_a_model_is_found_under_each_of_its_names(
         find_model("night-1a2b")  # nothing is tracked yet, and asking creates no database
     assert not (tmp_path / ".mirage").exists()
     uri = resolve_tracking_uri()
-    tracked = tracking.start_run(
-        uri, "any", "x", {RUN_TAG: "night-1a2b"}, {"storage": str(tmp_path / "store")}
-    )
+    tracked = runs.start_run(uri, "any", "x", {RUN_TAG: "night-1a2b"}, {"storage": str(tmp_path / "store")})
     photo = decode(photograph(), "a.png")
     expected = Restorer(model).pixels(photo)
     for name in (

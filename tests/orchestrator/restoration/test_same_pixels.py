@@ -20,7 +20,7 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.imaging.photos import decode
 from orchestrator.registry import registration
 from orchestrator.runner import run_any
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri
 from tests.orchestrator.serving.inprocess import running, served
 
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 def pyfunc(weights: str, folder: Path) -> Any:
     """The model as MLflow loads it from the registry."""
     uri = resolve_tracking_uri()
-    run_id = tracking.start_run(uri, "same", "pixels", {}, {})
+    run_id = runs.start_run(uri, "same", "pixels", {}, {})
     version = registration.register(
         uri,
         "same-pixels",

@@ -13,13 +13,14 @@ from orchestrator.cli import app
 from orchestrator.config.loader import job_from_mapping, load_job
 from orchestrator.config.schema import Job
 from orchestrator.maintenance.lineage import trace
-from orchestrator.registry import client as registry
+from orchestrator.registry import versions
 from orchestrator.runner import run_any
 from orchestrator.sweeps.event_log import read
 from orchestrator.sweeps.lookup import find_sweep
 from orchestrator.sweeps.trial_runner import SWEEP_TAG
 from orchestrator.sweeps.trial_table import table_of
-from orchestrator.tracking import client as tracking
+from orchestrator.tracking import runs
+from orchestrator.tracking.client import connect
 from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.store import open_store
 from tests.orchestrator.conftest import SMALL
@@ -60,8 +61,8 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     assert best is not None
 
     uri = resolve_tracking_uri()
-    client = tracking.connect(uri)
-    parent = tracking.find_id(uri, "mirage.sweep_id", folder.name)
+    client = connect(uri)
+    parent = runs.find_run(uri, "mirage.sweep_id", folder.name).id
     experiment = client.get_experiment_by_name("tests").experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert len(children) == 2
@@ -78,7 +79,7 @@ def test_a_sweep_ends_in_a_registered_winner_a_report_and_a_job_file(swept, tmp_
     assert client.get_run(parent).info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(parent)} >= {"report.md", "report.html", "job.yaml"}
 
-    version = registry.describe("models:/small@candidate", uri)
+    version = versions.describe("models:/small@candidate", uri)
     assert version.tags[SWEEP_TAG] == folder.name
     assert version.tags["mirage.run_id"] == best.run
     assert any("alias candidate" in line for line in said)

@@ -20,19 +20,19 @@ import pytest
 from PIL import Image
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking import client as tracking
-from orchestrator.tracking import journal
+from orchestrator.tracking import journal, runs
+from orchestrator.tracking.client import connect, one_line
 from orchestrator.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
 from orchestrator.tracking import background
-from orchestrator.tracking.uri import page_command, resolve_tracking_uri
+from orchestrator.tracking.uri import page_command, resolve_tracking_uri, without_password
 
 
 @pytest.fixture
 def run_id(store: str) -> str:
-    return tracking.start_run(store, "5deg", "run", {}, {})
+    return runs.start_run(store, "5deg", "run", {}, {})
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def png(shade: int = 0) -> bytes:
 
 
 def history(uri: str, run_id: str, name: str = "loss/total") -> list[tuple[int, float]]:
-    recorded = tracking.connect(uri).get_metric_history(run_id, name)
+    recorded = connect(uri).get_metric_history(run_id, name)
     return sorted((metric.step, metric.value) for metric in recorded)
 
 
 def pictures(uri: str, run_id: str) -> list[str]:
-    listed = tracking.connect(uri).list_artifacts(run_id, "images")
+    listed = connect(uri).list_artifacts(run_id, "images")
     return sorted(
         Path(file.path).name.split("+timestamp")[0] for file in listed if file.path.endswith(".png")
     )
@@ -80,20 +80,20 @@ def report(tracker: background.Tracker, steps: range, offset: float = 0.0) -> No
 def test_a_run_keeps_what_the_driver_says(store: str, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_bytes(png())
     params = {"model.dim": 24, **{f"key{i}": i for i in range(150)}}  # more than MLflow takes at a time
-    run_id = tracking.start_run(store, "5deg", "tiny", {"mirage.run": "tiny-1"}, params)
+    run_id = runs.start_run(store, "5deg", "tiny", {"mirage.run": "tiny-1"}, params)
     background.log_metrics(store, run_id, 7, {"test/rain/psnr": 31.5})
     background.log_metrics(store, run_id, 7, {"test/rain/psnr": 31.5})
-    tracking.log_artifacts(
+    runs.log_artifacts(
         store, run_id, {"job.yaml": b"name: 5deg\n", "pictures/sheet.png": tmp_path / "sheet.png"}
     )
-    assert not tracking.is_finished(store, run_id)
-    tracking.end_run(store, run_id, "FINISHED")
+    assert not runs.is_finished(store, run_id)
+    runs.end_run(store, run_id, "FINISHED")
 
-    run = tracking.connect(store).get_run(run_id)
+    run = connect(store).get_run(run_id)
     assert run.info.run_name == "tiny"
     assert run.data.params == {key: str(value) for key, value in params.items()}
     assert history(store, run_id, "test/rain/psnr") == [(7, 31.5)]
-    assert tracking.is_finished(store, run_id)
+    assert runs.is_finished(store, run_id)
     everything = Path(store.removeprefix("sqlite:///")).parent / "mlartifacts"
     (artifacts,) = (
         folder for folder in everything.rglob(run_id) if folder.is_dir()
@@ -103,13 +103,11 @@ def test_a_run_keeps_what_the_driver_says(store: str, tmp_path: Path) -> None:
 
 
 def test_a_run_is_found_by_its_tag_and_resumed_as_itself(store: str) -> None:
-    first = tracking.start_run(store, "resume", "run", {"mirage.run": "r-1"}, {"lr": 1})
-    tracking.end_run(store, first, "KILLED")
-    assert tracking.find_run(store, "resume", "mirage.run", "r-1") == first
-    again = tracking.start_run(
-        store, "resume", "run", {"mirage.code_version": "2"}, {"lr": 2}, resume_id=first
-    )
-    run = tracking.connect(store).get_run(again)
+    first = runs.start_run(store, "resume", "run", {"mirage.run": "r-1"}, {"lr": 1})
+    runs.end_run(store, first, "KILLED")
+    assert runs.find_run(store, "mirage.run", "r-1", "resume").id == first
+    again = runs.start_run(store, "resume", "run", {"mirage.code_version": "2"}, {"lr": 2}, resume_id=first)
+    run = connect(store).get_run(again)
     assert again == first
     assert run.info.status == "RUNNING"
     assert run.data.params == {"lr": "1"}
@@ -117,13 +115,13 @@ def test_a_run_is_found_by_its_tag_and_resumed_as_itself(store: str) -> None:
 
 
 def test_no_run_is_found_where_none_is(store: str) -> None:
-    assert tracking.find_run(store, "5deg", "mirage.run", "never") is None
-    assert tracking.find_run(store, "no such experiment", "mirage.run", "r-1") is None
+    assert runs.find_run(store, "mirage.run", "never", "5deg") is None
+    assert runs.find_run(store, "mirage.run", "r-1", "no such experiment") is None
 
 
 def test_an_unreachable_server_is_one_line_without_its_password(nobody: str) -> None:
     with pytest.raises(TrackingError) as refusal:
-        tracking.start_run(nobody.replace("//", "//me:secret@"), "5deg", "run", {}, {})
+        runs.start_run(nobody.replace("//", "//me:secret@"), "5deg", "run", {}, {})
     message = str(refusal.value)
     assert "\n" not in message
     assert "secret" not in message
@@ -133,14 +131,18 @@ def test_an_unreachable_server_is_one_line_without_its_password(nobody: str) -> 
 
 @pytest.mark.slow
 def test_two_drivers_may_meet_on_a_new_store(tmp_path: Path) -> None:
-    start = "import sys; from orchestrator import track; tracking.start_run(sys.argv[1], 'e', 'r', {}, {})"
+    start = (
+        "import sys; from orchestrator.tracking import runs; runs.start_run(sys.argv[1], 'e', 'r', {}, {})"
+    )
     command = [sys.executable, "-c", start, f"sqlite:///{tmp_path}/new.db"]
     drivers = [subprocess.Popen(command) for _ in range(2)]
     assert [driver.wait() for driver in drivers] == [0, 0]
 
 
 def test_importing_the_module_does_not_import_mlflow() -> None:
-    check = "import sys, orchestrator.tracking.client; sys.exit('mlflow' in sys.modules)"
+    check = (
+        "import sys; from orchestrator.tracking import background, runs; sys.exit('mlflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
@@ -192,11 +194,11 @@ def test_the_page_command_avoids_a_taken_port(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_what_is_shown_of_an_address_has_no_password(uri: str, shown: str) -> None:
-    assert shown(uri) == shown
+    assert without_password(uri) == shown
 
 
 def test_a_long_error_is_not_cut_inside_a_password() -> None:
-    told = tracking.one_line(OSError("x" * 170 + " http://me:" + "secret" * 10 + "@mlflow"))
+    told = one_line(OSError("x" * 170 + " http://me:" + "secret" * 10 + "@mlflow"))
     assert "secret" not in told
 
 
@@ -267,8 +269,8 @@ def test_a_killed_writer_loses_nothing_that_it_reported(
     store: str, run_id: str, nobody: str, tmp_path: Path
 ) -> None:
     victim = (
-        "import sys, time; from pathlib import Path; from orchestrator import track\n"
-        "tracker = tracking.Tracker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))\n"
+        "import sys, time; from pathlib import Path; from orchestrator.tracking.background import Tracker\n"
+        "tracker = Tracker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))\n"
         "for step in range(100): tracker.metrics(step, {'loss/total': float(step)})\n"
         "print('reported', flush=True); time.sleep(60)"
     )
@@ -305,7 +307,7 @@ def test_a_line_cut_short_by_death_is_left_out(store: str, run_id: str, tmp_path
 
 def test_a_refused_picture_does_not_hold_back_numbers(store: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where the artifact folder should be")
-    client = tracking.connect(store)
+    client = connect(store)
     experiment = client.create_experiment(str(tmp_path), artifact_location=(tmp_path / "file" / "x").as_uri())
     run_id = client.create_run(experiment).info.run_id
     tracker = background.Tracker(store, run_id, tmp_path / "spool")
@@ -319,7 +321,7 @@ def test_training_goes_on_where_nothing_can_be_written(
     store: str, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    with caplog.at_level(logging.WARNING, "orchestrator.tracking.client"):
+    with caplog.at_level(logging.WARNING, "orchestrator.tracking.background"):
         tracker = background.Tracker(store, run_id, tmp_path / "file")
         report(tracker, range(3))
         tracker.image("sheet", png(), 1)
@@ -358,10 +360,10 @@ def test_a_report_after_the_end_is_ignored(store: str, run_id: str, tmp_path: Pa
 def test_a_server_that_dies_in_mid_run_misses_nothing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(background, "RETRY_SECONDS", (0.5, 1.0))
     uri = server.uri
     server.start()
-    run_id = tracking.start_run(uri, "5deg", "run", {}, {})
+    run_id = runs.start_run(uri, "5deg", "run", {}, {})
     tracker = background.Tracker(uri, run_id, tmp_path / "spool")
     report(tracker, range(100))
     tracker.image("sheet", png(1), 50)
@@ -380,4 +382,4 @@ def test_a_server_that_dies_in_mid_run_misses_nothing(
     assert history(uri, run_id) == [(step, float(step)) for step in range(300)]
     # A picture whose arrival the server did not come to confirm is sent again.
     assert set(pictures(uri, run_id)) == {"sheet+step+150", "sheet+step+50"}
-    tracking.end_run(uri, run_id, "FINISHED")
+    runs.end_run(uri, run_id, "FINISHED")

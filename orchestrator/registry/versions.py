@@ -1,0 +1,228 @@
+"""Find registered model versions in MLflow and read what they carry.
+
+    models:/mirage-5deg@champion     models:/mirage-5deg/3     runs:/<run id>     weights.safetensors
+
+A version consists of code (`pyfunc_model.py` and the package `mirage`) and a safetensors file. It needs no pickle, so
+it loads with MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false, and it takes images of any size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.errors import RegistryError
+from orchestrator.paths import home
+from orchestrator.run_files import WEIGHTS
+from orchestrator.tracking.client import connect, one_line
+from orchestrator.tracking.uri import without_password
+from shards.listing import digest_of, list_folder
+
+KEY_TAG = "mirage.idempotency_key"
+DIGEST_TAG = "mirage.weights_sha256"
+FILE_TAG = "mirage.sha256."
+"""Prefix of the tags that hold the SHA-256 of each file of a version; the file's name follows."""
+CODE_TAG = "mirage.code_sha256"
+"""Digest of the package `mirage` in a version, as computed by `shards.listing`."""
+CODE_VERSION_TAG = "mirage.code_version"
+"""Release and commit that trained the version."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model version without its files."""
+
+    name: str
+    version: int
+    run_id: str
+    """MLflow id of the run that produced it."""
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """The version's `models:/` URI."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def tag_values(tracking_uri: str, tag: str) -> set[str]:
+    """Return the values of `tag` over all versions of all registered models. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        values: set[str] = set()
+        token = None
+        while True:
+            page = client.search_model_versions(max_results=1000, page_token=token)
+            values |= {str(version.tags[tag]) for version in page if tag in version.tags}
+            token = page.token
+            if not token:
+                return values
+
+
+def aliases(tracking_uri: str, name: str) -> dict[str, int]:
+    """Return alias → version of a registered model. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        return aliases_of(client, name)
+
+
+def set_aliases(tracking_uri: str, name: str, targets: Mapping[str, int]) -> None:
+    """Point aliases to versions, in the order given. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        for alias, number in targets.items():
+            client.set_registered_model_alias(name, alias, str(number))
+
+
+def describe(model: str, tracking_uri: str) -> ModelVersion:
+    """Return the version that `model` names: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN.
+
+    runs:/RUN is the newest version registered from that MLflow run. Raises RegistryError.
+    """
+    with registry_client(tracking_uri) as client:
+        found = _of_run(client, model) if model.startswith("runs:/") else _of_name(client, model)
+        return ModelVersion(found.name, int(found.version), found.run_id, dict(found.tags))
+
+
+def find(model: str, tracking_uri: str) -> ModelVersion:
+    """Return what `describe` returns, if this project registered it. Raises RegistryError."""
+    version = describe(model, tracking_uri)
+    if DIGEST_TAG not in version.tags:
+        raise RegistryError(
+            f"{model}: version {version.version} of {version.name} was not registered by mirage"
+        )
+    return version
+
+
+def read_file(version: ModelVersion, name: str, tracking_uri: str) -> bytes:
+    """Return a file that was registered with a version, verified by its digest. Raises RegistryError."""
+    if FILE_TAG + name not in version.tags:
+        raise RegistryError(
+            f"{version.uri} carries no {name}: an earlier release registered it. Train and register it again."
+        )
+    return _verified(version, name, version.tags[FILE_TAG + name], tracking_uri).read_bytes()
+
+
+def packaged_code_digest(version: ModelVersion, tracking_uri: str) -> str:
+    """Return the current digest of the package `mirage` in a version, "" if it is gone. Raises RegistryError."""
+    with (
+        registry_client(tracking_uri) as client,
+        tempfile.TemporaryDirectory(prefix="mirage-code-") as folder,
+    ):
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        parts = urlsplit(location)
+        if parts.scheme in ("", "file"):
+            package = Path(unquote(parts.path), "code", "mirage")
+        else:
+            from mlflow.artifacts import download_artifacts
+
+            package = Path(
+                download_artifacts(f"{location}/code/mirage", dst_path=folder, tracking_uri=tracking_uri)
+            )
+        return package_digest(package) if package.is_dir() else ""
+
+
+def weights_file(model: str, tracking_uri: str) -> Path:
+    """Return the local weights file that `model` names, downloaded once if it is remote and verified by its digest.
+
+    `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN` or a file. Raises RegistryError.
+    """
+    if not model.startswith(("models:/", "runs:/")):
+        path = Path(model)
+        if not path.is_file():
+            raise RegistryError(f"{model}: no such file. A registered model is written models:/NAME@ALIAS.")
+        return path
+    version = find(model, tracking_uri)
+    return _verified(version, WEIGHTS, version.tags[DIGEST_TAG], tracking_uri)
+
+
+@contextmanager
+def registry_client(tracking_uri: str) -> Iterator[Any]:
+    """Yield an `MlflowClient` and turn its errors into a RegistryError of one line."""
+    try:
+        yield connect(tracking_uri)
+    except RegistryError:
+        raise
+    except Exception as error:
+        raise RegistryError(f"MLflow at {without_password(tracking_uri)}: {one_line(error)}") from error
+
+
+def aliases_of(client: Any, name: str) -> dict[str, int]:
+    """Return alias → version of a registered model."""
+    return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
+def package_digest(package: Path) -> str:
+    """Return the digest of a package's Python files."""
+    return digest_of(list_folder(package, package.rglob("*.py")))
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of `content` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _of_name(client: Any, model: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    try:
+        return (
+            client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
+        )
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RegistryError(f"{model}: {_why_missing(client, name, alias, number)}") from error
+
+
+def _why_missing(client: Any, name: str, alias: str, number: str) -> str:
+    """Return what is missing, and what there is instead."""
+    models = [entry.name for entry in client.search_registered_models()]
+    if name not in models:
+        return f"no model {name!r} is registered. Registered: {', '.join(models) or 'none'}."
+    if alias:
+        there = [f"{key} (version {value})" for key, value in sorted(aliases_of(client, name).items())]
+        return f"{name} has no alias {alias!r}. It has: {', '.join(there) or 'none'}."
+    numbers = sorted(int(entry.version) for entry in client.search_model_versions(f"name = '{name}'"))
+    return f"{name} has no version {number!r}. It has: {', '.join(map(str, numbers)) or 'none'}."
+
+
+def _of_run(client: Any, model: str) -> Any:
+    run_id = model.removeprefix("runs:/").strip("/")
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    if not found:
+        raise RegistryError(f"{model}: no version was registered from that run.")
+    return max(found, key=lambda entry: int(entry.version))
+
+
+def _verified(version: ModelVersion, name: str, digest: str, tracking_uri: str) -> Path:
+    """Return a local file of a version: in place if the store is local, else a cached copy.
+
+    Raises RegistryError if it is gone or was changed.
+    """
+    with registry_client(tracking_uri) as client:
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        path = _local(location, name, digest, tracking_uri)
+    if not path.is_file() or sha256(path.read_bytes()) != digest:
+        state = "is not what was registered" if path.is_file() else "is gone"
+        raise RegistryError(f"{version.uri}: {path} {state}. Bring back the file, or register again.")
+    return path
+
+
+def _local(location: str, name: str, digest: str, tracking_uri: str) -> Path:
+    parts = urlsplit(location)
+    if parts.scheme in ("", "file"):
+        return Path(unquote(parts.path), "artifacts", name)
+    cached = home() / "models" / digest / name
+    if not cached.is_file():
+        from mlflow.artifacts import download_artifacts
+
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as partial:
+            source = f"{location}/artifacts/{name}"
+            Path(download_artifacts(source, dst_path=partial, tracking_uri=tracking_uri)).replace(cached)
+    return cached

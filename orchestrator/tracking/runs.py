@@ -1,0 +1,155 @@
+"""Create, find and end runs in MLflow. Rank 0 of a training job logs to them by `tracking.background`."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.tracking.client import connect, tracking_errors
+from orchestrator.tracking.uri import artifact_folder, sqlite_file
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as MLflow holds it."""
+
+    id: str
+    """MLflow's run id."""
+    finished: bool
+    """Whether its status is FINISHED."""
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+
+
+def start_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, object],
+    resume_id: str | None = None,
+) -> str:
+    """Create a run and return its id; with `resume_id`, reopen that run and update its tags.
+
+    Parameters are written at creation only, because MLflow refuses to change them. Creates the SQLite schema and the
+    experiment where they are missing. Raises TrackingError.
+    """
+    with tracking_errors(uri), _schema_lock(uri):
+        client = connect(uri)
+        if resume_id is not None:
+            client.update_run(resume_id, status="RUNNING")
+            for key, value in tags.items():
+                client.set_tag(resume_id, key, value)
+            return resume_id
+        from mlflow.entities import Param
+
+        experiment_id = _experiment_id(client, uri, experiment)
+        run_id = str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        items = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(items), 100):  # MLflow takes at most 100 per request
+            client.log_batch(run_id, params=items[start : start + 100])
+    return run_id
+
+
+def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Return nested values as parameters of a run: one level, keys joined by dots."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_params(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def end_run(uri: str, run_id: str, status: str) -> None:
+    """End a run as FINISHED, FAILED or KILLED. Raises TrackingError."""
+    with tracking_errors(uri):
+        connect(uri).set_terminated(run_id, status=status)
+
+
+def is_finished(uri: str, run_id: str) -> bool:
+    """Return whether the status of a run is FINISHED. Raises TrackingError."""
+    with tracking_errors(uri):
+        return _tracked(connect(uri).get_run(run_id)).finished
+
+
+def find_run(uri: str, key: str, value: str, experiment: str | None = None) -> TrackedRun | None:
+    """Return the newest run whose tag `key` is `value`, or None. Raises TrackingError.
+
+    Without `experiment`, all experiments are searched, and `value` may also be an MLflow run id.
+    """
+    with tracking_errors(uri), _schema_lock(uri):
+        client = connect(uri)
+        if experiment is None:
+            experiments = client.search_experiments()
+            filters = [f"tags.`{key}` = '{value}'", f"attributes.run_id = '{value}'"]
+        else:
+            found = client.get_experiment_by_name(experiment)
+            experiments = [found] if found is not None else []
+            filters = [f"tags.`{key}` = '{value}'"]
+        ids = [one.experiment_id for one in experiments]
+        for query in filters if ids else []:
+            for run in client.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1):
+                return _tracked(run)
+    return None
+
+
+def get_run(uri: str, run_id: str) -> TrackedRun | None:
+    """Return the run with this MLflow id, None if there is none. Raises TrackingError."""
+    with tracking_errors(uri):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _tracked(connect(uri).get_run(run_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
+def log_artifacts(uri: str, run_id: str, files: Mapping[str, bytes | Path]) -> None:
+    """Store files with a run: artifact path to contents or local file. Raises TrackingError."""
+    with tempfile.TemporaryDirectory(prefix="mirage-artifacts-") as folder:
+        for path, source in files.items():
+            target = Path(folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
+        with tracking_errors(uri):
+            connect(uri).log_artifacts(run_id, folder)
+
+
+def _tracked(run: Any) -> TrackedRun:
+    data = run.data
+    return TrackedRun(str(run.info.run_id), run.info.status == "FINISHED", dict(data.tags), dict(data.params))
+
+
+def _experiment_id(client: Any, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    database = sqlite_file(uri)
+    location = artifact_folder(database).as_uri() if database else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def _schema_lock(uri: str) -> Iterator[None]:
+    """Let one process at a time create a SQLite schema and its experiments: MLflow's migrations race."""
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
