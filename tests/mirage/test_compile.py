@@ -61,7 +61,7 @@ def test_eagerly_nothing_is_compiled() -> None:
 WITHOUT = """
 import warnings, torch
 from mirage import MIRAGE, ModelConfig
-from mirage.compiling import compile_blocks
+from mirage.compile import compile_blocks
 models = []
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")

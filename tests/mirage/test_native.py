@@ -209,7 +209,7 @@ def test_planes_hold_all_channels_and_zeros(parts: int) -> None:
 
 def library_in(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """What a new process finds, with its cache in `folder`."""
-    script = "from mirage.kernels import native; print(native.library() is not None)"
+    script = "from mirage.kernels.cpu import library; print(library.library() is not None)"
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "XDG_CACHE_HOME": str(folder), **environment},

@@ -37,8 +37,8 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def leaked_groups(project: Project) -> str:
     script = (
-        "import os; from pathlib import Path; from orchestrator.cluster import local\n"
-        "os.environ.update(local.environment(Path.cwd()))\n"
+        "import os; from pathlib import Path; from orchestrator.cluster.local import lifecycle\n"
+        "os.environ.update(lifecycle.environment(Path.cwd()))\n"
         "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
         "from orchestrator.cluster.placement_groups import leaked_groups; print('leaked', len(leaked_groups()))"
     )

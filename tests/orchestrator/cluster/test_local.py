@@ -128,9 +128,9 @@ def test_an_interrupted_start_leaves_nothing_that_down_does_not_find(
 ) -> None:
     before = rclones()
     code = (
-        "import sys; from pathlib import Path; from orchestrator.cluster import local, ports\n"
+        "import sys; from pathlib import Path; from orchestrator.cluster.local import lifecycle, ports\n"
         "sys.executable = sys.argv[2]\n"
-        "local.up(Path(sys.argv[1]), dashboard_port=ports.free_port(), ray_port=ports.free_port())"
+        "lifecycle.up(Path(sys.argv[1]), dashboard_port=ports.free_port(), ray_port=ports.free_port())"
     )
     with pytest.MonkeyPatch.context() as patch:
         python_with_a_ray_that(f"touch {tmp_path}/started; exec sleep 60", tmp_path / "bin", patch)

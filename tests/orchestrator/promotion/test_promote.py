@@ -282,8 +282,8 @@ def test_what_cannot_be_promoted_or_rolled_back_is_told(store: str, name: str) -
 
 PROMOTING = """
 import sys, time, pathlib
-from orchestrator.promote import promote
-import orchestrator.export, mlflow
+from orchestrator.promotion.promote import promote
+import orchestrator.models.export, mlflow
 ready, go = (pathlib.Path(p) for p in sys.argv[3:5])
 ready.touch()
 while not go.exists(): time.sleep(0.01)
