@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from orchestrator.config.loader import load_job
+from tests.claims import BIN
 
 CLUSTERS = Path("jobs/clusters")
 KUBERAY = json.loads(Path(__file__).with_name("kuberay-v1.7.0.json").read_bytes())
@@ -182,6 +182,5 @@ def test_the_image_has_what_the_project_has() -> None:
     assert all(Path(name).exists() for name in names)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_slurm_script_is_clean() -> None:
-    subprocess.run(["shellcheck", str(CLUSTERS / "slurm.sh")], check=True)
+    subprocess.run([BIN / "shellcheck", CLUSTERS / "slurm.sh"], check=True)

@@ -1,0 +1,42 @@
+"""In CI a skipped test is a failure, but for those whose reason is listed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+pytest.register_assert_rewrite("tests.claims")
+
+ALLOWED_SKIPS = {
+    "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/gpu.md)",
+    "root may write anywhere": "CI runs as root in a container",
+    "no file system can be mounted here": "containers may refuse user namespaces",
+}
+"""What a skip's reason begins with, and why CI may skip for it."""
+
+
+def forbidden_skip(reason: str) -> bool:
+    """Return whether CI must not skip a test for this reason."""
+    return not reason.removeprefix("Skipped: ").startswith(tuple(ALLOWED_SKIPS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _checked((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _checked((yield))
+
+
+def _checked(report):
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if forbidden_skip(reason):
+            report.outcome = "failed"
+            rule = "CI must not skip a test for this reason; tests/conftest.py lists those that it may."
+            report.longrepr = f"{reason}\n{rule}"
+    return report
