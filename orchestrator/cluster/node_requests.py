@@ -1,4 +1,4 @@
-"""Ask a cluster that grows for workers: placement groups that wait are what its autoscaler answers with nodes."""
+"""Request nodes from an autoscaler, which starts nodes for placement groups that are pending."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ from ray.util.placement_group import (
 from orchestrator.config.schema import WorkerResources
 
 
-class Asking:
-    """Room for single workers, each a placement group of its own; what has come is held until `release`."""
+class NodeRequest:
+    """Resources for single workers, one placement group each; they stay reserved until `release`."""
 
     def __init__(self, workers: WorkerResources) -> None:
         self.bundle = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
         self._groups: list[PlacementGroup] = []
 
-    def ask(self, count: int) -> None:
-        """Ask for room for `count` workers in all."""
+    def request(self, count: int) -> None:
+        """Raise the request to `count` workers in total."""
         while len(self._groups) < count:
             self._groups.append(placement_group([self.bundle]))
 
-    def come(self, going: Iterable[str] = ()) -> int:
-        """Return for how many there is room by now. Room on nodes that are `going` is given back and asked for anew."""
+    def ready(self, draining: Iterable[str] = ()) -> int:
+        """Return for how many workers resources are reserved.
+
+        What is reserved on `draining` nodes is released and requested again.
+        """
         if not self._groups:
             return 0
-        table, leaving, count = placement_group_table(), set(going), len(self._groups)
-        come = 0
+        table, leaving, count = placement_group_table(), set(draining), len(self._groups)
+        ready = 0
         for group in list(self._groups):
-            told = table.get(group.id.hex(), {})
-            if told.get("state") != "CREATED":
+            entry = table.get(group.id.hex(), {})
+            if entry.get("state") != "CREATED":
                 continue
-            if leaving.intersection(told["bundles_to_node_id"].values()):
+            if leaving.intersection(entry["bundles_to_node_id"].values()):
                 remove_placement_group(group)
                 self._groups.remove(group)
             else:
-                come += 1
-        self.ask(count)
-        return come
+                ready += 1
+        self.request(count)
+        return ready
 
     def release(self) -> None:
-        """Give back what has come, and ask for nothing more."""
+        """Release what is reserved and cancel what is pending."""
         for group in self._groups:
             remove_placement_group(group)
         self._groups.clear()

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from orchestrator.cluster.capacity import wait_for_room
+from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.console import Say
 from orchestrator.errors import JudgingError, OrchestratorError
@@ -43,7 +43,7 @@ def scatter(
     """
     asked: list[bool] = []
     with on_stop(lambda: asked.append(True)):
-        workers = min(wait_for_room(job.workers, say, lambda: bool(asked)), len(chunks))
+        workers = min(wait_for_capacity(job.workers, say, lambda: bool(asked)), len(chunks))
         if workers == 0:
             return
         say(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from mirage import MIRAGE, load, load_release, restore, save
 from mirage.config import TOTAL_STRIDE

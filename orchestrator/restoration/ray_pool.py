@@ -17,7 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from orchestrator.cluster.capacity import wait_for_room
+from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.cluster.connection import connected
 from orchestrator.config.schema import WorkerResources
 from orchestrator.errors import ClusterError, OrchestratorError
@@ -54,7 +54,7 @@ def restore_on_cluster(
     Raises PlanError when the cluster can never hold the workers, and what a worker raised about a store.
     """
     with connected():
-        workers = wait_for_room(crew, say, stopping)
+        workers = wait_for_capacity(crew, say, stopping)
         if workers == 0:
             return
         say(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")

@@ -28,7 +28,7 @@ from orchestrator.cluster.local.ray_head import ENVIRONMENT, OBJECT_STORE_BYTES,
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import Limits
 from orchestrator.serving.backend import NoReplicaError
-from orchestrator.serving.ray_loopback import keep_on_loopback
+from orchestrator.serving.ray_loopback import SETUP_HOOK
 from orchestrator.serving.replica import Answer, Refusal, Replica
 from orchestrator.serving.served_model import Served
 from orchestrator.serving.settings import Settings
@@ -48,7 +48,6 @@ class Restoring:
     """The deployment: a `Replica` in a process of its own."""
 
     def __init__(self, limits: Limits, max_batch: int, device: str, threads: int) -> None:
-        keep_on_loopback()
         self._replica = Replica(limits, max_batch, device, threads)
 
     async def restore(self, data: bytes, digest: str, weights: list[Any]) -> Answer | Refusal:
@@ -190,10 +189,14 @@ def threads_of(settings: Settings) -> int:
 @contextmanager
 def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    options = {
+        "logging_level": logging.WARNING,
+        "log_to_driver": False,
+        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
+    }
     if address:
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **options)
         except (ConnectionError, RuntimeError) as error:
             raise ServiceError(
                 f"RAY_ADDRESS {address}: no Ray cluster answers there ({_line(error)})."
@@ -206,7 +209,7 @@ def _cluster() -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
-            **quiet,
+            **options,
         )
     try:
         yield

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 
 import ray
 
-from orchestrator.cluster.capacity import fitting_workers, grows, largest_cluster, refusal
+from orchestrator.cluster.capacity import fitting_workers, shortage
 from orchestrator.cluster.placement_groups import leaked_groups
+from orchestrator.cluster.ray_internals_autoscaler import is_autoscaling, max_cluster_resources
 from orchestrator.config.schema import Job, Workers
 from orchestrator.console import Say
 from orchestrator.errors import PlanError
@@ -35,19 +36,19 @@ def train_on_cluster(
 def room(workers: Workers, at_most: int | None, say: Say) -> int:
     """Return how many trials the cluster holds at a time. Raises PlanError when it is not even one.
 
-    Of a cluster that grows, and nobody says how far, it is `at_most`, or else as many as there is room for now, and at
+    On a cluster that autoscales without a known limit, it is `at_most`, or else as many as fit now, at
     least one.
     """
-    most = largest_cluster()
+    most = max_cluster_resources()
     nodes = [most] if most else [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if most is None and grows():
+    if most is None and is_autoscaling():
         many = at_most or max(1, concurrency(workers, nodes))
         say(
             f"trials at a time: {many}"
             + ("" if at_most else "; the cluster grows, sweep.max_concurrent says how far")
         )
         return many
-    if too_small := refusal(workers, nodes):
+    if too_small := shortage(workers, nodes):
         raise PlanError(too_small)
     return concurrency(workers, nodes)
 

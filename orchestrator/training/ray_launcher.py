@@ -23,13 +23,14 @@ import ray
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.capacity import Resources, free_room, grows, nodes_that_go, wait_for_room
+from orchestrator.cluster.capacity import Resources, free_resources, wait_for_capacity
 from orchestrator.cluster.connection import connected
-from orchestrator.cluster.node_requests import Asking
+from orchestrator.cluster.node_requests import NodeRequest
 from orchestrator.cluster.placement_groups import free_leaked_groups
+from orchestrator.cluster.ray_internals_autoscaler import is_autoscaling
+from orchestrator.cluster.ray_internals_nodes import draining_nodes
 from orchestrator.config.schema import Job
 from orchestrator.errors import PlanError, TrainingError
 from orchestrator.signals import on_stop
@@ -48,7 +49,7 @@ _POLL_SECONDS = 0.5
 _NEVER_SECONDS = 1e9
 
 
-class _Backend(_TorchBackend):  # type: ignore[misc]
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """torch.distributed, and SIGTERM taken as a notice, which only a worker's main thread can arrange."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -84,7 +85,7 @@ def launch_until(
     began_before = False
     while True:
         free_leaked_groups()
-        workers = wait_for_room(job.workers, driver.say, asked.is_set, known_to_fit=began_before)
+        workers = wait_for_capacity(job.workers, driver.say, asked.is_set, known_to_fit=began_before)
         if workers == 0:
             return Outcome("stopped", 0, 0)
         written = _newest_checkpoint(assignment)
@@ -123,7 +124,7 @@ class _Group:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._resizing = Resizing(job.workers)
-        self._asking = Asking(job.workers) if grows() else None
+        self._asking = NodeRequest(job.workers) if is_autoscaling() else None
         self._wish = Wish.GO_ON
         self._seen = 0
         self._nobody_since: float | None = time.monotonic()
@@ -214,7 +215,7 @@ class _Group:
                 "Submit the job again to go on from its newest checkpoint."
             )
         if self._nobody_since is None:
-            going = nodes_that_go()
+            going = draining_nodes()
             reason = self._resizing.reason(members, going, self._room(members, going), time.time())
             if reason:
                 self._want(
@@ -222,11 +223,11 @@ class _Group:
                 )
 
     def _room(self, members: dict[int, str], going: dict[str, float]) -> list[Resources]:
-        """Return what is free on nodes that stay; a cluster that grows is asked for the workers that are missing."""
-        free = free_room(going)
+        """Return what is free on nodes that stay; an autoscaler is asked for the workers that are missing."""
+        free = free_resources(going)
         if self._asking:
-            self._asking.ask(self._job.workers.max - len(members))
-            free += [self._asking.bundle] * self._asking.come(going)
+            self._asking.request(self._job.workers.max - len(members))
+            free += [self._asking.bundle] * self._asking.ready(going)
         return free
 
     def _notice_lost_nodes(self, members: dict[int, str]) -> None:
