@@ -11,7 +11,7 @@
     ├── RegistryError       a model cannot be registered or found
     ├── ModelError          a user's own network cannot be imported, built, filled or called
     ├── SweepError          a sweep cannot go on, or there is none of that name
-    ├── JudgingError        results cannot be measured, read or compared
+    ├── EvaluationError     results cannot be measured, read or compared
     ├── ExportError         a model cannot be written in another format, or is not the same there
     ├── PhotoError          a file is not an image that can be restored
     │   └── ResultError      the file is good, what the model made of it is no image
@@ -65,7 +65,7 @@ class SweepError(OrchestratorError):
     """A sweep that cannot go on, or that is not there."""
 
 
-class JudgingError(OrchestratorError):
+class EvaluationError(OrchestratorError):
     """Results that cannot be measured, read, or put into one table."""
 
 

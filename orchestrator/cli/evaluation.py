@@ -86,14 +86,14 @@ def panels(
     use_local_cluster()
     from orchestrator.config.job_schemas import EvaluateJob
     from orchestrator.config.loader import load_job
-    from orchestrator.errors import JudgingError
+    from orchestrator.errors import EvaluationError
     from orchestrator.evaluation.panels import draw_panels
 
     jobs = []
     for file in job_files:
         job = load_job(file, overrides or ())
         if not isinstance(job, EvaluateJob):
-            raise JudgingError(
+            raise EvaluationError(
                 f"{file}: panels are drawn from jobs of kind evaluate; this one is of kind {job.kind}."
             )
         jobs.append(job)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Pack, Training, UserModel, WorkerResources
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 
 if TYPE_CHECKING:
     from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
@@ -83,11 +83,11 @@ def training_conflicts(job: Training) -> Iterator[Conflict]:
 
 def _of_paper_row(row: str) -> Iterator[Conflict]:
     # Here, because the tables know every dataset, which takes a while to import.
-    from orchestrator.paper.tables import references
+    from orchestrator.paper.tables import published_averages
 
     try:
-        references(row)
-    except JudgingError as error:
+        published_averages(row)
+    except EvaluationError as error:
         yield "promote.paper_row", str(error)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.evaluation.bootstrap import DRAWS
 from orchestrator.evaluation.image_results import ImageResult
-from orchestrator.evaluation.model_under_test import Identity
+from orchestrator.evaluation.model_under_test import ModelIdentity
 from orchestrator.paper.benchmarks import COLUMNS, _plain, is_published
 from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
@@ -19,7 +19,7 @@ METRICS = ("psnr", "ssim", "lpips", "input_psnr", "input_ssim")
 
 
 @dataclass(frozen=True)
-class Figure:
+class AggregateScore:
     """The mean of one metric over the images of one benchmark under one degradation."""
 
     metric: str
@@ -45,13 +45,13 @@ class Figure:
     weights: str
 
 
-def figures(results: Iterable[ImageResult], identity: Identity, noise: str) -> list[Figure]:
+def aggregate(results: Iterable[ImageResult], identity: ModelIdentity, noise: str) -> list[AggregateScore]:
     """Return every figure of these images, in a fixed order."""
     groups: dict[tuple[str, ...], list[ImageResult]] = {}
     for one in results:
         key = (one.dataset, one.digest, one.degradation, one.protocol)
         groups.setdefault(key, []).append(one)
-    made: list[Figure] = []
+    made: list[AggregateScore] = []
     for (dataset, digest, degradation, protocol), group in sorted(groups.items()):
         group.sort(key=lambda one: (one.source, one.image))
         for (source, subset), chosen in _subsets(group).items():
@@ -61,7 +61,7 @@ def figures(results: Iterable[ImageResult], identity: Identity, noise: str) -> l
                     continue
                 value, low, high = mean_and_interval(np.array(values))
                 made.append(
-                    Figure(
+                    AggregateScore(
                         *(
                             metric,
                             value,

@@ -20,9 +20,14 @@ from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.data import datasets as data
 from orchestrator.errors import PlanError
-from orchestrator.evaluation.image_results import ImageResult, Perceptual, crops, judge_image
+from orchestrator.evaluation.image_results import (
+    ImageResult,
+    PerceptualDistance,
+    evaluate_image,
+    protocols_by_crop,
+)
 from orchestrator.evaluation.lpips import load_lpips
-from orchestrator.evaluation.model_under_test import Candidate, build
+from orchestrator.evaluation.model_under_test import ModelUnderTest, build_model
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.sample import NOISE, SIGMA
@@ -34,7 +39,7 @@ _LARGEST = 16
 
 
 @dataclass(frozen=True)
-class Assignment:
+class EvaluationSpec:
     """What a worker needs to know: plain data, so that it pickles."""
 
     job: dict[str, Any]
@@ -48,7 +53,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """One image to restore once."""
 
     crop: int
@@ -61,9 +66,9 @@ class Benchmarks:
 
     def __init__(self, job: EvaluateJob, datasets: Sequence[Dataset]) -> None:
         self.datasets = list(datasets)
-        self.crops = crops(job.evaluate.protocols)
+        self.crops = protocols_by_crop(job.evaluate.protocols)
         self.sets: dict[tuple[int, int], EvaluationSet] = {}
-        self.units: list[Unit] = []
+        self.units: list[WorkItem] = []
         for crop in self.crops:
             for number, dataset in enumerate(self.datasets):
                 wanted = _wanted(job, dataset)
@@ -71,7 +76,7 @@ class Benchmarks:
                     continue
                 held = EvaluationSet(dataset, wanted, job.seed, crop, job.evaluate.noise)
                 self.sets[crop, number] = held
-                self.units += [Unit(crop, number, index) for index in range(len(held))]
+                self.units += [WorkItem(crop, number, index) for index in range(len(held))]
         self._check(job)
 
     @property
@@ -83,7 +88,7 @@ class Benchmarks:
         """The chunks' numbers."""
         return range(-(-len(self.units) // self.chunk_size))
 
-    def chunk(self, number: int) -> list[Unit]:
+    def chunk(self, number: int) -> list[WorkItem]:
         """The images of one chunk."""
         return self.units[number * self.chunk_size : (number + 1) * self.chunk_size]
 
@@ -109,10 +114,10 @@ class Benchmarks:
             )
 
 
-class Worker:
+class EvaluationWorker:
     """One process that judges chunks."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: EvaluationSpec) -> None:
         os.environ["MIRAGE_HOME"] = assignment.home
         job = job_from_mapping(assignment.job)
         assert isinstance(job, EvaluateJob), "only evaluations are judged"
@@ -121,8 +126,10 @@ class Worker:
         self._benchmarks = Benchmarks(job, data.open_benchmarks(job, assignment.digests))
         self._device = torch.device("cuda" if job.workers.gpus and torch.cuda.is_available() else "cpu")
         weights = self._store.read(assignment.weights) if assignment.weights else b""
-        self._candidate: Candidate = build(job.model, weights, self._device, job.evaluate.precision)
-        self._perceptual: Perceptual | None = None
+        self._candidate: ModelUnderTest = build_model(
+            job.model, weights, self._device, job.evaluate.precision
+        )
+        self._perceptual: PerceptualDistance | None = None
         if job.evaluate.lpips != "none":
             self._perceptual = load_lpips(job.evaluate.lpips, self._device)
 
@@ -131,7 +138,7 @@ class Worker:
         results: list[ImageResult] = []
         for unit in self._benchmarks.chunk(chunk):
             manifest = self._benchmarks.datasets[unit.manifest].manifests[0]
-            results += judge_image(
+            results += evaluate_image(
                 self._benchmarks.sets[unit.crop, unit.manifest][unit.index],
                 self._candidate,
                 self._benchmarks.crops[unit.crop],
@@ -140,12 +147,12 @@ class Worker:
                 self._perceptual,
             )
         # Times differ when a chunk is done twice; what is there already stands.
-        if not self._store.exists(piece_key(chunk)):
-            self._store.write(piece_key(chunk), json.dumps([asdict(r) for r in results]).encode())
+        if not self._store.exists(results_key(chunk)):
+            self._store.write(results_key(chunk), json.dumps([asdict(r) for r in results]).encode())
         return results
 
 
-def piece_key(chunk: int) -> str:
+def results_key(chunk: int) -> str:
     """Key of a chunk's results."""
     return f"pieces/{chunk:05}.json"
 
@@ -155,9 +162,9 @@ def done_chunks(store: Store) -> set[int]:
     return {int(key.removeprefix("pieces/").partition(".")[0]) for key in store.list("pieces/")}
 
 
-def read_piece(store: Store, chunk: int) -> list[ImageResult]:
+def read_results(store: Store, chunk: int) -> list[ImageResult]:
     """Return the results of a chunk that is done."""
-    return [ImageResult(**record) for record in json.loads(store.read(piece_key(chunk)))]
+    return [ImageResult(**record) for record in json.loads(store.read(results_key(chunk)))]
 
 
 def _wanted(job: EvaluateJob, dataset: Dataset) -> list[str]:

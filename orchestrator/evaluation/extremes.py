@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from orchestrator.evaluation.aggregates import extremes
 from orchestrator.evaluation.chunks import Benchmarks
 from orchestrator.evaluation.image_results import ImageResult
-from orchestrator.evaluation.model_under_test import Candidate
+from orchestrator.evaluation.model_under_test import ModelUnderTest
 from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import to_float, to_uint8
 from shards.evaluation import EvalItem
 
 
 def extremes_sheet(
-    results: Sequence[ImageResult], benchmarks: Benchmarks, candidate: Candidate, count: int
+    results: Sequence[ImageResult], benchmarks: Benchmarks, candidate: ModelUnderTest, count: int
 ) -> bytes:
     """Return a PNG with the `count` worst and best images of each dataset and degradation, restored anew."""
     cpu = torch.device("cpu")
@@ -29,7 +29,7 @@ def extremes_sheet(
     for (_, degradation), (worst, best) in extremes(results, count).items():
         for word, chosen in (("worst", worst), ("best", best)):
             for one in chosen:
-                item = find(benchmarks, one)
+                item = find_image(benchmarks, one)
                 restored = to_uint8(candidate(to_float(item.degraded, cpu)))
                 rows.append([item.degraded, restored, item.clean])
                 labels.append(f"{degradation}: {word}")
@@ -42,7 +42,7 @@ def extremes_sheet(
     return out.getvalue()
 
 
-def find(benchmarks: Benchmarks, one: ImageResult) -> EvalItem:
+def find_image(benchmarks: Benchmarks, one: ImageResult) -> EvalItem:
     """Return the image that a result is of."""
     for unit in benchmarks.units:
         if benchmarks.datasets[unit.manifest].digests[0] != one.digest:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mirage import MIRAGE, analysis
 from orchestrator.errors import PhotoError, RegistryError
-from orchestrator.evaluation.feature_statistics import AS_GIVEN, Findings, Scale
+from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics, ScaleStatistics
 from orchestrator.imaging.photos import read_photo
 from orchestrator.registry.resolve import find_model
 from orchestrator.run_files import RUN_TAG
@@ -44,7 +44,9 @@ def analyse(
     loaded = [(name, find_model(name).load(torch.device("cpu"))) for name in models]
     clean = [(path, _centre(read_photo(path).pixels, crop)) for path in images]
     found = [
-        findings(name, model, degradation, [_degraded(degradation, path, image) for path, image in clean])
+        feature_statistics(
+            name, model, degradation, [_degraded(degradation, path, image) for path, image in clean]
+        )
         for name, model in loaded
         for degradation in (degradations or [AS_GIVEN])
     ]
@@ -53,7 +55,7 @@ def analyse(
     from orchestrator.evaluation.feature_figures import draw
 
     out.mkdir(parents=True, exist_ok=True)
-    content = [numbers(one) for one in found]
+    content = [as_json(one) for one in found]
     (out / "analysis.json").write_text(json.dumps(content, indent=1))
     files = [out / "analysis.json", *draw(found, out)]
     if run is not None:
@@ -63,7 +65,9 @@ def analyse(
         yield "one image alone has no others to be told from: Figures 5 and 6 need two or more."
 
 
-def findings(name: str, model: MIRAGE, degradation: str, images: Sequence[Tensor]) -> Findings:
+def feature_statistics(
+    name: str, model: MIRAGE, degradation: str, images: Sequence[Tensor]
+) -> FeatureStatistics:
     """Return the statistics of `model` over float images (3, h, w)."""
     found = [analysis.features(model, image) for image in images]
     stages = {stage: [one.stages[stage] for one in found] for stage in analysis.SCALES}
@@ -84,7 +88,7 @@ def findings(name: str, model: MIRAGE, degradation: str, images: Sequence[Tensor
             for maps in ([one.shallow for one in found], [one.latent for one in found])
         )
         alignment = analysis.kernel_alignment(shallow, latent)
-    return Findings(
+    return FeatureStatistics(
         model=name,
         degradation=degradation,
         images=len(images),
@@ -101,8 +105,8 @@ def findings(name: str, model: MIRAGE, degradation: str, images: Sequence[Tensor
     )
 
 
-def numbers(found: Findings) -> dict[str, Any]:
-    """Return the findings as JSON values; of channel similarities the mean off the diagonal, of the others all."""
+def as_json(found: FeatureStatistics) -> dict[str, Any]:
+    """Return the statistics as JSON values; of channel similarities the mean off the diagonal, of the others all."""
     similar = {stage: _off_diagonal(matrix.abs()) for stage, matrix in found.similarity.items()}
     return {
         "model": found.model,
@@ -123,12 +127,12 @@ _DESCRIPTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _scale(name: str, maps: Sequence[Tensor]) -> Scale:
+def _scale(name: str, maps: Sequence[Tensor]) -> ScaleStatistics:
     cumulative = torch.stack([analysis.cumulative_variance(x) for x in maps])
     spectra = torch.stack([analysis.spectrum(x) for x in maps])
     components = [analysis.components_for(c) for c in cumulative]
     channels = maps[0].shape[1]
-    return Scale(
+    return ScaleStatistics(
         name=name,
         channels=channels,
         components_90=float(np.mean(components)),
@@ -139,7 +143,7 @@ def _scale(name: str, maps: Sequence[Tensor]) -> Scale:
     )
 
 
-def _told(found: Findings) -> Iterator[str]:
+def _told(found: FeatureStatistics) -> Iterator[str]:
     yield f"{found.model}, {found.degradation}, mean over {found.images} image{'s' if found.images > 1 else ''}"
     for kind, scales in (("stage", found.scales), ("attention", found.attention)):
         for scale in scales:
@@ -185,7 +189,7 @@ def _off_diagonal(matrix: Tensor) -> float:
     return float((matrix.sum() - matrix.diagonal().sum()) / max(n * (n - 1), 1))
 
 
-def _track(run: str, found: Sequence[Findings], files: Sequence[Path]) -> str:
+def _track(run: str, found: Sequence[FeatureStatistics], files: Sequence[Path]) -> str:
     """Leave figures and numbers with a run of MLflow, by its id or the run's own name."""
     uri, run_id = resolve_tracking_uri(), _run_id(run)
     values = {

@@ -10,7 +10,7 @@ from mirage.analysis import contrast
 from orchestrator.errors import PhotoError
 
 if TYPE_CHECKING:
-    from orchestrator.evaluation.feature_statistics import Findings
+    from orchestrator.evaluation.feature_statistics import FeatureStatistics
 
 _NAMES = {"encoder1": "scale 1", "encoder2": "scale 2", "encoder3": "scale 3", "latent": "scale 4"}
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b")
@@ -26,7 +26,7 @@ _STYLE = {
 }
 
 
-def draw(found: Sequence[Findings], out: Path) -> list[Path]:
+def draw(found: Sequence[FeatureStatistics], out: Path) -> list[Path]:
     """Draw every figure that the findings allow and return the files. Raises PhotoError without matplotlib."""
     try:
         import matplotlib
@@ -51,7 +51,7 @@ def draw(found: Sequence[Findings], out: Path) -> list[Path]:
     return files
 
 
-def _variance(pyplot: Any, found: Sequence[Findings]) -> Any:
+def _variance(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     """Figure 3: cumulative variance and singular values per scale, of attention where the model has it."""
     figure, axes = pyplot.subplots(
         len(found), 2, figsize=(6.4, 2.5 * len(found)), squeeze=False, layout="constrained"
@@ -79,7 +79,7 @@ def _variance(pyplot: Any, found: Sequence[Findings]) -> Any:
     return figure
 
 
-def _channels(pyplot: Any, found: Sequence[Findings]) -> Any:
+def _channels(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     """Figures 4 and B: channel similarity per scale with the rank ratio below."""
     count = len(found[0].scales)
     figure, axes = pyplot.subplots(
@@ -101,7 +101,7 @@ def _channels(pyplot: Any, found: Sequence[Findings]) -> Any:
     return figure
 
 
-def _alignment(pyplot: Any, found: Sequence[Findings]) -> Any:
+def _alignment(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     """Figure 5: how shallow and latent embeddings of the images match."""
     figure, axes = pyplot.subplots(
         1, len(found), figsize=(2.3 * len(found) + 0.7, 2.7), squeeze=False, layout="constrained"
@@ -129,7 +129,7 @@ def _alignment(pyplot: Any, found: Sequence[Findings]) -> Any:
     return figure
 
 
-def _descriptors(pyplot: Any, found: Sequence[Findings]) -> Any:
+def _descriptors(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     """Figure 6: what means and covariances of the latent say of one image against another."""
     figure, axes = pyplot.subplots(
         len(found), 2, figsize=(5.2, 2.5 * len(found)), squeeze=False, layout="constrained"
@@ -150,11 +150,11 @@ def _descriptors(pyplot: Any, found: Sequence[Findings]) -> Any:
     return figure
 
 
-def _words(one: Findings, kind: str) -> str:
+def _words(one: FeatureStatistics, kind: str) -> str:
     c = contrast(one.matrices[kind])
     return f"diagonal {c.diagonal:.2f}, others {c.off_diagonal:.2f}\nratio {c.ratio:.2f}"
 
 
-def _title(one: Findings) -> str:
+def _title(one: FeatureStatistics) -> str:
     name = one.model.removeprefix("models:/").rpartition("/")[2].removesuffix(".safetensors")
     return name if one.degradation == "as given" else f"{name}, {one.degradation}"

@@ -10,7 +10,7 @@ AS_GIVEN = "as given"
 
 
 @dataclass(frozen=True)
-class Scale:
+class ScaleStatistics:
     """One map of the model, averaged over the images."""
 
     name: str
@@ -25,15 +25,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Findings:
+class FeatureStatistics:
     """What the images say of one model under one degradation."""
 
     model: str
     degradation: str
     images: int
-    scales: tuple[Scale, ...]
+    scales: tuple[ScaleStatistics, ...]
     """Encoder stages and the reduced latent: Figures 4 and B."""
-    attention: tuple[Scale, ...]
+    attention: tuple[ScaleStatistics, ...]
     """Outputs of channel attention per stage: Figure 3."""
     similarity: dict[str, Tensor]
     """Stage -> mean over images of the channels' cosines."""

@@ -15,7 +15,7 @@ from mirage.metrics import PROTOCOLS, measure
 from orchestrator.imaging.convert import to_float
 from shards.evaluation import EvalItem
 
-Perceptual = Callable[[Tensor, Tensor], float]
+PerceptualDistance = Callable[[Tensor, Tensor], float]
 """Distance of two float (3, h, w) images in [0, 1]."""
 
 
@@ -43,13 +43,13 @@ class ImageResult:
     """That restoring took."""
 
 
-def judge_image(
+def evaluate_image(
     item: EvalItem,
     restore: Callable[[Tensor], Tensor],
     protocols: Sequence[str],
     dataset: tuple[str, str],
     device: torch.device,
-    perceptual: Perceptual | None = None,
+    perceptual: PerceptualDistance | None = None,
 ) -> list[ImageResult]:
     """Restore one image once and measure it under each protocol; `dataset` is its name and digest."""
     degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
@@ -78,7 +78,7 @@ def judge_image(
     return results
 
 
-def crops(protocols: Iterable[str]) -> dict[int, list[str]]:
+def protocols_by_crop(protocols: Iterable[str]) -> dict[int, list[str]]:
     """Return the protocols by the multiple of pixels that images are cropped to before they are restored."""
     groups: dict[int, list[str]] = {}
     for name in protocols:
@@ -86,7 +86,7 @@ def crops(protocols: Iterable[str]) -> dict[int, list[str]]:
     return groups
 
 
-def as_parquet(results: Sequence[ImageResult]) -> bytes:
+def to_parquet(results: Sequence[ImageResult]) -> bytes:
     """Return the results as a Parquet file, one row each."""
     import pyarrow
     import pyarrow.parquet
@@ -102,7 +102,7 @@ def as_parquet(results: Sequence[ImageResult]) -> bytes:
 
 
 def from_parquet(data: bytes) -> list[ImageResult]:
-    """Return the results that `as_parquet` wrote."""
+    """Return the results that `to_parquet` wrote."""
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()

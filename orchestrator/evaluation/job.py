@@ -24,12 +24,18 @@ from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.loader import dump_job
 from orchestrator.console import Say
 from orchestrator.data import datasets as data
-from orchestrator.evaluation.aggregates import Figure, figures
-from orchestrator.evaluation.chunks import Assignment, Benchmarks, Worker, done_chunks, read_piece
+from orchestrator.evaluation.aggregates import AggregateScore, aggregate
+from orchestrator.evaluation.chunks import (
+    Benchmarks,
+    EvaluationSpec,
+    EvaluationWorker,
+    done_chunks,
+    read_results,
+)
 from orchestrator.evaluation.extremes import extremes_sheet
-from orchestrator.evaluation.image_results import ImageResult, as_parquet
-from orchestrator.evaluation.model_under_test import Identity, build, fetch, identify
-from orchestrator.evaluation.summary import Summary, render, summary_bytes
+from orchestrator.evaluation.image_results import ImageResult, to_parquet
+from orchestrator.evaluation.model_under_test import ModelIdentity, build_model, fetch_weights, identify
+from orchestrator.evaluation.summary import EvaluationSummary, render, summary_bytes
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
@@ -45,12 +51,12 @@ EVALUATION_TAG = "mirage.evaluation_id"
 
 _TELL_SECONDS = 2.0
 
-Scatter = Callable[[EvaluateJob, Assignment, Sequence[int], Say], Iterator[tuple[int, list[ImageResult]]]]
+Scatter = Callable[[EvaluateJob, EvaluationSpec, Sequence[int], Say], Iterator[tuple[int, list[ImageResult]]]]
 """Judges chunks in any order and yields each with its results; ends early when it is asked to stop."""
 
 
 @dataclass(frozen=True)
-class Ended:
+class EvaluationOutcome:
     """How an evaluation ended."""
 
     status: str
@@ -60,14 +66,16 @@ class Ended:
     images: int
 
 
-def run_evaluation(job: EvaluateJob, say: Say, *, in_process: bool = False) -> Ended:
+def run_evaluation(job: EvaluateJob, say: Say, *, in_process: bool = False) -> EvaluationOutcome:
     """Judge the job's model on its benchmarks and say what a user wants to know on the way."""
     uri = resolve_tracking_uri(job.track.uri)
     datasets = data.open_benchmarks(job)
     benchmarks = Benchmarks(job, datasets)
-    weights = fetch(job.model, job.track.uri)
+    weights = fetch_weights(job.model, job.track.uri)
     identity = identify(job.model, weights)
-    build(job.model, weights, torch.device("cpu"))  # what cannot be built is told before anything starts
+    build_model(
+        job.model, weights, torch.device("cpu")
+    )  # what cannot be built is told before anything starts
     say(_plan(job, benchmarks) + "\n")
 
     name = evaluation_id(job, datasets, identity)
@@ -78,7 +86,7 @@ def run_evaluation(job: EvaluateJob, say: Say, *, in_process: bool = False) -> E
     if key:
         store.write(key, weights)
     digests = tuple(digest for dataset in datasets for digest in dataset.digests)
-    assignment = Assignment(job.model_dump(mode="json"), digests, folder, key, str(home()))
+    assignment = EvaluationSpec(job.model_dump(mode="json"), digests, folder, key, str(home()))
 
     done = done_chunks(store)
     missing = [chunk for chunk in benchmarks.chunks() if chunk not in done]
@@ -94,7 +102,7 @@ def run_evaluation(job: EvaluateJob, say: Say, *, in_process: bool = False) -> E
             images = len(benchmarks.units)
             return _stopped(say, images - sum(len(benchmarks.chunk(c)) for c in left), images)
     _conclude(job, benchmarks, identity, store, name, weights, uri, say)
-    return Ended("finished", len(benchmarks.units), len(benchmarks.units))
+    return EvaluationOutcome("finished", len(benchmarks.units), len(benchmarks.units))
 
 
 def plan_evaluation(job: EvaluateJob) -> str:
@@ -105,7 +113,7 @@ def plan_evaluation(job: EvaluateJob) -> str:
         return f"{_head(job)}\nwarning: the data cannot be used as it is. {error}"
 
 
-def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: Identity) -> str:
+def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: ModelIdentity) -> str:
     """Return the identity of the evaluation: its name and a digest of all that its numbers depend on."""
     content = job.model_dump(mode="json", include={"seed", "model", "evaluate"})
     digests = [digest for dataset in datasets for digest in dataset.digests]
@@ -118,7 +126,7 @@ def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: Ident
 
 def _judge(
     job: EvaluateJob,
-    assignment: Assignment,
+    assignment: EvaluationSpec,
     benchmarks: Benchmarks,
     missing: list[int],
     say: Say,
@@ -149,12 +157,12 @@ def _judge(
 
 
 def _here(
-    job: EvaluateJob, assignment: Assignment, chunks: Sequence[int], say: Say
+    job: EvaluateJob, assignment: EvaluationSpec, chunks: Sequence[int], say: Say
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     """Judge in this process."""
     asked: list[bool] = []
     with on_stop(lambda: asked.append(True)):
-        worker = Worker(assignment)
+        worker = EvaluationWorker(assignment)
         for chunk in chunks:
             if asked:
                 return
@@ -162,7 +170,7 @@ def _here(
 
 
 def _on_ray(
-    job: EvaluateJob, assignment: Assignment, chunks: Sequence[int], say: Say
+    job: EvaluateJob, assignment: EvaluationSpec, chunks: Sequence[int], say: Say
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     from orchestrator.cluster.connection import connected
     from orchestrator.evaluation.ray_workers import scatter
@@ -171,9 +179,9 @@ def _on_ray(
         yield from scatter(job, assignment, chunks, say)
 
 
-def _stopped(say: Say, done: int, images: int) -> Ended:
+def _stopped(say: Say, done: int, images: int) -> EvaluationOutcome:
     say(f"stopped with {done} of {images} images done. Submit the job again to go on.")
-    return Ended("stopped", done, images)
+    return EvaluationOutcome("stopped", done, images)
 
 
 # --- afterwards ----------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def _stopped(say: Say, done: int, images: int) -> Ended:
 def _conclude(
     job: EvaluateJob,
     benchmarks: Benchmarks,
-    identity: Identity,
+    identity: ModelIdentity,
     store: Store,
     name: str,
     weights: bytes,
@@ -190,15 +198,15 @@ def _conclude(
     say: Say,
 ) -> None:
     """Gather the pieces, count, draw, track, and say where everything is."""
-    results = [one for chunk in benchmarks.chunks() for one in read_piece(store, chunk)]
-    found = figures(results, identity, job.evaluate.noise)
-    candidate = build(job.model, weights, torch.device("cpu"), job.evaluate.precision)
-    summary = Summary(
+    results = [one for chunk in benchmarks.chunks() for one in read_results(store, chunk)]
+    found = aggregate(results, identity, job.evaluate.noise)
+    candidate = build_model(job.model, weights, torch.device("cpu"), job.evaluate.precision)
+    summary = EvaluationSummary(
         name, job.name, identity, candidate.parameters, candidate.macs, code_version(), tuple(found)
     )
     if not store.exists(SUMMARY):
         if not store.exists(IMAGES):
-            store.write(IMAGES, as_parquet(results))
+            store.write(IMAGES, to_parquet(results))
         store.write(SUMMARY, summary_bytes(summary))
     text = render(summary)
     folder = home() / "evaluations" / name
@@ -224,7 +232,12 @@ def _conclude(
 
 
 def _track(
-    job: EvaluateJob, name: str, identity: Identity, found: Sequence[Figure], files: dict[str, Path], uri: str
+    job: EvaluateJob,
+    name: str,
+    identity: ModelIdentity,
+    found: Sequence[AggregateScore],
+    files: dict[str, Path],
+    uri: str,
 ) -> None:
     """Leave the figures and files with a run in MLflow, once."""
     known = runs.find_run(uri, EVALUATION_TAG, name, job.track.experiment)
@@ -258,7 +271,7 @@ def _track(
     runs.end_run(uri, tracked, "FINISHED")
 
 
-def metric_name(figure: Figure) -> str:
+def metric_name(figure: AggregateScore) -> str:
     """Return the name of a figure among a run's metrics."""
     source = f"-{figure.source}" if figure.source not in ("", figure.dataset) else ""
     subset = "" if figure.subset == "all" else f"-{figure.subset}"

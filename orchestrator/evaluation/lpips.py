@@ -12,23 +12,23 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from orchestrator.errors import JudgingError
-from orchestrator.evaluation.image_results import Perceptual
+from orchestrator.errors import EvaluationError
+from orchestrator.evaluation.image_results import PerceptualDistance
 
 
-def load_lpips(backbone: Literal["alex", "vgg"], device: torch.device) -> Perceptual:
-    """Return LPIPS 0.1 of two float RGB images in [0, 1]. Raises JudgingError where it cannot be had."""
+def load_lpips(backbone: Literal["alex", "vgg"], device: torch.device) -> PerceptualDistance:
+    """Return LPIPS 0.1 of two float RGB images in [0, 1]. Raises EvaluationError where it cannot be had."""
     try:
         import lpips  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise JudgingError(
+        raise EvaluationError(
             f"evaluate.lpips {backbone}: needs the extra: pip install 'mirage-orchestrator[lpips]'. "
             "Or set evaluate.lpips to none."
         ) from error
     try:
         network = lpips.LPIPS(net=backbone, verbose=False).to(device).eval()
     except (URLError, OSError) as error:
-        raise JudgingError(
+        raise EvaluationError(
             f"evaluate.lpips {backbone}: the backbone's ImageNet weights cannot be fetched ({error}). Put "
             f"torchvision's file into {torch.hub.get_dir()}/checkpoints, or set evaluate.lpips to none."
         ) from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.config.schema import Job, Model
-from orchestrator.evaluation.run_report import markdown
-from orchestrator.evaluation.scores import Row
+from orchestrator.evaluation.run_report import markdown_report
+from orchestrator.evaluation.scores import DegradationScore
 from shards.dataset import Dataset
 
 
 def model_card(
-    job: Job, dataset: Dataset, rows: Sequence[Row], how: str, run_id: str, code_version: str
+    job: Job, dataset: Dataset, rows: Sequence[DegradationScore], how: str, run_id: str, code_version: str
 ) -> str:
     """Return the card as Markdown."""
     facts = {
@@ -28,7 +28,7 @@ def model_card(
     )
     return "\n".join(
         [
-            markdown(rows, f"{job.track.register_as or job.name}", how),
+            markdown_report(rows, f"{job.track.register_as or job.name}", how),
             "## What it is",
             "",
             *(f"- {name}: {value}" for name, value in facts.items()),

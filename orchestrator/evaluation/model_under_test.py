@@ -25,7 +25,7 @@ NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
-class Identity:
+class ModelIdentity:
     """What every number must say of the model it is of."""
 
     name: str
@@ -37,7 +37,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelUnderTest:
     """A network that restores whole photographs."""
 
     network: Network
@@ -65,7 +65,7 @@ class Candidate:
         return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
 
 
-def fetch(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
+def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
     """Return the bytes of the weights that `model` names, b"" when it names none. Raises RegistryError, ModelError.
 
     One of the authors' checkpoints becomes safetensors. A relative file stands below the project; registered models
@@ -83,13 +83,13 @@ def fetch(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
     return found.path.read_bytes()
 
 
-def identify(model: EvaluatedModel, weights: bytes) -> Identity:
+def identify(model: EvaluatedModel, weights: bytes) -> ModelIdentity:
     """Return what tables say of the model: what the job says, else what the weights say of themselves."""
     header: dict[str, str] = {}
     with suppress(WeightsError):  # a checkpoint of torch, or no weights: it says nothing
         header = read_metadata(weights)
     own = model.class_.partition(":")[2] if model.class_ else None
-    return Identity(
+    return ModelIdentity(
         name=model.name or own or _short(model.weights or ""),
         recipe=model.recipe or header.get("recipe", NOT_STATED),
         weights=header.get("weights", NOT_STATED),
@@ -97,19 +97,19 @@ def identify(model: EvaluatedModel, weights: bytes) -> Identity:
     )
 
 
-def build(
+def build_model(
     model: EvaluatedModel, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
-) -> Candidate:
+) -> ModelUnderTest:
     """Return the candidate that `model` with these weights is. Raises ModelError."""
     where = model.weights or "model"
     if model.class_ is None:
-        return Candidate(_mirage(weights, where, device), precision=precision)
+        return ModelUnderTest(_mirage(weights, where, device), precision=precision)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # what is judged as it is made is made alike by every worker
         inner = user_model.build(model.class_, model.path, model.arguments)
     if weights:
         user_model.load_weights(inner, weights, where)
-    return Candidate(OwnNetwork(inner, model.stride, model.tile).to(device).eval(), precision)
+    return ModelUnderTest(OwnNetwork(inner, model.stride, model.tile).to(device).eval(), precision)
 
 
 def _mirage(weights: bytes, where: str, device: torch.device) -> MIRAGE:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 from mirage.metrics import measure
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.data import datasets
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.chunks import Benchmarks
-from orchestrator.evaluation.model_under_test import Candidate, build, fetch, identify
+from orchestrator.evaluation.model_under_test import ModelUnderTest, build_model, fetch_weights, identify
 from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import to_float, to_uint8
 from shards.evaluation import EvalItem
@@ -44,16 +44,18 @@ def draw_panels(
     """Write a page with a row per image and a column per job's model; return the labels of its rows.
 
     Images are those of the first job: the named ones, else the first `count` of each degradation; none named means all
-    degradations. PSNR stands under each picture, under the first job's first protocol. Raises JudgingError.
+    degradations. PSNR stands under each picture, under the first job's first protocol. Raises EvaluationError.
     """
     first = jobs[0]
     benchmarks = Benchmarks(first, datasets.open_benchmarks(first))
     chosen = _choose(benchmarks, degradations, images, count)
     candidates = []
     for job in jobs:
-        weights = fetch(job.model, job.track.uri)
+        weights = fetch_weights(job.model, job.track.uri)
         name = identify(job.model, weights).name
-        candidates.append((name, build(job.model, weights, torch.device("cpu"), job.evaluate.precision)))
+        candidates.append(
+            (name, build_model(job.model, weights, torch.device("cpu"), job.evaluate.precision))
+        )
     protocol = first.evaluate.protocols[0]
     rows, captions = [], []
     for item in chosen:
@@ -114,14 +116,16 @@ def _choose(
             taken[degradation] = taken.get(degradation, 0) + 1
             chosen.append(held[unit.index])
     if not chosen:
-        raise JudgingError(
+        raise EvaluationError(
             f"no image {', '.join(images) or 'at all'} under {', '.join(degradations) or 'any degradation'}. "
             f"There are: {', '.join(sorted(known)[:20])}; {', '.join(sorted({d for _, d in benchmarks.counts()}))}."
         )
     return chosen
 
 
-def _row(item: EvalItem, candidates: Sequence[Candidate], protocol: str) -> tuple[list[Picture], list[str]]:
+def _row(
+    item: EvalItem, candidates: Sequence[ModelUnderTest], protocol: str
+) -> tuple[list[Picture], list[str]]:
     cpu = torch.device("cpu")
     degraded, clean = to_float(item.degraded, cpu), to_float(item.clean, cpu)
     results = [degraded, *(candidate(degraded) for candidate in candidates)]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 from orchestrator.evaluation import paper_tables
-from orchestrator.evaluation.summary import Summary, read_summary
+from orchestrator.evaluation.summary import EvaluationSummary, read_summary
 from orchestrator.paper.tables import NAMES, source
 from orchestrator.paths import home
 
@@ -17,14 +17,14 @@ from orchestrator.paths import home
 def report(
     names: Sequence[str], results: Sequence[Path], out: Path | None, against: str | None
 ) -> Iterator[str]:
-    """Yield each table as text, then where they were written. Raises JudgingError.
+    """Yield each table as text, then where they were written. Raises EvaluationError.
 
     names: tables as the paper numbers them; none for all, and for benchmarks that the paper has not. results: folders
     of evaluations; none for all in this project's home folder. `out` gets tables.md, tables.csv and tables.json.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise JudgingError(f"--table {', '.join(unknown)}: one of {', '.join(NAMES)}.")
+        raise EvaluationError(f"--table {', '.join(unknown)}: one of {', '.join(NAMES)}.")
     summaries = _summaries(results)
     made = [table for name in names or NAMES for table in paper_tables.make_tables(name, summaries, against)]
     if not names:
@@ -42,11 +42,11 @@ def report(
     yield f"written: {folder / 'tables.md'}, tables.csv, tables.json"
 
 
-def _summaries(results: Sequence[Path]) -> list[Summary]:
+def _summaries(results: Sequence[Path]) -> list[EvaluationSummary]:
     folders = list(results) or sorted(path.parent for path in (home() / "evaluations").glob("*/summary.json"))
     found = [read_summary(folder) for folder in folders]
     if len({summary.evaluation for summary in found}) < len(found):
-        raise JudgingError("--results names one evaluation twice.")
+        raise EvaluationError("--results names one evaluation twice.")
     return found
 
 

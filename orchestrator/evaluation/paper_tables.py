@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator import tables
-from orchestrator.errors import JudgingError
-from orchestrator.evaluation.aggregates import Figure
-from orchestrator.evaluation.summary import Summary
-from orchestrator.paper.benchmarks import COLUMNS, column_is
+from orchestrator.errors import EvaluationError
+from orchestrator.evaluation.aggregates import AggregateScore
+from orchestrator.evaluation.summary import EvaluationSummary
+from orchestrator.paper.benchmarks import COLUMNS, matches_column
 from orchestrator.paper.tables import AVERAGE, OF_AVERAGES, PublishedRow, PublishedTable, published
 
 EMPTY = "-"
@@ -19,7 +19,7 @@ METRICS = ("psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One line of a table: published, measured, or the difference of the two."""
 
     kind: str
@@ -31,29 +31,31 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """A table that can be printed and written."""
 
     key: str
     title: str
     protocol: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     notes: tuple[str, ...]
 
 
-def make_tables(name: str, summaries: Sequence[Summary], against: str | None = None) -> list[Table]:
+def make_tables(
+    name: str, summaries: Sequence[EvaluationSummary], against: str | None = None
+) -> list[PaperTable]:
     """Return the parts of the paper's table `name` with a measured line for every evaluation that has its columns.
 
     `against` names the published row that measured ones are compared with; by default the row of the same size or
-    name. Raises JudgingError where an evaluation has a column under other protocols only.
+    name. Raises EvaluationError where an evaluation has a column under other protocols only.
     """
     return [_table(table, summaries, against) for table in published(name)]
 
 
-def own_tables(summaries: Sequence[Summary]) -> list[Table]:
+def own_tables(summaries: Sequence[EvaluationSummary]) -> list[PaperTable]:
     """Return the tables of benchmarks that no paper has: one for each dataset, by its digest, and protocol."""
-    groups: dict[tuple[str, str, str], dict[str, tuple[Summary, list[Figure]]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, tuple[EvaluationSummary, list[AggregateScore]]]] = {}
     for summary in summaries:
         for figure in summary.figures:
             if figure.source == "" and figure.metric in METRICS:
@@ -71,17 +73,17 @@ def own_tables(summaries: Sequence[Summary]) -> list[Table]:
             }
             cells = _cells(found, [*columns, AVERAGE], "all")
             assert cells is not None, "every line has all images"
-            lines.append(Line("measured", summary.model.name, f"{summary.parameters / 1e6:.2f}M", cells))
+            lines.append(TableLine("measured", summary.model.name, f"{summary.parameters / 1e6:.2f}M", cells))
             notes.append(_provenance(summary, found))
         made.append(
-            Table(dataset, "measured here", protocol, (*columns, AVERAGE), tuple(lines), tuple(notes))
+            PaperTable(dataset, "measured here", protocol, (*columns, AVERAGE), tuple(lines), tuple(notes))
         )
     return made
 
 
-def _table(table: PublishedTable, summaries: Sequence[Summary], against: str | None) -> Table:
+def _table(table: PublishedTable, summaries: Sequence[EvaluationSummary], against: str | None) -> PaperTable:
     columns = published("1")[0].columns if table.key in OF_AVERAGES else table.columns
-    lines = [Line("published", r.method, r.parameters, r.cells, r.facts) for r in table.rows]
+    lines = [TableLine("published", r.method, r.parameters, r.cells, r.facts) for r in table.rows]
     notes = [table.note] if table.note else []
     seen: set[str] = set()
     for summary in summaries:
@@ -98,10 +100,12 @@ def _table(table: PublishedTable, summaries: Sequence[Summary], against: str | N
             if table.key in OF_AVERAGES:
                 cells = {AVERAGE: cells[AVERAGE]}
             label = summary.model.name + ("" if subset == "all" else ", without the leaked images of SOTS")
-            lines.append(Line("measured", label, f"{summary.parameters / 1e6:.2f}M", cells, _facts(summary)))
+            lines.append(
+                TableLine("measured", label, f"{summary.parameters / 1e6:.2f}M", cells, _facts(summary))
+            )
             if reference is not None:
                 lines.append(
-                    Line("difference", f"  minus {reference.method}", "", _minus(cells, reference.cells))
+                    TableLine("difference", f"  minus {reference.method}", "", _minus(cells, reference.cells))
                 )
         notes.append(_provenance(summary, found))
     missing = [column for column in columns if column != AVERAGE and column not in seen]
@@ -111,25 +115,25 @@ def _table(table: PublishedTable, summaries: Sequence[Summary], against: str | N
             f"Not measured: {', '.join(missing)}. Pack {', '.join(datasets)} (mirage pack DATASET --root RAW --out "
             f"URI) and judge a model on it (kind: evaluate, protocols: {table.protocol})."
         )
-    return Table(table.key, table.title, table.protocol, table.columns, tuple(lines), tuple(notes))
+    return PaperTable(table.key, table.title, table.protocol, table.columns, tuple(lines), tuple(notes))
 
 
-def _figures(summary: Summary, column: str, protocol: str) -> dict[tuple[str, str], Figure]:
+def _figures(summary: EvaluationSummary, column: str, protocol: str) -> dict[tuple[str, str], AggregateScore]:
     """Return (metric, subset) -> figure of a column under the protocol.
 
-    Raises JudgingError where there are figures under other protocols only, or of several sets.
+    Raises EvaluationError where there are figures under other protocols only, or of several sets.
     """
-    of_column = [f for f in summary.figures if f.source and column_is(column, f.source, f.degradation)]
+    of_column = [f for f in summary.figures if f.source and matches_column(column, f.source, f.degradation)]
     right = {(f.metric, f.subset): f for f in of_column if f.protocol == protocol and f.metric in METRICS}
     sets = sorted({f"{f.dataset} {f.source} {f.digest[:8]}" for f in of_column if f.protocol == protocol})
     if len(sets) > 1:
-        raise JudgingError(
+        raise EvaluationError(
             f"evaluation {summary.evaluation}: {column} was measured on {', '.join(sets)}, and a table has one number "
             "for it. Judge them by two jobs, or leave this one out (--results)."
         )
     if of_column and not right:
         others = sorted({f.protocol for f in of_column})
-        raise JudgingError(
+        raise EvaluationError(
             f"evaluation {summary.evaluation}: {column} was measured under {', '.join(others)}, and this table is "
             f"under {protocol}. A table does not mix protocols: judge it under {protocol}, or leave it out (--results)."
         )
@@ -137,7 +141,7 @@ def _figures(summary: Summary, column: str, protocol: str) -> dict[tuple[str, st
 
 
 def _cells(
-    found: Mapping[str, Mapping[tuple[str, str], Figure]], columns: Sequence[str], subset: str
+    found: Mapping[str, Mapping[tuple[str, str], AggregateScore]], columns: Sequence[str], subset: str
 ) -> dict[str, dict[str, float | None]] | None:
     """Return the cells of a line, None for a subset that no column has."""
     if subset != "all" and not any(s == subset for by in found.values() for _, s in by):
@@ -176,13 +180,13 @@ def _minus(
     return difference
 
 
-def _reference(table: PublishedTable, summary: Summary, against: str | None) -> PublishedRow | None:
+def _reference(table: PublishedTable, summary: EvaluationSummary, against: str | None) -> PublishedRow | None:
     """Return the published row to compare with: the one named, else of the same name, else MIRAGE of that size."""
     if against is not None:
         for row in table.rows:
             if row.method.lower().startswith(against.lower()):
                 return row
-        raise JudgingError(
+        raise EvaluationError(
             f"--against {against}: no such row in this table. It has: {', '.join(r.method for r in table.rows)}."
         )
     for row in table.rows:
@@ -195,11 +199,13 @@ def _reference(table: PublishedTable, summary: Summary, against: str | None) -> 
     return chosen[-1] if chosen else None
 
 
-def _facts(summary: Summary) -> dict[str, str | float | None]:
+def _facts(summary: EvaluationSummary) -> dict[str, str | float | None]:
     return {"macs": None if summary.macs is None else f"{summary.macs / 1e9:.1f}G"}
 
 
-def _provenance(summary: Summary, found: Mapping[str, Mapping[tuple[str, str], Figure]]) -> str:
+def _provenance(
+    summary: EvaluationSummary, found: Mapping[str, Mapping[tuple[str, str], AggregateScore]]
+) -> str:
     first = next(iter(next(iter(found.values())).values()))
     each = ", ".join(
         f"{column} n={by['psnr', 'all'].n} [{by['psnr', 'all'].low:.2f}, {by['psnr', 'all'].high:.2f}] dB "
@@ -220,19 +226,19 @@ def _dataset(column: str) -> str:
 # --- as text, Markdown, CSV and JSON -------------------------------------------------------------------------
 
 
-def text(table: Table) -> str:
+def text(table: PaperTable) -> str:
     """Return the table for a terminal."""
     return "\n".join([_title(table), "", *tables.aligned(_header(table), _rows(table)), "", *table.notes])
 
 
-def markdown(table: Table) -> str:
+def markdown(table: PaperTable) -> str:
     """Return the table as Markdown."""
     body = tables.markdown(_header(table), _rows(table))
     notes = [f"- {note}" for note in table.notes]
     return "\n".join([f"## {_title(table)}", "", *body, "", *notes, ""])
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: PaperTable) -> str:
     """Return the table as CSV: a line per method, column and metric, empty where there is no number."""
     out = io.StringIO()
     writer = csv.writer(out)
@@ -248,27 +254,27 @@ def as_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def _title(table: Table) -> str:
+def _title(table: PaperTable) -> str:
     if not table.key.startswith("tab"):
         return f"Dataset {table.key}: {table.title}. Protocol {table.protocol}"
     name = table.key.removeprefix("tab").replace("_", ", ")
     return f"Table {name}: {table.title}. Protocol {table.protocol}"
 
 
-def _metrics(table: Table) -> tuple[str, ...]:
+def _metrics(table: PaperTable) -> tuple[str, ...]:
     held = {metric for line in table.lines for cell in line.cells.values() for metric in cell}
     return tuple(metric for metric in METRICS if metric in held)
 
 
-def _fact_names(table: Table) -> list[str]:
+def _fact_names(table: PaperTable) -> list[str]:
     return sorted({name for line in table.lines if line.kind == "published" for name in line.facts})
 
 
-def _header(table: Table) -> list[str]:
+def _header(table: PaperTable) -> list[str]:
     return ["", "method", "parameters", *table.columns, *_fact_names(table)]
 
 
-def _rows(table: Table) -> Iterable[list[str]]:
+def _rows(table: PaperTable) -> Iterable[list[str]]:
     metrics = _metrics(table)
     for line in table.lines:
         cells = [_cell(line.cells.get(column, {}), metrics, line.kind) for column in table.columns]

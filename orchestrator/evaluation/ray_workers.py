@@ -16,8 +16,8 @@ import ray.exceptions
 from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.console import Say
-from orchestrator.errors import JudgingError, OrchestratorError
-from orchestrator.evaluation.chunks import Assignment, Worker
+from orchestrator.errors import EvaluationError, OrchestratorError
+from orchestrator.evaluation.chunks import EvaluationSpec, EvaluationWorker
 from orchestrator.evaluation.image_results import ImageResult
 from orchestrator.signals import on_stop
 from shards.errors import ShardsError
@@ -25,7 +25,7 @@ from shards.errors import ShardsError
 _POLL_SECONDS = 0.5
 
 
-class _Judge(Worker):
+class _Judge(EvaluationWorker):
     """A worker of Ray's; it knows its process, so that whoever watches can name it."""
 
     def pid(self) -> int:
@@ -34,11 +34,11 @@ class _Judge(Worker):
 
 
 def scatter(
-    job: EvaluateJob, assignment: Assignment, chunks: Sequence[int], say: Say
+    job: EvaluateJob, assignment: EvaluationSpec, chunks: Sequence[int], say: Say
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     """Judge `chunks` on as many workers as the job allows and the cluster has room for; yield each as it is done.
 
-    SIGTERM and Ctrl-C end it after the chunks that are under way. Raises JudgingError when a worker died more often
+    SIGTERM and Ctrl-C end it after the chunks that are under way. Raises EvaluationError when a worker died more often
     than `workers.max_failures`.
     """
     asked: list[bool] = []
@@ -80,10 +80,10 @@ def _result(reference: Any) -> list[ImageResult]:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, OrchestratorError | ShardsError):
-            raise JudgingError(str(cause)) from error
+            raise EvaluationError(str(cause)) from error
         raise
     except ray.exceptions.RayActorError as error:
-        raise JudgingError(
+        raise EvaluationError(
             f"a worker died more often than workers.max_failures allows, or could not start: "
             f"{str(error).strip().splitlines()[-1]} What is done is kept: submit the job again to go on."
         ) from error

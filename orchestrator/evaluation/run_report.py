@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator import tables
-from orchestrator.evaluation.scores import Row
+from orchestrator.evaluation.scores import DegradationScore
 
 _HEAD = ("degradation", "n", "degraded", "best gain+offset", "restored", "gain over degraded", "")
 
 
-def table(rows: Sequence[Row]) -> str:
+def score_table(rows: Sequence[DegradationScore]) -> str:
     """Return the evaluation as aligned text: PSNR [dB] and SSIM before and after, the gain with its interval."""
     *degradations, average = map(_cells, rows)
     return "\n".join(tables.aligned(_HEAD, [*degradations, (), average], "<>>>>><"))
@@ -27,7 +27,7 @@ def legend(protocol: str, recipe: str, weights: str, n: int) -> str:
     )
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def conclusion(rows: Sequence[DegradationScore]) -> str:
     """Return one sentence on the average, and one on what became worse."""
     average = rows[-1]
     beats = "beats" if average.psnr > average.baseline_psnr else "DOES NOT BEAT"
@@ -39,13 +39,13 @@ def verdict(rows: Sequence[Row]) -> str:
     return f"{text} Worse than the input: {', '.join(worse)}." if worse else text
 
 
-def markdown(rows: Sequence[Row], title: str, how: str) -> str:
+def markdown_report(rows: Sequence[DegradationScore], title: str, how: str) -> str:
     """Return the same table as Markdown."""
     body = tables.markdown((*_HEAD[:-1], "note"), map(_cells, rows))
-    return "\n".join([f"# {title}", "", *body, "", how, "", verdict(rows), ""])
+    return "\n".join([f"# {title}", "", *body, "", how, "", conclusion(rows), ""])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: DegradationScore) -> tuple[str, ...]:
     note = "worse than the input" if row.gain < 0 else ""
     return (
         row.degradation,

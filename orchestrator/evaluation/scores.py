@@ -26,7 +26,7 @@ Restore = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Score:
+class ImageScore:
     """One held-out photograph under one degradation."""
 
     photograph: str
@@ -40,7 +40,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Row:
+class DegradationScore:
     """The mean over the photographs of one degradation, or over the degradations."""
 
     degradation: str
@@ -58,14 +58,14 @@ class Row:
     """PSNR of the best gain-and-offset fit."""
 
 
-def score(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> list[Score]:
+def score_images(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> list[ImageScore]:
     """Return the score of every item: RGB, float, whole as the item is (its set has cropped it by the protocol)."""
     scores = []
     for item in items:
         degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
         restored = restore(degraded)
         scores.append(
-            Score(
+            ImageScore(
                 photograph=item.id,
                 degradation=item.degradation,
                 psnr=float(psnr(restored, clean)),
@@ -78,9 +78,9 @@ def score(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> 
     return scores
 
 
-def summarise(scores: Sequence[Score], degradations: Sequence[str]) -> list[Row]:
+def summarise(scores: Sequence[ImageScore], degradations: Sequence[str]) -> list[DegradationScore]:
     """Return one row per degradation, in that order, and a last row `average`: their unweighted mean."""
-    groups: dict[str, list[Score]] = defaultdict(list)
+    groups: dict[str, list[ImageScore]] = defaultdict(list)
     for one in scores:
         groups[one.degradation].append(one)
     ordered = [sorted(groups[d], key=lambda s: s.photograph) for d in degradations]
@@ -90,35 +90,35 @@ def summarise(scores: Sequence[Score], degradations: Sequence[str]) -> list[Row]
         name: float(np.mean([getattr(row, name) for row in rows]))
         for name in ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
     }
-    average = Row(
+    average = DegradationScore(
         degradation="average", n=len(scores), gain_low=interval.low, gain_high=interval.high, **mean
     )
     return [*rows, average]
 
 
-def as_metrics(rows: Sequence[Row], prefix: str) -> dict[str, float]:
+def as_metrics(rows: Sequence[DegradationScore], prefix: str) -> dict[str, float]:
     """Return the rows as tracked metrics, `<prefix>/<degradation>/<quantity>`."""
     names = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
     return {f"{prefix}/{row.degradation}/{name}": float(getattr(row, name)) for row in rows for name in names}
 
 
-def as_records(scores: Sequence[Score]) -> list[dict[str, object]]:
+def as_records(scores: Sequence[ImageScore]) -> list[dict[str, object]]:
     """Return the scores as plain data."""
     return [asdict(s) for s in scores]
 
 
-def from_records(records: Sequence[dict[str, object]]) -> list[Score]:
+def from_records(records: Sequence[dict[str, object]]) -> list[ImageScore]:
     """Return the scores that `as_records` wrote."""
-    return [Score(**{**r, "moments": tuple(r["moments"])}) for r in records]  # type: ignore[arg-type]
+    return [ImageScore(**{**r, "moments": tuple(r["moments"])}) for r in records]  # type: ignore[arg-type]
 
 
-def _row(group: Sequence[Score]) -> Row:
+def _row(group: Sequence[ImageScore]) -> DegradationScore:
     interval = _interval([group])
     mean = {
         n: float(np.mean([getattr(s, n) for s in group]))
         for n in ("input_psnr", "input_ssim", "psnr", "ssim")
     }
-    return Row(
+    return DegradationScore(
         degradation=group[0].degradation,
         n=len(group),
         gain=float(np.mean([s.psnr - s.input_psnr for s in group])),
@@ -135,7 +135,7 @@ def _moments(x: Tensor, y: Tensor) -> tuple[float, ...]:
     return (float(x.numel()), *(float(s) for s in sums))
 
 
-def _baseline_psnr(group: Sequence[Score]) -> float:
+def _baseline_psnr(group: Sequence[ImageScore]) -> float:
     """Return the mean PSNR of the least-squares gain and offset, fitted over the whole group at once."""
     n, sx, sy, sxx, _, sxy = np.sum([s.moments for s in group], axis=0)
     variance = sxx / n - (sx / n) ** 2
@@ -148,6 +148,6 @@ def _baseline_psnr(group: Sequence[Score]) -> float:
     return float(np.mean(values))
 
 
-def _interval(groups: Sequence[Sequence[Score]]) -> Interval:
+def _interval(groups: Sequence[Sequence[ImageScore]]) -> Interval:
     """The interval of the mean of the groups' mean gains."""
     return over_photographs([{s.photograph: s.psnr - s.input_psnr for s in group} for group in groups])

@@ -7,49 +7,49 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator import tables
-from orchestrator.errors import JudgingError
-from orchestrator.evaluation.aggregates import Figure
-from orchestrator.evaluation.model_under_test import Identity
+from orchestrator.errors import EvaluationError
+from orchestrator.evaluation.aggregates import AggregateScore
+from orchestrator.evaluation.model_under_test import ModelIdentity
 
 
 @dataclass(frozen=True)
-class Summary:
+class EvaluationSummary:
     """What one evaluation found."""
 
     evaluation: str
     job: str
-    model: Identity
+    model: ModelIdentity
     parameters: int
     macs: int | None
     """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for a class that we cannot count."""
     code_version: str
-    figures: tuple[Figure, ...]
+    figures: tuple[AggregateScore, ...]
 
 
-def summary_bytes(summary: Summary) -> bytes:
+def summary_bytes(summary: EvaluationSummary) -> bytes:
     """Return the summary as JSON; `read_summary` is the inverse."""
     return json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode()
 
 
-def read_summary(path: Path) -> Summary:
-    """Return the summary in a file, or in the folder that holds it. Raises JudgingError."""
+def read_summary(path: Path) -> EvaluationSummary:
+    """Return the summary in a file, or in the folder that holds it. Raises EvaluationError."""
     file = path / "summary.json" if path.is_dir() else path
     try:
         content = json.loads(file.read_bytes())
-        return Summary(
+        return EvaluationSummary(
             **{
                 **content,
-                "model": Identity(**content["model"]),
-                "figures": tuple(Figure(**figure) for figure in content["figures"]),
+                "model": ModelIdentity(**content["model"]),
+                "figures": tuple(AggregateScore(**figure) for figure in content["figures"]),
             }
         )
     except OSError as error:
-        raise JudgingError(f"{file}: no results of an evaluation ({error.strerror}).") from error
+        raise EvaluationError(f"{file}: no results of an evaluation ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise JudgingError(f"{file}: not the summary of an evaluation ({error}).") from error
+        raise EvaluationError(f"{file}: not the summary of an evaluation ({error}).") from error
 
 
-def render(summary: Summary) -> str:
+def render(summary: EvaluationSummary) -> str:
     """Return the figures as aligned text, one line per benchmark, subset and protocol."""
     head = (
         "benchmark",
@@ -62,7 +62,7 @@ def render(summary: Summary) -> str:
         "dataset",
     )
     rows = []
-    groups: dict[tuple[str, ...], dict[str, Figure]] = {}
+    groups: dict[tuple[str, ...], dict[str, AggregateScore]] = {}
     for figure in summary.figures:
         key = (figure.dataset, figure.source, figure.subset, figure.degradation, figure.protocol)
         groups.setdefault(key, {})[figure.metric] = figure

@@ -12,7 +12,7 @@ _CDD11 = (
 
 
 @dataclass(frozen=True)
-class Column:
+class BenchmarkColumn:
     """A column of the published tables."""
 
     dataset: str
@@ -23,24 +23,24 @@ class Column:
 
 
 COLUMNS = {
-    "sots_outdoor": Column("sots-outdoor", ("sotsoutdoor", "sots"), "haze"),
-    "rain100l": Column("rain100l", ("rain100l",), "rain"),
-    **{f"bsd68_s{s}": Column("bsd68", ("cbsd68", "bsd68"), f"noise{s}") for s in (15, 25, 50)},
-    "gopro": Column("gopro", ("goprotest", "gopro"), "blur"),
-    "lol_v1": Column("lol-v1", ("eval15", "lolv1"), "lowlight"),
-    "low": Column("cdd11", ("cdd11test", "cdd11"), "lowlight"),
-    **{name: Column("cdd11", ("cdd11test", "cdd11"), name) for name in _CDD11},
-    "snow100k_s": Column("snow100k-s", ("snow100ks",), "snow"),
-    "snow100k_l": Column("snow100k-l", ("snow100kl",), "snow"),
-    "outdoor_rain": Column("outdoor-rain-test1", ("outdoorraintest1",), "haze_rain"),
-    "raindrop": Column("raindrop-a", ("testa", "testb", "raindropa", "raindropb"), "raindrop"),
-    "uieb": Column("uieb", ("uieb",), "underwater"),
-    "toled": Column("toled", ("toled",), "toled"),
-    "poled": Column("poled", ("poled",), "poled"),
+    "sots_outdoor": BenchmarkColumn("sots-outdoor", ("sotsoutdoor", "sots"), "haze"),
+    "rain100l": BenchmarkColumn("rain100l", ("rain100l",), "rain"),
+    **{f"bsd68_s{s}": BenchmarkColumn("bsd68", ("cbsd68", "bsd68"), f"noise{s}") for s in (15, 25, 50)},
+    "gopro": BenchmarkColumn("gopro", ("goprotest", "gopro"), "blur"),
+    "lol_v1": BenchmarkColumn("lol-v1", ("eval15", "lolv1"), "lowlight"),
+    "low": BenchmarkColumn("cdd11", ("cdd11test", "cdd11"), "lowlight"),
+    **{name: BenchmarkColumn("cdd11", ("cdd11test", "cdd11"), name) for name in _CDD11},
+    "snow100k_s": BenchmarkColumn("snow100k-s", ("snow100ks",), "snow"),
+    "snow100k_l": BenchmarkColumn("snow100k-l", ("snow100kl",), "snow"),
+    "outdoor_rain": BenchmarkColumn("outdoor-rain-test1", ("outdoorraintest1",), "haze_rain"),
+    "raindrop": BenchmarkColumn("raindrop-a", ("testa", "testb", "raindropa", "raindropb"), "raindrop"),
+    "uieb": BenchmarkColumn("uieb", ("uieb",), "underwater"),
+    "toled": BenchmarkColumn("toled", ("toled",), "toled"),
+    "poled": BenchmarkColumn("poled", ("poled",), "poled"),
 }
 
 
-def column_is(column: str, source: str, degradation: str) -> bool:
+def matches_column(column: str, source: str, degradation: str) -> bool:
     """Return whether images of a dataset under a degradation are this column of a table."""
     wanted = COLUMNS[column]
     return degradation == wanted.degradation and _plain(source) in wanted.sources

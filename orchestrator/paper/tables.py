@@ -10,7 +10,7 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 from orchestrator.paper.benchmarks import COLUMNS
 
 Cells = Mapping[str, Mapping[str, float | None]]
@@ -59,14 +59,14 @@ NAMES = {
 
 
 def published(name: str) -> list[PublishedTable]:
-    """Return the parts of the table that the paper calls `name`. Raises JudgingError."""
+    """Return the parts of the table that the paper calls `name`. Raises EvaluationError."""
     if name not in NAMES:
-        raise JudgingError(f"--table {name}: one of {', '.join(NAMES)}.")
+        raise EvaluationError(f"--table {name}: one of {', '.join(NAMES)}.")
     return [_table(key, _content()["tables"][key]) for key in NAMES[name]]
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedAverage:
     """The average of a published row, and what it is the average of."""
 
     label: str
@@ -76,21 +76,21 @@ class Reference:
     protocol: str
 
 
-def references(row: str) -> list[Reference]:
+def published_averages(row: str) -> list[PublishedAverage]:
     """Return the averages of the published row TABLE:METHOD, for example T2:MIRAGE-T, one for each part of the table.
 
     TABLE is a number or letter of the paper, with or without T. METHOD is a name or enough of its beginning to be the
     only one; where two have one name, with the parameters: T3:MIRAGE (ours) 6M. The average is the printed one, else
-    the mean over columns. Raises JudgingError.
+    the mean over columns. Raises EvaluationError.
     """
     table, colon, method = row.partition(":")
     name = table.strip().removeprefix("T")
     if not colon or name not in NAMES:
-        raise JudgingError(f"paper row {row!r}: write TABLE:METHOD, TABLE one of {', '.join(NAMES)}.")
+        raise EvaluationError(f"paper row {row!r}: write TABLE:METHOD, TABLE one of {', '.join(NAMES)}.")
     found = [(part, one) for part in published(name) for one in _rows_called(method.strip(), part)]
     if not found or len({part.key for part, _ in found}) < len(found):
         known = [f"{one.method} {one.parameters}" for part in published(name) for one in part.rows]
-        raise JudgingError(
+        raise EvaluationError(
             f"paper row {row!r}: {'several such rows' if found else 'no such row'}. "
             f"Table {name} has: {', '.join(dict.fromkeys(known))}."
         )
@@ -104,14 +104,14 @@ def _rows_called(method: str, table: PublishedTable) -> list[PublishedRow]:
     return exact if len(exact) == 1 else begins
 
 
-def _reference(table: PublishedTable, row: PublishedRow) -> Reference:
+def _reference(table: PublishedTable, row: PublishedRow) -> PublishedAverage:
     columns = published("1")[0].columns if table.key in OF_AVERAGES else table.columns
     printed = [row.cells.get(column, {}).get("psnr") for column in table.columns]
     values = [value for value in printed if value is not None]
     average = row.cells.get(AVERAGE, {}).get("psnr")
     if average is None and len(values) < len(printed):
-        raise JudgingError(f"{row.method}: the paper prints neither all of its columns nor their average.")
-    return Reference(
+        raise EvaluationError(f"{row.method}: the paper prints neither all of its columns nor their average.")
+    return PublishedAverage(
         f"{row.method}, Table {table.key.removeprefix('tab').replace('_', ', ')}",
         fmean(values) if average is None else average,
         tuple(sorted(COLUMNS[column].degradation for column in columns if column != AVERAGE)),

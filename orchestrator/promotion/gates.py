@@ -16,7 +16,7 @@ from orchestrator.evaluation.bootstrap import Interval, over_photographs
 
 
 @dataclass(frozen=True)
-class Evidence:
+class VersionScores:
     """How one model version did on the held-out photographs."""
 
     name: str
@@ -30,7 +30,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Measured:
+class InferenceCost:
     """What restoring one image took in a process of its own."""
 
     seconds: float
@@ -42,7 +42,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """One gate."""
 
     gate: str
@@ -51,7 +51,7 @@ class Verdict:
     required: str
 
 
-def why_not_comparable(candidate: Evidence, champion: Evidence) -> str | None:
+def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> str | None:
     """Return in one sentence why the two may not be compared, None when they may."""
     if candidate.protocol != champion.protocol:
         return (
@@ -73,25 +73,25 @@ def why_not_comparable(candidate: Evidence, champion: Evidence) -> str | None:
     return None
 
 
-def better(candidate: Evidence, champion: Evidence, margin_db: float) -> Verdict:
+def beats_champion(candidate: VersionScores, champion: VersionScores, margin_db: float) -> GateVerdict:
     """Whether the average gain over the champion lies above `margin_db` with 95 % confidence."""
     found = paired(candidate.psnr, champion.psnr)
     passed = found.low >= margin_db if margin_db > 0 else found.low > 0
     wanted = f"at least {margin_db:+.3f} dB" if margin_db > 0 else "above 0 dB"
-    return Verdict(f"better than {champion.name}", passed, str(found), f"lower bound {wanted}")
+    return GateVerdict(f"better than {champion.name}", passed, str(found), f"lower bound {wanted}")
 
 
-def beats_input(candidate: Evidence) -> Verdict:
+def beats_input(candidate: VersionScores) -> GateVerdict:
     """Whether the average gain over the degraded input lies above 0 with 95 % confidence."""
     found = paired(candidate.psnr, candidate.input_psnr)
-    return Verdict("better than the degraded input", found.low > 0, str(found), "lower bound above 0 dB")
+    return GateVerdict("better than the degraded input", found.low > 0, str(found), "lower bound above 0 dB")
 
 
-def no_degradation_lost(candidate: Evidence, champion: Evidence, max_loss_db: float) -> Verdict:
+def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_loss_db: float) -> GateVerdict:
     """Whether no degradation lost more than `max_loss_db` on average."""
     changes = {d: _mean_difference(candidate.psnr[d], champion.psnr[d]) for d in sorted(candidate.psnr)}
     worst = min(changes, key=lambda d: changes[d])
-    return Verdict(
+    return GateVerdict(
         "no degradation lost",
         changes[worst] >= -max_loss_db,
         f"{worst} {changes[worst]:+.3f} dB",
@@ -100,11 +100,11 @@ def no_degradation_lost(candidate: Evidence, champion: Evidence, max_loss_db: fl
 
 
 def near_reference(
-    candidate: Evidence, reference_db: float, max_below_db: float, label: str | None = None
-) -> Verdict:
+    candidate: VersionScores, reference_db: float, max_below_db: float, label: str | None = None
+) -> GateVerdict:
     """Whether the average PSNR comes within `max_below_db` of a published average; `label` says whose it is."""
     average = float(np.mean([np.mean(list(scores.values())) for scores in candidate.psnr.values()]))
-    return Verdict(
+    return GateVerdict(
         "near the paper",
         average >= reference_db - max_below_db,
         f"{average:.2f} dB on average",
@@ -112,20 +112,20 @@ def near_reference(
     )
 
 
-def within_budget(
-    measured: Measured, latency_seconds: float | None, memory_gib: float | None
-) -> Iterator[Verdict]:
+def within_limits(
+    measured: InferenceCost, latency_seconds: float | None, memory_gib: float | None
+) -> Iterator[GateVerdict]:
     """Whether one image restores in the time and in the memory that were allowed."""
     where = f"at {measured.side} x {measured.side} on {measured.device}"
     if latency_seconds is not None:
-        yield Verdict(
+        yield GateVerdict(
             "latency",
             measured.seconds <= latency_seconds,
             f"{measured.seconds:.3f} s {where}",
             f"at most {latency_seconds:g} s",
         )
     if memory_gib is not None:
-        yield Verdict(
+        yield GateVerdict(
             "memory",
             measured.gib <= memory_gib,
             f"{measured.gib:.2f} GiB {where}",
@@ -143,7 +143,7 @@ def paired(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping
     )
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def gate_table(verdicts: Sequence[GateVerdict]) -> str:
     """Return the gates as aligned text, one line each."""
     rows = [(v.gate, "pass" if v.passed else "FAIL", v.measured, v.required) for v in verdicts]
     return "\n".join(tables.aligned(("gate", "", "measured", "required"), rows))

@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.errors import RegistryError
-from orchestrator.promotion.gates import Measured
+from orchestrator.promotion.gates import InferenceCost
 
 REPEATS = 3
 """Restorations that are timed, after one that is not; the median counts."""
 
 
-def measure_budget(weights: Path, side: int) -> Measured:
+def measure_inference_cost(weights: Path, side: int) -> InferenceCost:
     """Return what the weights take for a square image of `side` pixels. Raises RegistryError."""
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.promotion.inference_cost", str(weights), str(side)],
@@ -32,7 +32,7 @@ def measure_budget(weights: Path, side: int) -> Measured:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RegistryError(f"{weights}: latency and memory cannot be measured at {side} pixels: {last}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return InferenceCost(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def main(weights: str, side: int) -> None:
@@ -56,7 +56,7 @@ def main(weights: str, side: int) -> None:
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     )
-    print(json.dumps(asdict(Measured(statistics.median(seconds[1:]), peak / 2**30, side, device.type))))
+    print(json.dumps(asdict(InferenceCost(statistics.median(seconds[1:]), peak / 2**30, side, device.type))))
 
 
 if __name__ == "__main__":

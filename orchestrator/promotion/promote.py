@@ -23,12 +23,12 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrator.config.schema import Promote
-from orchestrator.errors import ExportError, JudgingError, RegistryError
-from orchestrator.paper.tables import references
+from orchestrator.errors import EvaluationError, ExportError, RegistryError
+from orchestrator.paper.tables import published_averages
 from orchestrator.promotion import gates
-from orchestrator.promotion.gates import Evidence, Verdict
-from orchestrator.promotion.inference_cost import measure_budget
-from orchestrator.promotion.scores import evidence
+from orchestrator.promotion.gates import GateVerdict, VersionScores
+from orchestrator.promotion.inference_cost import measure_inference_cost
+from orchestrator.promotion.scores import version_scores
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
 from orchestrator.registry.versions import ModelVersion
@@ -50,7 +50,7 @@ class Promotion:
     before: int | None
     """ModelVersion that held the alias."""
     moved: bool
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[GateVerdict, ...]
     refusal: str | None = None
     """Why the models were not compared at all."""
 
@@ -66,7 +66,7 @@ class Promotion:
         if self.refusal:
             lines += [f"not compared: {self.refusal}", ""]
         if self.verdicts:
-            lines += [gates.table(self.verdicts), ""]
+            lines += [gates.gate_table(self.verdicts), ""]
         if not self.passed:
             return "\n".join([*lines, f"refused: {self.alias} stays where it is"])
         kept = f", version {self.before} is kept as {previous_of(self.alias)}" if self.before else ""
@@ -85,7 +85,7 @@ def promote(
     `model` is models:/NAME/VERSION, NAME@ALIAS, or NAME, which stands for NAME@candidate. The gates are those of
     the job that trained the version (`orchestrator.config.schema.Promote`), but for what is `given`. Scores are
     those that
-    versions carry, or those in `results`, folders of evaluations. Raises RegistryError, JudgingError, TrackingError.
+    versions carry, or those in `results`, folders of evaluations. Raises RegistryError, EvaluationError, TrackingError.
     """
     if alias.startswith("previous"):
         raise RegistryError(f"--to {alias}: what an alias pointed to before is kept by promotion itself.")
@@ -153,19 +153,19 @@ def _judge(
     limits: Promote,
     results: Sequence[Path],
 ) -> Promotion:
-    ours = evidence(candidate, tracking_uri, results)
+    ours = version_scores(candidate, tracking_uri, results)
     outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
     if holder is None:
         verdicts = [gates.beats_input(ours)]
     else:
         champion = versions.find(f"models:/{candidate.name}/{holder}", tracking_uri)
-        theirs = evidence(champion, tracking_uri, results)
-        refusal = gates.why_not_comparable(ours, theirs)
+        theirs = version_scores(champion, tracking_uri, results)
+        refusal = gates.incomparable_reason(ours, theirs)
         if refusal:
             told = f"{refusal} Judge both by one job of kind evaluate, and give the folders as --results."
             return replace(outcome, refusal=told)
         verdicts = [
-            gates.better(ours, theirs, limits.margin_db),
+            gates.beats_champion(ours, theirs, limits.margin_db),
             gates.no_degradation_lost(ours, theirs, limits.max_loss_db),
         ]
     if limits.reference_db is not None:
@@ -175,24 +175,24 @@ def _judge(
     weights = versions.weights_file(candidate.uri, tracking_uri)
     verdicts += [_parity(weights, form) for form in limits.parity]
     if limits.latency_seconds is not None or limits.memory_gib is not None:
-        measured = measure_budget(weights, limits.side_pixels)
-        verdicts += gates.within_budget(measured, limits.latency_seconds, limits.memory_gib)
+        measured = measure_inference_cost(weights, limits.side_pixels)
+        verdicts += gates.within_limits(measured, limits.latency_seconds, limits.memory_gib)
     return replace(outcome, verdicts=tuple(verdicts))
 
 
-def _near_paper(ours: Evidence, row: str, max_below_db: float) -> Verdict:
+def _near_paper(ours: VersionScores, row: str, max_below_db: float) -> GateVerdict:
     """Whether the average comes near that of a published row; only over the row's degradations, by its protocol."""
-    found = references(row)
+    found = published_averages(row)
     for reference in found:
         if reference.degradations == tuple(sorted(ours.psnr)) and reference.protocol == ours.protocol:
             return gates.near_reference(ours, reference.psnr, max_below_db, reference.label)
     told = "; ".join(f"{one.label} is of {', '.join(one.degradations)} by {one.protocol}" for one in found)
-    raise JudgingError(
+    raise EvaluationError(
         f"paper row {row!r}: {told}. {ours.name} was measured on {', '.join(sorted(ours.psnr))} by {ours.protocol}."
     )
 
 
-def _parity(weights: Path, form: str) -> Verdict:
+def _parity(weights: Path, form: str) -> GateVerdict:
     from mirage import load
     from orchestrator.models.export import FORMATS, export
 
@@ -202,8 +202,8 @@ def _parity(weights: Path, form: str) -> Verdict:
         try:
             parity = export(load(weights), Path(folder, "model").with_suffix(FORMATS[form].suffix), form)
         except ExportError as error:
-            return Verdict(f"the same as {form}", False, str(error), "the same numbers")
-    return Verdict(
+            return GateVerdict(f"the same as {form}", False, str(error), "the same numbers")
+    return GateVerdict(
         f"the same as {form}", True, f"{parity.worst:.1e} apart", f"at most {parity.tolerance:.0e} apart"
     )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import mirage
 
 
-class Restorer(PythonModel):  # type: ignore[misc]  # mlflow carries no types
+class RestorationModel(PythonModel):  # type: ignore[misc]  # mlflow carries no types
     """Restores images of any size, each kind of input to its like.
 
     An array of floats in [0, 1], (3, h, w) or (b, 3, h, w): to such an array.
@@ -56,4 +56,4 @@ class Restorer(PythonModel):  # type: ignore[misc]  # mlflow carries no types
         return restored
 
 
-set_model(Restorer())
+set_model(RestorationModel())

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from mirage import ModelConfig
 from mirage.cost import macs, parameters
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.paper.tables import references
+from orchestrator.paper.tables import published_averages
 from orchestrator.sweeps import svg
 from orchestrator.sweeps.controller import words
 from orchestrator.sweeps.importance import Importance, front
@@ -70,7 +70,7 @@ def _landmarks(job: SweepJob, cost: str) -> list[tuple[str, float, float | None]
     for name, config in (("T", ModelConfig.tiny()), ("S", ModelConfig.small())):
         value = parameters(config) if cost == "parameters" else macs(config, 224, 224)
         table = _TABLES.get(job.setting)
-        psnr = references(f"{table}:MIRAGE-{name}")[0].psnr if table else None
+        psnr = published_averages(f"{table}:MIRAGE-{name}")[0].psnr if table else None
         found.append((name, float(value), psnr))
     return found
 

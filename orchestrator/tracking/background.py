@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.tracking.client import connect, one_line, tracking_errors
-from orchestrator.tracking.journal import Journal, JournalFullError, Record
+from orchestrator.tracking.journal import Journal, JournalFullError, StepMetrics
 from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ RETRY_SECONDS = (5.0, 60.0)
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
     """Record numbers of one step now, each once: a second call changes nothing. Raises TrackingError."""
     with tracking_errors(uri):
-        _Sender(uri, run_id).send_records([Record(step, time.time_ns() // 1_000_000, dict(values))])
+        _Sender(uri, run_id).send_records([StepMetrics(step, time.time_ns() // 1_000_000, dict(values))])
 
 
 class Tracker:
@@ -157,7 +157,7 @@ class _Sender:
             count += 1
         return count
 
-    def send_records(self, records: list[Record]) -> None:
+    def send_records(self, records: list[StepMetrics]) -> None:
         """Send the numbers that the server does not hold."""
         from mlflow.entities import Metric
 

@@ -25,7 +25,7 @@ MAX_BYTES = 256 * 2**20
 """A journal takes no more than this: a server that is gone for good must not fill the disk."""
 
 
-class Record(NamedTuple):
+class StepMetrics(NamedTuple):
     """The numbers of one step; `time` is milliseconds since 1970."""
 
     step: int
@@ -33,7 +33,7 @@ class Record(NamedTuple):
     values: dict[str, float]
 
 
-class Picture(NamedTuple):
+class PendingImage(NamedTuple):
     """One PNG file that waits to be sent."""
 
     name: str
@@ -93,19 +93,19 @@ class Journal:
         partial.write_bytes(png)
         partial.replace(final)
 
-    def pending(self, max_values: int) -> tuple[list[Record], int]:
+    def pending(self, max_values: int) -> tuple[list[StepMetrics], int]:
         """Return the next records, at most `max_values` numbers in all but at least one record, and a mark.
 
         Give the mark to `sent` when the server has them. A line that a dying writer cut short is left out.
         """
-        records: list[Record] = []
+        records: list[StepMetrics] = []
         count, mark = 0, self._read
         with self.path.open("rb") as file:
             file.seek(mark)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                record = Record(**json.loads(line))
+                record = StepMetrics(**json.loads(line))
                 count += len(record.values)
                 if records and count > max_values:
                     break
@@ -117,12 +117,12 @@ class Journal:
         """Remember that everything up to `mark` has arrived."""
         self._read = mark
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[PendingImage]:
         """Return the pictures that wait, by step."""
         found = []
         for file in self.path.with_suffix("").glob("*.png"):
             step, milliseconds, name = file.stem.split("-", 2)
-            found.append(Picture(unquote(name), int(step), int(milliseconds), file))
+            found.append(PendingImage(unquote(name), int(step), int(milliseconds), file))
         return sorted(found, key=lambda picture: (picture.step, picture.name))
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from orchestrator.errors import PlanError, TrackingError
 from orchestrator.evaluation import run_report
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
-from orchestrator.evaluation.scores import Row, as_metrics, from_records, summarise
+from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.models import network
 from orchestrator.paths import home
@@ -282,7 +282,7 @@ def _conclude(
         )
     files = _pictures(job, dataset, place, weights, registered, uri)
     files["report.md"] = _write(
-        place.folder / "report.md", run_report.markdown(rows, place.run_id, how).encode()
+        place.folder / "report.md", run_report.markdown_report(rows, place.run_id, how).encode()
     )
     files["scores.json"] = _write(
         place.folder / "scores.json", json.dumps(result["scores"], indent=1).encode()
@@ -293,7 +293,7 @@ def _conclude(
         runs.log_artifacts(uri, tracked, files)
         runs.end_run(uri, tracked, "FINISHED")
 
-    say("\n" + run_report.table(rows) + "\n\n" + how + "\n\n" + run_report.verdict(rows) + "\n")
+    say("\n" + run_report.score_table(rows) + "\n\n" + how + "\n\n" + run_report.conclusion(rows) + "\n")
     if registered:
         say(f"model      {registered.name} version {registered.version}, alias candidate   {registered.uri}")
     for name in ("sheet.png", "restored.png"):
@@ -347,7 +347,7 @@ def _example(job: Job, items: Iterable[EvalItem]) -> EvalItem:
     return next(item for item in items if (item.id, item.degradation) == wanted)
 
 
-def _each(rows: list[Row]) -> int:
+def _each(rows: list[DegradationScore]) -> int:
     return max(row.n for row in rows[:-1])
 
 

@@ -33,7 +33,14 @@ from orchestrator.config.schema import Checkpoint, Job
 from orchestrator.data import datasets
 from orchestrator.errors import TrainingError
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
-from orchestrator.evaluation.scores import Score, as_metrics, as_records, from_records, score, summarise
+from orchestrator.evaluation.scores import (
+    ImageScore,
+    as_metrics,
+    as_records,
+    from_records,
+    score_images,
+    summarise,
+)
 from orchestrator.models import network
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer, as_record
@@ -337,10 +344,10 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
         driver.image("sheet", picture, run.step)
 
 
-def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[Score]:
+def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[ImageScore]:
     with run.engine.autocast(), run.eagerly():
         restore = network.restoring(model)
-        mine = score(lambda x: restore(x).float(), items, run.engine.device)
+        mine = score_images(lambda x: restore(x).float(), items, run.engine.device)
     return from_records(run.engine.gather(as_records(mine)))
 
 

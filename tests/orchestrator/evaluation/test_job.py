@@ -16,9 +16,9 @@ from mirage.metrics import measure
 from orchestrator.config.job_schemas import EvaluatedModel, EvaluateJob
 from orchestrator.errors import ModelError, OrchestratorError, PlanError
 from orchestrator.evaluation import job as evaluation
-from orchestrator.evaluation.chunks import Worker
+from orchestrator.evaluation.chunks import EvaluationWorker
 from orchestrator.evaluation.image_results import from_parquet
-from orchestrator.evaluation.model_under_test import build
+from orchestrator.evaluation.model_under_test import build_model
 from orchestrator.evaluation.summary import read_summary
 from orchestrator.imaging.convert import to_float
 from orchestrator.registry import registration
@@ -87,16 +87,16 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(
 
     judged: list[int] = []
 
-    def dies_at_the_third(self: Worker, chunk: int) -> object:
+    def dies_at_the_third(self: EvaluationWorker, chunk: int) -> object:
         if len(judged) == 2:
             raise KilledError
         judged.append(chunk)
         return honest(self, chunk)
 
-    honest = Worker.judge
+    honest = EvaluationWorker.judge
     job = evaluation_job(storage=str(tmp_path / "killed"))
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "judge", dies_at_the_third)
+        patch.setattr(EvaluationWorker, "judge", dies_at_the_third)
         with pytest.raises(KilledError):
             run(job)
     said, folder = run(job)
@@ -138,11 +138,11 @@ def test_another_seed_noise_or_model_is_another_evaluation(
 ) -> None:
     job = evaluation_job()
     from orchestrator.data import datasets
-    from orchestrator.evaluation.model_under_test import fetch, identify
+    from orchestrator.evaluation.model_under_test import fetch_weights, identify
 
     def name(job: EvaluateJob) -> str:
         return evaluation.evaluation_id(
-            job, datasets.open_benchmarks(job), identify(job.model, fetch(job.model))
+            job, datasets.open_benchmarks(job), identify(job.model, fetch_weights(job.model))
         )
 
     assert name(job) == name(evaluation_job(workers={"max": 4}, track={"experiment": "elsewhere"}))
@@ -257,7 +257,7 @@ def test_a_class_without_weights_is_the_same_network_in_every_process(own_networ
         {"class": f"{own_network.name}.drawn:Drawn", "path": str(own_network.parent)}
     )
     before = torch.get_rng_state()
-    first, second = (build(model, b"", torch.device("cpu")).network.state_dict() for _ in range(2))
+    first, second = (build_model(model, b"", torch.device("cpu")).network.state_dict() for _ in range(2))
     assert torch.equal(first["inner.weight"], second["inner.weight"])
     assert torch.equal(torch.get_rng_state(), before)
 

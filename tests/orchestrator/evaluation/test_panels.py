@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.panels import Detail, detail_of, draw_panels, with_detail
 from tests.orchestrator.evaluation.conftest import MakeEvaluation
 
@@ -47,5 +47,5 @@ def test_a_page_has_a_row_per_image_and_a_column_per_model(
     assert rows == ["rain cat", "rain coffee"]
     with Image.open(tmp_path / "panels.png") as page:
         assert page.width > 4 * 200
-    with pytest.raises(JudgingError, match="There are: cat, coffee"):
+    with pytest.raises(EvaluationError, match="There are: cat, coffee"):
         draw_panels([job], [], ["dog"], 1, tmp_path / "none.png")

@@ -10,28 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import JudgingError
+from orchestrator.errors import EvaluationError
 from orchestrator.evaluation import paper_tables
-from orchestrator.evaluation.aggregates import Figure
-from orchestrator.evaluation.model_under_test import Identity
+from orchestrator.evaluation.aggregates import AggregateScore
+from orchestrator.evaluation.model_under_test import ModelIdentity
 from orchestrator.evaluation.paper_report import report
-from orchestrator.evaluation.summary import Summary, summary_bytes
+from orchestrator.evaluation.summary import EvaluationSummary, summary_bytes
 from orchestrator.paper.benchmarks import COLUMNS
-from orchestrator.paper.tables import NAMES, published, references
+from orchestrator.paper.tables import NAMES, published, published_averages
 
-IDENTITY = Identity("mine", "release", "raw", "e" * 64)
+IDENTITY = ModelIdentity("mine", "release", "raw", "e" * 64)
 
 
-def figure(source: str, degradation: str, metric: str, value: float, **changes: str) -> Figure:
-    made = Figure(
+def figure(source: str, degradation: str, metric: str, value: float, **changes: str) -> AggregateScore:
+    made = AggregateScore(
         *(metric, value, value - 0.1, value + 0.1, 68, source.lower(), "d" * 64, source, degradation, "all"),
         *("rgb-crop16", "release", "mine", "e" * 64, "release", "raw"),
     )
     return replace(made, **changes)
 
 
-def summary(*figures: Figure, parameters: int = 6_207_412) -> Summary:
-    return Summary("mine-0123456789", "mine", IDENTITY, parameters, 16_250_000_000, "0.1.0", figures)
+def summary(*figures: AggregateScore, parameters: int = 6_207_412) -> EvaluationSummary:
+    return EvaluationSummary(
+        "mine-0123456789", "mine", IDENTITY, parameters, 16_250_000_000, "0.1.0", figures
+    )
 
 
 THREE = [("SOTS outdoor", "haze"), ("Rain100L", "rain"), *(("CBSD68", f"noise{s}") for s in (15, 25, 50))]
@@ -41,7 +43,7 @@ WHOLE = summary(
 )
 
 
-def lines(table: paper_tables.Table, kind: str) -> list[paper_tables.Line]:
+def lines(table: paper_tables.PaperTable, kind: str) -> list[paper_tables.TableLine]:
     return [line for line in table.lines if line.kind == kind]
 
 
@@ -71,7 +73,7 @@ def test_a_measured_row_stands_beside_its_difference_to_the_row_of_its_size() ->
     assert "MIRAGE-S" in lines(paper_tables.make_tables("1", [small])[0], "difference")[0].method
     named = paper_tables.make_tables("1", [WHOLE], against="PromptIR")[0]
     assert "minus PromptIR" in lines(named, "difference")[0].method
-    with pytest.raises(JudgingError, match="It has: BRDNet"):
+    with pytest.raises(EvaluationError, match="It has: BRDNet"):
         paper_tables.make_tables("1", [WHOLE], against="nobody")
 
 
@@ -85,13 +87,13 @@ def test_columns_without_data_stay_empty_and_say_what_to_pack() -> None:
 
 def test_a_table_refuses_to_mix_protocols() -> None:
     other = summary(figure("Rain100L", "rain", "psnr", 40.0, protocol="y8"))
-    with pytest.raises(JudgingError, match="measured under y8, and this table is under rgb-crop16"):
+    with pytest.raises(EvaluationError, match="measured under y8, and this table is under rgb-crop16"):
         paper_tables.make_tables("1", [WHOLE, other])
 
 
 def test_one_evaluation_of_two_sets_of_a_column_is_refused() -> None:
     twice = replace(WHOLE, figures=(*WHOLE.figures, figure("Rain100L", "rain", "psnr", 1.0, digest="f" * 64)))
-    with pytest.raises(JudgingError, match=r"rain100l was measured on .*dddddddd, .*ffffffff"):
+    with pytest.raises(EvaluationError, match=r"rain100l was measured on .*dddddddd, .*ffffffff"):
         paper_tables.make_tables("1", [twice])
 
 
@@ -147,28 +149,30 @@ def test_the_report_is_written_as_markdown_csv_and_json(tmp_path: Path) -> None:
 
 
 def test_a_published_row_is_found_by_table_and_method() -> None:
-    (five,) = references("T2:MIRAGE-T")
+    (five,) = published_averages("T2:MIRAGE-T")
     assert (five.psnr, five.protocol) == (30.41, "rgb-crop16")
     assert five.degradations == ("blur", "haze", "lowlight", "noise25", "rain")
-    assert references("6:MIRAGE-T")[0].degradations == references("1:MIRAGE-T")[0].degradations
-    assert [one.psnr for one in references("T3:MIRAGE (ours) 10M")] == [29.33]
-    assert [one.degradations for one in references("B:DnCNN")] == [("noise15", "noise25", "noise50")]
-    assert len(references("B:PromptIR")) == 3
+    assert (
+        published_averages("6:MIRAGE-T")[0].degradations == published_averages("1:MIRAGE-T")[0].degradations
+    )
+    assert [one.psnr for one in published_averages("T3:MIRAGE (ours) 10M")] == [29.33]
+    assert [one.degradations for one in published_averages("B:DnCNN")] == [("noise15", "noise25", "noise50")]
+    assert len(published_averages("B:PromptIR")) == 3
     for row, says in {
         "T2:MIRAGE": "several such rows.*MIRAGE-T .Ours. 6M",
         "T2:nobody": "no such row",
         "T8:MIRAGE-T": "TABLE one of 1, 2",
         "MIRAGE-T": "write TABLE:METHOD",
     }.items():
-        with pytest.raises(JudgingError, match=says):
-            references(row)
+        with pytest.raises(EvaluationError, match=says):
+            published_averages(row)
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JudgingError, match="no results of an evaluation"):
+    with pytest.raises(EvaluationError, match="no results of an evaluation"):
         list(report([], [tmp_path], tmp_path / "out", None))
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(JudgingError, match="not the summary"):
+    with pytest.raises(EvaluationError, match="not the summary"):
         list(report([], [tmp_path], tmp_path / "out", None))
-    with pytest.raises(JudgingError, match="one of 1, 2"):
+    with pytest.raises(EvaluationError, match="one of 1, 2"):
         list(report(["8"], [], tmp_path / "out", None))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.promotion import gates
-from orchestrator.promotion.gates import Evidence, Measured, paired
+from orchestrator.promotion.gates import InferenceCost, VersionScores, paired
 
 DEGRADATIONS = ("haze", "noise25", "rain")
 Scores = dict[str, dict[str, float]]
@@ -27,8 +27,8 @@ def shifted(of: Scores, by: float) -> Scores:
     return {d: {name: value + by for name, value in group.items()} for d, group in of.items()}
 
 
-def evidence(of: Scores, name: str = "version 1") -> Evidence:
-    return Evidence(name, "rgb-crop16", ("d" * 64,), of, shifted(of, -3.0))
+def evidence(of: Scores, name: str = "version 1") -> VersionScores:
+    return VersionScores(name, "rgb-crop16", ("d" * 64,), of, shifted(of, -3.0))
 
 
 few = settings(max_examples=20, deadline=None)
@@ -38,9 +38,9 @@ few = settings(max_examples=20, deadline=None)
 @given(scores())
 def test_a_model_is_not_better_than_itself(of: Scores) -> None:
     same = evidence(of)
-    assert not gates.better(same, same, 0).passed
+    assert not gates.beats_champion(same, same, 0).passed
     assert gates.no_degradation_lost(same, same, 0).passed
-    assert gates.why_not_comparable(same, same) is None
+    assert gates.incomparable_reason(same, same) is None
 
 
 @few
@@ -49,9 +49,9 @@ def test_a_model_that_gains_the_same_everywhere_passes_up_to_that_margin(
     of: Scores, gain: float, margin: float
 ) -> None:
     better, old = evidence(shifted(of, gain)), evidence(of)
-    assert gates.better(better, old, 0).passed
+    assert gates.beats_champion(better, old, 0).passed
     if abs(gain - margin) > 1e-6:
-        assert gates.better(better, old, margin).passed == (gain > margin)
+        assert gates.beats_champion(better, old, margin).passed == (gain > margin)
 
 
 @few
@@ -87,7 +87,7 @@ def test_one_degradation_that_loses_more_than_allowed_is_named(
 def test_a_gain_that_hangs_on_one_photograph_does_not_pass() -> None:
     old = {"rain": {name: 30.0 for name in "abcdefgh"}}
     lucky = {"rain": {**{name: 29.9 for name in "abcdefg"}, "h": 34.0}}
-    verdict = gates.better(evidence(lucky), evidence(old), 0)
+    verdict = gates.beats_champion(evidence(lucky), evidence(old), 0)
     assert paired(lucky, old).mean > 0.4
     assert not verdict.passed
 
@@ -107,7 +107,7 @@ def test_a_gain_that_hangs_on_one_photograph_does_not_pass() -> None:
 def test_what_was_not_measured_alike_is_not_compared(change: dict[str, object], says: str) -> None:
     champion = evidence({"rain": {"a": 30.0}})
     candidate = replace(champion, name="version 2", **change)  # type: ignore[arg-type]
-    why = gates.why_not_comparable(candidate, champion)
+    why = gates.incomparable_reason(candidate, champion)
     assert why is not None
     assert says in why
 
@@ -125,15 +125,15 @@ def test_near_the_paper_is_a_distance_of_averages() -> None:
 
 
 def test_budgets_are_gates_of_their_own() -> None:
-    measured = Measured(seconds=0.2, gib=1.5, side=512, device="cpu")
-    both = list(gates.within_budget(measured, 0.3, 1.0))
+    measured = InferenceCost(seconds=0.2, gib=1.5, side=512, device="cpu")
+    both = list(gates.within_limits(measured, 0.3, 1.0))
     assert [verdict.passed for verdict in both] == [True, False]
-    assert list(gates.within_budget(measured, None, None)) == []
+    assert list(gates.within_limits(measured, None, None)) == []
 
 
 def test_the_table_says_gate_outcome_and_figures() -> None:
     old, new = evidence({"rain": {"a": 30.0}}), evidence({"rain": {"a": 30.5}}, "version 2")
-    text = gates.table([gates.better(new, old, 0.6)])
+    text = gates.gate_table([gates.beats_champion(new, old, 0.6)])
     assert "better than version 1" in text
     assert "FAIL" in text
     assert "+0.500 dB [+0.500, +0.500]" in text

@@ -15,12 +15,12 @@ import torch
 
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
-from orchestrator.errors import JudgingError, RegistryError
-from orchestrator.evaluation.image_results import ImageResult, as_parquet
-from orchestrator.evaluation.model_under_test import Identity
-from orchestrator.evaluation.summary import Summary, summary_bytes
+from orchestrator.errors import EvaluationError, RegistryError
+from orchestrator.evaluation.image_results import ImageResult, to_parquet
+from orchestrator.evaluation.model_under_test import ModelIdentity
+from orchestrator.evaluation.summary import EvaluationSummary, summary_bytes
 from orchestrator.promotion.promote import promote, rollback
-from orchestrator.promotion.scores import evidence
+from orchestrator.promotion.scores import version_scores
 from orchestrator.registry import lease, versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, SCORES
@@ -149,7 +149,7 @@ def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alon
     assert [verdict.gate for verdict in refused.verdicts if not verdict.passed] == ["near the paper"]
     assert "at least 30.41 - 0.10 dB (MIRAGE-T (Ours), Table 2)" in refused.render()
     with pytest.raises(
-        JudgingError, match=r"is of haze, noise15, noise25, noise50, rain by rgb-crop16. version 1"
+        EvaluationError, match=r"is of haze, noise15, noise25, noise50, rain by rgb-crop16. version 1"
     ):
         promote(name, store, {**near, "paper_row": "T1:MIRAGE-T"})
     assert promote(name, store, near).moved
@@ -167,11 +167,11 @@ def judged(folder: Path, version: ModelVersion, uri: str, psnr: float) -> Path:
         for i, image in enumerate(PHOTOGRAPHS)
         for protocol in ("rgb8", "y8")
     ]
-    model = Identity(version.uri, "release", "raw", digest)
+    model = ModelIdentity(version.uri, "release", "raw", digest)
     folder.mkdir()
-    (folder / "images.parquet").write_bytes(as_parquet(rows))
+    (folder / "images.parquet").write_bytes(to_parquet(rows))
     (folder / "summary.json").write_bytes(
-        summary_bytes(Summary(folder.name, "judge", model, 1, None, "0", ()))
+        summary_bytes(EvaluationSummary(folder.name, "judge", model, 1, None, "0", ()))
     )
     return folder
 
@@ -181,12 +181,12 @@ def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str
     promote(first.uri, store, QUICK)
     assert "give the folders as --results" in promote(second.uri, store, QUICK).render()
     results = [judged(tmp_path / f"{v.version}", v, store, 25.0 + v.version) for v in (first, second)]
-    with pytest.raises(JudgingError, match=rf"none of these evaluations judged models:/{name}/1"):
+    with pytest.raises(EvaluationError, match=rf"none of these evaluations judged models:/{name}/1"):
         promote(second.uri, store, QUICK, results=results[1:])
     outcome = promote(second.uri, store, QUICK, results=results)
     assert outcome.moved
     assert "+1.000 dB" in outcome.render()
-    ours = evidence(versions.find(second.uri, store), store, results)
+    ours = version_scores(versions.find(second.uri, store), store, results)
     assert (ours.protocol, ours.data, len(ours.psnr["rain"])) == ("rgb8", ("a" * 64, "b" * 64), 12)
 
 
