@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shards.cache import ShardCache
+    from shards.crop_schedule import CropSchedule, TrainingStage
     from shards.dataset import Dataset
     from shards.errors import (
         CorruptObjectError,
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
         UnreachableStoreError,
     )
     from shards.evaluation import EvalItem, EvaluationSet
-    from shards.ledger import Ledger, read_ledger
+    from shards.ledger import SampleLedger, read_ledger
     from shards.manifest import Manifest, load_manifest, publish
-    from shards.mixture import Entry, Mixture, weighted
+    from shards.mixture import Mixture, MixtureEntry, weighted_mixture
     from shards.order import SampleOrder, share
     from shards.pack import decode_images, decode_tiles
     from shards.sample import DEGRADATIONS, SIGMA
     from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, PublishedSource, Source
-    from shards.stages import Stage, Stages
     from shards.store import LocalStore, S3Store, Store, open_store
     from shards.stream import Batch, TrainStream
 
@@ -49,15 +49,15 @@ _HOME = {
     "UnreachableStoreError": "errors",
     "EvalItem": "evaluation",
     "EvaluationSet": "evaluation",
-    "Ledger": "ledger",
+    "SampleLedger": "ledger",
     "Manifest": "manifest",
     "load_manifest": "manifest",
     "publish": "manifest",
-    "Entry": "order",
-    "Mixture": "order",
+    "MixtureEntry": "mixture",
+    "Mixture": "mixture",
     "SampleOrder": "order",
     "share": "order",
-    "weighted": "order",
+    "weighted_mixture": "mixture",
     "decode_images": "pack",
     "decode_tiles": "pack",
     "DEGRADATIONS": "sample",
@@ -68,8 +68,8 @@ _HOME = {
     "PhotographSource": "sources",
     "PublishedSource": "sources",
     "Source": "sources",
-    "Stage": "stages",
-    "Stages": "stages",
+    "TrainingStage": "crop_schedule",
+    "CropSchedule": "crop_schedule",
     "LocalStore": "store",
     "S3Store": "store",
     "Store": "store",
@@ -84,18 +84,18 @@ __all__ = [
     "SIGMA",
     "Batch",
     "CorruptObjectError",
+    "CropSchedule",
     "Dataset",
-    "Entry",
     "EvalItem",
     "EvaluationSet",
     "FolderSource",
-    "Ledger",
     "LedgerError",
     "LocalStore",
     "Manifest",
     "ManifestError",
     "MissingObjectError",
     "Mixture",
+    "MixtureEntry",
     "MixtureError",
     "PackError",
     "Pair",
@@ -103,15 +103,15 @@ __all__ = [
     "PhotographSource",
     "PublishedSource",
     "S3Store",
+    "SampleLedger",
     "SampleOrder",
     "ShardCache",
     "ShardsError",
     "Source",
-    "Stage",
-    "Stages",
     "Store",
     "StoreError",
     "TrainStream",
+    "TrainingStage",
     "UnreachableStoreError",
     "decode_images",
     "decode_tiles",
@@ -120,7 +120,7 @@ __all__ = [
     "publish",
     "read_ledger",
     "share",
-    "weighted",
+    "weighted_mixture",
 ]
 
 

@@ -21,9 +21,9 @@ from PIL import Image as PilImage
 
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.manifest import Member, Row
-from shards.processes import Run, Tick, run_here
-from shards.progress import Progress
+from shards.manifest import ManifestRow, Member
+from shards.processes import RowsCallback, TaskRunner, run_inline
+from shards.progress import ProgressCallback
 
 NEAR_BITS = 10
 NEAR_CORRELATION = 0.97
@@ -33,11 +33,11 @@ _ROWS = 512  # of the table of distances that are held at once
 
 
 @dataclass(frozen=True)
-class Photograph:
+class CleanImage:
     """One clean image, and the samples that show it."""
 
     uri: str
-    row: Row
+    row: ManifestRow
     """The first of its rows."""
     split: str
     ids: tuple[str, ...]
@@ -45,11 +45,11 @@ class Photograph:
 
 
 @dataclass(frozen=True)
-class Twin:
+class DuplicatePair:
     """Two clean images that are the same photograph."""
 
-    first: Photograph
-    second: Photograph
+    first: CleanImage
+    second: CleanImage
     exact: bool
     """Equal pixel for pixel, as 8-bit RGB."""
     correlation: float
@@ -70,25 +70,25 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class Task:
+class FingerprintTask:
     """Clean images to fingerprint; those of one shard."""
 
     uri: str
     digest: str
     cache: Path
     cache_bytes: int
-    rows: tuple[Row, ...]
+    rows: tuple[ManifestRow, ...]
 
 
-def photographs(dataset: Dataset) -> list[Photograph]:
+def clean_images(dataset: Dataset) -> list[CleanImage]:
     """Every clean image of the datasets once per split, in manifest order."""
-    found: list[Photograph] = []
+    found: list[CleanImage] = []
     for uri, manifest in zip(dataset.uris, dataset.manifests, strict=True):
-        held: dict[tuple[Member, str], list[Row]] = {}
+        held: dict[tuple[Member, str], list[ManifestRow]] = {}
         for row in manifest.rows:
             held.setdefault((row.clean, row.split), []).append(row)
         found += [
-            Photograph(uri, rows[0], split, tuple(row.id for row in rows))
+            CleanImage(uri, rows[0], split, tuple(row.id for row in rows))
             for (_, split), rows in held.items()
         ]
     return found
@@ -98,17 +98,19 @@ def audit(
     dataset: Dataset,
     cache: ShardCache,
     *,
-    run: Run = run_here,
-    on_progress: Progress | None = None,
-) -> list[Twin]:
+    run: TaskRunner = run_inline,
+    on_progress: ProgressCallback | None = None,
+) -> list[DuplicatePair]:
     """All pairs of clean images that show the same, leaks between train and test first."""
-    known = photographs(dataset)
+    known = clean_images(dataset)
     digests = dict(zip(dataset.uris, dataset.digests, strict=True))
     by_shard: dict[tuple[str, int], list[int]] = {}
     for index, photograph in enumerate(known):
         by_shard.setdefault((photograph.uri, photograph.row.clean.shard), []).append(index)
     tasks = [
-        Task(uri, digests[uri], cache.folder, cache.max_bytes, tuple(known[i].row for i in indices))
+        FingerprintTask(
+            uri, digests[uri], cache.folder, cache.max_bytes, tuple(known[i].row for i in indices)
+        )
         for (uri, _), indices in by_shard.items()
     ]
     done = 0
@@ -129,13 +131,13 @@ def audit(
         for index, digest in zip(places[number], prints.exact, strict=True):
             exact[index] = digest
     twins = [
-        Twin(known[i], known[j], exact[i] == exact[j], correlation)
-        for i, j, correlation in alike(Fingerprints(tuple(exact), hashes, miniatures))
+        DuplicatePair(known[i], known[j], exact[i] == exact[j], correlation)
+        for i, j, correlation in similar_pairs(Fingerprints(tuple(exact), hashes, miniatures))
     ]
     return sorted(twins, key=lambda twin: (not twin.leaks, not twin.exact, -twin.correlation))
 
 
-def leaked_tests(twins: Sequence[Twin]) -> Counter[str]:
+def leaked_test_samples(twins: Sequence[DuplicatePair]) -> Counter[str]:
     """Test samples whose photograph is trained on too: URI of the test set -> number of samples."""
     seen: dict[tuple[str, Member], int] = {}
     for twin in twins:
@@ -148,7 +150,7 @@ def leaked_tests(twins: Sequence[Twin]) -> Counter[str]:
     return counted
 
 
-def fingerprint(task: Task, tick: Tick) -> Fingerprints:
+def fingerprint(task: FingerprintTask, tick: RowsCallback) -> Fingerprints:
     """Fingerprints of the clean images of a task."""
     dataset = Dataset([task.uri], ShardCache(task.cache, task.cache_bytes), [task.digest])
     exact, hashes, miniatures = [], [], []
@@ -161,7 +163,7 @@ def fingerprint(task: Task, tick: Tick) -> Fingerprints:
     return Fingerprints(tuple(exact), np.array(hashes, np.uint64), np.stack(miniatures))
 
 
-def alike(prints: Fingerprints) -> Iterator[tuple[int, int, float]]:
+def similar_pairs(prints: Fingerprints) -> Iterator[tuple[int, int, float]]:
     """Pairs i < j that show the same, with the correlation of their miniatures."""
     count = len(prints.exact)
     by_digest: dict[str, int] = {}

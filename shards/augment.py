@@ -22,7 +22,7 @@ _MODES: dict[Augmentation, tuple[int, ...]] = {
 """Orientations that each recipe draws from: see `orient`."""
 
 
-class Window(NamedTuple):
+class CropWindow(NamedTuple):
     """A rectangle of pixels."""
 
     top: int
@@ -40,21 +40,21 @@ def keyed_rng(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
 
 
-def crop16(height: int, width: int, multiple: int = 16) -> Window:
+def centre_window(height: int, width: int, multiple: int = 16) -> CropWindow:
     """Centred window with sides that are multiples of 16, as the all-in-one benchmarks cut every image."""
-    return Window(
+    return CropWindow(
         height % multiple // 2, width % multiple // 2, height - height % multiple, width - width % multiple
     )
 
 
-def draw_window(rng: np.random.Generator, within: Window, size: int) -> Window:
+def draw_crop(rng: np.random.Generator, within: CropWindow, size: int) -> CropWindow:
     """Square window of `size` pixels, uniform over all its places in `within`."""
     top = within.top + int(rng.integers(within.height - size + 1))
     left = within.left + int(rng.integers(within.width - size + 1))
-    return Window(top, left, size, size)
+    return CropWindow(top, left, size, size)
 
 
-def draw_mode(rng: np.random.Generator, augmentation: Augmentation) -> int:
+def draw_orientation(rng: np.random.Generator, augmentation: Augmentation) -> int:
     """One orientation of a recipe.
 
     The release never draws the identity; the paper flips each axis with a chance of one half.

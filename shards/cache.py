@@ -87,8 +87,8 @@ class ShardCache:
         self._mark(shard).set(part, path)
         part.replace(path)
 
-    def _mark(self, shard: Shard) -> _Mark:
-        return _Mark(self.folder / "verified" / shard.sha256)
+    def _mark(self, shard: Shard) -> _VerifiedMark:
+        return _VerifiedMark(self.folder / "verified" / shard.sha256)
 
     def _make_room(self, size: int) -> None:
         for path, stat in _files(self.folder, ".tmp-*"):
@@ -133,7 +133,7 @@ class ShardCache:
             ) from error
 
 
-class _Mark:
+class _VerifiedMark:
     """Remembers which file was verified, by its place, size and time of change."""
 
     def __init__(self, path: Path) -> None:

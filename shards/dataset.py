@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import tiles
-from shards.augment import Window
+from shards.augment import CropWindow
 from shards.cache import ShardCache
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError, PackError
 from shards.images import decode_image, reduce_image
-from shards.manifest import ORIGINAL, Manifest, Member, Row, Shard, load_manifest
+from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard, load_manifest
 from shards.sample import row_degradation
 from shards.store import LocalStore, Store, open_store
 
@@ -42,7 +42,7 @@ class Dataset:
         self.manifests: list[Manifest] = []
         self._cache = cache
         self._shards: list[tuple[Store, Shard]] = []
-        self._rows: dict[tuple[str, str], list[Row]] = {}
+        self._rows: dict[tuple[str, str], list[ManifestRow]] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
         self._damaged: dict[int, tuple[type[CorruptObjectError | MissingObjectError], str]] = {}
         asked: Sequence[str | None] = digests or [None] * len(uris)
@@ -64,7 +64,7 @@ class Dataset:
         """Identity of each dataset, in the order of the URIs."""
         return tuple(manifest.digest for manifest in self.manifests)
 
-    def rows(self, split: str, degradation: str) -> Sequence[Row]:
+    def rows(self, split: str, degradation: str) -> Sequence[ManifestRow]:
         """Rows that can show a degradation, in manifest order; every noise level has the clean-only rows."""
         return self._rows.get((split, row_degradation(degradation)), [])
 
@@ -73,7 +73,7 @@ class Dataset:
         """Where shards are kept on this machine."""
         return self._cache
 
-    def row_of(self, uri: str, row: Row) -> Row:
+    def row_of(self, uri: str, row: ManifestRow) -> ManifestRow:
         """A row of the manifest at `uri`, its shards numbered as `read` wants them."""
         first = 0
         for known, manifest in zip(self.uris, self.manifests, strict=True):
@@ -91,7 +91,7 @@ class Dataset:
         ]
         return ", ".join(found) or "nothing"
 
-    def shard_of(self, row: Row) -> int:
+    def shard_of(self, row: ManifestRow) -> int:
         """Shard that a row's images lie in; the clean one's, should they be apart."""
         return row.clean.shard
 
@@ -106,22 +106,22 @@ class Dataset:
         sizes = [shard.size for store, shard in self._shards if not isinstance(store, LocalStore)]
         return sum(sizes), max(sizes, default=0), self._cache.max_bytes
 
-    def read(self, row: Row, window: Window | None = None) -> tuple[Image | None, Image]:
+    def read(self, row: ManifestRow, window: CropWindow | None = None) -> tuple[Image | None, Image]:
         """Degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
 
-    def look(self, row: Row) -> tuple[Image | None, Image]:
+    def look(self, row: ManifestRow) -> tuple[Image | None, Image]:
         """`read` for people to look at: kept files of any kind, reduced to 8-bit RGB."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, None, reduce_image)
         return degraded, self._pixels(row, row.clean, None, reduce_image)
 
-    def clean(self, row: Row) -> Image:
+    def clean(self, row: ManifestRow) -> Image:
         """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; others are reduced to 8-bit RGB."""
         return self._pixels(row, row.clean, None, reduce_image)
 
     def _pixels(
-        self, row: Row, member: Member, window: Window | None, decode: Decoder = decode_image
+        self, row: ManifestRow, member: Member, window: CropWindow | None, decode: Decoder = decode_image
     ) -> Image:
         if member.encoding not in (*tiles.CODECS.values(), ORIGINAL):
             raise ManifestError(
@@ -182,7 +182,7 @@ class Dataset:
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
-def _of_file(data: bytes, member: Member, window: Window | None, decode: Decoder) -> Image:
+def _of_file(data: bytes, member: Member, window: CropWindow | None, decode: Decoder) -> Image:
     """Pixels of a source file that was kept as it is; it is decoded whole, whatever the window."""
     if zlib.crc32(data) != member.crc32:
         raise CorruptObjectError("its checksum does not fit.")
@@ -193,7 +193,7 @@ def _of_file(data: bytes, member: Member, window: Window | None, decode: Decoder
     return image if window is None else window.of(image)
 
 
-def _renumber(row: Row, first: int) -> Row:
+def _renumber(row: ManifestRow, first: int) -> ManifestRow:
     if first == 0:
         return row
     degraded = None if row.degraded is None else replace(row.degraded, shard=row.degraded.shard + first)

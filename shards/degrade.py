@@ -54,7 +54,7 @@ def haze(clean: Image, rng: np.random.Generator) -> Image:
     return _quantise(clean / 255 * transmission + airlight * (1 - transmission))
 
 
-def veil(clean: Image, rng: np.random.Generator) -> Image:
+def haze_cdd11(clean: Image, rng: np.random.Generator) -> Image:
     """CDD-11's haze: the same law with no depth above 0.7, and its ranges of density and airlight."""
     depth = np.minimum(_depth(clean.shape[0], clean.shape[1], rng), 0.7)
     transmission = np.exp(-rng.uniform(1, 2) * depth)[..., None]
@@ -76,7 +76,7 @@ def lowlight(clean: Image, rng: np.random.Generator) -> Image:
     return _quantise(exposed + shot + rng.standard_normal(clean.shape) * rng.uniform(0.002, 0.006))
 
 
-def dim(clean: Image, rng: np.random.Generator) -> Image:
+def lowlight_cdd11(clean: Image, rng: np.random.Generator) -> Image:
     """CDD-11's low light: I = R L with L the smoothed brightest channel, shown as R L^gamma, and noise.
 
     Lamps and skies stay bright, which a short exposure (`lowlight`) would not leave.
@@ -106,7 +106,7 @@ _PHYSICS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
     "snow": snow,
 }
 
-_ORDER = {"low": dim, "rain": rain, "snow": snow, "haze": veil}
+_ORDER = {"low": lowlight_cdd11, "rain": rain, "snow": snow, "haze": haze_cdd11}
 """In which CDD-11 composes: the scene is dark, rain and snow fall in it, haze lies over all."""
 
 _COMPOSED = {

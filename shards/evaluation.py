@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.augment import crop16
+from shards.augment import centre_window
 from shards.dataset import Dataset
 from shards.errors import ManifestError
-from shards.manifest import Row
+from shards.manifest import ManifestRow
 from shards.noise import add_noise
 from shards.release_noise import ReleaseNoise
 from shards.sample import NOISE, SIGMA
@@ -54,9 +54,11 @@ class EvaluationSet:
         self._release = None
         if noise == "release":
             clean = {row.id: row.clean for row in dataset.rows("test", NOISE)}
-            windows = {id_: crop16(one.height, one.width, multiple) for id_, one in sorted(clean.items())}
+            windows = {
+                id_: centre_window(one.height, one.width, multiple) for id_, one in sorted(clean.items())
+            }
             self._release = ReleaseNoise([(id_, (w.height, w.width)) for id_, w in windows.items()])
-        self._entries: list[tuple[str, Row]] = []
+        self._entries: list[tuple[str, ManifestRow]] = []
         for degradation in degradations:
             rows = dataset.rows("test", degradation)
             if not rows:
@@ -74,7 +76,7 @@ class EvaluationSet:
 
     def __getitem__(self, index: int) -> EvalItem:
         degradation, row = self._entries[index]
-        window = crop16(row.clean.height, row.clean.width, self.multiple)
+        window = centre_window(row.clean.height, row.clean.width, self.multiple)
         degraded, clean = self.dataset.read(row)  # whole, so that checksums are verified
         clean = window.of(clean)
         degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)

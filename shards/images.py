@@ -22,7 +22,7 @@ _READABLE = {"RGB", "L", "P", "1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ImageHeader:
     """What an image file says of itself."""
 
     height: int
@@ -35,7 +35,7 @@ class Header:
     """Whether it is grey or RGB of 8 bits, without alpha."""
 
 
-def inspect(path: Path) -> Header:
+def read_header(path: Path) -> ImageHeader:
     """What the header of a file says; its pixels are not read."""
     with _explained(str(path)), PilImage.open(path) as image:
         return _header(image)
@@ -126,11 +126,11 @@ def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return mean
 
 
-def _header(image: PilImage.Image) -> Header:
+def _header(image: PilImage.Image) -> ImageHeader:
     deep = _is_deep(image)
     plain = image.mode in _READABLE and "transparency" not in image.info and not deep
     mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
-    return Header(image.height, image.width, str(image.format), mode, plain)
+    return ImageHeader(image.height, image.width, str(image.format), mode, plain)
 
 
 def _is_deep(image: PilImage.Image) -> bool:

@@ -25,7 +25,7 @@ Sample = tuple[str, str]
 """Degradation and id."""
 
 
-class Ledger:
+class SampleLedger:
     """What one worker of one attempt consumed; `flush` writes what has come since the last time as one object."""
 
     def __init__(self, store: Store, attempt: int, rank: int = 0, world_size: int = 1) -> None:
@@ -51,7 +51,7 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Findings:
+class LedgerReport:
     """What a ledger shows of a run."""
 
     samples: dict[int, Sample]
@@ -84,7 +84,7 @@ def next_attempt(store: Store) -> int:
     return max((attempt for attempt, _ in _pieces(store)), default=-1) + 1
 
 
-def read_ledger(store: Store, positions: int | None = None) -> Findings:
+def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
     """All that the ledger in a run's folder says; LedgerError unless each position is there exactly once.
 
     `positions` is how many the run has consumed. Without it the run may still be under way, and what is behind
@@ -118,7 +118,7 @@ def read_ledger(store: Store, positions: int | None = None) -> Findings:
         raise LedgerError(
             f"{store.uri}: position {whole} is missing, and later ones are there, such as {min(behind)}."
         )
-    return Findings(
+    return LedgerReport(
         {n: found[n][0] for n in range(whole)},
         len(attempts),
         repeated,

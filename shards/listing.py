@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import CorruptObjectError, PackError
-from shards.progress import Progress
+from shards.progress import ProgressCallback
 from shards.store import Store
 
 _READERS = 8
@@ -32,7 +32,7 @@ class ListedFile:
     sha256: str
 
 
-def list_files(files: Mapping[str, Path], on_progress: Progress | None = None) -> bytes:
+def list_files(files: Mapping[str, Path], on_progress: ProgressCallback | None = None) -> bytes:
     """Return the listing of `files`, name to file. Reads each once, several at a time."""
     names, lines = sorted(files), []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="listing") as readers:
@@ -44,7 +44,7 @@ def list_files(files: Mapping[str, Path], on_progress: Progress | None = None) -
     return b"".join(lines)
 
 
-def list_folder(root: Path, files: Iterable[Path], on_progress: Progress | None = None) -> bytes:
+def list_folder(root: Path, files: Iterable[Path], on_progress: ProgressCallback | None = None) -> bytes:
     """Return the listing of `files`, all of them below `root`."""
     return list_files({path.relative_to(root).as_posix(): path for path in files}, on_progress)
 

@@ -49,7 +49,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ManifestRow:
     """One sample. Rows of degradation `noise` hold a clean image only."""
 
     id: str
@@ -75,7 +75,7 @@ class Manifest:
 
     name: str
     shards: tuple[Shard, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ManifestRow, ...]
     licences: dict[str, str] = field(default_factory=dict)
     """Licence and attribution of each source that rows name."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Manifest:
         members = (member for row in self.rows for member in (row.clean, row.degraded) if member is not None)
         return 2 if any(member.encoding == ORIGINAL for member in members) else 1
 
-    def rows_of(self, split: str, degradation: str) -> tuple[Row, ...]:
+    def rows_of(self, split: str, degradation: str) -> tuple[ManifestRow, ...]:
         """Rows that can show `degradation`; every noise level is served by the clean-only rows."""
         label = row_degradation(degradation)
         return tuple(row for row in self.rows if row.split == split and row.degradation == label)
@@ -177,7 +177,7 @@ def from_bytes(data: bytes, where: str) -> Manifest:
     try:
         members = [Member(*member) for member in content["members"]]
         rows = tuple(
-            Row(
+            ManifestRow(
                 id_,
                 split,
                 degradation,

@@ -15,7 +15,7 @@ from shards.errors import MixtureError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MixtureEntry:
     """One degradation of a mixture: `count` distinct samples, each seen `repeat` times per epoch.
 
     A fraction means that over the epochs each sample is seen that often, to within one.
@@ -43,7 +43,7 @@ class Entry:
 class Mixture:
     """What one epoch is made of."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[MixtureEntry, ...]
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -55,7 +55,9 @@ class Mixture:
         return sum(entry.per_epoch for entry in self.entries)
 
 
-def weighted(counts: Mapping[str, int], weights: Mapping[str, float], samples_per_epoch: int) -> Mixture:
+def weighted_mixture(
+    counts: Mapping[str, int], weights: Mapping[str, float], samples_per_epoch: int
+) -> Mixture:
     """The mixture whose epochs hold each degradation in proportion to its weight, to within one sample."""
     if sorted(counts) != sorted(weights):
         raise MixtureError(
@@ -77,11 +79,13 @@ def weighted(counts: Mapping[str, int], weights: Mapping[str, float], samples_pe
             "leave the degradation out."
         )
     return Mixture(
-        tuple(Entry(name, count, Fraction(whole[name], max(1, count))) for name, count in counts.items())
+        tuple(
+            MixtureEntry(name, count, Fraction(whole[name], max(1, count))) for name, count in counts.items()
+        )
     )
 
 
-class Draw(NamedTuple):
+class SampleIndices(NamedTuple):
     """Which samples stand at some positions."""
 
     entry: NDArray[np.int64]  # (n,)  index into mixture.entries

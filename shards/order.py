@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import MixtureError
-from shards.mixture import Draw, Mixture
+from shards.mixture import Mixture, SampleIndices
 from shards.permutation import keys_of, permute, uniform
-from shards.windows import Windows
+from shards.windows import ShardWindows
 
 Tail = Literal["drop", "carry"]
 Sampling = Literal["permutation", "replacement"]
@@ -41,7 +41,7 @@ class SampleOrder:
     global_batch_size: int
     tail: Tail = "drop"
     sampling: Sampling = "permutation"
-    windows: Windows | None = None
+    windows: ShardWindows | None = None
 
     def __post_init__(self) -> None:
         if self.global_batch_size < 1:
@@ -72,7 +72,7 @@ class SampleOrder:
         """Epoch that a position belongs to, from 0."""
         return position // self.positions_per_epoch
 
-    def draw(self, positions: NDArray[np.int64]) -> Draw:
+    def draw(self, positions: NDArray[np.int64]) -> SampleIndices:
         """Samples at the given positions, which may lie in different epochs."""
         epochs, offsets = np.divmod(positions.astype(np.int64), self.positions_per_epoch)
         entry, sample = np.empty((2, len(positions)), np.int64)
@@ -82,9 +82,9 @@ class SampleOrder:
             entry[inside], sample[inside] = self.place(int(epoch), slots)
             if self.sampling == "replacement":
                 sample[inside] = self._redrawn(int(epoch), offsets[inside], entry[inside], sample[inside])
-        return Draw(entry, sample)
+        return SampleIndices(entry, sample)
 
-    def place(self, epoch: int, slots: NDArray[np.int64]) -> Draw:
+    def place(self, epoch: int, slots: NDArray[np.int64]) -> SampleIndices:
         """Entry and sample of slots of an epoch: entry by entry, `per_epoch` slots each."""
         ends = np.cumsum([entry.per_epoch for entry in self.mixture.entries])
         entry = np.searchsorted(ends, slots, side="right").astype(np.int64)
@@ -94,7 +94,7 @@ class SampleOrder:
         for index, e in enumerate(self.mixture.entries):
             if e.repeat % 1 and (inside := entry == index).any():
                 sample[inside] = self._rotated(epoch, index, slots[inside] - first[inside])
-        return Draw(entry, sample)
+        return SampleIndices(entry, sample)
 
     def substitute(self, position: int, attempt: int, entry: int) -> int:
         """Sample of `entry` that stands in at `position` for one that cannot be read; another each attempt."""

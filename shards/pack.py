@@ -1,6 +1,6 @@
 """Pairs in, WebDataset shards and a manifest out.
 
-    survey   every header is looked at; what is wrong is one report, and nothing is written
+    scan_source   every header is looked at; what is wrong is one report, and nothing is written
     plan     groups of pairs are shared out over shards, by their sizes alone: a function of the source
     pack     each shard is a task of its own, done here, in processes or on a cluster, in any order
     publish  the manifest, last
@@ -16,15 +16,23 @@ from dataclasses import replace
 from itertools import groupby
 
 from shards.errors import PackError
-from shards.findings import Finding, render
 from shards.listing import digest_of, listing_key
-from shards.manifest import Manifest, Member, Row, publish
-from shards.processes import Run, run_here
-from shards.progress import Progress
-from shards.shard import RECORDS, Packed, ShardTask, decode_images, decode_tiles, pack_shard
+from shards.manifest import Manifest, ManifestRow, Member, publish
+from shards.problems import DataProblem, render_report
+from shards.processes import TaskRunner, run_inline
+from shards.progress import ProgressCallback
+from shards.scan import (
+    ENCODINGS,
+    SourceScan,
+    check_pairs,
+    scan_source,
+    undecodable_images,
+    unreadable_problem,
+    without_remedy,
+)
+from shards.shard import RECORDS, PackedShard, ShardTask, decode_images, decode_tiles, pack_shard
 from shards.sources.pair import Pair, Source
 from shards.store import Store
-from shards.survey import ENCODINGS, Survey, check_rows, not_whole, prove, survey, without_remedy
 
 __all__ = ["decode_images", "decode_tiles", "pack"]
 
@@ -40,9 +48,9 @@ def pack(
     keep_jpeg: bool = True,
     allow_partial: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    run: Run = run_here,
-    on_progress: Progress | None = None,
-    on_look: Progress | None = None,
+    run: TaskRunner = run_inline,
+    on_progress: ProgressCallback | None = None,
+    on_look: ProgressCallback | None = None,
 ) -> Manifest:
     """Write `source` to `store` and publish it; returns the manifest.
 
@@ -53,12 +61,12 @@ def pack(
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    known = survey(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_look)
+    known = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_look)
     if known.findings and not allow_partial:
-        raise PackError(render(name, [*known.findings, *prove(known)]))
+        raise PackError(render_report(name, [*known.findings, *undecodable_images(known)]))
     if not known.pairs:
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
-    check_rows(known.pairs)
+    check_pairs(known.pairs)
     store.ensure_bucket()
     tasks = [
         ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(known, shard_bytes, encoding)
@@ -67,7 +75,7 @@ def pack(
     misses = [miss for part in packed for miss in part.misses]
     findings = [*known.findings, *_missed(misses)]
     if misses and not allow_partial:
-        raise PackError(render(name, findings))
+        raise PackError(render_report(name, findings))
     manifest = Manifest(
         name,
         tuple(part.shard for part in packed if part.shard is not None),
@@ -85,7 +93,7 @@ def pack(
         },
     )
     if not manifest.rows:
-        raise PackError(render(name, findings))
+        raise PackError(render_report(name, findings))
     gone = [shard.key for shard in manifest.shards if not store.exists(shard.key)]
     if gone:
         raise PackError(f"{store.uri}/{gone[0]} went away while the others were packed. Pack again.")
@@ -95,7 +103,7 @@ def pack(
     return manifest
 
 
-def _plan(known: Survey, shard_bytes: int, encoding: str) -> Iterator[list[tuple[int, tuple[Pair, ...]]]]:
+def _plan(known: SourceScan, shard_bytes: int, encoding: str) -> Iterator[list[tuple[int, tuple[Pair, ...]]]]:
     """Groups of the pairs that share a clean image, shared out over shards."""
     shard: list[tuple[int, tuple[Pair, ...]]] = []
     size = 0
@@ -111,7 +119,9 @@ def _plan(known: Survey, shard_bytes: int, encoding: str) -> Iterator[list[tuple
         yield shard
 
 
-def _work(tasks: Sequence[ShardTask], run: Run, total: int, on_progress: Progress | None) -> list[Packed]:
+def _work(
+    tasks: Sequence[ShardTask], run: TaskRunner, total: int, on_progress: ProgressCallback | None
+) -> list[PackedShard]:
     """Results in the order of the tasks, whatever order they end in."""
     done = 0
 
@@ -121,11 +131,11 @@ def _work(tasks: Sequence[ShardTask], run: Run, total: int, on_progress: Progres
         if on_progress is not None:
             on_progress(done, total, id_)
 
-    results: dict[int, Packed] = dict(run(pack_shard, tasks, tick))
+    results: dict[int, PackedShard] = dict(run(pack_shard, tasks, tick))
     return [results[index] for index in range(len(tasks))]
 
 
-def _rows(packed: Sequence[Packed]) -> Iterator[Row]:
+def _rows(packed: Sequence[PackedShard]) -> Iterator[ManifestRow]:
     """All rows, their members in the shards of the whole dataset."""
     number = 0
     for part in packed:
@@ -139,13 +149,17 @@ def _rows(packed: Sequence[Packed]) -> Iterator[Row]:
         number += 1
 
 
-def _missed(misses: Sequence[tuple[str, str]]) -> list[Finding]:
+def _missed(misses: Sequence[tuple[str, str]]) -> list[DataProblem]:
     if not misses:
         return []
-    return [not_whole("Pairs", tuple(dict.fromkeys(f"{id_}: {without_remedy(why)}" for id_, why in misses)))]
+    return [
+        unreadable_problem(
+            "Pairs", tuple(dict.fromkeys(f"{id_}: {without_remedy(why)}" for id_, why in misses))
+        )
+    ]
 
 
-def _psnr(packed: Sequence[Packed]) -> Mapping[str, Mapping[str, float]]:
+def _psnr(packed: Sequence[PackedShard]) -> Mapping[str, Mapping[str, float]]:
     """Mean PSNR of the degraded images against the clean ones, in dB, by split and degradation."""
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for part in packed:

@@ -18,7 +18,7 @@ from shards.images import halve, read_image
 
 
 @dataclass(frozen=True, slots=True)
-class Photograph:
+class DemoPhotograph:
     """One photograph of a wheel."""
 
     name: str
@@ -40,29 +40,29 @@ _MIDDLEBURY = "Middlebury 2014 stereo dataset; terms not stated in scikit-image"
 
 PHOTOGRAPHS = (
     # Held out: an animal, a landscape with a building, a still life, a night scene.
-    Photograph("chelsea", _SKIMAGE, "chelsea.png", "test", "CC0, Stefan van der Walt"),
-    Photograph("china", _SKLEARN, "china.jpg", "test", "CC-BY-2.0, danielbuechele"),
-    Photograph("coffee", _SKIMAGE, "coffee.png", "test", "CC0, Rachel Michetti"),
-    Photograph("rocket", _SKIMAGE, "rocket.jpg", "test", "public domain, SpaceX"),
+    DemoPhotograph("chelsea", _SKIMAGE, "chelsea.png", "test", "CC0, Stefan van der Walt"),
+    DemoPhotograph("china", _SKLEARN, "china.jpg", "test", "CC-BY-2.0, danielbuechele"),
+    DemoPhotograph("coffee", _SKIMAGE, "coffee.png", "test", "CC0, Rachel Michetti"),
+    DemoPhotograph("rocket", _SKIMAGE, "rocket.jpg", "test", "public domain, SpaceX"),
     # Seen in training.
-    Photograph("astronaut", _SKIMAGE, "astronaut.png", "train", "public domain, NASA"),
-    Photograph("brick", _SKIMAGE, "brick.png", "train", "CC0, CC0Textures"),
-    Photograph("camera", _SKIMAGE, "camera.png", "train", "CC0, Lav Varshney"),
-    Photograph("coins", _SKIMAGE, "coins.png", "train", "no known restrictions, Brooklyn Museum"),
-    Photograph("flower", _SKLEARN, "flower.jpg", "train", "CC-BY-2.0, vultilion"),
-    Photograph("grace_hopper", _MATPLOTLIB, "grace_hopper.jpg", "train", "public domain, US Navy"),
-    Photograph("grass", _SKIMAGE, "grass.png", "train", "CC0, linolafett"),
-    Photograph("gravel", _SKIMAGE, "gravel.png", "train", "CC0, CC0Textures"),
-    Photograph("hubble", _SKIMAGE, "hubble_deep_field.jpg", "train", "public domain, NASA", halved=True),
-    Photograph("ihc", _SKIMAGE, "ihc.png", "train", "no known restrictions, CMMI"),
-    Photograph("moon", _SKIMAGE, "moon.png", "train", "not stated in scikit-image"),
-    Photograph("motorcycle_left", _SKIMAGE, "motorcycle_left.png", "train", _MIDDLEBURY),
-    Photograph("motorcycle_right", _SKIMAGE, "motorcycle_right.png", "train", _MIDDLEBURY),
-    Photograph("retina", _SKIMAGE, "retina.jpg", "train", "CC0, Mikael Häggström", halved=True),
+    DemoPhotograph("astronaut", _SKIMAGE, "astronaut.png", "train", "public domain, NASA"),
+    DemoPhotograph("brick", _SKIMAGE, "brick.png", "train", "CC0, CC0Textures"),
+    DemoPhotograph("camera", _SKIMAGE, "camera.png", "train", "CC0, Lav Varshney"),
+    DemoPhotograph("coins", _SKIMAGE, "coins.png", "train", "no known restrictions, Brooklyn Museum"),
+    DemoPhotograph("flower", _SKLEARN, "flower.jpg", "train", "CC-BY-2.0, vultilion"),
+    DemoPhotograph("grace_hopper", _MATPLOTLIB, "grace_hopper.jpg", "train", "public domain, US Navy"),
+    DemoPhotograph("grass", _SKIMAGE, "grass.png", "train", "CC0, linolafett"),
+    DemoPhotograph("gravel", _SKIMAGE, "gravel.png", "train", "CC0, CC0Textures"),
+    DemoPhotograph("hubble", _SKIMAGE, "hubble_deep_field.jpg", "train", "public domain, NASA", halved=True),
+    DemoPhotograph("ihc", _SKIMAGE, "ihc.png", "train", "no known restrictions, CMMI"),
+    DemoPhotograph("moon", _SKIMAGE, "moon.png", "train", "not stated in scikit-image"),
+    DemoPhotograph("motorcycle_left", _SKIMAGE, "motorcycle_left.png", "train", _MIDDLEBURY),
+    DemoPhotograph("motorcycle_right", _SKIMAGE, "motorcycle_right.png", "train", _MIDDLEBURY),
+    DemoPhotograph("retina", _SKIMAGE, "retina.jpg", "train", "CC0, Mikael Häggström", halved=True),
 )
 
 
-def photograph_file(photograph: Photograph) -> tuple[str, Path]:
+def photograph_file(photograph: DemoPhotograph) -> tuple[str, Path]:
     """Return the photograph's name within the wheels and its file; the package is found, not imported."""
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or spec.origin is None:
@@ -74,7 +74,7 @@ def photograph_file(photograph: Photograph) -> tuple[str, Path]:
     return f"{photograph.package}/{inside}", Path(spec.origin).parent / inside
 
 
-def read_photograph(photograph: Photograph) -> NDArray[np.uint8]:
+def read_photograph(photograph: DemoPhotograph) -> NDArray[np.uint8]:
     """Pixels, (h, w, 3) uint8 RGB, read from the installed package."""
     image = read_image(photograph_file(photograph)[1])
     return halve(image) if photograph.halved else image

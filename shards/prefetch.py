@@ -11,7 +11,7 @@ from shards.errors import ShardsError
 
 log = logging.getLogger(__name__)
 
-Ahead = tuple[int, Sequence[int]]
+PrefetchWindow = tuple[int, Sequence[int]]
 """Position after the last one of a window, and the shards that the window reads."""
 
 
@@ -22,7 +22,7 @@ class Prefetcher:
     fetched is left to the reader, who says so.
     """
 
-    def __init__(self, dataset: Dataset, windows: Iterable[Ahead]) -> None:
+    def __init__(self, dataset: Dataset, windows: Iterable[PrefetchWindow]) -> None:
         self._dataset, self._windows = dataset, windows
         self._position = -1
         self._stopped = False

@@ -18,31 +18,33 @@ from shards.errors import PackError, ShardsError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Tick = Callable[[int, str], None]
+RowsCallback = Callable[[int, str], None]
 """Called with the number of rows that are done since the last call, and the id of the last of them."""
 
 
-class Run(Protocol):
+class TaskRunner(Protocol):
     """Somewhere to do tasks: here, in processes, on a cluster."""
 
     def __call__(
-        self, work: Callable[[T, Tick], R], tasks: Sequence[T], tick: Tick
+        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
     ) -> Iterator[tuple[int, R]]:
         """Index and result of every task, in the order in which they end. `work` must be importable by name."""
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def run_here(work: Callable[[T, Tick], R], tasks: Sequence[T], tick: Tick) -> Iterator[tuple[int, R]]:
+def run_inline(
+    work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
+) -> Iterator[tuple[int, R]]:
     """One task after another in this process."""
     for index, task in enumerate(tasks):
         yield index, work(task, tick)
 
 
-class Processes:
+class ProcessPool:
     """Tasks in at most `jobs` processes; one task, or one job, stays in this process."""
 
     def __init__(self, jobs: int) -> None:
@@ -51,11 +53,11 @@ class Processes:
         self.jobs = jobs
 
     def __call__(
-        self, work: Callable[[T, Tick], R], tasks: Sequence[T], tick: Tick
+        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
     ) -> Iterator[tuple[int, R]]:
         """Index and result of every task, in the order in which they end."""
         if min(self.jobs, len(tasks)) < 2:
-            yield from run_here(work, tasks, tick)
+            yield from run_inline(work, tasks, tick)
             return
         context = multiprocessing.get_context(
             "spawn"
@@ -104,7 +106,7 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
         )
 
 
-def _serve(connection: Connection, work: Callable[[Any, Tick], Any]) -> None:
+def _serve(connection: Connection, work: Callable[[Any, RowsCallback], Any]) -> None:
     """Do tasks until there are none, or until whoever sends them is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us, which ends us
     try:

@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards import tiles
 from shards.errors import ManifestError, MissingObjectError, PackError
-from shards.images import decode_image, inspect, read_bytes, read_samples
-from shards.manifest import ORIGINAL, Manifest, Member, Row, Shard
-from shards.processes import Tick
+from shards.images import decode_image, read_bytes, read_header, read_samples
+from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
+from shards.processes import RowsCallback
+from shards.sources.image import SourceImage
 from shards.sources.pair import Pair
-from shards.sources.picture import Picture
 from shards.store import Store
 
 RECORDS = "packing/"
@@ -75,12 +75,12 @@ class ShardTask:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedShard:
     """What came of a task."""
 
     shard: Shard | None
     """None when no pair could be packed."""
-    rows: tuple[Row, ...]
+    rows: tuple[ManifestRow, ...]
     """Their members are in shard 0."""
     misses: tuple[tuple[str, str], ...]
     """Id of a pair, and why it could not be packed."""
@@ -90,7 +90,7 @@ class Packed:
     """Of JPEG files that were tiled: before and after."""
 
 
-def pack_shard(task: ShardTask, tick: Tick) -> Packed:
+def pack_shard(task: ShardTask, tick: RowsCallback) -> PackedShard:
     """Write one shard to the store, unless its record says that it is there."""
     key = f"{RECORDS}{task.digest()}.json"
     known = _read_record(task.store, key)
@@ -98,7 +98,7 @@ def pack_shard(task: ShardTask, tick: Tick) -> Packed:
         tick(task.pairs, task.groups[-1][1][-1].id)
         return known
     with _room(), tempfile.TemporaryDirectory(prefix="shards-") as folder:
-        writer = _Writer(Path(folder) / "shard.tar", task)
+        writer = _ShardWriter(Path(folder) / "shard.tar", task)
         with writer:
             for number, pairs in task.groups:
                 writer.add(f"{number:06d}-{_safe(pairs[0].id)}", pairs, tick)
@@ -133,7 +133,7 @@ SUFFIX = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class _EncodedImage:
     """One image as it goes into the tar."""
 
     suffix: str
@@ -142,12 +142,12 @@ class _Stored:
     pixels: NDArray[Any]
 
 
-class _Writer:
+class _ShardWriter:
     """One shard that is being written to a local file."""
 
     def __init__(self, path: Path, task: ShardTask) -> None:
         self._path, self._task = path, task
-        self._rows: list[Row] = []
+        self._rows: list[ManifestRow] = []
         self._misses: list[tuple[str, str]] = []
         self._psnr: dict[tuple[str, str], list[float]] = {}
         self._jpeg = [0, 0]
@@ -158,7 +158,7 @@ class _Writer:
     def __exit__(self, *error: object) -> None:
         self._tar.close()
 
-    def add(self, key: str, pairs: tuple[Pair, ...], tick: Tick) -> None:
+    def add(self, key: str, pairs: tuple[Pair, ...], tick: RowsCallback) -> None:
         """Write one group; a pair that cannot be read is missed, and the others are packed."""
         try:
             clean = self._store(pairs[0].clean)
@@ -192,7 +192,7 @@ class _Writer:
         if held:
             self._write(key, held, members, clean)
 
-    def seal(self, store: Store) -> Packed:
+    def seal(self, store: Store) -> PackedShard:
         """Name the tar by its content and upload it."""
         psnr = tuple((*key, len(values), sum(values)) for key, values in sorted(self._psnr.items()))
         shard = None
@@ -201,10 +201,16 @@ class _Writer:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             shard = Shard(f"shards/{digest}.tar", self._path.stat().st_size, digest)
             store.write_file(shard.key, self._path)
-        return Packed(shard, tuple(self._rows), tuple(self._misses), psnr, (self._jpeg[0], self._jpeg[1]))
+        return PackedShard(
+            shard, tuple(self._rows), tuple(self._misses), psnr, (self._jpeg[0], self._jpeg[1])
+        )
 
     def _write(
-        self, key: str, held: list[tuple[Pair, str | None]], members: dict[str, _Stored], clean: _Stored
+        self,
+        key: str,
+        held: list[tuple[Pair, str | None]],
+        members: dict[str, _EncodedImage],
+        clean: _EncodedImage,
     ) -> None:
         clean_name = f"clean.{clean.suffix}"
         listed = [
@@ -228,7 +234,7 @@ class _Writer:
                 crc = zlib.crc32(data)
                 places[name] = Member(0, offset, len(data), crc, stored.encoding, height, width)
         self._rows += [
-            Row(
+            ManifestRow(
                 pair.id,
                 pair.split,
                 pair.degradation,
@@ -249,24 +255,24 @@ class _Writer:
         self._tar.addfile(info, io.BytesIO(data))
         return offset
 
-    def _store(self, picture: Picture) -> _Stored:
+    def _store(self, picture: SourceImage) -> _EncodedImage:
         """The image as the task wants it stored; reading it proves that it is whole."""
         encoding = self._task.encoding
         if picture.file is not None:
-            header = inspect(picture.file)
+            header = read_header(picture.file)
             is_jpeg = header.format in (_JPEG, "MPO")
             if encoding == ORIGINAL or (is_jpeg and self._task.keep_jpeg):
                 if header.format not in SUFFIX:
                     raise PackError(f"{picture.name}: {header.format} files cannot be kept. Save it as PNG.")
                 data = read_bytes(picture.file)
                 decode = decode_image if header.plain else read_samples
-                return _Stored(SUFFIX[header.format], ORIGINAL, data, decode(data, picture.name))
+                return _EncodedImage(SUFFIX[header.format], ORIGINAL, data, decode(data, picture.name))
         pixels = picture.pixels()
         data = tiles.encode(pixels, encoding)
         if picture.file is not None and is_jpeg:
             self._jpeg[0] += picture.file.stat().st_size
             self._jpeg[1] += len(data)
-        return _Stored("tiles", tiles.CODECS[encoding], data, pixels)
+        return _EncodedImage("tiles", tiles.CODECS[encoding], data, pixels)
 
     def _compare(self, pair: Pair, degraded: NDArray[Any], clean: NDArray[Any]) -> None:
         if degraded.shape == clean.shape and degraded.dtype == clean.dtype == np.uint8:
@@ -276,14 +282,14 @@ class _Writer:
             self._psnr.setdefault((pair.split, pair.degradation), []).append(psnr)
 
 
-def _record(packed: Packed) -> bytes:
+def _record(packed: PackedShard) -> bytes:
     """A manifest of one shard, with what else there is to know in its provenance."""
     extra = {"misses": packed.misses, "psnr": packed.psnr, "jpeg_bytes": packed.jpeg_bytes}
     shards = () if packed.shard is None else (packed.shard,)
     return manifests.to_bytes(Manifest("one shard", shards, packed.rows, provenance=extra))
 
 
-def _read_record(store: Store, key: str) -> Packed | None:
+def _read_record(store: Store, key: str) -> PackedShard | None:
     """What an earlier packing wrote, if nothing was missed and its shard is there too."""
     try:
         data = store.read(key)
@@ -299,7 +305,7 @@ def _read_record(store: Store, key: str) -> Packed | None:
     if extra["misses"] or (shard is not None and not store.exists(shard.key)):
         store.delete(key)  # what could not be read may be mended, with nothing to show for it on the file
         return None
-    return Packed(
+    return PackedShard(
         shard,
         found.rows,
         (),

@@ -22,17 +22,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from shards.augment import Augmentation, Image, crop16, draw_mode, draw_window, keyed_rng, orient
+from shards.augment import Augmentation, Image, centre_window, draw_crop, draw_orientation, keyed_rng, orient
+from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, MissingObjectError, MixtureError, ShardsError
-from shards.manifest import Row
-from shards.mixture import Entry, Mixture
+from shards.manifest import ManifestRow
+from shards.mixture import Mixture, MixtureEntry
 from shards.noise import NoiseRule, add_noise
 from shards.order import SampleOrder, Sampling, Tail, share
-from shards.prefetch import Ahead, Prefetcher
+from shards.prefetch import Prefetcher, PrefetchWindow
 from shards.sample import SIGMA
-from shards.stages import Stages
-from shards.windows import Windows
+from shards.windows import ShardWindows
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Batch:
         )
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch of all workers together."""
 
     first: int
@@ -125,7 +125,7 @@ class TrainStream:
         tail: Tail = "drop",
         sampling: Sampling = "permutation",
         window: int | None = None,
-        stages: Stages | None = None,
+        stages: CropSchedule | None = None,
         multiple: int = 16,
         on_corrupt: OnCorrupt = "fail",
         readers: int = 0,
@@ -133,7 +133,7 @@ class TrainStream:
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self.augmentation: Augmentation = augmentation
         self.on_corrupt, self.readers = on_corrupt, readers
-        self.stages = stages or Stages.constant(crop_pixels, global_batch_size)
+        self.stages = stages or CropSchedule.constant(crop_pixels, global_batch_size)
         named = (
             [e.degradation for e in mixture.entries]
             if isinstance(mixture, Mixture)
@@ -154,7 +154,7 @@ class TrainStream:
                     f"the mixture counts {entry.count} samples of {entry.degradation!r}, and the data holds "
                     f"{len(rows)}."
                 )
-        windows = None if window is None else Windows(self._shards(), window)
+        windows = None if window is None else ShardWindows(self._shards(), window)
         self.order = SampleOrder(mixed, seed, global_batch_size, tail, sampling, windows)
         for stage in self.stages.stages:
             if stage.batch % micro_batches:
@@ -166,7 +166,9 @@ class TrainStream:
 
     def _mixture(self, pairs: Sequence[tuple[str, int]]) -> Mixture:
         counts = [len(rows) for rows in self._rows]
-        return Mixture(tuple(Entry(name, n, repeat) for (name, repeat), n in zip(pairs, counts, strict=True)))
+        return Mixture(
+            tuple(MixtureEntry(name, n, repeat) for (name, repeat), n in zip(pairs, counts, strict=True))
+        )
 
     def steps(
         self,
@@ -181,7 +183,7 @@ class TrainStream:
         """
         with Prefetcher(self.dataset, self._ahead(start_position)) as prefetcher:
             for batch in self._batches(
-                _Reader(self, world_size, rank), self.parts(start_position, stop_position)
+                _WorkerShare(self, world_size, rank), self.parts(start_position, stop_position)
             ):
                 prefetcher.reached(int(batch.positions[0]))
                 for position, degradation, id_, why in batch.skipped:
@@ -190,7 +192,7 @@ class TrainStream:
                     )
                 yield batch
 
-    def parts(self, start_position: int = 0, stop_position: int | None = None) -> Iterator[Part]:
+    def parts(self, start_position: int = 0, stop_position: int | None = None) -> Iterator[MicroBatch]:
         """All micro-batches from a position on."""
         position = start_position
         while True:
@@ -198,10 +200,10 @@ class TrainStream:
             total = stage.batch // self.micro_batches
             if stop_position is not None and position + total > stop_position:
                 return
-            yield Part(position, total, stage.pixels)
+            yield MicroBatch(position, total, stage.pixels)
             position += total
 
-    def batch(self, positions: Sequence[int], offset: int, part: Part) -> Batch:
+    def batch(self, positions: Sequence[int], offset: int, part: MicroBatch) -> Batch:
         """The samples at the given positions, which start `offset` images into their micro-batch."""
         where = np.asarray(positions, np.int64)
         draw = self.order.draw(where)
@@ -230,17 +232,17 @@ class TrainStream:
             skipped,
         )
 
-    def crop(self, position: int, row: Row, size: int) -> tuple[Image | None, Image]:
+    def crop(self, position: int, row: ManifestRow, size: int) -> tuple[Image | None, Image]:
         """The crop of a row that stands at a position: degraded (None in a clean-only row) and clean."""
         rng = keyed_rng(self.seed, position)
-        window = draw_window(rng, crop16(row.clean.height, row.clean.width, self.multiple), size)
-        mode = draw_mode(rng, self.augmentation)
+        window = draw_crop(rng, centre_window(row.clean.height, row.clean.width, self.multiple), size)
+        mode = draw_orientation(rng, self.augmentation)
         harmed, intact = self.dataset.read(row, window)
         return None if harmed is None else orient(harmed, mode), orient(intact, mode)
 
     def _read(
         self, position: int, entry: int, sample: int, size: int
-    ) -> tuple[Row, tuple[Image | None, Image], list[tuple[str, str]]]:
+    ) -> tuple[ManifestRow, tuple[Image | None, Image], list[tuple[str, str]]]:
         """Row and crop at a position, and the id and damage of each row that could not be read there."""
         lost: list[tuple[str, str]] = []
         for attempt in range(_SUBSTITUTES):
@@ -256,7 +258,7 @@ class TrainStream:
             f"position {position}: {_SUBSTITUTES} samples in a row cannot be read; the last: {lost[-1][1]}"
         )
 
-    def _batches(self, reader: _Reader, parts: Iterable[Part]) -> Iterator[Batch]:
+    def _batches(self, reader: _WorkerShare, parts: Iterable[MicroBatch]) -> Iterator[Batch]:
         if self.readers == 0:
             pin = torch.cuda.is_available()
             for part in parts:
@@ -282,7 +284,7 @@ class TrainStream:
     def _shards(self) -> list[NDArray[np.int64]]:
         return [np.array([self.dataset.shard_of(row) for row in rows], np.int64) for rows in self._rows]
 
-    def _ahead(self, start_position: int) -> Iterator[Ahead]:
+    def _ahead(self, start_position: int) -> Iterator[PrefetchWindow]:
         """What to fetch, and until when it is read: windows, or everything in the order of its first use."""
         total, _, room = self.dataset.remote_bytes()
         if total == 0:
@@ -311,17 +313,17 @@ class TrainStream:
             )
 
 
-class _Reader(TorchDataset["Batch | ShardsError"]):
+class _WorkerShare(TorchDataset["Batch | ShardsError"]):
     """One worker's share of any micro-batch, which torch's DataLoader can read elsewhere."""
 
     def __init__(self, stream: TrainStream, world_size: int, rank: int) -> None:
         self._stream, self._world_size, self._rank = stream, world_size, rank
 
-    def read(self, part: Part) -> Batch:
+    def read(self, part: MicroBatch) -> Batch:
         offset, count = share(part.total, self._world_size, self._rank)
         return self._stream.batch(range(part.first + offset, part.first + offset + count), offset, part)
 
-    def __getitem__(self, part: Part) -> Batch | ShardsError:
+    def __getitem__(self, part: MicroBatch) -> Batch | ShardsError:
         # Returned, not raised: DataLoader would wrap the message in a traceback of the subprocess.
         try:
             return self.read(part)
@@ -329,9 +331,11 @@ class _Reader(TorchDataset["Batch | ShardsError"]):
             return error
 
 
-def _check_sizes(rows: Sequence[Row], crop_pixels: int, multiple: int) -> None:
+def _check_sizes(rows: Sequence[ManifestRow], crop_pixels: int, multiple: int) -> None:
     small = [
-        row for row in rows if min(crop16(row.clean.height, row.clean.width, multiple)[2:]) < crop_pixels
+        row
+        for row in rows
+        if min(centre_window(row.clean.height, row.clean.width, multiple)[2:]) < crop_pixels
     ]
     if small:
         named = ", ".join(f"{row.id} ({row.clean.width} x {row.clean.height})" for row in small[:5])

@@ -41,7 +41,7 @@ _MAX_PIXELS = 1 << 28  # 268 megapixels: nothing photographic is larger, a forge
 _DAMAGED = (imagecodecs.QoiError, imagecodecs.WebpError, ValueError)
 
 
-class _Header(NamedTuple):
+class _TileHeader(NamedTuple):
     height: int
     width: int
     tile: int
@@ -93,7 +93,7 @@ def crop(buffer: Buffer, top: int, left: int, height: int, width: int) -> Image:
     return _crop(buffer, header, top, left, height, width)
 
 
-def _crop(buffer: Buffer, header: _Header, top: int, left: int, height: int, width: int) -> Image:
+def _crop(buffer: Buffer, header: _TileHeader, top: int, left: int, height: int, width: int) -> Image:
     out = np.empty((height, width, 3), np.uint8)
     view, edge = memoryview(buffer), header.tile
     for row in range(top // edge, (top + height - 1) // edge + 1):
@@ -106,7 +106,7 @@ def _crop(buffer: Buffer, header: _Header, top: int, left: int, height: int, wid
     return out
 
 
-def _header(buffer: Buffer) -> _Header:
+def _header(buffer: Buffer) -> _TileHeader:
     if len(buffer) < _HEADER.size:
         raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes is shorter than its header.")
     magic, height, width, tile, codec, channels = _HEADER.unpack_from(buffer)
@@ -127,7 +127,7 @@ def _header(buffer: Buffer) -> _Header:
         raise CorruptObjectError(
             f"a tiled image of {len(buffer)} bytes has a table of tiles that does not fit it."
         )
-    return _Header(height, width, tile, codec, columns, starts)
+    return _TileHeader(height, width, tile, codec, columns, starts)
 
 
 def _encode_tile(tile: Image, codec: str) -> bytes:
@@ -136,7 +136,7 @@ def _encode_tile(tile: Image, codec: str) -> bytes:
     return bytes(imagecodecs.webp_encode(tile, lossless=True))
 
 
-def _decode_tile(view: memoryview, header: _Header, row: int, column: int) -> Image:
+def _decode_tile(view: memoryview, header: _TileHeader, row: int, column: int) -> Image:
     index = row * header.columns + column
     start, end = header.starts[index], header.starts[index + 1]
     decoder = imagecodecs.qoi_decode if header.codec == 0 else imagecodecs.webp_decode

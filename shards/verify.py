@@ -19,15 +19,15 @@ from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import read_samples
 from shards.listing import read_listing
 from shards.manifest import ORIGINAL, Manifest, Member, Shard
-from shards.processes import Run, Tick, run_here
-from shards.progress import Progress
+from shards.processes import RowsCallback, TaskRunner, run_inline
+from shards.progress import ProgressCallback
 from shards.store import LocalStore, Store
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyReport:
     """What was read and found right."""
 
     shards: int
@@ -36,7 +36,7 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Task:
+class VerifyTask:
     """One shard to be read."""
 
     store: Store
@@ -51,9 +51,9 @@ def verify(
     manifest: Manifest,
     *,
     decode: bool = False,
-    run: Run = run_here,
-    on_progress: Progress | None = None,
-) -> Verified:
+    run: TaskRunner = run_inline,
+    on_progress: ProgressCallback | None = None,
+) -> VerifyReport:
     """Read all of a dataset; `decode` decodes every image as well.
 
     Raises CorruptObjectError that names what is damaged or missing.
@@ -63,7 +63,7 @@ def verify(
         for member in filter(None, (row.clean, row.degraded)):
             members[member.shard].setdefault(member, row.id)
     tasks = [
-        Task(store, shard, tuple((id_, member) for member, id_ in held.items()), decode)
+        VerifyTask(store, shard, tuple((id_, member) for member, id_ in held.items()), decode)
         for shard, held in zip(manifest.shards, members, strict=True)
     ]
     done = 0
@@ -84,10 +84,10 @@ def verify(
             f"{store.uri}: {len(problems)} of its objects or images are damaged.\n  {shown}{more}\n"
             "Restore them from a copy, or delete the damaged objects and pack again."
         )
-    return Verified(len(tasks), sum(map(len, members)), sum(shard.size for shard in manifest.shards))
+    return VerifyReport(len(tasks), sum(map(len, members)), sum(shard.size for shard in manifest.shards))
 
 
-def check_shard(task: Task, tick: Tick) -> list[str]:
+def check_shard(task: VerifyTask, tick: RowsCallback) -> list[str]:
     """What is wrong with one shard, in sentences that name it."""
     with tempfile.TemporaryDirectory(prefix="shards-") as folder:
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import MixtureError
-from shards.mixture import Draw, Mixture
+from shards.mixture import Mixture, SampleIndices
 from shards.permutation import keys_of, permute
 
 _KEPT = 2  # epochs: a batch may lie across their border
@@ -40,12 +40,12 @@ class SlotOrder(Protocol):
     def positions_per_epoch(self) -> int:
         """Return the number of positions in one epoch."""
 
-    def place(self, epoch: int, slots: NDArray[np.int64]) -> Draw:
+    def place(self, epoch: int, slots: NDArray[np.int64]) -> SampleIndices:
         """Return entry and sample of slots of an epoch."""
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class EpochOrder:
     """The order of one epoch."""
 
     slots: NDArray[np.int64]
@@ -60,19 +60,19 @@ class Arrangement:
         return int(np.searchsorted(self.ends, offset, side="right"))
 
 
-class Windows:
+class ShardWindows:
     """Windows of `size` shards; `shards` tells the shard of each sample, entry by entry."""
 
     def __init__(self, shards: Sequence[NDArray[np.int64]], size: int) -> None:
         if size < 1:
             raise MixtureError(f"a window of {size} shards holds no sample; it must be at least 1.")
         self.shards, self.size = tuple(shards), size
-        self._arranged: dict[int, Arrangement] = {}
+        self._arranged: dict[int, EpochOrder] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_arranged": {}}
 
-    def arrange(self, order: SlotOrder, epoch: int) -> Arrangement:
+    def arrange(self, order: SlotOrder, epoch: int) -> EpochOrder:
         """The order of an epoch; the last few are remembered."""
         found = self._arranged.get(epoch)
         if found is None:
@@ -95,7 +95,7 @@ class Windows:
                 yield first + end, arrangement.shards[window]
             epoch, offset = epoch + 1, 0
 
-    def _arrange(self, order: SlotOrder, epoch: int) -> Arrangement:
+    def _arrange(self, order: SlotOrder, epoch: int) -> EpochOrder:
         size = order.mixture.samples_per_epoch
         slots = np.arange(size, dtype=np.int64)
         shard, pass_ = np.empty((2, size), np.int64)
@@ -113,7 +113,7 @@ class Windows:
         ordinary = permute(slots, size, keys_of(order.seed, epoch, "permutation"))
         arranged = ordinary[np.argsort(window[ordinary], kind="stable")]
         ends = np.cumsum(np.bincount(window))
-        return Arrangement(
+        return EpochOrder(
             arranged,
             ends,
             tuple(

@@ -29,10 +29,10 @@ from orchestrator.bench.errors import BenchError
 from orchestrator.bench.networks import RELEASE
 from orchestrator.bench.raw_datasets import SETS, RawSet, RawSource, lay_out, photographs
 from orchestrator.bench.s3 import s3_server
-from shards.augment import crop16, draw_mode, draw_window, keyed_rng
+from shards.augment import centre_window, draw_crop, draw_orientation, keyed_rng
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.mixture import Mixture, weighted
+from shards.mixture import Mixture, weighted_mixture
 from shards.pack import pack
 from shards.sample import SIGMA
 from shards.store import Store, open_store
@@ -177,7 +177,7 @@ def _stream(
     """Ours, reading from a store; an epoch has as many samples as the data."""
     dataset = Dataset([store.uri], ShardCache(root.parent / cache, 1 << 40))
     counts = {d: len(dataset.rows("train", d)) for d in shares}
-    mixture: Mixture = weighted(counts, shares, max(BATCH, sum(counts.values())))
+    mixture: Mixture = weighted_mixture(counts, shares, max(BATCH, sum(counts.values())))
     return TrainStream(dataset, mixture, seed=seed, crop_pixels=CROP, global_batch_size=BATCH)
 
 
@@ -267,8 +267,8 @@ def _compare(theirs: Theirs, ours: TrainStream, root: Path) -> int:
             degradation, id_ = batch.degradations[index], batch.ids[index]
             row = next(r for r in ours.dataset.rows("train", degradation) if r.id == id_)
             rng = keyed_rng(ours.seed, position)
-            within = crop16(row.clean.height, row.clean.width)
-            window, mode = draw_window(rng, within, CROP), draw_mode(rng, "release")
+            within = centre_window(row.clean.height, row.clean.width)
+            window, mode = draw_crop(rng, within, CROP), draw_orientation(rng, "release")
             offset = (window.top - within.top, window.left - within.left)
             place = places[_CODES[degradation], id_]
             degraded, clean = _told(theirs, place, offset, mode, noisy=degradation in SIGMA)

@@ -16,12 +16,12 @@ from PIL import Image as PilImage
 
 from orchestrator.bench.errors import BenchError
 from shards.degrade import degrade
-from shards.findings import Finding
 from shards.images import list_images, read_image
 from shards.photographs import PHOTOGRAPHS, read_photograph
+from shards.problems import DataProblem
 from shards.sample import NOISE
+from shards.sources.image import ImageFile
 from shards.sources.pair import Pair
-from shards.sources.picture import ImageFile
 
 Image = NDArray[np.uint8]
 
@@ -112,7 +112,7 @@ class RawSource:
         return ()
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[DataProblem, ...]:
         """None: it was just written."""
         return ()
 

@@ -11,7 +11,7 @@ from orchestrator.cli.app import app, emit, emit_error, progress_bar, use_local_
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 
 Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="ProcessPool; all available_cores by default.")]
 
 _SHOWN = 20
 
@@ -26,14 +26,16 @@ def verify(
     use_local_cluster()
     from orchestrator.paths import absolute_uri
     from shards.manifest import load_manifest
-    from shards.processes import Processes, cores
+    from shards.processes import ProcessPool, available_cores
     from shards.store import open_store
     from shards.verify import verify as check
 
     store = open_store(absolute_uri(uri))
     manifest = load_manifest(store)
     with progress_bar("verifying") as advance:
-        found = check(store, manifest, decode=pixels, run=Processes(jobs or cores()), on_progress=advance)
+        found = check(
+            store, manifest, decode=pixels, run=ProcessPool(jobs or available_cores()), on_progress=advance
+        )
     emit(
         f"{store.uri}: {found.shards:,} shards, {found.bytes:,} bytes and {found.images:,} images are what manifest "
         f"{manifest.digest[:16]} says"
@@ -76,12 +78,14 @@ def audit(
     from orchestrator.data.datasets import open_uris
     from orchestrator.data.summary import twin_sheet
     from shards.audit import audit as compare
-    from shards.audit import leaked_tests
-    from shards.processes import Processes, cores
+    from shards.audit import leaked_test_samples
+    from shards.processes import ProcessPool, available_cores
 
     dataset = open_uris(uris)
     with progress_bar("comparing") as advance:
-        twins = compare(dataset, dataset.cache, run=Processes(jobs or cores()), on_progress=advance)
+        twins = compare(
+            dataset, dataset.cache, run=ProcessPool(jobs or available_cores()), on_progress=advance
+        )
     for twin in twins[:shown]:
         kind = "equal pixels" if twin.exact else f"alike, {twin.correlation:.3f}"
         sides = [f"{p.uri} {p.split} {p.row.id}" for p in (twin.first, twin.second)]
@@ -97,7 +101,7 @@ def audit(
         out.parent.mkdir(parents=True, exist_ok=True)
         twin_sheet(dataset, twins[:shown]).save(out)
         emit(f"pictures   {out}")
-    leaked = leaked_tests(twins)
+    leaked = leaked_test_samples(twins)
     for uri, samples in leaked.items():
         emit(f"{uri}: {samples:,} test samples show photographs that are trained on")
     if leaked:

@@ -34,7 +34,9 @@ def pack(
         bool, typer.Option("--allow-partial", help="Pack what is there and record what is missing.")
     ] = False,
     shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 64,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all available_cores by default.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, test or all.", rich_help_panel=_PUBLISHED)] = "all",
     list_: Annotated[
         Path | None,
@@ -93,9 +95,9 @@ def pack(
 ) -> None:
     """Pack raw photographs into verified WebDataset shards. Killed, it goes on when it is called again."""
     use_local_cluster()
-    from orchestrator.data.datasets import Watch, pack_dataset
+    from orchestrator.data.datasets import PackCallbacks, pack_dataset
     from orchestrator.errors import PlanError
-    from shards.processes import cores
+    from shards.processes import available_cores
 
     kinds = degradation or []
     if dataset == "pairs" and len(kinds) > 1:
@@ -118,7 +120,7 @@ def pack(
     if kinds:
         spec |= {"degradation": kinds[0]} if dataset == "pairs" else {"degradations": kinds}
     with progress_bars("looking", "packing", "hashing") as advance:
-        manifest, uri = pack_dataset(spec, out, Watch(*advance), jobs or cores())
+        manifest, uri = pack_dataset(spec, out, PackCallbacks(*advance), jobs or available_cores())
     emit(
         f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     )

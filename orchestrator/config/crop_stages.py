@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from orchestrator.config.schema import CropStage, Training
+from shards.crop_schedule import CropSchedule, TrainingStage
 from shards.errors import MixtureError
-from shards.stages import Stage, Stages
 
 
 def declared(job: Training) -> tuple[CropStage, ...]:
@@ -20,17 +20,17 @@ def batches(job: Training) -> tuple[int, ...]:
     return tuple(stage.batch or job.train.global_batch_size for stage in declared(job))
 
 
-def stages(job: Training, positions_per_epoch: int) -> Stages:
+def stages(job: Training, positions_per_epoch: int) -> CropSchedule:
     """Return the job's stages by step: one that is given by epoch starts with the first step in that epoch.
 
     Raises MixtureError when they are out of order.
     """
-    found: list[Stage] = []
+    found: list[TrainingStage] = []
     for stage, batch in zip(declared(job), batches(job), strict=True):
         if stage.from_step is not None or not found:
             step = stage.from_step or 0
         else:
-            before = Stages(tuple(found))
+            before = CropSchedule(tuple(found))
             last = found[-1]
             position = math.ceil((stage.from_epoch or 0) * positions_per_epoch)
             ahead = position - before.position_at(last.from_step)
@@ -40,5 +40,5 @@ def stages(job: Training, positions_per_epoch: int) -> Stages:
                 f"data.crop_pixels: the stage of {stage.pixels} pixels starts at step {step}, no later than the one "
                 f"before it, at step {found[-1].from_step}."
             )
-        found.append(Stage(step, stage.pixels, batch))
-    return Stages(tuple(found))
+        found.append(TrainingStage(step, stage.pixels, batch))
+    return CropSchedule(tuple(found))

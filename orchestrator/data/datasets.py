@@ -19,11 +19,11 @@ from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
-from shards.mixture import Entry, Mixture, weighted
+from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.order import SampleOrder
 from shards.pack import pack
-from shards.processes import Processes, Run, cores
-from shards.progress import Progress
+from shards.processes import ProcessPool, TaskRunner, available_cores
+from shards.progress import ProgressCallback
 from shards.sample import row_degradation
 from shards.sources import Source
 from shards.store import Store, open_store
@@ -32,12 +32,12 @@ from shards.stream import TrainStream
 log = logging.getLogger(__name__)
 
 
-class Watch(NamedTuple):
+class PackCallbacks(NamedTuple):
     """Who is told how far packing is, in the order in which it goes: of images, of samples, of raw files."""
 
-    look: Progress
-    pack: Progress
-    hash: Progress
+    look: ProgressCallback
+    pack: ProgressCallback
+    hash: ProgressCallback
 
 
 def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
@@ -70,10 +70,12 @@ def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Datas
     return [Dataset((uri,), cache, digest) for uri, digest in zip(uris, asked, strict=True)]
 
 
-def ensure_packed(job: Job | PackJob, watch: Watch | None = None, run: Run | None = None) -> bool:
+def ensure_packed(
+    job: Job | PackJob, watch: PackCallbacks | None = None, run: TaskRunner | None = None
+) -> bool:
     """Pack the job's data unless it is there already; return whether anything was packed.
 
-    `run` does the work, by default processes on all cores of this machine.
+    `run` does the work, by default processes on all available_cores of this machine.
     Raises PlanError when what is there was packed with other settings: nothing is overwritten.
     """
     spec = job.data.pack
@@ -86,12 +88,12 @@ def ensure_packed(job: Job | PackJob, watch: Watch | None = None, run: Run | Non
     if _holds(store, source, spec):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    _pack(spec, source, store, name, Processes(cores()) if run is None else run, watch)
+    _pack(spec, source, store, name, ProcessPool(available_cores()) if run is None else run, watch)
     return True
 
 
 def pack_dataset(
-    spec: Mapping[str, object], out: str, watch: Watch | None = None, jobs: int = 1
+    spec: Mapping[str, object], out: str, watch: PackCallbacks | None = None, jobs: int = 1
 ) -> tuple[Manifest, str]:
     """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI.
 
@@ -110,7 +112,7 @@ def pack_dataset(
     store.ensure_bucket()
     _holds(store, source, chosen)
     name = uri.rsplit("/", 1)[-1]
-    return _pack(chosen, source, store, name, Processes(jobs), watch), uri
+    return _pack(chosen, source, store, name, ProcessPool(jobs), watch), uri
 
 
 def source_counts(spec: Pack) -> dict[str, int]:
@@ -154,12 +156,12 @@ def check_holds(dataset: Dataset, job: Job) -> None:
 
 def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
     """Return what an epoch of the job is made of, when the data holds that many samples of each degradation."""
-    mixed = Mixture(tuple(Entry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
+    mixed = Mixture(tuple(MixtureEntry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
     if job.data.weights is None:
         return mixed
     named: dict[str, int] = {d: held[d] for d in job.data.mixture}
     weights: dict[str, float] = {d: job.data.weights[d] for d in job.data.mixture}
-    return weighted(named, weights, job.data.samples_per_epoch or mixed.samples_per_epoch)
+    return weighted_mixture(named, weights, job.data.samples_per_epoch or mixed.samples_per_epoch)
 
 
 def order(job: Job, held: Mapping[str, int]) -> SampleOrder:
@@ -196,7 +198,9 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
-def _pack(spec: Pack, source: Source, store: Store, name: str, run: Run, watch: Watch | None) -> Manifest:
+def _pack(
+    spec: Pack, source: Source, store: Store, name: str, run: TaskRunner, watch: PackCallbacks | None
+) -> Manifest:
     return pack(
         source,
         store,

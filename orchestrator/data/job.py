@@ -10,8 +10,8 @@ from orchestrator.console import Say
 from orchestrator.data import datasets
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
-from shards.processes import Run
-from shards.progress import Progress
+from shards.processes import TaskRunner
+from shards.progress import ProgressCallback
 from shards.store import open_store
 
 _TELL_SECONDS = 2.0
@@ -58,9 +58,11 @@ def plan_pack(job: PackJob) -> str:
     return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
 
 
-def pack_what_is_missing(job: Job | PackJob, say: Say, run: Run | None = None) -> bool:
+def pack_what_is_missing(job: Job | PackJob, say: Say, run: TaskRunner | None = None) -> bool:
     """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
-    packed = datasets.ensure_packed(job, datasets.Watch(*(_progress(say, what) for what in _PHASES)), run)
+    packed = datasets.ensure_packed(
+        job, datasets.PackCallbacks(*(_progress(say, what) for what in _PHASES)), run
+    )
     if packed:
         say("packed " + ", ".join(datasets.manifest_uris(job)))
     return packed
@@ -72,7 +74,7 @@ def _draws(spec: Pack) -> str:
     return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
 
 
-def _progress(say: Say, what: str) -> Progress:
+def _progress(say: Say, what: str) -> ProgressCallback:
     """Return a progress callback that says where packing is, now and then."""
     last = [time.monotonic()]
 

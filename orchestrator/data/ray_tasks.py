@@ -25,7 +25,7 @@ _RETRIES = 3
 
 
 class RayTasks:
-    """A `shards.processes.Run` on the connected cluster."""
+    """A `shards.processes.TaskRunner` on the connected cluster."""
 
     def __call__(
         self, work: Callable[[T, Tick], R], tasks: Sequence[T], tick: Tick

@@ -6,11 +6,18 @@ from pathlib import Path
 
 from orchestrator.config.schema import Pack
 from orchestrator.paths import absolute_uri
-from shards.progress import Progress
-from shards.sources import FolderSource, Options, PairsSource, PhotographSource, PublishedSource, Source
+from shards.progress import ProgressCallback
+from shards.sources import (
+    FolderSource,
+    PairsSource,
+    PhotographSource,
+    PublishedOptions,
+    PublishedSource,
+    Source,
+)
 
 
-def source_of(spec: Pack, on_hash: Progress | None = None) -> Source:
+def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
     """Return the source that `spec`, free of conflicts, describes. Raises PackError when it is not there.
 
     `on_hash` is called as the raw files are read for their digests.
@@ -42,7 +49,7 @@ def source_of(spec: Pack, on_hash: Progress | None = None) -> Source:
             licence=spec.licence,
             on_hash=on_hash,
         )
-    options = Options(
+    options = PublishedOptions(
         split=spec.split,
         group=spec.group,
         listing=Path(absolute_uri(spec.list_file)) if spec.list_file else None,

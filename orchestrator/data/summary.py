@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.imaging.contact_sheet import image_grid
-from shards.audit import Twin
+from shards.audit import DuplicatePair
 from shards.dataset import Dataset
-from shards.manifest import Manifest, Member, Row
+from shards.manifest import Manifest, ManifestRow, Member
 from shards.sample import CDD11
 from shards.sources.families.cdd11 import PUBLISHED_PSNR
 
@@ -70,7 +70,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
 
 
-def twin_sheet(dataset: Dataset, twins: Sequence[Twin]) -> Image.Image:
+def twin_sheet(dataset: Dataset, twins: Sequence[DuplicatePair]) -> Image.Image:
     """Return a sheet of pairs of photographs that show the same."""
     rows, labels, captions = [], [], []
     for number, twin in enumerate(twins, 1):
@@ -81,12 +81,12 @@ def twin_sheet(dataset: Dataset, twins: Sequence[Twin]) -> Image.Image:
     return image_grid(rows, ["one", "other"], labels, captions)
 
 
-def _side_by_side(dataset: Dataset, row: Row) -> list[NDArray[np.uint8]]:
+def _side_by_side(dataset: Dataset, row: ManifestRow) -> list[NDArray[np.uint8]]:
     degraded, clean = dataset.look(row)
     return [np.full_like(clean, 255) if degraded is None else degraded, clean]
 
 
-def _sizes(rows: Sequence[Row]) -> str:
+def _sizes(rows: Sequence[ManifestRow]) -> str:
     sizes = Counter((row.clean.width, row.clean.height) for row in rows)
     if len(sizes) <= 2:
         return ", ".join(f"{width} x {height}" for width, height in sorted(sizes))

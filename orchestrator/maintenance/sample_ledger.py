@@ -6,11 +6,11 @@ import json
 
 from orchestrator.paths import absolute_uri
 from orchestrator.run_files import RESULT
-from shards.ledger import Findings, read_ledger
+from shards.ledger import LedgerReport, read_ledger
 from shards.store import open_store
 
 
-def consumed(run: str) -> Findings:
+def consumed(run: str) -> LedgerReport:
     """Return what the ledger in a run's folder shows; raises `shards.LedgerError` unless it is whole.
 
     That of a finished run must reach to its last position.

@@ -10,7 +10,7 @@ from orchestrator.config import crop_stages, validation
 from orchestrator.config.schema import EngineChoice, Job
 from orchestrator.planning.estimate import GIB, ComputeRate, Estimate, Records, estimate, rate_of
 from orchestrator.planning.plan import Plan
-from shards.stages import Stages
+from shards.crop_schedule import CropSchedule
 
 _WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _ENGINES = (
@@ -43,7 +43,7 @@ def shapes(job: Job) -> Iterator[tuple[Job, int]]:
             yield chosen, workers
 
 
-def compare(job: Job, stages: Stages, total_steps: int, records: Records) -> list[tuple[Job, Estimate]]:
+def compare(job: Job, stages: CropSchedule, total_steps: int, records: Records) -> list[tuple[Job, Estimate]]:
     """Return every shape that fits with what it takes, the cheapest first, the quicker of equals before."""
     limit = job.workers.memory_gib
     found = []
@@ -86,7 +86,7 @@ def render(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _rate(job: Job, shape: Job, stages: Stages, records: Records) -> ComputeRate:
+def _rate(job: Job, shape: Job, stages: CropSchedule, records: Records) -> ComputeRate:
     """The rate of a shape: what the job states is stated of its own precision."""
     if shape.train.precision != job.train.precision and job.workers.images_per_second is not None:
         workers = shape.workers.model_copy(update={"images_per_second": None})

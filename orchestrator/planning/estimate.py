@@ -18,7 +18,7 @@ from orchestrator.config import crop_stages
 from orchestrator.config.schema import Job
 from orchestrator.planning.scaling_model import Network, StepCost, WorkerSpeed, predict
 from orchestrator.planning.throughput import Throughput
-from shards.stages import Stage, Stages
+from shards.crop_schedule import CropSchedule, TrainingStage
 
 GIB = 2**30
 
@@ -109,7 +109,7 @@ def memory(job: Job, workers: int) -> MemoryEstimate:
     )
 
 
-def rate_of(job: Job, stages: Stages, records: Records) -> ComputeRate:
+def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
     """Return the rate of one of the job's workers: stated, measured in earlier runs, or assumed."""
     stated, first = job.workers.images_per_second, stages.stages[0]
     if stated is not None:
@@ -136,7 +136,7 @@ def rate_of(job: Job, stages: Stages, records: Records) -> ComputeRate:
     )
 
 
-def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: ComputeRate) -> Estimate:
+def estimate(job: Job, stages: CropSchedule, total_steps: int, workers: int, rate: ComputeRate) -> Estimate:
     """Return what the job takes on `workers`. ValueError when they are more than a micro-batch has images."""
     seconds, talking = 0.0, 0.0
     for stage, steps in _spans(stages, total_steps):
@@ -159,7 +159,7 @@ def estimate(job: Job, stages: Stages, total_steps: int, workers: int, rate: Com
     )
 
 
-def step_seconds(job: Job, stage: Stage, workers: int, rate: ComputeRate) -> tuple[float, float]:
+def step_seconds(job: Job, stage: TrainingStage, workers: int, rate: ComputeRate) -> tuple[float, float]:
     """Return the seconds of a step and those of them that workers talk."""
     config = job.model.build()
     blocks = sum(s.blocks for s in config.stages()) if config.batch_norm == "synced" else 0
@@ -225,7 +225,7 @@ def _precision(job: Job) -> Precision:
     return "fp32" if job.train.precision in ("fp32", "tf32") else "bf16"
 
 
-def _spans(stages: Stages, total: int) -> list[tuple[Stage, int]]:
+def _spans(stages: CropSchedule, total: int) -> list[tuple[TrainingStage, int]]:
     """Each stage of crops with the steps that it lasts."""
     starts = [*(stage.from_step for stage in stages.stages[1:]), total]
     spans = zip(stages.stages, starts, strict=True)

@@ -17,9 +17,9 @@ from orchestrator.models import user_model
 from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
 from orchestrator.planning.throughput import Throughput
+from shards.crop_schedule import CropSchedule
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.mixture import Mixture
-from shards.stages import Stages
 
 MACS_AT = 224
 """Image side for which MACs are stated, as the paper does."""
@@ -38,7 +38,7 @@ class Plan:
     """Those that this implementation does at inference."""
     mixture: Mixture
     """What an epoch is made of."""
-    stages: Stages
+    stages: CropSchedule
     """Crop and batch by step."""
     counts_from: str
     """Where the sample counts come from."""
@@ -226,7 +226,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
 
 
 def _estimates(
-    job: Job, stages: Stages, steps: int, records: tuple[tuple[Job, Throughput], ...]
+    job: Job, stages: CropSchedule, steps: int, records: tuple[tuple[Job, Throughput], ...]
 ) -> tuple[Estimate, ...]:
     if job.model.class_ is not None:
         return ()

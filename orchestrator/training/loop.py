@@ -54,10 +54,10 @@ from orchestrator.training.loss_breakdown import attributed, attribution
 from orchestrator.training.profiling import Profiling
 from orchestrator.training.progress import Progress
 from orchestrator.training.system_metrics import NodeMeter
+from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
 from shards.evaluation import EvalItem
-from shards.ledger import Ledger, next_attempt
-from shards.stages import Stages
+from shards.ledger import SampleLedger, next_attempt
 from shards.store import Store
 from shards.stream import Batch, TrainStream
 
@@ -81,7 +81,7 @@ class Run:
     weights: LossWeights
     averaged: Network | None
     steps_per_epoch: int
-    stages: Stages
+    stages: CropSchedule
     step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
@@ -292,15 +292,15 @@ def _average(averaged: Network, model: Network, decay: float, step: int) -> None
             slow.copy_(fast)
 
 
-def _ledger(run: Run, store: Store) -> Ledger | None:
+def _ledger(run: Run, store: Store) -> SampleLedger | None:
     """Return this worker's ledger, when the job asks for one; worker 0 numbers the attempt for all."""
     if not run.job.data.ledger:
         return None
     attempt = run.engine.agree(str(next_attempt(store)) if run.engine.rank == 0 else "")
-    return Ledger(store, int(attempt), run.engine.rank, run.engine.world_size)
+    return SampleLedger(store, int(attempt), run.engine.rank, run.engine.world_size)
 
 
-def _note(run: Run, micro_batches: Sequence[Batch], ledger: Ledger | None) -> None:
+def _note(run: Run, micro_batches: Sequence[Batch], ledger: SampleLedger | None) -> None:
     """Write down what the step is going to consume, and count what the stream left out as damaged."""
     for batch in micro_batches:
         if ledger is not None:

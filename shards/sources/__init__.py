@@ -7,16 +7,16 @@ synthetic  clean photographs, degraded here                catalogue  what publi
 from shards.sources.catalogue import PUBLISHED
 from shards.sources.pair import Pair, Source, Split
 from shards.sources.pairs import PairsSource
-from shards.sources.published import Options, PublishedSource
+from shards.sources.published import PublishedOptions, PublishedSource
 from shards.sources.synthetic import FolderSource, PhotographSource
 
 __all__ = [
     "PUBLISHED",
     "FolderSource",
-    "Options",
     "Pair",
     "PairsSource",
     "PhotographSource",
+    "PublishedOptions",
     "PublishedSource",
     "Source",
     "Split",

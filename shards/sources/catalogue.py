@@ -13,9 +13,9 @@ from shards.sources.families import (
     underwater,
     weather,
 )
-from shards.sources.layout import Published
+from shards.sources.layout import PublishedDataset
 
-PUBLISHED: dict[str, Published] = {
+PUBLISHED: dict[str, PublishedDataset] = {
     "bsd400-wed": denoise.BSD400_WED,
     "bsd68": denoise.BSD68,
     "urban100": denoise.URBAN100,

@@ -1,9 +1,9 @@
 """How a published dataset may lie on disk, as data: patterns, pairing, counts, terms.
 
-    Published "rain100l"
-      Part "RainTrainL", train, 200 pairs
-        Layout "original"        degraded rainy/rain-{key:d}.png     clean norain/norain-{key:d}.png
-        Layout "AirNet tree"     ...
+    PublishedDataset "rain100l"
+      DatasetPart "RainTrainL", train, 200 pairs
+        FileLayout "original"        degraded rainy/rain-{key:d}.png     clean norain/norain-{key:d}.png
+        FileLayout "AirNet tree"     ...
 
 Files belong together when the fields that both patterns of a layout capture are equal.
 """
@@ -25,7 +25,7 @@ RESEARCH_ONLY = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """One way in which a part may lie on disk, whatever folder it lies in."""
 
     name: str
@@ -69,7 +69,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Matlab:
+class MatlabLayout:
     """A part that lies in two MATLAB files, each an array [N, h, w, 3]."""
 
     name: str
@@ -84,7 +84,7 @@ class Matlab:
 
 
 @dataclass(frozen=True)
-class Label:
+class PairLabel:
     """Row label, and the name of the set it is from, of pairs whose degraded file matches a pattern."""
 
     pattern: str
@@ -95,7 +95,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Leak:
+class TestLeak:
     """Training scenes that are test images too."""
 
     scenes: tuple[str, ...]
@@ -106,7 +106,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Grid:
+class VariantGrid:
     """Every clean image comes degraded with every combination of these values."""
 
     name: str
@@ -115,17 +115,17 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DatasetPart:
     """One split of a published dataset."""
 
     name: str
     split: Split
     pairs: int | None
     """How many there are; None where no source that we could check states it."""
-    layouts: tuple[Layout | Matlab, ...]
+    layouts: tuple[FileLayout | MatlabLayout, ...]
     """In the order in which they are tried: those that say most first."""
     degradation: str = NOISE
-    labels: tuple[Label, ...] = ()
+    labels: tuple[PairLabel, ...] = ()
     """Where the degradation differs between pairs: the first pattern that fits the degraded file's name."""
     by_type: Mapping[str, str] = field(default_factory=dict)
     """Where the layout captures the degradation as `{type}`: type -> label."""
@@ -137,18 +137,18 @@ class Part:
     """(pattern, sentence): files that tell another dataset, and which one."""
     wrong_counts: Mapping[int, str] = field(default_factory=dict)
     """Pairs found -> sentence: another version of the dataset, known by its count."""
-    leak: Leak | None = None
-    grid: Grid | None = None
+    leak: TestLeak | None = None
+    grid: VariantGrid | None = None
     histogram: tuple[str, Mapping[str, int]] | None = None
     """Captured field -> pairs for each of its values, where the layout captures it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Published:
+class PublishedDataset:
     """A dataset of the paper."""
 
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[DatasetPart, ...]
     where: str
     """Where it is from."""
     licence: str = "not stated in the repositories that use it"

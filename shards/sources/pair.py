@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from shards.findings import Finding
-from shards.sources.picture import Picture
+from shards.problems import DataProblem
+from shards.sources.image import SourceImage
 
 Split = Literal["train", "test"]
 
@@ -20,8 +20,8 @@ class Pair:
     split: Split
     degradation: str
     """Label of the manifest row: `noise` for a clean-only pair."""
-    degraded: Picture | None
-    clean: Picture
+    degraded: SourceImage | None
+    clean: SourceImage
     source: str
     """Name of the dataset it is from; the key of its licence."""
     size: tuple[int, int] | None = None
@@ -40,7 +40,7 @@ class Source(Protocol):
         """What the raw folders hold (`shards.listing`), one listing per folder. Reads every file once."""
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[DataProblem, ...]:
         """What is wrong with the raw data, as far as it shows without reading an image."""
 
     @property

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from shards.errors import PackError
-from shards.findings import Finding
 from shards.listing import digest_of, list_folder
-from shards.progress import Progress
+from shards.problems import DataProblem
+from shards.progress import ProgressCallback
 from shards.sample import DEGRADATIONS, SIGMA
-from shards.sources.layout import Layout
+from shards.sources.image import ImageFile
+from shards.sources.layout import FileLayout
 from shards.sources.pair import Pair
-from shards.sources.picture import ImageFile
-from shards.sources.recognise import Tree, match
+from shards.sources.recognise import FileTree, match_layout
 
 
 class PairsSource:
@@ -36,23 +36,23 @@ class PairsSource:
         *,
         held_out: float = 0.0,
         licence: str = "not stated",
-        on_hash: Progress | None = None,
+        on_hash: ProgressCallback | None = None,
     ) -> None:
         if degradation not in DEGRADATIONS or degradation in SIGMA:
             able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
             raise PackError(f"degradation {degradation!r} has no pairs; use one of {able}.")
         if not 0 <= held_out <= 1:
             raise PackError(f"held_out is {held_out}; it is a fraction between 0 and 1.")
-        self._root, self._layout = root, Layout("your patterns", clean=clean, degraded=degraded)
+        self._root, self._layout = root, FileLayout("your patterns", clean=clean, degraded=degraded)
         self._layout.check()
-        found = match(self._layout, Tree.of(root), below="")
+        found = match_layout(self._layout, FileTree.of(root), below="")
         if found is None or not found.pairs:
             raise PackError(f"{root}: no file matches both {degraded!r} and {clean!r}. Correct the patterns.")
         self._found = found
         self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
         self._degradation, self._held_out, self._on_hash = degradation, held_out, on_hash
         self.licences: Mapping[str, str] = {"pairs": licence}
-        self.findings: tuple[Finding, ...] = found.orphans()
+        self.findings: tuple[DataProblem, ...] = found.orphans()
 
     @cached_property
     def provenance(self) -> dict[str, object]:

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import PackError
-from shards.findings import Finding
 from shards.listing import digest_of, list_folder
-from shards.progress import Progress
+from shards.problems import DataProblem
+from shards.progress import ProgressCallback
 from shards.sources.catalogue import PUBLISHED
 from shards.sources.families.cdd11 import GROUPS
-from shards.sources.layout import Label, Layout, Leak, Matlab, Part, Published
+from shards.sources.image import CroppedImage, ImageFile, MatlabImage, SourceImage
+from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout, PairLabel, PublishedDataset, TestLeak
 from shards.sources.pair import Pair
 from shards.sources.pattern import Pattern
-from shards.sources.picture import Cut, ImageFile, MatlabImage, Picture
-from shards.sources.recognise import Entry, Found, Tree, explain_absence, recognise
+from shards.sources.recognise import FilePair, FileTree, LayoutMatch, absence_problem, find_part
 
 CROP, STRIDE = 512, 256
 """Restormer's crops of GoPro: 8 per frame of 1280 x 720, row by row."""
 
 
 @dataclass(frozen=True)
-class Options:
+class PublishedOptions:
     """What may be asked of a published dataset."""
 
     split: Literal["train", "test", "all"] = "all"
@@ -47,27 +47,31 @@ class PublishedSource:
     """One of `shards.sources.catalogue.PUBLISHED` below a folder."""
 
     def __init__(
-        self, name: str, root: Path, options: Options | None = None, on_hash: Progress | None = None
+        self,
+        name: str,
+        root: Path,
+        options: PublishedOptions | None = None,
+        on_hash: ProgressCallback | None = None,
     ) -> None:
         if name not in PUBLISHED:
             raise PackError(f"dataset {name!r} is unknown; there are {', '.join(PUBLISHED)}.")
-        self._name, self._root, self._options = name, root, options or Options()
+        self._name, self._root, self._options = name, root, options or PublishedOptions()
         self._published, self._on_hash = PUBLISHED[name], on_hash
         self._check_options()
-        self._tree = Tree.of(root)
-        self._list = _List.read(self._options.listing) if self._options.listing else None
-        findings: list[Finding] = []
+        self._tree = FileTree.of(root)
+        self._list = _OfficialList.read(self._options.listing) if self._options.listing else None
+        findings: list[DataProblem] = []
         self._pairs: list[Pair] = []
         self._layouts: dict[str, str] = {}
         for part, found in self._recognised():
             if found is None:
-                findings.append(explain_absence(part, self._tree))
+                findings.append(absence_problem(part, self._tree))
                 continue
             self._layouts[part.name] = found.layout.name
             self._pairs += self._pairs_of(part, found, findings)
         if self._list is not None:
             findings += self._list.unused()
-        self.findings: tuple[Finding, ...] = tuple(findings)
+        self.findings: tuple[DataProblem, ...] = tuple(findings)
         sources = sorted({pair.source for pair in self._pairs})
         self.licences: Mapping[str, str] = {source: self._published.licence for source in sources}
 
@@ -125,28 +129,28 @@ class PublishedSource:
                 f"{self._name} has no part {unknown[0]!r}; there are {', '.join(part.name for part in parts)}."
             )
 
-    def _recognised(self) -> list[tuple[Part, Found | None]]:
+    def _recognised(self) -> list[tuple[DatasetPart, LayoutMatch | None]]:
         """Parts and where they are: first those whose count fits best, so that none takes another's files."""
         chosen = {
-            part: recognise(part, self._tree, self._expected(part))
+            part: find_part(part, self._tree, self._expected(part))
             for part in self._published.parts
             if self._options.split in ("all", part.split)
         }
         taken: set[str] = set()
         for part, found in sorted(chosen.items(), key=lambda item: self._misfit(*item)):
             if found is not None and not taken.isdisjoint(found.files()):
-                found = chosen[part] = recognise(part, self._tree, self._expected(part), taken)
+                found = chosen[part] = find_part(part, self._tree, self._expected(part), taken)
             if found is not None:
                 taken.update(found.files())
         return list(chosen.items())
 
-    def _misfit(self, part: Part, found: Found | None) -> int:
+    def _misfit(self, part: DatasetPart, found: LayoutMatch | None) -> int:
         return 0 if found is None else abs(len(found.pairs) - (self._expected(part) or len(found.pairs)))
 
-    def _expected(self, part: Part) -> int | None:
+    def _expected(self, part: DatasetPart) -> int | None:
         return self._options.expected.get(part.name, part.pairs)
 
-    def _pairs_of(self, part: Part, found: Found, findings: list[Finding]) -> list[Pair]:
+    def _pairs_of(self, part: DatasetPart, found: LayoutMatch, findings: list[DataProblem]) -> list[Pair]:
         options = self._options
         given = part.name in options.expected
         if part.leak is not None and options.exclude_leaked and not part.leak.published and not given:
@@ -156,7 +160,7 @@ class PublishedSource:
         entries = list(found.pairs)
         findings += _named(part, found.orphans() if self._list is None else ())
         expected = self._expected(part)
-        if isinstance(found.layout, Layout) and found.layout.pairs and not given:
+        if isinstance(found.layout, FileLayout) and found.layout.pairs and not given:
             expected = found.layout.pairs
         if self._list is not None and part.split == "train":
             entries = [entry for entry in entries if self._list.takes(entry)]
@@ -169,21 +173,25 @@ class PublishedSource:
             elif leaked and not part.leak.published:
                 examples = tuple(entry.degraded or entry.clean for entry in leaked)
                 remedy = "Take them away, or leave them out with --exclude-leaked."
-                findings.append(Finding(f"{part.name}: {part.leak.sentence}", remedy, examples))
+                findings.append(DataProblem(f"{part.name}: {part.leak.sentence}", remedy, examples))
         if part.by_type:
             entries = [e for e in entries if e.fields["type"].lower() in GROUPS[options.group]]
         return [pair for entry in entries for pair in self._pair(part, found.layout, entry, findings)]
 
     def _pair(
-        self, part: Part, layout: Layout | Matlab, entry: Entry, findings: list[Finding]
+        self,
+        part: DatasetPart,
+        layout: FileLayout | MatlabLayout,
+        entry: FilePair,
+        findings: list[DataProblem],
     ) -> Iterator[Pair]:
         name = Path(entry.degraded or entry.clean).name
         label = _label(part, name, entry)
         if label is None:
-            findings.append(Finding(f"{part.name}: {name} is of none of its sets.", "Take it away."))
+            findings.append(DataProblem(f"{part.name}: {name} is of none of its sets.", "Take it away."))
             return
         size = None if part.name in self._options.expected else part.size
-        if isinstance(layout, Matlab):
+        if isinstance(layout, MatlabLayout):
             assert entry.degraded is not None
             yield Pair(
                 f"{entry.index:04}",
@@ -196,7 +204,7 @@ class PublishedSource:
             )
             return
         id_ = Pattern(layout.id).fill(entry.fields) if layout.id else Path(name).stem
-        clean: Picture = ImageFile(self._root / entry.clean)
+        clean: SourceImage = ImageFile(self._root / entry.clean)
         degraded = ImageFile(self._root / entry.degraded) if entry.degraded else None
         if self._options.crops and part.split == "train" and part.size and layout.pairs is None:
             for number, (top, left) in enumerate(_windows(*part.size), 1):
@@ -206,8 +214,8 @@ class PublishedSource:
                     f"{id_}-{number}",
                     part.split,
                     label.degradation,
-                    Cut(degraded, *window),
-                    Cut(clean, *window),
+                    CroppedImage(degraded, *window),
+                    CroppedImage(clean, *window),
                     label.source,
                 )
             return
@@ -216,7 +224,7 @@ class PublishedSource:
 
 
 @dataclass(frozen=True)
-class _List:
+class _OfficialList:
     """An official list: the files that belong to a training set."""
 
     md5: str
@@ -224,7 +232,7 @@ class _List:
     seen: set[str] = field(default_factory=set)
 
     @staticmethod
-    def read(path: Path) -> _List:
+    def read(path: Path) -> _OfficialList:
         try:
             data = path.read_bytes()
             lines = [line.strip() for line in data.decode().splitlines()]
@@ -233,28 +241,28 @@ class _List:
         names = tuple(dict.fromkeys(_stem(line) for line in lines if line))
         if not names:
             raise PackError(f"{path}: the list is empty; it holds one file name per line.")
-        return _List(hashlib.md5(data, usedforsecurity=False).hexdigest(), names)
+        return _OfficialList(hashlib.md5(data, usedforsecurity=False).hexdigest(), names)
 
     @cached_property
     def _known(self) -> frozenset[str]:
         return frozenset(self.names)
 
-    def takes(self, entry: Entry) -> bool:
+    def takes(self, entry: FilePair) -> bool:
         """Whether the list names this pair."""
         stem = _stem(entry.degraded or entry.clean)
         if stem in self._known:
             self.seen.add(stem)
         return stem in self._known
 
-    def unused(self) -> list[Finding]:
+    def unused(self) -> list[DataProblem]:
         """What the list names and the folder does not hold."""
         absent = tuple(name for name in self.names if name not in self.seen)
         if not absent:
             return []
         what = f"{len(absent)} of {len(self.names)} files of the list are not there."
-        return [Finding(what, "Complete the download.", absent)]
+        return [DataProblem(what, "Complete the download.", absent)]
 
-    def record(self, published: Published) -> dict[str, object]:
+    def record(self, published: PublishedDataset) -> dict[str, object]:
         """The list in JSON types."""
         known_as = published.lists.get(self.md5, "not an official list that this program knows")
         return {"md5": self.md5, "names": len(self.names), "known_as": known_as}
@@ -268,37 +276,41 @@ def _stem(line: str) -> str:
     return stem[1:] if stem[:1] == "a" and stem[1:].isdigit() else stem
 
 
-def _count_findings(part: Part, found: Found, expected: int | None, *, given: bool) -> list[Finding]:
+def _count_findings(
+    part: DatasetPart, found: LayoutMatch, expected: int | None, *, given: bool
+) -> list[DataProblem]:
     """What the numbers tell of a part that was found. `given`: the user says how many, so only that is held."""
     where = f"{part.name} ({part.split}, in {found.base or '.'}, laid out as: {found.layout.name})"
-    findings: list[Finding] = []
+    findings: list[DataProblem] = []
     if expected is not None and len(found.pairs) != expected:
         what = f"{where} has {len(found.pairs):,} pairs; the set has {expected:,}."
         remedy = part.wrong_counts.get(len(found.pairs), "Complete the download, or name another --root.")
-        findings.append(Finding(what, remedy, _absent(part, found)))
+        findings.append(DataProblem(what, remedy, _absent(part, found)))
     if given:
         return findings
     cleans = len({entry.clean for entry in found.pairs})
     if part.cleans is not None and cleans != part.cleans:
-        findings.append(Finding(f"{where} has {cleans:,} clean images in use; the set has {part.cleans:,}."))
+        findings.append(
+            DataProblem(f"{where} has {cleans:,} clean images in use; the set has {part.cleans:,}.")
+        )
     if part.histogram is not None:
         name, counts = part.histogram
         seen = Counter(entry.fields[name] for entry in found.pairs if name in entry.fields)
         wrong = [f"{name}{key} has {seen[key]:,} of {n:,}" for key, n in counts.items() if seen[key] != n]
         if seen and wrong:
-            findings.append(Finding(f"{where}: the folders are not complete.", examples=tuple(wrong)))
+            findings.append(DataProblem(f"{where}: the folders are not complete.", examples=tuple(wrong)))
     labelled = Counter(_label(part, Path(e.degraded or e.clean).name, e) for e in found.pairs)
     for label in part.labels:
         if label.pairs is not None and labelled[label] != label.pairs:
             findings.append(
-                Finding(
+                DataProblem(
                     f"{where} has {labelled[label]:,} pairs of {label.source}; the set has {label.pairs:,}."
                 )
             )
     return findings
 
 
-def _absent(part: Part, found: Found) -> tuple[str, ...]:
+def _absent(part: DatasetPart, found: LayoutMatch) -> tuple[str, ...]:
     """Names of the missing degraded files, where the clean ones tell them."""
     if part.grid is None or len(found.pairs) > (part.pairs or 0):
         return ()
@@ -319,19 +331,19 @@ def _product(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     return combined
 
 
-def _named(part: Part, findings: Sequence[Finding]) -> list[Finding]:
-    return [Finding(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in findings]
+def _named(part: DatasetPart, findings: Sequence[DataProblem]) -> list[DataProblem]:
+    return [DataProblem(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in findings]
 
 
-def _label(part: Part, name: str, entry: Entry) -> Label | None:
+def _label(part: DatasetPart, name: str, entry: FilePair) -> PairLabel | None:
     if part.by_type:
-        return Label("*", part.by_type[entry.fields["type"].lower()], part.name)
+        return PairLabel("*", part.by_type[entry.fields["type"].lower()], part.name)
     if not part.labels:
-        return Label("*", part.degradation, part.name)
+        return PairLabel("*", part.degradation, part.name)
     return next((label for label in part.labels if Pattern(label.pattern).match(name) is not None), None)
 
 
-def _leaks(leak: Leak, entry: Entry) -> bool:
+def _leaks(leak: TestLeak, entry: FilePair) -> bool:
     return Path(entry.degraded or entry.clean).name.startswith(leak.scenes)
 
 
@@ -344,8 +356,8 @@ def _windows(height: int, width: int) -> list[tuple[int, int]]:
     return [(top, left) for top in along(height) for left in along(width)]
 
 
-def _file(picture: Picture) -> Path:
-    while isinstance(picture, Cut):
+def _file(picture: SourceImage) -> Path:
+    while isinstance(picture, CroppedImage):
         picture = picture.whole
     assert isinstance(picture, ImageFile | MatlabImage), "published datasets are files"
     return picture.path

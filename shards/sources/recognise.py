@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import PackError
-from shards.findings import Finding
 from shards.images import SUFFIXES
-from shards.sources.layout import Layout, Matlab, Part
+from shards.problems import DataProblem
+from shards.sources.image import matlab_shape
+from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout
 from shards.sources.pattern import Pattern
-from shards.sources.picture import matlab_shape
 
 _SUFFIXES = (*SUFFIXES, ".mat")
 
 
 @dataclass(frozen=True)
-class Tree:
+class FileTree:
     """The image files below a folder, by relative path with `/`, sorted."""
 
     root: Path
     files: tuple[str, ...]
 
     @staticmethod
-    def of(root: Path) -> Tree:
+    def of(root: Path) -> FileTree:
         """Look below `root`; hidden files and folders are left out."""
         if not root.is_dir():
             raise PackError(f"{root}: there is no such folder.")
@@ -46,11 +46,11 @@ class Tree:
             ]
         if not found:
             raise PackError(f"{root}: no image files ({', '.join(_SUFFIXES)}).")
-        return Tree(root, tuple(sorted(found)))
+        return FileTree(root, tuple(sorted(found)))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FilePair:
     """One pair of files, relative to the root."""
 
     degraded: str | None
@@ -61,13 +61,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Found:
+class LayoutMatch:
     """What one layout finds below one folder."""
 
-    layout: Layout | Matlab
+    layout: FileLayout | MatlabLayout
     base: str
     """The folder, relative to the root, with `/` at its end."""
-    pairs: tuple[Entry, ...] = ()
+    pairs: tuple[FilePair, ...] = ()
     lonely_degraded: tuple[str, ...] = ()
     """Degraded files without partner, each with the partner that was looked for."""
     lonely_clean: tuple[str, ...] = ()
@@ -81,22 +81,24 @@ class Found:
             if entry.degraded is not None:
                 yield entry.degraded
 
-    def orphans(self) -> tuple[Finding, ...]:
+    def orphans(self) -> tuple[DataProblem, ...]:
         """What has no partner, or more than one."""
         findings = []
         if self.lonely_degraded:
             count = len(self.lonely_degraded)
             findings.append(
-                Finding(f"Degraded images without a clean one ({count:,}).", examples=self.lonely_degraded)
+                DataProblem(
+                    f"Degraded images without a clean one ({count:,}).", examples=self.lonely_degraded
+                )
             )
         if self.lonely_clean:
             count = len(self.lonely_clean)
             findings.append(
-                Finding(f"Clean images without a degraded one ({count:,}).", examples=self.lonely_clean)
+                DataProblem(f"Clean images without a degraded one ({count:,}).", examples=self.lonely_clean)
             )
         if self.doubles:
             findings.append(
-                Finding(
+                DataProblem(
                     f"Clean images that are there twice ({len(self.doubles):,}).",
                     "Keep one of each.",
                     self.doubles,
@@ -113,14 +115,14 @@ class _Files:
     clean: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
 
-def match(layout: Layout, tree: Tree, below: str | None = None) -> Found | None:
+def match_layout(layout: FileLayout, tree: FileTree, below: str | None = None) -> LayoutMatch | None:
     """What the layout finds below the folder `below`, or below the one where it finds most."""
     return max(_matches(layout, tree, below), key=lambda found: len(found.pairs), default=None)
 
 
-def recognise(
-    part: Part, tree: Tree, pairs: int | None, taken: Collection[str] = frozenset()
-) -> Found | None:
+def find_part(
+    part: DatasetPart, tree: FileTree, pairs: int | None, taken: Collection[str] = frozenset()
+) -> LayoutMatch | None:
     """The layout and folder of a part that has `pairs` pairs; files of other parts are `taken`.
 
     Raises PackError when several folders fit equally well.
@@ -143,24 +145,24 @@ def recognise(
     return min(candidates, key=lambda f: _distance(len(f.pairs), _expected(f.layout, pairs)), default=None)
 
 
-def explain_absence(part: Part, tree: Tree) -> Finding:
+def absence_problem(part: DatasetPart, tree: FileTree) -> DataProblem:
     """What was looked for, and what is there instead."""
     for pattern, sentence in part.strangers:
         stranger = Pattern(pattern)
         for file in tree.files:
             if stranger.match_below(file) is not None:
-                return Finding(f"{part.name} ({part.split}): {file} is of {sentence}")
+                return DataProblem(f"{part.name} ({part.split}): {file} is of {sentence}")
     looked = "; ".join(layout.describe() for layout in part.layouts)
     there = ", ".join(tree.files[:3]) + (" ..." if len(tree.files) > 3 else "")
-    return Finding(
+    return DataProblem(
         f"{part.name} ({part.split}) was not found below {tree.root}. At any depth, one of these was looked for: "
         f"{looked}. There are {len(tree.files)} files: {there}.",
         "Unpack the dataset there, or pack the other split alone with --split.",
     )
 
 
-def _expected(layout: Layout | Matlab, pairs: int | None) -> int | None:
-    own = layout.pairs if isinstance(layout, Layout) else None
+def _expected(layout: FileLayout | MatlabLayout, pairs: int | None) -> int | None:
+    own = layout.pairs if isinstance(layout, FileLayout) else None
     return own if own is not None and pairs is not None else pairs
 
 
@@ -168,14 +170,14 @@ def _distance(found: int, expected: int | None) -> float:
     return -found if expected is None else abs(math.log(found / max(expected, 1)))
 
 
-def _candidates(part: Part, tree: Tree) -> list[Found]:
-    found: list[Found] = []
+def _candidates(part: DatasetPart, tree: FileTree) -> list[LayoutMatch]:
+    found: list[LayoutMatch] = []
     for layout in part.layouts:
-        found += _matlab(layout, tree) if isinstance(layout, Matlab) else _matches(layout, tree, None)
+        found += _matlab(layout, tree) if isinstance(layout, MatlabLayout) else _matches(layout, tree, None)
     return found
 
 
-def _matches(layout: Layout, tree: Tree, below: str | None) -> list[Found]:
+def _matches(layout: FileLayout, tree: FileTree, below: str | None) -> list[LayoutMatch]:
     by_base: dict[str, _Files] = {}
     for file in tree.files:
         for pattern, kind in ((layout.degraded_pattern, "degraded"), (layout.clean_pattern, "clean")):
@@ -192,7 +194,7 @@ def _below(pattern: Pattern, file: str, below: str) -> tuple[str, dict[str, str]
     return None if fields is None else (below, fields)
 
 
-def _pair(layout: Layout, base: str, files: _Files) -> Found:
+def _pair(layout: FileLayout, base: str, files: _Files) -> LayoutMatch:
     cleans: dict[tuple[str, ...], str] = {}
     doubles = []
     for file, fields in files.clean:
@@ -201,22 +203,22 @@ def _pair(layout: Layout, base: str, files: _Files) -> Found:
             doubles.append(f"{file} beside {cleans[key]}")
         cleans.setdefault(key, file)
     if layout.degraded_pattern is None:
-        pairs = [Entry(None, file, fields) for file, fields in files.clean]
-        return Found(layout, base, tuple(pairs))
+        pairs = [FilePair(None, file, fields) for file, fields in files.clean]
+        return LayoutMatch(layout, base, tuple(pairs))
     entries, lonely, served = [], [], set()
     for file, fields in files.degraded:
         key = tuple(fields[name] for name in layout.shared)
         if key in cleans:
             served.add(key)
-            entries.append(Entry(file, cleans[key], fields))
+            entries.append(FilePair(file, cleans[key], fields))
         else:
             lonely.append(f"{file} (looked for {base}{layout.clean_pattern.fill(fields)})")
     entries.sort(key=lambda entry: (entry.clean, entry.degraded))
     alone = tuple(file for key, file in cleans.items() if key not in served)
-    return Found(layout, base, tuple(entries), tuple(lonely), alone, tuple(doubles))
+    return LayoutMatch(layout, base, tuple(entries), tuple(lonely), alone, tuple(doubles))
 
 
-def _matlab(layout: Matlab, tree: Tree) -> list[Found]:
+def _matlab(layout: MatlabLayout, tree: FileTree) -> list[LayoutMatch]:
     places: dict[str, dict[str, str]] = {}
     for file in tree.files:
         for text in (layout.degraded, layout.clean):
@@ -231,8 +233,8 @@ def _matlab(layout: Matlab, tree: Tree) -> list[Found]:
                 matlab_shape(tree.root / degraded, layout.degraded_variable)[0],
                 matlab_shape(tree.root / clean, layout.clean_variable)[0],
             )
-            entries = [Entry(degraded, clean, {}, index) for index in range(min(counts))]
+            entries = [FilePair(degraded, clean, {}, index) for index in range(min(counts))]
             lonely = [f"{degraded}[{index}]" for index in range(counts[1], counts[0])]
             alone = [f"{clean}[{index}]" for index in range(counts[0], counts[1])]
-            found.append(Found(layout, base, tuple(entries), tuple(lonely), tuple(alone)))
+            found.append(LayoutMatch(layout, base, tuple(entries), tuple(lonely), tuple(alone)))
     return found

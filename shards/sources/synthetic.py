@@ -8,14 +8,14 @@ from pathlib import Path
 
 from shards.degrade import SYNTHETIC
 from shards.errors import PackError
-from shards.findings import Finding
 from shards.images import list_images
 from shards.listing import digest_of, list_files, list_folder
 from shards.photographs import PHOTOGRAPHS, photograph_file
-from shards.progress import Progress
+from shards.problems import DataProblem
+from shards.progress import ProgressCallback
 from shards.sample import NOISE, SIGMA
+from shards.sources.image import DegradedImage, HalvedImage, ImageFile, SourceImage
 from shards.sources.pair import Pair, Split
-from shards.sources.picture import Halved, ImageFile, Picture, Synthesised
 
 _TERMS = "synthetic degradations, not a published benchmark: no number measured on them compares with one"
 
@@ -27,7 +27,7 @@ class PhotographSource:
     levels need one clean-only pair per photograph, whatever their number.
     """
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DataProblem, ...] = ()
 
     def __init__(self, degradations: Sequence[str], seed: int, variants: int = 2) -> None:
         self._kinds = _kinds(degradations)
@@ -56,8 +56,8 @@ class PhotographSource:
 
     def __iter__(self) -> Iterator[Pair]:
         for photograph in PHOTOGRAPHS:
-            file: Picture = ImageFile(photograph_file(photograph)[1])
-            clean = Halved(file) if photograph.halved else file
+            file: SourceImage = ImageFile(photograph_file(photograph)[1])
+            clean = HalvedImage(file) if photograph.halved else file
             source = f"{photograph.package}:{photograph.name}"
             draws = self._draws(photograph.split)
             yield from _pairs(
@@ -74,7 +74,7 @@ class FolderSource:
     `held_out` names the files of the test split, by their path inside the folder without suffix.
     """
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DataProblem, ...] = ()
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class FolderSource:
         seed: int = 0,
         variants: int = 1,
         licence: str = "not stated",
-        on_hash: Progress | None = None,
+        on_hash: ProgressCallback | None = None,
     ) -> None:
         self._kinds = _kinds(degradations)
         self._root, self._seed, self._variants, self._on_hash = root, seed, variants, on_hash
@@ -157,7 +157,7 @@ def _counts(kinds: tuple[str, ...], images: int, draws: int) -> dict[str, int]:
 
 
 def _pairs(
-    name: str, split: Split, clean: Picture, kinds: tuple[str, ...], draws: int, seed: int, source: str
+    name: str, split: Split, clean: SourceImage, kinds: tuple[str, ...], draws: int, seed: int, source: str
 ) -> Iterator[Pair]:
     for kind in kinds:
         if kind == NOISE:
@@ -165,7 +165,7 @@ def _pairs(
             continue
         for draw in range(draws):
             id_ = f"{name}-{draw}" if draws > 1 else name
-            yield Pair(id_, split, kind, Synthesised(clean, kind, seed, id_), clean, source)
+            yield Pair(id_, split, kind, DegradedImage(clean, kind, seed, id_), clean, source)
 
 
 def _first(names: Sequence[str]) -> str:

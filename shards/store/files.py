@@ -6,6 +6,7 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -19,28 +20,24 @@ TEMPORARY = ".tmp-"
 """Bytes that are held at a time while a file is copied or compared."""
 
 
-class Explained:
-    """Turns errors of the local file system into a `StoreError` that says what to do."""
-
-    def __init__(self, uri: str, key: str) -> None:
-        self.where = f"{uri}/{key}" if key else uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise MissingObjectError(f"{self.where}: there is no such object.") from error
-        if isinstance(error, PermissionError):
-            raise StoreError(
-                f"{self.where}: permission denied. Make the folder readable and writable, or choose another."
-            ) from error
-        if isinstance(error, OSError):
-            remedy = " Free some space." if error.errno == errno.ENOSPC else ""
-            raise StoreError(f"{self.where}: {error.strerror or error}.{remedy}") from error
+@contextmanager
+def translate_os_errors(uri: str, key: str) -> Iterator[None]:
+    """Turn errors of the local file system into a `StoreError` that says what to do."""
+    where = f"{uri}/{key}" if key else uri
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingObjectError(f"{where}: there is no such object.") from error
+    except PermissionError as error:
+        raise StoreError(
+            f"{where}: permission denied. Make the folder readable and writable, or choose another."
+        ) from error
+    except OSError as error:
+        remedy = " Free some space." if error.errno == errno.ENOSPC else ""
+        raise StoreError(f"{where}: {error.strerror or error}.{remedy}") from error
 
 
-def replace(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
+def write_atomically(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
     """Fill a temporary file and rename it: a kill leaves all of `path` or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from shards.errors import StoreError
-from shards.store import once, pointer
-from shards.store.files import TEMPORARY, Explained, blocks, copy, replace
-from shards.store.protocol import Stat
+from shards.store import pointer, write_once
+from shards.store.files import TEMPORARY, blocks, copy, translate_os_errors, write_atomically
+from shards.store.protocol import ObjectStat
 
 
 class LocalStore:
@@ -34,7 +35,7 @@ class LocalStore:
         with self._explained(key), self.path(key).open("rb") as file:
             file.seek(start)
             data = file.read(length)
-        return once.complete(data, length, key, self.uri)
+        return write_once.check_length(data, length, key, self.uri)
 
     def write(self, key: str, data: bytes) -> None:
         """Write once."""
@@ -42,9 +43,9 @@ class LocalStore:
         with self._explained(key):
             if path.exists():
                 if path.read_bytes() != data:
-                    raise once.taken(key, self.uri)
+                    raise write_once.conflict(key, self.uri)
                 return
-            replace(path, lambda file: file.write(data))
+            write_atomically(path, lambda file: file.write(data))
 
     def write_file(self, key: str, path: Path) -> None:
         """Write once from a file."""
@@ -52,10 +53,10 @@ class LocalStore:
         with self._explained(key), path.open("rb") as source:
             if target.exists():
                 with target.open("rb") as present:
-                    if not once.same(blocks(source), blocks(present)):
-                        raise once.taken(key, self.uri)
+                    if not write_once.equal_blocks(blocks(source), blocks(present)):
+                        raise write_once.conflict(key, self.uri)
                 return
-            replace(target, lambda file: copy(source, file))
+            write_atomically(target, lambda file: copy(source, file))
 
     def read_pointer(self, key: str) -> bytes | None:
         """Content of a mutable pointer."""
@@ -65,18 +66,18 @@ class LocalStore:
         """Move a pointer."""
         sealed = pointer.seal(data)
         with self._explained(key):
-            replace(self.path(key), lambda file: file.write(sealed))
+            write_atomically(self.path(key), lambda file: file.write(sealed))
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         with self._explained(key):
             return self.path(key).is_file()
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         """Size and age of an object."""
         with self._explained(key):
             found = self.path(key).stat()
-        return Stat(found.st_size, found.st_mtime)
+        return ObjectStat(found.st_size, found.st_mtime)
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""
@@ -100,12 +101,12 @@ class LocalStore:
     def download(self, key: str, path: Path) -> None:
         """Copy an object to a local file."""
         with self._explained(key), self.path(key).open("rb") as source:
-            replace(path, lambda file: copy(source, file))
+            write_atomically(path, lambda file: copy(source, file))
 
     def ensure_bucket(self) -> None:
         """Create the folder."""
         with self._explained(""):
             self.root.mkdir(parents=True, exist_ok=True)
 
-    def _explained(self, key: str) -> Explained:
-        return Explained(self.uri, key)
+    def _explained(self, key: str) -> AbstractContextManager[None]:
+        return translate_os_errors(self.uri, key)

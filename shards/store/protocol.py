@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class ObjectStat:
     """What a store knows of an object."""
 
     size: int
@@ -44,7 +44,7 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         """Size and age of an object."""
 
     def list(self, prefix: str = "") -> list[str]:

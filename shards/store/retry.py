@@ -27,7 +27,7 @@ class IncompleteError(Exception):
     """A body shorter than announced; tried again."""
 
 
-class Place(Protocol):
+class RequestTarget(Protocol):
     """Where a request goes, for messages."""
 
     uri: str
@@ -37,7 +37,7 @@ class Place(Protocol):
         """URL of the server."""
 
 
-def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
+def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
     """Run `action`; what fails on the way is tried again, a refusal is explained."""
     import botocore.exceptions as aws
     from boto3.exceptions import S3UploadFailedError
@@ -69,7 +69,7 @@ def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
                 f"{place.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
             ) from error
         if number < ATTEMPTS - 1:
-            log.info("%s of %s: %s; attempt %d of %d", key, place.uri, failure, number + 1, ATTEMPTS)
+            log.info("%s of %s: %s; with_retries %d of %d", key, place.uri, failure, number + 1, ATTEMPTS)
             time.sleep(_FIRST_PAUSE_SECONDS * 2**number)
     raise UnreachableStoreError(
         f"{place.uri}/{key}: {place.endpoint()} did not answer after {ATTEMPTS} attempts ({failure}). "
@@ -77,7 +77,7 @@ def attempt(place: Place, key: str, action: Callable[[], T]) -> T:
     ) from failure
 
 
-def _refused(place: Place, key: str, error: Exception) -> NoReturn:
+def _refused(place: RequestTarget, key: str, error: Exception) -> NoReturn:
     code = str(_response(error).get("Error", {}).get("Code", ""))
     where = f"{place.uri}/{key} at {place.endpoint()}"
     if code == "NoSuchBucket":

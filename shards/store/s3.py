@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
-from shards.store import files, once, pointer, retry
-from shards.store.files import Explained, blocks, replace
-from shards.store.protocol import Stat
+from shards.store import files, pointer, retry, write_once
+from shards.store.files import blocks, translate_os_errors, write_atomically
+from shards.store.protocol import ObjectStat
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -52,7 +52,7 @@ class S3Store:
             return b""  # HTTP has no word for it
         span = f"bytes={start}-{start + length - 1}"
         data = self._attempt(key, lambda client: self._body(client, key, Range=span))
-        return once.complete(data, length, key, self.uri)
+        return write_once.check_length(data, length, key, self.uri)
 
     def write(self, key: str, data: bytes) -> None:
         """Write once."""
@@ -60,7 +60,7 @@ class S3Store:
         if size is None:
             self._send(key, lambda: io.BytesIO(data))
         elif size != len(data) or self.read(key) != data:
-            raise once.taken(key, self.uri)
+            raise write_once.conflict(key, self.uri)
 
     def write_file(self, key: str, path: Path) -> None:
         """Write once from a file, in parts when it is large."""
@@ -71,8 +71,8 @@ class S3Store:
         with path.open("rb") as source:
             starts = range(0, size, files.BLOCK)
             remote = (self.read_range(key, start, min(files.BLOCK, size - start)) for start in starts)
-            if size != path.stat().st_size or not once.same(blocks(source), remote):
-                raise once.taken(key, self.uri)
+            if size != path.stat().st_size or not write_once.equal_blocks(blocks(source), remote):
+                raise write_once.conflict(key, self.uri)
 
     def read_pointer(self, key: str) -> bytes | None:
         """Content of a mutable pointer."""
@@ -86,10 +86,10 @@ class S3Store:
         """Whether there is such an object."""
         return self._size(key) is not None
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         """Size and age of an object."""
         head = self._attempt(key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key)))
-        return Stat(int(head["ContentLength"]), head["LastModified"].timestamp())
+        return ObjectStat(int(head["ContentLength"]), head["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with `prefix`."""
@@ -124,9 +124,9 @@ class S3Store:
                 if size != expected:
                     raise retry.IncompleteError(f"{size} of {expected} bytes arrived")
 
-            replace(path, fill)
+            write_atomically(path, fill)
 
-        with Explained(str(path.parent), path.name):
+        with translate_os_errors(str(path.parent), path.name):
             self._attempt(key, fetch)
 
     def ensure_bucket(self) -> None:
@@ -189,7 +189,7 @@ class S3Store:
             return self._client[1]
 
     def _attempt(self, key: str, action: Callable[[Any], T]) -> T:
-        return retry.attempt(self, key, lambda: action(self._connection()))
+        return retry.with_retries(self, key, lambda: action(self._connection()))
 
     def endpoint(self) -> str:
         """URL of the server, for messages."""

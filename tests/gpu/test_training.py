@@ -10,7 +10,7 @@ import torch
 
 from mirage import MIRAGE, ModelConfig
 from mirage.loss import LossWeights, restoration_loss
-from shards.mixture import Entry, Mixture
+from shards.mixture import Mixture, MixtureEntry
 from shards.order import SampleOrder
 
 ABSENT = """
@@ -66,7 +66,7 @@ class TrainingTest(unittest.TestCase):
     def test_steps_in_the_order_of_a_run_lower_the_loss(self) -> None:
         torch.manual_seed(0)
         photographs = torch.rand(8, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        order = SampleOrder(Mixture((Entry("noise", 8, 4),)), seed=0, global_batch_size=4)
+        order = SampleOrder(Mixture((MixtureEntry("noise", 8, 4),)), seed=0, global_batch_size=4)
         model = MIRAGE(ModelConfig.tiny()).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, fused=True)
         losses = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.pack import pack
 from shards.sample import CDD11
-from shards.sources import Options, PublishedSource
+from shards.sources import PublishedOptions, PublishedSource
 from shards.store import LocalStore
 from tests.shards.raw import lay_clean, lay_pairs
 
@@ -83,5 +83,7 @@ def pack_all(folder: Path, store: Path) -> None:
 
 def _pack(name: str, folder: Path, store: Path, expected: dict[str, int]) -> None:
     pack(
-        PublishedSource(name, folder / name, Options(expected=expected)), LocalStore(store / name), name=name
+        PublishedSource(name, folder / name, PublishedOptions(expected=expected)),
+        LocalStore(store / name),
+        name=name,
     )

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from shards.audit import audit, leaked_tests
+from shards.audit import audit, leaked_test_samples
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, read_photograph
-from shards.processes import Processes
-from shards.sources import FolderSource, Options, PairsSource, PublishedSource
+from shards.processes import ProcessPool
+from shards.sources import FolderSource, PairsSource, PublishedOptions, PublishedSource
 from shards.sources.leaks import OTS_SCENES_OF_SOTS
 from shards.store import LocalStore
 from tests.shards.raw import harmed, save
@@ -54,21 +54,23 @@ def test_the_76_leaked_images_of_sots_are_found(tmp_path: Path):
         save(raw / "sots" / "gt" / f"{name}.png", pictures[name])
         save(raw / "sots" / "hazy" / f"{name}_{haze}.jpg", harmed(pictures[name]))
     stores = [LocalStore(tmp_path / name) for name in ("ots", "sots")]
-    ots = PublishedSource("reside-ots", raw / "ots", Options(expected={"OTS": 2 * 78}))
-    sots = PublishedSource("sots-outdoor", raw / "sots", Options(expected={"SOTS outdoor": 80}))
+    ots = PublishedSource("reside-ots", raw / "ots", PublishedOptions(expected={"OTS": 2 * 78}))
+    sots = PublishedSource("sots-outdoor", raw / "sots", PublishedOptions(expected={"SOTS outdoor": 80}))
     for source, store in zip((ots, sots), stores, strict=True):
         pack(source, store, name="x")
 
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    twins = audit(Dataset([store.uri for store in stores], cache), cache, run=Processes(2))
+    twins = audit(Dataset([store.uri for store in stores], cache), cache, run=ProcessPool(2))
     assert all(twin.leaks for twin in twins)
     found = {(twin.first.row.id[:4], twin.second.row.id[:4]) for twin in twins}
     assert found == {(scene, scene) for scene in OTS_SCENES_OF_SOTS}
-    assert leaked_tests(twins) == {stores[1].uri: 76}
+    assert leaked_test_samples(twins) == {stores[1].uri: 76}
     trained = {id_ for twin in twins for id_ in twin.first.ids}
     assert len(trained) == 2 * 75
 
-    clean = PublishedSource("reside-ots", raw / "ots", Options(expected={"OTS": 2 * 78}, exclude_leaked=True))
+    clean = PublishedSource(
+        "reside-ots", raw / "ots", PublishedOptions(expected={"OTS": 2 * 78}, exclude_leaked=True)
+    )
     pack(clean, LocalStore(tmp_path / "clean"), name="x")
     both = Dataset([str(tmp_path / "clean"), stores[1].uri], cache)
     assert audit(both, cache) == []

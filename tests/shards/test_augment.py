@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shards.augment import Window, crop16, draw_mode, draw_window, keyed_rng, orient
+from shards.augment import CropWindow, centre_window, draw_crop, draw_orientation, keyed_rng, orient
 
 SQUARE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -31,24 +31,24 @@ def test_the_eight_orientations_are_those_of_the_square():
     [("release", {1, 2, 3, 4, 5, 6, 7}), ("paper", {0, 1, 4, 5}), ("none", {0})],
 )
 def test_each_recipe_draws_its_orientations_evenly(augmentation, modes: set[int]):
-    drawn = Counter(draw_mode(keyed_rng(0, position), augmentation) for position in range(2100))
+    drawn = Counter(draw_orientation(keyed_rng(0, position), augmentation) for position in range(2100))
     assert set(drawn) == modes
     expected = 2100 / len(modes)
     assert all(abs(count - expected) < 5 * expected**0.5 for count in drawn.values())
 
 
 def test_crop16_is_centred_as_the_benchmarks_cut():
-    assert crop16(400, 600) == Window(0, 4, 400, 592)  # LOL: 4 pixels lost on each side
-    assert crop16(321, 481) == Window(0, 0, 320, 480)  # BSD68
-    assert crop16(720, 1280) == Window(0, 0, 720, 1280)  # GoPro
-    assert crop16(1080, 720, multiple=1) == Window(0, 0, 1080, 720)  # CDD-11 is not cut
+    assert centre_window(400, 600) == CropWindow(0, 4, 400, 592)  # LOL: 4 pixels lost on each side
+    assert centre_window(321, 481) == CropWindow(0, 0, 320, 480)  # BSD68
+    assert centre_window(720, 1280) == CropWindow(0, 0, 720, 1280)  # GoPro
+    assert centre_window(1080, 720, multiple=1) == CropWindow(0, 0, 1080, 720)  # CDD-11 is not cut
 
 
 def test_windows_are_uniform_over_every_place_and_stay_inside():
-    within = Window(2, 3, 10, 9)
+    within = CropWindow(2, 3, 10, 9)
     places = Counter(
         (window.top, window.left)
-        for window in (draw_window(keyed_rng(0, position), within, 8) for position in range(3000))
+        for window in (draw_crop(keyed_rng(0, position), within, 8) for position in range(3000))
     )
     assert set(places) == {(top, left) for top in (2, 3, 4) for left in (3, 4)}
     assert all(abs(count - 500) < 5 * 500**0.5 for count in places.values())

@@ -70,7 +70,7 @@ def test_a_composition_is_its_parts_in_cdd11s_order():
     order: list[str] = []
     for name, parts in degrade_module._COMPOSED.items():
         assert [part.__name__ for part in parts] == [
-            {"low": "dim", "haze": "veil"}.get(word, word)
+            {"low": "lowlight_cdd11", "haze": "haze_cdd11"}.get(word, word)
             for word in ("low", "rain", "snow", "haze")
             if word in name.split("_")
         ]

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.augment import Window
+from shards.augment import CropWindow
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, ManifestError, PackError
@@ -46,7 +46,7 @@ def test_pixels_are_those_of_the_source_for_us_and_for_vanilla_webdataset(
     store = LocalStore(tmp_path / "store")
     manifest = pack(mixed, store, name="mixed", encoding=encoding, keep_jpeg=jpeg == "keep")
     dataset = Dataset([store.uri], ShardCache(tmp_path / "cache", 1 << 30))
-    window = Window(30, 50, 60, 70)
+    window = CropWindow(30, 50, 60, 70)
     for pair, row in zip(mixed, manifest.rows, strict=True):
         assert pair.degraded is not None
         for read, source in zip(dataset.read(row), (pair.degraded, pair.clean), strict=True):

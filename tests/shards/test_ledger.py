@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shards.errors import LedgerError, StoreError
-from shards.ledger import Ledger, next_attempt, read_ledger
+from shards.ledger import SampleLedger, next_attempt, read_ledger
 from shards.store import LocalStore, Store
 from shards.stream import Batch
 
@@ -26,7 +26,7 @@ def batch(first: int, count: int, shift: int = 0, skipped: tuple = ()) -> Batch:
 
 def attempt(store: Store, first_step: int, last_step: int, world: int = 1, flush: bool = True, **of) -> None:
     number = next_attempt(store)
-    ledgers = [Ledger(store, number, rank, world) for rank in range(world)]
+    ledgers = [SampleLedger(store, number, rank, world) for rank in range(world)]
     for step in range(first_step, last_step):
         for rank, ledger in enumerate(ledgers):
             ledger.record(step, batch(step * STEP + rank * STEP // world, STEP // world, **of))
@@ -64,8 +64,8 @@ def test_a_hole_that_nobody_filled_later_is_found(tmp_path):
 def test_steps_under_way_are_left_aside_until_the_run_has_ended(tmp_path):
     store = LocalStore(tmp_path)
     attempt(store, 0, 2, world=2)
-    Ledger(store, 1, 1, 2).flush()
-    late = Ledger(store, 1, 1, 2)  # worker 1 has written its part of step 2, worker 0 not yet
+    SampleLedger(store, 1, 1, 2).flush()
+    late = SampleLedger(store, 1, 1, 2)  # worker 1 has written its part of step 2, worker 0 not yet
     late.record(2, batch(10, 2))
     late.flush()
     assert sorted(read_ledger(store).samples) == list(range(8))
@@ -73,7 +73,7 @@ def test_steps_under_way_are_left_aside_until_the_run_has_ended(tmp_path):
 
 def test_what_is_consumed_twice_in_one_attempt_is_found(tmp_path):
     store = LocalStore(tmp_path)
-    ledger = Ledger(store, 0)
+    ledger = SampleLedger(store, 0)
     ledger.record(0, batch(0, 4))
     ledger.record(1, batch(3, 4))
     ledger.flush()
@@ -91,7 +91,7 @@ def test_a_contradiction_between_attempts_is_found(tmp_path):
 
 def test_what_was_left_out_is_told(tmp_path):
     store = LocalStore(tmp_path)
-    ledger = Ledger(store, 0)
+    ledger = SampleLedger(store, 0)
     ledger.record(0, batch(0, 4, skipped=((2, "rain", "broken", "its shard is truncated"),)))
     ledger.flush()
     found = read_ledger(store, 4)
@@ -104,7 +104,7 @@ def test_pieces_are_written_once_and_a_run_without_any_is_said(tmp_path):
     with pytest.raises(LedgerError, match="ledger: true"):
         read_ledger(store)
     attempt(store, 0, 1)
-    again = Ledger(store, 0)
+    again = SampleLedger(store, 0)
     again.record(0, batch(0, 4, shift=9))
     with pytest.raises(StoreError, match="already holds other bytes"):
         again.flush()

@@ -13,8 +13,8 @@ from shards.errors import CorruptObjectError, ManifestError
 from shards.manifest import (
     POINTER,
     Manifest,
+    ManifestRow,
     Member,
-    Row,
     Shard,
     from_bytes,
     load_manifest,
@@ -28,9 +28,9 @@ SHARD = Shard("shards/ab.tar", 10_000, "ab")
 CLEAN = Member(0, 512, 100, 7, "tiles-qoi", 97, 130)
 HARMED = Member(0, 1536, 100, 8, "tiles-qoi", 97, 130)
 ROWS = (
-    Row("häuser", "train", "noise", None, CLEAN, "photographs"),
-    Row("häuser", "train", "rain", HARMED, CLEAN, "photographs"),
-    Row("cat", "test", "rain", HARMED, CLEAN, "photographs"),
+    ManifestRow("häuser", "train", "noise", None, CLEAN, "photographs"),
+    ManifestRow("häuser", "train", "rain", HARMED, CLEAN, "photographs"),
+    ManifestRow("cat", "test", "rain", HARMED, CLEAN, "photographs"),
 )
 MANIFEST = Manifest("tiny", (SHARD,), ROWS, {"photographs": "CC0"}, {"seed": 3})
 

@@ -13,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import MixtureError
-from shards.mixture import Entry, Mixture, weighted
+from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.order import SampleOrder, share
 from shards.permutation import permutation
 
-NOISE = tuple(Entry(f"noise{sigma}", 5144, 3) for sigma in (15, 25, 50))
-THREE = Mixture((*NOISE, Entry("rain", 200, 120), Entry("haze", 72135, 1)))
-FIVE = Mixture((*THREE.entries, Entry("blur", 2103, 5), Entry("lowlight", 485, 20)))
+NOISE = tuple(MixtureEntry(f"noise{sigma}", 5144, 3) for sigma in (15, 25, 50))
+THREE = Mixture((*NOISE, MixtureEntry("rain", 200, 120), MixtureEntry("haze", 72135, 1)))
+FIVE = Mixture((*THREE.entries, MixtureEntry("blur", 2103, 5), MixtureEntry("lowlight", 485, 20)))
 
 seeds = st.integers(0, 2**62)
 mixtures = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=5).map(
-    lambda pairs: Mixture(tuple(Entry(f"d{i}", count, repeat) for i, (count, repeat) in enumerate(pairs)))
+    lambda pairs: Mixture(
+        tuple(MixtureEntry(f"d{i}", count, repeat) for i, (count, repeat) in enumerate(pairs))
+    )
 )
 
 
@@ -91,7 +93,7 @@ def test_the_order_is_what_the_document_says():
             if value < size:
                 return value
 
-    order = SampleOrder(Mixture((Entry("a", 300, 2), Entry("b", 400, 1))), seed, 10)
+    order = SampleOrder(Mixture((MixtureEntry("a", 300, 2), MixtureEntry("b", 400, 1))), seed, 10)
     for offset in range(size):
         value = place(offset)
         expected = (0, value % 300) if value < 600 else (1, value - 600)
@@ -159,7 +161,9 @@ def test_32_over_3_workers_is_11_11_10():
 
 
 def test_replacement_draws_in_proportion_and_may_repeat():
-    order = SampleOrder(Mixture((Entry("a", 10, 1), Entry("b", 10, 3))), 0, 4, sampling="replacement")
+    order = SampleOrder(
+        Mixture((MixtureEntry("a", 10, 1), MixtureEntry("b", 10, 3))), 0, 4, sampling="replacement"
+    )
     draw = order.draw(np.arange(40_000))
     assert abs((draw.entry == 1).mean() - 0.75) < 0.01
     one_epoch = drawn(order, 0, 40)
@@ -170,8 +174,8 @@ def test_replacement_draws_in_proportion_and_may_repeat():
     ("make", "says"),
     [
         (lambda: Mixture(()), "empty"),
-        (lambda: Entry("rain", 0, 1), "'rain'.*count 0"),
-        (lambda: SampleOrder(Mixture((Entry("rain", 3, 1),)), 0, 4), "3 samples.*batch_size 4"),
+        (lambda: MixtureEntry("rain", 0, 1), "'rain'.*count 0"),
+        (lambda: SampleOrder(Mixture((MixtureEntry("rain", 3, 1),)), 0, 4), "3 samples.*batch_size 4"),
         (lambda: share(2, 3, 0), "worker 0 of 3"),
     ],
 )
@@ -191,7 +195,9 @@ def test_weights_share_an_epoch_to_within_one_sample(
 ):
     weights = data.draw(st.lists(st.floats(0.2, 5), min_size=len(counts), max_size=len(counts)))
     names = [f"d{i}" for i in range(len(counts))]
-    mixture = weighted(dict(zip(names, counts, strict=True)), dict(zip(names, weights, strict=True)), length)
+    mixture = weighted_mixture(
+        dict(zip(names, counts, strict=True)), dict(zip(names, weights, strict=True)), length
+    )
     assert mixture.samples_per_epoch == length
     for entry, weight in zip(mixture.entries, weights, strict=True):
         assert abs(entry.per_epoch - length * weight / sum(weights)) < 1.0001
@@ -210,14 +216,14 @@ def test_a_weighted_stream_is_the_same_however_it_is_cut(
     names = {entry.degradation: entry.count for entry in order.mixture.entries}
     weights = {name: data.draw(st.floats(0.5, 2)) for name in names}
     for sampling in ("permutation", "replacement"):
-        mixed = SampleOrder(weighted(names, weights, 50), order.seed, 7, order.tail, sampling)
+        mixed = SampleOrder(weighted_mixture(names, weights, 50), order.seed, 7, order.tail, sampling)
         edges = [0, *sorted(cuts), 150]
         assert [s for a, b in pairwise(edges) for s in drawn(mixed, a, b)] == drawn(mixed, 0, 150)
 
 
 def test_cdd11_draws_a_type_uniformly_and_then_one_of_its_images():
     """The release: `random.choice` of the 11 types, `random.choice` of the images, length images x 4."""
-    cdd11 = Mixture(tuple(Entry(f"type{i}", 1183, 4) for i in range(11)))
+    cdd11 = Mixture(tuple(MixtureEntry(f"type{i}", 1183, 4) for i in range(11)))
     order = SampleOrder(cdd11, 3, 32, sampling="replacement")
     assert (cdd11.samples_per_epoch, order.steps_per_epoch) == (52_052, 1_626)
     draw = order.draw(np.arange(order.positions_per_epoch))
@@ -238,11 +244,11 @@ def test_a_stand_in_is_another_sample_of_the_entry_and_the_same_for_all():
 
 def test_weights_that_cannot_be_are_said():
     with pytest.raises(MixtureError, match="one weight to each"):
-        weighted({"a": 3}, {"b": 1.0}, 10)
+        weighted_mixture({"a": 3}, {"b": 1.0}, 10)
     with pytest.raises(MixtureError, match="above 0"):
-        weighted({"a": 3}, {"a": 0.0}, 10)
+        weighted_mixture({"a": 3}, {"a": 0.0}, 10)
     with pytest.raises(MixtureError, match=r"'b'.*less than one"):
-        weighted({"a": 3, "b": 3}, {"a": 1.0, "b": 1e-9}, 10)
+        weighted_mixture({"a": 3, "b": 3}, {"a": 1.0, "b": 1e-9}, 10)
 
 
 def test_the_order_of_before_is_the_order_of_now():

@@ -17,11 +17,11 @@ import webdataset
 
 from shards import tiles
 from shards.errors import ManifestError, PackError
-from shards.findings import Finding
 from shards.manifest import Manifest, load_manifest
 from shards.pack import decode_tiles, pack
+from shards.problems import DataProblem
 from shards.sources import FolderSource, Pair
-from shards.sources.picture import Pixels
+from shards.sources.image import InMemoryImage
 from shards.store import LocalStore, Store, open_store
 
 
@@ -31,7 +31,7 @@ class Listed:
     def __init__(self, pairs: list[Pair]) -> None:
         self.provenance: dict[str, object] = {"source": "listed"}
         self.listings: tuple[bytes, ...] = ()
-        self.findings: tuple[Finding, ...] = ()
+        self.findings: tuple[DataProblem, ...] = ()
         self.licences = {"s": "l"}
         self.pairs = pairs
 
@@ -115,7 +115,7 @@ def test_a_shard_is_a_plain_tar_whose_bytes_depend_on_nothing_but_the_pairs(pack
 
 
 def test_names_that_tar_or_webdataset_would_misread_are_made_safe(tmp_path: Path):
-    pixels = Pixels(np.zeros((20, 20, 3), np.uint8))
+    pixels = InMemoryImage(np.zeros((20, 20, 3), np.uint8))
     name = "../part1/0001_0.8_0.04 " + "ü" * 200
     manifest = pack(
         Listed([Pair(name, "train", "haze", pixels, pixels, "s")]), LocalStore(tmp_path), name="odd"
@@ -126,16 +126,19 @@ def test_names_that_tar_or_webdataset_would_misread_are_made_safe(tmp_path: Path
 
 
 PIXELS = np.zeros((20, 20, 3), np.uint8)
-GOOD = Pair("a", "train", "rain", Pixels(PIXELS), Pixels(PIXELS), "s")
+GOOD = Pair("a", "train", "rain", InMemoryImage(PIXELS), InMemoryImage(PIXELS), "s")
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
         (GOOD, "'a'.*comes twice"),
-        (replace(GOOD, id="b", degraded=Pixels(PIXELS[:10], "half")), r"half \(20 x 10; .* 20 x 20\)"),
+        (replace(GOOD, id="b", degraded=InMemoryImage(PIXELS[:10], "half")), r"half \(20 x 10; .* 20 x 20\)"),
         (replace(GOOD, id="b", degraded=None), "'b'"),
-        (replace(GOOD, id="b", clean=Pixels(PIXELS[..., 0]), degraded=Pixels(PIXELS)), "8-bit RGB"),
+        (
+            replace(GOOD, id="b", clean=InMemoryImage(PIXELS[..., 0]), degraded=InMemoryImage(PIXELS)),
+            "8-bit RGB",
+        ),
     ],
 )
 def test_one_bad_pair_publishes_nothing(each_store: Store, bad: Pair, says: str):

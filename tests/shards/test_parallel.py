@@ -19,7 +19,7 @@ from PIL import Image
 from shards.errors import ManifestError, PackError
 from shards.manifest import load_manifest
 from shards.pack import pack
-from shards.processes import Processes, Tick
+from shards.processes import ProcessPool, RowsCallback
 from shards.sources import FolderSource, PairsSource
 from shards.store import LocalStore
 from tests.shards.raw import lay_pairs
@@ -44,7 +44,7 @@ def test_any_number_of_processes_gives_the_same_dataset(photographs: Path, tmp_p
         together,
         name="p",
         shard_bytes=50_000,
-        run=Processes(3),
+        run=ProcessPool(3),
         on_progress=lambda done, total, id_: seen.append(done),
     )
     assert len(first.shards) > 3
@@ -59,14 +59,14 @@ PACK = """
 import sys
 from pathlib import Path
 from shards.pack import pack
-from shards.processes import Processes
+from shards.processes import ProcessPool
 from shards.sources import FolderSource
 from shards.store import LocalStore
 if __name__ == "__main__":
     source = FolderSource(Path(sys.argv[1]), ["rain", "haze", "low_haze_rain"], variants=2, seed=1)
     def tell(done, total, id_):
         print(done, flush=True)
-    pack(source, LocalStore(Path(sys.argv[2])), name="p", shard_bytes=50_000, run=Processes(2), on_progress=tell)
+    pack(source, LocalStore(Path(sys.argv[2])), name="p", shard_bytes=50_000, run=ProcessPool(2), on_progress=tell)
 """
 
 
@@ -110,7 +110,7 @@ def test_a_record_whose_shard_is_gone_or_that_is_damaged_counts_for_nothing(
     store = LocalStore(tmp_path / "store")
     tasks = []
 
-    def stop_half_way(work, given, tick: Tick):
+    def stop_half_way(work, given, tick: RowsCallback):
         for index, task in list(enumerate(given))[:3]:
             tasks.append(work(task, tick))
             yield index, tasks[-1]
@@ -132,7 +132,7 @@ def test_a_changed_photograph_is_packed_anew_after_an_interruption(photographs: 
     shutil.copytree(photographs, raw)
     store = LocalStore(tmp_path / "store")
 
-    def stop(work, given, tick: Tick):
+    def stop(work, given, tick: RowsCallback):
         yield 0, work(given[0], tick)
         raise KeyboardInterrupt
 
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path):
     assert peak_bytes(24) - peak_bytes(6) < 4 * image_bytes  # 36 images more went through
 
 
-def die(task: int, tick: Tick) -> int:
+def die(task: int, tick: RowsCallback) -> int:
     if task == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return task
@@ -186,16 +186,16 @@ def die(task: int, tick: Tick) -> int:
 
 def test_a_process_that_dies_is_an_error_and_not_a_hang():
     with pytest.raises(PackError, match=r"exit status -9.*--jobs"):
-        list(Processes(2)(die, [0, 1, 2], lambda rows, id_: None))
+        list(ProcessPool(2)(die, [0, 1, 2], lambda rows, id_: None))
 
 
-def refuse(task: int, tick: Tick) -> int:
+def refuse(task: int, tick: RowsCallback) -> int:
     raise PackError(f"task {task} is refused")
 
 
 def test_an_error_in_a_process_is_the_error_of_the_whole():
     with pytest.raises(PackError, match=r"task . is refused"):
-        list(Processes(2)(refuse, [0, 1, 2], lambda rows, id_: None))
+        list(ProcessPool(2)(refuse, [0, 1, 2], lambda rows, id_: None))
 
 
 def _wait_for_the_group_to_end(group: int) -> None:

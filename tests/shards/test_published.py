@@ -18,7 +18,7 @@ from shards.errors import ManifestError, PackError
 from shards.manifest import Manifest, load_manifest
 from shards.pack import pack
 from shards.sample import CDD11, DEGRADATIONS
-from shards.sources import PUBLISHED, Options, PublishedSource
+from shards.sources import PUBLISHED, PublishedOptions, PublishedSource
 from shards.sources.leaks import OTS_SCENES_OF_SOTS, OUTDOOR_RAIN_TEST1
 from shards.store import LocalStore
 from tests.shards.raw import cut, harmed, lay_clean, lay_pairs, save
@@ -26,11 +26,13 @@ from tests.shards.raw import cut, harmed, lay_clean, lay_pairs, save
 Pairs = list[tuple[str, str]]
 
 
-def packed(name: str, root: Path, tmp_path: Path, options: Options | None = None, **how: object) -> Manifest:
+def packed(
+    name: str, root: Path, tmp_path: Path, options: PublishedOptions | None = None, **how: object
+) -> Manifest:
     return pack(PublishedSource(name, root, options), LocalStore(tmp_path / "store"), name=name, **how)
 
 
-def report(name: str, root: Path, tmp_path: Path, options: Options | None = None) -> str:
+def report(name: str, root: Path, tmp_path: Path, options: PublishedOptions | None = None) -> str:
     with pytest.raises(PackError) as told:
         packed(name, root, tmp_path, options)
     with pytest.raises(ManifestError):
@@ -113,7 +115,7 @@ def test_every_published_layout_is_recognised_and_paired_at_any_depth(
     root = tmp_path / "kaggle" / "input" / "rainy" / "synthetic"  # words of the layouts, above them
     lay_pairs(root, pairs)
     split = next(p.split for p in PUBLISHED[name].parts if p.name == part)
-    source = PublishedSource(name, root.parent, Options(split=split, expected={part: len(pairs)}))
+    source = PublishedSource(name, root.parent, PublishedOptions(split=split, expected={part: len(pairs)}))
     assert source.findings == ()
     found = [(p.degraded and p.degraded.name, p.clean.name) for p in source]
     assert sorted(found) == sorted((str(root / d), str(root / c)) for d, c in pairs)
@@ -142,7 +144,7 @@ def test_every_published_layout_is_recognised_and_paired_at_any_depth(
 )
 def test_clean_sets_are_recognised(name: str, files: list[str], expected: dict[str, int], tmp_path: Path):
     lay_clean(tmp_path / "raw", files)
-    source = PublishedSource(name, tmp_path / "raw", Options(expected=expected))
+    source = PublishedSource(name, tmp_path / "raw", PublishedOptions(expected=expected))
     assert source.findings == ()
     assert Counter(pair.source for pair in source) == expected
     assert {pair.degradation for pair in source} == {"noise"}
@@ -152,10 +154,10 @@ def test_clean_sets_are_recognised(name: str, files: list[str], expected: dict[s
 def test_both_splits_are_told_apart_by_their_counts(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, [*both("a/low/{}.png", "a/high/{}.png", 6), *both("b/low/{}.png", "b/high/{}.png", 2)])
-    manifest = packed("lol-v1", root, tmp_path, Options(expected={"our485": 6, "eval15": 2}))
+    manifest = packed("lol-v1", root, tmp_path, PublishedOptions(expected={"our485": 6, "eval15": 2}))
     assert manifest.counts() == {"train": {"lowlight": 6}, "test": {"lowlight": 2}}
     root.joinpath("b").rename(root / "0")  # the order of the folders has no say
-    other = PublishedSource("lol-v1", root, Options(expected={"our485": 6, "eval15": 2}))
+    other = PublishedSource("lol-v1", root, PublishedOptions(expected={"our485": 6, "eval15": 2}))
     assert [(p.split, p.id) for p in other] == [(row.split, row.id) for row in manifest.rows]
 
 
@@ -168,7 +170,7 @@ def test_what_belongs_to_no_layout_is_ignored(tmp_path: Path):
     root = tmp_path / "RainTrainL"
     lay_pairs(root, both("rain-{}.png", "norain-{}.png", 3))
     lay_clean(root, [*numbers("rainstreak-{}.png", 3), *numbers("rainregion-{}.png", 3)])
-    manifest = packed("rain100l", root, tmp_path, Options("train", expected={"RainTrainL": 3}))
+    manifest = packed("rain100l", root, tmp_path, PublishedOptions("train", expected={"RainTrainL": 3}))
     assert [row.id for row in manifest.rows] == ["rain-1", "rain-2", "rain-3"]
 
 
@@ -176,7 +178,7 @@ def test_gopro_uses_blur_and_not_blur_gamma(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, both("train/S/blur/{}.png", "train/S/sharp/{}.png", 2))
     lay_clean(root, numbers("train/S/blur_gamma/{}.png", 2))
-    source = PublishedSource("gopro", root, Options("train", expected={"GoPro train": 2}))
+    source = PublishedSource("gopro", root, PublishedOptions("train", expected={"GoPro train": 2}))
     assert [Path(p.degraded.name).parent.name for p in source if p.degraded] == ["blur", "blur"]
     assert [p.id for p in source] == ["S_1", "S_2"]
 
@@ -184,10 +186,14 @@ def test_gopro_uses_blur_and_not_blur_gamma(tmp_path: Path):
 def test_gopro_is_cut_into_restormers_eight_crops(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, both("train/S/blur/{}.png", "train/S/sharp/{}.png", 1), (720, 1280))
-    manifest = packed("gopro", root, tmp_path, Options("train", crops=True, expected={"GoPro train": 1}))
+    manifest = packed(
+        "gopro", root, tmp_path, PublishedOptions("train", crops=True, expected={"GoPro train": 1})
+    )
     assert [row.id for row in manifest.rows] == [f"S_1-{k}" for k in range(1, 9)]
     assert {(row.clean.height, row.clean.width) for row in manifest.rows} == {(512, 512)}
-    pairs = list(PublishedSource("gopro", root, Options("train", crops=True, expected={"GoPro train": 1})))
+    pairs = list(
+        PublishedSource("gopro", root, PublishedOptions("train", crops=True, expected={"GoPro train": 1}))
+    )
     whole = np.asarray(Image.open(root / "train/S/sharp/1.png"))
     np.testing.assert_array_equal(pairs[6].clean.pixels(), whole[208:720, 512:1024])
     np.testing.assert_array_equal(pairs[7].clean.pixels(), whole[208:720, 768:1280])
@@ -196,7 +202,7 @@ def test_gopro_is_cut_into_restormers_eight_crops(tmp_path: Path):
 def test_frames_of_another_size_are_not_cut_into_gopros_crops(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, both("train/S/blur/{}.png", "train/S/sharp/{}.png", 1), (1080, 1920))
-    options = Options("train", crops=True, expected={"GoPro train": 1})
+    options = PublishedOptions("train", crops=True, expected={"GoPro train": 1})
     with pytest.raises(PackError, match="1920 x 1080 pixels; windows are cut from 1280 x 720"):
         packed("gopro", root, tmp_path, options)
 
@@ -205,11 +211,11 @@ def test_cdd11_labels_groups_and_stores_each_clean_image_once(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, [(f"train/{t}/{n}.png", f"train/clear/{n}.png") for t in TYPES for n in (1, 2)])
     expected = {"CDD-11_train": 22}
-    manifest = packed("cdd11", root, tmp_path, Options("train", expected=expected))
+    manifest = packed("cdd11", root, tmp_path, PublishedOptions("train", expected=expected))
     assert manifest.counts()["train"] == {name: 2 for name in sorted(CDD11.values())}
     assert len({row.clean for row in manifest.rows}) == 2
     for group, kinds in (("single", 4), ("double", 5), ("triple", 2), ("all", 11)):
-        chosen = PublishedSource("cdd11", root, Options("train", group=group, expected=expected))
+        chosen = PublishedSource("cdd11", root, PublishedOptions("train", group=group, expected=expected))
         assert len(chosen.training_counts()) == kinds
         assert chosen.findings == ()
 
@@ -218,7 +224,7 @@ def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path)
     names = ["im_0001_s80_a04.png", "im_0002_s80_a04.png", "city_00001.jpg", "12_rain.png"]
     root = tmp_path / "raw"
     lay_pairs(root, [(f"allweather/input/{n}", f"allweather/gt/{n}") for n in names])
-    source = PublishedSource("allweather", root, Options(expected={"AllWeather": 4}))
+    source = PublishedSource("allweather", root, PublishedOptions(expected={"AllWeather": 4}))
     assert source.findings == ()
     assert source.training_counts() == {"haze_rain": 2, "snow": 1, "raindrop": 1}
     assert Counter(p.source for p in source) == {"Outdoor-Rain": 2, "Snow100K": 1, "RainDrop": 1}
@@ -226,10 +232,12 @@ def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path)
     lay_pairs(
         root, [(f"allweather/input/{s}_a.png", f"allweather/gt/{s}_a.png") for s in OUTDOOR_RAIN_TEST1[:2]]
     )
-    text = report("allweather", root, tmp_path, Options(expected={"AllWeather": 6}))
+    text = report("allweather", root, tmp_path, PublishedOptions(expected={"AllWeather": 6}))
     assert "im_0301_a.png" in text
     assert "--exclude-leaked" in text
-    without = PublishedSource("allweather", root, Options(exclude_leaked=True, expected={"AllWeather": 6}))
+    without = PublishedSource(
+        "allweather", root, PublishedOptions(exclude_leaked=True, expected={"AllWeather": 6})
+    )
     assert without.findings == ()
     assert len(without) == 4
 
@@ -253,7 +261,7 @@ def test_a_repacked_allweather_has_the_published_count_without_its_test_scenes(
     lay_pairs(tmp_path / "raw", [(f"input/{n}", f"gt/{n}") for n in names])
     refused = PublishedSource("allweather", tmp_path / "raw")
     assert any("5 pairs; the set has 3" in finding.what for finding in refused.findings)
-    without = PublishedSource("allweather", tmp_path / "raw", Options(exclude_leaked=True))
+    without = PublishedSource("allweather", tmp_path / "raw", PublishedOptions(exclude_leaked=True))
     assert without.findings == ()
     assert len(without) == 3
 
@@ -288,7 +296,7 @@ BOTH_SPLITS: list[tuple[str, Pairs, Pairs]] = [
 def test_two_splits_below_one_root_take_their_own_files(tmp_path: Path, name: str, train: Pairs, test: Pairs):
     lay_pairs(tmp_path / "raw", [*train, *test])
     expected = {part.name: len(train if part.split == "train" else test) for part in PUBLISHED[name].parts}
-    source = PublishedSource(name, tmp_path / "raw", Options(expected=expected))
+    source = PublishedSource(name, tmp_path / "raw", PublishedOptions(expected=expected))
     assert source.findings == ()
     for split, pairs in (("train", train), ("test", test)):
         taken = {(str(p.degraded.path), str(p.clean.path)) for p in source if p.split == split}
@@ -309,14 +317,16 @@ def test_matlab_arrays_and_png_files_give_the_same_pairs(tmp_path: Path):
     root.mkdir()
     clean = matlab(root)
     expected = {"TOLED": 3}
-    arrays = list(PublishedSource("toled", root, Options(expected=expected)))
+    arrays = list(PublishedSource("toled", root, PublishedOptions(expected=expected)))
     assert [p.id for p in arrays] == ["0000", "0001", "0002"]
     for number, pair in enumerate(arrays):
         assert pair.degraded is not None
         assert pair.clean.size() == (40, 48)
         np.testing.assert_array_equal(pair.clean.pixels(), clean[number])
         np.testing.assert_array_equal(pair.degraded.pixels(), harmed(clean[number]))
-    assert packed("toled", root, tmp_path, Options(expected=expected)).counts() == {"test": {"toled": 3}}
+    assert packed("toled", root, tmp_path, PublishedOptions(expected=expected)).counts() == {
+        "test": {"toled": 3}
+    }
 
 
 @pytest.mark.parametrize(
@@ -331,7 +341,7 @@ def test_a_matlab_file_that_is_not_what_it_should_be_is_named(tmp_path: Path, sp
     matlab(tmp_path)
     spoil(tmp_path / "toled_test_gt.mat")
     with pytest.raises(PackError, match=f"toled_test_gt.mat.*{says}"):
-        packed("toled", tmp_path, tmp_path, Options(expected={"TOLED": 3}))
+        packed("toled", tmp_path, tmp_path, PublishedOptions(expected={"TOLED": 3}))
 
 
 # --- what is amiss ---------------------------------------------------------------------------------------------
@@ -341,12 +351,12 @@ def test_a_count_that_is_not_the_published_one_is_told_and_nothing_is_published(
     root = tmp_path / "raw"
     lay_pairs(root, both("rainy/rain-{}.png", "gt/norain-{}.png", 7))
     (root / "gt" / "norain-3.png").unlink()
-    text = report("rain100l", root, tmp_path, Options("train"))
+    text = report("rain100l", root, tmp_path, PublishedOptions("train"))
     assert "RainTrainL (train, in ., laid out as: AirNet" in text
     assert "has 6 pairs; the set has 200" in text
     assert "rainy/rain-3.png (looked for gt/norain-3.png)" in text
     assert "--allow-partial" in text
-    manifest = packed("rain100l", root, tmp_path, Options("train"), allow_partial=True)
+    manifest = packed("rain100l", root, tmp_path, PublishedOptions("train"), allow_partial=True)
     assert len(manifest.rows) == 6
     assert any("the set has 200" in record["what"] for record in manifest.provenance["missing"])
     assert any("rain-3" in name for record in manifest.provenance["missing"] for name in record["examples"])
@@ -355,7 +365,7 @@ def test_a_count_that_is_not_the_published_one_is_told_and_nothing_is_published(
 def test_a_part_that_is_not_there_is_told_with_what_was_looked_for(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, both("rainy/rain-{}.png", "gt/norain-{}.png", 3))
-    text = report("rain100l", root, tmp_path, Options(expected={"RainTrainL": 3}))
+    text = report("rain100l", root, tmp_path, PublishedOptions(expected={"RainTrainL": 3}))
     assert "Rain100L (test) was not found" in text
     assert "input/{key}.png with target/{key}.png" in text
     assert "There are 6 files: gt/norain-1.png" in text
@@ -388,13 +398,13 @@ def test_reside_v0_is_known_by_its_size_and_served_by_the_official_list(
 
     official = tmp_path / "hazy_outside.txt"
     official.write_text("".join(f"synthetic/part1/{s}_{v}.jpg\n" for s in SCENES[:2] for v in HAZE))
-    listed = PublishedSource("reside-ots", root, Options(listing=official))
+    listed = PublishedSource("reside-ots", root, PublishedOptions(listing=official))
     assert listed.findings == ()
     assert len(listed) == 6
     assert listed.provenance["list"]["known_as"].startswith("not an official list")
     official.write_text(official.read_text() + "synthetic/part1/9999_1_0.2.jpg\n")
     assert "1 of 7 files of the list are not there: 9999_1_0.2" in report(
-        "reside-ots", root, tmp_path, Options(listing=official)
+        "reside-ots", root, tmp_path, PublishedOptions(listing=official)
     )
 
 
@@ -417,8 +427,8 @@ def test_leaked_scenes_of_ots_stay_unless_one_asks(tmp_path: Path):
     scenes = [*OTS_SCENES_OF_SOTS[:2], "0026"]
     lay_pairs(root, [(f"synthetic/part1/{s}_1_0.2.jpg", f"original/{s}.jpg") for s in scenes])
     expected = {"OTS": 3}
-    assert len(PublishedSource("reside-ots", root, Options(expected=expected))) == 3
-    without = PublishedSource("reside-ots", root, Options(expected=expected, exclude_leaked=True))
+    assert len(PublishedSource("reside-ots", root, PublishedOptions(expected=expected))) == 3
+    without = PublishedSource("reside-ots", root, PublishedOptions(expected=expected, exclude_leaked=True))
     assert [p.id for p in without] == ["0026_1_0.2"]
     assert without.provenance["exclude_leaked"] is True
     assert len(OTS_SCENES_OF_SOTS) == 75
@@ -427,11 +437,11 @@ def test_leaked_scenes_of_ots_stay_unless_one_asks(tmp_path: Path):
 def test_images_of_another_size_than_the_datasets_are_told(tmp_path: Path):
     root = tmp_path / "raw"
     lay_pairs(root, both("eval15/low/{}.png", "eval15/high/{}.png", 15), (400, 600))
-    assert len(packed("lol-v1", root, tmp_path, Options("test")).rows) == 15
+    assert len(packed("lol-v1", root, tmp_path, PublishedOptions("test")).rows) == 15
     shutil.rmtree(tmp_path / "store")
     save(root / "eval15/low/7.png", cut(1, 200, 300))
     save(root / "eval15/high/7.png", cut(1, 200, 300))
-    text = report("lol-v1", root, tmp_path, Options("test"))
+    text = report("lol-v1", root, tmp_path, PublishedOptions("test"))
     assert "low/7.png (300 x 200, not 600 x 400)" in text or "high/7.png (300 x 200, not 600 x 400)" in text
 
 
@@ -439,17 +449,26 @@ def test_folders_that_fit_equally_well_are_named(tmp_path: Path):
     for copy in ("a", "b"):
         lay_pairs(tmp_path / "raw", both(f"{copy}/low/{{}}.png", f"{copy}/high/{{}}.png", 3))
     with pytest.raises(PackError, match=r"2 folders .* fit equally well: a/, b/.*--root"):
-        PublishedSource("lol-v1", tmp_path / "raw", Options("test", expected={"eval15": 3}))
+        PublishedSource("lol-v1", tmp_path / "raw", PublishedOptions("test", expected={"eval15": 3}))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda root: PublishedSource("rain100h", root), "'rain100h' is unknown"),
-        (lambda root: PublishedSource("uieb", root, Options("train")), "has no train split"),
-        (lambda root: PublishedSource("uieb", root, Options(group="single")), "cdd11 alone has groups"),
-        (lambda root: PublishedSource("uieb", root, Options(crops=True)), "crops are made of gopro alone"),
-        (lambda root: PublishedSource("uieb", root, Options(expected={"UEIB": 1})), "no part 'UEIB'"),
+        (lambda root: PublishedSource("uieb", root, PublishedOptions("train")), "has no train split"),
+        (
+            lambda root: PublishedSource("uieb", root, PublishedOptions(group="single")),
+            "cdd11 alone has groups",
+        ),
+        (
+            lambda root: PublishedSource("uieb", root, PublishedOptions(crops=True)),
+            "crops are made of gopro alone",
+        ),
+        (
+            lambda root: PublishedSource("uieb", root, PublishedOptions(expected={"UEIB": 1})),
+            "no part 'UEIB'",
+        ),
         (lambda root: PublishedSource("uieb", root), "no image files"),
         (lambda root: PublishedSource("uieb", root / "none"), "no such folder"),
     ],

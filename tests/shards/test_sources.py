@@ -16,8 +16,8 @@ from shards.errors import ManifestError, PackError
 from shards.images import halve, read_image
 from shards.manifest import Manifest, load_manifest
 from shards.pack import pack
-from shards.photographs import PHOTOGRAPHS, Photograph, read_photograph
-from shards.progress import Progress
+from shards.photographs import PHOTOGRAPHS, DemoPhotograph, read_photograph
+from shards.progress import ProgressCallback
 from shards.sources import FolderSource, PairsSource, PhotographSource, Source
 from shards.store import LocalStore, open_store
 
@@ -44,7 +44,7 @@ def test_four_colour_photographs_are_held_out_and_no_scene_is_on_both_sides():
 
 
 def test_a_wheel_that_is_not_installed_is_named_with_its_remedy():
-    absent = Photograph("x", "no_such_package", "x.png", "train", "CC0")
+    absent = DemoPhotograph("x", "no_such_package", "x.png", "train", "CC0")
     with pytest.raises(PackError, match=r"no_such_package.*pip install"):
         photographs_module.read_photograph(absent)
 
@@ -156,7 +156,7 @@ def test_pairs_know_the_content_of_both_sides_and_which_is_which(root: Path):
 def test_looking_packing_and_hashing_tell_how_far_they_are(root: Path, tmp_path: Path):
     told: dict[str, list[tuple[int, int]]] = {"look": [], "pack": [], "hash": []}
 
-    def watch(phase: str) -> Progress:
+    def watch(phase: str) -> ProgressCallback:
         return lambda done, total, name: told[phase].append((done, total))
 
     source = PairsSource(root, "rainy/{key}.png", "clean/{key}.png", "rain", on_hash=watch("hash"))

@@ -15,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.augment import crop16, draw_mode, draw_window, keyed_rng, orient
+from shards.augment import centre_window, draw_crop, draw_orientation, keyed_rng, orient
 from shards.cache import ShardCache
+from shards.crop_schedule import CropSchedule, TrainingStage
 from shards.dataset import Dataset
 from shards.errors import (
     CorruptObjectError,
@@ -26,11 +27,10 @@ from shards.errors import (
     UnreachableStoreError,
 )
 from shards.manifest import Manifest, publish
-from shards.mixture import Entry, Mixture, weighted
+from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.noise import add_noise
 from shards.pack import pack
 from shards.sources import FolderSource
-from shards.stages import Stage, Stages
 from shards.store import LocalStore, Store, open_store
 from shards.stream import Batch, TrainStream
 
@@ -126,8 +126,8 @@ def test_pixels_are_the_source_s_own(dataset: Dataset, source: FolderSource):
             label = "noise" if batch.sigma[index] else batch.degradations[index]
             pair = pairs[label, batch.ids[index]]
             rng = keyed_rng(5, position)
-            window = draw_window(rng, crop16(*pair.clean.size()), 32)
-            mode = draw_mode(rng, "release")
+            window = draw_crop(rng, centre_window(*pair.clean.size()), 32)
+            mode = draw_orientation(rng, "release")
             clean = pair.clean.pixels()
             degraded = clean if pair.degraded is None else pair.degraded.pixels()
             for image, whole in ((batch.clean, clean), (batch.degraded, degraded)):
@@ -246,7 +246,9 @@ def test_the_stream_is_one_for_random_worlds_seeds_sizes_and_interruptions(
         "multiple": data.draw(st.sampled_from([1, 16])),
     }
     if data.draw(st.booleans()):
-        options["stages"] = Stages((Stage(0, pixels, batch), Stage(2, 64, data.draw(st.integers(1, 9)))))
+        options["stages"] = CropSchedule(
+            (TrainingStage(0, pixels, batch), TrainingStage(2, 64, data.draw(st.integers(1, 9))))
+        )
     stream = stream_of(dataset, **options)
     first = data.draw(st.integers(0, 10**6))
     steps = data.draw(st.integers(1, 4))
@@ -266,14 +268,14 @@ def test_the_stream_is_one_for_random_worlds_seeds_sizes_and_interruptions(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more readers than cores, on purpose
 @pytest.mark.parametrize("readers", [1, 3])
 def test_any_number_of_readers_reads_windows_and_stages_alike(dataset: Dataset, readers: int):
-    options = {"window": 1, "stages": Stages((Stage(0, 32, 6), Stage(3, 64, 4)))}
+    options = {"window": 1, "stages": CropSchedule((TrainingStage(0, 32, 6), TrainingStage(3, 64, 4)))}
     stop = options["stages"].position_at(6)
     alone = run(stream_of(dataset, **options), 1, 0, stop)
     assert run(stream_of(dataset, **options, readers=readers), 2, 0, stop) == alone
 
 
 def test_stages_change_crop_and_batch_at_their_step(dataset: Dataset):
-    stages = Stages((Stage(0, 32, 8), Stage(2, 48, 4), Stage(3, 64, 2)))
+    stages = CropSchedule((TrainingStage(0, 32, 8), TrainingStage(2, 48, 4), TrainingStage(3, 64, 2)))
     stream = stream_of(dataset, stages=stages, micro_batches=2)
     batches = list(stream.steps(0, 1, 0, stages.position_at(5)))
     sizes = [tuple(batch.clean.shape[:1]) + tuple(batch.clean.shape[2:3]) for batch in batches]
@@ -282,9 +284,11 @@ def test_stages_change_crop_and_batch_at_their_step(dataset: Dataset):
     entered = list(stream.steps(stages.position_at(2), 1, 0, stages.position_at(5)))
     assert samples(entered) == samples(batches[4:])
     with pytest.raises(MixtureError, match="104"):
-        stream_of(dataset, stages=Stages((Stage(0, 32, 8), Stage(2, 104, 4))))
+        stream_of(dataset, stages=CropSchedule((TrainingStage(0, 32, 8), TrainingStage(2, 104, 4))))
     with pytest.raises(MixtureError, match="3 does not divide the global batch of 4"):
-        stream_of(dataset, stages=Stages((Stage(0, 32, 6), Stage(2, 48, 4))), micro_batches=3)
+        stream_of(
+            dataset, stages=CropSchedule((TrainingStage(0, 32, 6), TrainingStage(2, 48, 4))), micro_batches=3
+        )
 
 
 def test_a_window_reads_few_shards_at_a_time_from_real_data(packed: tuple[str, Manifest], cache: ShardCache):
@@ -304,12 +308,14 @@ def test_a_window_reads_few_shards_at_a_time_from_real_data(packed: tuple[str, M
 
 
 def test_weights_mix_real_data(dataset: Dataset):
-    mixture = weighted({"rain": 6, "haze": 6}, {"rain": 3.0, "haze": 1.0}, 40)
+    mixture = weighted_mixture({"rain": 6, "haze": 6}, {"rain": 3.0, "haze": 1.0}, 40)
     stream = TrainStream(dataset, mixture, seed=1, crop_pixels=32, global_batch_size=8)
     names = [name for batch in stream.steps(0, 1, 0, 40) for name in batch.degradations]
     assert (names.count("rain"), names.count("haze")) == (30, 10)
     with pytest.raises(MixtureError, match=r"counts 7 samples of 'rain'.*holds 6"):
-        TrainStream(dataset, Mixture((Entry("rain", 7, 1),)), seed=1, crop_pixels=32, global_batch_size=1)
+        TrainStream(
+            dataset, Mixture((MixtureEntry("rain", 7, 1),)), seed=1, crop_pixels=32, global_batch_size=1
+        )
 
 
 def test_noise_may_stay_float(dataset: Dataset):

@@ -15,9 +15,18 @@ from pathlib import Path
 import pytest
 
 from shards.errors import CorruptObjectError, ManifestError, StoreError
-from shards.manifest import POINTER, Manifest, Member, Row, Shard, load_manifest, manifest_key, publish
+from shards.manifest import (
+    POINTER,
+    Manifest,
+    ManifestRow,
+    Member,
+    Shard,
+    load_manifest,
+    manifest_key,
+    publish,
+)
 from shards.pack import pack
-from shards.processes import Processes
+from shards.processes import ProcessPool
 from shards.sources import FolderSource
 from shards.store import LocalStore, Store
 from shards.verify import verify
@@ -41,7 +50,9 @@ def test_a_whole_dataset_passes_on_every_kind_of_store(each_store: Store, source
 def test_processes_share_the_work_and_count_every_image(copied: LocalStore):
     manifest = load_manifest(copied)
     seen: list[int] = []
-    found = verify(copied, manifest, run=Processes(2), on_progress=lambda done, total, id_: seen.append(done))
+    found = verify(
+        copied, manifest, run=ProcessPool(2), on_progress=lambda done, total, id_: seen.append(done)
+    )
     assert seen[-1] == found.images == len(seen)
 
 
@@ -106,7 +117,7 @@ def forged(store: LocalStore, name: str, kind: bytes = tarfile.REGTYPE) -> Manif
     store.write(f"shards/{digest}.tar", buffer.getvalue())
     member = Member(0, 512, len(data), zlib.crc32(data), "tiles-qoi", 1, 1)
     shard = Shard(f"shards/{digest}.tar", len(buffer.getvalue()), digest)
-    manifest = Manifest("forged", (shard,), (Row("a", "train", "noise", None, member, "s"),))
+    manifest = Manifest("forged", (shard,), (ManifestRow("a", "train", "noise", None, member, "s"),))
     publish(store, manifest)
     return manifest
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import MixtureError
-from shards.mixture import Entry, Mixture
+from shards.mixture import Mixture, MixtureEntry
 from shards.order import SampleOrder
-from shards.windows import Windows
+from shards.windows import ShardWindows
 
 
 @st.composite
@@ -26,7 +26,7 @@ def windowed(draw: st.DrawFn) -> SampleOrder:
         repeat = draw(
             st.one_of(st.integers(1, 4), st.integers(1, 3 * count).map(lambda n, c=count: Fraction(n, c)))
         )
-        entries.append(Entry(f"d{index}", count, repeat))
+        entries.append(MixtureEntry(f"d{index}", count, repeat))
         shards.append(np.array(draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))))
     mixture = Mixture(tuple(entries))
     return SampleOrder(
@@ -34,7 +34,7 @@ def windowed(draw: st.DrawFn) -> SampleOrder:
         draw(st.integers(0, 2**62)),
         draw(st.integers(1, mixture.samples_per_epoch)),
         draw(st.sampled_from(["drop", "carry"])),
-        windows=Windows(shards, draw(st.integers(1, 8))),
+        windows=ShardWindows(shards, draw(st.integers(1, 8))),
     )
 
 
@@ -90,9 +90,9 @@ def test_each_sample_comes_as_often_as_without_a_window(order: SampleOrder):
 
 def test_what_is_ahead_is_what_is_read():
     order = SampleOrder(
-        Mixture((Entry("a", 40, 3), Entry("b", 20, 1))),
+        Mixture((MixtureEntry("a", 40, 3), MixtureEntry("b", 20, 1))),
         *(5, 8),
-        windows=Windows([np.arange(40) // 5, 8 + np.arange(20) // 5], 2),
+        windows=ShardWindows([np.arange(40) // 5, 8 + np.arange(20) // 5], 2),
     )
     start = 3 * order.positions_per_epoch - 20
     position = start
@@ -106,17 +106,17 @@ def test_what_is_ahead_is_what_is_read():
 
 def test_samples_that_come_often_are_spread_over_the_epoch():
     order = SampleOrder(
-        Mixture((Entry("rare", 1000, 1), Entry("often", 10, 100))),
+        Mixture((MixtureEntry("rare", 1000, 1), MixtureEntry("often", 10, 100))),
         *(0, 10),
-        windows=Windows([np.arange(1000) // 10, np.full(10, 100)], 10),
+        windows=ShardWindows([np.arange(1000) // 10, np.full(10, 100)], 10),
     )
     entry = order.draw(np.arange(2000)).entry.reshape(10, 200)
     assert ((entry.mean(axis=1) > 0.2) & (entry.mean(axis=1) < 0.8)).all()
 
 
 def test_all_shards_in_one_window_is_the_ordinary_order():
-    mixture = Mixture((Entry("a", 30, 2), Entry("b", 7, 1)))
-    windows = Windows([np.arange(30), np.arange(7)], 1000)
+    mixture = Mixture((MixtureEntry("a", 30, 2), MixtureEntry("b", 7, 1)))
+    windows = ShardWindows([np.arange(30), np.arange(7)], 1000)
     assert drawn(SampleOrder(mixture, 1, 4, windows=windows), 0, 200) == drawn(
         SampleOrder(mixture, 1, 4), 0, 200
     )
@@ -124,8 +124,12 @@ def test_all_shards_in_one_window_is_the_ordinary_order():
 
 def test_what_cannot_be_windowed_is_said():
     with pytest.raises(MixtureError, match="at least 1"):
-        Windows([np.zeros(3)], 0)
+        ShardWindows([np.zeros(3)], 0)
     with pytest.raises(MixtureError, match="replacement"):
         SampleOrder(
-            Mixture((Entry("a", 3, 1),)), 0, 1, sampling="replacement", windows=Windows([np.zeros(3)], 1)
+            Mixture((MixtureEntry("a", 3, 1),)),
+            0,
+            1,
+            sampling="replacement",
+            windows=ShardWindows([np.zeros(3)], 1),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards.sample import CDD11
-from shards.sources.layout import Layout, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, PublishedDataset
 
 _TYPES = "|".join(sorted(CDD11, key=len, reverse=True))
 _SIZES = {"single": 1, "double": 2, "triple": 3}
@@ -27,38 +27,38 @@ PUBLISHED_PSNR = {
 """Mean PSNR of the degraded test images against the clean ones, in dB, from OneRestore's sheet."""
 
 
-def _part(name: str, folder: str, split: str, photographs: int) -> Part:
-    return Part(
+def _part(name: str, folder: str, split: str, photographs: int) -> DatasetPart:
+    return DatasetPart(
         name,
         "train" if split == "train" else "test",
         photographs * len(CDD11),
         (
-            Layout(
+            FileLayout(
                 "twelve folders",
                 f"{folder}/clear/{{key}}.png",
                 f"{folder}/{{type:{_TYPES}}}/{{key}}.png",
                 id="{key}",
             ),
-            Layout(
+            FileLayout(
                 "twelve folders (MIRAGE, MoCE-IR)",
                 f"{split}/clear/{{key}}.png",
                 f"{split}/{{type:{_TYPES}}}/{{key}}.png",
                 id="{key}",
             ),
-            Layout(
+            FileLayout(
                 "BioIR, one folder of inputs",
                 f"{split}/clear/{{key}}.png",
                 f"{split}/input/{{type:{_TYPES}}}_{{key}}.png",
                 id="{key}",
             ),
-            Layout("twelve folders", "clear/{key}.png", f"{{type:{_TYPES}}}/{{key}}.png", id="{key}"),
+            FileLayout("twelve folders", "clear/{key}.png", f"{{type:{_TYPES}}}/{{key}}.png", id="{key}"),
         ),
         by_type=CDD11,
         cleans=photographs,
     )
 
 
-CDD_11 = Published(
+CDD_11 = PublishedDataset(
     "CDD-11",
     (_part("CDD-11_train", "CDD-11_train", "train", 1183), _part("CDD-11_test", "CDD-11_test", "test", 200)),
     where="CDD-11 of OneRestore (Hugging Face, gy65896/CDD-11); clean images from RAISE",

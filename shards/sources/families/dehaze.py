@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.sources.layout import Grid, Layout, Leak, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, PublishedDataset, TestLeak, VariantGrid
 from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
 _V0 = (
@@ -10,30 +10,30 @@ _V0 = (
     "same names may be used: give the official list, hazy_outside.txt, with --list."
 )
 
-OTS = Published(
+OTS = PublishedDataset(
     "RESIDE OTS (beta)",
     (
-        Part(
+        DatasetPart(
             "OTS",
             "train",
             72135,
             (
-                Layout(
+                FileLayout(
                     "AirNet, PromptIR, AdaIR, MIRAGE",
                     "original/{key:d}.(jpg|png)",
                     "synthetic/part{part:d}/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",
                 ),
-                Layout(
+                FileLayout(
                     "MoCE-IR",
                     "(clear|clear_images|original)/{key:d}.(jpg|png)",
                     "part{part:d}/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",
                 ),
-                Layout(
+                FileLayout(
                     "DiffUIR",
                     "clear/clear_images/{key:d}.(jpg|png)",
                     "haze/OTS/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",
                 ),
-                Layout(
+                FileLayout(
                     "two folders",
                     "(clear|original|gt)/{key:d}.(jpg|png)",
                     "(hazy|haze|synthetic)/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",
@@ -41,7 +41,7 @@ OTS = Published(
             ),
             "haze",
             cleans=2061,
-            grid=Grid(
+            grid=VariantGrid(
                 "{key}_{airlight}_{beta}",
                 {
                     "airlight": ("0.8", "0.85", "0.9", "0.95", "1"),
@@ -50,7 +50,7 @@ OTS = Published(
             ),
             histogram=("part", {"1": 18200, "2": 18200, "3": 18200, "4": 17535}),
             wrong_counts={313950: _V0},
-            leak=Leak(
+            leak=TestLeak(
                 OTS_SCENES_OF_SOTS,
                 "The official list trains on 75 scenes of SOTS outdoor; 76 of its 500 test images show them.",
                 published=True,
@@ -64,21 +64,23 @@ OTS = Published(
     },
 )
 
-SOTS = Published(
+SOTS = PublishedDataset(
     "RESIDE SOTS outdoor",
     (
-        Part(
+        DatasetPart(
             "SOTS outdoor",
             "test",
             500,
             (
-                Layout(
+                FileLayout(
                     "hazy beside clean",
                     "(gt|clear|target)/{key:d}.(png|jpg)",
                     "(hazy|input)/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",
                 ),
-                Layout("InstructIR", "GT/{key:d}.(png|jpg)", "IN/{key:d}_{airlight:f}_{beta:f}.(jpg|png)"),
-                Layout(
+                FileLayout(
+                    "InstructIR", "GT/{key:d}.(png|jpg)", "IN/{key:d}_{airlight:f}_{beta:f}.(jpg|png)"
+                ),
+                FileLayout(
                     "re-hosted, clean as <id>_gt",
                     "(gt|clear|target)/{key:d}_gt.png",
                     "(hazy|input)/{key:d}_{airlight:f}_{beta:f}.(jpg|png)",

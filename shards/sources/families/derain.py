@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from shards.sources.layout import Layout, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, PublishedDataset
 
-RAIN100L = Published(
+RAIN100L = PublishedDataset(
     "Rain100L",
     (
-        Part(
+        DatasetPart(
             "RainTrainL",
             "train",
             200,
             (
-                Layout(
+                FileLayout(
                     "AirNet, PromptIR, AdaIR, MIRAGE, MoCE-IR",
                     "gt/norain-{key:d}.png",
                     "rainy/rain-{key:d}.png",
                 ),
-                Layout("two folders", "norain/norain-{key:d}.png", "(rain|rainy)/rain-{key:d}.png"),
+                FileLayout("two folders", "norain/norain-{key:d}.png", "(rain|rainy)/rain-{key:d}.png"),
                 # The original folder also holds rainstreak-*.png and rainregion-*.png.
-                Layout("original folder", "norain-{key:d}.png", "rain-{key:d}.png"),
+                FileLayout("original folder", "norain-{key:d}.png", "rain-{key:d}.png"),
             ),
             "rain",
         ),
-        Part(
+        DatasetPart(
             "Rain100L",
             "test",
             100,
             (
-                Layout("two folders", "(norain|gt)/norain-{key:d}.png", "(rain|rainy)/rain-{key:d}.png"),
-                Layout("MIRAGE", "target/norain-{key:d}.png", "input/rain-{key:d}.png"),
-                Layout("PromptIR, AdaIR, AirNet", "target/{key}.png", "input/{key}.png"),
-                Layout("one name on both sides", "(norain|gt)/{key}.png", "rainy/{key}.png"),
-                Layout("original folder", "norain-{key:d}.png", "rain-{key:d}.png"),
+                FileLayout("two folders", "(norain|gt)/norain-{key:d}.png", "(rain|rainy)/rain-{key:d}.png"),
+                FileLayout("MIRAGE", "target/norain-{key:d}.png", "input/rain-{key:d}.png"),
+                FileLayout("PromptIR, AdaIR, AirNet", "target/{key}.png", "input/{key}.png"),
+                FileLayout("one name on both sides", "(norain|gt)/{key}.png", "rainy/{key}.png"),
+                FileLayout("original folder", "norain-{key:d}.png", "rain-{key:d}.png"),
             ),
             "rain",
         ),

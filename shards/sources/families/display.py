@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from shards.sources.layout import Layout, Matlab, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout, PublishedDataset
 
 
-def _display(name: str) -> Published:
+def _display(name: str) -> PublishedDataset:
     low = name.lower()
-    return Published(
+    return PublishedDataset(
         name,
         (
-            Part(
+            DatasetPart(
                 name,
                 "test",
                 30,
                 (
                     *(
-                        Matlab(
+                        MatlabLayout(
                             f"MATLAB arrays, {split}",
                             *(f"{low}_{split}_display.mat", f"{split}_display"),
                             *(f"{low}_{split}_gt.mat", f"{split}_gt"),
                         )
                         for split in ("test", "val")
                     ),
-                    Layout("PNG files", f"{low}/target/{{key}}.png", f"{low}/input/{{key}}.png"),
-                    Layout("PNG files", "target/{key}.png", "input/{key}.png"),
+                    FileLayout("PNG files", f"{low}/target/{{key}}.png", f"{low}/input/{{key}}.png"),
+                    FileLayout("PNG files", "target/{key}.png", "input/{key}.png"),
                 ),
                 low,
                 size=(1024, 2048),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from shards.sources.layout import Layout, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, PublishedDataset
 
-UIEB = Published(
+UIEB = PublishedDataset(
     "UIEB",
     (
-        Part(
+        DatasetPart(
             "UIEB",
             "test",
             890,
             (
                 # Some mirrors nest the folders: raw-890/raw-890/.
-                Layout("original", "reference-890/**/{key}.png", "raw-890/**/{key}.png"),
-                Layout("two folders", "(target|gt|reference)/{key}.png", "(input|raw)/{key}.png"),
+                FileLayout("original", "reference-890/**/{key}.png", "raw-890/**/{key}.png"),
+                FileLayout("two folders", "(target|gt|reference)/{key}.png", "(input|raw)/{key}.png"),
             ),
             "underwater",
             strangers=(

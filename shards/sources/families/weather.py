@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from shards.sources.layout import Label, Layout, Leak, Part, Published
+from shards.sources.layout import DatasetPart, FileLayout, PairLabel, PublishedDataset, TestLeak
 from shards.sources.leaks import OUTDOOR_RAIN_TEST1
 
-_SAME_NAME = Layout("TransWeather", "gt/{key}.(png|jpg)", "input/{key}.(png|jpg)")
+_SAME_NAME = FileLayout("TransWeather", "gt/{key}.(png|jpg)", "input/{key}.(png|jpg)")
 
-ALLWEATHER = Published(
+ALLWEATHER = PublishedDataset(
     "AllWeather",
     (
-        Part(
+        DatasetPart(
             "AllWeather",
             "train",
             18069,
             (_SAME_NAME,),
             labels=(
-                Label("im_*.png", "haze_rain", "Outdoor-Rain", 8250),
-                Label("*.jpg", "snow", "Snow100K", 9001),
-                Label("*rain*.png", "raindrop", "RainDrop", 818),
+                PairLabel("im_*.png", "haze_rain", "Outdoor-Rain", 8250),
+                PairLabel("*.jpg", "snow", "Snow100K", 9001),
+                PairLabel("*rain*.png", "raindrop", "RainDrop", 818),
             ),
-            leak=Leak(
+            leak=TestLeak(
                 OUTDOOR_RAIN_TEST1,
                 "The scenes im_0301 to im_0350 are Outdoor-Rain's Test1. AllWeather's own list leaves them out, "
                 "some repacked archives do not.",
@@ -32,17 +32,17 @@ ALLWEATHER = Published(
 )
 
 
-def _snow(name: str, pairs: int) -> Published:
-    return Published(
+def _snow(name: str, pairs: int) -> PublishedDataset:
+    return PublishedDataset(
         name,
         (
-            Part(
+            DatasetPart(
                 name,
                 "test",
                 pairs,
                 (
-                    Layout("original", "gt/{key}.jpg", "synthetic/{key}.jpg"),
-                    Layout("TransWeather", "gt/{key}.jpg", "input/{key}.jpg"),
+                    FileLayout("original", "gt/{key}.jpg", "synthetic/{key}.jpg"),
+                    FileLayout("TransWeather", "gt/{key}.jpg", "input/{key}.jpg"),
                 ),
                 "snow",
                 wrong_counts={
@@ -59,16 +59,16 @@ def _snow(name: str, pairs: int) -> Published:
 SNOW100K_S = _snow("Snow100K-S", 16611)
 SNOW100K_L = _snow("Snow100K-L", 16801)
 
-TEST1 = Published(
+TEST1 = PublishedDataset(
     "Outdoor-Rain Test1",
     (
-        Part(
+        DatasetPart(
             "Outdoor-Rain Test1",
             "test",
             750,
             (
                 _SAME_NAME,
-                Layout(
+                FileLayout(
                     "original: one clean image for fifteen",
                     "gt/im_{key:d}.png",
                     "(in|input|test_in)/im_{key:d}_{streaks}_{veil}.png",
@@ -81,17 +81,17 @@ TEST1 = Published(
 )
 
 
-def _raindrop(name: str, pairs: int) -> Published:
+def _raindrop(name: str, pairs: int) -> PublishedDataset:
     other = {249: "This is test_b: pack raindrop-b.", 58: "This is test_a: pack raindrop-a."}
-    return Published(
+    return PublishedDataset(
         f"RainDrop {name}",
         (
-            Part(
+            DatasetPart(
                 name,
                 "test",
                 pairs,
                 (
-                    Layout("original", "gt/{key:d}_clean.(png|jpg)", "data/{key:d}_rain.(png|jpg)"),
+                    FileLayout("original", "gt/{key:d}_clean.(png|jpg)", "data/{key:d}_rain.(png|jpg)"),
                     _SAME_NAME,
                 ),
                 "raindrop",

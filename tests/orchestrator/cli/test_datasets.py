@@ -14,7 +14,7 @@ from orchestrator.cli import app
 from orchestrator.data.summary import describe
 from orchestrator.errors import PlanError
 from shards.errors import CorruptObjectError, PackError
-from shards.manifest import Manifest, Member, Row, Shard
+from shards.manifest import Manifest, ManifestRow, Member, Shard
 
 NAMES = ("astronaut", "rocket", "coffee", "cat")
 
@@ -112,7 +112,7 @@ def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) ->
 
 def test_cdd11_is_shown_beside_its_published_input_psnr() -> None:
     image = Member(0, 0, 1, 0, "tiles-qoi", 720, 1080)
-    rows = (Row("1", "test", "low_haze", image, image, "CDD-11_test"),)
+    rows = (ManifestRow("1", "test", "low_haze", image, image, "CDD-11_test"),)
     facts = {"source": "cdd11", "input_psnr": {"test": {"low_haze": 14.93}}}
     text = describe("here", Manifest("cdd11", (Shard("shards/ab.tar", 1, "ab"),), rows, {}, facts))
     assert "14.93 dB" in text

@@ -17,7 +17,7 @@ from orchestrator.maintenance.garbage_collection import find, remove
 from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
 from shards.manifest import POINTER, load_manifest
 from shards.pack import pack
-from shards.processes import Tick
+from shards.processes import RowsCallback
 from shards.sources import FolderSource
 from shards.store import LocalStore
 from shards.verify import verify
@@ -52,7 +52,7 @@ def grow_old(storage: LocalStore, hours: float = 48) -> None:
 
 
 def interrupt(raw: Path, store: LocalStore, seed: int) -> None:
-    def stop(work, tasks, tick: Tick):
+    def stop(work, tasks, tick: RowsCallback):
         for index, task in list(enumerate(tasks))[:2]:
             yield index, work(task, tick)
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shards.errors import MixtureError
 
 
-class Stage(NamedTuple):
+class TrainingStage(NamedTuple):
     """From one step on: the side of the crop, and the images of a step over all workers."""
 
     from_step: int
@@ -23,10 +23,10 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stages:
+class CropSchedule:
     """All stages of a run, the first from step 0."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[TrainingStage, ...]
 
     def __post_init__(self) -> None:
         starts = [stage.from_step for stage in self.stages]
@@ -40,11 +40,11 @@ class Stages:
                 raise MixtureError(f"a stage of {stage.batch} crops of {stage.pixels} pixels is impossible.")
 
     @classmethod
-    def constant(cls, pixels: int, batch: int) -> Stages:
+    def constant(cls, pixels: int, batch: int) -> CropSchedule:
         """One crop and one batch from the first step to the last."""
-        return cls((Stage(0, pixels, batch),))
+        return cls((TrainingStage(0, pixels, batch),))
 
-    def at_step(self, step: int) -> Stage:
+    def at_step(self, step: int) -> TrainingStage:
         """Stage of the step with this index."""
         return self.stages[bisect_right(self.stages, step, key=lambda stage: stage.from_step) - 1]
 
@@ -54,7 +54,7 @@ class Stages:
         stage = self.stages[number]
         return self._starts()[number] + (step - stage.from_step) * stage.batch
 
-    def at_position(self, position: int) -> Stage:
+    def at_position(self, position: int) -> TrainingStage:
         """Stage of the step that consumes a position."""
         return self.stages[bisect_right(self._starts(), position) - 1]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from shards.errors import CorruptObjectError, StoreError
 
 
-def same(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
+def equal_blocks(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
     """Whether two streams of blocks hold the same blocks."""
     return all(a == b for a, b in itertools.zip_longest(one, other))
 
 
-def complete(data: bytes, length: int, key: str, uri: str) -> bytes:
+def check_length(data: bytes, length: int, key: str, uri: str) -> bytes:
     """`data`, which must have the length that was asked for."""
     if len(data) != length:
         raise CorruptObjectError(
@@ -22,7 +22,7 @@ def complete(data: bytes, length: int, key: str, uri: str) -> bytes:
     return data
 
 
-def taken(key: str, uri: str) -> StoreError:
+def conflict(key: str, uri: str) -> StoreError:
     """The error of writing other bytes under a key that is in use."""
     return StoreError(
         f"{uri}/{key} already holds other bytes, and objects are written once. Delete it if it is damaged."

@@ -9,7 +9,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DataProblem:
     """One thing that is wrong."""
 
     what: str
@@ -32,7 +32,7 @@ class Finding:
         return {"what": self.what, "examples": list(self.examples)}
 
 
-def render(name: str, findings: Sequence[Finding]) -> str:
+def render_report(name: str, findings: Sequence[DataProblem]) -> str:
     """The report of a dataset that cannot be packed as it is."""
     lines = [f"{name}: {_problems(len(findings))}, so nothing was published."]
     lines += [f"  {number}. {finding.render()}" for number, finding in enumerate(findings, 1)]

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from shards.degrade import degrade
 from shards.errors import PackError
-from shards.images import halve, inspect, read_image
+from shards.images import halve, read_header, read_image
 
 Image = NDArray[np.uint8]
 
 
-class Picture(Protocol):
+class SourceImage(Protocol):
     """An image of a source."""
 
     @property
@@ -69,7 +69,7 @@ class ImageFile:
 
     def size(self) -> tuple[int, int]:
         """Height and width, from the file's header."""
-        header = inspect(self.path)
+        header = read_header(self.path)
         return header.height, header.width
 
     def pixels(self) -> Image:
@@ -78,10 +78,10 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CroppedImage:
     """A window of another image."""
 
-    whole: Picture
+    whole: SourceImage
     top: int
     left: int
     height: int
@@ -121,10 +121,10 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Halved:
+class HalvedImage:
     """Half of another image's size, which takes the compression artefacts out of a JPEG."""
 
-    whole: Picture
+    whole: SourceImage
 
     @property
     def name(self) -> str:
@@ -152,10 +152,10 @@ class Halved:
 
 
 @dataclass(frozen=True, slots=True)
-class Synthesised:
+class DegradedImage:
     """Another image after one degradation, or several in CDD-11's order."""
 
-    clean: Picture
+    clean: SourceImage
     degradation: str
     seed: int
     draw: str
@@ -220,7 +220,7 @@ class MatlabImage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pixels:
+class InMemoryImage:
     """An image that is in memory already."""
 
     image: Image

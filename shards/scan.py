@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from shards import tiles
 from shards.errors import PackError
-from shards.findings import Finding
-from shards.images import inspect, read_bytes, read_samples
-from shards.progress import Progress
+from shards.images import read_bytes, read_header, read_samples
+from shards.problems import DataProblem
+from shards.progress import ProgressCallback
 from shards.sample import NOISE
+from shards.sources.image import SourceImage
 from shards.sources.pair import Pair, Source
-from shards.sources.picture import Picture
 
 ENCODINGS = (*tiles.CODECS, "original")
 """`fast` and `compact` are lossless tiles, `original` is the bytes of the source files."""
@@ -27,7 +27,7 @@ _BYTES_PER_PIXEL = {"fast": 1.6, "compact": 1.1}  # of photographs, about; shard
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageInfo:
     """What is known of one image before it is read."""
 
     height: int
@@ -41,12 +41,12 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Survey:
+class SourceScan:
     """The pairs of a source that can be packed, and what is wrong with the others."""
 
     pairs: tuple[Pair, ...]
-    looks: dict[Picture, Look]
-    findings: tuple[Finding, ...]
+    looks: dict[SourceImage, ImageInfo]
+    findings: tuple[DataProblem, ...]
 
 
 _REMEDIES = {
@@ -58,14 +58,14 @@ _REMEDIES = {
 }
 
 
-def survey(
-    source: Source, encoding: str, *, keep_jpeg: bool = True, on_progress: Progress | None = None
-) -> Survey:
+def scan_source(
+    source: Source, encoding: str, *, keep_jpeg: bool = True, on_progress: ProgressCallback | None = None
+) -> SourceScan:
     """Look at every image that `source` names."""
     pairs = tuple(source)
     pictures = dict.fromkeys(picture for pair in pairs for picture in _pictures(pair))
-    looks: dict[Picture, Look] = {}
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
+    looks: dict[SourceImage, ImageInfo] = {}
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan_source") as readers:
         seen = readers.map(lambda picture: _look(picture, encoding, keep_jpeg), pictures)
         for picture, look in zip(pictures, seen, strict=True):
             looks[picture] = look
@@ -80,19 +80,19 @@ def survey(
         if not told:
             kept.append(pair)
     findings = [
-        Finding(f"Images that {kind} ({len(texts):,}).", _REMEDIES[kind], tuple(texts))
+        DataProblem(f"Images that {kind} ({len(texts):,}).", _REMEDIES[kind], tuple(texts))
         for kind, texts in sorted(troubles.items())
     ]
-    return Survey(tuple(kept), looks, (*source.findings, *findings))
+    return SourceScan(tuple(kept), looks, (*source.findings, *findings))
 
 
-def prove(known: Survey) -> list[Finding]:
+def undecodable_images(known: SourceScan) -> list[DataProblem]:
     """Decode every image that looked well, so that a report that is due anyway names the truncated ones too."""
     pictures = dict.fromkeys(picture for pair in known.pairs for picture in _pictures(pair))
     files = [picture for picture in pictures if picture.file is not None]
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as readers:
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan_source") as readers:
         broken = tuple(text for text in readers.map(_decoding, files) if text)
-    return [not_whole("Images", broken)] if broken else []
+    return [unreadable_problem("Images", broken)] if broken else []
 
 
 def without_remedy(message: str) -> str:
@@ -101,15 +101,15 @@ def without_remedy(message: str) -> str:
     return head + end[:1]
 
 
-def not_whole(what: str, texts: tuple[str, ...]) -> Finding:
+def unreadable_problem(what: str, texts: tuple[str, ...]) -> DataProblem:
     """The finding for images whose headers are right and whose pixels are not."""
-    return Finding(f"{what} that could not be read whole ({len(texts):,}).", "Replace the files.", texts)
+    return DataProblem(f"{what} that could not be read whole ({len(texts):,}).", "Replace the files.", texts)
 
 
-def _decoding(picture: Picture) -> str:
+def _decoding(picture: SourceImage) -> str:
     assert picture.file is not None
     try:
-        if inspect(picture.file).plain:
+        if read_header(picture.file).plain:
             picture.pixels()
         else:
             read_samples(read_bytes(picture.file), picture.name)
@@ -118,7 +118,7 @@ def _decoding(picture: Picture) -> str:
     return ""
 
 
-def check_rows(pairs: Iterable[Pair]) -> None:
+def check_pairs(pairs: Iterable[Pair]) -> None:
     """Raise PackError for pairs that no manifest can hold: whoever made the source has to mend it."""
     seen: set[tuple[str, str, str]] = set()
     for pair in pairs:
@@ -132,30 +132,32 @@ def check_rows(pairs: Iterable[Pair]) -> None:
         seen.add(key)
 
 
-def _pictures(pair: Pair) -> list[Picture]:
+def _pictures(pair: Pair) -> list[SourceImage]:
     return [pair.clean] if pair.degraded is None else [pair.clean, pair.degraded]
 
 
-def _look(picture: Picture, encoding: str, keep_jpeg: bool) -> Look:
+def _look(picture: SourceImage, encoding: str, keep_jpeg: bool) -> ImageInfo:
     try:
         if picture.file is None:
             height, width = picture.size()
             if encoding == "original":
-                return Look(height, width, 0, picture.name, "have no source bytes")
-            return Look(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
-        header, size = inspect(picture.file), picture.file.stat().st_size
+                return ImageInfo(height, width, 0, picture.name, "have no source bytes")
+            return ImageInfo(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
+        header, size = read_header(picture.file), picture.file.stat().st_size
     except PackError as error:
-        return Look(0, 0, 0, without_remedy(str(error)), "cannot be read")
+        return ImageInfo(0, 0, 0, without_remedy(str(error)), "cannot be read")
     height, width = header.height, header.width
     if encoding == "original":
-        return Look(height, width, size)
+        return ImageInfo(height, width, size)
     if not header.plain:
-        return Look(height, width, 0, f"{picture.name} (mode {header.mode})", "are not 8-bit grey or RGB")
+        return ImageInfo(
+            height, width, 0, f"{picture.name} (mode {header.mode})", "are not 8-bit grey or RGB"
+        )
     kept = keep_jpeg and header.format == JPEG
-    return Look(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
+    return ImageInfo(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
 
 
-def _troubles(pair: Pair, looks: dict[Picture, Look]) -> Iterator[tuple[str, str]]:
+def _troubles(pair: Pair, looks: dict[SourceImage, ImageInfo]) -> Iterator[tuple[str, str]]:
     """Sorts of trouble with a pair, each with a text that names the image."""
     found = [(picture, looks[picture]) for picture in _pictures(pair)]
     broken = [look for _, look in found if look.trouble]
