@@ -5,7 +5,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +25,7 @@ from orchestrator.serving.http_server import listen
 from orchestrator.serving.page import page, samples
 from orchestrator.serving.served_model import Served
 from orchestrator.serving.settings import Settings
+from tests.claims import wait_until
 from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
 
 
@@ -155,18 +155,11 @@ def hold(service: Running) -> threading.Event:
     return release
 
 
-def until(claim: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_beyond_its_room_it_says_come_back_later(model: Served) -> None:
     with running(model, queue=2) as service, ThreadPoolExecutor(2) as pool:
         release = hold(service)
         inside = [pool.submit(service.restore, image_bytes()) for _ in range(2)]
-        until(lambda: service.get("/health").json()["inside"] == 2)
+        wait_until(lambda: service.get("/health").json()["inside"] == 2, "the requests are in the service")
         reply = service.restore(image_bytes(600, 500))
         assert reply.status == 429
         assert int(reply.headers["retry-after"]) >= 1
@@ -201,8 +194,10 @@ def test_a_client_that_leaves_makes_room(model: Served) -> None:
             impatient.sendall(
                 b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
-            until(lambda: service.get("/health").json()["inside"] == 1)
-        until(lambda: service.get("/health").json()["inside"] == 0)
+            wait_until(
+                lambda: service.get("/health").json()["inside"] == 1, "the requests are in the service"
+            )
+        wait_until(lambda: service.get("/health").json()["inside"] == 0, "the requests are in the service")
         release.set()
 
 
@@ -211,7 +206,9 @@ def test_the_door_closes_after_those_inside_have_their_answers(model: Served) ->
         with running(model) as service:
             release = hold(service)
             inside = [pool.submit(service.restore, image_bytes()) for _ in range(3)]
-            until(lambda: service.get("/health").json()["inside"] == 3)
+            wait_until(
+                lambda: service.get("/health").json()["inside"] == 3, "the requests are in the service"
+            )
             threading.Timer(0.5, release.set).start()
         assert [each.result().status for each in inside] == [200, 200, 200]
     with pytest.raises(ConnectionRefusedError):
@@ -224,7 +221,7 @@ def test_equal_sizes_are_restored_together_and_at_most_a_level_apart(model: Serv
         alone = [service.restore(data) for data in images]
         release = hold(service)
         replies = [pool.submit(service.restore, data) for data in images]
-        until(lambda: service.get("/health").json()["inside"] == 8)
+        wait_until(lambda: service.get("/health").json()["inside"] == 8, "the requests are in the service")
         release.set()
         together = [each.result() for each in replies]
     assert {reply.headers["x-mirage-batch"] for reply in alone} == {"1"}
