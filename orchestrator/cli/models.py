@@ -60,7 +60,7 @@ def promote(
     margin_db: Annotated[
         float | None, typer.Option(help="Least gain over the champion, by its bound.")
     ] = None,
-    max_loss_db: Annotated[float | None, typer.Option(help="Most that one degradation may lose.")] = None,
+    max_drop_db: Annotated[float | None, typer.Option(help="Most that one degradation may lose.")] = None,
     reference_db: Annotated[float | None, typer.Option(help="A published average PSNR.")] = None,
     paper: Annotated[
         str | None, typer.Option(help="A row of the paper's tables, TABLE:METHOD, as T2:MIRAGE-T.")
@@ -86,7 +86,7 @@ def promote(
 
     given = {
         "margin_db": margin_db,
-        "max_loss_db": max_loss_db,
+        "max_drop_db": max_drop_db,
         "reference_db": reference_db,
         "paper_row": paper,
         "max_below_reference_db": max_below_reference_db,

@@ -22,12 +22,16 @@ class Renamed(NamedTuple):
 
 
 KEYS = {
+    "data.window": "shuffle_window",
     "train.rate_rule": "lr_scaling",
     "train.recompute": "activation_checkpointing",
     "workers.wait_seconds": "startup_timeout_seconds",
     "workers.deadline_hours": "max_runtime_hours",
     "workers.collective_seconds": "collective_timeout_seconds",
     "workers.resize_seconds": "scale_up_delay_seconds",
+    "track.system_seconds": "system_metrics_seconds",
+    "profile.after": "skip_first",
+    "promote.max_loss_db": "max_drop_db",
 }
 """Old key -> new name in the same section. `*` stands for any key."""
 

@@ -263,7 +263,7 @@ class Data(Section):
     sampling: Literal["permutation", "replacement"] = "permutation"
     tail: Literal["drop", "carry"] = "drop"
     """The samples that do not fill the last batch of an epoch: dropped as the release does, or carried over."""
-    window: int | None = Field(default=None, ge=1)
+    shuffle_window: int | None = Field(default=None, ge=1)
     """For data larger than the cache: shards that samples come from at a time. Unset: from all of them."""
     crop_pixels: Annotated[int, Field(ge=8)] | tuple[CropStage, ...] = 128
     """Side of the square crops, or a list of stages for progressive training."""
@@ -418,7 +418,7 @@ class Track(Tracking):
     register_as: Name | None = None
     """Registered-model name; the new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
-    system_seconds: float = Field(default=15, gt=0)
+    system_metrics_seconds: float = Field(default=15, gt=0)
     """How often each node's load is looked at, at the earliest; only together with the other numbers."""
     log: Literal["text", "json"] = "text"
     """What the driver prints: lines for people, or one JSON object per event."""
@@ -428,7 +428,7 @@ class Profile(Section):
     """A trace by torch's profiler, once at each start of the run, of worker 0."""
 
     steps: int = Field(default=20, ge=1)
-    after: int = Field(default=5, ge=0)
+    skip_first: int = Field(default=5, ge=0)
     """Steps that are let pass first: the beginning is not typical."""
 
 
@@ -437,7 +437,7 @@ class Promote(Section):
 
     margin_db: float = Field(default=0.0, ge=0)
     """Lower bound of the gain over the champion; at 0 the bound must lie above it."""
-    max_loss_db: float = Field(default=0.1, ge=0)
+    max_drop_db: float = Field(default=0.1, ge=0)
     """Most that one degradation may lose on average."""
     reference_db: float | None = None
     """A published average PSNR that the paper's tables do not hold."""

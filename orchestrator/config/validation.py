@@ -144,8 +144,11 @@ def _of_weights(job: Training) -> Iterator[Conflict]:
             "data.weights",
             f"must name the degradations of data.mixture, each once; {', '.join(odd)} is in one only.",
         )
-    if job.data.window is not None and job.data.sampling == "replacement":
-        yield "data.window", "is of a permutation; sampling with replacement has no order to keep. Remove it."
+    if job.data.shuffle_window is not None and job.data.sampling == "replacement":
+        yield (
+            "data.shuffle_window",
+            "is of a permutation; sampling with replacement has no order to keep. Remove it.",
+        )
 
 
 def packing_conflicts(job: PackJob) -> Iterator[Conflict]:

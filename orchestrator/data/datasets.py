@@ -185,7 +185,7 @@ def train_stream(dataset: Dataset, job: Job) -> TrainStream:
         micro_batches=job.train.micro_batches,
         sampling=spec.sampling,
         tail=spec.tail,
-        window=spec.window,
+        window=spec.shuffle_window,
         multiple=spec.crop_multiple,
         on_corrupt=spec.on_corrupt,
         readers=spec.readers,

@@ -87,15 +87,15 @@ def beats_input(candidate: VersionScores) -> GateVerdict:
     return GateVerdict("better than the degraded input", found.low > 0, str(found), "lower bound above 0 dB")
 
 
-def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_loss_db: float) -> GateVerdict:
-    """Whether no degradation lost more than `max_loss_db` on average."""
+def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_drop_db: float) -> GateVerdict:
+    """Whether no degradation lost more than `max_drop_db` on average."""
     changes = {d: _mean_difference(candidate.psnr[d], champion.psnr[d]) for d in sorted(candidate.psnr)}
     worst = min(changes, key=lambda d: changes[d])
     return GateVerdict(
         "no degradation lost",
-        changes[worst] >= -max_loss_db,
+        changes[worst] >= -max_drop_db,
         f"{worst} {changes[worst]:+.3f} dB",
-        f"none below {-max_loss_db:+.3f} dB",
+        f"none below {-max_drop_db:+.3f} dB",
     )
 
 

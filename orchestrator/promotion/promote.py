@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Promote
 from orchestrator.errors import EvaluationError, ExportError, RegistryError
 from orchestrator.paper.tables import published_averages
@@ -108,7 +109,7 @@ def promote(
 
 def limits_of(version: ModelVersion, tracking_uri: str, given: Mapping[str, object]) -> Promote:
     """Return what the job that trained a version asks of it, but for what is given. Raises RegistryError."""
-    job = yaml.safe_load(versions.read_file(version, JOB, tracking_uri))
+    job, _ = with_current_names(yaml.safe_load(versions.read_file(version, JOB, tracking_uri)))
     try:
         return Promote.model_validate({**job.get("promote", {}), **given})
     except ValidationError as error:
@@ -166,7 +167,7 @@ def _judge(
             return replace(outcome, refusal=told)
         verdicts = [
             gates.beats_champion(ours, theirs, limits.margin_db),
-            gates.no_degradation_lost(ours, theirs, limits.max_loss_db),
+            gates.no_degradation_lost(ours, theirs, limits.max_drop_db),
         ]
     if limits.reference_db is not None:
         verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))

@@ -154,7 +154,7 @@ def _train(
         due = run.step == total
         if profiling is not None and (trace := profiling.step_taken(run.step, last=due)):
             driver.say(f"profile: {store.uri}/{trace}")
-        if meter is not None and progress.is_time_to_look(job.track.system_seconds):
+        if meter is not None and progress.is_time_to_look(job.track.system_metrics_seconds):
             driver.metrics(run.step, meter.look())
         if due or run.step % job.track.every_steps == 0:
             _log(run, since_logged, progress, driver)

@@ -20,7 +20,7 @@ class Profiling:
     """Traces `job.profile.steps` steps of one worker, after some that are let pass; told of every step's end."""
 
     def __init__(self, profile: Profile, first_step: int, store: Store) -> None:
-        self._begins = first_step + profile.after
+        self._begins = first_step + profile.skip_first
         self._ends = self._begins + profile.steps
         self._store = store
         self._profiler: torch.profiler.profile | None = None

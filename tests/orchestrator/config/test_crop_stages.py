@@ -61,7 +61,7 @@ def test_a_stage_by_epoch_starts_with_the_first_step_in_it(nowhere):
         ),
         (["data.samples_per_epoch=100"], "data.weights"),
         (["data.weights={rain: 1}"], "must name the degradations of data.mixture"),
-        (["data.window=4", "data.sampling=replacement"], "no order to keep"),
+        (["data.shuffle_window=4", "data.sampling=replacement"], "no order to keep"),
     ],
 )
 def test_what_cannot_be_is_said(overrides: list[str], says: str):

@@ -61,8 +61,8 @@ def test_a_node_tells_its_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_looks_at_its_node_as_often_as_asked(small_job, small_data, tmp_path) -> None:
     often, never = Listener(), Listener()
-    run(small_job(track={"system_seconds": 1e-6}), small_data, tmp_path / "often", often)
-    run(small_job(track={"system_seconds": 1e6}), small_data, tmp_path / "never", never)
+    run(small_job(track={"system_metrics_seconds": 1e-6}), small_data, tmp_path / "often", often)
+    run(small_job(track={"system_metrics_seconds": 1e6}), small_data, tmp_path / "never", never)
     looked = [step for step, values in often.scalars.items() if "system/node-0/cpu_percent" in values]
     assert looked == [1, 2, 3, 4, 5, 6]
     assert not any("system" in name for values in never.scalars.values() for name in values)
@@ -70,7 +70,7 @@ def test_a_run_looks_at_its_node_as_often_as_asked(small_job, small_data, tmp_pa
 
 def test_a_profile_of_the_asked_steps_is_left_in_the_run(small_job, small_data, tmp_path) -> None:
     driver = Listener()
-    run(small_job(profile={"steps": 2, "after": 3}), small_data, tmp_path, driver)
+    run(small_job(profile={"steps": 2, "skip_first": 3}), small_data, tmp_path, driver)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name.startswith("steps-3-to-5-")
     assert any(file.name in line for line in driver.lines)
@@ -80,7 +80,7 @@ def test_a_profile_of_the_asked_steps_is_left_in_the_run(small_job, small_data, 
 
 
 def test_a_run_that_ends_within_its_profile_leaves_what_there_is(small_job, small_data, tmp_path) -> None:
-    run(small_job(profile={"steps": 50, "after": 4}), small_data, tmp_path)
+    run(small_job(profile={"steps": 50, "skip_first": 4}), small_data, tmp_path)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name.startswith("steps-4-to-6-")
 
@@ -91,7 +91,7 @@ def events(small_job, small_data, at_home) -> list[dict]:
     job = small_job(
         name="json",
         track={"log": "json", "register_as": None},
-        profile={"steps": 1, "after": 1},
+        profile={"steps": 1, "skip_first": 1},
         example=None,
     )
     run_any(job, lines.append, in_process=True)
