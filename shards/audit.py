@@ -98,7 +98,7 @@ def audit(
     dataset: Dataset,
     cache: ShardCache,
     *,
-    run: TaskRunner = run_inline,
+    runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
 ) -> list[DuplicatePair]:
     """All pairs of clean images that show the same, leaks between train and test first."""
@@ -115,7 +115,7 @@ def audit(
     ]
     done = 0
 
-    def tick(images: int, id_: str) -> None:
+    def on_rows(images: int, id_: str) -> None:
         nonlocal done
         done += images
         if on_progress is not None:
@@ -125,24 +125,24 @@ def audit(
     hashes = np.zeros(len(known), np.uint64)
     miniatures = np.zeros((len(known), _MINIATURE**2), np.float32)
     places = list(by_shard.values())
-    for number, prints in run(fingerprint, tasks, tick):
+    for number, prints in runner(fingerprint, tasks, on_rows):
         hashes[places[number]] = prints.hashes
         miniatures[places[number]] = prints.miniatures
         for index, digest in zip(places[number], prints.exact, strict=True):
             exact[index] = digest
-    twins = [
+    duplicates = [
         DuplicatePair(known[i], known[j], exact[i] == exact[j], correlation)
         for i, j, correlation in similar_pairs(Fingerprints(tuple(exact), hashes, miniatures))
     ]
-    return sorted(twins, key=lambda twin: (not twin.leaks, not twin.exact, -twin.correlation))
+    return sorted(duplicates, key=lambda pair: (not pair.leaks, not pair.exact, -pair.correlation))
 
 
-def leaked_test_samples(twins: Sequence[DuplicatePair]) -> Counter[str]:
+def leaked_test_samples(duplicates: Sequence[DuplicatePair]) -> Counter[str]:
     """Test samples whose photograph is trained on too: URI of the test set -> number of samples."""
     seen: dict[tuple[str, Member], int] = {}
-    for twin in twins:
-        if twin.leaks:
-            tested = twin.first if twin.first.split == "test" else twin.second
+    for pair in duplicates:
+        if pair.leaks:
+            tested = pair.first if pair.first.split == "test" else pair.second
             seen[tested.uri, tested.row.clean] = len(tested.ids)
     counted: Counter[str] = Counter()
     for (uri, _), samples in seen.items():
@@ -150,16 +150,16 @@ def leaked_test_samples(twins: Sequence[DuplicatePair]) -> Counter[str]:
     return counted
 
 
-def fingerprint(task: FingerprintTask, tick: RowsCallback) -> Fingerprints:
+def fingerprint(task: FingerprintTask, on_rows: RowsCallback) -> Fingerprints:
     """Fingerprints of the clean images of a task."""
     dataset = Dataset([task.uri], ShardCache(task.cache, task.cache_bytes), [task.digest])
     exact, hashes, miniatures = [], [], []
     for row in task.rows:
-        pixels = dataset.clean(row)
+        pixels = dataset.clean_for_display(row)
         exact.append(hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
         hashes.append(_hash(pixels))
         miniatures.append(_miniature(pixels))
-        tick(1, row.id)
+        on_rows(1, row.id)
     return Fingerprints(tuple(exact), np.array(hashes, np.uint64), np.stack(miniatures))
 
 

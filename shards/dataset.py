@@ -111,12 +111,12 @@ class Dataset:
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
 
-    def look(self, row: ManifestRow) -> tuple[Image | None, Image]:
+    def read_for_display(self, row: ManifestRow) -> tuple[Image | None, Image]:
         """`read` for people to look at: kept files of any kind, reduced to 8-bit RGB."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, None, reduce_image)
         return degraded, self._pixels(row, row.clean, None, reduce_image)
 
-    def clean(self, row: ManifestRow) -> Image:
+    def clean_for_display(self, row: ManifestRow) -> Image:
         """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; others are reduced to 8-bit RGB."""
         return self._pixels(row, row.clean, None, reduce_image)
 

@@ -48,7 +48,7 @@ def pack(
     keep_jpeg: bool = True,
     allow_partial: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    run: TaskRunner = run_inline,
+    runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
     on_look: ProgressCallback | None = None,
 ) -> Manifest:
@@ -62,8 +62,8 @@ def pack(
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
     known = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_look)
-    if known.findings and not allow_partial:
-        raise PackError(render_report(name, [*known.findings, *undecodable_images(known)]))
+    if known.problems and not allow_partial:
+        raise PackError(render_report(name, [*known.problems, *undecodable_images(known)]))
     if not known.pairs:
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
     check_pairs(known.pairs)
@@ -71,11 +71,11 @@ def pack(
     tasks = [
         ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(known, shard_bytes, encoding)
     ]
-    packed = _work(tasks, run, len(known.pairs), on_progress)
+    packed = _work(tasks, runner, len(known.pairs), on_progress)
     misses = [miss for part in packed for miss in part.misses]
-    findings = [*known.findings, *_missed(misses)]
+    problems = [*known.problems, *_missed(misses)]
     if misses and not allow_partial:
-        raise PackError(render_report(name, findings))
+        raise PackError(render_report(name, problems))
     manifest = Manifest(
         name,
         tuple(part.shard for part in packed if part.shard is not None),
@@ -87,13 +87,13 @@ def pack(
             "encoding": encoding,
             "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
             "shard_bytes": shard_bytes,
-            "missing": [finding.record() for finding in findings],
+            "missing": [problem.record() for problem in problems],
             "input_psnr": _psnr(packed),
             "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
         },
     )
     if not manifest.rows:
-        raise PackError(render_report(name, findings))
+        raise PackError(render_report(name, problems))
     gone = [shard.key for shard in manifest.shards if not store.exists(shard.key)]
     if gone:
         raise PackError(f"{store.uri}/{gone[0]} went away while the others were packed. Pack again.")
@@ -120,18 +120,18 @@ def _plan(known: SourceScan, shard_bytes: int, encoding: str) -> Iterator[list[t
 
 
 def _work(
-    tasks: Sequence[ShardTask], run: TaskRunner, total: int, on_progress: ProgressCallback | None
+    tasks: Sequence[ShardTask], runner: TaskRunner, total: int, on_progress: ProgressCallback | None
 ) -> list[PackedShard]:
     """Results in the order of the tasks, whatever order they end in."""
     done = 0
 
-    def tick(rows: int, id_: str) -> None:
+    def on_rows(rows: int, id_: str) -> None:
         nonlocal done
         done += rows
         if on_progress is not None:
             on_progress(done, total, id_)
 
-    results: dict[int, PackedShard] = dict(run(pack_shard, tasks, tick))
+    results: dict[int, PackedShard] = dict(runner(pack_shard, tasks, on_rows))
     return [results[index] for index in range(len(tasks))]
 
 

@@ -19,7 +19,7 @@ class DataProblem:
     """The misses by name, as many as are known; the report shows the first few."""
 
     def render(self) -> str:
-        """The finding in one paragraph."""
+        """The problem in one paragraph."""
         text = self.what
         if self.examples:
             more = len(self.examples) - _SHOWN
@@ -28,14 +28,14 @@ class DataProblem:
         return f"{text} {self.remedy}".rstrip()
 
     def record(self) -> dict[str, object]:
-        """The finding in JSON types, complete, for a manifest."""
+        """The problem in JSON types, complete, for a manifest."""
         return {"what": self.what, "examples": list(self.examples)}
 
 
-def render_report(name: str, findings: Sequence[DataProblem]) -> str:
+def render_report(name: str, problems: Sequence[DataProblem]) -> str:
     """The report of a dataset that cannot be packed as it is."""
-    lines = [f"{name}: {_problems(len(findings))}, so nothing was published."]
-    lines += [f"  {number}. {finding.render()}" for number, finding in enumerate(findings, 1)]
+    lines = [f"{name}: {_problems(len(problems))}, so nothing was published."]
+    lines += [f"  {number}. {problem.render()}" for number, problem in enumerate(problems, 1)]
     lines.append("Mend the data and pack again, or pack what is there with --allow-partial: it is recorded.")
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ class TaskRunner(Protocol):
     """Somewhere to do tasks: here, in processes, on a cluster."""
 
     def __call__(
-        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
+        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
     ) -> Iterator[tuple[int, R]]:
         """Index and result of every task, in the order in which they end. `work` must be importable by name."""
 
@@ -37,11 +37,11 @@ def available_cores() -> int:
 
 
 def run_inline(
-    work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
+    work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
 ) -> Iterator[tuple[int, R]]:
     """One task after another in this process."""
     for index, task in enumerate(tasks):
-        yield index, work(task, tick)
+        yield index, work(task, on_rows)
 
 
 class ProcessPool:
@@ -53,11 +53,11 @@ class ProcessPool:
         self.jobs = jobs
 
     def __call__(
-        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], tick: RowsCallback
+        self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
     ) -> Iterator[tuple[int, R]]:
         """Index and result of every task, in the order in which they end."""
         if min(self.jobs, len(tasks)) < 2:
-            yield from run_inline(work, tasks, tick)
+            yield from run_inline(work, tasks, on_rows)
             return
         context = multiprocessing.get_context(
             "spawn"
@@ -80,8 +80,8 @@ class ProcessPool:
                     if isinstance(message, BaseException):
                         raise message
                     kind, *content = message
-                    if kind == "tick":
-                        tick(*content)
+                    if kind == "rows":
+                        on_rows(*content)
                         continue
                     yield content[0], content[1]
                     following = next(waiting, None)
@@ -113,7 +113,7 @@ def _serve(connection: Connection, work: Callable[[Any, RowsCallback], Any]) -> 
         while (item := connection.recv()) is not None:
             index, task = item
             try:
-                result = work(task, lambda rows, name: connection.send(("tick", rows, name)))
+                result = work(task, lambda rows, name: connection.send(("rows", rows, name)))
             except ShardsError as error:
                 connection.send(error)
                 return

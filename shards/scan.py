@@ -46,7 +46,7 @@ class SourceScan:
 
     pairs: tuple[Pair, ...]
     looks: dict[SourceImage, ImageInfo]
-    findings: tuple[DataProblem, ...]
+    problems: tuple[DataProblem, ...]
 
 
 _REMEDIES = {
@@ -79,11 +79,11 @@ def scan_source(
             troubles.setdefault(kind, {})[text] = None
         if not told:
             kept.append(pair)
-    findings = [
+    problems = [
         DataProblem(f"Images that {kind} ({len(texts):,}).", _REMEDIES[kind], tuple(texts))
         for kind, texts in sorted(troubles.items())
     ]
-    return SourceScan(tuple(kept), looks, (*source.findings, *findings))
+    return SourceScan(tuple(kept), looks, (*source.problems, *problems))
 
 
 def undecodable_images(known: SourceScan) -> list[DataProblem]:

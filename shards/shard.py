@@ -90,18 +90,18 @@ class PackedShard:
     """Of JPEG files that were tiled: before and after."""
 
 
-def pack_shard(task: ShardTask, tick: RowsCallback) -> PackedShard:
+def pack_shard(task: ShardTask, on_rows: RowsCallback) -> PackedShard:
     """Write one shard to the store, unless its record says that it is there."""
     key = f"{RECORDS}{task.digest()}.json"
     known = _read_record(task.store, key)
     if known is not None:
-        tick(task.pairs, task.groups[-1][1][-1].id)
+        on_rows(task.pairs, task.groups[-1][1][-1].id)
         return known
     with _room(), tempfile.TemporaryDirectory(prefix="shards-") as folder:
         writer = _ShardWriter(Path(folder) / "shard.tar", task)
         with writer:
             for number, pairs in task.groups:
-                writer.add(f"{number:06d}-{_safe(pairs[0].id)}", pairs, tick)
+                writer.add(f"{number:06d}-{_safe(pairs[0].id)}", pairs, on_rows)
         packed = writer.seal(task.store)
     task.store.write(key, _record(packed))
     return packed
@@ -158,13 +158,13 @@ class _ShardWriter:
     def __exit__(self, *error: object) -> None:
         self._tar.close()
 
-    def add(self, key: str, pairs: tuple[Pair, ...], tick: RowsCallback) -> None:
+    def add(self, key: str, pairs: tuple[Pair, ...], on_rows: RowsCallback) -> None:
         """Write one group; a pair that cannot be read is missed, and the others are packed."""
         try:
             clean = self._store(pairs[0].clean)
         except PackError as error:
             self._misses += [(pair.id, str(error)) for pair in pairs]
-            tick(len(pairs), pairs[-1].id)
+            on_rows(len(pairs), pairs[-1].id)
             return
         members = {f"clean.{clean.suffix}": clean}
         held: list[tuple[Pair, str | None]] = []
@@ -180,7 +180,7 @@ class _ShardWriter:
                         )
                 except PackError as error:
                     self._misses.append((pair.id, str(error)))
-                    tick(1, pair.id)
+                    on_rows(1, pair.id)
                     continue
                 name = f"{pair.degradation}-{number}.{stored.suffix}"
                 members[name] = replace(
@@ -188,7 +188,7 @@ class _ShardWriter:
                 )  # its pixels are not needed any more
                 self._compare(pair, stored.pixels, clean.pixels)
             held.append((pair, name))
-            tick(1, pair.id)
+            on_rows(1, pair.id)
         if held:
             self._write(key, held, members, clean)
 

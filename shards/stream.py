@@ -61,7 +61,7 @@ class Batch:
     skipped: list[tuple[int, str, str, str]] = field(default_factory=list)
     """Position, degradation, id and damage of every sample that another one stands in for."""
 
-    def floats(
+    def to_float(
         self, device: torch.device | str, seed: int, rule: NoiseRule = "release"
     ) -> tuple[Tensor, Tensor]:
         """Degraded and clean as float32 RGB on a device, noise drawn there, keyed by position.

@@ -51,7 +51,7 @@ def verify(
     manifest: Manifest,
     *,
     decode: bool = False,
-    run: TaskRunner = run_inline,
+    runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Read all of a dataset; `decode` decodes every image as well.
@@ -68,14 +68,14 @@ def verify(
     ]
     done = 0
 
-    def tick(images: int, id_: str) -> None:
+    def on_rows(images: int, id_: str) -> None:
         nonlocal done
         done += images
         if on_progress is not None:
             on_progress(done, sum(map(len, members)), id_)
 
     problems = list(_listings(store, manifest))
-    for _, found in sorted(run(check_shard, tasks, tick)):
+    for _, found in sorted(runner(check_shard, tasks, on_rows)):
         problems += found
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -87,13 +87,13 @@ def verify(
     return VerifyReport(len(tasks), sum(map(len, members)), sum(shard.size for shard in manifest.shards))
 
 
-def check_shard(task: VerifyTask, tick: RowsCallback) -> list[str]:
+def check_shard(task: VerifyTask, on_rows: RowsCallback) -> list[str]:
     """What is wrong with one shard, in sentences that name it."""
     with tempfile.TemporaryDirectory(prefix="shards-") as folder:
         try:
             path = _local(task.store, task.shard, Path(folder))
         except MissingObjectError:
-            tick(len(task.members), "")
+            on_rows(len(task.members), "")
             return [f"{task.store.uri}/{task.shard.key} is missing although the manifest lists it."]
         where = f"{task.store.uri}/{task.shard.key}"
         problems = [f"{where} {problem}" for problem in _shard_problems(path, task.shard)]
@@ -104,7 +104,7 @@ def check_shard(task: VerifyTask, tick: RowsCallback) -> list[str]:
                 problem = _image_problem(data, member, task.decode)
                 if problem:
                     problems.append(f"{where}, sample {id_!r} at byte {member.offset}: {problem}")
-                tick(1, id_)
+                on_rows(1, id_)
     return problems
 
 

@@ -151,7 +151,7 @@ def _measured(
     runs = {
         "release": (repeated(their_batch, few), few),
         "ours": (repeated(lambda: next(batches), many), many),
-        "ours_float": (repeated(lambda: next(batches).floats("cpu", options.seed), few), few),
+        "ours_float": (repeated(lambda: next(batches).to_float("cpu", options.seed), few), few),
         **{
             f"ours_{kind}_cold": (_epoch(store, root, shares, options, kind), 0)
             for kind, store in stores.items()

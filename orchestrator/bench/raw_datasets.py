@@ -112,7 +112,7 @@ class RawSource:
         return ()
 
     @property
-    def findings(self) -> tuple[DataProblem, ...]:
+    def problems(self) -> tuple[DataProblem, ...]:
         """None: it was just written."""
         return ()
 

@@ -103,7 +103,7 @@ def _steps(task: Task, engine: Engine, draw: Callable[[], Batch]) -> tuple[list[
         batch = draw()
         _finish(engine.device)
         drawn = time.perf_counter()
-        degraded, clean = batch.floats(engine.device, 0, "release")
+        degraded, clean = batch.to_float(engine.device, 0, "release")
         with engine.sync(last=True):
             output = called(degraded, batch.positions.to(engine.device))
             share = Share(*batch.share) if engine.world_size > 1 else None

@@ -34,7 +34,7 @@ def verify(
     manifest = load_manifest(store)
     with progress_bar("verifying") as advance:
         found = check(
-            store, manifest, decode=pixels, run=ProcessPool(jobs or available_cores()), on_progress=advance
+            store, manifest, decode=pixels, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
     emit(
         f"{store.uri}: {found.shards:,} shards, {found.bytes:,} bytes and {found.images:,} images are what manifest "
@@ -76,32 +76,33 @@ def audit(
     """
     use_local_cluster()
     from orchestrator.data.datasets import open_uris
-    from orchestrator.data.summary import twin_sheet
+    from orchestrator.data.summary import duplicate_sheet
     from shards.audit import audit as compare
     from shards.audit import leaked_test_samples
     from shards.processes import ProcessPool, available_cores
 
     dataset = open_uris(uris)
     with progress_bar("comparing") as advance:
-        twins = compare(
-            dataset, dataset.cache, run=ProcessPool(jobs or available_cores()), on_progress=advance
+        duplicates = compare(
+            dataset, dataset.cache, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
-    for twin in twins[:shown]:
-        kind = "equal pixels" if twin.exact else f"alike, {twin.correlation:.3f}"
-        sides = [f"{p.uri} {p.split} {p.row.id}" for p in (twin.first, twin.second)]
-        emit(f"{'LEAK  ' if twin.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
-    if len(twins) > shown:
-        emit(f"      ... and {len(twins) - shown:,} more pairs")
-    leaks = sum(twin.leaks for twin in twins)
-    exact = sum(twin.exact for twin in twins)
+    for pair in duplicates[:shown]:
+        kind = "equal pixels" if pair.exact else f"alike, {pair.correlation:.3f}"
+        sides = [f"{p.uri} {p.split} {p.row.id}" for p in (pair.first, pair.second)]
+        emit(f"{'LEAK  ' if pair.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
+    if len(duplicates) > shown:
+        emit(f"      ... and {len(duplicates) - shown:,} more pairs")
+    leaks = sum(pair.leaks for pair in duplicates)
+    exact = sum(pair.exact for pair in duplicates)
     emit(
-        f"{len(twins):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} of them across train and test"
+        f"{len(duplicates):,} pairs of photographs ({exact:,} with equal pixels), "
+        f"{leaks:,} of them across train and test"
     )
-    if twins:
+    if duplicates:
         out.parent.mkdir(parents=True, exist_ok=True)
-        twin_sheet(dataset, twins[:shown]).save(out)
+        duplicate_sheet(dataset, duplicates[:shown]).save(out)
         emit(f"pictures   {out}")
-    leaked = leaked_test_samples(twins)
+    leaked = leaked_test_samples(duplicates)
     for uri, samples in leaked.items():
         emit(f"{uri}: {samples:,} test samples show photographs that are trained on")
     if leaked:

@@ -71,11 +71,11 @@ def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Datas
 
 
 def ensure_packed(
-    job: Job | PackJob, watch: PackCallbacks | None = None, run: TaskRunner | None = None
+    job: Job | PackJob, watch: PackCallbacks | None = None, runner: TaskRunner | None = None
 ) -> bool:
     """Pack the job's data unless it is there already; return whether anything was packed.
 
-    `run` does the work, by default processes on all available_cores of this machine.
+    `runner` executes the shard tasks; the default is one process per core of this machine.
     Raises PlanError when what is there was packed with other settings: nothing is overwritten.
     """
     spec = job.data.pack
@@ -88,7 +88,7 @@ def ensure_packed(
     if _holds(store, source, spec):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    _pack(spec, source, store, name, ProcessPool(available_cores()) if run is None else run, watch)
+    _pack(spec, source, store, name, ProcessPool(available_cores()) if runner is None else runner, watch)
     return True
 
 
@@ -199,7 +199,7 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
 
 
 def _pack(
-    spec: Pack, source: Source, store: Store, name: str, run: TaskRunner, watch: PackCallbacks | None
+    spec: Pack, source: Source, store: Store, name: str, runner: TaskRunner, watch: PackCallbacks | None
 ) -> Manifest:
     return pack(
         source,
@@ -209,7 +209,7 @@ def _pack(
         keep_jpeg=spec.jpeg == "keep",
         allow_partial=spec.allow_partial,
         shard_bytes=spec.shard_mib << 20,
-        run=run,
+        runner=runner,
         on_progress=watch and watch.pack,
         on_look=watch and watch.look,
     )

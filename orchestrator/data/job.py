@@ -58,10 +58,10 @@ def plan_pack(job: PackJob) -> str:
     return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
 
 
-def pack_what_is_missing(job: Job | PackJob, say: Say, run: TaskRunner | None = None) -> bool:
+def pack_what_is_missing(job: Job | PackJob, say: Say, runner: TaskRunner | None = None) -> bool:
     """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
     packed = datasets.ensure_packed(
-        job, datasets.PackCallbacks(*(_progress(say, what) for what in _PHASES)), run
+        job, datasets.PackCallbacks(*(_progress(say, what) for what in _PHASES)), runner
     )
     if packed:
         say("packed " + ", ".join(datasets.manifest_uris(job)))

@@ -28,7 +28,7 @@ class RayTasks:
     """A `shards.processes.TaskRunner` on the connected cluster."""
 
     def __call__(
-        self, work: Callable[[T, Tick], R], tasks: Sequence[T], tick: Tick
+        self, work: Callable[[T, Tick], R], tasks: Sequence[T], on_rows: Tick
     ) -> Iterator[tuple[int, R]]:
         """Index and result of every task, in the order in which they end."""
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_do)
@@ -43,7 +43,7 @@ class RayTasks:
                 (done,), _ = ray.wait(list(flying), num_returns=1)
                 index = flying.pop(done)
                 result, rows = _fetch(done)
-                tick(*rows)
+                on_rows(*rows)
                 yield index, result
         finally:
             for reference in flying:

@@ -70,19 +70,19 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
 
 
-def twin_sheet(dataset: Dataset, twins: Sequence[DuplicatePair]) -> Image.Image:
+def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicatePair]) -> Image.Image:
     """Return a sheet of pairs of photographs that show the same."""
     rows, labels, captions = [], [], []
-    for number, twin in enumerate(twins, 1):
-        place = [dataset.row_of(photograph.uri, photograph.row) for photograph in (twin.first, twin.second)]
-        rows.append([dataset.clean(row) for row in place])
+    for number, pair in enumerate(duplicates, 1):
+        place = [dataset.row_of(photograph.uri, photograph.row) for photograph in (pair.first, pair.second)]
+        rows.append([dataset.clean_for_display(row) for row in place])
         labels.append(f"{number}")
-        captions.append([f"{p.row.id} ({p.split})"[:40] for p in (twin.first, twin.second)])
+        captions.append([f"{p.row.id} ({p.split})"[:40] for p in (pair.first, pair.second)])
     return image_grid(rows, ["one", "other"], labels, captions)
 
 
 def _side_by_side(dataset: Dataset, row: ManifestRow) -> list[NDArray[np.uint8]]:
-    degraded, clean = dataset.look(row)
+    degraded, clean = dataset.read_for_display(row)
     return [np.full_like(clean, 255) if degraded is None else degraded, clean]
 
 

@@ -190,7 +190,7 @@ def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
     scalars: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
-        degraded, clean = batch.floats(run.engine.device, run.job.seed, run.job.data.noise)
+        degraded, clean = batch.to_float(run.engine.device, run.job.seed, run.job.data.noise)
         share = Share(*batch.share)
         with run.engine.sync(last=last):
             with run.engine.autocast():

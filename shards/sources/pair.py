@@ -40,7 +40,7 @@ class Source(Protocol):
         """What the raw folders hold (`shards.listing`), one listing per folder. Reads every file once."""
 
     @property
-    def findings(self) -> tuple[DataProblem, ...]:
+    def problems(self) -> tuple[DataProblem, ...]:
         """What is wrong with the raw data, as far as it shows without reading an image."""
 
     @property

@@ -52,7 +52,7 @@ class PairsSource:
         self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
         self._degradation, self._held_out, self._on_hash = degradation, held_out, on_hash
         self.licences: Mapping[str, str] = {"pairs": licence}
-        self.findings: tuple[DataProblem, ...] = found.orphans()
+        self.problems: tuple[DataProblem, ...] = found.orphans()
 
     @cached_property
     def provenance(self) -> dict[str, object]:

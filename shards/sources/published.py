@@ -60,18 +60,18 @@ class PublishedSource:
         self._check_options()
         self._tree = FileTree.of(root)
         self._list = _OfficialList.read(self._options.listing) if self._options.listing else None
-        findings: list[DataProblem] = []
+        problems: list[DataProblem] = []
         self._pairs: list[Pair] = []
         self._layouts: dict[str, str] = {}
         for part, found in self._recognised():
             if found is None:
-                findings.append(absence_problem(part, self._tree))
+                problems.append(absence_problem(part, self._tree))
                 continue
             self._layouts[part.name] = found.layout.name
-            self._pairs += self._pairs_of(part, found, findings)
+            self._pairs += self._pairs_of(part, found, problems)
         if self._list is not None:
-            findings += self._list.unused()
-        self.findings: tuple[DataProblem, ...] = tuple(findings)
+            problems += self._list.unused()
+        self.problems: tuple[DataProblem, ...] = tuple(problems)
         sources = sorted({pair.source for pair in self._pairs})
         self.licences: Mapping[str, str] = {source: self._published.licence for source in sources}
 
@@ -150,7 +150,7 @@ class PublishedSource:
     def _expected(self, part: DatasetPart) -> int | None:
         return self._options.expected.get(part.name, part.pairs)
 
-    def _pairs_of(self, part: DatasetPart, found: LayoutMatch, findings: list[DataProblem]) -> list[Pair]:
+    def _pairs_of(self, part: DatasetPart, found: LayoutMatch, problems: list[DataProblem]) -> list[Pair]:
         options = self._options
         given = part.name in options.expected
         if part.leak is not None and options.exclude_leaked and not part.leak.published and not given:
@@ -158,14 +158,14 @@ class PublishedSource:
             kept = tuple(entry for entry in found.pairs if not _leaks(part.leak, entry))
             found = replace(found, pairs=kept)
         entries = list(found.pairs)
-        findings += _named(part, found.orphans() if self._list is None else ())
+        problems += _named(part, found.orphans() if self._list is None else ())
         expected = self._expected(part)
         if isinstance(found.layout, FileLayout) and found.layout.pairs and not given:
             expected = found.layout.pairs
         if self._list is not None and part.split == "train":
             entries = [entry for entry in entries if self._list.takes(entry)]
         else:
-            findings += _count_findings(part, found, expected, given=given)
+            problems += _count_findings(part, found, expected, given=given)
         if part.leak is not None:
             leaked = [entry for entry in entries if _leaks(part.leak, entry)]
             if options.exclude_leaked:
@@ -173,22 +173,22 @@ class PublishedSource:
             elif leaked and not part.leak.published:
                 examples = tuple(entry.degraded or entry.clean for entry in leaked)
                 remedy = "Take them away, or leave them out with --exclude-leaked."
-                findings.append(DataProblem(f"{part.name}: {part.leak.sentence}", remedy, examples))
+                problems.append(DataProblem(f"{part.name}: {part.leak.sentence}", remedy, examples))
         if part.by_type:
             entries = [e for e in entries if e.fields["type"].lower() in GROUPS[options.group]]
-        return [pair for entry in entries for pair in self._pair(part, found.layout, entry, findings)]
+        return [pair for entry in entries for pair in self._pair(part, found.layout, entry, problems)]
 
     def _pair(
         self,
         part: DatasetPart,
         layout: FileLayout | MatlabLayout,
         entry: FilePair,
-        findings: list[DataProblem],
+        problems: list[DataProblem],
     ) -> Iterator[Pair]:
         name = Path(entry.degraded or entry.clean).name
         label = _label(part, name, entry)
         if label is None:
-            findings.append(DataProblem(f"{part.name}: {name} is of none of its sets.", "Take it away."))
+            problems.append(DataProblem(f"{part.name}: {name} is of none of its sets.", "Take it away."))
             return
         size = None if part.name in self._options.expected else part.size
         if isinstance(layout, MatlabLayout):
@@ -281,16 +281,16 @@ def _count_findings(
 ) -> list[DataProblem]:
     """What the numbers tell of a part that was found. `given`: the user says how many, so only that is held."""
     where = f"{part.name} ({part.split}, in {found.base or '.'}, laid out as: {found.layout.name})"
-    findings: list[DataProblem] = []
+    problems: list[DataProblem] = []
     if expected is not None and len(found.pairs) != expected:
         what = f"{where} has {len(found.pairs):,} pairs; the set has {expected:,}."
         remedy = part.wrong_counts.get(len(found.pairs), "Complete the download, or name another --root.")
-        findings.append(DataProblem(what, remedy, _absent(part, found)))
+        problems.append(DataProblem(what, remedy, _absent(part, found)))
     if given:
-        return findings
+        return problems
     cleans = len({entry.clean for entry in found.pairs})
     if part.cleans is not None and cleans != part.cleans:
-        findings.append(
+        problems.append(
             DataProblem(f"{where} has {cleans:,} clean images in use; the set has {part.cleans:,}.")
         )
     if part.histogram is not None:
@@ -298,16 +298,16 @@ def _count_findings(
         seen = Counter(entry.fields[name] for entry in found.pairs if name in entry.fields)
         wrong = [f"{name}{key} has {seen[key]:,} of {n:,}" for key, n in counts.items() if seen[key] != n]
         if seen and wrong:
-            findings.append(DataProblem(f"{where}: the folders are not complete.", examples=tuple(wrong)))
+            problems.append(DataProblem(f"{where}: the folders are not complete.", examples=tuple(wrong)))
     labelled = Counter(_label(part, Path(e.degraded or e.clean).name, e) for e in found.pairs)
     for label in part.labels:
         if label.pairs is not None and labelled[label] != label.pairs:
-            findings.append(
+            problems.append(
                 DataProblem(
                     f"{where} has {labelled[label]:,} pairs of {label.source}; the set has {label.pairs:,}."
                 )
             )
-    return findings
+    return problems
 
 
 def _absent(part: DatasetPart, found: LayoutMatch) -> tuple[str, ...]:
@@ -331,8 +331,8 @@ def _product(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     return combined
 
 
-def _named(part: DatasetPart, findings: Sequence[DataProblem]) -> list[DataProblem]:
-    return [DataProblem(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in findings]
+def _named(part: DatasetPart, problems: Sequence[DataProblem]) -> list[DataProblem]:
+    return [DataProblem(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in problems]
 
 
 def _label(part: DatasetPart, name: str, entry: FilePair) -> PairLabel | None:

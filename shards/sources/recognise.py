@@ -83,28 +83,28 @@ class LayoutMatch:
 
     def orphans(self) -> tuple[DataProblem, ...]:
         """What has no partner, or more than one."""
-        findings = []
+        problems = []
         if self.lonely_degraded:
             count = len(self.lonely_degraded)
-            findings.append(
+            problems.append(
                 DataProblem(
                     f"Degraded images without a clean one ({count:,}).", examples=self.lonely_degraded
                 )
             )
         if self.lonely_clean:
             count = len(self.lonely_clean)
-            findings.append(
+            problems.append(
                 DataProblem(f"Clean images without a degraded one ({count:,}).", examples=self.lonely_clean)
             )
         if self.doubles:
-            findings.append(
+            problems.append(
                 DataProblem(
                     f"Clean images that are there twice ({len(self.doubles):,}).",
                     "Keep one of each.",
                     self.doubles,
                 )
             )
-        return tuple(findings)
+        return tuple(problems)
 
 
 @dataclass

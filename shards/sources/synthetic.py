@@ -27,7 +27,7 @@ class PhotographSource:
     levels need one clean-only pair per photograph, whatever their number.
     """
 
-    findings: tuple[DataProblem, ...] = ()
+    problems: tuple[DataProblem, ...] = ()
 
     def __init__(self, degradations: Sequence[str], seed: int, variants: int = 2) -> None:
         self._kinds = _kinds(degradations)
@@ -74,7 +74,7 @@ class FolderSource:
     `held_out` names the files of the test split, by their path inside the folder without suffix.
     """
 
-    findings: tuple[DataProblem, ...] = ()
+    problems: tuple[DataProblem, ...] = ()
 
     def __init__(
         self,

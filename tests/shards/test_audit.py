@@ -60,12 +60,12 @@ def test_the_76_leaked_images_of_sots_are_found(tmp_path: Path):
         pack(source, store, name="x")
 
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    twins = audit(Dataset([store.uri for store in stores], cache), cache, run=ProcessPool(2))
-    assert all(twin.leaks for twin in twins)
-    found = {(twin.first.row.id[:4], twin.second.row.id[:4]) for twin in twins}
+    duplicates = audit(Dataset([store.uri for store in stores], cache), cache, runner=ProcessPool(2))
+    assert all(pair.leaks for pair in duplicates)
+    found = {(pair.first.row.id[:4], pair.second.row.id[:4]) for pair in duplicates}
     assert found == {(scene, scene) for scene in OTS_SCENES_OF_SOTS}
-    assert leaked_test_samples(twins) == {stores[1].uri: 76}
-    trained = {id_ for twin in twins for id_ in twin.first.ids}
+    assert leaked_test_samples(duplicates) == {stores[1].uri: 76}
+    trained = {id_ for pair in duplicates for id_ in pair.first.ids}
     assert len(trained) == 2 * 75
 
     clean = PublishedSource(
@@ -95,9 +95,9 @@ def test_a_copy_is_found_whatever_was_done_to_it(tmp_path: Path, change, exact: 
     change(Image.fromarray(pictures[7])).save(tmp_path / "raw" / "copy.png")
     pack(FolderSource(tmp_path / "raw", ["noise25"]), LocalStore(tmp_path / "s"), name="x")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    (twin,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
-    assert {twin.first.row.id, twin.second.row.id} == {"07", "copy"}
-    assert (twin.exact, twin.leaks) == (exact, False)
+    (pair,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
+    assert {pair.first.row.id, pair.second.row.id} == {"07", "copy"}
+    assert (pair.exact, pair.leaks) == (exact, False)
 
 
 def test_plain_surfaces_are_not_taken_for_each_other(tmp_path: Path):
@@ -123,6 +123,6 @@ def test_files_of_16_bits_and_with_alpha_are_compared_too(tmp_path: Path):
     source = PairsSource(tmp_path / "raw", "in/{key}.png", "gt/{key}.png", "haze")
     pack(source, LocalStore(tmp_path / "s"), name="x", encoding="original")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    (twin,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
-    assert {twin.first.row.id, twin.second.row.id} == {"in/deep", "in/eight"}
-    assert twin.exact
+    (pair,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
+    assert {pair.first.row.id, pair.second.row.id} == {"in/deep", "in/eight"}
+    assert pair.exact

@@ -131,7 +131,7 @@ def test_what_tiles_cannot_hold_is_packed_as_it_is_or_refused(tmp_path: Path, wr
     dataset = Dataset([store.uri], ShardCache(tmp_path / "cache", 1 << 30))
     with pytest.raises(CorruptObjectError, match=r"(?s)'in/a'.*not 8-bit grey or RGB"):
         dataset.read(manifest.rows[0])
-    shown, _ = dataset.look(manifest.rows[0])
+    shown, _ = dataset.read_for_display(manifest.rows[0])
     assert shown is not None
     eight = expected >> 8 if expected.dtype == np.uint16 else expected
     eight = np.repeat(eight[..., None], 3, axis=2) if eight.ndim == 2 else eight[..., :3]

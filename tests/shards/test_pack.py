@@ -31,7 +31,7 @@ class Listed:
     def __init__(self, pairs: list[Pair]) -> None:
         self.provenance: dict[str, object] = {"source": "listed"}
         self.listings: tuple[bytes, ...] = ()
-        self.findings: tuple[DataProblem, ...] = ()
+        self.problems: tuple[DataProblem, ...] = ()
         self.licences = {"s": "l"}
         self.pairs = pairs
 

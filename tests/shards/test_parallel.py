@@ -44,7 +44,7 @@ def test_any_number_of_processes_gives_the_same_dataset(photographs: Path, tmp_p
         together,
         name="p",
         shard_bytes=50_000,
-        run=ProcessPool(3),
+        runner=ProcessPool(3),
         on_progress=lambda done, total, id_: seen.append(done),
     )
     assert len(first.shards) > 3
@@ -66,7 +66,7 @@ if __name__ == "__main__":
     source = FolderSource(Path(sys.argv[1]), ["rain", "haze", "low_haze_rain"], variants=2, seed=1)
     def tell(done, total, id_):
         print(done, flush=True)
-    pack(source, LocalStore(Path(sys.argv[2])), name="p", shard_bytes=50_000, run=ProcessPool(2), on_progress=tell)
+    pack(source, LocalStore(Path(sys.argv[2])), name="p", shard_bytes=50_000, runner=ProcessPool(2), on_progress=tell)
 """
 
 
@@ -117,7 +117,7 @@ def test_a_record_whose_shard_is_gone_or_that_is_damaged_counts_for_nothing(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source(photographs), store, name="p", shard_bytes=50_000, run=stop_half_way)
+        pack(source(photographs), store, name="p", shard_bytes=50_000, runner=stop_half_way)
     records = store.list("packing/")
     assert len(records) == 3
     store.path(records[0]).write_bytes(b"<html>")
@@ -137,7 +137,7 @@ def test_a_changed_photograph_is_packed_anew_after_an_interruption(photographs: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source(raw), store, name="p", shard_bytes=50_000, run=stop)
+        pack(source(raw), store, name="p", shard_bytes=50_000, runner=stop)
     with Image.open(raw / "brick.png") as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(raw / "brick.png")
     expected = pack(source(raw), LocalStore(tmp_path / "whole"), name="p", shard_bytes=50_000)

@@ -116,7 +116,7 @@ def test_every_published_layout_is_recognised_and_paired_at_any_depth(
     lay_pairs(root, pairs)
     split = next(p.split for p in PUBLISHED[name].parts if p.name == part)
     source = PublishedSource(name, root.parent, PublishedOptions(split=split, expected={part: len(pairs)}))
-    assert source.findings == ()
+    assert source.problems == ()
     found = [(p.degraded and p.degraded.name, p.clean.name) for p in source]
     assert sorted(found) == sorted((str(root / d), str(root / c)) for d, c in pairs)
     assert len({(p.degradation, p.id) for p in source}) == len(pairs)
@@ -145,7 +145,7 @@ def test_every_published_layout_is_recognised_and_paired_at_any_depth(
 def test_clean_sets_are_recognised(name: str, files: list[str], expected: dict[str, int], tmp_path: Path):
     lay_clean(tmp_path / "raw", files)
     source = PublishedSource(name, tmp_path / "raw", PublishedOptions(expected=expected))
-    assert source.findings == ()
+    assert source.problems == ()
     assert Counter(pair.source for pair in source) == expected
     assert {pair.degradation for pair in source} == {"noise"}
     assert [pair.degraded for pair in source] == [None] * len(files)
@@ -217,7 +217,7 @@ def test_cdd11_labels_groups_and_stores_each_clean_image_once(tmp_path: Path):
     for group, kinds in (("single", 4), ("double", 5), ("triple", 2), ("all", 11)):
         chosen = PublishedSource("cdd11", root, PublishedOptions("train", group=group, expected=expected))
         assert len(chosen.training_counts()) == kinds
-        assert chosen.findings == ()
+        assert chosen.problems == ()
 
 
 def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path):
@@ -225,7 +225,7 @@ def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path)
     root = tmp_path / "raw"
     lay_pairs(root, [(f"allweather/input/{n}", f"allweather/gt/{n}") for n in names])
     source = PublishedSource("allweather", root, PublishedOptions(expected={"AllWeather": 4}))
-    assert source.findings == ()
+    assert source.problems == ()
     assert source.training_counts() == {"haze_rain": 2, "snow": 1, "raindrop": 1}
     assert Counter(p.source for p in source) == {"Outdoor-Rain": 2, "Snow100K": 1, "RainDrop": 1}
 
@@ -238,7 +238,7 @@ def test_allweather_knows_its_three_sets_and_refuses_test_scenes(tmp_path: Path)
     without = PublishedSource(
         "allweather", root, PublishedOptions(exclude_leaked=True, expected={"AllWeather": 6})
     )
-    assert without.findings == ()
+    assert without.problems == ()
     assert len(without) == 4
 
 
@@ -260,9 +260,9 @@ def test_a_repacked_allweather_has_the_published_count_without_its_test_scenes(
     ]
     lay_pairs(tmp_path / "raw", [(f"input/{n}", f"gt/{n}") for n in names])
     refused = PublishedSource("allweather", tmp_path / "raw")
-    assert any("5 pairs; the set has 3" in finding.what for finding in refused.findings)
+    assert any("5 pairs; the set has 3" in problem.what for problem in refused.problems)
     without = PublishedSource("allweather", tmp_path / "raw", PublishedOptions(exclude_leaked=True))
-    assert without.findings == ()
+    assert without.problems == ()
     assert len(without) == 3
 
 
@@ -297,7 +297,7 @@ def test_two_splits_below_one_root_take_their_own_files(tmp_path: Path, name: st
     lay_pairs(tmp_path / "raw", [*train, *test])
     expected = {part.name: len(train if part.split == "train" else test) for part in PUBLISHED[name].parts}
     source = PublishedSource(name, tmp_path / "raw", PublishedOptions(expected=expected))
-    assert source.findings == ()
+    assert source.problems == ()
     for split, pairs in (("train", train), ("test", test)):
         taken = {(str(p.degraded.path), str(p.clean.path)) for p in source if p.split == split}
         assert taken == {(str(tmp_path / "raw" / d), str(tmp_path / "raw" / c)) for d, c in pairs}
@@ -399,7 +399,7 @@ def test_reside_v0_is_known_by_its_size_and_served_by_the_official_list(
     official = tmp_path / "hazy_outside.txt"
     official.write_text("".join(f"synthetic/part1/{s}_{v}.jpg\n" for s in SCENES[:2] for v in HAZE))
     listed = PublishedSource("reside-ots", root, PublishedOptions(listing=official))
-    assert listed.findings == ()
+    assert listed.problems == ()
     assert len(listed) == 6
     assert listed.provenance["list"]["known_as"].startswith("not an official list")
     official.write_text(official.read_text() + "synthetic/part1/9999_1_0.2.jpg\n")

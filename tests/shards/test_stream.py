@@ -47,7 +47,7 @@ def samples(batches: list[Batch]) -> dict[int, tuple]:
     """What stands at each position, down to the noisy floats."""
     found: dict[int, tuple] = {}
     for batch in batches:
-        floats = [image.numpy() for image in batch.floats("cpu", seed=5)]
+        floats = [image.numpy() for image in batch.to_float("cpu", seed=5)]
         for index, position in enumerate(batch.positions.tolist()):
             assert position not in found, f"position {position} came twice"
             found[position] = (
@@ -136,7 +136,7 @@ def test_pixels_are_the_source_s_own(dataset: Dataset, source: FolderSource):
 
 def test_floats_are_noisy_where_noise_was_asked_and_exact_elsewhere(dataset: Dataset):
     for batch in stream_of(dataset).steps(0, 1, 0, 4 * BATCH):
-        degraded, clean = batch.floats("cpu", seed=5)
+        degraded, clean = batch.to_float("cpu", seed=5)
         assert degraded.dtype == clean.dtype == torch.float32
         assert clean.shape == (BATCH, 3, 32, 32)
         assert torch.equal(clean, batch.clean.float() / 255)
@@ -320,8 +320,8 @@ def test_weights_mix_real_data(dataset: Dataset):
 
 def test_noise_may_stay_float(dataset: Dataset):
     batch = next(b for b in stream_of(dataset).steps() if b.sigma.any() and not b.sigma.all())
-    exact, clean = batch.floats("cpu", 5, "float")
-    cut, _ = batch.floats("cpu", 5)
+    exact, clean = batch.to_float("cpu", 5, "float")
+    cut, _ = batch.to_float("cpu", 5)
     noisy = batch.sigma > 0
     assert torch.equal(exact[~noisy], cut[~noisy])
     truncated = (exact[noisy] * 255).clamp(0, 255) - cut[noisy] * 255

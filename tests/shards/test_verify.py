@@ -51,7 +51,7 @@ def test_processes_share_the_work_and_count_every_image(copied: LocalStore):
     manifest = load_manifest(copied)
     seen: list[int] = []
     found = verify(
-        copied, manifest, run=ProcessPool(2), on_progress=lambda done, total, id_: seen.append(done)
+        copied, manifest, runner=ProcessPool(2), on_progress=lambda done, total, id_: seen.append(done)
     )
     assert seen[-1] == found.images == len(seen)
 

@@ -58,7 +58,7 @@ def interrupt(raw: Path, store: LocalStore, seed: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(FolderSource(raw, ["rain"], seed=seed), store, name="set", shard_bytes=10_000, run=stop)
+        pack(FolderSource(raw, ["rain"], seed=seed), store, name="set", shard_bytes=10_000, runner=stop)
 
 
 def test_every_manifest_keeps_its_shards_whatever_the_pointer_says(raw: Path, storage: LocalStore):

@@ -15,7 +15,7 @@ DEGRADATIONS = ("haze", "noise25", "rain")
 Scores = dict[str, dict[str, float]]
 
 names = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True)
-psnr = st.floats(10, 45)
+psnr = st.to_float(10, 45)
 
 
 @st.composite
@@ -44,7 +44,7 @@ def test_a_model_is_not_better_than_itself(of: Scores) -> None:
 
 
 @few
-@given(scores(), st.floats(0.05, 3), st.floats(0.01, 3))
+@given(scores(), st.to_float(0.05, 3), st.floats(0.01, 3))
 def test_a_model_that_gains_the_same_everywhere_passes_up_to_that_margin(
     of: Scores, gain: float, margin: float
 ) -> None:
@@ -73,7 +73,7 @@ def test_the_order_of_photographs_has_no_say(of: Scores, data: st.DataObject) ->
 
 
 @few
-@given(scores(), st.floats(0.5, 3), st.floats(0.01, 3))
+@given(scores(), st.to_float(0.5, 3), st.floats(0.01, 3))
 def test_one_degradation_that_loses_more_than_allowed_is_named(
     of: Scores, loss: float, allowed: float
 ) -> None:
