@@ -11,7 +11,7 @@ from orchestrator.cli.app import app, emit, emit_error, progress_bar, use_local_
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 
 Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, help="ProcessPool; all available_cores by default.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")]
 
 _SHOWN = 20
 

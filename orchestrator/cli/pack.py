@@ -35,7 +35,7 @@ def pack(
     ] = False,
     shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 64,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all available_cores by default.")
+        int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, test or all.", rich_help_panel=_PUBLISHED)] = "all",
     list_: Annotated[
