@@ -15,7 +15,7 @@ from tests.slow.project import Done, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-DEGRADATIONS = ("haze", "rain", "noise25", "blur", "lowlight")
+DEGRADATIONS = ("haze", "rain", "noise15", "noise25", "noise50")
 
 
 def demo(project: Project) -> Done:
@@ -50,11 +50,9 @@ def test_the_model_learned_to_restore(project: Project, done: Done) -> None:
     *rows, average = summarise(scores, DEGRADATIONS)
     assert all(row.n >= 4 for row in rows)
     assert average.gain >= 3
-    assert sum(row.gain >= 0.5 for row in rows) >= 4
-    assert average.psnr > average.baseline_psnr
-    for row in rows:
-        if row.gain < 0:
-            assert f"Worse than the input: {row.degradation}" in done.text
+    assert all(row.gain >= 1 for row in rows)
+    assert average.psnr > average.baseline_psnr + 1
+    assert "Worse than the input" not in done.text
 
 
 def test_its_pictures_are_pictures(project: Project, done: Done) -> None:
