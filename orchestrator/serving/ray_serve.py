@@ -24,7 +24,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from orchestrator.cluster.local.ray_head import ENVIRONMENT, OBJECT_STORE_BYTES, auth_mode
+from orchestrator.cluster.local.ray_head import OBJECT_STORE_BYTES
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import Limits
 from orchestrator.serving.backend import NoReplicaError
@@ -202,7 +202,6 @@ def _cluster() -> Iterator[None]:
                 f"RAY_ADDRESS {address}: no Ray cluster answers there ({_line(error)})."
             ) from error
     else:
-        os.environ.update({**ENVIRONMENT, "RAY_AUTH_MODE": auth_mode()})
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),

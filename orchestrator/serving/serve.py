@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
+from orchestrator.cluster.local import ray_head
 from orchestrator.errors import ServiceError
 from orchestrator.serving import served_model
 from orchestrator.serving.active_model import Shelf
 from orchestrator.serving.alias_watcher import Follower
 from orchestrator.serving.app import Service
 from orchestrator.serving.http_server import Door, listen
-from orchestrator.serving.ray_serve import ServeBackend, replicas
 from orchestrator.serving.settings import Settings
 from orchestrator.signals import on_stop
+
+if TYPE_CHECKING:
+    from orchestrator.serving.ray_serve import ServeBackend
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,10 @@ def serve(model: str, settings: Settings, token: str | None, say: Callable[[str]
 
     Raises ServiceError and RegistryError before anybody is answered.
     """
+    if "RAY_ADDRESS" not in os.environ:  # a Ray head of its own, on loopback: Ray reads this when it is imported
+        os.environ.update({**ray_head.ENVIRONMENT, "RAY_AUTH_MODE": ray_head.auth_mode()})
+    from orchestrator.serving.ray_serve import replicas
+
     with listen(settings.host, settings.port) as listening:
         settings = settings.at(listening.getsockname()[1])
         first = served_model.fetch(model)
