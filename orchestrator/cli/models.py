@@ -112,9 +112,7 @@ def rollback(
     from orchestrator.promotion import promote as promoting
 
     before, now = promoting.rollback(name, track_uri(), alias)
-    emit(
-        f"{name}: {alias} is version {now} again; version {before} is kept as {promoting.previous_of(alias)}"
-    )
+    emit(f"{name}: {alias} is version {now} again; version {before} is {promoting.previous_alias(alias)}")
 
 
 @app.command()

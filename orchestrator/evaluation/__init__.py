@@ -1,1 +1,1 @@
-"""Judging: any model over any benchmark, image by image, and what is told of it."""
+"""Measure any model on any benchmark, image by image, and report the scores."""

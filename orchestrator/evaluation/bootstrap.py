@@ -1,48 +1,48 @@
-"""The 95 % percentile bootstrap over photographs, with draws that are always the same ones."""
+"""95 % percentile bootstrap over images, with a fixed seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 DRAWS = 10_000
+_DRAWS_PER_BATCH = 100
+"""Bounds the memory of a benchmark with many images."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference of PSNR and its 95 % interval [dB]."""
+    """A mean and its 95 % interval."""
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """Return it as one would say it."""
+        """Return the interval as a difference in dB."""
         return f"{self.mean:+.3f} dB [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def over_photographs(groups: Sequence[Mapping[str, float]]) -> Interval:
-    """Return the unweighted mean of the groups' means, with its interval; a group is photograph to difference [dB].
+def mean_over_images(groups: Sequence[Mapping[Any, float]]) -> Interval:
+    """Return the unweighted mean of the groups' means with its interval; a group maps images to values.
 
-    Photographs are drawn, not values: one that stands in several groups comes or stays away in all of them.
+    Images are resampled, not values: an image in several groups is drawn for all of them or for none. A draw without
+    any image of a group uses that group's mean. The interval of values that are not all finite is their range.
     """
-    photographs = sorted({name for group in groups for name in group})
-    index = {name: i for i, name in enumerate(photographs)}
-    picks = np.random.default_rng(0).integers(0, len(photographs), size=(DRAWS, len(photographs)))
-    times = np.stack(
-        [np.bincount(pick, minlength=len(photographs)) for pick in picks]
-    )  # (draws, photographs)
-    means, whole = np.zeros(DRAWS), 0.0
-    for group in groups:
-        values, here = np.zeros(len(photographs)), np.zeros(len(photographs), bool)
-        for name, value in group.items():
-            values[index[name]], here[index[name]] = value, True
-        weight = times * here
-        # A draw without any photograph of this group says nothing of it: its own mean stands in.
-        drawn = weight @ values / np.maximum(weight.sum(1), 1)
-        means += np.where(weight.sum(1) == 0, values[here].mean(), drawn) / len(groups)
-        whole += float(values[here].mean()) / len(groups)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(whole, float(low), float(high))
+    images = sorted({image for group in groups for image in group})
+    present = np.array([[image in group for image in images] for group in groups])
+    values = np.array([[group.get(image, 0.0) for image in images] for group in groups])
+    means = np.array([row[there].mean() for row, there in zip(values, present, strict=True)])
+    if not np.isfinite(values).all():
+        return Interval(float(means.mean()), float(values[present].min()), float(values[present].max()))
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(DRAWS // _DRAWS_PER_BATCH):
+        picks = rng.integers(0, len(images), (_DRAWS_PER_BATCH, len(images)))
+        sums, counts = values[:, picks].sum(2), present[:, picks].sum(2)  # (groups, draws)
+        draws.append(np.where(counts == 0, means[:, None], sums / np.maximum(counts, 1)).mean(0))
+    low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
+    return Interval(float(means.mean()), float(low), float(high))

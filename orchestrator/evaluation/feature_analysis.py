@@ -1,4 +1,4 @@
-"""`mirage analyse`: the paper's Figures 3 to 6 and B for any of our models and images, as numbers and pictures."""
+"""`mirage analyse`: the paper's Figures 3 to 6 and B for any MIRAGE and any images, as numbers and figures."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def analyse(
     out: Path,
     run: str | None,
 ) -> Iterator[str]:
-    """Yield what was found, line by line; figures and analysis.json go to `out`, and to the MLflow run if one is given.
+    """Yield the statistics as lines of text; write figures and analysis.json to `out` and to the MLflow run `run`.
 
-    degradations: what to do to the images first, none for as they are. crop: side in pixels of the centre taken.
+    degradations: applied to the images first; none: the images are used as they are.
+    crop: side of the centre crop that is analysed [px].
+    run: name or MLflow id of a run, or None.
     """
-    _check(degradations)
+    _check_degradations(degradations)
     if run is not None:
-        _run_id(run)  # before the work, not after it
+        _run_id(run)  # raises before the work starts
     loaded = [(name, find_model(name).load(torch.device("cpu"))) for name in models]
-    clean = [(path, _centre(read_photo(path).pixels, crop)) for path in images]
+    clean = [(path, _centre_crop(read_photo(path).pixels, crop)) for path in images]
     found = [
         feature_statistics(
             name, model, degradation, [_degraded(degradation, path, image) for path, image in clean]
@@ -51,7 +53,7 @@ def analyse(
         for degradation in (degradations or [AS_GIVEN])
     ]
     for one in found:
-        yield from _told(one)
+        yield from _lines(one)
     from orchestrator.evaluation.feature_figures import draw
 
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def analyse(
         yield _track(run, found, files)
     yield "written: " + ", ".join(str(file) for file in files if file.suffix != ".pdf")
     if len(images) < 2:
-        yield "one image alone has no others to be told from: Figures 5 and 6 need two or more."
+        yield "Figures 5 and 6 compare images, so they need at least two."
 
 
 def feature_statistics(
@@ -106,15 +108,15 @@ def feature_statistics(
 
 
 def as_json(found: FeatureStatistics) -> dict[str, Any]:
-    """Return the statistics as JSON values; of channel similarities the mean off the diagonal, of the others all."""
-    similar = {stage: _off_diagonal(matrix.abs()) for stage, matrix in found.similarity.items()}
+    """Return the statistics as JSON values; of the channel similarities only the mean off the diagonal."""
+    similarity = {stage: _off_diagonal(matrix.abs()) for stage, matrix in found.similarity.items()}
     return {
         "model": found.model,
         "degradation": found.degradation,
         "images": found.images,
         "scales": [asdict(scale) for scale in found.scales],
         "attention": [asdict(scale) for scale in found.attention],
-        "mean_channel_similarity": similar,
+        "mean_channel_similarity": similarity,
         "matrices": {name: matrix.tolist() for name, matrix in found.matrices.items()},
         "contrast": {name: asdict(analysis.contrast(matrix)) for name, matrix in found.matrices.items()},
         "kernel_alignment": found.kernel_alignment,
@@ -143,7 +145,7 @@ def _scale(name: str, maps: Sequence[Tensor]) -> ScaleStatistics:
     )
 
 
-def _told(found: FeatureStatistics) -> Iterator[str]:
+def _lines(found: FeatureStatistics) -> Iterator[str]:
     yield f"{found.model}, {found.degradation}, mean over {found.images} image{'s' if found.images > 1 else ''}"
     for kind, scales in (("stage", found.scales), ("attention", found.attention)):
         for scale in scales:
@@ -158,14 +160,14 @@ def _told(found: FeatureStatistics) -> Iterator[str]:
         yield f"  CKA of shallow and latent covariances {found.kernel_alignment:.3f}"
 
 
-def _check(degradations: Sequence[str]) -> None:
+def _check_degradations(degradations: Sequence[str]) -> None:
     known = (*SYNTHETIC, *SIGMA)
     for name in degradations:
         if name not in known:
             raise PhotoError(f"--degrade {name}: one of {', '.join(known)}.")
 
 
-def _centre(pixels: Any, side: int) -> Tensor:
+def _centre_crop(pixels: Any, side: int) -> Tensor:
     image = torch.from_numpy(np.ascontiguousarray(pixels)).float()
     height, width = image.shape[1:]
     top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
@@ -173,15 +175,15 @@ def _centre(pixels: Any, side: int) -> Tensor:
 
 
 def _degraded(degradation: str, path: Path, image: Tensor) -> Tensor:
-    """Return the image after the degradation; a function of its name alone."""
+    """Return the degraded image; random parts are seeded by the file's name."""
     if degradation == AS_GIVEN:
         return image
     clean = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     if degradation in SIGMA:
         key = torch.tensor([sum(path.name.encode())])
         return add_noise(clean[None], torch.tensor([float(SIGMA[degradation])]), key, 0)[0].float() / 255
-    harmed = degrade(np.ascontiguousarray(clean.permute(1, 2, 0).numpy()), degradation, 0, path.name)
-    return torch.from_numpy(np.ascontiguousarray(harmed)).permute(2, 0, 1).float() / 255
+    degraded = degrade(np.ascontiguousarray(clean.permute(1, 2, 0).numpy()), degradation, 0, path.name)
+    return torch.from_numpy(np.ascontiguousarray(degraded)).permute(2, 0, 1).float() / 255
 
 
 def _off_diagonal(matrix: Tensor) -> float:
@@ -190,7 +192,7 @@ def _off_diagonal(matrix: Tensor) -> float:
 
 
 def _track(run: str, found: Sequence[FeatureStatistics], files: Sequence[Path]) -> str:
-    """Leave figures and numbers with a run of MLflow, by its id or the run's own name."""
+    """Log figures and numbers to the run; return where they are."""
     uri, run_id = resolve_tracking_uri(), _run_id(run)
     values = {
         f"analysis/{one.degradation.replace(' ', '_')}/{scale.name.replace(' ', '_')}/rank_ratio": scale.rank_ratio
@@ -203,7 +205,7 @@ def _track(run: str, found: Sequence[FeatureStatistics], files: Sequence[Path]) 
 
 
 def _run_id(run: str) -> str:
-    """Return the MLflow id of a run that is named by it or by its own name. Raises RegistryError."""
+    """Return the MLflow id of the run with this name or id. Raises RegistryError."""
     uri = resolve_tracking_uri()
     found = runs.find_run(uri, RUN_TAG, run)
     if found is None:

@@ -1,16 +1,14 @@
-"""The figures of `mirage analyse`, drawn to be printed: PNG at 200 dpi and PDF."""
+"""Draw the figures of `mirage analyse` for print: PNG at 200 dpi and PDF."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirage.analysis import contrast
 from orchestrator.errors import PhotoError
-
-if TYPE_CHECKING:
-    from orchestrator.evaluation.feature_statistics import FeatureStatistics
+from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics
 
 _NAMES = {"encoder1": "scale 1", "encoder2": "scale 2", "encoder3": "scale 3", "latent": "scale 4"}
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b")
@@ -27,7 +25,7 @@ _STYLE = {
 
 
 def draw(found: Sequence[FeatureStatistics], out: Path) -> list[Path]:
-    """Draw every figure that the findings allow and return the files. Raises PhotoError without matplotlib."""
+    """Draw every figure that the statistics allow; return the files. Raises PhotoError without matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
@@ -52,7 +50,7 @@ def draw(found: Sequence[FeatureStatistics], out: Path) -> list[Path]:
 
 
 def _variance(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
-    """Figure 3: cumulative variance and singular values per scale, of attention where the model has it."""
+    """Draw Figure 3: cumulative variance and singular values per scale, of attention outputs if there are any."""
     figure, axes = pyplot.subplots(
         len(found), 2, figsize=(6.4, 2.5 * len(found)), squeeze=False, layout="constrained"
     )
@@ -80,7 +78,7 @@ def _variance(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
 
 
 def _channels(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
-    """Figures 4 and B: channel similarity per scale with the rank ratio below."""
+    """Draw Figures 4 and B: channel similarity per scale with the rank ratio below."""
     count = len(found[0].scales)
     figure, axes = pyplot.subplots(
         len(found), count, figsize=(1.6 * count + 0.6, 1.9 * len(found)), squeeze=False, layout="constrained"
@@ -102,7 +100,7 @@ def _channels(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
 
 
 def _alignment(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
-    """Figure 5: how shallow and latent embeddings of the images match."""
+    """Draw Figure 5: cosines between the shallow and the latent embeddings of the images."""
     figure, axes = pyplot.subplots(
         1, len(found), figsize=(2.3 * len(found) + 0.7, 2.7), squeeze=False, layout="constrained"
     )
@@ -121,7 +119,7 @@ def _alignment(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
             xticks=[],
             yticks=[],
             ylabel="shallow",
-            xlabel=f"latent\n{_words(one, 'shallow_latent')}\nCKA {one.kernel_alignment:.3f}",
+            xlabel=f"latent\n{_contrast_label(one, 'shallow_latent')}\nCKA {one.kernel_alignment:.3f}",
         )
         axis.spines[:].set_visible(True)
     if drawn is not None:
@@ -130,7 +128,7 @@ def _alignment(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
 
 
 def _descriptors(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
-    """Figure 6: what means and covariances of the latent say of one image against another."""
+    """Draw Figure 6: cosines between the images by means and by covariances of the latent."""
     figure, axes = pyplot.subplots(
         len(found), 2, figsize=(5.2, 2.5 * len(found)), squeeze=False, layout="constrained"
     )
@@ -143,18 +141,18 @@ def _descriptors(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
             axis.set(xticks=[], yticks=[])
             if one is found[0]:
                 axis.set_title({"euclidean": "Euclidean: means", "spd": "SPD: covariances"}[kind])
-            axis.set_xlabel(_words(one, kind))
+            axis.set_xlabel(_contrast_label(one, kind))
             axis.spines[:].set_visible(True)
         row[0].set_ylabel(_title(one))
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine between images")
     return figure
 
 
-def _words(one: FeatureStatistics, kind: str) -> str:
+def _contrast_label(one: FeatureStatistics, kind: str) -> str:
     c = contrast(one.matrices[kind])
     return f"diagonal {c.diagonal:.2f}, others {c.off_diagonal:.2f}\nratio {c.ratio:.2f}"
 
 
 def _title(one: FeatureStatistics) -> str:
     name = one.model.removeprefix("models:/").rpartition("/")[2].removesuffix(".safetensors")
-    return name if one.degradation == "as given" else f"{name}, {one.degradation}"
+    return name if one.degradation == AS_GIVEN else f"{name}, {one.degradation}"

@@ -1,4 +1,4 @@
-"""Hold the results of a feature analysis."""
+"""Data classes for the results of a feature analysis."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 AS_GIVEN = "as given"
+"""Name of the degradation of images that are analysed without one."""
 
 
 @dataclass(frozen=True)
 class ScaleStatistics:
-    """One map of the model, averaged over the images."""
+    """Statistics of one feature map of the model, averaged over the images."""
 
     name: str
     channels: int
     components_90: float
     """Principal components for 90 % of the variance."""
     rank_ratio: float
-    """The same over the channels: the paper's percentages."""
+    """`components_90` over the channels: the paper's percentages."""
     entropy_rank: float
     cumulative_variance: tuple[float, ...]
     spectrum: tuple[float, ...]
@@ -26,7 +27,7 @@ class ScaleStatistics:
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What the images say of one model under one degradation."""
+    """Statistics of one model on images of one degradation."""
 
     model: str
     degradation: str
@@ -36,9 +37,9 @@ class FeatureStatistics:
     attention: tuple[ScaleStatistics, ...]
     """Outputs of channel attention per stage: Figure 3."""
     similarity: dict[str, Tensor]
-    """Stage -> mean over images of the channels' cosines."""
+    """Stage → cosines between channels, averaged over the images."""
     matrices: dict[str, Tensor]
-    """`shallow_latent`: cosines of the two heads' embeddings (Figure 5); `euclidean` and `spd`: of the latents' means
-    and covariances (Figure 6). Images by images."""
+    """Images by images. `shallow_latent`: cosines of the two heads' embeddings (Figure 5); `euclidean` and `spd`:
+    cosines of the latents' means and covariances (Figure 6)."""
     kernel_alignment: float | None
-    """CKA of the shallow and latent covariances, as unit vectors, over the images; None for a single one."""
+    """CKA of the shallow and latent covariances, as unit vectors, over the images; None for a single image."""

@@ -1,4 +1,4 @@
-"""The result of one image under one protocol, and many of them as a Parquet file."""
+"""The result of one image under one protocol, and many results as a Parquet file."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from mirage.metrics import PROTOCOLS, measure
 from orchestrator.imaging.convert import to_float
 from shards.evaluation import EvalItem
 
+IMAGES = "images.parquet"
 PerceptualDistance = Callable[[Tensor, Tensor], float]
 """Distance of two float (3, h, w) images in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image of a benchmark under one degradation and one protocol, before and after."""
+    """Quality of one image before and after restoration, under one degradation and one protocol."""
 
     dataset: str
     digest: str
-    """Of the dataset's manifest."""
+    """Digest of the dataset's manifest."""
     source: str
     degradation: str
     image: str
     protocol: str
     height: int
-    """Of what was restored, in pixels."""
+    """Height of the restored image [px]."""
     width: int
     psnr: float
     ssim: float
     lpips: float | None
     input_psnr: float
-    """Of the degraded image itself."""
+    """PSNR of the degraded image [dB]."""
     input_ssim: float
     seconds: float
-    """That restoring took."""
+    """Time to restore the image."""
 
 
 def evaluate_image(
@@ -58,22 +59,21 @@ def evaluate_image(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
-    distance = None if perceptual is None else perceptual(restored, clean)
-    made = partial(
+    result = partial(
         ImageResult,
-        *(dataset[0], dataset[1], item.source, item.degradation, item.id),
+        *(*dataset, item.source, item.degradation, item.id),
         height=degraded.shape[1],
         width=degraded.shape[2],
-        lpips=distance,
+        lpips=None if perceptual is None else perceptual(restored, clean),
         seconds=seconds,
     )
     results = []
     for protocol in protocols:
-        # Restored and degraded are measured as one batch of two.
+        # The restored and the degraded image are measured as one batch of two.
         both = measure(torch.stack((restored, degraded)), torch.stack((clean, clean)), protocol)
         (psnr, input_psnr), (ssim, input_ssim) = both["psnr"].tolist(), both["ssim"].tolist()
         results.append(
-            made(protocol=protocol, psnr=psnr, ssim=ssim, input_psnr=input_psnr, input_ssim=input_ssim)
+            result(protocol=protocol, psnr=psnr, ssim=ssim, input_psnr=input_psnr, input_ssim=input_ssim)
         )
     return results
 
@@ -87,22 +87,22 @@ def protocols_by_crop(protocols: Iterable[str]) -> dict[int, list[str]]:
 
 
 def to_parquet(results: Sequence[ImageResult]) -> bytes:
-    """Return the results as a Parquet file, one row each."""
+    """Return the results as a Parquet file with one row each."""
     import pyarrow
     import pyarrow.parquet
 
-    names = [field.name for field in fields(ImageResult)]
-    rows = [asdict(result) for result in results]
-    kinds = {"float": pyarrow.float64(), "float | None": pyarrow.float64(), "int": pyarrow.int32()}
-    types = {field.name: kinds.get(str(field.type), pyarrow.string()) for field in fields(ImageResult)}
-    table = pyarrow.table({name: pyarrow.array([row[name] for row in rows], types[name]) for name in names})
+    types = {"float": pyarrow.float64(), "float | None": pyarrow.float64(), "int": pyarrow.int32()}
+    schema = pyarrow.schema(
+        [(field.name, types.get(str(field.type), pyarrow.string())) for field in fields(ImageResult)]
+    )
+    table = pyarrow.Table.from_pylist([asdict(result) for result in results], schema)
     out = io.BytesIO()
     pyarrow.parquet.write_table(table, out, compression="zstd")
     return out.getvalue()
 
 
 def from_parquet(data: bytes) -> list[ImageResult]:
-    """Return the results that `to_parquet` wrote."""
+    """Return the results in a Parquet file that `to_parquet` wrote."""
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()

@@ -1,4 +1,4 @@
-"""The model card: what a registered model is, what it was trained on, how good it is, how to use it."""
+"""The model card: what a registered model is, what it was trained on, its scores, and how to use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def model_card(
         "architecture": _architecture(job.model),
         "setting and recipe": f"{job.setting}, {job.recipe}",
         "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
-        **({"begun from": job.init_from} if job.init_from else {}),
+        **({"initial weights": job.init_from} if job.init_from else {}),
         "run": run_id,
         "code": code_version,
         "data": ", ".join(f"{m.name} (sha256 {m.digest[:16]})" for m in dataset.manifests),
@@ -28,12 +28,12 @@ def model_card(
     )
     return "\n".join(
         [
-            markdown_report(rows, f"{job.track.register_as or job.name}", how),
-            "## What it is",
+            markdown_report(rows, job.track.register_as or job.name, how),
+            "## Model",
             "",
             *(f"- {name}: {value}" for name, value in facts.items()),
             "",
-            "## Terms of the training data",
+            "## Licences of the training data",
             "",
             *(f"- {text}" for text in licences),
             "",

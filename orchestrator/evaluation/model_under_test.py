@@ -1,4 +1,4 @@
-"""The candidate: any model as one thing that restores whole photographs, with what a table must say of it."""
+"""Load any model for evaluation, with what tables must state about it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What every number must say of the model it is of."""
+    """What every score must state about its model."""
 
     name: str
     recipe: str
     weights: str
-    """`raw`, `EMA`, or that nobody said."""
+    """`raw`, `EMA` or `not stated`."""
     digest: str
-    """Sha256 of the weights file; "" for a class judged as it is made."""
+    """SHA-256 of the weights file; "" for a class with its initial weights."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class ModelUnderTest:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __call__(self, degraded: Tensor) -> Tensor:
-        """Restore float RGB (3, h, w) in [0, 1]; the result is clipped to it.
+        """Restore float RGB (3, h, w) in [0, 1]; the result is clipped to that range.
 
-        A MIRAGE takes any size in bounded memory. Another network takes images continued by reflection to multiples
-        of its stride, or tiles where it has them.
+        A MIRAGE takes any size in bounded memory. Other networks get images padded by reflection to multiples of their
+        stride, or cut into tiles if the job says so.
         """
         device = degraded.device.type
         autocast = torch.autocast(device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -61,15 +61,15 @@ class ModelUnderTest:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of one 3 x 224 x 224 image as papers count them; None where they cannot be counted."""
+        """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for other networks."""
         return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
 
 
 def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
-    """Return the bytes of the weights that `model` names, b"" when it names none. Raises RegistryError, ModelError.
+    """Return the weights that `model` names, b"" if it names none. Raises RegistryError, ModelError.
 
-    One of the authors' checkpoints becomes safetensors. A relative file stands below the project; registered models
-    and runs are those of `tracking_uri`, a job's `track.uri`.
+    A checkpoint of the authors is converted to safetensors. Relative files are relative to the project; registered
+    models and runs are searched at `tracking_uri`.
     """
     if model.weights is None:
         return b""
@@ -84,13 +84,13 @@ def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> byt
 
 
 def identify(model: EvaluatedModel, weights: bytes) -> ModelIdentity:
-    """Return what tables say of the model: what the job says, else what the weights say of themselves."""
+    """Return what tables state about the model: from the job, else from the header of the weights."""
     header: dict[str, str] = {}
-    with suppress(WeightsError):  # a checkpoint of torch, or no weights: it says nothing
+    with suppress(WeightsError):  # a checkpoint of torch, or no weights
         header = read_metadata(weights)
-    own = model.class_.partition(":")[2] if model.class_ else None
+    class_name = model.class_.partition(":")[2] if model.class_ else None
     return ModelIdentity(
-        name=model.name or own or _short(model.weights or ""),
+        name=model.name or class_name or _short(model.weights or ""),
         recipe=model.recipe or header.get("recipe", NOT_STATED),
         weights=header.get("weights", NOT_STATED),
         digest=hashlib.sha256(weights).hexdigest() if weights else "",
@@ -100,12 +100,12 @@ def identify(model: EvaluatedModel, weights: bytes) -> ModelIdentity:
 def build_model(
     model: EvaluatedModel, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> ModelUnderTest:
-    """Return the candidate that `model` with these weights is. Raises ModelError."""
+    """Return the model with these weights, in eval mode. Raises ModelError."""
     where = model.weights or "model"
     if model.class_ is None:
-        return ModelUnderTest(_mirage(weights, where, device), precision=precision)
+        return ModelUnderTest(_mirage(weights, where, device), precision)
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)  # what is judged as it is made is made alike by every worker
+        torch.manual_seed(0)  # every worker has the same initial weights
         inner = user_model.build(model.class_, model.path, model.arguments)
     if weights:
         user_model.load_weights(inner, weights, where)

@@ -1,4 +1,4 @@
-"""Draw comparison sheets of validation photographs."""
+"""Draw comparison sheets of held-out photographs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from mirage.metrics import psnr
 from orchestrator.config.schema import Validation
 from orchestrator.imaging.contact_sheet import image_grid
-from orchestrator.imaging.convert import _png, to_float, to_uint8
+from orchestrator.imaging.convert import encode_png, to_float, to_uint8
 from shards.evaluation import EvalItem, EvaluationSet
 
 
 def validation_items(held_out: EvaluationSet, validation: Validation) -> list[EvalItem]:
-    """Return centre crops of the first held-out photographs of each degradation: always the same."""
+    """Return centre crops of the first held-out photographs of each degradation, the same ones every time."""
     items = []
     for index in held_out.first(validation.photographs):
         item, side = held_out[index], validation.crop_pixels
@@ -39,12 +39,11 @@ def comparison_sheet(
         restored = restore(degraded)
         rows.append([item.degraded, to_uint8(restored), item.clean])
         captions.append([f"{float(psnr(x, clean)):.2f} dB" for x in (degraded, restored)] + [""])
-    picture = image_grid(rows, ["degraded", "restored", "clean"], list(first), captions)
-    return _png(picture)
+    return encode_png(image_grid(rows, ["degraded", "restored", "clean"], list(first), captions))
 
 
 def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Crop the centre; sides become multiples of 8, the model's total stride, at most `side`."""
+    """Return the centre crop; its sides are multiples of 8, the stride of the model, and at most `side`."""
     height, width = (min(side, n - n % 8) for n in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]

@@ -1,12 +1,11 @@
-"""Share the chunks of an evaluation out over workers of the connected Ray cluster.
+"""Evaluate chunks on workers of the connected Ray cluster.
 
-Each worker is an actor that holds the model. Ray starts one that died anew and gives it its chunk again; what it had
-finished is in the store.
+Each worker is an actor that holds the model. Ray restarts an actor that died and repeats its chunk; its finished chunks
+are in the store.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,58 +24,49 @@ from shards.errors import ShardsError
 _POLL_SECONDS = 0.5
 
 
-class _Judge(EvaluationWorker):
-    """A worker of Ray's; it knows its process, so that whoever watches can name it."""
-
-    def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
-
-
-def scatter(
-    job: EvaluateJob, assignment: EvaluationSpec, chunks: Sequence[int], say: Say
+def evaluate_on_ray(
+    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Say
 ) -> Iterator[tuple[int, list[ImageResult]]]:
-    """Judge `chunks` on as many workers as the job allows and the cluster has room for; yield each as it is done.
+    """Evaluate `chunks` on as many workers as the job allows and the cluster has room for; yield each when it is done.
 
-    SIGTERM and Ctrl-C end it after the chunks that are under way. Raises EvaluationError when a worker died more often
-    than `workers.max_failures`.
+    SIGTERM and Ctrl-C end the iteration after the chunks in progress. Raises EvaluationError if a worker died more
+    often than `workers.max_failures`.
     """
-    asked: list[bool] = []
-    with on_stop(lambda: asked.append(True)):
-        workers = min(wait_for_capacity(job.workers, say, lambda: bool(asked)), len(chunks))
+    stopping: list[bool] = []
+    with on_stop(lambda: stopping.append(True)):
+        workers = min(wait_for_capacity(job.workers, echo, lambda: bool(stopping)), len(chunks))
         if workers == 0:
             return
-        say(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
+        echo(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
         actor = ray.remote(
             num_cpus=job.workers.cpus,
             num_gpus=job.workers.gpus,
             max_restarts=job.workers.max_failures,
             max_task_retries=job.workers.max_failures,
-        )(_Judge)
-        idle = [actor.remote(assignment) for _ in range(workers)]
-        yield from _share_out(idle, list(chunks), asked)
+        )(EvaluationWorker)
+        yield from _distribute([actor.remote(spec) for _ in range(workers)], list(chunks), stopping)
 
 
-def _share_out(
-    idle: list[Any], waiting: list[int], asked: list[bool]
+def _distribute(
+    idle: list[Any], waiting: list[int], stopping: list[bool]
 ) -> Iterator[tuple[int, list[ImageResult]]]:
-    """Give every idle worker a chunk, and the next one to whoever is done."""
+    """Give every idle worker a chunk until none is left or the job is stopped."""
     waiting.reverse()
     busy: dict[Any, tuple[int, Any]] = {}
-    while busy or (waiting and not asked):
-        while idle and waiting and not asked:
-            judge, chunk = idle.pop(), waiting.pop()
-            busy[judge.judge.remote(chunk)] = (chunk, judge)
+    while busy or (waiting and not stopping):
+        while idle and waiting and not stopping:
+            worker, chunk = idle.pop(), waiting.pop()
+            busy[worker.evaluate.remote(chunk)] = (chunk, worker)
         ready, _ = ray.wait(list(busy), timeout=_POLL_SECONDS)
         for reference in ready:
-            chunk, judge = busy.pop(reference)
+            chunk, worker = busy.pop(reference)
             yield chunk, _result(reference)
-            idle.append(judge)
+            idle.append(worker)
 
 
 def _result(reference: Any) -> list[ImageResult]:
     try:
-        found: list[ImageResult] = ray.get(reference)
+        results: list[ImageResult] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, OrchestratorError | ShardsError):
@@ -85,6 +75,6 @@ def _result(reference: Any) -> list[ImageResult]:
     except ray.exceptions.RayActorError as error:
         raise EvaluationError(
             f"a worker died more often than workers.max_failures allows, or could not start: "
-            f"{str(error).strip().splitlines()[-1]} What is done is kept: submit the job again to go on."
+            f"{str(error).strip().splitlines()[-1]} Finished images are kept: submit the job again to continue."
         ) from error
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""The table at the end of a run, for somebody who has never seen one."""
+"""The table of scores at the end of a training job."""
 
 from __future__ import annotations
 
@@ -7,46 +7,53 @@ from collections.abc import Sequence
 from orchestrator import tables
 from orchestrator.evaluation.scores import DegradationScore
 
-_HEAD = ("degradation", "n", "degraded", "best gain+offset", "restored", "gain over degraded", "")
+_HEAD = (
+    "degradation",
+    "n",
+    "degraded",
+    "best linear fit",
+    "restored",
+    "improvement [dB]",
+    "",
+)
 
 
 def score_table(rows: Sequence[DegradationScore]) -> str:
-    """Return the evaluation as aligned text: PSNR [dB] and SSIM before and after, the gain with its interval."""
+    """Return the scores as aligned text: PSNR [dB] and SSIM before and after, the improvement with its interval."""
     *degradations, average = map(_cells, rows)
     return "\n".join(tables.aligned(_HEAD, [*degradations, (), average], "<>>>>><"))
 
 
 def legend(protocol: str, recipe: str, weights: str, n: int) -> str:
-    """Return the lines that say how the table's numbers were made."""
+    """Return how the table's numbers were computed."""
     return (
         f"PSNR [dB] / SSIM of whole held-out photographs ({n} per degradation), protocol {protocol}, recipe {recipe}, "
         f"{weights} weights.\n"
-        "gain: PSNR over the degraded input's, with its 95 % bootstrap interval over photographs.\n"
-        "best gain+offset: the best brightness-and-contrast correction per degradation, fitted on these very "
-        "photographs;\nthe model must beat it on average."
+        "improvement: PSNR minus the degraded input's, with its 95 % bootstrap interval over photographs.\n"
+        "best linear fit: PSNR of the best brightness and contrast correction per degradation, fitted to these "
+        "photographs;\nthe model must exceed it on average."
     )
 
 
 def conclusion(rows: Sequence[DegradationScore]) -> str:
-    """Return one sentence on the average, and one on what became worse."""
+    """Return one sentence on the average, and one on degradations that became worse."""
     average = rows[-1]
     beats = "beats" if average.psnr > average.baseline_psnr else "DOES NOT BEAT"
     worse = [row.degradation for row in rows[:-1] if row.gain < 0]
     text = (
-        f"On average the model gains {average.gain:+.2f} dB over the degraded input and {beats} the best "
-        f"gain+offset ({average.psnr:.2f} against {average.baseline_psnr:.2f} dB)."
+        f"On average the model improves the degraded input by {average.gain:+.2f} dB and {beats} the best linear "
+        f"brightness-and-contrast fit ({average.psnr:.2f} against {average.baseline_psnr:.2f} dB)."
     )
     return f"{text} Worse than the input: {', '.join(worse)}." if worse else text
 
 
 def markdown_report(rows: Sequence[DegradationScore], title: str, how: str) -> str:
-    """Return the same table as Markdown."""
+    """Return the table, its legend and the conclusion as Markdown."""
     body = tables.markdown((*_HEAD[:-1], "note"), map(_cells, rows))
     return "\n".join([f"# {title}", "", *body, "", how, "", conclusion(rows), ""])
 
 
 def _cells(row: DegradationScore) -> tuple[str, ...]:
-    note = "worse than the input" if row.gain < 0 else ""
     return (
         row.degradation,
         str(row.n),
@@ -54,5 +61,5 @@ def _cells(row: DegradationScore) -> tuple[str, ...]:
         f"{row.baseline_psnr:.2f}",
         f"{row.psnr:.2f} / {row.ssim:.3f}",
         f"{row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}]",
-        note,
+        "worse than the input" if row.gain < 0 else "",
     )

@@ -1,8 +1,8 @@
-"""Judge a model on held-out photographs: quality per photograph, beside the input's and a trivial baseline's.
+"""Score a model on held-out photographs, next to the degraded input and a trivial baseline.
 
-The baseline is the best gain and offset per degradation, `a * degraded + b`, fitted by least squares on the very
-held-out pixels it is judged on: an oracle that no blind correction of brightness and contrast can beat. A model
-that does not beat it has learned nothing about structure.
+The baseline is the best gain and offset per degradation, `a * degraded + b`, fitted by least squares to the same
+held-out pixels. It is an oracle: no blind correction of brightness and contrast can do better, so a model that does
+not exceed it has learned nothing about structure.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from mirage.metrics import psnr, ssim
-from orchestrator.evaluation.bootstrap import Interval, over_photographs
+from orchestrator.evaluation.bootstrap import Interval, mean_over_images
 from orchestrator.imaging.convert import to_float
 from shards.evaluation import EvalItem
 
 Restore = Callable[[Tensor], Tensor]
-"""Float RGB (3, h, w) in [0, 1] to the same."""
+"""Map from float RGB (3, h, w) in [0, 1] to the same."""
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One held-out photograph under one degradation."""
+    """Quality of one held-out photograph under one degradation."""
 
     photograph: str
     degradation: str
@@ -38,10 +38,15 @@ class ImageScore:
     moments: tuple[float, ...]
     """n, sum x, sum y, sum xx, sum yy, sum xy over pixels and channels; x degraded, y clean."""
 
+    @property
+    def gain(self) -> float:
+        """Improvement of PSNR over the degraded input [dB]."""
+        return self.psnr - self.input_psnr
+
 
 @dataclass(frozen=True)
 class DegradationScore:
-    """The mean over the photographs of one degradation, or over the degradations."""
+    """Mean over the photographs of one degradation, or over the degradations."""
 
     degradation: str
     n: int
@@ -50,16 +55,16 @@ class DegradationScore:
     psnr: float
     ssim: float
     gain: float
-    """PSNR over the degraded input's [dB]."""
+    """Improvement of PSNR over the degraded input [dB]."""
     gain_low: float
+    """Lower end of the gain's 95 % bootstrap interval over photographs."""
     gain_high: float
-    """95 % bootstrap interval of the gain over photographs."""
     baseline_psnr: float
-    """PSNR of the best gain-and-offset fit."""
+    """PSNR of the best gain and offset."""
 
 
 def score_images(restore: Restore, items: Iterable[EvalItem], device: torch.device) -> list[ImageScore]:
-    """Return the score of every item: RGB, float, whole as the item is (its set has cropped it by the protocol)."""
+    """Return the score of every item, in RGB and float. The items are cropped as the protocol asks."""
     scores = []
     for item in items:
         degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
@@ -79,19 +84,20 @@ def score_images(restore: Restore, items: Iterable[EvalItem], device: torch.devi
 
 
 def summarise(scores: Sequence[ImageScore], degradations: Sequence[str]) -> list[DegradationScore]:
-    """Return one row per degradation, in that order, and a last row `average`: their unweighted mean."""
+    """Return one row per degradation in the given order, and a last row `average`: their unweighted mean."""
     groups: dict[str, list[ImageScore]] = defaultdict(list)
     for one in scores:
         groups[one.degradation].append(one)
-    ordered = [sorted(groups[d], key=lambda s: s.photograph) for d in degradations]
+    ordered = [sorted(groups[name], key=lambda s: s.photograph) for name in degradations]
     rows = [_row(group) for group in ordered]
-    interval = _interval(ordered)
-    mean = {
-        name: float(np.mean([getattr(row, name) for row in rows]))
-        for name in ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
-    }
+    interval = _gain_interval(ordered)
+    fields = ("input_psnr", "input_ssim", "psnr", "ssim", "gain", "baseline_psnr")
     average = DegradationScore(
-        degradation="average", n=len(scores), gain_low=interval.low, gain_high=interval.high, **mean
+        degradation="average",
+        n=len(scores),
+        gain_low=interval.low,
+        gain_high=interval.high,
+        **{name: float(np.mean([getattr(row, name) for row in rows])) for name in fields},
     )
     return [*rows, average]
 
@@ -113,20 +119,20 @@ def from_records(records: Sequence[dict[str, object]]) -> list[ImageScore]:
 
 
 def _row(group: Sequence[ImageScore]) -> DegradationScore:
-    interval = _interval([group])
-    mean = {
-        n: float(np.mean([getattr(s, n) for s in group]))
-        for n in ("input_psnr", "input_ssim", "psnr", "ssim")
-    }
+    interval = _gain_interval([group])
+    fields = ("input_psnr", "input_ssim", "psnr", "ssim", "gain")
     return DegradationScore(
         degradation=group[0].degradation,
         n=len(group),
-        gain=float(np.mean([s.psnr - s.input_psnr for s in group])),
         gain_low=interval.low,
         gain_high=interval.high,
         baseline_psnr=_baseline_psnr(group),
-        **mean,
+        **{name: float(np.mean([getattr(s, name) for s in group])) for name in fields},
     )
+
+
+def _gain_interval(groups: Sequence[Sequence[ImageScore]]) -> Interval:
+    return mean_over_images([{s.photograph: s.gain for s in group} for group in groups])
 
 
 def _moments(x: Tensor, y: Tensor) -> tuple[float, ...]:
@@ -146,8 +152,3 @@ def _baseline_psnr(group: Sequence[ImageScore]) -> float:
         squared = syy + a * a * sxx + n * b * b - 2 * a * sxy - 2 * b * sy + 2 * a * b * sx
         values.append(-10 * math.log10(max(squared / n, 1e-12)))
     return float(np.mean(values))
-
-
-def _interval(groups: Sequence[Sequence[ImageScore]]) -> Interval:
-    """The interval of the mean of the groups' mean gains."""
-    return over_photographs([{s.photograph: s.psnr - s.input_psnr for s in group} for group in groups])

@@ -1,8 +1,9 @@
-"""The outcome of one evaluation: its figures, on disk and as text."""
+"""The scores of one evaluation, on disk and as text."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.aggregates import AggregateScore
 from orchestrator.evaluation.model_under_test import ModelIdentity
 
+SUMMARY = "summary.json"
+
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What one evaluation found."""
+    """The scores of one evaluation and the model that they are of."""
 
     evaluation: str
     job: str
     model: ModelIdentity
     parameters: int
     macs: int | None
-    """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for a class that we cannot count."""
+    """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for a user-defined model."""
     code_version: str
     figures: tuple[AggregateScore, ...]
 
@@ -33,16 +36,12 @@ def summary_bytes(summary: EvaluationSummary) -> bytes:
 
 def read_summary(path: Path) -> EvaluationSummary:
     """Return the summary in a file, or in the folder that holds it. Raises EvaluationError."""
-    file = path / "summary.json" if path.is_dir() else path
+    file = path / SUMMARY if path.is_dir() else path
     try:
         content = json.loads(file.read_bytes())
-        return EvaluationSummary(
-            **{
-                **content,
-                "model": ModelIdentity(**content["model"]),
-                "figures": tuple(AggregateScore(**figure) for figure in content["figures"]),
-            }
-        )
+        model = ModelIdentity(**content["model"])
+        scores = tuple(AggregateScore(**score) for score in content["figures"])
+        return EvaluationSummary(**{**content, "model": model, "figures": scores})
     except OSError as error:
         raise EvaluationError(f"{file}: no results of an evaluation ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -50,49 +49,31 @@ def read_summary(path: Path) -> EvaluationSummary:
 
 
 def render(summary: EvaluationSummary) -> str:
-    """Return the figures as aligned text, one line per benchmark, subset and protocol."""
-    head = (
-        "benchmark",
-        "degradation",
-        "n",
-        "protocol",
-        "PSNR [dB], 95 % interval",
-        "SSIM, 95 % interval",
-        "degraded",
-        "dataset",
-    )
-    rows = []
-    groups: dict[tuple[str, ...], dict[str, AggregateScore]] = {}
-    for figure in summary.figures:
-        key = (figure.dataset, figure.source, figure.subset, figure.degradation, figure.protocol)
-        groups.setdefault(key, {})[figure.metric] = figure
-    for (dataset, source, subset, degradation, protocol), by in groups.items():
-        psnr, ssim = by["psnr"], by["ssim"]
-        rows.append(
-            (
-                " ".join(
-                    (
-                        dataset,
-                        *([source] if source not in ("", dataset) else []),
-                        *([subset] if subset != "all" else []),
-                    )
-                ),
-                degradation,
-                str(psnr.n),
-                protocol,
-                f"{psnr.value:.2f} [{psnr.low:.2f}, {psnr.high:.2f}]",
-                f"{ssim.value:.4f} [{ssim.low:.4f}, {ssim.high:.4f}]",
-                f"{by['input_psnr'].value:.2f} / {by['input_ssim'].value:.4f}",
-                psnr.digest[:12],
-            )
+    """Return the scores as aligned text, one line per benchmark, subset, degradation and protocol."""
+    head = ("benchmark", "degradation", "n", "protocol", "PSNR [dB], 95 % interval", "SSIM, 95 % interval")
+    groups: dict[tuple[str, ...], dict[str, AggregateScore]] = defaultdict(dict)
+    for score in summary.figures:
+        source = score.source if score.source != score.dataset else ""
+        subset = score.subset if score.subset != "all" else ""
+        benchmark = " ".join(filter(None, (score.dataset, source, subset)))
+        groups[benchmark, score.degradation, str(score.n), score.protocol, score.digest][score.metric] = score
+    rows = [
+        (
+            *key[:4],
+            f"{by['psnr'].value:.2f} [{by['psnr'].low:.2f}, {by['psnr'].high:.2f}]",
+            f"{by['ssim'].value:.4f} [{by['ssim'].low:.4f}, {by['ssim'].high:.4f}]",
+            f"{by['input_psnr'].value:.2f} / {by['input_ssim'].value:.4f}",
+            key[4][:12],
         )
-    noise = {figure.noise for figure in summary.figures} - {""}
+        for key, by in groups.items()
+    ]
+    noise = sorted({score.noise for score in summary.figures} - {""})
     model = summary.model
     lines = [
         f"{model.name}   {summary.parameters:,} parameters   recipe {model.recipe}   weights {model.weights}   "
-        f"sha256 {model.digest[:16] or 'none: as the class makes it'}",
-        *([f"noise drawn {', '.join(sorted(noise))}"] if noise else []),
+        f"sha256 {model.digest[:16] or 'none: initial weights'}",
+        *([f"noise drawn {', '.join(noise)}"] if noise else []),
         "",
-        *tables.aligned(head, rows),
+        *tables.aligned((*head, "degraded", "dataset"), rows),
     ]
     return "\n".join(lines)

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-pass
-
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
     """Return an (h, w, 3) image as a PNG file."""
-    return _png(Image.fromarray(image))
+    return encode_png(Image.fromarray(image))
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
@@ -24,7 +22,8 @@ def to_uint8(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rounded.permute(1, 2, 0).cpu().numpy())
 
 
-def _png(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
+    """Return a PIL image as a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

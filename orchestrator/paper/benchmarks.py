@@ -1,9 +1,11 @@
-"""The published benchmarks: which packed images are a column of a table, and which of them are leaked."""
+"""The published benchmarks: which packed images belong to a column of a table, and which of them are leaked."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
 _CDD11 = (
     *("haze", "rain", "snow", "low_haze", "low_rain", "low_snow"),
@@ -16,9 +18,9 @@ class BenchmarkColumn:
     """A column of the published tables."""
 
     dataset: str
-    """What `mirage pack` calls its dataset."""
+    """Its dataset's name for `mirage pack`."""
     sources: tuple[str, ...]
-    """What rows of it may carry as their source, plain: lower case, letters and digits alone."""
+    """Names that images of it may have as their source, as `_normalised` returns them."""
     degradation: str
 
 
@@ -41,15 +43,22 @@ COLUMNS = {
 
 
 def matches_column(column: str, source: str, degradation: str) -> bool:
-    """Return whether images of a dataset under a degradation are this column of a table."""
+    """Return whether images of this source and degradation belong to the column."""
     wanted = COLUMNS[column]
-    return degradation == wanted.degradation and _plain(source) in wanted.sources
+    return degradation == wanted.degradation and _normalised(source) in wanted.sources
 
 
 def is_published(source: str) -> bool:
-    """Return whether a dataset is a published benchmark, by its name."""
-    return any(_plain(source) in column.sources for column in COLUMNS.values())
+    """Return whether a source is a published benchmark, by its name."""
+    return any(_normalised(source) in column.sources for column in COLUMNS.values())
 
 
-def _plain(name: str) -> str:
+def is_leaked(source: str, image: str) -> bool:
+    """Return whether an image of SOTS outdoor shows a scene of the published training list, by its id."""
+    scene = image.rpartition("/")[2].partition("_")[0]
+    return _normalised(source) in COLUMNS["sots_outdoor"].sources and scene in OTS_SCENES_OF_SOTS
+
+
+def _normalised(name: str) -> str:
+    """Return the lower-case letters and digits of a name."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,4 +1,4 @@
-"""The paper's tables as it prints them, shipped as data (`published.json`, which names its source)."""
+"""The tables that the paper prints, as data (`published.json`, which names its source)."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from orchestrator.errors import EvaluationError
 from orchestrator.paper.benchmarks import COLUMNS
 
 Cells = Mapping[str, Mapping[str, float | None]]
-"""Column -> metric -> value."""
+"""Column → metric → value."""
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row: a method or a variant with its numbers."""
+    """The numbers of one method or variant."""
 
     method: str
     parameters: str
     group: str
     cells: Cells
     facts: Mapping[str, str | float | None]
-    """What else the row holds, in tables of other columns: memory, MACs."""
+    """Further entries of the row: memory, MACs."""
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table, or one part of it."""
+    """A table, or one part of it."""
 
     key: str
     title: str
     columns: tuple[str, ...]
-    """Benchmarks; for tables of averages, `average` alone."""
+    """Benchmarks; in tables of averages only `average`."""
     note: str
     rows: tuple[PublishedRow, ...]
     protocol: str
-    """Under which the paper's own rows were computed, as its released code says; see docs/evaluation.md."""
+    """Protocol of the paper's own rows according to its released code; see docs/evaluation.md."""
 
 
 _PROTOCOLS = {"tab3": "rgb", "tab4": "y-histoformer", "tab5": "rgb", "tabD": "rgb"}
 _DEFAULT_PROTOCOL = "rgb-crop16"
 AVERAGE = "average"
 OF_AVERAGES = ("tab6", "tab7", "tabC")
-"""Tables whose numbers are the averages of Table 1's columns."""
+"""Tables that print averages over the columns of Table 1."""
 
 NAMES = {
     **{str(number): (f"tab{number}",) for number in range(1, 8)},
@@ -55,11 +55,11 @@ NAMES = {
     "C": ("tabC",),
     "D": ("tabD",),
 }
-"""Table as the paper numbers it -> its parts."""
+"""Number of a table in the paper → keys of its parts."""
 
 
 def published(name: str) -> list[PublishedTable]:
-    """Return the parts of the table that the paper calls `name`. Raises EvaluationError."""
+    """Return the parts of the table with this number in the paper. Raises EvaluationError."""
     if name not in NAMES:
         raise EvaluationError(f"--table {name}: one of {', '.join(NAMES)}.")
     return [_table(key, _content()["tables"][key]) for key in NAMES[name]]
@@ -67,27 +67,27 @@ def published(name: str) -> list[PublishedTable]:
 
 @dataclass(frozen=True)
 class PublishedAverage:
-    """The average of a published row, and what it is the average of."""
+    """The average PSNR of a published row, and what it is averaged over."""
 
     label: str
     psnr: float
     degradations: tuple[str, ...]
-    """One of each column, sorted."""
+    """Degradation of each column, sorted."""
     protocol: str
 
 
 def published_averages(row: str) -> list[PublishedAverage]:
-    """Return the averages of the published row TABLE:METHOD, for example T2:MIRAGE-T, one for each part of the table.
+    """Return the averages of the published row TABLE:METHOD, for example T2:MIRAGE-T, one per part of the table.
 
-    TABLE is a number or letter of the paper, with or without T. METHOD is a name or enough of its beginning to be the
-    only one; where two have one name, with the parameters: T3:MIRAGE (ours) 6M. The average is the printed one, else
-    the mean over columns. Raises EvaluationError.
+    TABLE is the table's number in the paper, with or without T. METHOD is a unique prefix of the method's name,
+    followed by the parameters if two rows have the same name: T3:MIRAGE (ours) 6M. The average is the printed one,
+    else the mean over the columns. Raises EvaluationError.
     """
     table, colon, method = row.partition(":")
     name = table.strip().removeprefix("T")
     if not colon or name not in NAMES:
         raise EvaluationError(f"paper row {row!r}: write TABLE:METHOD, TABLE one of {', '.join(NAMES)}.")
-    found = [(part, one) for part in published(name) for one in _rows_called(method.strip(), part)]
+    found = [(part, one) for part in published(name) for one in _matching_rows(method.strip(), part)]
     if not found or len({part.key for part, _ in found}) < len(found):
         known = [f"{one.method} {one.parameters}" for part in published(name) for one in part.rows]
         raise EvaluationError(
@@ -97,11 +97,11 @@ def published_averages(row: str) -> list[PublishedAverage]:
     return [_reference(part, one) for part, one in found]
 
 
-def _rows_called(method: str, table: PublishedTable) -> list[PublishedRow]:
+def _matching_rows(method: str, table: PublishedTable) -> list[PublishedRow]:
     wanted = method.lower()
     exact = [row for row in table.rows if row.method.lower() == wanted]
-    begins = [row for row in table.rows if f"{row.method} {row.parameters}".lower().startswith(wanted)]
-    return exact if len(exact) == 1 else begins
+    prefixed = [row for row in table.rows if f"{row.method} {row.parameters}".lower().startswith(wanted)]
+    return exact if len(exact) == 1 else prefixed
 
 
 def _reference(table: PublishedTable, row: PublishedRow) -> PublishedAverage:
@@ -110,7 +110,7 @@ def _reference(table: PublishedTable, row: PublishedRow) -> PublishedAverage:
     values = [value for value in printed if value is not None]
     average = row.cells.get(AVERAGE, {}).get("psnr")
     if average is None and len(values) < len(printed):
-        raise EvaluationError(f"{row.method}: the paper prints neither all of its columns nor their average.")
+        raise EvaluationError(f"{row.method}: the paper prints neither all of its columns nor an average.")
     return PublishedAverage(
         f"{row.method}, Table {table.key.removeprefix('tab').replace('_', ', ')}",
         fmean(values) if average is None else average,
@@ -120,7 +120,7 @@ def _reference(table: PublishedTable, row: PublishedRow) -> PublishedAverage:
 
 
 def source() -> str:
-    """Return where the published numbers are from."""
+    """Return the source of the published numbers."""
     return str(_content()["source"])
 
 

@@ -1,49 +1,49 @@
-"""What a model must show before an alias moves to it, as pure functions of scores and measurements.
+"""Conditions that a model must meet before an alias moves to it, as pure functions of scores and measurements.
 
-A gate is passed or not, and says what was measured and what was required. Two models are compared image by image: on
-the same dataset digests and protocol, over the very same photographs, or not at all.
+Two models are compared image by image, on the same dataset digests, protocol and photographs, or not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import fmean
 
 from orchestrator import tables
-from orchestrator.evaluation.bootstrap import Interval, over_photographs
+from orchestrator.evaluation.bootstrap import Interval, mean_over_images
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Degradation → photograph → PSNR [dB]."""
 
 
 @dataclass(frozen=True)
 class VersionScores:
-    """How one model version did on the held-out photographs."""
+    """Scores of one model version on held-out photographs."""
 
     name: str
     protocol: str
     data: tuple[str, ...]
     """Digests of the datasets."""
-    psnr: Mapping[str, Mapping[str, float]]
-    """Degradation to photograph to PSNR [dB]."""
-    input_psnr: Mapping[str, Mapping[str, float]]
-    """The same of the degraded input."""
+    psnr: Scores
+    input_psnr: Scores
+    """PSNR of the degraded input."""
 
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """What restoring one image took in a process of its own."""
+    """Cost of restoring one image, measured in a separate process."""
 
     seconds: float
     gib: float
-    """Highest memory: of the GPU where there is one, else of the whole process."""
+    """Peak memory of the GPU if there is one, else of the process."""
     side: int
-    """Of the square image [px]."""
+    """Side of the square image [px]."""
     device: str
 
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """One gate."""
+    """Result of one gate."""
 
     gate: str
     passed: bool
@@ -52,7 +52,7 @@ class GateVerdict:
 
 
 def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> str | None:
-    """Return in one sentence why the two may not be compared, None when they may."""
+    """Return in one sentence why the two cannot be compared, None if they can."""
     if candidate.protocol != champion.protocol:
         return (
             f"{candidate.name} was measured by {candidate.protocol}, {champion.name} by {champion.protocol}: "
@@ -64,7 +64,7 @@ def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> st
             f"{_short(champion.data)}: other photographs do not compare."
         )
     for degradation in sorted(candidate.psnr.keys() | champion.psnr.keys()):
-        ours, theirs = (set(e.psnr.get(degradation, {})) for e in (candidate, champion))
+        ours, theirs = (set(scores.psnr.get(degradation, {})) for scores in (candidate, champion))
         if ours != theirs:
             return (
                 f"{degradation}: {candidate.name} was measured on {len(ours)} photographs, {champion.name} on "
@@ -74,23 +74,26 @@ def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> st
 
 
 def beats_champion(candidate: VersionScores, champion: VersionScores, margin_db: float) -> GateVerdict:
-    """Whether the average gain over the champion lies above `margin_db` with 95 % confidence."""
-    found = paired(candidate.psnr, champion.psnr)
-    passed = found.low >= margin_db if margin_db > 0 else found.low > 0
-    wanted = f"at least {margin_db:+.3f} dB" if margin_db > 0 else "above 0 dB"
-    return GateVerdict(f"better than {champion.name}", passed, str(found), f"lower bound {wanted}")
+    """Require that the average gain over the champion exceeds `margin_db` with 95 % confidence."""
+    gain = paired_difference(candidate.psnr, champion.psnr)
+    passed = gain.low >= margin_db if margin_db > 0 else gain.low > 0
+    required = f"at least {margin_db:+.3f} dB" if margin_db > 0 else "above 0 dB"
+    return GateVerdict(f"better than {champion.name}", passed, str(gain), f"lower bound {required}")
 
 
 def beats_input(candidate: VersionScores) -> GateVerdict:
-    """Whether the average gain over the degraded input lies above 0 with 95 % confidence."""
-    found = paired(candidate.psnr, candidate.input_psnr)
-    return GateVerdict("better than the degraded input", found.low > 0, str(found), "lower bound above 0 dB")
+    """Require that the average gain over the degraded input exceeds 0 with 95 % confidence."""
+    gain = paired_difference(candidate.psnr, candidate.input_psnr)
+    return GateVerdict("better than the degraded input", gain.low > 0, str(gain), "lower bound above 0 dB")
 
 
 def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_drop_db: float) -> GateVerdict:
-    """Whether no degradation lost more than `max_drop_db` on average."""
-    changes = {d: _mean_difference(candidate.psnr[d], champion.psnr[d]) for d in sorted(candidate.psnr)}
-    worst = min(changes, key=lambda d: changes[d])
+    """Require that no degradation's mean drops by more than `max_drop_db`."""
+    changes = {
+        degradation: fmean(psnr - champion.psnr[degradation][name] for name, psnr in scores.items())
+        for degradation, scores in sorted(candidate.psnr.items())
+    }
+    worst = min(changes, key=lambda degradation: changes[degradation])
     return GateVerdict(
         "no degradation lost",
         changes[worst] >= -max_drop_db,
@@ -102,8 +105,8 @@ def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_d
 def near_reference(
     candidate: VersionScores, reference_db: float, max_below_db: float, label: str | None = None
 ) -> GateVerdict:
-    """Whether the average PSNR comes within `max_below_db` of a published average; `label` says whose it is."""
-    average = float(np.mean([np.mean(list(scores.values())) for scores in candidate.psnr.values()]))
+    """Require that the average PSNR is within `max_below_db` of a published one; `label` names its row."""
+    average = fmean(fmean(scores.values()) for scores in candidate.psnr.values())
     return GateVerdict(
         "near the paper",
         average >= reference_db - max_below_db,
@@ -113,31 +116,28 @@ def near_reference(
 
 
 def within_limits(
-    measured: InferenceCost, latency_seconds: float | None, memory_gib: float | None
+    cost: InferenceCost, latency_seconds: float | None, memory_gib: float | None
 ) -> Iterator[GateVerdict]:
-    """Whether one image restores in the time and in the memory that were allowed."""
-    where = f"at {measured.side} x {measured.side} on {measured.device}"
+    """Require that restoring one image takes at most this time and memory; None leaves the gate out."""
+    where = f"at {cost.side} x {cost.side} on {cost.device}"
     if latency_seconds is not None:
         yield GateVerdict(
             "latency",
-            measured.seconds <= latency_seconds,
-            f"{measured.seconds:.3f} s {where}",
+            cost.seconds <= latency_seconds,
+            f"{cost.seconds:.3f} s {where}",
             f"at most {latency_seconds:g} s",
         )
     if memory_gib is not None:
         yield GateVerdict(
-            "memory",
-            measured.gib <= memory_gib,
-            f"{measured.gib:.2f} GiB {where}",
-            f"at most {memory_gib:g} GiB",
+            "memory", cost.gib <= memory_gib, f"{cost.gib:.2f} GiB {where}", f"at most {memory_gib:g} GiB"
         )
 
 
-def paired(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> Interval:
+def paired_difference(ours: Scores, theirs: Scores) -> Interval:
     """Return the mean over degradations of the mean difference per photograph, with its interval."""
-    return over_photographs(
+    return mean_over_images(
         [
-            {name: value - theirs[degradation][name] for name, value in scores.items()}
+            {name: psnr - theirs[degradation][name] for name, psnr in scores.items()}
             for degradation, scores in sorted(ours.items())
         ]
     )
@@ -147,10 +147,6 @@ def gate_table(verdicts: Sequence[GateVerdict]) -> str:
     """Return the gates as aligned text, one line each."""
     rows = [(v.gate, "pass" if v.passed else "FAIL", v.measured, v.required) for v in verdicts]
     return "\n".join(tables.aligned(("gate", "", "measured", "required"), rows))
-
-
-def _mean_difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    return float(np.mean([value - theirs[name] for name, value in ours.items()]))
 
 
 def _short(digests: Sequence[str]) -> str:

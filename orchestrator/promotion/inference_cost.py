@@ -1,4 +1,4 @@
-"""What restoring one image takes, measured in a process of its own so that nothing else counts.
+"""Time and memory to restore one image, measured in a separate process so that nothing else counts.
 
 python -m orchestrator.promotion.inference_cost WEIGHTS SIDE        prints the measurement as JSON
 """
@@ -18,11 +18,11 @@ from orchestrator.errors import RegistryError
 from orchestrator.promotion.gates import InferenceCost
 
 REPEATS = 3
-"""Restorations that are timed, after one that is not; the median counts."""
+"""Timed restorations, after one untimed; the result is their median."""
 
 
 def measure_inference_cost(weights: Path, side: int) -> InferenceCost:
-    """Return what the weights take for a square image of `side` pixels. Raises RegistryError."""
+    """Return the cost of restoring a square image of `side` pixels. Raises RegistryError."""
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.promotion.inference_cost", str(weights), str(side)],
         capture_output=True,
@@ -36,7 +36,7 @@ def measure_inference_cost(weights: Path, side: int) -> InferenceCost:
 
 
 def main(weights: str, side: int) -> None:
-    """Measure in this process and print."""
+    """Measure in this process and print the result."""
     import torch
 
     from mirage import load, restore
@@ -54,9 +54,10 @@ def main(weights: str, side: int) -> None:
     peak = (
         torch.cuda.max_memory_allocated()
         if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
     )
-    print(json.dumps(asdict(InferenceCost(statistics.median(seconds[1:]), peak / 2**30, side, device.type))))
+    cost = InferenceCost(statistics.median(seconds[1:]), peak / 2**30, side, device.type)
+    print(json.dumps(asdict(cost)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model that restores, the one before it, and the last version that was rejected."""
+"""Which model answers: the current one, the one before it, and what was refused."""
 
 from __future__ import annotations
 
@@ -7,72 +7,72 @@ import threading
 import time
 from dataclasses import dataclass
 
-from orchestrator.serving.served_model import ServedModel
+from orchestrator.serving.served_model import Served
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 60.0
-"""A version that could not be loaded is tried again after this time: its file may be repaired."""
+SECOND_TRIAL_SECONDS = 60.0
+"""After this long a version that could not be had is tried again: its file may be repaired, its store be back."""
 
 
 @dataclass(frozen=True)
-class RejectedVersion:
-    """A version that the alias points to and that is not used."""
+class Refused:
+    """A version that was asked for and does not answer."""
 
     version: str
     reason: str
     at: float
     """Seconds since the epoch."""
-    failed_in_use: bool = False
-    """It passed its smoke test and failed on a real image, so it is not tried again."""
+    at_work: bool = False
+    """It passed its trial and failed on a real image: it would again, so there is no second trial."""
 
 
-class ActiveModel:
-    """The model for new requests; a request keeps the model that it started with. Thread-safe."""
+class Shelf:
+    """Holds whole models; a request takes one at its start and keeps it to its end. Safe between threads."""
 
-    def __init__(self, current: ServedModel) -> None:
+    def __init__(self, current: Served) -> None:
         self._lock = threading.Lock()
         self.current = current
-        self.previous: ServedModel | None = None
-        self.rejected: RejectedVersion | None = None
+        self.previous: Served | None = None
+        self.refused: Refused | None = None
 
-    def activate(self, model: ServedModel) -> None:
-        """Use `model` for every request from now on."""
+    def put(self, model: Served) -> None:
+        """Let `model` answer every request from now on."""
         with self._lock:
             if model.digest != self.current.digest:
                 self.previous = self.current
             self.current = model
-            self.rejected = None
-        log.warning("now serving %s", model.label)
+            self.refused = None
+        log.warning("%s answers from now on", model.label)
 
-    def reject(self, version: str, reason: str) -> None:
-        """Record why `version` is not used; the current model stays active."""
+    def refuse(self, version: str, reason: str) -> None:
+        """Note that `version` does not answer, and why; the current model stays."""
         with self._lock:
-            self.rejected = RejectedVersion(version, reason, time.time())
-        log.error("version %s rejected, still serving %s: %s", version, self.current.label, reason)
+            self.refused = Refused(version, reason, time.time())
+        log.error("version %s is refused, %s stays: %s", version, self.current.label, reason)
 
-    def roll_back(self, model: ServedModel, reason: str) -> bool:
-        """Activate the model before `model` if that is the current one; return whether another one is active now."""
+    def distrust(self, model: Served, reason: str) -> bool:
+        """Go back to the model before `model`, if it is the current one; return whether another one answers now."""
         with self._lock:
             if self.current is not model:
                 return True
             if self.previous is None:
                 return False
             self.current, self.previous = self.previous, None
-            self.rejected = RejectedVersion(model.version, reason, time.time(), failed_in_use=True)
-        log.error("%s rolled back, now serving %s: %s", model.label, self.current.label, reason)
+            self.refused = Refused(model.version, reason, time.time(), at_work=True)
+        log.error("%s is taken back, %s answers again: %s", model.label, self.current.label, reason)
         return True
 
-    def clear_rejection(self) -> None:
-        """Forget the rejected version: the alias points to the current model again."""
+    def forget_refusal(self) -> None:
+        """The registry means the current model again."""
         with self._lock:
-            self.rejected = None
+            self.refused = None
 
     def may_try(self, version: str) -> bool:
-        """Return whether to load `version`: it is not the current one, nor rejected lately or in use."""
+        """Whether `version` is another one than answers now, and was neither refused lately nor taken back."""
         if version == self.current.version:
             return False
-        rejected = self.rejected
-        if rejected is None or rejected.version != version:
+        refused = self.refused
+        if refused is None or refused.version != version:
             return True
-        return not rejected.failed_in_use and time.time() - rejected.at > RETRY_AFTER_SECONDS
+        return not refused.at_work and time.time() - refused.at > SECOND_TRIAL_SECONDS

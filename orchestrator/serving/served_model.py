@@ -1,4 +1,4 @@
-"""A model as a service uses it: its weights, its name in the registry, and its scores."""
+"""The model that a service answers with: its weights, its name in the registry, and its figures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from orchestrator.registry import versions
 from orchestrator.registry.resolve import find_model
 from orchestrator.tracking.uri import resolve_tracking_uri
 
-_INPUT_TAG = re.compile(r"metric\.test/(.+)/input_psnr")
+_INPUT = re.compile(r"metric\.test/(.+)/input_psnr")
 
 
 @dataclass(frozen=True)
-class DegradationPsnr:
-    """Mean PSNR over the held-out photographs of one degradation [dB]."""
+class Figure:
+    """PSNR [dB] over the held-out photographs of one degradation, before and after."""
 
     degradation: str
     degraded: float
@@ -28,13 +28,13 @@ class DegradationPsnr:
 
     @property
     def gain(self) -> float:
-        """Improvement by the model [dB]; negative if it makes the photographs worse."""
+        """Of restoring [dB]; negative where the model makes it worse."""
         return self.restored - self.degraded
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model with its weights, which are small enough (25 MB for T) to be passed as bytes."""
+class Served:
+    """A model, whole: small enough (25 MB for T) to be handed around as bytes."""
 
     name: str
     version: str
@@ -42,12 +42,12 @@ class ServedModel:
     digest: str
     """SHA-256 of the weights file."""
     weights: bytes = field(repr=False)
-    """Written by `mirage.weights.dumps`."""
+    """As `mirage.weights.dumps` writes them."""
     parameters: int
     recipe: str = ""
     protocol: str = ""
-    scores: tuple[DegradationPsnr, ...] = ()
-    """One per degradation; the last one is the average."""
+    figures: tuple[Figure, ...] = ()
+    """The last one is the average."""
 
     @property
     def label(self) -> str:
@@ -55,7 +55,7 @@ class ServedModel:
         return f"{self.name}/{self.version}"
 
     def facts(self) -> dict[str, Any]:
-        """Return what /model answers, ready for JSON."""
+        """Return what the page and a client may know, ready for JSON."""
         return {
             "name": self.name,
             "version": self.version,
@@ -65,28 +65,28 @@ class ServedModel:
             "protocol": self.protocol,
             "figures": [
                 {
-                    "degradation": score.degradation,
-                    "degraded_psnr": round(score.degraded, 2),
-                    "restored_psnr": round(score.restored, 2),
-                    "gain": round(score.gain, 2),
+                    "degradation": figure.degradation,
+                    "degraded_psnr": round(figure.degraded, 2),
+                    "restored_psnr": round(figure.restored, 2),
+                    "gain": round(figure.gain, 2),
                 }
-                for score in self.scores
+                for figure in self.figures
             ],
         }
 
 
-def is_alias(model: str) -> bool:
-    """Return whether `model` names an alias of the registry, which can move while a service runs."""
+def follows(model: str) -> bool:
+    """Whether what `model` names can change while a service runs: an alias in the registry does."""
     return model.startswith("models:/") and "@" in model
 
 
-def current_version(model: str) -> str:
-    """Return the version that an alias points to now. Raises RegistryError."""
+def version_now(model: str) -> str:
+    """Return which version the registry means by `model` now. Raises RegistryError."""
     return str(versions.describe(model, resolve_tracking_uri()).version)
 
 
-def load_model(model: str) -> ServedModel:
-    """Load the model that `model` names. Raises RegistryError."""
+def fetch(model: str) -> Served:
+    """Return the model that `model` names, its weights read and complete. Raises RegistryError."""
     described = None
     exact = model
     if model.startswith("models:/"):
@@ -98,7 +98,7 @@ def load_model(model: str) -> ServedModel:
     except WeightsError as error:
         raise RegistryError(str(error)) from error
     tags: Mapping[str, str] = described.tags if described else {}
-    return ServedModel(
+    return Served(
         name=described.name if described else named.path.name,
         version=str(described.version) if described else named.digest[:12],
         digest=named.digest,
@@ -106,16 +106,16 @@ def load_model(model: str) -> ServedModel:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         recipe=tags.get("recipe", ""),
         protocol=tags.get("protocol", ""),
-        scores=psnr_scores(tags),
+        figures=figures(tags),
     )
 
 
-def psnr_scores(tags: Mapping[str, str]) -> tuple[DegradationPsnr, ...]:
-    """Return the scores in a registered version's tags, the average last."""
+def figures(tags: Mapping[str, str]) -> tuple[Figure, ...]:
+    """Return what a registered version's tags say of its quality, the average last."""
     found = []
     for tag, value in tags.items():
-        match = _INPUT_TAG.fullmatch(tag)
+        match = _INPUT.fullmatch(tag)
         restored = tags.get(f"metric.test/{match.group(1)}/psnr") if match else None
         if match and restored is not None:
-            found.append(DegradationPsnr(match.group(1), float(value), float(restored)))
-    return tuple(sorted(found, key=lambda score: (score.degradation == "average", score.degradation)))
+            found.append(Figure(match.group(1), float(value), float(restored)))
+    return tuple(sorted(found, key=lambda figure: (figure.degradation == "average", figure.degradation)))

@@ -1,10 +1,9 @@
-"""Settings of a service, with their defaults and limits."""
+"""What `mirage serve` may be told, with its defaults and limits."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import LIMITS
@@ -14,30 +13,29 @@ MEGAPIXEL = 1_000_000
 
 
 @dataclass(frozen=True)
-class ServiceSettings:
-    """Address, limits and replicas of one service."""
+class Settings:
+    """How one service listens, what it refuses, and how far it grows."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_bytes: int = 64 * MEGABYTE
-    """Size of one image file."""
+    """Of one image file."""
     max_pixels: int = 24 * MEGAPIXEL
-    """Pixels of one image, checked in its header before it is decoded."""
-    max_in_flight: int = 16
-    """Requests waiting or being restored; the next one gets HTTP 429."""
+    """Of one image; looked up in its header, before anything is decoded."""
+    queue: int = 16
+    """Requests that may be inside at a time, waiting or being restored; the next one is told to come back."""
     timeout_seconds: float = 900.0
-    """Time from the last byte of a request to its response."""
+    """From the last byte of a request to its answer."""
     upload_seconds: float = 120.0
-    """Time from the head of a request to its last byte."""
+    """From a request's head to its last byte."""
     max_batch: int = 4
-    """Images of one size that are restored together."""
     min_replicas: int = 1
     max_replicas: int = 1
     device: str = "cpu"
     threads: int = 0
-    """CPU threads of a replica; 0 divides the machine's cores by `max_replicas`."""
+    """Of a replica; 0 shares the machine's cores among `max_replicas`."""
     poll_seconds: float = 3.0
-    """Interval between two looks at the registry's alias."""
+    """How often the registry is asked where the alias points."""
 
     def __post_init__(self) -> None:
         for flag, value, most in (
@@ -45,33 +43,20 @@ class ServiceSettings:
             ("--max-megapixels", self.max_pixels / MEGAPIXEL, math.ceil(LIMITS.pixels / MEGAPIXEL)),
         ):
             if not 0 < value <= most:
-                raise ServiceError(f"{flag} {value:g}: must be more than 0 and at most {most:.0f}.")
-        for name, low in {"max_in_flight": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
+                raise ServiceError(f"{flag} {value:g}: more than 0 and at most {most:.0f}.")
+        for name, low in {"queue": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
             if getattr(self, name) < low:
-                raise ServiceError(f"{_flag(name)} {getattr(self, name)}: must be at least {low}.")
+                raise ServiceError(f"{_flag(name)} {getattr(self, name)}: at least {low}.")
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):
             if getattr(self, name) <= 0:
-                raise ServiceError(f"{_flag(name)} {getattr(self, name):g}: must be more than 0 seconds.")
+                raise ServiceError(f"{_flag(name)} {getattr(self, name):g}: more than 0 seconds.")
         if self.max_replicas < self.min_replicas:
             raise ServiceError(
-                f"--max-replicas {self.max_replicas}: must be at least --min-replicas, {self.min_replicas}."
+                f"--max-replicas {self.max_replicas}: at least --min-replicas, {self.min_replicas}."
             )
 
-    @classmethod
-    def from_flags(
-        cls, *, max_megabytes: float, max_megapixels: float, timeout: float, poll: float, **others: Any
-    ) -> ServiceSettings:
-        """Return the settings for values of the flags of `mirage serve`. Raises ServiceError."""
-        return cls(
-            max_bytes=int(max_megabytes * MEGABYTE),
-            max_pixels=int(max_megapixels * MEGAPIXEL),
-            timeout_seconds=timeout,
-            poll_seconds=poll,
-            **others,
-        )
-
-    def at(self, port: int) -> ServiceSettings:
-        """Return these settings with another port."""
+    def at(self, port: int) -> Settings:
+        """Return the same with the port that the system chose where 0 was asked for."""
         return replace(self, port=port)
 
 

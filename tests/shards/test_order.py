@@ -193,7 +193,7 @@ def test_what_cannot_be_ordered_is_said(make, says: str):
 def test_weights_share_an_epoch_to_within_one_sample(
     counts: list[int], data: st.DataObject, length: int, seed: int
 ):
-    weights = data.draw(st.lists(st.to_float(0.2, 5), min_size=len(counts), max_size=len(counts)))
+    weights = data.draw(st.lists(st.floats(0.2, 5), min_size=len(counts), max_size=len(counts)))
     names = [f"d{i}" for i in range(len(counts))]
     mixture = weighted_mixture(
         dict(zip(names, counts, strict=True)), dict(zip(names, weights, strict=True)), length
@@ -214,7 +214,7 @@ def test_a_weighted_stream_is_the_same_however_it_is_cut(
     order: SampleOrder, cuts: list[int], data: st.DataObject
 ):
     names = {entry.degradation: entry.count for entry in order.mixture.entries}
-    weights = {name: data.draw(st.to_float(0.5, 2)) for name in names}
+    weights = {name: data.draw(st.floats(0.5, 2)) for name in names}
     for sampling in ("permutation", "replacement"):
         mixed = SampleOrder(weighted_mixture(names, weights, 50), order.seed, 7, order.tail, sampling)
         edges = [0, *sorted(cuts), 150]

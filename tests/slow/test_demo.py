@@ -36,7 +36,7 @@ def test_it_ends_well_and_says_where_everything_is(project: Project, done: Done)
     assert done.status == 0, done.text
     for said in (
         "degradation",
-        "best gain+offset",
+        "best linear fit",
         "mirage-demo",
         "alias candidate",
         "sheet.png",

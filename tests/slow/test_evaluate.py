@@ -37,12 +37,12 @@ track: {experiment: slow}
 """
 
 
-def judges(project: Project) -> list[int]:
-    """Process ids of the judging workers of this project's cluster; the machine may run others."""
+def workers(project: Project) -> list[int]:
+    """Process ids of the evaluation workers of this project's cluster; the machine may run others."""
     recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
-    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.RAYLET)
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.LEADER)
     running = [(p.pid, " ".join(p.cmdline())) for p in raylet.children(recursive=True)]
-    return [pid for pid, words in running if "_Judge" in words]
+    return [pid for pid, words in running if "EvaluationWorker" in words]
 
 
 def results(project: Project, storage: str) -> dict[tuple[str, str, str], ImageResult]:
@@ -53,7 +53,7 @@ def results(project: Project, storage: str) -> dict[tuple[str, str, str], ImageR
     return found
 
 
-def test_a_dead_worker_and_a_stopped_job_lose_no_image_and_judge_none_twice(project: Project) -> None:
+def test_a_dead_worker_and_a_stopped_job_lose_no_image_and_evaluate_none_twice(project: Project) -> None:
     torch.manual_seed(0)
     save(MIRAGE(ModelConfig.tiny()), project.root / "fresh.safetensors")
     for name, text in (("judged", PACK_JOB), ("judge", JUDGE_JOB)):
@@ -64,17 +64,19 @@ def test_a_dead_worker_and_a_stopped_job_lose_no_image_and_judge_none_twice(proj
     assert packed.status == 0, packed.text
 
     job = project.start("--", "jobs/judge.yaml")
-    project.wait_for(job, r"judged \d+/28")
-    (first, *_) = judges(project)
+    project.wait_for(job, r"evaluated \d+/28")
+    (first, *_) = workers(project)
     os.kill(first, signal.SIGKILL)
-    project.wait_for(job, r"judged ([6-9]|1\d)/28")
-    project.stop(job)  # by HTTP: the command takes seconds to start, in which the last images may be judged
+    project.wait_for(job, r"evaluated ([6-9]|1\d)/28")
+    project.stop(
+        job
+    )  # by HTTP: the command takes seconds to start, in which the last images may be evaluated
     wait_until(lambda: project.status(job) == "STOPPED" and "stopped", 90, "the job stops")
-    assert "of 28 images done" in project.logs(job)
+    assert "of 28 images. Submit" in project.logs(job)
 
     again = project.submit("--", "jobs/judge.yaml")
     assert again.status == 0, again.text
-    assert "goes on:" in again.text
+    assert " continues: " in again.text
     here = project.run(
         *(sys.executable, "-m", "orchestrator", "run", "--in-process", "jobs/judge.yaml"),
         *(

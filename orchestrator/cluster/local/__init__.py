@@ -1,1 +1,1 @@
-"""A Ray head and an S3 server on this machine."""
+"""Run a Ray head and an S3 server on this machine."""

@@ -1,7 +1,7 @@
-"""Find and stop the processes of one local cluster, and no others.
+"""Which processes belong to one local cluster, and how they are ended without touching any other.
 
-Every process of a cluster inherits one random tag in its environment. A recorded process is identified by its id
-and its start time, since the system reuses ids.
+Every process of a cluster inherits one random tag in its environment. A recorded process is known by its
+id and its start time, so that a recycled id is never mistaken for it.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ _START_TOLERANCE_SECONDS = 2.0  # a clock correction moves the boot time, and wi
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it was when it was recorded."""
+    """One process as it was when it was recorded; `started` is in seconds since the epoch."""
 
     name: str
     pid: int
     started: float
-    """Seconds since the epoch."""
 
 
 def identify(pid: int, name: str) -> Process:
-    """Return the record of a running process."""
+    """Return the identity of a running process."""
     return Process(name, pid, psutil.Process(pid).create_time())
 
 
 def is_alive(process: Process) -> bool:
-    """Return whether exactly this process runs and is no zombie."""
+    """Whether exactly this process still runs; a zombie does not."""
     return _find(process) is not None
 
 
 def tagged(tag: str) -> list[Process]:
     """Return every process of the cluster with this tag, children included.
 
-    A Ray worker overwrites its environment with its title, so workers are found as children of the raylet.
+    A Ray worker rewrites its title over its environment, so workers are found as children of the raylet.
     """
     found = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
+        with contextlib.suppress(psutil.Error):  # gone in the meantime, or somebody else's
             if process.environ().get(TAG) == tag:
                 for member in (process, *process.children(recursive=True)):
                     found[member.pid] = member
@@ -52,9 +51,9 @@ def tagged(tag: str) -> list[Process]:
 
 
 def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Process]:
-    """Terminate the processes, those named `first` before the others; return those that still run.
+    """End the processes, those named `first` before the others, and return those that are still there.
 
-    A process that has not ended `grace_seconds` after SIGTERM is killed.
+    Each is asked to end, and killed when it has not ended after `grace_seconds`.
     """
     leaders = [process for process in processes if process.name == first]
     others = [process for process in processes if process.name != first]
@@ -63,26 +62,25 @@ def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Pro
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
-        _, alive = psutil.wait_procs(members, timeout=grace_seconds)
-        for member in alive:
+        _, stubborn = psutil.wait_procs(members, timeout=grace_seconds)
+        for member in stubborn:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(alive, timeout=grace_seconds)
+        psutil.wait_procs(stubborn, timeout=grace_seconds)
     return [process for process in processes if is_alive(process)]
 
 
 @dataclass(frozen=True)
-class PortOwner:
-    """The process that listens on a port."""
+class Holder:
+    """The process that listens on a port, and the project whose cluster it serves, where that can be seen."""
 
     name: str
     pid: int
     home: str | None
-    """The `.mirage` folder of its cluster, or None if it belongs to none or cannot be inspected."""
 
 
-def port_owner(port: int) -> PortOwner | None:
-    """Return the process that listens on a TCP port of this machine, or None if the system does not show it."""
+def listener(port: int) -> Holder | None:
+    """Return what listens on a TCP port of this machine, or None when the system does not tell."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -91,7 +89,7 @@ def port_owner(port: int) -> PortOwner | None:
                 with contextlib.suppress(psutil.Error):
                     environment = process.environ()
                     home = environment.get("MIRAGE_HOME") if TAG in environment else None
-                return PortOwner(process.name(), process.pid, home)
+                return Holder(process.name(), process.pid, home)
     return None
 
 

@@ -185,8 +185,8 @@ def test_a_resolved_sweep_reads_back_as_itself(make_sweep) -> None:
 @given(
     st.integers(0, 2**31 - 1),
     st.integers(0, 500),
-    st.to_float(1e-8, 1e3),
-    st.to_float(1.001, 1e6),
+    st.floats(1e-8, 1e3),
+    st.floats(1.001, 1e6),
     st.integers(-50, 50),
     st.integers(1, 9),
 )
@@ -208,7 +208,7 @@ def test_draws_lie_in_their_domain_and_depend_on_seed_and_index_alone(
     assert json.loads(json.dumps(values)) == values
 
 
-@given(st.integers(2, 9), st.to_float(1e-6, 1.0), st.floats(1.5, 1e5))
+@given(st.integers(2, 9), st.floats(1e-6, 1.0), st.floats(1.5, 1e5))
 def test_a_cut_log_range_has_both_ends_and_equal_ratios(points: int, low: float, factor: float) -> None:
     values = Domain(log_range=(low, low * factor), points=points).values
     assert values is not None

@@ -1,4 +1,4 @@
-"""Figures are means with intervals, and the published benchmarks are told apart, leaks included."""
+"""Scores are means with intervals; published benchmarks are recognised, and their leaked images left out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.aggregates import aggregate, extremes, is_leaked, mean_and_interval
+from orchestrator.evaluation.aggregates import aggregate
+from orchestrator.evaluation.bootstrap import Interval, mean_over_images
+from orchestrator.evaluation.extremes import extremes
 from orchestrator.evaluation.image_results import ImageResult, from_parquet, to_parquet
 from orchestrator.evaluation.model_under_test import ModelIdentity
-from orchestrator.paper.benchmarks import matches_column
+from orchestrator.paper.benchmarks import is_leaked, matches_column
 from shards.sources.leaks import OTS_SCENES_OF_SOTS
 
 ONE = ImageResult(
@@ -21,11 +23,25 @@ IDENTITY = ModelIdentity("model", "release", "raw", "e" * 64)
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     values = np.random.default_rng(1).normal(30, 2, 400)
-    mean, low, high = mean_and_interval(values)
-    assert mean == pytest.approx(values.mean())
+    found = mean_over_images([dict(enumerate(values))])
+    assert found.mean == pytest.approx(values.mean())
     half = 1.96 * values.std() / 20
-    assert (low, high) == (pytest.approx(mean - half, abs=0.02), pytest.approx(mean + half, abs=0.02))
-    assert mean_and_interval(np.array([1.0, np.inf])) == (np.inf, 1.0, np.inf)
+    assert found.low == pytest.approx(found.mean - half, abs=0.02)
+    assert found.high == pytest.approx(found.mean + half, abs=0.02)
+
+
+def test_the_interval_of_an_infinite_psnr_is_the_range_of_the_values() -> None:
+    assert mean_over_images([{"a": 1.0, "b": np.inf}]) == Interval(np.inf, 1.0, np.inf)
+
+
+def test_images_that_several_groups_share_are_drawn_together() -> None:
+    values = {str(i): float(v) for i, v in enumerate(np.random.default_rng(1).normal(0, 2, 50))}
+    opposite = {image: -value for image, value in values.items()}
+    together = mean_over_images([values, opposite])
+    assert together.low == pytest.approx(0, abs=1e-12)
+    assert together.high == pytest.approx(0, abs=1e-12)
+    apart = mean_over_images([values, {f"other {image}": value for image, value in opposite.items()}])
+    assert apart.high - apart.low > 0.5
 
 
 def test_the_leaked_scenes_are_75_and_their_images_are_left_out_beside_the_whole() -> None:
@@ -67,8 +83,10 @@ def test_a_parquet_file_gives_back_what_was_put_in() -> None:
 
 def test_extremes_are_the_worst_and_the_best_and_never_the_same_image_twice() -> None:
     images = [replace(ONE, image=str(i), psnr=float(i)) for i in range(3)]
-    ((worst, best),) = extremes(images, 1).values()
-    assert [w.image for w in worst] == ["0"]
-    assert [b.image for b in best] == ["2"]
-    ((worst, best),) = extremes(images[:1], 1).values()
-    assert (len(worst), len(best)) == (1, 0)
+    assert [(rank, one.image) for rank, one in extremes(images, 1)] == [("worst", "0"), ("best", "2")]
+    assert [(rank, one.image) for rank, one in extremes(images, 2)] == [
+        ("worst", "0"),
+        ("worst", "1"),
+        ("best", "2"),
+    ]
+    assert [rank for rank, _ in extremes(images[:1], 1)] == ["worst"]

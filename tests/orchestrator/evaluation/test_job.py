@@ -1,4 +1,4 @@
-"""An evaluation judges every image once, survives being stopped, and says with each number what it depends on."""
+"""An evaluation measures every image once, resumes after a stop, and states what each number depends on."""
 
 from __future__ import annotations
 
@@ -69,43 +69,43 @@ def test_each_number_is_the_protocols_and_carries_what_it_depends_on(
     assert [row.psnr for row in rows if row.protocol == "y8"] == pytest.approx(expected)
 
 
-def test_an_evaluation_that_is_finished_is_told_again_and_changes_nothing(
+def test_an_evaluation_that_is_finished_is_reported_again_and_changes_nothing(
     evaluation_job: MakeEvaluation, tmp_path: Path
 ) -> None:
     job = evaluation_job()
     run(job)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()}
     said, _ = run(job)
-    assert any("is finished already" in line for line in said)
+    assert any("is already finished" in line for line in said)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()} == before
 
 
-def test_a_killed_evaluation_goes_on_with_what_is_missing(
+def test_a_killed_evaluation_continues_with_the_missing_chunks(
     evaluation_job: MakeEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = run(evaluation_job(storage=str(tmp_path / "whole")))
 
-    judged: list[int] = []
+    evaluated: list[int] = []
 
-    def dies_at_the_third(self: EvaluationWorker, chunk: int) -> object:
-        if len(judged) == 2:
+    def die_at_the_third(self: EvaluationWorker, chunk: int) -> object:
+        if len(evaluated) == 2:
             raise KilledError
-        judged.append(chunk)
+        evaluated.append(chunk)
         return honest(self, chunk)
 
-    honest = EvaluationWorker.judge
+    honest = EvaluationWorker.evaluate
     job = evaluation_job(storage=str(tmp_path / "killed"))
     with monkeypatch.context() as patch:
-        patch.setattr(EvaluationWorker, "judge", dies_at_the_third)
+        patch.setattr(EvaluationWorker, "evaluate", die_at_the_third)
         with pytest.raises(KilledError):
             run(job)
     said, folder = run(job)
-    assert any("goes on: 2 of 4 chunks are done" in line for line in said)
+    assert any("continues: 2 of 4 chunks are done" in line for line in said)
     ours, theirs = (from_parquet((f / "images.parquet").read_bytes()) for f in (folder, whole))
     assert [(r.image, r.psnr) for r in ours] == [(r.image, r.psnr) for r in theirs]
 
 
-def test_an_evaluation_whose_time_is_over_stops_and_goes_on_when_it_is_submitted_again(
+def test_an_evaluation_that_exceeds_its_runtime_stops_and_continues_when_submitted_again(
     evaluation_job: MakeEvaluation,
 ) -> None:
     said: list[str] = []
@@ -113,7 +113,7 @@ def test_an_evaluation_whose_time_is_over_stops_and_goes_on_when_it_is_submitted
     assert (ended.status, ended.step) == ("stopped", 1)
     assert "workers.max_runtime_hours (1e-09) is over" in said
     again, _ = run(evaluation_job())
-    assert any("goes on: 1 of 4 chunks are done" in line for line in again)
+    assert any("continues: 1 of 4 chunks are done" in line for line in again)
 
 
 def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluation) -> None:
@@ -176,7 +176,7 @@ def test_nothing_named_means_everything_the_test_split_holds(evaluation_job: Mak
         ({"model": {"weights": "x", "arguments": {"a": 1}}}, OrchestratorError, "model.class is missing"),
     ],
 )
-def test_what_cannot_be_judged_is_one_clear_error(
+def test_what_cannot_be_evaluated_is_one_clear_error(
     evaluation_job: MakeEvaluation, changes: dict[str, object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):

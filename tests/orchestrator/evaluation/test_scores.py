@@ -1,4 +1,4 @@
-"""Judging: the baseline is what it says, the interval holds the mean, and what became worse is shown as such."""
+"""Scores are those of scikit-image, the baseline is a least-squares line, and what became worse is named."""
 
 from __future__ import annotations
 

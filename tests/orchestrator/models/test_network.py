@@ -60,7 +60,7 @@ def test_a_class_is_trained_resumed_judged_and_tabled_like_a_mirage(
     assert "Residual: 333 parameters" in plan_any(job)
     said: list[str] = []
     assert run_any(job, said.append, in_process=True).status == "finished"
-    assert any("gain over degraded" in line for line in said)
+    assert any("improvement [dB]" in line for line in said)
     (result,) = [
         path for path in (store / "runs").glob("small-*/result.json") if "Residual" in _class_of(path)
     ]

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.promotion import gates
-from orchestrator.promotion.gates import InferenceCost, VersionScores, paired
+from orchestrator.promotion.gates import InferenceCost, VersionScores, paired_difference
 
 DEGRADATIONS = ("haze", "noise25", "rain")
 Scores = dict[str, dict[str, float]]
 
 names = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True)
-psnr = st.to_float(10, 45)
+psnr = st.floats(10, 45)
 
 
 @st.composite
@@ -44,7 +44,7 @@ def test_a_model_is_not_better_than_itself(of: Scores) -> None:
 
 
 @few
-@given(scores(), st.to_float(0.05, 3), st.floats(0.01, 3))
+@given(scores(), st.floats(0.05, 3), st.floats(0.01, 3))
 def test_a_model_that_gains_the_same_everywhere_passes_up_to_that_margin(
     of: Scores, gain: float, margin: float
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_model_that_gains_the_same_everywhere_passes_up_to_that_margin(
 @given(scores(), st.data())
 def test_exchanging_the_models_turns_the_interval_round(of: Scores, data: st.DataObject) -> None:
     other = {d: {name: data.draw(psnr) for name in group} for d, group in of.items()}
-    there, back = paired(of, other), paired(other, of)
+    there, back = paired_difference(of, other), paired_difference(other, of)
     assert there.mean == pytest.approx(-back.mean)
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
     assert there.low - 1e-9 <= there.high
@@ -69,11 +69,11 @@ def test_exchanging_the_models_turns_the_interval_round(of: Scores, data: st.Dat
 def test_the_order_of_photographs_has_no_say(of: Scores, data: st.DataObject) -> None:
     other = {d: {name: data.draw(psnr) for name in group} for d, group in of.items()}
     backwards = {d: dict(reversed(group.items())) for d, group in reversed(of.items())}
-    assert paired(backwards, other) == paired(of, other)
+    assert paired_difference(backwards, other) == paired_difference(of, other)
 
 
 @few
-@given(scores(), st.to_float(0.5, 3), st.floats(0.01, 3))
+@given(scores(), st.floats(0.5, 3), st.floats(0.01, 3))
 def test_one_degradation_that_loses_more_than_allowed_is_named(
     of: Scores, loss: float, allowed: float
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_gain_that_hangs_on_one_photograph_does_not_pass() -> None:
     old = {"rain": {name: 30.0 for name in "abcdefgh"}}
     lucky = {"rain": {**{name: 29.9 for name in "abcdefg"}, "h": 34.0}}
     verdict = gates.beats_champion(evidence(lucky), evidence(old), 0)
-    assert paired(lucky, old).mean > 0.4
+    assert paired_difference(lucky, old).mean > 0.4
     assert not verdict.passed
 
 

@@ -89,7 +89,7 @@ def test_a_better_version_moves_the_alias_and_keeps_the_previous(store: str, nam
     outcome = promote(f"models:/{name}/2", store, QUICK)
     assert outcome.moved
     assert versions.aliases(store, name) == {"candidate": 2, "champion": 2, "previous": 1}
-    assert "passed: champion is version 2, version 1 is kept as previous" in outcome.render()
+    assert "passed: champion is version 2, version 1 is previous" in outcome.render()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_other_data_or_another_protocol_is_refused_in_a_sentence(
 FIVE = ("haze", "rain", "noise25", "blur", "lowlight")
 
 
-def judged_on(degradations: tuple[str, ...], psnr: float) -> bytes:
+def scores_on(degradations: tuple[str, ...], psnr: float) -> bytes:
     scores = [
         {"photograph": p, "degradation": d, "psnr": psnr, "input_psnr": 20.0}
         for d in degradations
@@ -143,7 +143,7 @@ def judged_on(degradations: tuple[str, ...], psnr: float) -> bytes:
 def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alone(
     store: str, name: str
 ) -> None:
-    put(store, name, judged_on(FIVE, 30.2))  # Table 2 prints 30.41 for MIRAGE-T
+    put(store, name, scores_on(FIVE, 30.2))  # Table 2 prints 30.41 for MIRAGE-T
     near = {**QUICK, "paper_row": "T2:MIRAGE-T"}
     refused = promote(name, store, {**near, "max_below_reference_db": 0.1})
     assert [verdict.gate for verdict in refused.verdicts if not verdict.passed] == ["near the paper"]
@@ -155,7 +155,7 @@ def test_the_papers_row_is_looked_up_and_compared_over_its_own_degradations_alon
     assert promote(name, store, near).moved
 
 
-def judged(folder: Path, version: ModelVersion, uri: str, psnr: float) -> Path:
+def evaluation_folder(folder: Path, version: ModelVersion, uri: str, psnr: float) -> Path:
     """What an evaluation of a version leaves: two datasets hold an image of the same name."""
     digest = hashlib.sha256(versions.weights_file(version.uri, uri).read_bytes()).hexdigest()
     rows = [
@@ -180,8 +180,10 @@ def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str
     first, second = (put(store, name, scored(0.0, data=d * 64), seed=i) for i, d in enumerate("de"))
     promote(first.uri, store, QUICK)
     assert "give the folders as --results" in promote(second.uri, store, QUICK).render()
-    results = [judged(tmp_path / f"{v.version}", v, store, 25.0 + v.version) for v in (first, second)]
-    with pytest.raises(EvaluationError, match=rf"none of these evaluations judged models:/{name}/1"):
+    results = [
+        evaluation_folder(tmp_path / f"{v.version}", v, store, 25.0 + v.version) for v in (first, second)
+    ]
+    with pytest.raises(EvaluationError, match=rf"none of these evaluations measured models:/{name}/1"):
         promote(second.uri, store, QUICK, results=results[1:])
     outcome = promote(second.uri, store, QUICK, results=results)
     assert outcome.moved
@@ -263,7 +265,7 @@ def test_each_alias_has_a_previous_of_its_own(store: str, name: str) -> None:
         "previous-staging": 2,
     }
     assert rollback(name, store) == (2, 1)
-    with pytest.raises(RegistryError, match="kept by promotion itself"):
+    with pytest.raises(RegistryError, match="promotion itself sets"):
         promote(name, store, QUICK, alias="previous")
 
 
@@ -318,9 +320,7 @@ def test_of_two_promotions_at_once_the_better_version_is_champion(
     now = versions.aliases(store, name)
     assert said[3] == "moved"
     assert now["champion"] == 3
-    assert now["previous"] == (
-        2 if said[2] == "moved" else 1
-    )  # whoever came second was judged against the first
+    assert now["previous"] == (2 if said[2] == "moved" else 1)  # the second was compared with the first
 
 
 COUNTING = """

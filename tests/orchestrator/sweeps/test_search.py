@@ -159,7 +159,7 @@ def test_too_dear_candidates_are_never_begun_and_are_written_down(make_sweep, tm
 # --- stopping -------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.to_float(0, 40), max_size=30), st.floats(0, 40), st.integers(2, 5))
+@given(st.lists(st.floats(0, 40), max_size=30), st.floats(0, 40), st.integers(2, 5))
 def test_a_rung_lets_the_best_share_pass(before: list[float], psnr: float, reduction: int) -> None:
     better = sum(other > psnr for other in before)
     decision = decide(100, psnr, before, reduction)
