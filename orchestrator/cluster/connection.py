@@ -17,14 +17,14 @@ _RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # After the loss of a node Ray first asks for as many workers as before; this is how long it insists.
+    # After the loss of a node Ray waits this long for as many workers as before; then it accepts fewer.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 
 
 _ALLOCATOR = {
-    # glibc gives large blocks back to the system and fetches them anew in every step: on CPU that is some 50,000
-    # page faults per step. With these it keeps them.
+    # By default glibc returns large blocks to the system and requests them again in every step, which costs about
+    # 50,000 page faults per step on a CPU. With these settings it keeps them.
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
     "MALLOC_TOP_PAD_": str(2**26),
@@ -33,10 +33,10 @@ _ALLOCATOR = {
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to the cluster of this job (or the machine's, or a private one) for the time of the block."""
+    """Connect to the cluster of RAY_ADDRESS, else to this machine's, else to a new one, for the time of the block."""
     os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
-    passed = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
-    environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(passed)}}
+    inherited = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
+    environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(inherited)}}
     try:
         ray.init(
             log_to_driver=False,

@@ -1,4 +1,4 @@
-"""The old name of `submit_hook`, which users' shells may still hold in RAY_JOB_SUBMIT_HOOK."""
+"""The old name of `submit_hook`, still in RAY_JOB_SUBMIT_HOOK of users' shells."""
 
 from orchestrator.cluster.submit_hook import submit
 

@@ -1,8 +1,8 @@
-"""`RAY_JOB_SUBMIT_HOOK=orchestrator.cluster.submit_hook.submit`: `ray job submit JOB.yaml` to any cluster.
+"""Submit a job file to any cluster: `RAY_JOB_SUBMIT_HOOK=orchestrator.cluster.submit_hook.submit`.
 
-The literal command needs a head that was started in the project root and a file with its executable bit.
-Where either is missing, this hook turns it into the command that always works: the project travels as the
-working directory, and the cluster's own Python runs the job file.
+Without the hook `ray job submit JOB.yaml` works only if the head was started in the project root and the file is
+executable. The hook replaces it by a command that always works: it uploads the project as the working directory and
+runs the job file by the cluster's Python.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STOP_WAIT = {
-    "RAY_JOB_STOP_WAIT_TIME_S": "60"
-}  # a stopped job writes its checkpoint; Ray's own patience is 3 s
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""Time for a stopped job to write its checkpoint [s]; Ray's default is 3."""
 _HOOK = "RAY_JOB_SUBMIT_HOOK"
 _ROOT_MARKS = (".rayignore", "pyproject.toml", ".git")
 _VALUE_OPTIONS = (
@@ -36,21 +35,21 @@ _VALUE_OPTIONS = (
 
 
 def submit(**options: Any) -> None:
-    """Take over the submission of a job file; any other entry point returns, and Ray goes on by itself.
+    """Submit a job file in place of Ray; return if the entry point is not one, and Ray submits it.
 
-    `options` are those of `ray job submit`, by its own names.
+    `options` are those of `ray job submit`, under Ray's names.
     """
     entrypoint: Sequence[str] = options["entrypoint"]
     if not is_job_file(entrypoint):
         return
-    arguments = submission(Path.cwd(), {**_options_that_ray_keeps_back(), **options})
+    arguments = submission(Path.cwd(), {**_options_not_passed_to_hooks(), **options})
     environment = {name: value for name, value in os.environ.items() if name != _HOOK}
     sys.stdout.flush()
     os.execve(sys.argv[0], [sys.argv[0], *arguments], environment)
 
 
 def is_job_file(entrypoint: Sequence[str]) -> bool:
-    """Whether the command begins with a YAML file that exists here."""
+    """Return whether the command begins with an existing YAML file."""
     return bool(entrypoint) and entrypoint[0].endswith((".yaml", ".yml")) and Path(entrypoint[0]).is_file()
 
 
@@ -76,13 +75,13 @@ def submission(cwd: Path, options: Mapping[str, Any]) -> list[str]:
 
 
 def project_root(path: Path) -> Path | None:
-    """Return the nearest folder above a job file that looks like a project's root."""
+    """Return the nearest folder above a job file that looks like a project root, or None."""
     marked = (folder for folder in path.parents if any((folder / mark).exists() for mark in _ROOT_MARKS))
     return next(marked, None)
 
 
 def _runtime_env(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the runtime environment that was asked for, with a stopped job's patience added."""
+    """Return the requested runtime environment, with STOP_WAIT added."""
     runtime_env: dict[str, Any] = {}
     if options.get("runtime_env"):
         import yaml
@@ -94,8 +93,8 @@ def _runtime_env(options: Mapping[str, Any]) -> dict[str, Any]:
     return runtime_env
 
 
-def _options_that_ray_keeps_back() -> dict[str, Any]:
-    """Return what `ray job submit` was given but does not pass to a hook."""
+def _options_not_passed_to_hooks() -> dict[str, Any]:
+    """Return the given options of `ray job submit` that Ray does not pass to a hook."""
     import click
 
     context = click.get_current_context()

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from orchestrator.cluster.local import lifecycle, ports, processes, ray_head, s3_server
-from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets, opener
+from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
 from orchestrator.errors import ClusterError
 
 SHEBANG = "#!/usr/bin/env -S python -m orchestrator run"
@@ -177,7 +177,7 @@ def cluster(project: Path) -> Finding:
         return Finding("local cluster", "warn", *state.detail.split("; ", 1))
     for flag, port in (("ray", lifecycle.DEFAULT_RAY_PORT), ("dashboard", lifecycle.DEFAULT_DASHBOARD_PORT)):
         if not ports.is_free(port):
-            holder = processes.listener(port)
+            holder = processes.port_owner(port)
             by = f" by {holder.name} (process {holder.pid})" if holder else ""
             return Finding(
                 "local cluster", "warn", f"port {port} is taken{by}", f"mirage up --{flag}-port PORT"
@@ -217,7 +217,7 @@ def tracking(uri: str | None) -> Finding:
     if parts.scheme in ("http", "https"):
         health = uri.rstrip("/") + "/health"
         try:
-            with opener(uri).open(health, timeout=_PATIENCE_SECONDS):
+            with ports.url_opener(uri).open(health, timeout=_PATIENCE_SECONDS):
                 return Finding("tracking", "ok", f"{shown} answers")
         except urllib.error.HTTPError as error:
             error.close()

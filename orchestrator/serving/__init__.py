@@ -1,10 +1,10 @@
-"""The service that restores photographs over HTTP, without Ray: what a request meets, in order.
+"""The service that restores photographs over HTTP.
 
-    door       uvicorn in a thread of its own; drains
-    app        routes; token → room → bytes → pixels → backend → answer
-    replica    in a process of its own: decode, batch by size, restore, encode
-    shelf      which model answers, and which version was refused
-    follow     moves the shelf when the registry's alias moves
+    http_server     uvicorn in a thread; drains at its end
+    service         routes: authentication, admission control, body, image header, backend, response
+    replica         in its own process: decode, batch by size, restore, encode
+    active_model    which model restores, the one before it, and the last rejected version
+    alias_watcher   activates the version that the registry's alias points to
 
-`serve` puts them together. `orchestrator.serving.ray_serve` runs replicas on Ray Serve.
+`serve` puts them together for `mirage serve`; `ray_app` builds a Ray Serve application from the same parts.
 """

@@ -1,4 +1,4 @@
-"""Which model answers: the current one, the one before it, and what was refused."""
+"""The model that restores, the one before it, and the last version that was rejected."""
 
 from __future__ import annotations
 
@@ -7,72 +7,72 @@ import threading
 import time
 from dataclasses import dataclass
 
-from orchestrator.serving.served_model import Served
+from orchestrator.serving.served_model import ServedModel
 
 log = logging.getLogger(__name__)
 
-SECOND_TRIAL_SECONDS = 60.0
-"""After this long a version that could not be had is tried again: its file may be repaired, its store be back."""
+RETRY_AFTER_SECONDS = 60.0
+"""A version that could not be loaded is tried again after this time: its file may be repaired."""
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A version that was asked for and does not answer."""
+class RejectedVersion:
+    """A version that the alias points to and that is not used."""
 
     version: str
     reason: str
     at: float
     """Seconds since the epoch."""
-    at_work: bool = False
-    """It passed its trial and failed on a real image: it would again, so there is no second trial."""
+    failed_in_use: bool = False
+    """It passed its smoke test and failed on a real image, so it is not tried again."""
 
 
-class Shelf:
-    """Holds whole models; a request takes one at its start and keeps it to its end. Safe between threads."""
+class ActiveModel:
+    """The model for new requests; a request keeps the model that it started with. Thread-safe."""
 
-    def __init__(self, current: Served) -> None:
+    def __init__(self, current: ServedModel) -> None:
         self._lock = threading.Lock()
         self.current = current
-        self.previous: Served | None = None
-        self.refused: Refused | None = None
+        self.previous: ServedModel | None = None
+        self.rejected: RejectedVersion | None = None
 
-    def put(self, model: Served) -> None:
-        """Let `model` answer every request from now on."""
+    def activate(self, model: ServedModel) -> None:
+        """Use `model` for every request from now on."""
         with self._lock:
             if model.digest != self.current.digest:
                 self.previous = self.current
             self.current = model
-            self.refused = None
-        log.warning("%s answers from now on", model.label)
+            self.rejected = None
+        log.warning("now serving %s", model.label)
 
-    def refuse(self, version: str, reason: str) -> None:
-        """Note that `version` does not answer, and why; the current model stays."""
+    def reject(self, version: str, reason: str) -> None:
+        """Record why `version` is not used; the current model stays active."""
         with self._lock:
-            self.refused = Refused(version, reason, time.time())
-        log.error("version %s is refused, %s stays: %s", version, self.current.label, reason)
+            self.rejected = RejectedVersion(version, reason, time.time())
+        log.error("version %s rejected, still serving %s: %s", version, self.current.label, reason)
 
-    def distrust(self, model: Served, reason: str) -> bool:
-        """Go back to the model before `model`, if it is the current one; return whether another one answers now."""
+    def roll_back(self, model: ServedModel, reason: str) -> bool:
+        """Activate the model before `model` if that is the current one; return whether another one is active now."""
         with self._lock:
             if self.current is not model:
                 return True
             if self.previous is None:
                 return False
             self.current, self.previous = self.previous, None
-            self.refused = Refused(model.version, reason, time.time(), at_work=True)
-        log.error("%s is taken back, %s answers again: %s", model.label, self.current.label, reason)
+            self.rejected = RejectedVersion(model.version, reason, time.time(), failed_in_use=True)
+        log.error("%s rolled back, now serving %s: %s", model.label, self.current.label, reason)
         return True
 
-    def forget_refusal(self) -> None:
-        """The registry means the current model again."""
+    def clear_rejection(self) -> None:
+        """Forget the rejected version: the alias points to the current model again."""
         with self._lock:
-            self.refused = None
+            self.rejected = None
 
     def may_try(self, version: str) -> bool:
-        """Whether `version` is another one than answers now, and was neither refused lately nor taken back."""
+        """Return whether to load `version`: it is not the current one, nor rejected lately or in use."""
         if version == self.current.version:
             return False
-        refused = self.refused
-        if refused is None or refused.version != version:
+        rejected = self.rejected
+        if rejected is None or rejected.version != version:
             return True
-        return not refused.at_work and time.time() - refused.at > SECOND_TRIAL_SECONDS
+        return not rejected.failed_in_use and time.time() - rejected.at > RETRY_AFTER_SECONDS

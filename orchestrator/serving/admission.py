@@ -1,39 +1,39 @@
-"""How many requests may be inside, and when one that found no room should come back."""
+"""Admission control: limit the number of requests in flight, and estimate when to retry."""
 
 from __future__ import annotations
 
 import math
 
-RETRY_SECONDS = (1, 60)
-"""Least and most that a client is told to wait."""
+RETRY_AFTER_SECONDS = (1, 60)
+"""Smallest and largest value of Retry-After."""
 
-_WEIGHT = 0.2  # of the newest duration in the running mean
+_SMOOTHING = 0.2  # weight of the newest duration in the moving average
 
 
-class Room:
-    """Counts the requests inside; used from one event loop, so no lock."""
+class AdmissionControl:
+    """Counter of the requests in flight; used from one event loop, so it needs no lock."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.inside = 0
+        self.in_flight = 0
         self._mean_seconds: float | None = None
 
-    def enter(self) -> bool:
-        """Take a place, or return False when there is none."""
-        if self.inside >= self.capacity:
+    def acquire(self) -> bool:
+        """Admit one request; return False if there is no capacity."""
+        if self.in_flight >= self.capacity:
             return False
-        self.inside += 1
+        self.in_flight += 1
         return True
 
-    def leave(self, seconds: float | None = None) -> None:
-        """Give the place back; `seconds` is how long a replica was busy with the request."""
-        self.inside -= 1
+    def release(self, seconds: float | None = None) -> None:
+        """End one request; `seconds` is the time that a replica spent on it."""
+        self.in_flight -= 1
         if seconds is not None:
             before = seconds if self._mean_seconds is None else self._mean_seconds
-            self._mean_seconds = before + _WEIGHT * (seconds - before)
+            self._mean_seconds = before + _SMOOTHING * (seconds - before)
 
     def retry_after(self, replicas: int) -> int:
-        """Return in how many whole seconds about one place is free."""
-        least, most = RETRY_SECONDS
+        """Return after how many seconds a client should retry."""
+        low, high = RETRY_AFTER_SECONDS
         expected = (self._mean_seconds or 0.0) / max(replicas, 1)
-        return min(max(math.ceil(expected), least), most)
+        return min(max(math.ceil(expected), low), high)

@@ -1,4 +1,4 @@
-"""Following an alias of the registry: a promotion reaches the service, a bad model does not."""
+"""Watch an alias of the registry and activate the version that it points to, if that version works."""
 
 from __future__ import annotations
 
@@ -6,57 +6,56 @@ import logging
 from collections.abc import Callable
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.serving.active_model import Shelf
-from orchestrator.serving.served_model import Served
+from orchestrator.serving.active_model import ActiveModel
+from orchestrator.serving.served_model import ServedModel
 from shards.errors import ShardsError
 
 log = logging.getLogger(__name__)
 
 
-class Follower:
-    """Looks where the alias points and moves the shelf there; not on any request's way.
+class AliasWatcher:
+    """Poller that moves the active model with the alias.
 
-    version_now: asks the registry for the version.
-    fetch: returns that version, complete.
-    try_out: restores a trial image with it in a replica and returns what is wrong, or "".
+    current_version: returns the version that the alias points to.
+    load_model: returns that version, with its weights.
+    smoke_test: restores a probe image with it in a replica; returns what is wrong, or "".
     """
 
     def __init__(
         self,
-        shelf: Shelf,
-        version_now: Callable[[], str],
-        fetch: Callable[[], Served],
-        try_out: Callable[[Served], str],
+        active: ActiveModel,
+        current_version: Callable[[], str],
+        load_model: Callable[[], ServedModel],
+        smoke_test: Callable[[ServedModel], str],
     ) -> None:
-        self.shelf = shelf
-        self._problem = ""
-        self._version_now = version_now
-        self._fetch = fetch
-        self._try_out = try_out
+        self.active = active
+        self.last_error = ""
+        """Why the last request to the registry failed, or ""."""
+        self._current_version = current_version
+        self._load_model = load_model
+        self._smoke_test = smoke_test
 
-    def problem_now(self) -> str:
-        """Return why the registry could not be asked the last time, or ""."""
-        return self._problem
-
-    def step(self) -> None:
-        """Look once, and act on what is found. What a registry or a model has wrong is noted, never raised."""
+    def poll(self) -> None:
+        """Look at the alias once and act on it; errors of the registry or of a model are recorded, not raised."""
         try:
-            version = self._version_now()
+            version = self._current_version()
         except OrchestratorError as error:
-            if not self._problem:
-                log.warning("the registry cannot be asked, %s stays: %s", self.shelf.current.label, error)
-            self._problem = str(error)
+            if not self.last_error:
+                log.warning(
+                    "the registry does not answer, still serving %s: %s", self.active.current.label, error
+                )
+            self.last_error = str(error)
             return
-        self._problem = ""
-        if version == self.shelf.current.version:
-            self.shelf.forget_refusal()
-        elif self.shelf.may_try(version):
+        self.last_error = ""
+        if version == self.active.current.version:
+            self.active.clear_rejection()
+        elif self.active.may_try(version):
             try:
-                model = self._fetch()
+                model = self._load_model()
             except (OrchestratorError, ShardsError) as error:
-                self.shelf.refuse(version, str(error))
+                self.active.reject(version, str(error))
                 return
-            if problem := self._try_out(model):
-                self.shelf.refuse(model.version, problem)
+            if problem := self._smoke_test(model):
+                self.active.reject(model.version, problem)
             else:
-                self.shelf.put(model)
+                self.active.activate(model)

@@ -1,4 +1,4 @@
-"""The optional bearer token: one secret that every restoring request has to show."""
+"""The optional bearer token of the service."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ VARIABLE = "MIRAGE_SERVE_TOKEN"
 
 
 def read_token(file: Path | None) -> str | None:
-    """Return the token of `file`, else of the environment, else None: no token is asked for.
+    """Return the token in `file`, else in the environment, else None: then requests need none.
 
-    Raises ServiceError where a token was meant but is none.
+    Raises ServiceError if the file or the variable holds no valid token.
     """
     if file is None:
-        token, place = os.environ.get(VARIABLE), VARIABLE
+        token, source = os.environ.get(VARIABLE), VARIABLE
     else:
         try:
-            token, place = file.read_text().strip(), f"--token-file {file}"
+            token, source = file.read_text().strip(), f"--token-file {file}"
         except (OSError, UnicodeDecodeError) as error:
             raise ServiceError(f"--token-file {file}: cannot be read ({error}).") from error
     if token is None:
         return None
     if not token or not token.isascii() or any(c.isspace() for c in token):
-        raise ServiceError(f"{place}: a token is one word of ASCII characters.")
+        raise ServiceError(f"{source}: a token is one word of ASCII characters.")
     return token
 
 
 def allows(token: str | None, authorization: str | None) -> bool:
-    """Whether an Authorization header shows the token; the time it takes tells nothing about the token."""
+    """Return whether an Authorization header has the token; compared in constant time."""
     if token is None:
         return True
-    scheme, _, shown = (authorization or "").partition(" ")
-    same = hmac.compare_digest(shown.strip().encode(), token.encode())
+    scheme, _, given = (authorization or "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode(), token.encode())
     return same and scheme.lower() == "bearer"

@@ -1,25 +1,25 @@
-"""What the routes need of the replicas: a seam, so that a service runs on Ray Serve and, in tests, without."""
+"""What the routes need of the replicas: implemented by Ray Serve and, in tests, in one process."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from orchestrator.serving.replica import Answer, Refusal
-from orchestrator.serving.served_model import Served
+from orchestrator.serving.replica import RestoredImage, RestoreFailure
+from orchestrator.serving.served_model import ServedModel
 
 
-class NoReplicaError(Exception):
-    """No replica could do it: they died on it, or none runs."""
+class ReplicasFailedError(Exception):
+    """Every replica that had the image died, or no replica runs."""
 
 
 class Backend(Protocol):
-    """Replicas, one or many."""
+    """One or more replicas."""
 
     replicas: int
-    """How many run."""
+    """Number of running replicas."""
     retries: int
-    """How many requests were given to another replica since the first one died."""
+    """Number of requests that were sent to another replica after one had died."""
 
-    async def restore(self, data: bytes, model: Served) -> Answer | Refusal:
-        """Restore one image file. Raises NoReplicaError; being cancelled takes the work back."""
+    async def restore(self, data: bytes, model: ServedModel) -> RestoredImage | RestoreFailure:
+        """Restore one image file; raises ReplicasFailedError. Cancelling it drops the work."""
         ...

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn in a thread of its own, so that the main thread is free for signals and the registry."""
+"""The HTTP server: uvicorn in a thread, so that the main thread is free for signals and the registry."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from orchestrator.errors import ServiceError
 
 
-class Door:
-    """Listens from the start of the block; at its end nobody new comes in, and everybody inside gets an answer."""
+class HttpServer:
+    """Server that accepts requests during a `with` block; leaving the block drains it."""
 
     def __init__(self, app: Starlette, listening: socket.socket, drain_seconds: float) -> None:
         config = uvicorn.Config(
@@ -27,7 +27,7 @@ class Door:
             timeout_graceful_shutdown=max(int(drain_seconds), 1),
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="door")
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="http")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -39,25 +39,25 @@ class Door:
         self._server.should_exit = True
         try:
             self._thread.join()
-        except KeyboardInterrupt:  # a second Ctrl-C waits for nobody
+        except KeyboardInterrupt:  # a second Ctrl-C skips draining
             self._server.force_exit = True
             self._thread.join()
             raise
 
     @property
-    def open(self) -> bool:
-        """Whether the server still runs."""
+    def running(self) -> bool:
+        """Whether the server runs."""
         return self._thread.is_alive()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there. Raises ServiceError."""
+    """Return a listening socket. Raises ServiceError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServiceError(
-                f"--port {port}: is taken on {host}. Choose another, or stop what holds it."
+                f"--port {port}: is in use on {host}. Choose another, or stop the program that uses it."
             ) from error
         raise ServiceError(f"--host {host} --port {port}: cannot listen there ({error.strerror}).") from error

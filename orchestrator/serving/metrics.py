@@ -1,66 +1,80 @@
-"""The service's numbers, for Prometheus."""
+"""Metrics of the service, for Prometheus."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from orchestrator.serving.replica import Answer
-from orchestrator.serving.served_model import Served
+from orchestrator.serving.replica import RestoredImage
+from orchestrator.serving.served_model import ServedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 900)
 
 
 class Metrics:
-    """Counts what happens; one object per service."""
+    """The metrics of one service."""
 
     def __init__(self, capacity: int) -> None:
-        self._registry = every = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+        ) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
         self._requests = Counter(
-            "mirage_requests", "Requests to restore, by status.", ["status"], registry=every
+            "mirage_requests", "Requests to /restore, by HTTP status.", ["status"], registry=registry
         )
-        self._seconds = Histogram(
-            "mirage_request_seconds", "From a request's head to its answer.", buckets=_SECONDS, registry=every
+        self._seconds = histogram(
+            "mirage_request_seconds", "Time from the head of a request to its response.", _SECONDS
         )
-        self._parts = Histogram(
-            "mirage_part_seconds", "Where an answer's time went.", ["part"], buckets=_SECONDS, registry=every
+        self._parts = histogram(
+            "mirage_part_seconds", "Time of each part of a successful request.", _SECONDS, ("part",)
         )
-        self._batch = Histogram(
-            "mirage_batch_images", "Images restored at once.", buckets=(1, 2, 4, 8, 16, 32), registry=every
-        )
-        self._again = Counter(
-            "mirage_retries", "Requests given to another replica, the first one died.", registry=every
+        self._batch = histogram("mirage_batch_images", "Images restored in one batch.", (1, 2, 4, 8, 16, 32))
+        self._retries = Counter(
+            "mirage_retries", "Requests sent to another replica after one had died.", registry=registry
         )
         self._counted_retries = 0
-        self._inside = Gauge("mirage_requests_inside", "Requests waiting or being restored.", registry=every)
-        room = Gauge("mirage_requests_inside_limit", "Beyond it the answer is 429.", registry=every)
-        room.set(capacity)
-        self._replicas = Gauge("mirage_replicas", "Replicas that run.", registry=every)
-        self._model = Gauge(
-            "mirage_model_info", "1: the model that answers.", ["name", "version", "weights"], registry=every
-        )
-        self._refused = Gauge(
-            "mirage_model_refused", "1 while a version that was asked for is refused.", registry=every
-        )
+        # The second name of each is the old one, for dashboards that use it.
+        self._in_flight = [
+            gauge(name, "Requests in flight.")
+            for name in ("mirage_requests_in_flight", "mirage_requests_inside")
+        ]
+        for name in ("mirage_requests_in_flight_limit", "mirage_requests_inside_limit"):
+            gauge(name, "Maximum requests in flight; beyond it the status is 429.").set(capacity)
+        self._replicas = gauge("mirage_replicas", "Running replicas.")
+        self._model = gauge("mirage_model_info", "1: the active model.", ("name", "version", "weights"))
+        self._rejected = [
+            gauge(name, "1 while the version of the alias is rejected.")
+            for name in ("mirage_model_rejected", "mirage_model_refused")
+        ]
 
-    def answered(self, status: int, seconds: float) -> None:
-        """Count an answer of any kind."""
+    def request_ended(self, status: int, seconds: float) -> None:
+        """Count a request to /restore."""
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
-    def restored(self, answer: Answer) -> None:
-        """Count what a restored image took."""
-        self._batch.observe(answer.batch)
-        for part, seconds in answer.seconds.items():
+    def image_restored(self, image: RestoredImage) -> None:
+        """Count a restored image."""
+        self._batch.observe(image.batch)
+        for part, seconds in image.seconds.items():
             self._parts.labels(part).observe(seconds)
 
-    def text(self, *, inside: int, replicas: int, retries: int, model: Served, refused: bool) -> bytes:
-        """Return all of it in Prometheus' text format."""
-        self._inside.set(inside)
+    def text(
+        self, *, in_flight: int, replicas: int, retries: int, model: ServedModel, rejected: bool
+    ) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        for metric in self._in_flight:
+            metric.set(in_flight)
         self._replicas.set(replicas)
-        self._again.inc(retries - self._counted_retries)
+        self._retries.inc(retries - self._counted_retries)
         self._counted_retries = retries
-        self._refused.set(refused)
+        for metric in self._rejected:
+            metric.set(rejected)
         self._model.clear()
         self._model.labels(model.name, model.version, model.digest[:16]).set(1)
         return generate_latest(self._registry)

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.serving.settings import Settings
+from orchestrator.serving.settings import ServiceSettings
 from orchestrator.version import code_version
 
 IMAGES = ("image/jpeg", "image/png", "image/tiff", "image/webp", "image/bmp")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_REFUSALS = {
-    "400": "No image in the request.",
+_ERRORS = {
+    "400": "The request has no image.",
     "401": "The bearer token is missing or wrong.",
     "408": "The image did not arrive in time.",
     "413": "The image has too many bytes.",
-    "415": "The bytes are no JPEG, PNG, TIFF, WebP or BMP image.",
-    "422": "The image has too many pixels, is damaged, or has a layout that cannot be restored.",
-    "429": "Too many requests are inside. Come back after the seconds of Retry-After.",
-    "500": "The model's result is not finite, or a bug.",
-    "503": "No replica could do it, or the service is ending.",
+    "415": "The body is not a JPEG, PNG, TIFF, WebP or BMP image.",
+    "422": "The image has too many pixels, is damaged, or has an unsupported layout.",
+    "429": "Too many requests are in flight. Retry after the seconds in Retry-After.",
+    "500": "The model's result is not finite, or an internal error occurred.",
+    "503": "Every replica that had the image died, or the service is shutting down.",
     "504": "Restoring took too long.",
 }
 
 
-def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
-    """Return the description as JSON."""
+def openapi(settings: ServiceSettings, secured: bool) -> dict[str, Any]:
+    """Return the OpenAPI description of a service; `secured` adds the bearer token."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     restore: dict[str, Any] = {
         "summary": "Restore one photograph",
         "description": (
-            f"At most {settings.max_bytes:,} bytes and {settings.max_pixels:,} pixels. The answer has the format, "
-            "size, depth, alpha, EXIF and ICC profile of the question."
+            f"At most {settings.max_bytes:,} bytes and {settings.max_pixels:,} pixels. The response has the format, "
+            "size, depth, alpha, EXIF and ICC profile of the request."
         ),
         "requestBody": {
             "required": True,
@@ -50,17 +50,17 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
                 "description": "The restored photograph.",
                 "headers": {
                     "X-Mirage-Model": _header("The model that restored it: name/version, percent-encoded."),
-                    "X-Mirage-Batch": _header("How many images were restored at once."),
-                    "Server-Timing": _header("Milliseconds of decode, wait, restore and encode."),
+                    "X-Mirage-Batch": _header("Number of images in the batch."),
+                    "Server-Timing": _header("Time of decode, wait, restore and encode [ms]."),
                 },
                 "content": dict.fromkeys(IMAGES, _BINARY),
             },
-            **{status: {"description": told, "content": error} for status, told in _REFUSALS.items()},
+            **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
         },
     }
     metrics: dict[str, Any] = {
         "summary": "Metrics",
-        "responses": {"200": {"description": "Prometheus text."}},
+        "responses": {"200": {"description": "Metrics in Prometheus' text format."}},
     }
     if secured:
         for route in (restore, metrics):
@@ -72,9 +72,11 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
         "paths": {
             "/restore": {"post": restore},
             "/health": {
-                "get": _json("Whether it serves, which model answers, which version was refused and why.")
+                "get": _json(
+                    "Status, active model, rejected version and reason, replicas, requests in flight."
+                )
             },
-            "/model": {"get": _json("The model that answers: name, version, recipe, figures.")},
+            "/model": {"get": _json("The active model: name, version, recipe, scores.")},
             "/metrics": {"get": metrics},
         },
         "components": {
@@ -90,10 +92,10 @@ def openapi(settings: Settings, secured: bool) -> dict[str, Any]:
     }
 
 
-def _header(told: str) -> dict[str, Any]:
-    return {"description": told, "schema": {"type": "string"}}
+def _header(text: str) -> dict[str, Any]:
+    return {"description": text, "schema": {"type": "string"}}
 
 
-def _json(told: str) -> dict[str, Any]:
-    ok = {"description": told, "content": {"application/json": {"schema": {"type": "object"}}}}
-    return {"summary": told, "responses": {"200": ok}}
+def _json(text: str) -> dict[str, Any]:
+    ok = {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {"summary": text, "responses": {"200": ok}}

@@ -1,10 +1,7 @@
-"""Ray Serve under the service: replicas that restore, as many as the load needs.
+"""Replicas on Ray Serve, which keeps them alive and scales them with the load.
 
-Serve keeps the replicas alive and scales them; requests reach them through its handle, so none of Serve's own proxies
-runs. Restoring changes nothing, so what a dying replica held is done again by another one.
-
-A request names its model by digest, with a reference to the weights in Ray's object store: whatever replica gets it,
-also one that was started a moment ago, restores with that very version.
+Restoring has no side effects, so the requests of a replica that died are sent to another one. A request names its
+model by digest, with a reference to the weights in Ray's object store, so any replica can restore with that version.
 """
 
 from __future__ import annotations
@@ -24,39 +21,40 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from orchestrator.cluster.local.ray_head import ENVIRONMENT, OBJECT_STORE_BYTES, auth_mode
+from orchestrator.cluster.local.ray_head import OBJECT_STORE_BYTES
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import Limits
-from orchestrator.serving.backend import NoReplicaError
+from orchestrator.serving.backend import ReplicasFailedError
 from orchestrator.serving.ray_loopback import SETUP_HOOK
-from orchestrator.serving.replica import Answer, Refusal, Replica
-from orchestrator.serving.served_model import Served
-from orchestrator.serving.settings import Settings
+from orchestrator.serving.replica import Replica, RestoredImage, RestoreFailure
+from orchestrator.serving.served_model import ServedModel
+from orchestrator.serving.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
 REPLICA_CPUS = 0.5
-"""What a replica counts for in Ray's books. It may use more; a training job beside it keeps its own share."""
-ATTEMPTS = 3
-"""Replicas that may die of one request before it is given up: it may be what they die of."""
+"""CPUs that Ray reserves for a replica. It may use more; a training job beside it keeps its own share."""
+MAX_ATTEMPTS = 3
+"""Replicas that may die of one request; then the request fails, since it may be the cause."""
 START_SECONDS = 300.0
 _KEPT_WEIGHTS = 3
 _POLL_SECONDS = 0.2
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
-class Restoring:
-    """The deployment: a `Replica` in a process of its own."""
+class RestoreDeployment:
+    """The deployment: a `Replica` in its own process."""
 
     def __init__(self, limits: Limits, max_batch: int, device: str, threads: int) -> None:
         self._replica = Replica(limits, max_batch, device, threads)
 
-    async def restore(self, data: bytes, digest: str, weights: list[Any]) -> Answer | Refusal:
-        """As `Replica.restore`; `weights` holds one reference, which is followed only when it is needed."""
+    async def restore(self, data: bytes, digest: str, weights: list[Any]) -> RestoredImage | RestoreFailure:
+        """Call `Replica.restore`; `weights` holds one reference, which is read only when needed."""
         return await self._replica.restore(data, digest, lambda: _get(weights))
 
-    async def try_out(self, digest: str, weights: list[Any]) -> str:
-        """As `Replica.try_out`."""
-        return await self._replica.try_out(digest, lambda: _get(weights))
+    async def smoke_test(self, digest: str, weights: list[Any]) -> str:
+        """Call `Replica.smoke_test`."""
+        return await self._replica.smoke_test(digest, lambda: _get(weights))
 
 
 async def _get(weights: list[Any]) -> bytes:
@@ -64,8 +62,31 @@ async def _get(weights: list[Any]) -> bytes:
     return data
 
 
+def bind_replicas(settings: ServiceSettings) -> serve.Application:
+    """Return the deployment of the replicas, not started."""
+    deployment = serve.deployment(
+        RestoreDeployment,
+        name=RestoreDeployment.__name__,
+        max_ongoing_requests=2 * settings.max_batch,  # one batch computes while the next one is decoded
+        health_check_period_s=2,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=settings.timeout_seconds,
+        ray_actor_options={"num_cpus": REPLICA_CPUS, "num_gpus": int(settings.device == "cuda")},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=settings.max_batch,
+            upscale_delay_s=5,
+            downscale_delay_s=120,
+        ),
+        logging_config=_LOGGING,
+    )
+    limits = Limits(settings.max_bytes, settings.max_pixels)
+    return deployment.bind(limits, settings.max_batch, settings.device, threads_of(settings))
+
+
 class ServeBackend:
-    """The replicas, seen from the door."""
+    """A `Backend` whose replicas are those of one Serve application."""
 
     def __init__(self, handle: DeploymentHandle, app: str) -> None:
         self.replicas = 0
@@ -75,42 +96,42 @@ class ServeBackend:
         self._lock = threading.Lock()
         self._weights: dict[str, Any] = {}
 
-    async def restore(self, data: bytes, model: Served) -> Answer | Refusal:
-        """Restore one image file; what a replica that dies held is done by another. Raises NoReplicaError."""
+    async def restore(self, data: bytes, model: ServedModel) -> RestoredImage | RestoreFailure:
+        """Restore one image file, by another replica if one dies. Raises ReplicasFailedError."""
         weights = self._reference(model)
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             response = self._handle.restore.remote(data, model.digest, weights)
             try:
-                got: Answer | Refusal = await response
-                return got
+                result: RestoredImage | RestoreFailure = await response
+                return result
             except ray.exceptions.RayTaskError:
                 raise
             except (ray.exceptions.RayError, RayServeException) as error:
                 self.retries += 1
-                log.warning("a replica was lost, attempt %d of %d: %s", attempt, ATTEMPTS, _line(error))
+                log.warning("a replica died, attempt %d of %d: %s", attempt, MAX_ATTEMPTS, _first_line(error))
             except BaseException:
                 response.cancel()
                 raise
-        raise NoReplicaError(f"{ATTEMPTS} replicas were lost while they had this image.")
+        raise ReplicasFailedError(f"{MAX_ATTEMPTS} replicas died while restoring this image.")
 
-    def try_out(self, model: Served) -> str:
-        """Let a replica restore the trial image; return what is wrong with the model, or ""."""
+    def smoke_test(self, model: ServedModel) -> str:
+        """Restore the probe image in a replica; return what is wrong with the model, or ""."""
         try:
-            told: str = self._handle.try_out.remote(model.digest, self._reference(model)).result(
+            problem: str = self._handle.smoke_test.remote(model.digest, self._reference(model)).result(
                 timeout_s=START_SECONDS
             )
         except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
-            return f"it could not be tried: {_line(error)}"
-        return told
+            return f"its smoke test could not run: {_first_line(error)}"
+        return problem
 
-    def count(self) -> None:
-        """Ask Serve how many replicas run."""
+    def count_replicas(self) -> None:
+        """Update `replicas` from Serve."""
         application = serve.status().applications.get(self._app)
-        deployment = application.deployments.get(Restoring.__name__) if application else None
+        deployment = application.deployments.get(RestoreDeployment.__name__) if application else None
         self.replicas = deployment.replica_states.get("RUNNING", 0) if deployment else 0
 
-    def _reference(self, model: Served) -> list[Any]:
-        """Return the weights' place in the object store, in a list: Ray would hand over the bytes otherwise."""
+    def _reference(self, model: ServedModel) -> list[Any]:
+        """Return a reference to the stored weights, in a list: Ray replaces a bare reference by the bytes."""
         with self._lock:
             if model.digest not in self._weights:
                 self._weights[model.digest] = ray.put(model.weights)
@@ -120,49 +141,27 @@ class ServeBackend:
 
 
 @contextmanager
-def replicas(settings: Settings) -> Iterator[ServeBackend]:
-    """Run the replicas during the block: on the cluster of RAY_ADDRESS, else on one of its own on loopback."""
+def replicas(settings: ServiceSettings) -> Iterator[ServeBackend]:
+    """Run replicas for the time of the block: on the cluster of RAY_ADDRESS, else on a new one on loopback.
+
+    Serve's HTTP proxies do not run. Raises ServiceError.
+    """
     app = f"mirage-{settings.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _cluster():
         serve.start(proxy_location="Disabled")
         try:
-            handle = _deploy(settings, app)
+            # `serve.run` would wait without limit for resources.
+            target = serve.RunTarget(target=bind_replicas(settings), name=app, route_prefix=None)
+            (handle,) = serve.run_many([target], wait_for_applications_running=False)
+            _wait_until_running(app)
             backend = ServeBackend(handle, app)
-            backend.count()
+            backend.count_replicas()
             yield backend
         finally:
             serve.delete(app)
-            if not serve.status().applications:  # else others serve here
+            if not serve.status().applications:  # no other service runs here
                 serve.shutdown()
-
-
-def _deploy(settings: Settings, app: str) -> DeploymentHandle:
-    gpu = settings.device == "cuda"
-    deployment = serve.deployment(
-        Restoring,
-        name=Restoring.__name__,
-        max_ongoing_requests=2 * settings.max_batch,  # one batch computes, the next one is unpacked
-        health_check_period_s=2,
-        health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=settings.timeout_seconds,
-        ray_actor_options={"num_cpus": REPLICA_CPUS, "num_gpus": int(gpu)},
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=settings.min_replicas,
-            max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.max_batch,
-            upscale_delay_s=5,
-            downscale_delay_s=120,
-        ),
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
-    limits = Limits(settings.max_bytes, settings.max_pixels)
-    bound = deployment.bind(limits, settings.max_batch, settings.device, threads_of(settings))
-    # `serve.run` would wait for ever where the cluster has no room.
-    target = serve.RunTarget(target=bound, name=app, route_prefix=None)
-    (handle,) = serve.run_many([target], wait_for_applications_running=False)
-    _wait_until_running(app)
-    return handle
 
 
 def _wait_until_running(app: str) -> None:
@@ -176,13 +175,13 @@ def _wait_until_running(app: str) -> None:
         time.sleep(_POLL_SECONDS)
     free = ray.available_resources()
     raise ServiceError(
-        f"no replica ran after {START_SECONDS:.0f} s. Each takes {REPLICA_CPUS:g} CPU of Ray's; free are "
-        f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU. See what holds the rest: ray status"
+        f"no replica started within {START_SECONDS:.0f} s. Each needs {REPLICA_CPUS:g} CPU of the Ray cluster; "
+        f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU are free. To see what uses the rest: ray status"
     )
 
 
-def threads_of(settings: Settings) -> int:
-    """Return how many threads a replica computes with."""
+def threads_of(settings: ServiceSettings) -> int:
+    """Return the number of CPU threads of a replica."""
     return settings.threads or max((os.cpu_count() or 1) // settings.max_replicas, 1)
 
 
@@ -199,10 +198,9 @@ def _cluster() -> Iterator[None]:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError) as error:
             raise ServiceError(
-                f"RAY_ADDRESS {address}: no Ray cluster answers there ({_line(error)})."
+                f"RAY_ADDRESS {address}: no Ray cluster answers there ({_first_line(error)})."
             ) from error
     else:
-        os.environ.update({**ENVIRONMENT, "RAY_AUTH_MODE": auth_mode()})
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),
@@ -217,5 +215,5 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
 """What one replica does with an image file: decode, batch by size, restore, encode.
 
-Nothing here blocks the event loop: files are unpacked and packed in two threads, and one thread computes. A replica
-keeps the models of the last two versions, so that requests that began before a promotion end as they began.
+Nothing blocks the event loop: two threads decode and encode files, one thread computes. A replica keeps the last two
+models, so that requests that started before a promotion end with the model that they started with.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from mirage.weights import WeightsError, loads
 from orchestrator.errors import PhotoError, ResultError
 from orchestrator.imaging.photos import Limits, Photo, decode, encode
 from orchestrator.restoration.restorer import Restorer, choose_device
-from orchestrator.serving.batching import Batcher, Wanted
-from orchestrator.serving.smoke_test import problem_of, warm_up
+from orchestrator.serving.batching import Batcher, StillWanted
+from orchestrator.serving.smoke_test import find_problem, warm_up
 
 KEPT_MODELS = 2
 FILE_THREADS = 2
 
-Fetch = Callable[[], Awaitable[bytes]]
-"""Brings the weights of the model that a request names; called only when the replica lacks them."""
+FetchWeights = Callable[[], Awaitable[bytes]]
+"""Returns the weights of the model that a request names; called only when the replica does not have them."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A restored file, and where its time went [s]."""
+class RestoredImage:
+    """A restored image file."""
 
     data: bytes
     format: str
     seconds: dict[str, float]
-    """decode, wait, restore, encode."""
+    """Time of each part: decode, wait, restore, encode."""
     batch: int
-    """How many images the model restored at once."""
+    """Number of images in the batch."""
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why there is no restored file. `fault` tells whose it is: the file's, or the model's."""
+class RestoreFailure:
+    """Why an image was not restored."""
 
     reason: str
     fault: str = "file"
+    """What is at fault: "file" or "model"."""
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What may share a batch."""
+class _BatchKey:
+    """What the images of a batch have in common."""
 
     restorer: Restorer
     height: int
@@ -62,19 +63,19 @@ class _Kind:
 
 
 @dataclass(frozen=True)
-class _Restored:
+class _BatchResult:
     pixels: NDArray[np.float32]
     began: float
     seconds: float
     batch: int
 
 
-class _UnwantedError(Exception):
-    """Nobody waits for this batch any more."""
+class _CancelledError(Exception):
+    """No caller waits for this batch any more."""
 
 
 class Replica:
-    """Restores image files with the models that it is given."""
+    """Restorer of image files, with the models that requests name."""
 
     def __init__(self, limits: Limits, max_batch: int, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -86,40 +87,40 @@ class Replica:
         self._loading = asyncio.Lock()
         self._compute = ThreadPoolExecutor(1, "restore")
         self._files = ThreadPoolExecutor(FILE_THREADS, "files")
-        self._batcher: Batcher[_Kind, Photo, _Restored] = Batcher(self._run, self._most)
+        self._batcher: Batcher[_BatchKey, Photo, _BatchResult] = Batcher(self._run_batch, self._batch_limit)
 
-    async def restore(self, data: bytes, digest: str, fetch: Fetch) -> Answer | Refusal:
-        """Return the restored file of an image file's bytes."""
+    async def restore(self, data: bytes, digest: str, fetch: FetchWeights) -> RestoredImage | RestoreFailure:
+        """Restore an image file with the model of this digest."""
         loop = asyncio.get_running_loop()
         start = perf_counter()
         try:
             photo = await loop.run_in_executor(self._files, decode, data, "the image", self._limits)
             restorer = await self._restorer(digest, fetch)
             decoded = perf_counter()
-            restored = await self._batcher.submit(_Kind(restorer, *photo.size), photo)
+            result = await self._batcher.submit(_BatchKey(restorer, *photo.size), photo)
             ended = perf_counter()
-            packed = await loop.run_in_executor(self._files, encode, restored.pixels, photo)
+            encoded = await loop.run_in_executor(self._files, encode, result.pixels, photo)
         except ResultError as error:
-            return Refusal(str(error), fault="model")
+            return RestoreFailure(str(error), fault="model")
         except PhotoError as error:
-            return Refusal(str(error))
+            return RestoreFailure(str(error))
         seconds = {
             "decode": decoded - start,
-            "wait": restored.began - decoded,
-            "restore": restored.seconds,
+            "wait": result.began - decoded,
+            "restore": result.seconds,
             "encode": perf_counter() - ended,
         }
-        return Answer(packed, photo.format, seconds, restored.batch)
+        return RestoredImage(encoded, photo.format, seconds, result.batch)
 
-    async def try_out(self, digest: str, fetch: Fetch) -> str:
-        """Load a model and restore the trial image; return what is wrong with it, or ""."""
+    async def smoke_test(self, digest: str, fetch: FetchWeights) -> str:
+        """Load a model and restore the probe image; return what is wrong with the model, or ""."""
         try:
             restorer = await self._restorer(digest, fetch)
         except WeightsError as error:
             return str(error)
-        return await asyncio.get_running_loop().run_in_executor(self._compute, problem_of, restorer)
+        return await asyncio.get_running_loop().run_in_executor(self._compute, find_problem, restorer)
 
-    async def _restorer(self, digest: str, fetch: Fetch) -> Restorer:
+    async def _restorer(self, digest: str, fetch: FetchWeights) -> Restorer:
         if digest not in self._restorers:
             async with self._loading:
                 if digest not in self._restorers:
@@ -132,23 +133,27 @@ class Replica:
             del self._restorers[next(iter(self._restorers))]
         return restorer
 
-    def _most(self, kind: _Kind) -> int:
-        """As many images as go through the model whole; an image that needs strips goes alone."""
-        image = torch.empty(1, 3, kind.height, kind.width, device="meta")
-        return min(max(WHOLE_BYTES // whole_bytes(kind.restorer.model, image), 1), self._max_batch)
+    def _batch_limit(self, key: _BatchKey) -> int:
+        """Return how many images of this size to restore together; an image that needs strips runs alone."""
+        image = torch.empty(1, 3, key.height, key.width, device="meta")
+        return min(max(WHOLE_BYTES // whole_bytes(key.restorer.model, image), 1), self._max_batch)
 
-    async def _run(self, kind: _Kind, photos: Sequence[Photo], wanted: Wanted) -> list[_Restored]:
+    async def _run_batch(
+        self, key: _BatchKey, photos: Sequence[Photo], still_wanted: StillWanted
+    ) -> list[_BatchResult]:
         loop = asyncio.get_running_loop()
         began = perf_counter()
-        pixels = await loop.run_in_executor(self._compute, _restore, kind.restorer, photos, wanted)
+        pixels = await loop.run_in_executor(self._compute, _restore, key.restorer, photos, still_wanted)
         seconds = perf_counter() - began
-        return [_Restored(each, began, seconds, len(photos)) for each in pixels]
+        return [_BatchResult(each, began, seconds, len(photos)) for each in pixels]
 
 
-def _restore(restorer: Restorer, photos: Sequence[Photo], wanted: Wanted) -> list[NDArray[np.float32]]:
+def _restore(
+    restorer: Restorer, photos: Sequence[Photo], still_wanted: StillWanted
+) -> list[NDArray[np.float32]]:
     def check(done: int, total: int) -> None:
-        if not wanted():
-            raise _UnwantedError
+        if not still_wanted():
+            raise _CancelledError
 
     if len(photos) == 1:
         return [restorer.pixels(photos[0], check)]

@@ -1,4 +1,4 @@
-"""The model that a service answers with: its weights, its name in the registry, and its figures."""
+"""A model as a service uses it: its weights, its name in the registry, and its scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from orchestrator.registry import versions
 from orchestrator.registry.resolve import find_model
 from orchestrator.tracking.uri import resolve_tracking_uri
 
-_INPUT = re.compile(r"metric\.test/(.+)/input_psnr")
+_INPUT_TAG = re.compile(r"metric\.test/(.+)/input_psnr")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """PSNR [dB] over the held-out photographs of one degradation, before and after."""
+class DegradationPsnr:
+    """Mean PSNR over the held-out photographs of one degradation [dB]."""
 
     degradation: str
     degraded: float
@@ -28,13 +28,13 @@ class Figure:
 
     @property
     def gain(self) -> float:
-        """Of restoring [dB]; negative where the model makes it worse."""
+        """Improvement by the model [dB]; negative if it makes the photographs worse."""
         return self.restored - self.degraded
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model, whole: small enough (25 MB for T) to be handed around as bytes."""
+class ServedModel:
+    """A model with its weights, which are small enough (25 MB for T) to be passed as bytes."""
 
     name: str
     version: str
@@ -42,12 +42,12 @@ class Served:
     digest: str
     """SHA-256 of the weights file."""
     weights: bytes = field(repr=False)
-    """As `mirage.weights.dumps` writes them."""
+    """Written by `mirage.weights.dumps`."""
     parameters: int
     recipe: str = ""
     protocol: str = ""
-    figures: tuple[Figure, ...] = ()
-    """The last one is the average."""
+    scores: tuple[DegradationPsnr, ...] = ()
+    """One per degradation; the last one is the average."""
 
     @property
     def label(self) -> str:
@@ -55,7 +55,7 @@ class Served:
         return f"{self.name}/{self.version}"
 
     def facts(self) -> dict[str, Any]:
-        """Return what the page and a client may know, ready for JSON."""
+        """Return what /model answers, ready for JSON."""
         return {
             "name": self.name,
             "version": self.version,
@@ -65,28 +65,28 @@ class Served:
             "protocol": self.protocol,
             "figures": [
                 {
-                    "degradation": figure.degradation,
-                    "degraded_psnr": round(figure.degraded, 2),
-                    "restored_psnr": round(figure.restored, 2),
-                    "gain": round(figure.gain, 2),
+                    "degradation": score.degradation,
+                    "degraded_psnr": round(score.degraded, 2),
+                    "restored_psnr": round(score.restored, 2),
+                    "gain": round(score.gain, 2),
                 }
-                for figure in self.figures
+                for score in self.scores
             ],
         }
 
 
-def follows(model: str) -> bool:
-    """Whether what `model` names can change while a service runs: an alias in the registry does."""
+def is_alias(model: str) -> bool:
+    """Return whether `model` names an alias of the registry, which can move while a service runs."""
     return model.startswith("models:/") and "@" in model
 
 
-def version_now(model: str) -> str:
-    """Return which version the registry means by `model` now. Raises RegistryError."""
+def current_version(model: str) -> str:
+    """Return the version that an alias points to now. Raises RegistryError."""
     return str(versions.describe(model, resolve_tracking_uri()).version)
 
 
-def fetch(model: str) -> Served:
-    """Return the model that `model` names, its weights read and complete. Raises RegistryError."""
+def load_model(model: str) -> ServedModel:
+    """Load the model that `model` names. Raises RegistryError."""
     described = None
     exact = model
     if model.startswith("models:/"):
@@ -98,7 +98,7 @@ def fetch(model: str) -> Served:
     except WeightsError as error:
         raise RegistryError(str(error)) from error
     tags: Mapping[str, str] = described.tags if described else {}
-    return Served(
+    return ServedModel(
         name=described.name if described else named.path.name,
         version=str(described.version) if described else named.digest[:12],
         digest=named.digest,
@@ -106,16 +106,16 @@ def fetch(model: str) -> Served:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         recipe=tags.get("recipe", ""),
         protocol=tags.get("protocol", ""),
-        figures=figures(tags),
+        scores=psnr_scores(tags),
     )
 
 
-def figures(tags: Mapping[str, str]) -> tuple[Figure, ...]:
-    """Return what a registered version's tags say of its quality, the average last."""
+def psnr_scores(tags: Mapping[str, str]) -> tuple[DegradationPsnr, ...]:
+    """Return the scores in a registered version's tags, the average last."""
     found = []
     for tag, value in tags.items():
-        match = _INPUT.fullmatch(tag)
+        match = _INPUT_TAG.fullmatch(tag)
         restored = tags.get(f"metric.test/{match.group(1)}/psnr") if match else None
         if match and restored is not None:
-            found.append(Figure(match.group(1), float(value), float(restored)))
-    return tuple(sorted(found, key=lambda figure: (figure.degradation == "average", figure.degradation)))
+            found.append(DegradationPsnr(match.group(1), float(value), float(restored)))
+    return tuple(sorted(found, key=lambda score: (score.degradation == "average", score.degradation)))

@@ -1,9 +1,10 @@
-"""What `mirage serve` may be told, with its defaults and limits."""
+"""Settings of a service, with their defaults and limits."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import LIMITS
@@ -13,29 +14,30 @@ MEGAPIXEL = 1_000_000
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How one service listens, what it refuses, and how far it grows."""
+class ServiceSettings:
+    """Address, limits and replicas of one service."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_bytes: int = 64 * MEGABYTE
-    """Of one image file."""
+    """Size of one image file."""
     max_pixels: int = 24 * MEGAPIXEL
-    """Of one image; looked up in its header, before anything is decoded."""
-    queue: int = 16
-    """Requests that may be inside at a time, waiting or being restored; the next one is told to come back."""
+    """Pixels of one image, checked in its header before it is decoded."""
+    max_in_flight: int = 16
+    """Requests waiting or being restored; the next one gets HTTP 429."""
     timeout_seconds: float = 900.0
-    """From the last byte of a request to its answer."""
+    """Time from the last byte of a request to its response."""
     upload_seconds: float = 120.0
-    """From a request's head to its last byte."""
+    """Time from the head of a request to its last byte."""
     max_batch: int = 4
+    """Images of one size that are restored together."""
     min_replicas: int = 1
     max_replicas: int = 1
     device: str = "cpu"
     threads: int = 0
-    """Of a replica; 0 shares the machine's cores among `max_replicas`."""
+    """CPU threads of a replica; 0 divides the machine's cores by `max_replicas`."""
     poll_seconds: float = 3.0
-    """How often the registry is asked where the alias points."""
+    """Interval between two looks at the registry's alias."""
 
     def __post_init__(self) -> None:
         for flag, value, most in (
@@ -43,20 +45,33 @@ class Settings:
             ("--max-megapixels", self.max_pixels / MEGAPIXEL, math.ceil(LIMITS.pixels / MEGAPIXEL)),
         ):
             if not 0 < value <= most:
-                raise ServiceError(f"{flag} {value:g}: more than 0 and at most {most:.0f}.")
-        for name, low in {"queue": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
+                raise ServiceError(f"{flag} {value:g}: must be more than 0 and at most {most:.0f}.")
+        for name, low in {"max_in_flight": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
             if getattr(self, name) < low:
-                raise ServiceError(f"{_flag(name)} {getattr(self, name)}: at least {low}.")
+                raise ServiceError(f"{_flag(name)} {getattr(self, name)}: must be at least {low}.")
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):
             if getattr(self, name) <= 0:
-                raise ServiceError(f"{_flag(name)} {getattr(self, name):g}: more than 0 seconds.")
+                raise ServiceError(f"{_flag(name)} {getattr(self, name):g}: must be more than 0 seconds.")
         if self.max_replicas < self.min_replicas:
             raise ServiceError(
-                f"--max-replicas {self.max_replicas}: at least --min-replicas, {self.min_replicas}."
+                f"--max-replicas {self.max_replicas}: must be at least --min-replicas, {self.min_replicas}."
             )
 
-    def at(self, port: int) -> Settings:
-        """Return the same with the port that the system chose where 0 was asked for."""
+    @classmethod
+    def from_flags(
+        cls, *, max_megabytes: float, max_megapixels: float, timeout: float, poll: float, **others: Any
+    ) -> ServiceSettings:
+        """Return the settings for values of the flags of `mirage serve`. Raises ServiceError."""
+        return cls(
+            max_bytes=int(max_megabytes * MEGABYTE),
+            max_pixels=int(max_megapixels * MEGAPIXEL),
+            timeout_seconds=timeout,
+            poll_seconds=poll,
+            **others,
+        )
+
+    def at(self, port: int) -> ServiceSettings:
+        """Return these settings with another port."""
         return replace(self, port=port)
 
 

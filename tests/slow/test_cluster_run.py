@@ -48,7 +48,7 @@ def leaked_groups(project: Project) -> str:
 def train_workers(project: Project) -> list[psutil.Process]:
     """The training processes of this project's cluster; the machine may run others."""
     recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
-    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.LEADER)
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.RAYLET)
     ours = {p.pid for p in raylet.children(recursive=True)}
     running = psutil.process_iter(["cmdline"])
     return [p for p in running if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]

@@ -40,7 +40,7 @@ track: {experiment: slow}
 def workers(project: Project) -> list[int]:
     """Process ids of the evaluation workers of this project's cluster; the machine may run others."""
     recorded = json.loads((project.root / ".mirage" / "up.json").read_text())["processes"]
-    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.LEADER)
+    (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.RAYLET)
     running = [(p.pid, " ".join(p.cmdline())) for p in raylet.children(recursive=True)]
     return [pid for pid, words in running if "EvaluationWorker" in words]
 

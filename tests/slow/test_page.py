@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from orchestrator.serving.served_model import Figure, Served
+from orchestrator.serving.served_model import DegradationPsnr, ServedModel
 from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -37,13 +37,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def model() -> Served:
-    figures = (Figure("blur", 25.6, 24.8), Figure("lowlight", 7.8, 19.0), Figure("average", 18.0, 22.1))
-    return served(small_model(), figures=figures)
+def model() -> ServedModel:
+    scores = (
+        DegradationPsnr("blur", 25.6, 24.8),
+        DegradationPsnr("lowlight", 7.8, 19.0),
+        DegradationPsnr("average", 18.0, 22.1),
+    )
+    return served(small_model(), scores=scores)
 
 
 @pytest.fixture(scope="module")
-def service(model: Served) -> Iterator[Running]:
+def service(model: ServedModel) -> Iterator[Running]:
     with running(model) as found:
         yield found
 
@@ -89,7 +93,7 @@ def test_an_uploaded_photograph_is_restored_and_downloaded(opened: Opened, servi
     data = image_bytes(300, 200)
     opened.upload(data)
     opened.restored()
-    expect(opened.page.locator("#told")).to_contain_text("300 \u00d7 200, restored by small/1")
+    expect(opened.page.locator("#result")).to_contain_text("300 \u00d7 200, restored by small/1")
     with opened.page.expect_download() as download:
         opened.page.click("#download")
     assert download.value.suggested_filename == "photo-restored.png"
@@ -148,7 +152,7 @@ def test_a_sample_needs_no_mouse_and_no_file(opened: Opened) -> None:
     opened.page.keyboard.press("Enter")
     opened.restored()
     assert outline != "none"
-    expect(opened.page.locator("#told")).to_contain_text("restored by small/1")
+    expect(opened.page.locator("#result")).to_contain_text("restored by small/1")
 
 
 def test_it_shows_which_model_answers_and_its_figures(opened: Opened) -> None:
@@ -181,15 +185,15 @@ def test_a_photograph_can_be_pasted_and_dropped(opened: Opened) -> None:
     }"""
     for kind in ("paste", "drop"):
         opened.page.evaluate(carry, [kind, list(image_bytes())])
-        expect(opened.page.locator("#told")).to_contain_text(f"{kind}.png: 40 \u00d7 24", timeout=WAIT_MS)
+        expect(opened.page.locator("#result")).to_contain_text(f"{kind}.png: 40 \u00d7 24", timeout=WAIT_MS)
 
 
 def test_of_two_photographs_in_a_row_the_last_one_is_shown(opened: Opened) -> None:
     opened.upload(image_bytes(64, 48), "first.png")
     opened.upload(image_bytes(72, 40), "second.png")
-    expect(opened.page.locator("#told")).to_contain_text("second.png: 72 \u00d7 40", timeout=WAIT_MS)
-    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).inside === 0")
-    expect(opened.page.locator("#told")).to_contain_text("second.png: 72 \u00d7 40")
+    expect(opened.page.locator("#result")).to_contain_text("second.png: 72 \u00d7 40", timeout=WAIT_MS)
+    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).in_flight === 0")
+    expect(opened.page.locator("#result")).to_contain_text("second.png: 72 \u00d7 40")
     assert opened.page.locator("#after-img").evaluate("element => element.naturalWidth") == 72
 
 
@@ -214,7 +218,7 @@ def test_twelve_megapixels_show_progress_and_arrive(opened: Opened) -> None:
     expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
     expect(opened.page.locator("#cancel")).to_be_visible()
     opened.restored(timeout=300_000)
-    expect(opened.page.locator("#told")).to_contain_text("4000 \u00d7 3000")
+    expect(opened.page.locator("#result")).to_contain_text("4000 \u00d7 3000")
     assert opened.page.locator("#after-img").evaluate("element => element.naturalWidth") == 4000
 
 
@@ -226,7 +230,7 @@ def test_cancelling_makes_room_again(opened: Opened, service: Running) -> None:
     expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
     opened.page.click("#cancel")
     expect(opened.page.locator("#drop")).to_be_visible()
-    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).inside === 0")
+    opened.page.wait_for_function("async () => (await (await fetch('health')).json()).in_flight === 0")
 
 
 def test_on_a_phone_nothing_sticks_out_and_a_finger_moves_the_divider(
@@ -291,7 +295,7 @@ def test_text_is_readable_in_light_and_dark(browser: Browser, service: Running, 
     it.context.close()
 
 
-def test_where_a_token_is_asked_for_the_page_asks_for_it(browser: Browser, model: Served) -> None:
+def test_where_a_token_is_asked_for_the_page_asks_for_it(browser: Browser, model: ServedModel) -> None:
     with running(model, token="secret") as service:
         it = Opened(browser, service, reduced_motion="reduce")
         it.upload(image_bytes())

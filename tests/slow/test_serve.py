@@ -32,7 +32,18 @@ from tests.slow.serving import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-FLAGS = ("--min-replicas", "1", "--max-replicas", "2", "--max-batch", "2", "--queue", "8", "--poll", "0.3")
+FLAGS = (
+    "--min-replicas",
+    "1",
+    "--max-replicas",
+    "2",
+    "--max-batch",
+    "2",
+    "--max-in-flight",
+    "8",
+    "--poll",
+    "0.3",
+)
 LIMITS = ("--max-megabytes", "1", "--max-megapixels", "0.3")
 
 
@@ -116,12 +127,12 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(
 ) -> None:
     with load(service, 2, image()) as replies:
         registry.promote(version)
-        until(lambda: service.health()["refused"], 60, "the refusal")
+        until(lambda: service.health()["rejected"], 60, "the refusal")
         health = service.health()
         registry.promote(BETTER)
-        until(lambda: service.health()["refused"] is None, 60, "the refusal is over")
-    assert (health["refused"]["version"], health["model"]) == (version, f"served/{BETTER}")
-    assert reason in health["refused"]["reason"]
+        until(lambda: service.health()["rejected"] is None, 60, "the refusal is over")
+    assert (health["rejected"]["version"], health["model"]) == (version, f"served/{BETTER}")
+    assert reason in health["rejected"]["reason"]
     assert failed(replies) == []
     assert {reply.headers["x-mirage-model"] for reply in replies} == {f"served/{BETTER}"}
 
@@ -176,7 +187,7 @@ def test_at_its_end_it_answers_who_is_inside_and_leaves_nothing(service: Serving
     large = image(600, 400)
     with ThreadPoolExecutor(6) as pool:
         inside = [pool.submit(service.restore, large) for _ in range(6)]
-        until(lambda: service.health()["inside"] == 6, 30, "six inside")
+        until(lambda: service.health()["in_flight"] == 6, 30, "six inside")
         ended: list[int] = []
         stopping = threading.Thread(target=lambda: ended.append(service.stop()))
         stopping.start()

@@ -1,1 +1,1 @@
-"""Run a Ray head and an S3 server on this machine."""
+"""A Ray head and an S3 server on this machine."""

@@ -1,14 +1,13 @@
-"""The cluster of one machine: a Ray head and an S3 server on loopback, started and stopped together.
+"""Start and stop a Ray head and an S3 server on loopback, together.
 
-    .mirage/                 in the project root; git ignores it
+    .mirage/                 in the project root; ignored by git
     ├── up.json              what runs: process ids with start times, ports, credentials; mode 600
-    ├── store/               the S3 server's folder; first-level folders are buckets; survives `down`
-    ├── mlflow.db            the default MLflow store; survives `down`
+    ├── store/               the S3 server's folder; its folders are buckets; kept by `down`
+    ├── mlflow.db            the default MLflow store; kept by `down`
     └── logs/                rclone.log, ray-start.log; ray/ holds Ray's own logs, also after `down`
 
-`up.json` is written before anything starts, so that whatever an interrupted `up` leaves behind can be found
-by the next `up` or `down`. Ray asks nobody for a password, so it and the store listen on
-127.0.0.1 alone.
+`up.json` is written before anything starts, so that the next `up` or `down` finds what an interrupted `up` left.
+Ray needs no password by default, so it and the store listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Literal
 from orchestrator.cluster.local import ports, processes, ray_head, s3_server
 from orchestrator.cluster.local.processes import Process
 from orchestrator.cluster.local.s3_server import S3Server
-from orchestrator.cluster.local.state import State, home_of, locked, read, write
+from orchestrator.cluster.local.state import ClusterState, locked, project_home, read, write
 from orchestrator.errors import ClusterError
 from orchestrator.tracking.uri import without_password
 
@@ -38,10 +37,11 @@ _GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Up:
-    """A running cluster, as the command line shows it."""
+class RunningCluster:
+    """A running cluster, as shown on the command line."""
 
     already: bool
+    """It ran before this `up`."""
     dashboard_url: str
     ray_address: str
     s3_endpoint: str | None
@@ -50,12 +50,12 @@ class Up:
     notes: tuple[str, ...]
 
     def render(self) -> str:
-        """Return what a person wants to know, one line each."""
+        """Return its addresses as lines of text."""
         store = (
             f"S3 at {self.s3_endpoint}, kept in {self.store}" if self.s3_endpoint else "this shell's AWS_*"
         )
         lines = [
-            "up already, nothing changed" if self.already and not self.notes else "up",
+            "already up, nothing changed" if self.already and not self.notes else "up",
             f"  Ray       dashboard {self.dashboard_url}, address {self.ray_address}",
             f"  store     {store}",
             f"  tracking  {without_password(self.tracking_uri)}",
@@ -65,11 +65,12 @@ class Up:
 
 
 @dataclass(frozen=True)
-class Status:
-    """`detail` says in one sentence what runs, or what is broken."""
+class ClusterStatus:
+    """Whether the cluster of a project runs."""
 
     state: Literal["up", "down", "broken"]
     detail: str
+    """One sentence: what runs, or what is broken."""
 
 
 def up(
@@ -80,13 +81,13 @@ def up(
     dashboard_port: int = DEFAULT_DASHBOARD_PORT,
     ray_port: int = DEFAULT_RAY_PORT,
     cpus: int | None = None,
-) -> Up:
-    """Start the cluster of this project, or say that it runs already.
+) -> RunningCluster:
+    """Start the cluster of this project if it does not run, and return its addresses.
 
-    `s3=False` starts no store: jobs then use the AWS variables of this shell. `cpus` is what Ray counts
-    with; None lets it look. Raises `ClusterError`, after which nothing that this call started is left.
+    `s3=False` starts no store: jobs then use the AWS variables of this shell. `cpus` is the number that Ray may use;
+    None means all. Raises `ClusterError`, after which nothing that this call started still runs.
     """
-    home = home_of(project)
+    home = project_home(project)
     with locked(home):
         state = read(home)
         notes: list[str] = []
@@ -94,16 +95,18 @@ def up(
             problem = _problem(state)
             if problem is None:
                 return _describe(home, state, already=True, notes=())
-            if problem == s3_server.GONE and state.s3 is not None:
+            if problem == s3_server.NOT_ANSWERING and state.s3 is not None:
                 restarted = _with_s3(home, state, state.s3)
                 write(home, restarted)
-                return _describe(home, restarted, already=True, notes=("the S3 server was gone: restarted",))
-            notes.append(f"the cluster that was here before is replaced: {problem}")
+                return _describe(
+                    home, restarted, already=True, notes=("the S3 server did not answer: restarted",)
+                )
+            notes.append(f"replaced an earlier cluster: {problem}")
             _stop(home, state)
         wanted = {"--dashboard-port": dashboard_port, "--ray-port": ray_port}
         ports.require_free(wanted if s3_port is None else {**wanted, "--s3-port": s3_port})
         server = s3_server.new(s3_port) if s3 else None
-        state = State(
+        state = ClusterState(
             tag=secrets.token_hex(8),
             ray_port=ray_port,
             dashboard_port=dashboard_port,
@@ -129,16 +132,16 @@ def up(
             state = replace(state, processes=(*state.processes, *members), ready=True)
             write(home, state)
             _show_logs(home, state)
-        except BaseException:  # also Ctrl-C: nothing half-started may remain
+        except BaseException:  # also Ctrl-C
             _stop(home, state)
             raise
         return _describe(home, state, already=False, notes=(*notes, *_notes(state)))
 
 
 def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
-    """Stop what `up` started, and nothing else; returns what was stopped, one phrase each.
+    """Stop what `up` started, and nothing else; return what was stopped, one phrase each.
 
-    Running jobs are asked to stop first and get `job_grace_seconds` to write their checkpoint.
+    Running jobs are stopped first and have `job_grace_seconds` to write their checkpoint.
     """
     home = project / ".mirage"
     if not (home / "up.json").exists():
@@ -148,11 +151,11 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
         if state is None:
             return []
         stopped = []
-        if state.ready and ray_head.answers(state.dashboard_port):
+        if state.ready and ray_head.dashboard_answers(state.dashboard_port):
             try:
-                jobs = ray_head.stop_jobs(state.dashboard_port, job_grace_seconds)
-            except OSError as error:  # of a head that is half dead; it must be possible to take it down
-                logger.warning("jobs could not be asked to stop (%s): they end with the cluster", error)
+                jobs = ray_head.stop_jobs(state.dashboard_port, state.environment, job_grace_seconds)
+            except (OSError, RuntimeError) as error:  # a broken head must not prevent `down`
+                logger.warning("cannot stop the jobs one by one (%s): they end with the cluster", error)
             else:
                 stopped += [f"job {job}" for job in jobs]
         alive = _members(state)
@@ -165,23 +168,23 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
         return stopped
 
 
-def status(project: Path) -> Status:
-    """Say whether the cluster of this project runs, and whether all of it answers."""
+def status(project: Path) -> ClusterStatus:
+    """Return whether the cluster of this project runs, and whether all of it answers."""
     state = read(project / ".mirage")
     if state is None:
-        return Status("down", "nothing runs; `mirage up` starts it")
+        return ClusterStatus("down", "nothing runs; `mirage up` starts it")
     problem = _problem(state)
     if problem is not None:
-        return Status("broken", f"{problem}; `mirage up` repairs it, `mirage down` clears it away")
+        return ClusterStatus("broken", f"{problem}; `mirage up` repairs it, `mirage down` removes it")
     store = f", S3 at {state.s3.endpoint}" if state.s3 else ""
-    return Status("up", f"Ray dashboard at {_dashboard(state)}{store}")
+    return ClusterStatus("up", f"Ray dashboard at {_dashboard(state)}{store}")
 
 
 def environment(project: Path) -> dict[str, str]:
-    """Return what a shell needs to work with the running cluster; it holds the store's credentials.
+    """Return the variables that a shell needs to use the running cluster, with the store's credentials.
 
-    PATH has this interpreter's folder first. Raises `ClusterError` when nothing runs, or not all of it; the
-    network is not asked.
+    PATH has this interpreter's folder first. Raises `ClusterError` if a process of the cluster does not run; sends no
+    request.
     """
     state = read(project / ".mirage")
     if state is None or not state.ready:
@@ -214,62 +217,62 @@ def _environment(home: Path, server: S3Server | None) -> dict[str, str]:
 
 
 def _no_proxy() -> str:
-    """Loopback goes past any proxy; what the shell excludes stays excluded."""
+    """Return NO_PROXY of this shell with loopback added."""
     own = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     hosts = [host for host in own.split(",") if host]
     return ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
 
 
-def _problem(state: State) -> str | None:
-    """Say what keeps this cluster from being up, or None when all of it answers."""
+def _problem(state: ClusterState) -> str | None:
+    """Return why this cluster is not up, or None if all of it answers."""
     if not state.ready:
         return "an earlier start was interrupted"
     gone = _gone(state)
     if [name for name in gone if name != s3_server.NAME]:
         return f"{' and '.join(gone)} no longer runs"
-    if not ray_head.answers(state.dashboard_port):
+    if not ray_head.dashboard_answers(state.dashboard_port):
         return f"the Ray dashboard does not answer on port {state.dashboard_port}"
-    if state.s3 is not None and (gone or s3_server.refusal(state.s3) is not None):
-        return s3_server.GONE
+    if state.s3 is not None and (gone or s3_server.probe_error(state.s3) is not None):
+        return s3_server.NOT_ANSWERING
     return None
 
 
-def _gone(state: State) -> list[str]:
-    """Return the names of the recorded processes that ended; a reboot ends them all and leaves `up.json`."""
+def _gone(state: ClusterState) -> list[str]:
+    """Return the names of the recorded processes that have ended, for example by a reboot."""
     return sorted({process.name for process in state.processes if not processes.is_alive(process)})
 
 
-def _with_s3(home: Path, state: State, server: S3Server) -> State:
+def _with_s3(home: Path, state: ClusterState, server: S3Server) -> ClusterState:
     others = tuple(process for process in state.processes if process.name != s3_server.NAME)
     processes.stop([p for p in state.processes if p.name == s3_server.NAME], s3_server.NAME, _GRACE_SECONDS)
     started = s3_server.start(server, home / "store", home / "logs" / "rclone.log", state.tag)
     return replace(state, processes=(*others, started))
 
 
-def _members(state: State) -> list[Process]:
+def _members(state: ClusterState) -> list[Process]:
     recorded = [process for process in state.processes if processes.is_alive(process)]
     return list({process.pid: process for process in (*recorded, *processes.tagged(state.tag))}.values())
 
 
-def _stop(home: Path, state: State) -> None:
-    """End every process of this cluster, keep Ray's logs, and forget the cluster."""
+def _stop(home: Path, state: ClusterState) -> None:
+    """Stop every process of this cluster, keep Ray's logs, and remove `up.json`."""
     deadline = time.monotonic() + 3 * _GRACE_SECONDS
-    while members := _members(state):  # a process may have been starting another while it was ended
-        left = processes.stop(members, ray_head.LEADER, _GRACE_SECONDS)
+    while members := _members(state):  # again: a process may have started another meanwhile
+        left = processes.stop(members, ray_head.RAYLET, _GRACE_SECONDS)
         if left and time.monotonic() > deadline:
             names = ", ".join(f"{process.name} ({process.pid})" for process in left)
             raise ClusterError(
-                f"these processes do not end: {names}. Stop them, then run `mirage down` again"
+                f"these processes do not stop: {names}. Kill them, then run `mirage down` again"
             )
     try:
         _keep_logs(home, state)
-    except OSError as error:  # shutil's own too; a full disk must not keep a cluster from being forgotten
+    except OSError as error:  # shutil.Error too; a full disk must not prevent `down`
         logger.warning("Ray's logs could not be kept in %s: %s", home / "logs" / "ray", error)
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     (home / "up.json").unlink(missing_ok=True)
 
 
-def _keep_logs(home: Path, state: State) -> None:
+def _keep_logs(home: Path, state: ClusterState) -> None:
     logs = home / "logs" / "ray"
     session = ray_head.session_logs(Path(state.temp_dir))
     if session.is_dir():
@@ -277,7 +280,7 @@ def _keep_logs(home: Path, state: State) -> None:
         shutil.copytree(session, logs, symlinks=True, ignore_dangling_symlinks=True)
 
 
-def _show_logs(home: Path, state: State) -> None:
+def _show_logs(home: Path, state: ClusterState) -> None:
     logs = home / "logs" / "ray"
     _remove(logs)
     logs.symlink_to(ray_head.session_logs(Path(state.temp_dir)))
@@ -290,8 +293,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _describe(home: Path, state: State, *, already: bool, notes: tuple[str, ...]) -> Up:
-    return Up(
+def _describe(home: Path, state: ClusterState, *, already: bool, notes: tuple[str, ...]) -> RunningCluster:
+    return RunningCluster(
         already=already,
         dashboard_url=_dashboard(state),
         ray_address=f"127.0.0.1:{state.ray_port}",
@@ -302,12 +305,12 @@ def _describe(home: Path, state: State, *, already: bool, notes: tuple[str, ...]
     )
 
 
-def _dashboard(state: State) -> str:
+def _dashboard(state: ClusterState) -> str:
     return f"http://127.0.0.1:{state.dashboard_port}"
 
 
-def _notes(state: State) -> list[str]:
-    """Say what would send `ray job submit` elsewhere, and what of this shell is not used."""
+def _notes(state: ClusterState) -> list[str]:
+    """Return what would make `ray job submit` use another cluster, and what of this shell is ignored."""
     notes = []
     export = f"export RAY_API_SERVER_ADDRESS={_dashboard(state)}"
     own = {process.pid for process in state.processes}
@@ -321,7 +324,7 @@ def _notes(state: State) -> list[str]:
             f"{ray_head.stale_address_file()} names another cluster; to submit to this one: {export}"
         )
     elif state.dashboard_port != DEFAULT_DASHBOARD_PORT:
-        notes.append(f"for a client that looks at the default port: {export}")
+        notes.append(f"the dashboard is not on its default port; to submit to it: {export}")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     if state.s3 and endpoint and "127.0.0.1" not in endpoint:
         notes.append(

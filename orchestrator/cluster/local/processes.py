@@ -1,7 +1,7 @@
-"""Which processes belong to one local cluster, and how they are ended without touching any other.
+"""Find and stop the processes of one local cluster, and no others.
 
-Every process of a cluster inherits one random tag in its environment. A recorded process is known by its
-id and its start time, so that a recycled id is never mistaken for it.
+Every process of a cluster inherits one random tag in its environment. A recorded process is identified by its id
+and its start time, since the system reuses ids.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ _START_TOLERANCE_SECONDS = 2.0  # a clock correction moves the boot time, and wi
 
 @dataclass(frozen=True)
 class Process:
-    """One process as it was when it was recorded; `started` is in seconds since the epoch."""
+    """A process as it was when it was recorded."""
 
     name: str
     pid: int
     started: float
+    """Seconds since the epoch."""
 
 
 def identify(pid: int, name: str) -> Process:
-    """Return the identity of a running process."""
+    """Return the record of a running process."""
     return Process(name, pid, psutil.Process(pid).create_time())
 
 
 def is_alive(process: Process) -> bool:
-    """Whether exactly this process still runs; a zombie does not."""
+    """Return whether exactly this process runs and is no zombie."""
     return _find(process) is not None
 
 
 def tagged(tag: str) -> list[Process]:
     """Return every process of the cluster with this tag, children included.
 
-    A Ray worker rewrites its title over its environment, so workers are found as children of the raylet.
+    A Ray worker overwrites its environment with its title, so workers are found as children of the raylet.
     """
     found = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone in the meantime, or somebody else's
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
             if process.environ().get(TAG) == tag:
                 for member in (process, *process.children(recursive=True)):
                     found[member.pid] = member
@@ -51,9 +52,9 @@ def tagged(tag: str) -> list[Process]:
 
 
 def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Process]:
-    """End the processes, those named `first` before the others, and return those that are still there.
+    """Terminate the processes, those named `first` before the others; return those that still run.
 
-    Each is asked to end, and killed when it has not ended after `grace_seconds`.
+    A process that has not ended `grace_seconds` after SIGTERM is killed.
     """
     leaders = [process for process in processes if process.name == first]
     others = [process for process in processes if process.name != first]
@@ -62,25 +63,26 @@ def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Pro
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
-        _, stubborn = psutil.wait_procs(members, timeout=grace_seconds)
-        for member in stubborn:
+        _, alive = psutil.wait_procs(members, timeout=grace_seconds)
+        for member in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(stubborn, timeout=grace_seconds)
+        psutil.wait_procs(alive, timeout=grace_seconds)
     return [process for process in processes if is_alive(process)]
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The process that listens on a port, and the project whose cluster it serves, where that can be seen."""
+class PortOwner:
+    """The process that listens on a port."""
 
     name: str
     pid: int
     home: str | None
+    """The `.mirage` folder of its cluster, or None if it belongs to none or cannot be inspected."""
 
 
-def listener(port: int) -> Holder | None:
-    """Return what listens on a TCP port of this machine, or None when the system does not tell."""
+def port_owner(port: int) -> PortOwner | None:
+    """Return the process that listens on a TCP port of this machine, or None if the system does not show it."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -89,7 +91,7 @@ def listener(port: int) -> Holder | None:
                 with contextlib.suppress(psutil.Error):
                     environment = process.environ()
                     home = environment.get("MIRAGE_HOME") if TAG in environment else None
-                return Holder(process.name(), process.pid, home)
+                return PortOwner(process.name(), process.pid, home)
     return None
 
 

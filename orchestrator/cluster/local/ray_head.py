@@ -1,9 +1,8 @@
-"""`ray start --head` on loopback: which options and variables it gets, and how its jobs are ended."""
+"""Start a Ray head on loopback, and stop its jobs."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -12,22 +11,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from orchestrator.cluster.local import processes
-from orchestrator.cluster.local.ports import free_port
+from orchestrator.cluster.local.ports import free_port, url_opener
 from orchestrator.cluster.local.processes import Process
-from orchestrator.cluster.local.s3_probe import opener
 from orchestrator.errors import ClusterError
 
-logger = logging.getLogger(__name__)
-
-LEADER = "raylet"  # ends first; its agents complain about a loss otherwise
+RAYLET = "raylet"
+"""Stopped first: otherwise Ray's agents log the loss of the head."""
 ENVIRONMENT = {
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a stopped job has this long to write its checkpoint; Ray's own is 3
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # time of a stopped job to write its checkpoint; Ray's default is 3
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a reported checkpoint is committed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until a reported checkpoint is committed
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers would print everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch that keeps 127.0.0.1 as a node's address
@@ -35,17 +33,17 @@ ENVIRONMENT = {
 }
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK", "OMP_NUM_THREADS")
 _AWS_NOT_INHERITED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_ENDPOINT_URL_S3")
-_CORE = ("gcs_server", "raylet")
+_RECORDED = ("gcs_server", RAYLET)
 _START_SECONDS = 120.0
 _MEBIBYTE = 1 << 20
 OBJECT_STORE_BYTES = 300 * _MEBIBYTE  # batches travel through files, not through Ray's object store
-_UNIX_SOCKET_BUDGET = 40  # Ray adds 63 characters, and a socket's path may have 107
+_UNIX_SOCKET_BUDGET = 40  # Ray appends 63 characters, and the path of a socket may have 107
 
 
 def make_temp_dir() -> str:
     """Make a private folder whose path is short enough for Ray's unix sockets.
 
-    Ray also expects its own default folder to exist, whichever it is told to use.
+    Ray also needs its default folder to exist, whatever its temp dir is.
     """
     system = tempfile.gettempdir()
     short = tempfile.mkdtemp(
@@ -67,30 +65,32 @@ def start(
     dashboard_port: int,
     cpus: int | None,
 ) -> list[Process]:
-    """Start a head whose jobs run in `project`, and return its processes once it takes jobs.
+    """Start a head whose jobs run in `project`; return its processes once it accepts jobs.
 
-    Raises `ClusterError` with Ray's last words and the path of the log.
+    Raises `ClusterError` with Ray's error and the path of the log.
     """
     ray = shutil.which("ray", path=str(Path(sys.executable).parent))
     if ray is None:
         raise ClusterError(
             "no `ray` beside this Python: install the project (`make setup`) and use its .venv"
         )
-    # The agent is what starts jobs. On its fixed default port the agent of a head that has just died may still
-    # sit; the new one would then run without taking any job.
+    # The agent starts jobs. On its fixed default port the agent of a head that has just died may still listen;
+    # the new head would then run without accepting jobs.
     agent_port = free_port()
     command = [
         *(ray, "start", "--head", "--disable-usage-stats"),
         *("--node-ip-address", "127.0.0.1", "--port", str(ray_port)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
         *("--dashboard-agent-listen-port", str(agent_port)),
-        *("--ray-client-server-port", str(free_port())),  # it cannot be turned off, and 10001 may be taken
-        *("--min-worker-port", "0", "--max-worker-port", "0"),  # any; Ray's fixed range may hold our ports
-        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+        *("--ray-client-server-port", str(free_port())),  # cannot be disabled, and 10001 may be taken
         *(
-            "--temp-dir",
-            str(temp_dir / "ray"),
-        ),  # Ray opens its own folder to everyone; the outer one stays private
+            "--min-worker-port",
+            "0",
+            "--max-worker-port",
+            "0",
+        ),  # any; Ray's default range may contain our ports
+        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+        *("--temp-dir", str(temp_dir / "ray")),  # Ray makes it world-readable; its parent stays private
         *(("--num-cpus", str(cpus)) if cpus is not None else ()),
     ]
     dropped = {*_NOT_INHERITED, *(_AWS_NOT_INHERITED if replaces_aws else ())}
@@ -111,11 +111,11 @@ def start(
         except subprocess.TimeoutExpired as error:
             raise ClusterError(f"Ray did not start within {_START_SECONDS:.0f} s (log: {log})") from error
     if ended.returncode != 0:
-        raise ClusterError(f"Ray did not start: {_reason(log)} (log: {log})")
+        raise ClusterError(f"Ray did not start: {_error_in(log)} (log: {log})")
     deadline = time.monotonic() + _START_SECONDS
     for name, port, ready in (
-        ("dashboard", dashboard_port, answers),
-        ("dashboard_agent", agent_port, _takes_jobs),
+        ("dashboard", dashboard_port, dashboard_answers),
+        ("dashboard_agent", agent_port, _accepts_jobs),
     ):
         while not ready(port):
             if time.monotonic() > deadline:
@@ -124,94 +124,97 @@ def start(
                     f"see {log.parent / 'ray' / f'{name}.log'}"
                 )
             time.sleep(0.2)
-    return [process for process in processes.tagged(tag) if process.name in _CORE]
+    return [process for process in processes.tagged(tag) if process.name in _RECORDED]
 
 
-def answers(dashboard_port: int) -> bool:
-    """Whether Ray's job server answers on this port of loopback."""
+def dashboard_answers(port: int) -> bool:
+    """Return whether Ray's dashboard, which is also its job server, answers on this port of loopback."""
+    url = f"http://127.0.0.1:{port}/api/version"
     try:
-        return "ray_version" in _request(dashboard_port, "/api/version")
+        with url_opener(url).open(url, timeout=10) as reply:
+            return "ray_version" in json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code == 401  # it wants a token
     except (OSError, ValueError):
         return False
 
 
-def _takes_jobs(agent_port: int) -> bool:
-    """Whether the head's agent, through which jobs are started, answers on this port of loopback."""
+def _accepts_jobs(agent_port: int) -> bool:
+    """Return whether the head's agent, which starts jobs, answers on this port of loopback."""
+    url = f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz"
     try:
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", timeout=5
-        ) as reply:
+        with url_opener(url).open(url, timeout=5) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False
 
 
-def stop_jobs(dashboard_port: int, grace_seconds: float) -> list[str]:
-    """Ask every running job to stop, wait until they have, and return their submission ids."""
-    jobs = _running_jobs(dashboard_port)
-    for job in jobs:
-        _request(dashboard_port, f"/api/jobs/{job}/stop", method="POST")
-    deadline = time.monotonic() + grace_seconds
-    while _running_jobs(dashboard_port) and time.monotonic() < deadline:
-        time.sleep(0.3)
-    return jobs
+def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds: float) -> list[str]:
+    """Stop every running job, wait until they have ended, and return their submission ids.
+
+    `environment` is that of the cluster. Raises OSError or RuntimeError when the head does not answer as it should.
+    """
+    url = f"http://127.0.0.1:{dashboard_port}"
+    # Ray prefers this variable to the address that its client is given: without it, jobs of another cluster would stop.
+    with _variables({**environment, "RAY_API_SERVER_ADDRESS": url}):
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(url)
+
+        def running() -> list[str]:
+            jobs = ((job.submission_id, job.status) for job in client.list_jobs())
+            return [submission for submission, status in jobs if submission and not status.is_terminal()]
+
+        stopped = running()
+        for submission in stopped:
+            client.stop_job(submission)
+        deadline = time.monotonic() + grace_seconds
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.3)
+    return stopped
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of the block."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def auth_mode() -> str:
     """Return whether the head asks for a token: only if the user says so.
 
-    Left to itself, Ray asks for one as soon as `~/.ray/auth_token` exists, which any earlier `ray.init()` may have
-    made; the same command would then work on one machine and be refused on the next.
+    By default Ray asks for one as soon as `~/.ray/auth_token` exists, which any earlier `ray.init()` may have made;
+    the same command would then work on one machine and fail on the next.
     """
     return os.environ.get("RAY_AUTH_MODE", "disabled")
 
 
-def _authorization() -> dict[str, str]:
-    """Return the header that a head with token authentication wants; Ray's own places of the token."""
-    if auth_mode().lower() != "token":
-        return {}
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if not token and file.is_file():
-        token = file.read_text().strip()
-    return {"Authorization": f"Bearer {token}"}
-
-
 def session_logs(temp_dir: Path) -> Path:
-    """Return where the head with this temp dir writes its logs."""
+    """Return the folder in which the head with this temp dir writes its logs."""
     return temp_dir / "ray" / "session_latest" / "logs"
 
 
 def stale_address_file() -> Path:
-    """Return the file by which Ray finds a cluster before it looks for processes; ours never writes it."""
+    """Return the file in which Ray looks for a cluster's address first; our heads never write it."""
     return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
 
 
 def path_with_this_python() -> str:
-    """Return PATH with this interpreter's folder first, so that a job file's `python` is this one."""
+    """Return PATH with this interpreter's folder first, so that `python` in a job file is this one."""
     own = str(Path(sys.executable).parent)
     rest = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != own]
     return os.pathsep.join([own, *rest])
 
 
-def _running_jobs(dashboard_port: int) -> list[str]:
-    jobs = _request(dashboard_port, "/api/jobs/")
-    return [
-        job["submission_id"]
-        for job in jobs
-        if job["type"] == "SUBMISSION" and job["status"] in ("PENDING", "RUNNING")
-    ]
-
-
-def _request(dashboard_port: int, path: str, *, method: str = "GET") -> Any:
-    url = f"http://127.0.0.1:{dashboard_port}{path}"
-    request = urllib.request.Request(url, method=method, headers=_authorization())
-    with opener(url).open(request, timeout=10) as response:
-        return json.load(response)
-
-
-def _reason(log: Path) -> str:
+def _error_in(log: Path) -> str:
     """Return the exception's line of a log that ends in a traceback, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
-    return (errors or lines or ["it wrote no message"])[-1]
+    return (errors or lines or ["the log is empty"])[-1]

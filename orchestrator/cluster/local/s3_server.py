@@ -1,4 +1,4 @@
-"""`rclone serve s3`: a folder served as a real S3 endpoint on loopback, with credentials of its own."""
+"""Serve a folder as an S3 endpoint on loopback, by `rclone serve s3`, with its own credentials."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
 from orchestrator.errors import ClusterError
 
 NAME = "rclone"
-GONE = "the S3 server does not answer"
+NOT_ANSWERING = "the S3 server does not answer"
 REGION = "us-east-1"
 _START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where one server listens and which credentials it accepts."""
+    """Port and credentials of one server."""
 
     port: int
     access_key: str
@@ -33,7 +33,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """The URL that S3 clients take as their endpoint."""
+        """URL for S3 clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
@@ -49,7 +49,7 @@ class S3Server:
 
 
 def new(port: int | None) -> S3Server:
-    """Return a server to be started, with fresh credentials, on this port or on a free one."""
+    """Return a server that is not started yet, with new credentials, on this port or on a free one."""
     return S3Server(port or free_port(), secrets.token_hex(10), secrets.token_hex(20))
 
 
@@ -59,7 +59,7 @@ def executable() -> str | None:
 
 
 def start(server: S3Server, folder: Path, log: Path, tag: str) -> Process:
-    """Serve `folder` and return when a signed request succeeds; raises `ClusterError`."""
+    """Serve `folder`; return once a signed request succeeds. Raises `ClusterError`."""
     rclone = executable()
     if rclone is None:
         raise ClusterError(
@@ -68,30 +68,30 @@ def start(server: S3Server, folder: Path, log: Path, tag: str) -> Process:
         )
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")},
-        # Not on the command line, where `ps` would show it; the quotes make one list item of the pair.
+        # `ps` shows command lines, so not there. Without the quotes rclone reads a list of two items.
         "RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"',
         processes.TAG: tag,
     }
     command = [
         *(rclone, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{server.port}"),
-        *("--dir-cache-time", "1s"),  # what is put into the folder, or removed from it, by hand shows at once
+        *("--dir-cache-time", "1s"),  # shows changes made in the folder by hand
         str(folder),
     ]
     pid = _detach(command, environment, log)
     deadline = time.monotonic() + _START_SECONDS
     try:
         process = processes.identify(pid, NAME)
-        while (refused := refusal(server)) is not None:
+        while (problem := probe_error(server)) is not None:
             if not processes.is_alive(process) or time.monotonic() > deadline:
-                raise ProcessLookupError(refused)
+                raise ProcessLookupError(problem)
             time.sleep(0.05)
     except processes.ENDED as error:
         raise ClusterError(f"the S3 server did not start on port {server.port}: {last_line(log)}") from error
     return process
 
 
-def refusal(server: S3Server) -> str | None:
-    """Say why a signed ListBuckets does not succeed, or None when it does."""
+def probe_error(server: S3Server) -> str | None:
+    """Return why a signed ListBuckets request fails, or None if it succeeds."""
     try:
         list_buckets(
             server.endpoint,
@@ -107,15 +107,15 @@ def refusal(server: S3Server) -> str | None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says something, with the log's path."""
+    """Return the last line of a log that is not empty, with the path of the log."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'it wrote no message'} (log: {log})"
+    return f"{lines[-1] if lines else 'no message'} (log: {log})"
 
 
 def _detach(command: list[str], environment: dict[str, str], log: Path) -> int:
-    """Start a process that outlives this one and its terminal, and return its id.
+    """Start a process that outlives this one and its terminal; return its id.
 
-    A shell starts it and ends, so that no caller has a child to wait for.
+    It is started by a shell that ends at once, so that the caller has no child to wait for.
     """
     with open(log, "wb") as output:
         launched = subprocess.run(

@@ -1,4 +1,4 @@
-"""`up.json`: what one `up` started, on disk before it starts, so that nothing can be lost track of."""
+"""`up.json`: what one `mirage up` started, written before it starts, so that nothing is lost track of."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from orchestrator.errors import ClusterError
 
 
 @dataclass(frozen=True)
-class State:
-    """What `up.json` holds. `environment` is what the cluster's processes got besides the shell's own."""
+class ClusterState:
+    """The content of `up.json`."""
 
     tag: str
+    """In the environment of every process of the cluster."""
     ray_port: int
     dashboard_port: int
     temp_dir: str
     s3: S3Server | None
     environment: dict[str, str]
+    """What the cluster's processes get besides the variables of the shell."""
     processes: tuple[Process, ...] = ()
     ready: bool = False
 
 
-def home_of(project: Path) -> Path:
-    """Return the project's `.mirage` folder, made and found writable; raises `ClusterError`."""
+def project_home(project: Path) -> Path:
+    """Make the project's `.mirage` folder, check that it is writable, and return it; raises `ClusterError`."""
     if not (project / "pyproject.toml").exists():
         raise ClusterError(f"{project} is not a project root (it has no pyproject.toml): run it from there")
     home = project.resolve() / ".mirage"
@@ -51,21 +53,21 @@ def home_of(project: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """One `up` or `down` of a project at a time; the second waits."""
+    """Run one `up` or `down` of a project at a time; a second one waits."""
     with open(home / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def read(home: Path) -> State | None:
-    """Return what `up.json` says, or None when nothing was started; raises `ClusterError` when it is damaged."""
+def read(home: Path) -> ClusterState | None:
+    """Return the content of `up.json`, or None if there is none; raises `ClusterError` if it is damaged."""
     try:
         raw = json.loads((home / "up.json").read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ClusterError(f"{home / 'up.json'} is damaged ({error}): remove it") from error
-    return State(
+    return ClusterState(
         **{
             **raw,
             "s3": S3Server(**raw["s3"]) if raw["s3"] else None,
@@ -74,8 +76,8 @@ def read(home: Path) -> State | None:
     )
 
 
-def write(home: Path, state: State) -> None:
-    """Replace `up.json` in one piece, readable by its owner alone."""
+def write(home: Path, state: ClusterState) -> None:
+    """Replace `up.json` atomically, readable by its owner only."""
     raw = {
         **vars(state),
         "s3": vars(state.s3) if state.s3 else None,

@@ -1,4 +1,4 @@
-"""The page at `/`: one HTML file, and photographs to try it with."""
+"""The page at `/`: one HTML file, and sample photographs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLES = FOLDER / "samples"
 
 @dataclass(frozen=True)
 class Page:
-    """The page and the headers that keep it to itself."""
+    """The page and its security headers."""
 
     html: bytes
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Page:
 
 @cache
 def page() -> Page:
-    """Return the page; its policy allows its own inline style and script, by their hashes, and nothing from outside."""
+    """Return the page. Its policy allows its inline style and script by their hashes, and no other host."""
     html = (FOLDER / "index.html").read_text("utf-8").replace("[/*samples*/]", json.dumps(samples()))
     allowed = {
         kind: " ".join(_hash(text) for text in re.findall(rf"<{kind}>(.*?)</{kind}>", html, re.DOTALL))
@@ -47,7 +47,7 @@ def page() -> Page:
 
 
 def samples() -> list[dict[str, str]]:
-    """Return the photographs to try: file, title, what was done to it, and where it is from."""
+    """Return file, title, description and source of each sample photograph."""
     listed: list[dict[str, str]] = json.loads((SAMPLES / "samples.json").read_text("utf-8"))
     return listed
 

@@ -1,4 +1,4 @@
-"""What `up` promises: one start, nothing left over, nobody else's processes touched, loopback alone."""
+"""`mirage up` and `down`: one start, nothing left over, no foreign process touched, loopback only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from orchestrator.cluster.local import lifecycle, ports, processes, ray_head, s3_server, state
-from orchestrator.cluster.local.lifecycle import Up
+from orchestrator.cluster.local.lifecycle import RunningCluster
 from orchestrator.cluster.local.processes import Process
 from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
-from orchestrator.cluster.local.state import State
+from orchestrator.cluster.local.state import ClusterState
 from orchestrator.errors import ClusterError
 
 BIN = Path(sys.executable).parent
@@ -168,9 +168,11 @@ def test_the_environment_of_a_cluster_that_is_down_is_refused(project: Path) -> 
 
 def record(project: Path, *members: Process, temp_dir: Path) -> None:
     """Leave the `up.json` of a cluster of these processes."""
-    home = state.home_of(project)
+    home = state.project_home(project)
     environment = {"MLFLOW_TRACKING_URI": "http://me:secret@mlflow:5000"}
-    state.write(home, State("no-such-tag", 1, 2, str(temp_dir), None, environment, members, ready=True))
+    state.write(
+        home, ClusterState("no-such-tag", 1, 2, str(temp_dir), None, environment, members, ready=True)
+    )
 
 
 def test_the_environment_after_a_reboot_is_refused_with_the_remedy(project: Path, tmp_path: Path) -> None:
@@ -197,11 +199,11 @@ def test_logs_that_cannot_be_kept_do_not_keep_a_cluster_from_going(
 
 def test_logs_are_for_their_owner_alone(project: Path) -> None:
     (project / ".mirage" / "logs").mkdir(parents=True)
-    assert stat.S_IMODE((state.home_of(project) / "logs").stat().st_mode) == 0o700
+    assert stat.S_IMODE((state.project_home(project) / "logs").stat().st_mode) == 0o700
 
 
 def test_what_up_prints_has_no_password(tmp_path: Path) -> None:
-    up = Up(False, "http://d", "127.0.0.1:1", None, tmp_path, "http://me:secret@mlflow:5000", ())
+    up = RunningCluster(False, "http://d", "127.0.0.1:1", None, tmp_path, "http://me:secret@mlflow:5000", ())
     assert "http://***@mlflow:5000" in up.render()
     assert "secret" not in up.render()
 
@@ -264,7 +266,7 @@ def test_the_secret_of_the_store_is_on_no_command_line(store: tuple[s3_server.S3
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Up]]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, RunningCluster]]:
     project = make_project(tmp_path_factory.mktemp("cluster") / "project")
     up = lifecycle.up(project, dashboard_port=ports.free_port(), ray_port=ports.free_port(), cpus=2)
     yield project, up
@@ -291,7 +293,7 @@ def submit(project: Path, *arguments: str, cwd: Path | None = None) -> subproces
 
 @pytest.mark.slow
 def test_a_plain_shell_submits_and_the_job_sees_store_and_tracking(
-    running: tuple[Path, Up], tmp_path: Path
+    running: tuple[Path, RunningCluster], tmp_path: Path
 ) -> None:
     project, up = running
     code = (
@@ -304,7 +306,9 @@ def test_a_plain_shell_submits_and_the_job_sees_store_and_tracking(
 
 
 @pytest.mark.slow
-def test_the_literal_command_runs_an_executable_job_file_with_our_python(running: tuple[Path, Up]) -> None:
+def test_the_literal_command_runs_an_executable_job_file_with_our_python(
+    running: tuple[Path, RunningCluster],
+) -> None:
     project, _ = running
     (project / "told.py").write_text("import sys; print('RAN', sys.executable, *sys.argv[1:])")
     job = project / "jobs" / "tiny.yaml"
@@ -319,7 +323,7 @@ def test_the_literal_command_runs_an_executable_job_file_with_our_python(running
 
 @pytest.mark.slow
 def test_the_hook_runs_a_job_file_without_its_bit_from_a_copy_of_the_project(
-    running: tuple[Path, Up],
+    running: tuple[Path, RunningCluster],
 ) -> None:
     project, _ = running
     (project / "orchestrator").mkdir()  # stands for the real one, to see what a job gets
@@ -345,7 +349,7 @@ def test_the_hook_runs_a_job_file_without_its_bit_from_a_copy_of_the_project(
 
 
 @pytest.mark.slow
-def test_a_second_up_changes_nothing(running: tuple[Path, Up]) -> None:
+def test_a_second_up_changes_nothing(running: tuple[Path, RunningCluster]) -> None:
     project, up = running
     before = (project / ".mirage" / "up.json").read_text()
     again = lifecycle.up(project)
@@ -356,7 +360,7 @@ def test_a_second_up_changes_nothing(running: tuple[Path, Up]) -> None:
 
 @pytest.mark.slow
 def test_another_project_on_its_ports_is_told_whose_they_are(
-    running: tuple[Path, Up], tmp_path: Path
+    running: tuple[Path, RunningCluster], tmp_path: Path
 ) -> None:
     project, up = running
     other = make_project(tmp_path / "other")
@@ -367,7 +371,7 @@ def test_another_project_on_its_ports_is_told_whose_they_are(
 
 
 @pytest.mark.slow
-def test_it_listens_on_loopback_alone_and_keeps_its_secrets(running: tuple[Path, Up]) -> None:
+def test_it_listens_on_loopback_alone_and_keeps_its_secrets(running: tuple[Path, RunningCluster]) -> None:
     project, _ = running
     members = {process.pid for process in processes.tagged(own_tag(project))}
     listening = {
@@ -380,7 +384,9 @@ def test_it_listens_on_loopback_alone_and_keeps_its_secrets(running: tuple[Path,
 
 
 @pytest.mark.slow
-def test_a_dead_store_is_started_again_with_the_credentials_that_jobs_have(running: tuple[Path, Up]) -> None:
+def test_a_dead_store_is_started_again_with_the_credentials_that_jobs_have(
+    running: tuple[Path, RunningCluster],
+) -> None:
     project, _ = running
     before = lifecycle.environment(project)
     for process in processes.tagged(own_tag(project)):
@@ -389,13 +395,13 @@ def test_a_dead_store_is_started_again_with_the_credentials_that_jobs_have(runni
     wait_until_broken(project)
     assert "S3" in lifecycle.status(project).detail
     repaired = lifecycle.up(project)
-    assert repaired.notes == ("the S3 server was gone: restarted",)
+    assert repaired.notes == ("the S3 server did not answer: restarted",)
     assert lifecycle.status(project).state == "up"
     assert lifecycle.environment(project) == before
 
 
 @pytest.mark.slow
-def test_a_head_that_lost_its_raylet_is_replaced(running: tuple[Path, Up]) -> None:
+def test_a_head_that_lost_its_raylet_is_replaced(running: tuple[Path, RunningCluster]) -> None:
     project, up = running
     tag = own_tag(project)
     for process in processes.tagged(tag):
@@ -422,7 +428,9 @@ def wait_until_broken(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(running: tuple[Path, Up]) -> None:
+def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(
+    running: tuple[Path, RunningCluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, _ = running
     # Runs last: it takes the cluster down. Its job needs longer than the 3 s that Ray itself would give it.
     (project / "job.py").write_text(
@@ -436,7 +444,10 @@ def test_down_lets_a_job_finish_its_checkpoint_and_leaves_nothing(running: tuple
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(project / "running", seconds=60)
     state = json.loads((project / ".mirage" / "up.json").read_text())
+    another = "http://127.0.0.1:9"  # Ray's client would prefer it
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", another)
     stopped = lifecycle.down(project)
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == another
     assert stopped[0] == "job long"
     assert len(stopped) == 3
     assert (project / "checkpoint").exists()

@@ -1,4 +1,4 @@
-"""A service without Ray: the real door, routes and replica code, the replica in this process."""
+"""A service without Ray: the real HTTP server, routes and replica code, with the replica in this process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from PIL import Image
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
 from orchestrator.imaging.photos import Limits
-from orchestrator.serving.active_model import Shelf
-from orchestrator.serving.app import Service
-from orchestrator.serving.http_server import Door, listen
-from orchestrator.serving.replica import Answer, Refusal, Replica
-from orchestrator.serving.served_model import Figure, Served
-from orchestrator.serving.settings import Settings
+from orchestrator.serving.active_model import ActiveModel
+from orchestrator.serving.http_server import HttpServer, listen
+from orchestrator.serving.replica import Replica, RestoredImage, RestoreFailure
+from orchestrator.serving.served_model import DegradationPsnr, ServedModel
+from orchestrator.serving.service import Service
+from orchestrator.serving.settings import ServiceSettings
 
 SMALL = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1), drop_path=0.0)
 
@@ -33,10 +33,12 @@ def small_model(seed: int = 0) -> MIRAGE:
     return MIRAGE(SMALL).eval()
 
 
-def served(model: MIRAGE, version: str = "1", figures: tuple[Figure, ...] = ()) -> Served:
+def served(model: MIRAGE, version: str = "1", scores: tuple[DegradationPsnr, ...] = ()) -> ServedModel:
     weights = dumps(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Served("small", version, f"digest-{version}", weights, parameters, "fast", "rgb-crop16", figures)
+    return ServedModel(
+        "small", version, f"digest-{version}", weights, parameters, "fast", "rgb-crop16", scores
+    )
 
 
 def image_bytes(width: int = 40, height: int = 24, kind: str = "PNG", seed: int = 0) -> bytes:
@@ -47,17 +49,17 @@ def image_bytes(width: int = 40, height: int = 24, kind: str = "PNG", seed: int 
 
 
 class InProcess:
-    """A backend whose only replica lives here; `hold` keeps every request inside until it is set."""
+    """A backend with one replica in this process; `hold` keeps every request in flight until it is set."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         self.replicas = 1
         self.retries = 0
         self.hold: asyncio.Event | None = None
         self._settings = settings
         self._replica: Replica | None = None
 
-    async def restore(self, data: bytes, model: Served) -> Answer | Refusal:
-        if self._replica is None:  # its lock belongs to the door's event loop
+    async def restore(self, data: bytes, model: ServedModel) -> RestoredImage | RestoreFailure:
+        if self._replica is None:  # its lock belongs to the server's event loop
             limits = Limits(self._settings.max_bytes, self._settings.max_pixels)
             self._replica = Replica(limits, self._settings.max_batch, "cpu", torch.get_num_threads())
         if self.hold is not None:
@@ -84,7 +86,7 @@ class Running:
     port: int
     service: Service
     backend: InProcess
-    shelf: Shelf
+    active: ActiveModel
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -105,11 +107,11 @@ class Running:
 
 
 @contextmanager
-def running(model: Served, token: str | None = None, **settings: Any) -> Iterator[Running]:
-    chosen = Settings(port=0, **settings)
+def running(model: ServedModel, token: str | None = None, **settings: Any) -> Iterator[Running]:
+    chosen = ServiceSettings(port=0, **settings)
     with listen(chosen.host, 0) as listening:
         port = listening.getsockname()[1]
-        backend, shelf = InProcess(chosen), Shelf(model)
-        service = Service(chosen, shelf, backend, token)
-        with Door(service.app, listening, 30):
-            yield Running(port, service, backend, shelf)
+        backend, active = InProcess(chosen), ActiveModel(model)
+        service = Service(chosen, active, backend, token)
+        with HttpServer(service.app, listening, 30):
+            yield Running(port, service, backend, active)

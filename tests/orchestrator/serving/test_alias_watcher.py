@@ -3,38 +3,38 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import RegistryError
-from orchestrator.serving import active_model as shelf_module
-from orchestrator.serving.active_model import Shelf
-from orchestrator.serving.alias_watcher import Follower
-from orchestrator.serving.served_model import Figure, Served, figures
+from orchestrator.serving import active_model
+from orchestrator.serving.active_model import ActiveModel
+from orchestrator.serving.alias_watcher import AliasWatcher
+from orchestrator.serving.served_model import DegradationPsnr, ServedModel, psnr_scores
 
 
-def model(version: str) -> Served:
-    return Served("m", version, f"digest-{version}", b"", 1)
+def model(version: str) -> ServedModel:
+    return ServedModel("m", version, f"digest-{version}", b"", 1)
 
 
 class Registry:
-    """Where the alias points, what is wrong with which version, and what was fetched."""
+    """A registry with one alias, some bad versions, and a list of the versions that were loaded."""
 
     def __init__(self) -> None:
         self.version = "1"
         self.problems: dict[str, str] = {}
         self.unreachable = False
         self.corrupt: set[str] = set()
-        self.fetched: list[str] = []
+        self.loaded: list[str] = []
 
-    def now(self) -> str:
+    def current_version(self) -> str:
         if self.unreachable:
-            raise RegistryError("away")
+            raise RegistryError("no answer")
         return self.version
 
-    def fetch(self) -> Served:
-        self.fetched.append(self.version)
+    def load_model(self) -> ServedModel:
+        self.loaded.append(self.version)
         if self.version in self.corrupt:
             raise RegistryError("not what was registered")
         return model(self.version)
 
-    def try_out(self, candidate: Served) -> str:
+    def smoke_test(self, candidate: ServedModel) -> str:
         return self.problems.get(candidate.version, "")
 
 
@@ -44,98 +44,100 @@ def registry() -> Registry:
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf(model("1"))
+def active() -> ActiveModel:
+    return ActiveModel(model("1"))
 
 
 @pytest.fixture
-def follower(registry: Registry, shelf: Shelf) -> Follower:
-    return Follower(shelf, registry.now, registry.fetch, registry.try_out)
+def watcher(registry: Registry, active: ActiveModel) -> AliasWatcher:
+    return AliasWatcher(active, registry.current_version, registry.load_model, registry.smoke_test)
 
 
-def test_while_the_alias_stays_nothing_is_fetched(registry: Registry, follower: Follower) -> None:
-    follower.step()
-    assert registry.fetched == []
+def test_an_alias_that_does_not_move_loads_nothing(registry: Registry, watcher: AliasWatcher) -> None:
+    watcher.poll()
+    assert registry.loaded == []
 
 
-def test_a_promotion_moves_the_shelf(registry: Registry, shelf: Shelf, follower: Follower) -> None:
+def test_a_promotion_activates_the_new_version(
+    registry: Registry, active: ActiveModel, watcher: AliasWatcher
+) -> None:
     registry.version = "2"
-    follower.step()
-    assert shelf.current.version == "2"
-    assert shelf.previous == model("1")
+    watcher.poll()
+    assert active.current.version == "2"
+    assert active.previous == model("1")
 
 
 @pytest.mark.parametrize("how", ["corrupt", "problem"])
-def test_a_bad_version_is_refused_once_and_the_old_one_stays(
-    registry: Registry, shelf: Shelf, follower: Follower, how: str, monkeypatch: pytest.MonkeyPatch
+def test_a_bad_version_is_rejected_once_and_the_old_one_stays_active(
+    registry: Registry, active: ActiveModel, watcher: AliasWatcher, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.version = "2"
     if how == "corrupt":
         registry.corrupt.add("2")
     else:
         registry.problems["2"] = "not finite"
-    follower.step()
-    follower.step()
-    assert shelf.current.version == "1"
-    assert shelf.refused is not None
-    assert shelf.refused.version == "2"
-    assert registry.fetched == ["2"]
+    watcher.poll()
+    watcher.poll()
+    assert active.current.version == "1"
+    assert active.rejected is not None
+    assert active.rejected.version == "2"
+    assert registry.loaded == ["2"]
 
-    monkeypatch.setattr(shelf_module, "SECOND_TRIAL_SECONDS", 0.0)
-    follower.step()
-    assert registry.fetched == ["2", "2"]
+    monkeypatch.setattr(active_model, "RETRY_AFTER_SECONDS", 0.0)
+    watcher.poll()
+    assert registry.loaded == ["2", "2"]
 
     registry.version = "1"
-    follower.step()
-    assert shelf.refused is None
+    watcher.poll()
+    assert active.rejected is None
     registry.version = "3"
-    follower.step()
-    assert shelf.current.version == "3"
+    watcher.poll()
+    assert active.current.version == "3"
 
 
-def test_a_registry_that_is_away_changes_nothing(
-    registry: Registry, shelf: Shelf, follower: Follower
+def test_a_registry_that_does_not_answer_changes_nothing(
+    registry: Registry, active: ActiveModel, watcher: AliasWatcher
 ) -> None:
     registry.unreachable = True
-    follower.step()
-    assert shelf.current.version == "1"
-    assert follower.problem_now() == "away"
+    watcher.poll()
+    assert active.current.version == "1"
+    assert watcher.last_error == "no answer"
     registry.unreachable = False
-    follower.step()
-    assert follower.problem_now() == ""
+    watcher.poll()
+    assert watcher.last_error == ""
 
 
-def test_a_model_that_fails_at_work_gives_way_to_the_one_before(
-    registry: Registry, shelf: Shelf, follower: Follower
+def test_a_model_that_fails_in_use_is_rolled_back(
+    registry: Registry, active: ActiveModel, watcher: AliasWatcher
 ) -> None:
-    first = shelf.current
+    first = active.current
     registry.version = "2"
-    follower.step()
-    second = shelf.current
-    assert shelf.distrust(second, "not finite")
-    assert shelf.current is first
-    assert shelf.distrust(second, "not finite")  # a request that was still with it finds another model
-    follower.step()
-    assert shelf.current is first
-    assert not shelf.distrust(first, "not finite")
+    watcher.poll()
+    second = active.current
+    assert active.roll_back(second, "not finite")
+    assert active.current is first
+    assert active.roll_back(second, "not finite")  # a request that still used it finds another model
+    watcher.poll()
+    assert active.current is first
+    assert not active.roll_back(first, "not finite")
 
 
-def test_a_version_that_failed_at_work_gets_no_second_trial(
-    registry: Registry, shelf: Shelf, follower: Follower, monkeypatch: pytest.MonkeyPatch
+def test_a_version_that_failed_in_use_is_not_tried_again(
+    registry: Registry, active: ActiveModel, watcher: AliasWatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf_module, "SECOND_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(active_model, "RETRY_AFTER_SECONDS", 0.0)
     registry.version = "2"
-    follower.step()
-    shelf.distrust(shelf.current, "not finite")
-    follower.step()
-    assert shelf.current.version == "1"
-    assert registry.fetched == ["2"]
+    watcher.poll()
+    active.roll_back(active.current, "not finite")
+    watcher.poll()
+    assert active.current.version == "1"
+    assert registry.loaded == ["2"]
     registry.version = "3"
-    follower.step()
-    assert shelf.current.version == "3"
+    watcher.poll()
+    assert active.current.version == "3"
 
 
-def test_figures_are_read_from_the_tags_of_a_version() -> None:
+def test_scores_are_read_from_the_tags_of_a_version() -> None:
     tags = {
         "metric.test/average/input_psnr": "18",
         "metric.test/average/psnr": "22",
@@ -144,6 +146,6 @@ def test_figures_are_read_from_the_tags_of_a_version() -> None:
         "metric.test/rain/psnr": "24.5",
         "recipe": "fast",
     }
-    found = figures(tags)
-    assert found == (Figure("blur", 25.5, 24.5), Figure("average", 18.0, 22.0))
+    found = psnr_scores(tags)
+    assert found == (DegradationPsnr("blur", 25.5, 24.5), DegradationPsnr("average", 18.0, 22.0))
     assert [figure.gain for figure in found] == [-1.0, 4.0]

@@ -9,7 +9,7 @@ from orchestrator.serving.auth import VARIABLE, allows, read_token
 
 
 @pytest.mark.parametrize(
-    ("shown", "allowed"),
+    ("given", "allowed"),
     [
         ("Bearer secret", True),
         ("bearer secret", True),
@@ -22,15 +22,17 @@ from orchestrator.serving.auth import VARIABLE, allows, read_token
         (None, False),
     ],
 )
-def test_only_the_token_itself_opens(shown: str | None, allowed: bool) -> None:
-    assert allows("secret", shown) is allowed
+def test_only_the_exact_token_is_accepted(given: str | None, allowed: bool) -> None:
+    assert allows("secret", given) is allowed
 
 
-def test_without_a_token_nothing_is_asked() -> None:
+def test_without_a_token_every_request_is_accepted() -> None:
     assert allows(None, None)
 
 
-def test_a_file_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_file_takes_precedence_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, "from-environment")
     file = tmp_path / "token"
     file.write_text("from-file\n")
@@ -41,13 +43,13 @@ def test_a_file_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("content", ["", " \n", "two words", "sécret"])
-def test_a_token_that_was_meant_but_is_none_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_invalid_token_is_an_error(tmp_path: Path, content: str) -> None:
     file = tmp_path / "token"
     file.write_text(content)
     with pytest.raises(ServiceError, match="token"):
         read_token(file)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_token_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="cannot be read"):
         read_token(tmp_path / "absent")

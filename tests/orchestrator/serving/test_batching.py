@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrator.serving.batching import Batcher, Wanted
+from orchestrator.serving.batching import Batcher, StillWanted
 
 
 class Recorder:
@@ -14,9 +14,9 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[int]]] = []
         self.go = asyncio.Event()
-        self.wanted: Wanted | None = None
+        self.wanted: StillWanted | None = None
 
-    async def run(self, key: str, items: Sequence[int], wanted: Wanted) -> list[int]:
+    async def run(self, key: str, items: Sequence[int], wanted: StillWanted) -> list[int]:
         self.batches.append((key, list(items)))
         self.wanted = wanted
         await self.go.wait()
@@ -33,7 +33,7 @@ async def waiting(batcher: Batcher[str, int, int], *entries: tuple[str, int]) ->
     return tasks
 
 
-def test_what_is_alike_runs_together_and_the_oldest_goes_first() -> None:
+def test_items_of_equal_key_run_together_and_the_oldest_first() -> None:
     async def check() -> None:
         recorder = Recorder()
         batcher: Batcher[str, int, int] = Batcher(recorder.run, lambda key: 3)
@@ -47,7 +47,7 @@ def test_what_is_alike_runs_together_and_the_oldest_goes_first() -> None:
     asyncio.run(check())
 
 
-def test_an_error_belongs_to_its_own_batch() -> None:
+def test_an_error_is_raised_to_the_callers_of_its_batch_only() -> None:
     async def check() -> None:
         recorder = Recorder()
         recorder.go.set()
@@ -60,7 +60,7 @@ def test_an_error_belongs_to_its_own_batch() -> None:
     asyncio.run(check())
 
 
-def test_a_caller_who_leaves_takes_his_item_along() -> None:
+def test_a_cancelled_caller_removes_its_item() -> None:
     async def check() -> None:
         recorder = Recorder()
         batcher: Batcher[str, int, int] = Batcher(recorder.run, lambda key: 2)
@@ -74,7 +74,7 @@ def test_a_caller_who_leaves_takes_his_item_along() -> None:
     asyncio.run(check())
 
 
-def test_a_running_batch_learns_that_nobody_waits_for_it() -> None:
+def test_a_running_batch_can_see_that_no_caller_waits() -> None:
     async def check() -> None:
         recorder = Recorder()
         batcher: Batcher[str, int, int] = Batcher(recorder.run, lambda key: 2)

@@ -43,20 +43,20 @@ def test_the_first_file_of_a_form_is_the_image_to_the_byte() -> None:
     "body", [form(('name="note"', b"hello")), form(('filename="a"', b"x"))[:60], b"", b"--frontier--\r\n"]
 )
 def test_a_form_without_a_whole_file_is_refused(body: bytes) -> None:
-    with pytest.raises(BodyError, match="no file") as told:
+    with pytest.raises(BodyError, match="no file") as error:
         first_file(body, b"frontier")
-    assert told.value.status == 400
+    assert error.value.status == 400
 
 
 def test_a_body_beyond_the_limit_is_refused_whether_it_says_so_or_not() -> None:
     for declared in (None, "101", "5"):
-        with pytest.raises(BodyError, match="up to 100") as told:
+        with pytest.raises(BodyError, match="the limit is 100") as error:
             read(b"x" * 101, declared=declared)
-        assert told.value.status == 413
+        assert error.value.status == 413
 
 
 def test_a_file_in_a_form_has_the_same_limit() -> None:
-    with pytest.raises(BodyError, match="up to 100"):
+    with pytest.raises(BodyError, match="the limit is 100"):
         read(form(('filename="a"', b"x" * 101)), FORM)
 
 

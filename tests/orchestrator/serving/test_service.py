@@ -20,11 +20,11 @@ from mirage.weights import dumps
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import decode, encode
 from orchestrator.restoration.restorer import Restorer
-from orchestrator.serving.active_model import Shelf
+from orchestrator.serving.active_model import ActiveModel
 from orchestrator.serving.http_server import listen
 from orchestrator.serving.page import page, samples
-from orchestrator.serving.served_model import Served
-from orchestrator.serving.settings import Settings
+from orchestrator.serving.served_model import ServedModel
+from orchestrator.serving.settings import ServiceSettings
 from tests.claims import wait_until
 from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
 
@@ -69,26 +69,26 @@ def test_a_form_gives_the_same_as_a_raw_body(service: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
-        (b"", 400, "holds no image"),
-        (b"x" * 200_001, 413, "up to 200,000"),
-        (b"hello, I am a text", 415, "Convert it"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "Convert it"),
+        (b"", 400, "has no image"),
+        (b"x" * 200_001, 413, "the limit is 200,000"),
+        (b"hello, I am a text", 415, "Convert it first"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "Convert it first"),
         (image_bytes()[:300], 422, "damaged"),
         (bomb(30_000, 30_000), 422, "million pixels"),
         (bomb(400, 251), 422, "more than 0.1 million pixels"),
     ],
     ids=["empty", "bytes", "text", "svg", "cut", "bomb", "pixels"],
 )
-def test_what_cannot_be_restored_is_told_in_json(
-    service: Running, body: bytes, status: int, told: str
+def test_an_image_that_cannot_be_restored_gets_an_error_in_json(
+    service: Running, body: bytes, status: int, message: str
 ) -> None:
     reply = service.restore(body)
     assert reply.status == status
     assert reply.json()["status"] == status
-    assert told in reply.json()["error"]
-    assert service.get("/health").json()["inside"] == 0
+    assert message in reply.json()["error"]
+    assert service.get("/health").json()["in_flight"] == 0
 
 
 def test_a_body_without_a_length_has_the_same_limit(service: Running) -> None:
@@ -96,7 +96,7 @@ def test_a_body_without_a_length_has_the_same_limit(service: Running) -> None:
     assert reply.status == 413
 
 
-def test_unknown_paths_and_methods_are_told_in_json(service: Running) -> None:
+def test_unknown_paths_and_methods_get_errors_in_json(service: Running) -> None:
     for reply, status in ((service.get("/nowhere"), 404), (service.get("/restore"), 405)):
         assert reply.status == status
         assert reply.json()["status"] == status
@@ -104,7 +104,7 @@ def test_unknown_paths_and_methods_are_told_in_json(service: Running) -> None:
     assert service.get("/samples/samples.json").status == 404
 
 
-def test_metrics_count_by_status_and_time(model: Served) -> None:
+def test_metrics_count_by_status_and_time(model: ServedModel) -> None:
     with running(model) as service:
         assert service.restore(image_bytes()).status == 200
         service.restore(b"no")
@@ -114,21 +114,21 @@ def test_metrics_count_by_status_and_time(model: Served) -> None:
     assert "mirage_request_seconds_count 2.0" in text
     assert 'mirage_part_seconds_count{part="restore"} 1.0' in text
     assert 'mirage_model_info{name="small",version="1",weights="digest-1"} 1.0' in text
-    assert "mirage_requests_inside 0.0" in text
+    assert "mirage_requests_in_flight 0.0" in text
 
 
-def test_the_model_tells_its_figures(service: Running) -> None:
-    told = service.get("/model").json()
-    assert (told["name"], told["version"], told["recipe"]) == ("small", "1", "fast")
+def test_the_model_route_has_name_scores_and_limits(service: Running) -> None:
+    facts = service.get("/model").json()
+    assert (facts["name"], facts["version"], facts["recipe"]) == ("small", "1", "fast")
     rain = {"degradation": "rain", "degraded_psnr": 22.7, "restored_psnr": 24.7, "gain": 2.0}
-    assert told["figures"][0] == rain
-    assert told["token"] is False
+    assert facts["figures"][0] == rain
+    assert facts["token"] is False
 
 
-def test_a_token_is_asked_for_where_there_is_one(model: Served) -> None:
+def test_a_service_with_a_token_refuses_requests_without_it(model: ServedModel) -> None:
     with running(model, token="secret") as service:
-        for shown in ({}, {"authorization": "Bearer wrong"}):
-            reply = service.restore(image_bytes(), **shown)
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            reply = service.restore(image_bytes(), **headers)
             assert reply.status == 401
             assert reply.headers["www-authenticate"].startswith("Bearer")
         assert service.restore(image_bytes(), authorization="Bearer secret").status == 200
@@ -139,7 +139,7 @@ def test_a_token_is_asked_for_where_there_is_one(model: Served) -> None:
 
 
 def hold(service: Running) -> threading.Event:
-    """Keep requests inside; setting the event lets them go on."""
+    """Keep requests in flight until the returned event is set."""
     import asyncio
 
     event, release = asyncio.Event(), threading.Event()
@@ -148,36 +148,36 @@ def hold(service: Running) -> threading.Event:
     def wait() -> None:
         release.wait(30)
         service.backend.hold = None
-        loop = event._loop  # type: ignore[attr-defined]  # the door's, once somebody waits
+        loop = event._loop  # type: ignore[attr-defined]  # the server's, once a request waits
         loop.call_soon_threadsafe(event.set)
 
     threading.Thread(target=wait, daemon=True).start()
     return release
 
 
-def test_beyond_its_room_it_says_come_back_later(model: Served) -> None:
-    with running(model, queue=2) as service, ThreadPoolExecutor(2) as pool:
+def test_beyond_its_capacity_it_answers_429_with_retry_after(model: ServedModel) -> None:
+    with running(model, max_in_flight=2) as service, ThreadPoolExecutor(2) as pool:
         release = hold(service)
-        inside = [pool.submit(service.restore, image_bytes()) for _ in range(2)]
-        wait_until(lambda: service.get("/health").json()["inside"] == 2, "the requests are in the service")
+        requests = [pool.submit(service.restore, image_bytes()) for _ in range(2)]
+        wait_until(lambda: service.get("/health").json()["in_flight"] == 2, "the requests are in the service")
         reply = service.restore(image_bytes(600, 500))
         assert reply.status == 429
         assert int(reply.headers["retry-after"]) >= 1
         release.set()
-        assert [each.result().status for each in inside] == [200, 200]
+        assert [each.result().status for each in requests] == [200, 200]
         assert service.restore(image_bytes()).status == 200
 
 
-def test_what_takes_too_long_is_given_up(model: Served) -> None:
+def test_an_image_that_takes_too_long_gets_504(model: ServedModel) -> None:
     with running(model, timeout_seconds=0.3) as service:
         release = hold(service)
         reply = service.restore(image_bytes())
         assert reply.status == 504
-        assert service.get("/health").json()["inside"] == 0
+        assert service.get("/health").json()["in_flight"] == 0
         release.set()
 
 
-def test_an_image_that_never_comes_is_given_up(model: Served) -> None:
+def test_an_upload_that_takes_too_long_gets_408(model: ServedModel) -> None:
     with (
         running(model, upload_seconds=0.3) as service,
         socket.create_connection(("127.0.0.1", service.port)) as slow,
@@ -186,42 +186,42 @@ def test_an_image_that_never_comes_is_given_up(model: Served) -> None:
         assert b" 408 " in slow.recv(1000)
 
 
-def test_a_client_that_leaves_makes_room(model: Served) -> None:
-    with running(model, queue=1) as service:
+def test_a_client_that_disconnects_frees_its_capacity(model: ServedModel) -> None:
+    with running(model, max_in_flight=1) as service:
         release = hold(service)
         data = image_bytes()
-        with socket.create_connection(("127.0.0.1", service.port)) as impatient:
-            impatient.sendall(
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(
                 b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
             wait_until(
-                lambda: service.get("/health").json()["inside"] == 1, "the requests are in the service"
+                lambda: service.get("/health").json()["in_flight"] == 1, "the requests are in the service"
             )
-        wait_until(lambda: service.get("/health").json()["inside"] == 0, "the requests are in the service")
+        wait_until(lambda: service.get("/health").json()["in_flight"] == 0, "the requests are in the service")
         release.set()
 
 
-def test_the_door_closes_after_those_inside_have_their_answers(model: Served) -> None:
+def test_the_server_finishes_requests_in_flight_before_it_stops(model: ServedModel) -> None:
     with ThreadPoolExecutor(3) as pool:
         with running(model) as service:
             release = hold(service)
-            inside = [pool.submit(service.restore, image_bytes()) for _ in range(3)]
+            requests = [pool.submit(service.restore, image_bytes()) for _ in range(3)]
             wait_until(
-                lambda: service.get("/health").json()["inside"] == 3, "the requests are in the service"
+                lambda: service.get("/health").json()["in_flight"] == 3, "the requests are in the service"
             )
             threading.Timer(0.5, release.set).start()
-        assert [each.result().status for each in inside] == [200, 200, 200]
+        assert [each.result().status for each in requests] == [200, 200, 200]
     with pytest.raises(ConnectionRefusedError):
         service.get("/health")
 
 
-def test_equal_sizes_are_restored_together_and_at_most_a_level_apart(model: Served) -> None:
+def test_equal_sizes_are_restored_together_and_at_most_a_level_apart(model: ServedModel) -> None:
     images = [image_bytes(seed=seed) for seed in range(8)]
     with running(model) as service, ThreadPoolExecutor(8) as pool:
         alone = [service.restore(data) for data in images]
         release = hold(service)
         replies = [pool.submit(service.restore, data) for data in images]
-        wait_until(lambda: service.get("/health").json()["inside"] == 8, "the requests are in the service")
+        wait_until(lambda: service.get("/health").json()["in_flight"] == 8, "the requests are in the service")
         release.set()
         together = [each.result() for each in replies]
     assert {reply.headers["x-mirage-batch"] for reply in alone} == {"1"}
@@ -234,54 +234,70 @@ def test_equal_sizes_are_restored_together_and_at_most_a_level_apart(model: Serv
     assert np.mean([(each > 0).mean() for each in apart]) < 1e-3
 
 
-def test_a_model_that_gives_no_numbers_is_taken_back_without_a_lost_request(model: Served) -> None:
+def test_a_model_whose_result_is_not_finite_is_rolled_back_without_a_lost_request(model: ServedModel) -> None:
     broken = small_model()
     with torch.no_grad():
         broken.output.weight.fill_(float("nan"))
     with running(model) as service:
-        service.shelf.put(served(broken, version="2"))
+        service.active.activate(served(broken, version="2"))
         reply = service.restore(image_bytes())
         assert reply.status == 200
         assert reply.headers["x-mirage-model"] == "small/1"
-        assert service.get("/health").json()["refused"]["version"] == "2"
+        assert service.get("/health").json()["rejected"]["version"] == "2"
     with running(served(broken)) as service:
         assert service.restore(image_bytes()).status == 500
 
 
-def test_a_model_of_any_name_can_answer(model: Served) -> None:
+def test_a_model_may_have_any_name(model: ServedModel) -> None:
     with running(replace(model, name="模型 β.safetensors")) as service:
         reply = service.restore(image_bytes())
     assert reply.status == 200
     assert unquote(reply.headers["x-mirage-model"]) == "模型 β.safetensors/1"
 
 
-def test_a_bug_is_told_in_json_and_counted(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(data: bytes, model: Served) -> None:
+def test_an_internal_error_is_json_and_counted(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(data: bytes, model: ServedModel) -> None:
         raise RuntimeError("a bug")
 
     with running(model) as service:
         monkeypatch.setattr(service.backend, "restore", broken)
         reply = service.restore(image_bytes())
         assert reply.status == 500
-        assert "bug" in reply.json()["error"]
-        assert service.get("/health").json()["inside"] == 0
+        assert "Internal error" in reply.json()["error"]
+        assert service.get("/health").json()["in_flight"] == 0
         assert 'mirage_requests_total{status="500"} 1.0' in service.get("/metrics").body.decode()
 
 
-def test_a_draining_service_says_so(model: Served) -> None:
+def test_a_draining_service_is_unhealthy(model: ServedModel) -> None:
     with running(model) as service:
         service.service.draining = True
         assert service.get("/health").status == 503
 
 
-def test_openapi_names_every_route_and_loads_nothing(service: Running) -> None:
+def test_old_names_of_health_and_metrics_still_work(service: Running) -> None:
+    health = service.get("/health").json()
+    for old, new in {"inside": "in_flight", "room": "max_in_flight", "refused": "rejected"}.items():
+        assert health[old] == health[new]
+    text = service.get("/metrics").body.decode()
+    for old, new in {
+        "mirage_requests_inside": "mirage_requests_in_flight",
+        "mirage_requests_inside_limit": "mirage_requests_in_flight_limit",
+        "mirage_model_refused": "mirage_model_rejected",
+    }.items():
+        values = [re.search(rf"^{name} (\S+)$", text, re.MULTILINE) for name in (old, new)]
+        assert values[0] is not None
+        assert values[1] is not None
+        assert values[0][1] == values[1][1]
+
+
+def test_openapi_has_every_route_and_there_is_no_page_for_it(service: Running) -> None:
     described = service.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     assert set(described["paths"]) == {"/restore", "/health", "/model", "/metrics"}
     assert service.get("/docs").status == 404
 
 
-def test_the_page_allows_nothing_from_outside(service: Running) -> None:
+def test_the_page_loads_nothing_from_other_hosts(service: Running) -> None:
     reply = service.get("/")
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -292,7 +308,7 @@ def test_the_page_allows_nothing_from_outside(service: Running) -> None:
     assert " onclick=" not in text
 
 
-def test_every_sample_is_served_and_says_where_it_is_from(service: Running) -> None:
+def test_every_sample_is_served_with_its_source(service: Running) -> None:
     assert len(samples()) >= 3
     for sample in samples():
         reply = service.get(f"/samples/{sample['file']}")
@@ -302,34 +318,34 @@ def test_every_sample_is_served_and_says_where_it_is_from(service: Running) -> N
         assert sample["file"].encode() in page().html
 
 
-def test_a_port_that_is_taken_is_told() -> None:
-    with listen("127.0.0.1", 0) as first, pytest.raises(ServiceError, match="is taken"):
+def test_a_port_in_use_is_an_error() -> None:
+    with listen("127.0.0.1", 0) as first, pytest.raises(ServiceError, match="is in use"):
         listen("127.0.0.1", first.getsockname()[1])
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ({"queue": 0}, "--queue 0"),
+        ({"max_in_flight": 0}, "--max-in-flight 0"),
         ({"max_pixels": 0}, "--max-megapixels 0"),
-        ({"max_pixels": 400_000_000}, "--max-megapixels 400: more than 0 and at most 179"),
+        ({"max_pixels": 400_000_000}, "--max-megapixels 400: must be more than 0 and at most 179"),
         ({"timeout_seconds": 0}, "--timeout 0"),
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
     ],
 )
-def test_impossible_settings_are_refused_by_their_flag(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ServiceError, match=told):
-        Settings(**wrong)
+def test_invalid_settings_are_refused_with_their_flag(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ServiceError, match=message):
+        ServiceSettings(**wrong)
 
 
-def test_a_weight_file_of_the_wrong_kind_fails_its_trial(model: Served) -> None:
-    from orchestrator.serving.smoke_test import problem_of
+def test_a_broken_model_fails_its_smoke_test(model: ServedModel) -> None:
+    from orchestrator.serving.smoke_test import find_problem
 
-    assert problem_of(Restorer(small_model())) == ""
-    for value, told in ((float("nan"), "not finite"), (50.0, "absurd")):
+    assert find_problem(Restorer(small_model())) == ""
+    for value, problem in ((float("nan"), "not finite"), (50.0, "less than 10")):
         broken = small_model()
         with torch.no_grad():
             broken.output.weight.fill_(value)
-        assert told in problem_of(Restorer(broken))
-    assert Shelf(model).may_try("2")
+        assert problem in find_problem(Restorer(broken))
+    assert ActiveModel(model).may_try("2")
     assert dumps(small_model()) == model.weights
