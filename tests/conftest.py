@@ -1,4 +1,4 @@
-"""In CI a skipped test is a failure, but for those whose reason is listed here."""
+"""How the tests are shared out to processes, and which skips CI allows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,34 @@ import pytest
 
 pytest.register_assert_rewrite("tests.claims")
 
+LONGEST_FIRST = ("cluster", "mlflow")
+"""Groups of tests that begin before the others, so that no process is left with a long one at the end."""
+
 ALLOWED_SKIPS = {
     "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/gpu.md)",
     "root may write anywhere": "CI runs as root in a container",
     "no file system can be mounted here": "containers may refuse user namespaces",
 }
 """What a skip's reason begins with, and why CI may skip for it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and those of several files that share a server (`xdist_group`)."""
+
+    def group(item: pytest.Item) -> str:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is None:
+            mark = pytest.mark.xdist_group(item.nodeid.split("::")[0]).mark
+            item.add_marker(pytest.mark.xdist_group(*mark.args))
+        return str(mark.args[0])
+
+    groups = {item: group(item) for item in items}
+    items.sort(
+        key=lambda item: (
+            LONGEST_FIRST.index(g) if (g := groups[item]) in LONGEST_FIRST else len(LONGEST_FIRST)
+        )
+    )
 
 
 def forbidden_skip(reason: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from orchestrator.cluster.local.ports import free_port
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
@@ -103,9 +104,10 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.fixture
-def server(tmp_path: Path, closed_port: int) -> Iterator[Server]:
-    """A server that has not been started."""
-    place = Server(tmp_path, closed_port)
-    yield place
-    place.kill()
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One MLflow server for all tests that need one; mark them `xdist_group("mlflow")`."""
+    running = Server(tmp_path_factory.mktemp("mlflow"), free_port())
+    running.start()
+    yield running
+    running.kill()

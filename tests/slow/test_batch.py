@@ -16,7 +16,7 @@ from mirage import MIRAGE, ModelConfig
 from orchestrator.restoration.result_index import FOLDER
 from tests.slow.project import Project, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
 PHOTOGRAPHS = 96
 JOB = """#!/usr/bin/env -S python -m orchestrator run

@@ -19,7 +19,7 @@ from mirage.weights import loads
 from orchestrator.cluster.local import ray_head
 from tests.slow.project import Done, Project, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
 
 def runs(project: Project, name: str) -> list[Path]:

@@ -13,7 +13,7 @@ from PIL import Image
 from orchestrator.evaluation.scores import from_records, summarise
 from tests.slow.project import Done, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("cluster")]
 
 DEGRADATIONS = ("haze", "rain", "noise15", "noise25", "noise50")
 

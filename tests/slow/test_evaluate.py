@@ -16,7 +16,7 @@ from orchestrator.cluster.local import ray_head
 from orchestrator.evaluation.image_results import ImageResult, from_parquet
 from tests.slow.project import Project, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
 PACK_JOB = """#!/usr/bin/env -S python -m orchestrator run
 name: judged

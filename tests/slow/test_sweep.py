@@ -16,7 +16,7 @@ from orchestrator.sweeps.event_log import Event
 from orchestrator.sweeps.trial_table import Table, table_of
 from tests.slow.project import Project, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
 SWEEP = """#!/usr/bin/env -S python -m orchestrator run
 extends: small.yaml

@@ -193,11 +193,11 @@ def test_scores_of_evaluations_decide_where_they_are_given(store: str, name: str
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")
 def test_versions_on_a_server_are_promoted_refused_and_rolled_back(
     server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
-    server.start()
     for gain in (0.0, 0.5, 0.2):
         put(server.uri, name, scored(gain))
     assert promote(f"{name}/1", server.uri, QUICK).moved

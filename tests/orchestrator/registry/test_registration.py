@@ -215,11 +215,11 @@ def test_a_version_loads_elsewhere_without_pickle_and_without_this_project(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")
 def test_a_version_on_a_server_is_fetched_once(
     server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
-    server.start()
     run_id = runs.start_run(server.uri, "5deg", "run", {}, {})
     version = registered(server.uri, name, run_id, "a")
     assert registered(server.uri, name, run_id, "a") == version

@@ -354,12 +354,12 @@ def test_a_report_after_the_end_is_ignored(store: str, run_id: str, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")
 def test_a_server_that_dies_in_mid_run_misses_nothing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "RETRY_SECONDS", (0.5, 1.0))
     uri = server.uri
-    server.start()
     run_id = runs.start_run(uri, "5deg", "run", {}, {})
     tracker = background.Tracker(uri, run_id, tmp_path / "spool")
     report(tracker, range(100))
