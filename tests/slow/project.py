@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[2]
+import psutil
+
+from orchestrator.cluster.local import ray_head
+from tests.claims import BIN, ROOT, Finished, run_command, wait_until
 
 SMALL_JOB = """#!/usr/bin/env -S python -m orchestrator run
 name: small
@@ -37,76 +38,95 @@ example: {photograph: coffee, degradation: haze}
 
 
 @dataclass
-class Done:
-    """A finished command: its status and everything it printed."""
-
-    status: int
-    text: str
-
-
-@dataclass
 class Project:
     """A checkout with a running cluster."""
 
     root: Path
     environment: dict[str, str]
 
-    def run(self, *words: str, cwd: Path | None = None, timeout: float = 400, **extra: str) -> Done:
+    def run(self, *words: str, cwd: Path | None = None, timeout: float = 400, **extra: str) -> Finished:
         """Run a command to its end."""
-        done = subprocess.run(
-            words,
-            cwd=cwd or self.root,
-            env={**self.environment, **extra},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
+        return run_command(
+            *words, cwd=cwd or self.root, environment={**self.environment, **extra}, timeout=timeout
         )
-        return Done(done.returncode, done.stdout)
 
-    def submit(self, *words: str, cwd: Path | None = None, **extra: str) -> Done:
+    def mirage(self, *words: str) -> Finished:
+        """Run `mirage WORDS` to its end."""
+        return self.run(sys.executable, "-m", "orchestrator", *words)
+
+    def submit(self, *words: str, cwd: Path | None = None, **extra: str) -> Finished:
         """Run `ray job submit ...` by the path of its program, and wait for the job."""
         return self.run(str(BIN / "ray"), "job", "submit", *words, cwd=cwd, **extra)
 
-    def start(self, *words: str) -> str:
-        """Submit without waiting; return the submission id."""
-        done = self.submit("--no-wait", *words)
-        found = re.search(r"raysubmit_\w+", done.text)
-        assert found, done.text
-        return found.group()
+    def start(self, *words: str, cpus: float = 0) -> str:
+        """Submit a command as `ray job submit --no-wait -- WORDS` does, but at once; return the job's id."""
+        values = {"entrypoint": shlex.join(words), "entrypoint_num_cpus": cpus}
+        return str(self._ask("", "POST", values)["submission_id"])
+
+    def finish(self, *words: str) -> Finished:
+        """Submit a command and wait for the end of its job."""
+        job = self.start(*words)
+        ended = ("SUCCEEDED", "FAILED", "STOPPED")
+        status = wait_until(lambda: (s := self.status(job)) in ended and s, f"{words} ends", 400, every=0.5)
+        return Finished(ended.index(status), self.logs(job))
+
+    def write_job(self, name: str, text: str) -> None:
+        """Write an executable job file, jobs/NAME.yaml."""
+        file = self.root / "jobs" / f"{name}.yaml"
+        file.write_text(text)
+        file.chmod(0o755)
 
     def logs(self, job: str) -> str:
         """Return what the job has printed so far."""
-        return str(self._ask(f"{job}/logs")["logs"])
+        return str(self._ask(f"/{job}/logs")["logs"])
 
     def stop(self, job: str) -> None:
         """Ask Ray to stop the job, as `ray job stop` does, but at once."""
-        self._ask(f"{job}/stop", "POST")
+        self._ask(f"/{job}/stop", "POST")
 
-    def _ask(self, what: str, method: str = "GET") -> dict[str, object]:
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Return the processes of this cluster whose command line has `title` in it; the machine may run others."""
+        recorded = json.loads((self.root / ".mirage" / "up.json").read_text())["processes"]
+        (raylet,) = (psutil.Process(p["pid"]) for p in recorded if p["name"] == ray_head.RAYLET)
+        return [p for p in raylet.children(recursive=True) if title in command_line(p)]
+
+    def driver(self, job_name: str) -> psutil.Process:
+        """Return the process that drives jobs/NAME.yaml."""
+        (found,) = self.workers(f"orchestrator run jobs/{job_name}.yaml")
+        return found
+
+    def _ask(self, path: str, method: str = "GET", values: object = None) -> dict[str, object]:
         # Ray's own HTTP interface: its command line takes seconds of CPU per question.
-        request = urllib.request.Request(f"http://127.0.0.1:8265/api/jobs/{what}", method=method)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:8265/api/jobs{path or '/'}",
+            data=None if values is None else json.dumps(values).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return dict(json.load(answer))
 
     def wait_for(self, job: str, says: str, timeout: float = 400) -> str:
         """Wait until the job has printed a line that matches; return all it printed."""
-        return wait_until(lambda: (text := self.logs(job)) and re.search(says, text) and text, timeout, says)
+        return wait_until(
+            lambda: (text := self.logs(job)) and re.search(says, text) and text, says, timeout, every=0.5
+        )
 
     def status(self, job: str) -> str:
         """Return the job's state as Ray names it."""
-        return str(self._ask(job)["status"])
+        return str(self._ask(f"/{job}")["status"])
+
+    def wait_for_status(self, job: str, status: str, timeout: float = 90) -> None:
+        """Wait until Ray gives this state of the job."""
+        wait_until(lambda: self.status(job) == status, f"the job is {status}", timeout, every=0.5)
 
 
-def wait_until(condition: Callable[[], str | None], timeout: float, what: str) -> str:
-    """Return the first true value of `condition`."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(1)
-    raise AssertionError(f"did not happen within {timeout:.0f} s: {what}")
+def command_line(process: psutil.Process) -> str:
+    """Return a process's command line; empty where the process has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def copy_project(folder: Path) -> Path:

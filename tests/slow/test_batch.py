@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +12,8 @@ from PIL import Image
 import mirage
 from mirage import MIRAGE, ModelConfig
 from orchestrator.restoration.result_index import FOLDER
-from tests.slow.project import Project, wait_until
+from tests.claims import wait_until
+from tests.slow.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
@@ -39,9 +38,7 @@ def raw(project: Project) -> Path:
     for index in range(PHOTOGRAPHS):
         place = bucket / "raw" / ("trip" if index % 2 else ".") / f"{index:03}.png"
         Image.fromarray(noise.integers(0, 256, (184, 200, 3), np.uint8)).save(place)
-    job = project.root / "jobs" / "batch.yaml"
-    job.write_text(JOB)
-    job.chmod(0o755)
+    project.write_job("batch", JOB)
     return bucket
 
 
@@ -52,24 +49,16 @@ def results(bucket: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in found}
 
 
-def drivers() -> list[psutil.Process]:
-    running = psutil.process_iter(["cmdline"])
-    return [p for p in running if (p.info["cmdline"] or [])[-2:] == ["run", "jobs/batch.yaml"]]
-
-
 def test_a_killed_job_is_finished_by_the_next_and_nothing_is_written_twice(
     project: Project, raw: Path, tmp_path: Path
 ) -> None:
-    job = project.start("--", "python", "-m", "orchestrator", "run", "jobs/batch.yaml")
-    wait_until(lambda: (len(results(raw)) >= 16 and "some") or None, 300, "16 photographs are restored")
-    (driver,) = drivers()
-    driver.kill()
-    wait_until(
-        lambda: (project.status(job) == "FAILED" and "failed") or None, 90, "the job is seen to have failed"
-    )
+    job = project.start("jobs/batch.yaml")
+    wait_until(lambda: len(results(raw)) >= 16, "16 photographs are restored", 300)
+    project.driver("batch").kill()
+    project.wait_for_status(job, "FAILED")
     before = results(raw)
     assert 16 <= len(before) < PHOTOGRAPHS
-    done = project.submit("--", "jobs/batch.yaml")
+    done = project.finish("jobs/batch.yaml")
     assert done.status == 0, done.text
     assert " done already" in done.text
     after = results(raw)
@@ -77,9 +66,8 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_written_twice(
     late = {name for name, at in before.items() if after[name] != at}
     assert late == set(), "written a second time"
     # The command, with as many threads as a worker has, makes the same file.
-    told = project.run(
-        sys.executable, "-m", "orchestrator", "restore", str(raw / "raw" / "000.png"), "-m", "tiny.safetensors",
-        "-o", str(tmp_path / "000.png"), "--threads", "1",
-    )  # fmt: skip
+    restored = str(tmp_path / "000.png")
+    photograph = str(raw / "raw" / "000.png")
+    told = project.mirage("restore", photograph, "-m", "tiny.safetensors", "-o", restored, "--threads", "1")
     assert told.status == 0, told.text
     assert (tmp_path / "000.png").read_bytes() == (raw / "restored" / "000.png").read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
@@ -22,10 +21,8 @@ data:
 
 
 def test_shards_are_packed_by_tasks_and_the_bytes_do_not_tell(project: Project):
-    file = project.root / "jobs" / "many.yaml"
-    file.write_text(JOB)
-    file.chmod(0o755)
-    done = project.submit("jobs/many.yaml")
+    project.write_job("many", JOB)
+    done = project.finish("jobs/many.yaml")
     assert done.status == 0, done.text
     assert "every shard is a task of the cluster" in done.text
     assert re.search(r"train rain +240", done.text), done.text
@@ -35,10 +32,8 @@ def test_shards_are_packed_by_tasks_and_the_bytes_do_not_tell(project: Project):
     assert not list((store / "packing").glob("*"))
 
     words = ("pack", "synthetic", "--root", "photographs", "--degradation", "rain", "--variants", "60")
-    alone = project.run(
-        *(sys.executable, "-m", "orchestrator", *words, "--shard-mib", "1", "--jobs", "1", "--out", "alone")
-    )
+    alone = project.mirage(*words, "--shard-mib", "1", "--jobs", "1", "--out", "alone")
     assert alone.status == 0, alone.text
     assert {path.name for path in (project.root / "alone" / "shards").iterdir()} == clustered
-    again = project.submit("jobs/many.yaml")
+    again = project.finish("jobs/many.yaml")
     assert "packed already" in again.text

@@ -11,19 +11,20 @@ import pytest
 from PIL import Image
 
 from orchestrator.evaluation.scores import from_records, summarise
-from tests.slow.project import Done, Project
+from tests.claims import Finished, assert_unchanged
+from tests.slow.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("cluster")]
 
 DEGRADATIONS = ("haze", "rain", "noise15", "noise25", "noise50")
 
 
-def demo(project: Project) -> Done:
+def demo(project: Project) -> Finished:
     return project.run("scripts/demo", timeout=1400, VENV=str(Path(sys.executable).parent.parent))
 
 
 @pytest.fixture(scope="module")
-def done(project: Project) -> Done:
+def done(project: Project) -> Finished:
     return demo(project)
 
 
@@ -32,7 +33,7 @@ def folder(project: Project) -> Path:
     return found
 
 
-def test_it_ends_well_and_says_where_everything_is(project: Project, done: Done) -> None:
+def test_it_ends_well_and_says_where_everything_is(project: Project, done: Finished) -> None:
     assert done.status == 0, done.text
     for said in (
         "degradation",
@@ -45,7 +46,7 @@ def test_it_ends_well_and_says_where_everything_is(project: Project, done: Done)
         assert said in done.text
 
 
-def test_the_model_learned_to_restore(project: Project, done: Done) -> None:
+def test_the_model_learned_to_restore(project: Project, done: Finished) -> None:
     scores = from_records(json.loads((folder(project) / "scores.json").read_bytes()))
     *rows, average = summarise(scores, DEGRADATIONS)
     assert all(row.n >= 4 for row in rows)
@@ -55,7 +56,7 @@ def test_the_model_learned_to_restore(project: Project, done: Done) -> None:
     assert "Worse than the input" not in done.text
 
 
-def test_its_pictures_are_pictures(project: Project, done: Done) -> None:
+def test_its_pictures_are_pictures(project: Project, done: Finished) -> None:
     with (
         Image.open(folder(project) / "restored.png") as restored,
         Image.open(folder(project) / "degraded.png") as given,
@@ -66,21 +67,18 @@ def test_its_pictures_are_pictures(project: Project, done: Done) -> None:
         assert min(sheet.size) > 500
 
 
-def test_a_second_time_is_a_report_and_changes_nothing(project: Project, done: Done) -> None:
-    before = {p: p.stat().st_mtime_ns for p in folder(project).iterdir()}
-    again = demo(project)
+def test_a_second_time_is_a_report_and_changes_nothing(project: Project, done: Finished) -> None:
+    with assert_unchanged(folder(project)):
+        again = demo(project)
     assert again.status == 0, again.text
     assert "is finished already" in again.text
     assert "mirage-demo version 1" in again.text
-    assert {p: p.stat().st_mtime_ns for p in folder(project).iterdir()} == before
 
 
-def test_the_registered_model_restores_a_photograph(project: Project, done: Done, tmp_path: Path) -> None:
+def test_the_registered_model_restores_a_photograph(project: Project, done: Finished, tmp_path: Path) -> None:
     out = tmp_path / "restored.png"
-    told = project.run(
-        sys.executable, "-m", "orchestrator", "restore", str(folder(project) / "degraded.png"),
-        "-m", "models:/mirage-demo@candidate", "-o", str(out),
-    )  # fmt: skip
+    degraded = str(folder(project) / "degraded.png")
+    told = project.mirage("restore", degraded, "-m", "models:/mirage-demo@candidate", "-o", str(out))
     assert told.status == 0, told.text
     with Image.open(out) as mine, Image.open(folder(project) / "restored.png") as theirs:
         apart = np.abs(np.asarray(mine, np.int16) - np.asarray(theirs, np.int16))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from orchestrator.sweeps.event_log import Event
 from orchestrator.sweeps.trial_table import Table, table_of
-from tests.slow.project import Project, wait_until
+from tests.claims import wait_until
+from tests.slow.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
@@ -47,54 +44,29 @@ def table(project: Project) -> Table:
     return table_of(events(project))
 
 
-def driver(project: Project) -> psutil.Process:
-    """The process of the sweep's own driver."""
-    (found,) = (
-        process
-        for process in psutil.process_iter(["cmdline", "cwd"])
-        if (process.info["cmdline"] or [])[-3:] == ["orchestrator", "run", "jobs/tuned.yaml"]
-        and process.info["cwd"] == str(project.root)
-    )
-    return found
-
-
-def nothing_is_left_of_it() -> bool:
-    """Whether no process trains for a sweep of this machine."""
-    found = psutil.process_iter(["cmdline"])
-    return not any("RayTrainWorker" in " ".join(process.info["cmdline"] or []) for process in found)
-
-
 def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(
     project: Project,
 ) -> None:
-    job = project.root / "jobs" / "tuned.yaml"
-    job.write_text(SWEEP)
-    job.chmod(0o755)
+    project.write_job("tuned", SWEEP)
     stopped = project.start("jobs/tuned.yaml")
-    wait_until(
-        lambda: any(trial.step for trial in table(project).trials) and "begun", 400, "one is validated"
-    )
+    wait_until(lambda: any(trial.step for trial in table(project).trials), "one is validated", 400)
     project.stop(stopped)
-    wait_until(lambda: project.status(stopped) == "STOPPED" and "stopped", 60, "it stops")
+    project.wait_for_status(stopped, "STOPPED")
     assert "its trials have checkpoints" in project.logs(stopped)
-    wait_until(lambda: nothing_is_left_of_it() and "gone", 30, "the trials' workers end")
+    wait_until(lambda: not project.workers("RayTrainWorker"), "the trials' workers end")
     left = [trial.number for trial in table(project).trials if trial.step and not trial.ended]
     assert left
 
     started = project.start("jobs/tuned.yaml")
-    wait_until(
-        lambda: (any(trial.status == "failed" for trial in table(project).trials) and "failed") or None,
-        300,
-        "one fails",
-    )
+    wait_until(lambda: any(t.status == "failed" for t in table(project).trials), "one fails", 300)
     for number in left:
         project.wait_for(started, f"trial {number}  resumed from checkpoint")
-    os.kill(driver(project).pid, signal.SIGKILL)
-    wait_until(lambda: project.status(started) == "FAILED" and "failed", 60, "Ray notices")
+    project.driver("tuned").kill()
+    project.wait_for_status(started, "FAILED")
     before = table(project)
     ended = {trial.number: trial for trial in before.trials if trial.ended}
 
-    done = project.submit("jobs/tuned.yaml")
+    done = project.finish("jobs/tuned.yaml")
     assert done.status == 0, done.text
     after = table(project)
     assert len(after.trials) == 3
@@ -117,25 +89,23 @@ def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_e
     assert re.search(r"tuned version 1, alias candidate", done.text)
     (folder,) = (project.root / ".mirage" / "sweeps").glob("tuned-*")
     assert best.run in (folder / "report.html").read_text()
-    exported = project.run(
-        sys.executable, "-m", "orchestrator", "sweep", "export", "tuned", "-o", "jobs/mine.yaml"
-    )
+    exported = project.mirage("sweep", "export", "tuned", "-o", "jobs/mine.yaml")
     assert exported.status == 0, exported.text
-    planned = project.run(sys.executable, "-m", "orchestrator", "plan", "jobs/mine.yaml")
+    planned = project.mirage("plan", "jobs/mine.yaml")
     assert planned.status == 0, planned.text
     assert "job mine" in planned.text
     assert Path(project.root / "jobs" / "mine.yaml").stat().st_mode & 0o111
 
 
 def test_a_sweep_that_gets_no_cpu_ends_and_says_who_has_them(project: Project) -> None:
-    sleeper = project.start("--entrypoint-num-cpus", "2", "--", "sleep", "300")
-    wait_until(lambda: project.status(sleeper) == "RUNNING" and "running", 60, "it holds the cluster")
+    sleeper = project.start("sleep", "300", cpus=2)
+    project.wait_for_status(sleeper, "RUNNING")
     words = [
         f"--set={key}" for key in ("name=stalled", "sweep.stall_minutes=0.2", "sweep.winner={then: none}")
     ]
-    done = project.submit("--", "jobs/tuned.yaml", *words)
+    done = project.finish("jobs/tuned.yaml", *words)
     project.stop(sleeper)
     assert done.status != 0
     assert "trial 0 has said nothing for sweep.stall_minutes (0.2)" in done.text
     assert re.search(r"A trial needs 1 x \(1 CPU, 0 GPU\); the cluster has \d CPU .*, of which 0 ", done.text)
-    wait_until(lambda: project.status(sleeper) == "STOPPED" and "stopped", 60, "the cluster is free again")
+    project.wait_for_status(sleeper, "STOPPED")
