@@ -52,3 +52,9 @@ def test_windows_are_uniform_over_every_place_and_stay_inside():
     )
     assert set(places) == {(top, left) for top in (2, 3, 4) for left in (3, 4)}
     assert all(abs(count - 500) < 5 * 500**0.5 for count in places.values())
+
+
+def test_a_window_is_the_rectangle_at_its_place():
+    image = np.arange(5 * 7 * 3).reshape(5, 7, 3)
+    cut = CropWindow(top=1, left=2, height=3, width=4).of(image)
+    np.testing.assert_array_equal(cut, image[1:4, 2:6])

@@ -58,6 +58,15 @@ def test_a_shard_larger_than_the_cache_is_said(remote, published, tmp_path):
         ShardCache(tmp_path / "tiny", 10).path(remote, published.shards[0])
 
 
+def test_a_shard_as_large_as_the_cache_fits_and_is_read_while_the_cache_is_smaller(
+    remote, published, tmp_path
+):
+    shard = published.shards[0]
+    path = ShardCache(tmp_path / "exact", shard.size).path(remote, shard)
+    assert path.stat().st_size == shard.size
+    assert ShardCache(tmp_path / "exact", 10).path(remote, shard) == path  # it is here already
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -33,3 +33,22 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
 def test_length_is_epochs_times_steps_or_the_steps_given() -> None:
     assert total_steps(Train(epochs=1.5), 10) == 15
     assert total_steps(Train(steps=7), 10) == 7
+
+
+def test_a_run_has_at_least_one_step_however_short_its_epochs() -> None:
+    assert total_steps(Train(epochs=0.01), 10) == 1
+
+
+def test_cosine_is_half_way_down_in_the_middle_and_zero_beyond_its_end() -> None:
+    train = Train(steps=110, schedule="cosine", warmup_steps=10, learning_rate=1e-3)
+    assert learning_rate(train, 10, PER_EPOCH) == pytest.approx(1e-3)
+    assert learning_rate(train, 35, PER_EPOCH) == pytest.approx(1e-3 * (2 + 2**0.5) / 4)
+    assert learning_rate(train, 60, PER_EPOCH) == pytest.approx(5e-4)
+    assert learning_rate(train, 110, PER_EPOCH) == learning_rate(train, 200, PER_EPOCH) == 0
+
+
+def test_cosine_with_one_step_after_its_warm_up_falls_to_zero_in_it() -> None:
+    for steps in (10, 11):
+        train = Train(steps=steps, schedule="cosine", warmup_steps=10, learning_rate=1e-3)
+        assert learning_rate(train, 10, PER_EPOCH) == pytest.approx(1e-3)
+        assert learning_rate(train, 11, PER_EPOCH) == 0

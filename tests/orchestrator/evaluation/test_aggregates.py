@@ -55,6 +55,8 @@ def test_the_leaked_scenes_are_75_and_their_images_are_left_out_beside_the_whole
     assert by_subset["all"].value == pytest.approx(110 / 3)
     assert (by_subset["without-leak"].value, by_subset["without-leak"].n) == (30.0, 1)
     assert not is_leaked("another", "0025_0.8_0.2")
+    for alike in (images[:2], images[2:]):  # where all or none are leaked there is nothing to tell apart
+        assert {f.subset for f in aggregate(alike, IDENTITY, "release")} == {"all"}
 
 
 def test_a_set_of_many_origins_is_one_benchmark_and_a_published_one_in_it_another() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mirage import ModelConfig
 from mirage.cost import macs
-from mirage.memory import activation_bytes
+from mirage.memory import activation_bytes, cast_bytes
 from orchestrator.config.loader import load_job, overrides_from
 from orchestrator.config.schedule import learning_rate
 from orchestrator.config.schema import Job
@@ -70,6 +70,50 @@ def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> Non
     shared = memory(plan.job, 4)
     assert (shared.weights, shared.optimizer) == (6_207_412, 2 * 6_207_412)
     assert shared.averaged == 4 * 6_207_412
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 4, 4, 8), (1, 4, 4, 2), (2, 4, 1, 2), (3, 1, 1, 2)],
+)
+def test_each_zero_stage_splits_one_more_part_over_the_workers(
+    tmp_path: Path, stage: int, weights: int, gradients: int, optimizer: int
+) -> None:
+    plan = planned(tmp_path, f"engine={{name: deepspeed, zero_stage: {stage}}}")
+    held = memory(plan.job, 4)  # in bytes of each parameter
+    found = (held.weights, held.gradients, held.optimizer)
+    assert found == tuple(6_207_412 * each for each in (weights, gradients, optimizer))
+
+
+def test_a_lower_precision_keeps_copies_of_the_weights_beside_what_the_images_take(tmp_path: Path) -> None:
+    def kept(images: int, precision: str) -> int:
+        batch = f"train={{global_batch_size: {images}, precision: {precision}}}"
+        return memory(planned(tmp_path, batch).job, 1).activations
+
+    of_no_image = [2 * kept(8, precision) - kept(16, precision) for precision in ("fp32", "bf16")]
+    assert of_no_image[0] == 0
+    assert of_no_image[1] == cast_bytes(ModelConfig.tiny(), "bf16") > 0
+
+
+def test_what_a_plan_prints_of_memory_is_the_estimates_sum(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "workers={min: 1, max: 8}")
+    few, many = (each.memory for each in plan.estimates)
+    state = few.weights + few.gradients + few.optimizer + few.averaged
+    line = next(line for line in plan.render().splitlines() if line.startswith("memory"))
+    assert f" {few.total / GIB:.2f} GiB a worker at 1, {many.total / GIB:.2f} at 8: " in line
+    assert f": {state / GIB:.2f} weights" in line
+    assert f"; {few.activations / GIB:.2f} " in line
+    assert few.total == state + few.activations
+
+
+def test_a_price_is_told_in_its_currency_for_each_number_of_workers_and_its_absence_too(
+    tmp_path: Path,
+) -> None:
+    costs = "prices={worker_hour: 2, currency: EUR}"
+    plan = planned(tmp_path, "workers={min: 1, max: 8}", costs)
+    few, many = (each.money for each in plan.estimates)
+    assert f"EUR {few:,.2f} on 1 worker, EUR {many:,.2f} on 8 workers" in plan.render()
+    assert "no price" not in plan.render()
 
 
 def test_a_worker_that_is_too_small_is_warned_of_before_it_starts(tmp_path: Path) -> None:

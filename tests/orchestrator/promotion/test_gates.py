@@ -128,6 +128,8 @@ def test_budgets_are_gates_of_their_own() -> None:
     measured = InferenceCost(seconds=0.2, gib=1.5, side=512, device="cpu")
     both = list(gates.within_limits(measured, 0.3, 1.0))
     assert [verdict.passed for verdict in both] == [True, False]
+    assert [verdict.passed for verdict in gates.within_limits(measured, 0.2, 1.5)] == [True, True]
+    assert [verdict.passed for verdict in gates.within_limits(measured, 0.1, 2.0)] == [False, True]
     assert list(gates.within_limits(measured, None, None)) == []
 
 

@@ -196,6 +196,9 @@ def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
         watched(endless, small_data, Trial(kills=3, seed=0, steps=3, workers=1))
     with pytest.raises(PlanError, match="9 workers cannot share a micro-batch of 6"):
         watched(endless, small_data, Trial(kills=1, seed=0, steps=5, workers=1, others=(9,)))
+    two = endless.model_copy(update={"train": endless.train.model_copy(update={"micro_batches": 2})})
+    with pytest.raises(PlanError, match="4 workers cannot share a micro-batch of 3"):
+        watched(two, small_data, Trial(kills=1, seed=0, steps=5, workers=4))
 
 
 def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_data) -> None:

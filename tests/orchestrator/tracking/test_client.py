@@ -377,3 +377,28 @@ def test_a_server_that_dies_in_mid_run_misses_nothing(
     # A picture whose arrival the server did not come to confirm is sent again.
     assert set(pictures(uri, run_id)) == {"sheet+step+150", "sheet+step+50"}
     runs.end_run(uri, run_id, "FINISHED")
+
+
+def test_a_tracker_that_could_not_send_everything_says_where_the_rest_waits(
+    store: str, run_id: str, nobody: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for uri, complete in ((store, True), (nobody, False)):
+        caplog.clear()
+        tracker = background.Tracker(uri, run_id, tmp_path)
+        report(tracker, range(3))
+        assert tracker.close() is complete
+        assert ("has not taken everything; the rest waits in" in caplog.text) is not complete
+
+
+def test_a_journal_gives_whole_steps_up_to_the_limit_but_always_one(tmp_path: Path) -> None:
+    mine = Journal.create(tmp_path, "run")
+    for step in range(4):
+        mine.add(step, {"a": 1.0, "b": 2.0, "c": 3.0})
+
+    def steps(max_values: int) -> list[int]:
+        return [record.step for record in mine.pending(max_values)[0]]
+
+    assert [steps(limit) for limit in (1, 5, 6, 9, 100)] == [[0], [0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    mine.sent(mine.pending(6)[1])
+    assert steps(100) == [2, 3]
+    mine.close()
