@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import jobs, resilience, pack, datasets, local  # isort: skip
-from orchestrator.cli import restore, serve, evaluation, models, sweeps  # isort: skip
+from orchestrator.cli import local, pack, datasets, jobs, sweeps  # isort: skip
+from orchestrator.cli import evaluation, models, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
 
 __all__ = [
+    "app",
     "datasets",
     "evaluation",
     "jobs",
@@ -28,25 +29,25 @@ __all__ = [
 
 
 def main() -> NoReturn:
-    """Run the command line; errors that a user can cure are printed without a traceback, exit status 2."""
+    """Run the command line. Errors that a user can fix are printed without a traceback, with exit status 2."""
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        app()
+        app(prog_name="mirage")
     except KeyboardInterrupt:
         emit_error("interrupted")
         sys.exit(130)
     except Exception as error:
-        if not _is_ours(error):
+        if not _is_user_error(error):
             raise
         emit_error(str(error))
         sys.exit(2)
     sys.exit(0)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Return whether the error says what a user can do; anything else is a bug and keeps its traceback."""
+def _is_user_error(error: Exception) -> bool:
+    """Return whether the message says what a user can do. Other errors are bugs and keep their tracebacks."""
     from mirage.weights import WeightsError
     from orchestrator.errors import OrchestratorError
     from shards.errors import ShardsError

@@ -1,4 +1,4 @@
-"""What all groups of commands share: the application, the job arguments, and how things are said."""
+"""The `mirage` application and what its commands share: arguments, help panels, output, progress bars."""
 
 from __future__ import annotations
 
@@ -6,27 +6,133 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from orchestrator.config.job_schemas import EvaluateJob
+    from orchestrator.config.schema import Job
+
+    AnyJob = TypeVar("AnyJob", Job, EvaluateJob)
+
+START = "Get started"
+DATA = "Data"
+TRAINING = "Training"
+EVALUATION = "Evaluation"
+MODELS = "Models"
+USE = "Restore and serve"
+PROOFS = "Proofs"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 app = typer.Typer(
     name="mirage",
-    help="From raw photographs to a trained, judged, registered MIRAGE image restoration model.",
+    help="Train, evaluate, register and serve MIRAGE image restoration models, on a laptop or a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JobFile = Annotated[Path, typer.Argument(help="A job file, for example jobs/demo.yaml.", show_default=False)]
+
+class Command(TyperCommand):
+    """A command that also accepts the old names of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`; an option under its old name works, and one line on stderr names the new one."""
+        return list(super().parse_args(ctx, [self._current(ctx, word) for word in args]))
+
+    def _current(self, ctx: Any, word: str) -> str:
+        name, equals, value = word.partition("=")
+        new = OLD_OPTIONS.get((ctx.info_name, name))
+        if new is None:
+            return word
+        emit_error(f"{name} is now called {new}. The old name still works.")
+        return f"{new}{equals}{value}"
+
+
+OLD_OPTIONS = {
+    ("chaos", "--kills"): "--faults",
+    ("serve", "--queue"): "--max-in-flight",
+    ("analyse", "--beside"): "--compare-with",
+    ("report", "--against"): "--compare-with",
+    ("promote", "--max-loss-db"): "--max-drop-db",
+}
+"""(Command, old option) -> the option's name now."""
+
+
+def command(
+    panel: str, *examples: str, name: str | None = None, **settings: Any
+) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the application, in a help panel and with examples."""
+    return app.command(name, cls=Command, rich_help_panel=panel, epilog=epilog(*examples), **settings)
+
+
+def epilog(*examples: str) -> str:
+    """Return the end of a help text: one example per line."""
+    return "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]) if examples else ""
+
+
+def complete_job_file(incomplete: str) -> list[str]:
+    """Return the job files that begin with `incomplete`, for the shell's completion."""
+    found = [*Path().glob("*.yaml"), *Path("jobs").rglob("*.yaml")]
+    return sorted(str(path) for path in found if str(path).startswith(incomplete))
+
+
+JobFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="JOB",
+        help="A job file, for example jobs/demo.yaml.",
+        show_default=False,
+        autocompletion=complete_job_file,
+    ),
+]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the job. Repeatable.", show_default=False
+    ),
+]
+InProcess = Annotated[
+    bool, typer.Option("--in-process", help="Run in this process with one worker, without Ray.")
+]
+Processes = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Number of processes.", show_default="all cores")
 ]
 
 
-# With one of these the shell says whose S3 it means; a region or a certificate bundle alone says nothing of the kind.
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from orchestrator.version import code_version
+
+        emit(f"mirage {code_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Hold the options of `mirage` itself."""
+
+
+def load_job_of(schema: type[AnyJob], job_file: Path, overrides: list[str] | None) -> AnyJob:
+    """Return the job of a file. Raises PlanError where it is of another kind than `schema`."""
+    from orchestrator.config.loader import load_job
+    from orchestrator.errors import PlanError
+
+    job = load_job(job_file, overrides or ())
+    if not isinstance(job, schema):
+        kind = schema.model_fields["kind"].default
+        raise PlanError(f"{job_file}: is a job of kind {job.kind}, and this command takes kind {kind}.")
+    return job
+
+
 USER_S3_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
@@ -38,12 +144,13 @@ USER_S3_VARIABLES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+"""Variables that name the user's own S3. A region or a certificate bundle alone does not."""
 
 
 def use_local_cluster() -> None:
-    """Let a plain shell reach the store and the Ray head that `mirage up` runs for this folder.
+    """Set the environment of the Ray head and the store that `mirage up` runs for this folder, if any.
 
-    What the shell or the job has set itself stands.
+    Variables that are set already keep their values. The user's own S3 credentials keep all AWS variables as they are.
     """
     import os
 
@@ -54,9 +161,11 @@ def use_local_cluster() -> None:
         offered = lifecycle.environment(Path.cwd())
     except ClusterError:
         return
-    own_store = not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or Path("~/.aws").expanduser().exists()
+    has_own_store = (
+        not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or Path("~/.aws").expanduser().exists()
+    )
     for name, value in offered.items():
-        if not (own_store and name.startswith("AWS_")):
+        if not (has_own_store and name.startswith("AWS_")):
             os.environ.setdefault(name, value)
 
 
@@ -72,14 +181,14 @@ def emit_error(text: str) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a progress callback that draws a bar with rate and time left."""
+    """Yield a progress callback (done, total, name) that draws a bar with rate and time left."""
     with progress_bars(label) as (advance,):
         yield advance
 
 
 @contextmanager
 def progress_bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None], ...]]:
-    """Yield a progress callback for each label; its bar comes with the first call."""
+    """Yield a progress callback for each label. Its bar appears with the first call."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -92,15 +201,13 @@ def progress_bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None
     )
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        """Samples per second."""
-
+    class SpeedColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.1f}/s" if speed else "")
 
     columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()),
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn()),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:

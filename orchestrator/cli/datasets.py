@@ -1,4 +1,4 @@
-"""Commands about datasets that are packed already: verify, show, audit, gc."""
+"""Commands about packed datasets and stores: show, verify, audit, gc."""
 
 from __future__ import annotations
 
@@ -7,22 +7,50 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, emit, emit_error, progress_bar, use_local_cluster
-from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
+from orchestrator.cli.app import (
+    DATA,
+    Processes,
+    command,
+    emit,
+    emit_error,
+    progress_bar,
+    use_local_cluster,
+)
 
-Uri = Annotated[str, typer.Argument(help="s3://bucket/name or a folder.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")]
+Uri = Annotated[
+    str, typer.Argument(metavar="DATASET", help="s3://bucket/name or a folder.", show_default=False)
+]
 
-_SHOWN = 20
+
+@command(DATA, "mirage show s3://mirage/demo", "mirage show DATASET -o sheet.png")
+def show(
+    uri: Uri,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Contact sheet to write.", show_default="NAME.sheet.png"),
+    ] = None,
+) -> None:
+    """Describe a packed dataset and write a contact sheet of it."""
+    use_local_cluster()
+    from orchestrator.data.datasets import open_uris
+    from orchestrator.data.summary import contact_sheet, describe
+
+    dataset = open_uris([uri])
+    (manifest,) = dataset.manifests
+    emit(describe(dataset.uris[0], manifest))
+    path = out or Path(f"{manifest.name}.sheet.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(dataset).save(path)
+    emit(f"sheet      {path}")
 
 
-@app.command()
+@command(DATA, "mirage verify s3://mirage/demo --pixels")
 def verify(
     uri: Uri,
-    pixels: Annotated[bool, typer.Option("--pixels", help="Decode every image as well.")] = False,
-    jobs: Jobs = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Also decode every image.")] = False,
+    jobs: Processes = None,
 ) -> None:
-    """Read a packed dataset whole and hold every byte against its manifest."""
+    """Read a whole packed dataset and compare every byte with its manifest."""
     use_local_cluster()
     from orchestrator.paths import absolute_uri
     from shards.manifest import load_manifest
@@ -37,42 +65,25 @@ def verify(
             store, manifest, decode=pixels, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
     emit(
-        f"{store.uri}: {found.shards:,} shards, {found.bytes:,} bytes and {found.images:,} images are what manifest "
-        f"{manifest.digest[:16]} says"
+        f"{store.uri}: verified {found.shards:,} shards, {found.bytes:,} bytes, {found.images:,} images against "
+        f"manifest {manifest.digest[:16]}"
     )
 
 
-@app.command()
-def show(
-    uri: Uri,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Contact sheet. Default: NAME.sheet.png here.")
-    ] = None,
-) -> None:
-    """Print what a packed dataset holds and write a contact sheet."""
-    use_local_cluster()
-    from orchestrator.data.datasets import open_uris
-    from orchestrator.data.summary import contact_sheet, describe
-
-    dataset = open_uris([uri])
-    (manifest,) = dataset.manifests
-    emit(describe(dataset.uris[0], manifest))
-    path = out or Path(f"{manifest.name}.sheet.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(dataset).save(path)
-    emit(f"sheet      {path}")
-
-
-@app.command()
+@command(DATA, "mirage audit s3://mirage/demo", "mirage audit TRAIN_DATASET TEST_DATASET -o audit.png")
 def audit(
-    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="Packed datasets.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Pictures of the pairs.")] = Path("audit.png"),
-    shown: Annotated[int, typer.Option(min=1, help="How many pairs are listed and pictured.")] = _SHOWN,
-    jobs: Jobs = None,
+    uris: Annotated[
+        list[str], typer.Argument(metavar="DATASET...", help="Packed datasets.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Pictures of the pairs to write.")] = Path(
+        "audit.png"
+    ),
+    shown: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to list and picture.")] = 20,
+    jobs: Processes = None,
 ) -> None:
-    """Find photographs that come twice, within and across datasets, and on both sides of train and test.
+    """Find photographs that occur twice, within and across datasets, and in both train and test.
 
-    The exit status is 1 when a test sample shows a photograph that is trained on.
+    Exit status 1 when a test sample shows a training photograph.
     """
     use_local_cluster()
     from orchestrator.data.datasets import open_uris
@@ -87,7 +98,7 @@ def audit(
             dataset, dataset.cache, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
     for pair in duplicates[:shown]:
-        kind = "equal pixels" if pair.exact else f"alike, {pair.correlation:.3f}"
+        kind = "equal pixels" if pair.exact else f"similar, correlation {pair.correlation:.3f}"
         sides = [f"{p.uri} {p.split} {p.row.id}" for p in (pair.first, pair.second)]
         emit(f"{'LEAK  ' if pair.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
     if len(duplicates) > shown:
@@ -95,8 +106,7 @@ def audit(
     leaks = sum(pair.leaks for pair in duplicates)
     exact = sum(pair.exact for pair in duplicates)
     emit(
-        f"{len(duplicates):,} pairs of photographs ({exact:,} with equal pixels), "
-        f"{leaks:,} of them across train and test"
+        f"{len(duplicates):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} between train and test"
     )
     if duplicates:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -104,31 +114,33 @@ def audit(
         emit(f"pictures   {out}")
     leaked = leaked_test_samples(duplicates)
     for uri, samples in leaked.items():
-        emit(f"{uri}: {samples:,} test samples show photographs that are trained on")
+        emit(f"{uri}: {samples:,} test samples show training photographs")
     if leaked:
         raise typer.Exit(1)
 
 
-@app.command()
+@command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than 1 --delete")
 def gc(
     uri: Annotated[
         str,
         typer.Argument(help="A dataset, or a whole storage: s3://bucket or a folder.", show_default=False),
     ],
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove it. Without this nothing changes.")
+        bool, typer.Option("--delete", help="Delete them. Without this nothing changes.")
     ] = False,
     older_than: Annotated[
-        float,
-        typer.Option(min=0, help="Hours since anything unreferenced was written; younger may be in use."),
+        float, typer.Option(min=0, help="Minimum age in hours. Younger objects may be in use.")
     ] = 24.0,
     tracking: Annotated[
-        str | None, typer.Option(help="MLflow tracking URI whose registered models keep their runs.")
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI. Its registered models keep their runs.", show_default="this project's"
+        ),
     ] = None,
 ) -> None:
-    """List what nothing refers to: orphaned and unpublished shards, old checkpoints. With --delete, remove it.
+    """List objects that nothing refers to: orphaned and unpublished shards, old checkpoints. --delete deletes them.
 
-    What a manifest, a run in progress or a registered model refers to is never touched.
+    What a manifest, a run in progress or a registered model refers to is never deleted.
     """
     use_local_cluster()
     from orchestrator.errors import PlanError
@@ -136,6 +148,7 @@ def gc(
     from orchestrator.paths import absolute_uri
     from orchestrator.registry import versions
     from orchestrator.run_files import RUN_TAG
+    from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
     from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))
@@ -148,7 +161,7 @@ def gc(
     found = garbage_collection.find(store, registered, grace_hours=older_than)
     if nothing_tracked:
         emit_error(
-            f"no model is registered at {without_password(models)}; if some are elsewhere, name it with --tracking"
+            f"no model is registered at {without_password(models)}. Name another store with --tracking."
         )
     for item in found.garbage:
         emit(f"{item.size:>14,}  {item.key}   {item.why}")
@@ -156,19 +169,6 @@ def gc(
         emit_error(note)
     emit(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
     if delete:
-        emit(f"removed {garbage_collection.remove(store, found.garbage):,}")
+        emit(f"deleted {garbage_collection.remove(store, found.garbage):,}")
     elif found.garbage:
-        emit("nothing was removed; to remove them: --delete")
-
-
-@app.command()
-def ledger(
-    run: Annotated[
-        str, typer.Argument(help="Folder of a run in the store: s3://bucket/runs/NAME or a path.")
-    ],
-) -> None:
-    """Check that a run with `data.ledger` consumed each position exactly once."""
-    use_local_cluster()
-    from orchestrator.maintenance.sample_ledger import consumed
-
-    emit(consumed(run).render())
+        emit("nothing was deleted; delete them with --delete")

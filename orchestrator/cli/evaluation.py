@@ -1,4 +1,4 @@
-"""Commands about what models are worth: report, panels, analyse."""
+"""Commands that evaluate models: evaluate, report, panels, analyse, bench."""
 
 from __future__ import annotations
 
@@ -7,95 +7,150 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import Set, app, emit, use_local_cluster
+from orchestrator.cli.app import (
+    EVALUATION,
+    InProcess,
+    JobFile,
+    Set,
+    command,
+    complete_job_file,
+    emit,
+    load_job_of,
+    use_local_cluster,
+)
+from orchestrator.cli.jobs import run_job
 
 
-@app.command()
+@command(
+    EVALUATION,
+    "mirage evaluate jobs/evaluate/demo.yaml",
+    "mirage evaluate jobs/evaluate/demo.yaml --set model.weights=weights.safetensors --in-process",
+)
+def evaluate(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
+    """Measure a model on benchmarks: run a job of kind evaluate. Rerun it to resume."""
+    from orchestrator.config.job_schemas import EvaluateJob
+
+    run_job(load_job_of(EvaluateJob, job_file, overrides), in_process=in_process)
+
+
+@command(EVALUATION, "mirage report", "mirage report --table 2 --results .mirage/evaluations/EVALUATION")
 def report(
     table: Annotated[
-        list[str] | None, typer.Option("--table", "-t", help="1 to 7, B, C or D; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--table", "-t", help="Table: 1 to 7, B, C or D. Repeatable.", show_default="all"),
     ] = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            "--results", "-r", help="Folder of an evaluation; repeatable. Default: all of this project."
+            "--results", "-r", help="Folder of an evaluation. Repeatable.", show_default="all of this project"
         ),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Published row to compare with. Default: of the same name or size.")
+    compare_with: Annotated[
+        str | None,
+        typer.Option(help="Published row to compare with.", show_default="the row of the same name or size"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for tables.md, .csv, .json.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for tables.md, .csv and .json.", show_default=".mirage/report"
+        ),
     ] = None,
 ) -> None:
-    """Print and write the paper's tables with measured rows beside the published ones."""
+    """Print and write the paper's tables, with measured rows beside the published ones."""
     from orchestrator.evaluation.paper_report import report as make_report
 
-    for text in make_report(table or (), results or (), out, against):
+    for text in make_report(table or (), results or (), out, compare_with):
         emit(text)
 
 
-@app.command()
+@command(EVALUATION, "mirage panels jobs/evaluate/demo.yaml -d rain -d haze -o panels.png")
+def panels(
+    job_files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="JOB...",
+            help="Jobs of kind evaluate: one column each.",
+            show_default=False,
+            autocompletion=complete_job_file,
+        ),
+    ],
+    overrides: Set = None,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option("--degradation", "-d", help="Degradation to show. Repeatable.", show_default="all"),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", "-i", help="Id of an image to show. Repeatable.", show_default="--count of each"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images of each degradation.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("panels.png"),
+) -> None:
+    """Draw degraded, restored and clean images with magnified details, as the paper's Figures 1 and C to G."""
+    use_local_cluster()
+    from orchestrator.config.job_schemas import EvaluateJob
+    from orchestrator.evaluation.panels import draw_panels
+
+    jobs = [load_job_of(EvaluateJob, file, overrides) for file in job_files]
+    emit(f"{out}: {', '.join(draw_panels(jobs, degradation or (), image or (), count, out))}")
+
+
+@command(
+    EVALUATION,
+    "mirage analyse models:/mirage-5deg@champion a.png b.png -d rain -o analysis",
+    "mirage analyse mine.safetensors a.png --compare-with models:/mirage-5deg@champion",
+)
 def analyse(
     model: Annotated[
-        str, typer.Argument(help="Weights of ours: a file, models:/NAME@ALIAS, a run.", show_default=False)
+        str,
+        typer.Argument(help="MIRAGE weights: a file, models:/NAME@ALIAS or a run.", show_default=False),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files; two or more for Figures 5 and 6.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files. Figures 5 and 6 need two or more.", show_default=False
+        ),
     ],
-    beside: Annotated[
-        list[str] | None, typer.Option("--beside", help="Another model to set beside the first; repeatable.")
+    compare_with: Annotated[
+        list[str] | None, typer.Option(help="Another model to compare with. Repeatable.", show_default=False)
     ] = None,
     degrade: Annotated[
         list[str] | None,
-        typer.Option("--degrade", "-d", help="Harm the images first: noise25, rain, haze, ...; repeatable."),
+        typer.Option(
+            "--degrade",
+            "-d",
+            help="Degradation to apply first: noise25, rain, haze, ... Repeatable.",
+            show_default="none",
+        ),
     ] = None,
-    crop: Annotated[int, typer.Option(min=16, help="Side in pixels of the centre that is looked at.")] = 256,
+    crop: Annotated[int, typer.Option(min=16, help="Side of the analysed centre crop in pixels.")] = 256,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures and analysis.json.")] = Path(
         "analysis"
     ),
     run: Annotated[
-        str | None, typer.Option(help="MLflow run, by name or id, that figures and numbers are logged to.")
+        str | None,
+        typer.Option(help="MLflow run, by name or id, to log figures and numbers to.", show_default=False),
     ] = None,
 ) -> None:
-    """Draw the paper's Figures 3 to 6 and B for a model: ranks, channel similarity, alignment."""
+    """Draw the paper's Figures 3 to 6 and B of a model: feature ranks, channel similarity, alignment."""
     use_local_cluster()
     from orchestrator.evaluation.feature_analysis import analyse as analyse_models
 
-    for line in analyse_models([model, *(beside or ())], images, degrade or (), crop, out, run):
+    for line in analyse_models([model, *(compare_with or ())], images, degrade or (), crop, out, run):
         emit(line)
 
 
-@app.command()
-def panels(
-    job_files: Annotated[
-        list[Path],
-        typer.Argument(metavar="JOB...", help="Jobs of kind evaluate: one column each.", show_default=False),
-    ],
-    overrides: Set = None,
-    degradation: Annotated[
-        list[str] | None, typer.Option("--degradation", "-d", help="Rows; repeatable. Default: all.")
-    ] = None,
-    image: Annotated[
-        list[str] | None, typer.Option("--image", "-i", help="Id of an image; repeatable.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images of each degradation where none is named.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file to write.")] = Path("panels.png"),
-) -> None:
-    """Draw degraded, each model and clean side by side with magnified details, as the paper's Figures 1 and C to G."""
-    use_local_cluster()
-    from orchestrator.config.job_schemas import EvaluateJob
-    from orchestrator.config.loader import load_job
-    from orchestrator.errors import EvaluationError
-    from orchestrator.evaluation.panels import draw_panels
+@command(
+    EVALUATION,
+    "mirage bench model --help",
+    "mirage bench scaling --figure scaling.png",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def bench(context: typer.Context) -> None:
+    """Measure speed against the authors' code and other models: model, train-parity, loader, scaling or checkpoint."""
+    from orchestrator.bench.__main__ import main as run_bench
 
-    jobs = []
-    for file in job_files:
-        job = load_job(file, overrides or ())
-        if not isinstance(job, EvaluateJob):
-            raise EvaluationError(
-                f"{file}: panels are drawn from jobs of kind evaluate; this one is of kind {job.kind}."
-            )
-        jobs.append(job)
-    rows = draw_panels(jobs, degradation or (), image or (), count, out)
-    emit(f"{out}: {', '.join(rows)}")
+    raise typer.Exit(run_bench(context.args))

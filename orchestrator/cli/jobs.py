@@ -1,58 +1,59 @@
-"""Commands about job files: run, plan, schema."""
+"""Commands that read a job file: plan, train, run, schema."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import JobFile, Set, app, emit, use_local_cluster
+from orchestrator.cli.app import (
+    TRAINING,
+    InProcess,
+    JobFile,
+    Set,
+    command,
+    emit,
+    load_job_of,
+    use_local_cluster,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.config.job_types import AnyJob
 
 STOPPED = 143
-"""Exit status of a run that was asked to stop and left a checkpoint: 128 + SIGTERM, as a shell would say."""
+"""Exit status of a run that was stopped with a checkpoint: 128 + SIGTERM, as shells report it."""
 
 
-@app.command()
-def run(
-    job_file: JobFile,
-    overrides: Set = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Work in this process, without Ray, with one worker.")
-    ] = False,
-) -> None:
-    """Run a job of any kind, for example train. `ray job submit JOB_FILE` calls this on the cluster."""
-    use_local_cluster()
-    from orchestrator.config.loader import load_job
-    from orchestrator.runner import run_any
-
-    outcome = run_any(load_job(job_file, overrides or ()), emit, in_process=in_process)
-    if outcome.status == "stopped":
-        raise typer.Exit(STOPPED)
-
-
-@app.command()
+@command(
+    TRAINING,
+    "mirage plan jobs/demo.yaml",
+    "mirage plan jobs/5deg.yaml --shapes --prices jobs/clusters/prices.yaml",
+    "mirage plan jobs/demo.yaml --resolved",
+)
 def plan(
     job_file: JobFile,
     overrides: Set = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Print the resolved job file instead.")
+        bool, typer.Option("--resolved", help="Print the job with every key and its value instead.")
     ] = False,
     shapes: Annotated[
-        bool, typer.Option("--shapes", help="Compare workers, precision, engine and recomputation by cost.")
+        bool,
+        typer.Option(
+            "--shapes",
+            help="Compare workers, precision, engine and activation checkpointing by cost.",
+        ),
     ] = False,
     prices: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file with the keys of the job's section `prices`, for example beside a cluster's."
-        ),
+        typer.Option(help="YAML file with the keys of the job's section `prices`.", show_default=False),
     ] = None,
 ) -> None:
-    """Say what a job will do and take: samples, steps, memory, hours, money. Needs no Ray and no GPU."""
+    """Check a job file, and print its data, steps, memory, time and cost. Needs no Ray and no GPU."""
     from orchestrator.config.loader import dump_job, load_job, overrides_from
 
-    charged = overrides_from(prices, "prices") if prices else []
-    job = load_job(job_file, [*charged, *(overrides or ())])
+    given = overrides_from(prices, "prices") if prices else []
+    job = load_job(job_file, [*given, *(overrides or ())])
     if resolved:
         emit(dump_job(job).rstrip())
         return
@@ -62,7 +63,32 @@ def plan(
     emit(plan_shapes(job) if shapes else plan_any(job))
 
 
-@app.command()
+@command(
+    TRAINING,
+    "mirage train jobs/demo.yaml",
+    "mirage train jobs/demo.yaml --set train.steps=200 --in-process",
+)
+def train(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
+    """Train, evaluate and register a model: run a job of kind train. Rerun it to resume."""
+    from orchestrator.config.schema import Job
+
+    run_job(load_job_of(Job, job_file, overrides), in_process=in_process)
+
+
+@command(
+    TRAINING,
+    "mirage run jobs/demo.yaml",
+    "ray job submit jobs/demo.yaml",
+    "ray job submit --working-dir . -- jobs/5deg.yaml --set workers.max=4",
+)
+def run(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
+    """Run a job of any kind: pack, train, sweep, evaluate or restore. `ray job submit JOB` does it on a cluster."""
+    from orchestrator.config.loader import load_job
+
+    run_job(load_job(job_file, overrides or ()), in_process=in_process)
+
+
+@command(TRAINING, "mirage schema > jobs/schema.json")
 def schema() -> None:
     """Print the JSON Schema of job files, for completion in editors."""
     import json
@@ -70,3 +96,12 @@ def schema() -> None:
     from orchestrator.config.loader import json_schema
 
     emit(json.dumps(json_schema(), indent=2))
+
+
+def run_job(job: AnyJob, *, in_process: bool) -> None:
+    """Run `job` to its end. Exits with status 143 where it was stopped with a checkpoint."""
+    use_local_cluster()
+    from orchestrator.runner import run_any
+
+    if run_any(job, emit, in_process=in_process).status == "stopped":
+        raise typer.Exit(STOPPED)

@@ -1,4 +1,4 @@
-"""Commands about models: import, export, promote, trace, bench."""
+"""Commands about registered models and weights: promote, rollback, trace, export, import."""
 
 from __future__ import annotations
 
@@ -7,84 +7,95 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, emit, use_local_cluster
+from orchestrator.cli.app import MODELS, command, emit, use_local_cluster
+
+_GATES = "Gates (each replaces the one of the job that trained the model)"
 
 
-@app.command()
-def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt of the authors.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-) -> None:
-    """Turn one of the authors' checkpoints into weights of ours; no code in it is run."""
-    from orchestrator.models import release_checkpoints
-
-    emit(release_checkpoints.import_checkpoint(checkpoint, out))
-
-
-@app.command()
-def export_checkpoint(
-    weights: Annotated[Path, typer.Argument(help="A .safetensors file of ours.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .ckpt file to write.")],
-) -> None:
-    """Turn weights of ours into a checkpoint that the authors' scripts load."""
-    from orchestrator.models import release_checkpoints
-
-    emit(release_checkpoints.export_checkpoint(weights, out))
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="A .safetensors file or models:/NAME@ALIAS.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
-    form: Annotated[
-        str,
-        typer.Option("--format", "-f", help="safetensors, torchscript, onnx or release."),
-    ],
-) -> None:
-    """Write a model in another format; a file that does not compute the same is not written."""
-    import torch
-
-    from orchestrator.models import export as exporting
-    from orchestrator.registry.resolve import find_model
-
-    parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
-    emit(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
-
-
-@app.command()
+@command(
+    MODELS,
+    "mirage promote mirage-demo --to champion",
+    "mirage promote mirage-5deg --to champion --paper T2:MIRAGE-T --max-drop-db 0.05",
+)
 def promote(
     model: Annotated[
-        str, typer.Argument(help="models:/NAME/VERSION, NAME@ALIAS, or NAME for NAME@candidate.")
+        str,
+        typer.Argument(
+            help="models:/NAME/VERSION or models:/NAME@ALIAS. NAME alone is its candidate.",
+            show_default=False,
+        ),
     ],
-    to: Annotated[str, typer.Option("--to", help="The alias to move.")] = "champion",
-    margin_db: Annotated[
-        float | None, typer.Option(help="Least gain over the champion, by its bound.")
-    ] = None,
-    max_drop_db: Annotated[float | None, typer.Option(help="Most that one degradation may lose.")] = None,
-    reference_db: Annotated[float | None, typer.Option(help="A published average PSNR.")] = None,
-    paper: Annotated[
-        str | None, typer.Option(help="A row of the paper's tables, TABLE:METHOD, as T2:MIRAGE-T.")
-    ] = None,
-    max_below_reference_db: Annotated[float | None, typer.Option(help="How far below it is near.")] = None,
-    parity: Annotated[
-        list[str] | None, typer.Option(help="Format in which the export must be the same; repeatable.")
-    ] = None,
-    latency_seconds: Annotated[float | None, typer.Option(help="Longest time for one image.")] = None,
-    memory_gib: Annotated[float | None, typer.Option(help="Most memory for one image.")] = None,
-    side_pixels: Annotated[int | None, typer.Option(help="Side of the image for those two.")] = None,
+    to: Annotated[str, typer.Option("--to", help="Alias to move.")] = "champion",
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", "-r", help="Evaluation to take scores from; one of either model."),
+        typer.Option(
+            "--results",
+            "-r",
+            help="Folder of an evaluation with the scores to compare, one for each of the two models. Repeatable.",
+            show_default="the scores of training",
+        ),
+    ] = None,
+    margin_db: Annotated[
+        float | None,
+        typer.Option(
+            help="Minimum gain over the champion in dB, by its lower bound.",
+            rich_help_panel=_GATES,
+            show_default=False,
+        ),
+    ] = None,
+    max_drop_db: Annotated[
+        float | None,
+        typer.Option(
+            help="Maximum drop of one degradation on average in dB.",
+            rich_help_panel=_GATES,
+            show_default=False,
+        ),
+    ] = None,
+    reference_db: Annotated[
+        float | None,
+        typer.Option(help="A published average PSNR in dB.", rich_help_panel=_GATES, show_default=False),
+    ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE:METHOD",
+            help="A row of the paper's tables, for example T2:MIRAGE-T.",
+            rich_help_panel=_GATES,
+            show_default=False,
+        ),
+    ] = None,
+    max_below_reference_db: Annotated[
+        float | None,
+        typer.Option(
+            help="How far the average may be below these in dB.", rich_help_panel=_GATES, show_default=False
+        ),
+    ] = None,
+    parity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Format whose export must compute the same. Repeatable.",
+            rich_help_panel=_GATES,
+            show_default=False,
+        ),
+    ] = None,
+    latency_seconds: Annotated[
+        float | None,
+        typer.Option(help="Maximum seconds for one image.", rich_help_panel=_GATES, show_default=False),
+    ] = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(help="Maximum memory for one image in GiB.", rich_help_panel=_GATES, show_default=False),
+    ] = None,
+    side_pixels: Annotated[
+        int | None,
+        typer.Option(help="Side of that image in pixels.", rich_help_panel=_GATES, show_default=False),
     ] = None,
 ) -> None:
-    """Move an alias to a model that passes every gate; the gates are the job's where no option gives another.
-
-    Exit status 1 when it is refused.
-    """
+    """Move an alias to a model that passes every gate. Exit status 1 when a gate fails."""
     use_local_cluster()
-    from orchestrator.promotion import promote as promoting
+    from orchestrator.promotion import promote as promotion
 
-    given = {
+    options = {
         "margin_db": margin_db,
         "max_drop_db": max_drop_db,
         "reference_db": reference_db,
@@ -95,59 +106,110 @@ def promote(
         "memory_gib": memory_gib,
         "side_pixels": side_pixels,
     }
-    told = {key: value for key, value in given.items() if value is not None}
-    outcome = promoting.promote(model, track_uri(), told, to, results or ())
+    given = {key: value for key, value in options.items() if value is not None}
+    outcome = promotion.promote(model, _tracking_uri(), given, to, results or ())
     emit(outcome.render())
     if not outcome.moved:
         raise typer.Exit(1)
 
 
-@app.command()
+@command(MODELS, "mirage rollback mirage-5deg")
 def rollback(
-    name: Annotated[str, typer.Argument(help="A registered model.")],
-    alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
+    name: Annotated[str, typer.Argument(help="Name of a registered model.", show_default=False)],
+    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "champion",
 ) -> None:
-    """Exchange champion, or another alias, and its previous; a second call takes the first one back."""
+    """Move an alias back to the version that had it before. A second rollback undoes the first."""
     use_local_cluster()
-    from orchestrator.promotion import promote as promoting
+    from orchestrator.promotion import promote as promotion
 
-    before, now = promoting.rollback(name, track_uri(), alias)
-    emit(f"{name}: {alias} is version {now} again; version {before} is {promoting.previous_alias(alias)}")
+    before, now = promotion.rollback(name, _tracking_uri(), alias)
+    emit(f"{name}: {alias} is version {now} again; version {before} is now {promotion.previous_alias(alias)}")
 
 
-@app.command()
+@command(
+    MODELS,
+    "mirage trace models:/mirage-5deg@champion",
+    "mirage trace models:/mirage-5deg/3 --deep --root RAW",
+)
 def trace(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Read every shard and raw file, and hash it.")] = False,
+    model: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.", show_default=False)
+    ],
+    deep: Annotated[bool, typer.Option("--deep", help="Read and hash every shard and raw file.")] = False,
     root: Annotated[
-        list[Path] | None, typer.Option(help="Folder where the raw files lie now; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            help="Folder that holds the raw files now. Repeatable.",
+            show_default="where they were packed from",
+        ),
     ] = None,
 ) -> None:
-    """Follow a model back to its photographs and verify every digest on the way.
-
-    Exit status 1 when something is gone or is not what was written.
-    """
+    """Trace a model back to its photographs and verify every digest. Exit status 1 when one is missing or differs."""
     use_local_cluster()
-    from orchestrator.maintenance import lineage as tracing
+    from orchestrator.maintenance import lineage
 
-    chain = tracing.trace(model, track_uri(), deep=deep, roots=root or ())
+    chain = lineage.trace(model, _tracking_uri(), deep=deep, roots=root or ())
     emit(chain.render())
     if not chain.holds:
         raise typer.Exit(1)
 
 
-def track_uri() -> str:
-    """Return the store that commands about registered models talk to."""
+@command(
+    MODELS,
+    "mirage export models:/mirage-demo@candidate -o demo.onnx -f onnx",
+    "mirage export weights.safetensors -o model.pt -f torchscript",
+)
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A .safetensors file or models:/NAME@ALIAS.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="safetensors|torchscript|onnx|release",
+            help="Format. `release` is the authors' .ckpt.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Write a model in another format, after checking that the exported model computes the same."""
+    import torch
+
+    from orchestrator.models import export as exporting
+    from orchestrator.registry.resolve import find_model
+
+    parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
+    emit(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
+
+
+@command(MODELS, "mirage import-checkpoint 5Deg_tiny.ckpt -o 5deg.safetensors")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt of the authors.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The .safetensors file to write.", show_default=False)
+    ],
+) -> None:
+    """Convert a checkpoint of the authors to .safetensors. No code in the checkpoint is run."""
+    from orchestrator.models import release_checkpoints
+
+    emit(release_checkpoints.import_checkpoint(checkpoint, out))
+
+
+@command(MODELS, "mirage export-checkpoint 5deg.safetensors -o 5deg.ckpt")
+def export_checkpoint(
+    weights: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .ckpt file to write.", show_default=False)],
+) -> None:
+    """Convert .safetensors weights to a checkpoint that the authors' scripts load."""
+    from orchestrator.models import release_checkpoints
+
+    emit(release_checkpoints.export_checkpoint(weights, out))
+
+
+def _tracking_uri() -> str:
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     return resolve_tracking_uri()
-
-
-@app.command(
-    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)
-def bench(context: typer.Context) -> None:
-    """Measure beside the release and its peers: `bench model`, `train-parity`, `loader`, `scaling`, `checkpoint`."""
-    from orchestrator.bench.__main__ import main as run_bench
-
-    raise typer.Exit(run_bench(context.args))

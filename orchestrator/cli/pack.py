@@ -1,142 +1,277 @@
-"""Commands about packed data."""
+"""`mirage pack`: one sub-command for each source of photographs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from orchestrator.cli.app import app, emit, progress_bars, use_local_cluster
+from orchestrator.cli.app import DATA, Command, Processes, app, emit, epilog, progress_bars, use_local_cluster
 
-_PUBLISHED, _OWN = "Published datasets", "Your own photographs"
+PUBLISHED = {
+    "bsd400-wed": "BSD400 and WED, to train denoising",
+    "bsd68": "BSD68, to test denoising",
+    "urban100": "Urban100, to test denoising",
+    "kodak24": "Kodak24, to test denoising",
+    "rain100l": "Rain100L: rain, to train and test",
+    "reside-ots": "RESIDE OTS: haze, to train",
+    "sots-outdoor": "SOTS outdoor: haze, to test",
+    "gopro": "GoPro: motion blur, to train and test",
+    "lol-v1": "LOL v1: low light, to train and test",
+    "cdd11": "CDD-11: eleven combined degradations, to train and test",
+    "allweather": "AllWeather: snow, rain with haze, raindrops, to train",
+    "snow100k-s": "Snow100K-S: snow, to test",
+    "snow100k-l": "Snow100K-L: snow, to test",
+    "outdoor-rain-test1": "Outdoor-Rain Test1: rain with haze, to test",
+    "raindrop-a": "RainDrop, test set a",
+    "raindrop-b": "RainDrop, test set b",
+    "uieb": "UIEB: underwater, to test",
+    "toled": "UDC TOLED: photographs through a display, to test",
+    "poled": "UDC POLED: photographs through a display, to test",
+}
+"""Published dataset -> what it is."""
+
+_OWN, _PUBLISHED = "Your own photographs", "Published datasets"
 
 
-@app.command()
-def pack(
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            help="A published dataset (docs/datasets.md lists them), pairs (two patterns), synthetic (a folder of "
-            "clean photographs) or photographs (those in Python wheels).",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[str, typer.Option("--out", "-o", help="s3://bucket/name or a folder.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the raw data.")] = None,
-    encoding: Annotated[
-        str, typer.Option(help="Lossless tiles, fast (QOI) or compact (WebP); or original: the files' bytes.")
-    ] = "fast",
-    jpeg: Annotated[
-        str, typer.Option(help="keep the bytes of JPEG sources, or tile them: several times the room.")
-    ] = "keep",
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Pack what is there and record what is missing.")
-    ] = False,
-    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 64,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, test or all.", rich_help_panel=_PUBLISHED)] = "all",
-    list_: Annotated[
-        Path | None,
-        typer.Option("--list", help="Official list of training files.", rich_help_panel=_PUBLISHED),
-    ] = None,
-    group: Annotated[
-        str, typer.Option(help="cdd11: single, double, triple or all.", rich_help_panel=_PUBLISHED)
-    ] = "all",
-    crops: Annotated[
-        bool,
-        typer.Option(
-            "--crops", help="gopro: crops of 512, 256 apart, to train on.", rich_help_panel=_PUBLISHED
-        ),
-    ] = False,
-    exclude_leaked: Annotated[
-        bool,
-        typer.Option(
-            "--exclude-leaked", help="Leave out scenes that are test images.", rich_help_panel=_PUBLISHED
-        ),
-    ] = False,
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PART=N",
-            help="Pairs of a part, for a subset made on purpose.",
-            rich_help_panel=_PUBLISHED,
-        ),
-    ] = None,
-    degraded: Annotated[
-        str | None, typer.Option(help="pairs: pattern, input/{key}_*.png.", rich_help_panel=_OWN)
-    ] = None,
-    clean: Annotated[
-        str | None, typer.Option(help="pairs: pattern, target/{key}.png.", rich_help_panel=_OWN)
-    ] = None,
-    degradation: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="pairs: what harmed the files. synthetic: what to make; repeatable.", rich_help_panel=_OWN
-        ),
-    ] = None,
+class _PackGroup(TyperGroup):
+    """The sources. Commands of published datasets are made when they are needed: `mirage --help` stays fast."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._add_published()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self._add_published()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_published(self) -> None:
+        for dataset in PUBLISHED:
+            if dataset not in self.commands:
+                self.commands[dataset] = _published_command(dataset)
+
+
+pack = typer.Typer(
+    name="pack",
+    cls=_PackGroup,
+    help="Pack raw photographs into verified WebDataset shards. Resumable: rerun an interrupted command.",
+    no_args_is_help=True,
+    subcommand_metavar="SOURCE [OPTIONS]",
+    epilog=epilog(
+        "mirage pack pairs --root RAW --degraded 'in/{key}.png' --clean 'gt/{key}.png' --degradation rain -o DATASET",
+        "mirage pack synthetic --root PHOTOS --degradation rain --degradation haze -o DATASET",
+        "mirage pack rain100l --root RAW -o s3://restoration/rain100l",
+    ),
+)
+app.add_typer(pack, rich_help_panel=DATA)
+
+# Each sub-command's parameters are keys of a job's section `data.pack`, so it hands all of them on by `locals()`.
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", metavar="DATASET", help="s3://bucket/name or a folder.", show_default=False),
+]
+Root = Annotated[Path, typer.Option(help="Folder of the raw files.", show_default=False)]
+Encoding = Annotated[
+    str,
+    typer.Option(
+        metavar="fast|compact|original",
+        help="Lossless tiles: fast (QOI), compact (WebP). Or the files' bytes.",
+    ),
+]
+Jpeg = Annotated[
+    str,
+    typer.Option(
+        metavar="keep|tile", help="Keep JPEG files, or write tiles, which take several times the space."
+    ),
+]
+ShardMib = Annotated[int, typer.Option(min=1, help="Approximate size of a shard in MiB.")]
+Partial = Annotated[
+    bool, typer.Option("--allow-partial", help="Pack what is there and record what is missing.")
+]
+Degradations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--degradation",
+        help="Degradation to make. Repeatable.",
+        show_default="noise25 rain haze blur lowlight",
+    ),
+]
+Variants = Annotated[
+    int, typer.Option(min=1, help="Random draws of each degradation per training photograph.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed of the degradations.")]
+Licence = Annotated[str, typer.Option(help="Licence of the photographs, for the manifest.")]
+
+
+@pack.command(
+    cls=Command, rich_help_panel=_OWN, epilog=epilog("mirage pack photographs --degradation rain -o DATASET")
+)
+def photographs(
+    out: Out,
+    degradations: Degradations = None,
+    variants: Variants = 4,
+    seed: Seed = 0,
+    encoding: Encoding = "fast",
+    jpeg: Jpeg = "keep",
+    shard_mib: ShardMib = 64,
+    jobs: Processes = None,
+) -> None:
+    """Degrade the photographs that ship in Python wheels, as the demo does."""
+    _pack("photographs", **locals())
+
+
+@pack.command(
+    cls=Command,
+    rich_help_panel=_OWN,
+    epilog=epilog(
+        "mirage pack synthetic --root PHOTOS --degradation rain --held-out cat --held-out dog -o DATASET"
+    ),
+)
+def synthetic(
+    out: Out,
+    root: Root,
+    degradations: Degradations = None,
     held_out: Annotated[
         list[str] | None,
-        typer.Option(help="synthetic: photograph kept for evaluation; repeatable.", rich_help_panel=_OWN),
+        typer.Option(
+            help="Photograph for evaluation, by name without suffix. Repeatable.", show_default=False
+        ),
     ] = None,
-    held_out_share: Annotated[
-        float, typer.Option(help="pairs: share kept for evaluation, 0 to 1.", rich_help_panel=_OWN)
-    ] = 0.0,
-    variants: Annotated[
-        int,
-        typer.Option(min=1, help="synthetic: draws per training photograph.", rich_help_panel=_OWN),
-    ] = 4,
-    seed: Annotated[int, typer.Option(help="Of the synthetic degradations.", rich_help_panel=_OWN)] = 0,
-    licence: Annotated[
-        str, typer.Option(help="Of the photographs, for the manifest.", rich_help_panel=_OWN)
-    ] = "not stated",
+    variants: Variants = 4,
+    seed: Seed = 0,
+    licence: Licence = "not stated",
+    encoding: Encoding = "fast",
+    jpeg: Jpeg = "keep",
+    shard_mib: ShardMib = 64,
+    jobs: Processes = None,
 ) -> None:
-    """Pack raw photographs into verified WebDataset shards. Killed, it goes on when it is called again."""
+    """Degrade a folder of your own clean photographs."""
+    _pack("synthetic", **locals())
+
+
+@pack.command(
+    cls=Command,
+    rich_help_panel=_OWN,
+    epilog=epilog(
+        "mirage pack pairs --root RAW --degraded 'in/{key}_*.png' --clean 'gt/{key}.png' --degradation rain -o DATASET"
+    ),
+)
+def pairs(
+    out: Out,
+    root: Root,
+    degraded: Annotated[
+        str,
+        typer.Option(
+            help="Pattern of the degraded files below the root: in/{key}_*.png.", show_default=False
+        ),
+    ],
+    clean: Annotated[
+        str, typer.Option(help="Pattern of the clean files below the root: gt/{key}.png.", show_default=False)
+    ],
+    degradation: Annotated[list[str], typer.Option(help="What degraded the files.", show_default=False)],
+    held_out_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the clean files for evaluation.")
+    ] = 0.0,
+    licence: Licence = "not stated",
+    allow_partial: Partial = False,
+    encoding: Encoding = "fast",
+    jpeg: Jpeg = "keep",
+    shard_mib: ShardMib = 64,
+    jobs: Processes = None,
+) -> None:
+    """Pack your own pairs of degraded and clean photographs."""
+    given = locals()
+    from orchestrator.errors import PlanError
+
+    if len(degradation) > 1:
+        names = ", ".join(degradation)
+        raise PlanError(
+            f"--degradation: pairs have one degradation, and {len(degradation)} are named: {names}."
+        )
+    _pack("pairs", **{**given, "degradation": degradation[0]})
+
+
+def _published_command(dataset: str) -> Any:
+    """Return the command that packs a published dataset."""
+    single = typer.Typer(add_completion=False)
+
+    @single.command(
+        dataset,
+        cls=Command,
+        rich_help_panel=_PUBLISHED,
+        help=f"{PUBLISHED[dataset]}.",
+        epilog=epilog(f"mirage pack {dataset} --root RAW -o s3://restoration/{dataset}"),
+    )
+    def published(
+        out: Out,
+        root: Root,
+        split: Annotated[str, typer.Option(metavar="train|test|all", help="Split to pack.")] = "all",
+        list_file: Annotated[
+            Path | None, typer.Option("--list", help="Official list of training files.", show_default=False)
+        ] = None,
+        group: Annotated[
+            str, typer.Option(metavar="single|double|triple|all", help="cdd11 only: degradations to pack.")
+        ] = "all",
+        crops: Annotated[
+            bool,
+            typer.Option("--crops", help="gopro only: cut training frames into 512-pixel crops, 256 apart."),
+        ] = False,
+        exclude_leaked: Annotated[
+            bool, typer.Option("--exclude-leaked", help="Leave out training scenes that are test images.")
+        ] = False,
+        expect: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="PART=N", help="Pairs of a part of a chosen subset. Repeatable.", show_default=False
+            ),
+        ] = None,
+        allow_partial: Partial = False,
+        encoding: Encoding = "fast",
+        jpeg: Jpeg = "keep",
+        shard_mib: ShardMib = 64,
+        jobs: Processes = None,
+    ) -> None:
+        given = locals()
+        del given["dataset"], given["expect"]
+        _pack(dataset, **given, expected=_counts(expect or []))
+
+    return typer.main.get_command(single)
+
+
+def _pack(source: str, out: str, jobs: int | None, **spec: Any) -> None:
+    """Pack the source that `spec`, a section `data.pack`, describes, and print what was written."""
     use_local_cluster()
     from orchestrator.data.datasets import PackCallbacks, pack_dataset
-    from orchestrator.errors import PlanError
     from shards.processes import available_cores
 
-    kinds = degradation or []
-    if dataset == "pairs" and len(kinds) > 1:
-        raise PlanError(
-            f"--degradation: pairs are of one kind, and {len(kinds)} are named: {', '.join(kinds)}."
-        )
-    spec: dict[str, object] = {
-        **{"source": dataset, "root": root and str(root), "encoding": encoding, "jpeg": jpeg},
-        **{"shard_mib": shard_mib},
-        **{"allow_partial": allow_partial, "split": split, "list_file": list_ and str(list_), "group": group},
-        **{"crops": crops, "exclude_leaked": exclude_leaked, "expected": _counts(expect or [])},
-        **{
-            "degraded": degraded,
-            "clean": clean,
-            "held_out": held_out or (),
-            "held_out_share": held_out_share,
-        },
-        **{"variants": variants, "seed": seed, "licence": licence},
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in spec.items()
+        if value is not None
     }
-    if kinds:
-        spec |= {"degradation": kinds[0]} if dataset == "pairs" else {"degradations": kinds}
-    with progress_bars("looking", "packing", "hashing") as advance:
-        manifest, uri = pack_dataset(spec, out, PackCallbacks(*advance), jobs or available_cores())
+    with progress_bars("reading", "packing", "hashing") as advance:
+        callbacks = PackCallbacks(*advance)
+        manifest, uri = pack_dataset({"source": source, **given}, out, callbacks, jobs or available_cores())
     emit(
         f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     )
-    for split_, counts in manifest.counts().items():
-        for kind, count in counts.items():
-            emit(f"  {split_:<5} {kind:<13} {count:>7,}")
+    for split, counts in manifest.counts().items():
+        for degradation, count in counts.items():
+            emit(f"  {split:<5} {degradation:<13} {count:>7,}")
     for missing in manifest.provenance.get("missing", []):
         emit(f"  left out: {missing['what']}")
     before, after = manifest.provenance["jpeg_tiled_bytes"]
     if before:
         emit(
-            f"  JPEG sources as tiles take {after / before:.1f} times their bytes: {before:,} became {after:,}"
+            f"  JPEG files as tiles take {after / before:.1f} times their bytes: {before:,} became {after:,}"
         )
 
 
 def _counts(texts: list[str]) -> dict[str, int]:
+    """Return {part: pairs} of `PART=N` texts."""
     from orchestrator.errors import PlanError
 
     found = {}
@@ -144,7 +279,7 @@ def _counts(texts: list[str]) -> dict[str, int]:
         name, equals, number = text.rpartition("=")
         if not equals or not number.isdigit():
             raise PlanError(
-                f"--expect {text!r}: write the part and how many pairs it has, for example OTS=350."
+                f"--expect {text!r}: write PART=N, the part and its number of pairs, for example OTS=350."
             )
         found[name] = int(number)
     return found

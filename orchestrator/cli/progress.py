@@ -1,4 +1,4 @@
-"""Progress over many photographs: a bar on a terminal, plain lines anywhere else."""
+"""Progress over many photographs: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _QUIET_SECONDS = 10.0
-"""A plain line about a large photograph comes at most this often."""
+"""Minimum time between plain lines about one large photograph."""
 
 
 class ProgressReporter(Protocol):
-    """Hears what becomes of photographs, one after the other."""
+    """Callbacks about photographs that are restored one after the other."""
 
-    def begin(self, name: str) -> None:
-        """The next photograph is being read."""
+    def start(self, name: str) -> None:
+        """Report that the photograph `name` is being read."""
 
-    def within(self, done: int, total: int) -> None:
-        """So much of the work on it is done."""
+    def advance(self, done: int, total: int) -> None:
+        """Report that `done` of `total` parts of it are restored."""
 
-    def end(self, line: str, *, failed: bool, worked: bool) -> None:
-        """It is over; `worked` is False where there was nothing to do."""
+    def finish(self, line: str, *, failed: bool, worked: bool) -> None:
+        """Report its end and print `line`. `worked` is False where there was nothing to do."""
 
 
 @contextmanager
 def report_progress(total: int) -> Iterator[ProgressReporter]:
-    """Yield what shows the progress over `total` photographs."""
+    """Yield the reporter of progress over `total` photographs."""
     if not sys.stderr.isatty():
         yield _Lines(total)
         return
@@ -59,59 +59,59 @@ def report_progress(total: int) -> Iterator[ProgressReporter]:
 
 
 class _Bar:
-    """A bar whose unit is one photograph; a large one moves it by parts."""
+    """A bar whose unit is one photograph. A large one moves it by parts."""
 
     def __init__(self, bar: Progress, total: int) -> None:
-        self._bar, self._total, self._over = bar, total, 0
+        self._bar, self._total, self._finished = bar, total, 0
         self._task = bar.add_task("", total=total, count=f"0/{total}", name="")
 
-    def begin(self, name: str) -> None:
+    def start(self, name: str) -> None:
         self._bar.update(self._task, name=name)
 
-    def within(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=self._over + done / total)
+    def advance(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=self._finished + done / total)
 
-    def end(self, line: str, *, failed: bool, worked: bool) -> None:
-        self._over += 1
-        self._bar.update(self._task, completed=self._over, count=f"{self._over}/{self._total}")
+    def finish(self, line: str, *, failed: bool, worked: bool) -> None:
+        self._finished += 1
+        self._bar.update(self._task, completed=self._finished, count=f"{self._finished}/{self._total}")
         (emit_error if failed else emit)(line)
 
 
 class _Lines:
-    """A line per photograph, with the time that is left by the mean of those that took work."""
+    """A line per photograph, with the time left by the mean of the photographs that took work."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._over, self._worked = total, 0, 0
+        self._total, self._finished, self._restored = total, 0, 0
         self._busy = 0.0
         self._name = ""
-        self._began = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
-    def begin(self, name: str) -> None:
+    def start(self, name: str) -> None:
         self._name = name
-        self._began = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
-    def within(self, done: int, total: int) -> None:
+    def advance(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._told >= _QUIET_SECONDS:
-            self._told = now
-            left = (now - self._began) * (total - done) / done
+        if now - self._reported >= _QUIET_SECONDS:
+            self._reported = now
+            left = (now - self._started) * (total - done) / done
             emit_error(
-                f"[{self._over + 1}/{self._total}] {self._name}: {100 * done // total} %, {_time(left)} left"
+                f"[{self._finished + 1}/{self._total}] {self._name}: {100 * done // total} %, {_duration(left)} left"
             )
 
-    def end(self, line: str, *, failed: bool, worked: bool) -> None:
-        self._over += 1
+    def finish(self, line: str, *, failed: bool, worked: bool) -> None:
+        self._finished += 1
         left = ""
         if worked:
-            self._worked += 1
-            self._busy += time.monotonic() - self._began
-            more = self._total - self._over
-            left = f", {_time(self._busy / self._worked * more)} left" if more else ""
-        count = f"[{self._over}/{self._total}] " if self._total > 1 else ""
+            self._restored += 1
+            self._busy += time.monotonic() - self._started
+            remaining = self._total - self._finished
+            left = f", {_duration(self._busy / self._restored * remaining)} left" if remaining else ""
+        count = f"[{self._finished}/{self._total}] " if self._total > 1 else ""
         (emit_error if failed else emit)(f"{count}{line}{left}")
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Commands that harm a run and show that it makes no difference."""
+"""Commands that inject faults into a training run and check that nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,52 +8,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import JobFile, Set, app, emit, use_local_cluster
+from orchestrator.cli.app import PROOFS, JobFile, Set, command, emit, load_job_of, use_local_cluster
 
 if TYPE_CHECKING:
     from orchestrator.resilience.fault_schedule import Kind
 
 NOT_PROVEN = 1
-"""Exit status when a run was not what it should have been."""
+"""Exit status when the run with faults differs from the one without."""
 
 
-@app.command("prove-resume")
+@command(
+    PROOFS,
+    "mirage prove-resume jobs/demo.yaml --kills 3",
+    "mirage prove-resume jobs/demo.yaml --workers 2 --on 1 --on 3 --in-process",
+)
 def prove_resume(
     job_file: JobFile,
     overrides: Set = None,
-    kills: Annotated[int, typer.Option(min=1, help="How often a worker is killed.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the steps at which it is, and of which worker.")] = 0,
-    steps: Annotated[int, typer.Option(min=2, help="How many of the job's steps are looked at.")] = 20,
+    kills: Annotated[int, typer.Option(min=1, help="Number of workers to kill.")] = 3,
+    seed: Annotated[int, typer.Option(help="Random seed for kill steps and victims.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, help="Number of training steps.")] = 20,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers of the runs; unset: the job's workers.min.")
+        int | None, typer.Option(min=1, help="Number of workers.", show_default="the job's workers.min")
     ] = None,
     on: Annotated[
         list[int] | None,
-        typer.Option("--on", min=1, help="Number of workers that resumes; repeatable, taken in turn."),
+        typer.Option(
+            "--on",
+            min=1,
+            help="Number of workers after a kill. Repeatable, taken in turn.",
+            show_default="the same",
+        ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave both runs in the storage also when the proof holds.")
+        bool, typer.Option("--keep", help="Keep both runs in the storage also when the proof succeeds.")
     ] = False,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Work in plain processes of this machine, without Ray.")
+        bool, typer.Option("--in-process", help="Use plain processes on this machine, without Ray.")
     ] = False,
 ) -> None:
-    """Kill a job at random steps, resume it, and prove that the result is that of a run left alone.
+    """Kill a training run at random steps, resume it, and compare it with an uninterrupted run.
 
-    On the Ray cluster of this job, or that `mirage up` runs; where there is none, in plain processes. Exit status 1
-    when the result is not the same.
+    It runs on the Ray cluster of this job or of `mirage up`; without one, in plain processes. Exit status 1 when the
+    results differ.
     """
     use_local_cluster()
     import os
 
-    from orchestrator.config.loader import load_job
     from orchestrator.config.schema import Job
-    from orchestrator.errors import PlanError
     from orchestrator.resilience import resume_proof
 
-    job = load_job(job_file, overrides or ())
-    if not isinstance(job, Job):
-        raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing that could resume.")
+    job = load_job_of(Job, job_file, overrides)
     trial = resume_proof.Trial(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
     if in_process or "RAY_ADDRESS" not in os.environ:
         proof = resume_proof.prove_resume(job, trial, emit, keep=keep)
@@ -68,47 +73,52 @@ def prove_resume(
         raise typer.Exit(NOT_PROVEN)
 
 
-@app.command()
+@command(
+    PROOFS,
+    "mirage chaos jobs/demo.yaml --faults 5",
+    "mirage chaos jobs/demo.yaml --only worker --only node --faults 9 --steps 200",
+)
 def chaos(
     job_file: JobFile,
     overrides: Set = None,
-    kills: Annotated[int, typer.Option(min=1, help="How many blows fall.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of their order, their steps and whom they hit.")] = 0,
-    steps: Annotated[int, typer.Option(min=10, help="How many of the job's steps they fall in.")] = 200,
-    workers: Annotated[int, typer.Option(min=1, help="Workers, each on a node of its own.")] = 2,
+    faults: Annotated[int, typer.Option(min=1, help="Number of faults to inject.")] = 5,
+    seed: Annotated[int, typer.Option(help="Random seed for the faults' order, steps and targets.")] = 0,
+    steps: Annotated[int, typer.Option(min=10, help="Number of training steps.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers, each on its own node.")] = 2,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="worker, driver, node, store or tracking; repeatable. Unset: all of them."),
+        typer.Option(
+            metavar="worker|driver|node|store|tracking", help="Kind of fault. Repeatable.", show_default="all"
+        ),
     ] = None,
     recovery_seconds: Annotated[
-        float, typer.Option(min=1, help="How long the run may take to go on after a blow.")
+        float, typer.Option(min=1, help="Maximum seconds until training continues after a fault.")
     ] = 300,
-    fault_seconds: Annotated[float, typer.Option(min=0.1, help="How long store or tracking fail.")] = 20,
+    fault_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for which the store or tracking fails.")
+    ] = 20,
 ) -> None:
-    """Train while workers, driver, nodes, store and tracking fail, and tell what was lost, which must be nothing.
+    """Train while workers, driver, nodes, store and tracking fail, and check that nothing is lost.
 
-    On this machine: a Ray cluster of several nodes, an S3 server and an MLflow server of its own, in a temporary
-    folder. Exit status 1 when anything was lost.
+    It starts a Ray cluster of several nodes, an S3 server and an MLflow server of its own on this machine, in a
+    temporary folder. Exit status 1 when anything is lost.
     """
     import tempfile
 
-    from orchestrator.config.loader import load_job
     from orchestrator.config.schema import Job
     from orchestrator.errors import PlanError
-    from orchestrator.resilience.ray_chaos import chaos as harm
+    from orchestrator.resilience.ray_chaos import chaos as inject_faults
     from orchestrator.resilience.resume_proof import Trial, check_crew
 
-    job = load_job(job_file, overrides or ())
-    if not isinstance(job, Job):
-        raise PlanError(f"{job_file}: a job of kind {job.kind} trains nothing.")
-    trial, chosen = Trial(kills, seed, steps, workers), _kinds(only or ())
+    job = load_job_of(Job, job_file, overrides)
+    trial, chosen = Trial(faults, seed, steps, workers), _kinds(only or ())
     check_crew(job, trial)
-    if kills > steps:
+    if faults > steps:
         raise PlanError(
-            f"{kills} blows need as many steps, and --steps is {steps}. Lower --kills or raise --steps."
+            f"{faults} faults need as many steps, and --steps is {steps}. Lower --faults or raise --steps."
         )
     with tempfile.TemporaryDirectory(prefix="mirage-chaos-") as folder:
-        verdict = harm(
+        verdict = inject_faults(
             job,
             trial,
             Path(folder),
@@ -122,13 +132,27 @@ def chaos(
         raise typer.Exit(NOT_PROVEN)
 
 
+@command(PROOFS, "mirage ledger s3://mirage/runs/RUN")
+def ledger(
+    run: Annotated[
+        str,
+        typer.Argument(help="Folder of a run: s3://bucket/runs/NAME or a path.", show_default=False),
+    ],
+) -> None:
+    """Check that a run with `data.ledger` consumed each sample position exactly once."""
+    use_local_cluster()
+    from orchestrator.maintenance.sample_ledger import consumed
+
+    emit(consumed(run).render())
+
+
 def _kinds(only: Sequence[str]) -> list[Kind]:
-    """Return the faults that are named by their first words, all if none is."""
+    """Return the kinds of faults whose first words are in `only`; all kinds if it is empty."""
     from orchestrator.errors import PlanError
     from orchestrator.resilience.fault_schedule import KINDS
 
     known = {kind.partition(" ")[0]: kind for kind in KINDS}
     unknown = [name for name in only if name not in known]
     if unknown:
-        raise PlanError(f"--only {unknown[0]}: there are {', '.join(known)}.")
+        raise PlanError(f"--only {unknown[0]}: choose from {', '.join(known)}.")
     return [known[name] for name in known if name in only] or list(KINDS)

@@ -1,4 +1,4 @@
-"""Commands that restore photographs."""
+"""The command that restores photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import app, emit, emit_error, use_local_cluster
+from orchestrator.cli.app import USE, command, emit, emit_error, use_local_cluster
 from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 _DEFAULT_TILE, _DEFAULT_OVERLAP = 512, 64
 
 
-@app.command()
+@command(
+    USE,
+    "mirage restore photo.jpg -m models:/mirage-demo@candidate",
+    "mirage restore photos -o restored -m weights.safetensors --compare before-after.png",
+)
 def restore(
     inputs: Annotated[
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Image files, folders with all below them, globs in quotes, or s3://bucket/prefix.",
+            help="Image files, folders with everything below them, globs in quotes, or s3://bucket/prefix.",
             show_default=False,
         ),
     ],
@@ -33,6 +37,7 @@ def restore(
             "--model",
             "-m",
             help="A .safetensors file, a .ckpt of the authors, a run, or models:/NAME@ALIAS.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -40,42 +45,46 @@ def restore(
         typer.Option(
             "--out",
             "-o",
-            help="A folder, s3://bucket/prefix, or for one photograph a file. Default: NAME.restored.EXT beside it.",
+            help="A folder or s3://bucket/prefix; for one photograph also a file.",
+            show_default="NAME.restored.EXT beside the photograph",
         ),
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Write a PNG that shows photographs before and after.")
+        Path | None,
+        typer.Option(help="PNG file to write with photographs before and after.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing results. Photographs are never replaced.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Precision.")] = "fp32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of CPU threads.", show_default="all")
+    ] = None,
     mode: Annotated[
         str,
         typer.Option(
-            help="auto; whole: at once; strips: the same in little memory; tiles: not the same, see docs/restoring.md."
+            metavar="auto|whole|strips|tiles",
+            help="whole: the photograph at once. strips: the same result in little memory. tiles: a different result, "
+            "see docs/restoring.md.",
         ),
     ] = "auto",
     tile: Annotated[
         int | None,
         typer.Option(
-            help=f"Mode tiles with tiles of so many pixels a side, a multiple of 8 ({_DEFAULT_TILE}).",
-            show_default=False,
+            help="Side of a tile in pixels, a multiple of 8. Selects --mode tiles.",
+            show_default=str(_DEFAULT_TILE),
         ),
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(help=f"Pixels that neighbouring tiles share ({_DEFAULT_OVERLAP}).", show_default=False),
+        typer.Option(help="Pixels that adjacent tiles share.", show_default=str(_DEFAULT_OVERLAP)),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what stands where a result goes. Never a photograph.")
-    ] = False,
 ) -> None:
-    """Restore photographs; size, format, depth, tags and profile stay as they are.
+    """Restore photographs. Size, format, bit depth, metadata and colour profile are kept.
 
-    What is done already is skipped, so a stopped command goes on when it is given again. Exit status 1: some
-    photographs could not be restored; each is named with the reason.
+    Resumable: finished results are skipped. Exit status 1 when photographs could not be restored; each is listed with
+    the reason.
     """
     use_local_cluster()
     from orchestrator.registry.resolve import find_model
@@ -98,10 +107,10 @@ def restore(
         workshop = Workshop(
             lambda: open_restorer(named, device, settings), settings.digest(named.digest), overwrite=overwrite
         )
-        with report_progress(len(tasks)) as watch:
+        with report_progress(len(tasks)) as reporter:
             shown = []
             for task in tasks:
-                status = _restore(workshop, task, watch)
+                status = _restore(workshop, task, reporter)
                 counts[status] += 1
                 if status != "failed":
                     shown.append((task.source, task.target))
@@ -120,21 +129,21 @@ def restore(
         raise typer.Exit(1)
 
 
-def _restore(workshop: Workshop, task: Task, watch: ProgressReporter) -> str:
-    """Restore one photograph, print what became of it, and return that in a word."""
-    watch.begin(str(task.source))
-    (outcome,) = workshop.work([task], watch.within)
+def _restore(workshop: Workshop, task: Task, reporter: ProgressReporter) -> str:
+    """Restore one photograph, print the outcome, and return its status."""
+    reporter.start(str(task.source))
+    (outcome,) = workshop.work([task], reporter.advance)
     line = {
         "failed": outcome.reason,
         "done": f"{task.target} is done already",
         "restored": f"{task.source} -> {task.target}",
     }[outcome.status]
-    watch.end(line, failed=outcome.status == "failed", worked=outcome.status == "restored")
+    reporter.finish(line, failed=outcome.status == "failed", worked=outcome.status == "restored")
     return outcome.status
 
 
 def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) -> Settings:
-    """Return the settings that the options mean: tiles are asked for by their size alone."""
+    """Return the settings of the options. --tile or --overlap select mode tiles."""
     from orchestrator.errors import PhotoError
     from orchestrator.restoration.restorer import Settings
 
@@ -152,9 +161,9 @@ def _check_compare(compare: Path | None, tasks: list[Task]) -> None:
     if compare is None:
         return
     if compare.suffix.lower() != ".png":
-        raise PhotoError(f"--compare {compare}: the sheet is a PNG; the name must end in .png.")
+        raise PhotoError(f"--compare {compare}: the sheet is a PNG file. Its name must end in .png.")
     sheet = str(compare.resolve())
     for task in tasks:
         for place, what in ((task.source, "photographs"), (task.target, "results")):
             if place.identity == sheet:
-                raise PhotoError(f"--compare {compare}: is one of the {what}. Choose another name.")
+                raise PhotoError(f"--compare {compare} is one of the {what}. Choose another name.")

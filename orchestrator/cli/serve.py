@@ -7,57 +7,91 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, emit_error, use_local_cluster
+from orchestrator.cli.app import USE, command, emit_error, use_local_cluster
+
+_LIMITS, _REPLICAS = "Limits", "Replicas"
 
 
-@app.command()
+@command(
+    USE,
+    "mirage serve models:/mirage-demo@candidate",
+    "mirage serve models:/mirage-5deg@champion --host 0.0.0.0 --token-file serve.token --device cuda --max-replicas 4",
+)
 def serve(
     model: Annotated[
-        str, typer.Argument(help="models:/NAME@ALIAS (watched), a file or a run.", show_default=False)
+        str,
+        typer.Argument(
+            help="models:/NAME@ALIAS, whose promotions are followed, a weights file or a run.",
+            show_default=False,
+        ),
     ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 is every address.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
+    ] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the bearer token that clients need; default: variable MIRAGE_SERVE_TOKEN."
+            help="File with the bearer token that clients must send.",
+            show_default="MIRAGE_SERVE_TOKEN, if set",
         ),
     ] = None,
+    poll: Annotated[float, typer.Option(help="Seconds between checks of the alias.")] = 3,
     device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda; with cuda each replica gets one GPU.")
+        str,
+        typer.Option(metavar="auto|cpu|cuda", help="Device of a replica.", rich_help_panel=_REPLICAS),
     ] = "auto",
-    min_replicas: Annotated[int, typer.Option(help="Minimum number of replicas.")] = 1,
-    max_replicas: Annotated[int, typer.Option(help="Maximum number of replicas, under load.")] = 1,
+    min_replicas: Annotated[
+        int, typer.Option(help="Minimum number of replicas.", rich_help_panel=_REPLICAS)
+    ] = 1,
+    max_replicas: Annotated[
+        int, typer.Option(help="Maximum number of replicas.", rich_help_panel=_REPLICAS)
+    ] = 1,
     threads: Annotated[
-        int, typer.Option(help="CPU threads of a replica; 0 divides the cores by --max-replicas.")
+        int,
+        typer.Option(
+            help="CPU threads of a replica. 0 divides the cores by --max-replicas.", rich_help_panel=_REPLICAS
+        ),
     ] = 0,
-    max_batch: Annotated[int, typer.Option(help="Images of one size restored together.")] = 4,
-    max_megabytes: Annotated[float, typer.Option(help="Maximum size of an image file [10^6 bytes].")] = 64,
-    max_megapixels: Annotated[float, typer.Option(help="Maximum size of an image [10^6 pixels].")] = 24,
+    max_batch: Annotated[
+        int,
+        typer.Option(
+            help="Maximum number of images of one size restored together.", rich_help_panel=_REPLICAS
+        ),
+    ] = 4,
+    max_megabytes: Annotated[
+        float, typer.Option(help="Maximum size of an image file in MB (10^6 bytes).", rich_help_panel=_LIMITS)
+    ] = 64,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Maximum size of an image in megapixels.", rich_help_panel=_LIMITS)
+    ] = 24,
     max_in_flight: Annotated[
-        int, typer.Option(help="Maximum in-flight requests; beyond it clients get HTTP 429.")
+        int,
+        typer.Option(
+            help="Maximum number of in-flight requests. Beyond it clients get HTTP 429.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = 16,
-    queue: Annotated[int | None, typer.Option(hidden=True)] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to restore an image; then HTTP 504.")] = 900,
-    poll: Annotated[float, typer.Option(help="Seconds between two looks at the alias.")] = 3,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Maximum seconds for one image. Then the client gets HTTP 504.", rich_help_panel=_LIMITS
+        ),
+    ] = 900,
 ) -> None:
-    """Serve a model over HTTP, with a page at /. A promotion takes effect without a restart."""
+    """Serve a model over HTTP, with a web page at /. When its alias moves, the new version is served."""
     use_local_cluster()
     from orchestrator.restoration.restorer import choose_device
     from orchestrator.serving.auth import read_token
     from orchestrator.serving.serve import serve as run
     from orchestrator.serving.settings import ServiceSettings
 
-    if queue is not None:
-        emit_error("--queue is now --max-in-flight")
     settings = ServiceSettings.from_flags(
         host=host,
         port=port,
         max_megabytes=max_megabytes,
         max_megapixels=max_megapixels,
-        max_in_flight=max_in_flight if queue is None else queue,
+        max_in_flight=max_in_flight,
         timeout=timeout,
         max_batch=max_batch,
         min_replicas=min_replicas,

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import app, emit, use_local_cluster
+from orchestrator.cli.app import TRAINING, Command, app, emit, epilog, use_local_cluster
 
-sweep = typer.Typer(no_args_is_help=True, help="What came out of a sweep: a report, the winning job.")
-app.add_typer(sweep, name="sweep")
+sweep = typer.Typer(no_args_is_help=True, help="Report on a sweep, or write the job file of its best trial.")
+app.add_typer(sweep, name="sweep", rich_help_panel=TRAINING)
 
 Run = Annotated[
     str, typer.Argument(help="A sweep: its id, its name, or its folder in the store.", show_default=False)
 ]
 
 
-@sweep.command()
+@sweep.command(cls=Command, epilog=epilog("mirage sweep report SWEEP"))
 def report(
     run: Run,
     out: Annotated[
@@ -37,7 +37,7 @@ def report(
     emit(f"written: {folder / 'report.html'}, report.md")
 
 
-@sweep.command()
+@sweep.command(cls=Command, epilog=epilog("mirage sweep export SWEEP -o jobs/best.yaml"))
 def export(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="The job file to write.", show_default=False)],

@@ -29,7 +29,7 @@ JOB = {
 def test_a_killed_worker_and_a_faulty_store_reach_the_run_and_nothing_is_lost(home: Path) -> None:
     job = home.parent / "harmed.yaml"
     job.write_text(yaml.safe_dump(JOB))
-    chosen = ["--kills", "2", "--only", "worker", "--only", "store", "--fault-seconds", "2"]
+    chosen = ["--faults", "2", "--only", "worker", "--only", "store", "--fault-seconds", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator", "chaos", str(job), *chosen, "--steps", "60", "--workers", "1"],
         env={**plain_environment(), "MIRAGE_HOME": str(home), "OMP_NUM_THREADS": "1"},

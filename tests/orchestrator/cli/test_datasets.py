@@ -53,7 +53,7 @@ def test_a_folder_of_pairs_is_packed_shown_and_verified(raw: Path, tmp_path: Pat
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 6 * 128
     assert "5 images" not in text
-    assert "10 images are what manifest" in mirage("verify", out, "--pixels", "--jobs", "1")
+    assert "10 images against manifest" in mirage("verify", out, "--pixels", "--jobs", "1")
     shard = next((out / "shards").iterdir())
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(CorruptObjectError, match=shard.name):
@@ -66,14 +66,14 @@ def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, t
     text = mirage("audit", tmp_path / "all", "--out", picture, "--jobs", "1")
     assert "3cat" in text
     assert "4cat" in text
-    assert "1 pairs of photographs (1 with equal pixels), 0 of them across train and test" in text
+    assert "1 pairs of photographs (1 with equal pixels), 0 between train and test" in text
     with Image.open(picture) as sheet:
         assert sheet.width > 2 * 128
 
     pack(raw, tmp_path / "half", "--held-out-share", "0.2")  # the last one: the cat's second copy
     text = mirage("audit", tmp_path / "half", "--out", picture, "--jobs", "1", status=1)
     assert "LEAK" in text
-    assert "1 test samples show photographs that are trained on" in text
+    assert "1 test samples show training photographs" in text
 
 
 def test_gc_changes_nothing_until_it_is_asked_to(raw: Path, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_gc_changes_nothing_until_it_is_asked_to(raw: Path, tmp_path: Path) -> N
     assert "it may be in use" in mirage("gc", tmp_path / "mine").replace("\n", " ")
     text = mirage("gc", tmp_path / "mine", "--older-than", "0")
     assert f"shards/{orphan.name}   shard in no manifest" in text
-    assert "nothing was removed" in text
+    assert "nothing was deleted" in text
     assert orphan.exists()
-    assert "removed 1" in mirage("gc", tmp_path / "mine", "--older-than", "0", "--delete")
+    assert "deleted 1" in mirage("gc", tmp_path / "mine", "--older-than", "0", "--delete")
     assert not orphan.exists()
     mirage("verify", tmp_path / "mine", "--jobs", "1")
 
@@ -94,7 +94,7 @@ def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp
     pack(raw, tmp_path / "mine")
     with pytest.raises(PlanError, match="jpeg 'kept', not 'tiled'"):
         pack(raw, tmp_path / "mine", "--jpeg", "tile")
-    with pytest.raises(PlanError, match="pairs are of one kind, and 2 are named: lowlight, haze"):
+    with pytest.raises(PlanError, match="pairs have one degradation, and 2 are named: lowlight, haze"):
         pack(raw, tmp_path / "other", "--degradation", "haze")
 
 

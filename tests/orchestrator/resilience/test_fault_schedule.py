@@ -104,8 +104,8 @@ def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, fa
     ("words", "told"),
     [
         (("--workers", "9"), "9 workers cannot share a micro-batch of 8 images"),
-        (("--kills", "30", "--steps", "20"), "30 blows need as many steps"),
-        (("--only", "moon"), "--only moon: there are worker"),
+        (("--faults", "30", "--steps", "20"), "30 faults need as many steps"),
+        (("--only", "moon"), "--only moon: choose from worker"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_starts(words: tuple[str, ...], told: str) -> None:

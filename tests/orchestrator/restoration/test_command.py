@@ -223,14 +223,17 @@ def test_a_read_only_folder_is_said_before_any_work(folder: Path, restore: Comma
             ["--tile", "64", "--mode", "strips"],
             "--tile and --overlap go with --mode tiles, not with --mode strips.",
         ),
-        (["--compare", "sheet.jpg"], "--compare sheet.jpg: the sheet is a PNG; the name must end in .png."),
+        (
+            ["--compare", "sheet.jpg"],
+            "--compare sheet.jpg: the sheet is a PNG file. Its name must end in .png.",
+        ),
         (
             ["--compare", "in/deep.png"],
-            "--compare in/deep.png: is one of the photographs. Choose another name.",
+            "--compare in/deep.png is one of the photographs. Choose another name.",
         ),
         (
             ["--compare", "out/deep.png"],
-            "--compare out/deep.png: is one of the results. Choose another name.",
+            "--compare out/deep.png is one of the results. Choose another name.",
         ),
     ],
 )

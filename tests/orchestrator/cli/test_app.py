@@ -1,0 +1,102 @@
+"""`mirage` as a user meets it: grouped help with examples, old option names, kinds of jobs, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+
+from orchestrator.cli import app, pack
+from orchestrator.cli.app import OLD_OPTIONS, complete_job_file
+from orchestrator.config.schema import PackSource
+from tests.claims import assert_one_clear_error, mirage
+
+PANELS = ["Get started", "Data", "Training", "Evaluation", "Models", "Restore and serve", "Proofs"]
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield (words, command) of every command and sub-command."""
+    group = typer.main.get_command(app)
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            for inner in command.list_commands(None):
+                yield f"{name} {inner}", command.get_command(None, inner)
+        else:
+            yield name, command
+
+
+def test_help_lists_every_command_in_the_panels_in_order() -> None:
+    text = mirage("--help").text
+    places = [text.index(f"─ {panel} ─") for panel in PANELS]
+    assert places == sorted(places)
+    for words, _ in commands():
+        assert f"│ {words.split()[0]} " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_has_an_example_that_calls_it(words: str, command: Any) -> None:
+    assert command.epilog
+    assert f"mirage {words}" in command.epilog
+
+
+def test_the_version_is_printed() -> None:
+    assert mirage("--version").text.startswith("mirage 0.")
+
+
+@pytest.mark.parametrize("old", OLD_OPTIONS, ids=" ".join)
+def test_an_old_option_stands_for_one_that_exists_and_is_not_shown(old: tuple[str, str]) -> None:
+    found = dict(commands())[old[0]]
+    names = [name for parameter in found.params for name in parameter.opts]
+    assert OLD_OPTIONS[old] in names
+    assert old[1] not in names
+
+
+def test_an_old_option_works_with_one_line_that_names_the_new_one() -> None:
+    for words in (("--kills", "30"), ("--kills=30",)):
+        done = mirage("chaos", "jobs/demo.yaml", *words, "--steps", "20")
+        first, error = done.text.strip().splitlines()
+        assert first == "--kills is now called --faults. The old name still works."
+        assert "30 faults need as many steps" in error
+
+
+def test_a_value_that_looks_like_an_old_option_of_another_command_is_left_alone() -> None:
+    assert "is now called" not in mirage("plan", "jobs/demo.yaml", "--kills", "3").text
+
+
+@pytest.mark.parametrize(
+    ("command", "job", "kind"),
+    [("train", "jobs/restore.yaml", "restore"), ("evaluate", "jobs/demo.yaml", "train")],
+)
+def test_a_command_refuses_a_job_of_another_kind(command: str, job: str, kind: str) -> None:
+    assert_one_clear_error(mirage(command, job), f"{job}: is a job of kind {kind}")
+
+
+def test_the_sources_of_pack_are_those_of_the_job_schema() -> None:
+    sources = [words.removeprefix("pack ") for words, _ in commands() if words.startswith("pack ")]
+    assert sorted(sources) == sorted(get_args(PackSource))
+    assert set(pack.PUBLISHED) < set(sources)
+
+
+def test_a_mistyped_dataset_suggests_the_right_one() -> None:
+    assert "Did you mean 'rain100l'" in mirage("pack", "rain10l", "--root", "x", "-o", "y").text
+
+
+def test_what_pack_needs_is_asked_for() -> None:
+    done = mirage("pack", "rain100l", "-o", "x")
+    assert done.status == 2
+    assert "--root" in done.text
+
+
+def test_job_files_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    for name in ("mine.yaml", "jobs/demo.yaml", "jobs/derain.yaml", "jobs/notes.md"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete_job_file("jobs/de") == ["jobs/demo.yaml", "jobs/derain.yaml"]
+    assert complete_job_file("") == ["jobs/demo.yaml", "jobs/derain.yaml", "mine.yaml"]
