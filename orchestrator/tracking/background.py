@@ -1,4 +1,15 @@
-"""Send metrics to MLflow in the background, from a journal on disk."""
+"""Log metrics and images to MLflow in the background, from a journal on disk.
+
+    Tracker.metrics, .image ─► journal on disk ─► sender thread ─► MLflow
+
+Tracking never slows training. A call of a `Tracker` appends to a local file; it neither waits for the server nor
+raises. A thread sends what the journal holds. While the server is away the journal grows and the thread retries; what a
+process could not send before it ended is sent by the next process of the same run, or by `sync`.
+
+Each (metric, step) is recorded once. A run that resumes from step 500 after dying at 540 repeats the steps 501 to 540.
+Their metrics are equal by construction (to rounding, if the number of workers changed), and MLflow would keep both
+values and draw a zigzag, so the sender skips the steps that the server has. This also lets a journal be replayed twice.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +23,74 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.tracking.client import connect, one_line, tracking_errors
-from orchestrator.tracking.journal import Journal, JournalFullError, StepMetrics
+from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics
 from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
 
 BATCH_VALUES = 900
-"""Numbers per request; MLflow takes at most 1000."""
-
-
+"""Metrics per request; MLflow takes at most 1000."""
 POLL_SECONDS = 1.0
-
-
 RETRY_SECONDS = (5.0, 60.0)
 """First and longest pause after a failed attempt."""
 
 
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
-    """Record numbers of one step now, each once: a second call changes nothing. Raises TrackingError."""
+    """Log the metrics of one step now, each once: a second call changes nothing. Raises TrackingError."""
     with tracking_errors(uri):
-        _Sender(uri, run_id).send_records([StepMetrics(step, time.time_ns() // 1_000_000, dict(values))])
+        _Sender(uri, run_id).send_metrics([StepMetrics(step, time.time_ns() // 1_000_000, dict(values))])
+
+
+def sync(spool: Path, uri: str) -> int:
+    """Send what earlier processes left in `spool`; return the number of steps and images sent.
+
+    Journals of running processes are left alone. Raises TrackingError.
+    """
+    count = 0
+    with tracking_errors(uri):
+        for run in sorted(folder for folder in spool.glob("*") if folder.is_dir()):
+            for journal in Journal.abandoned(spool, run.name):
+                count += _replay(uri, run.name, journal)
+    return count
 
 
 class Tracker:
-    """Reports to one MLflow run from the background; see the module for what it promises.
+    """Logs to one MLflow run in the background.
 
-    `spool` must be a folder on a local disk. A number that is not finite is recorded as NaN: MLflow would
-    store an infinity as 1.8e308, and one such point flattens a whole chart.
+    `spool` must be a folder on a local disk. A metric that is not finite is logged as NaN: MLflow stores an infinity as
+    1.8e308, and one such point flattens a whole chart.
     """
 
     def __init__(self, uri: str, run_id: str, spool: Path) -> None:
         self._uri, self._run_id, self._spool = uri, run_id, spool
         self._closing = threading.Event()
         self._lost = 0
+        self._complete = False
         self._journal: Journal | None = None
         try:
             self._journal = Journal.create(spool, run_id)
         except OSError as error:
             log.warning("nothing is tracked: cannot write %s (%s)", spool, error.strerror)
-        self._complete = False
         self._thread = threading.Thread(
             target=self._send_until_closed, args=[self._journal], name="tracker", daemon=True
         )
         self._thread.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the numbers of one step. Returns at once and never raises."""
+        """Log the metrics of one step. Returns at once and never raises."""
         finite = {name: value if math.isfinite(value) else math.nan for name, value in values.items()}
-        with self._keeping():
+        with self._counting_losses():
             if self._journal:
                 self._journal.add(step, finite)
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        """Record a PNG of one step. Returns at once and never raises."""
-        with self._keeping():
+        """Log a PNG of one step. Returns at once and never raises."""
+        with self._counting_losses():
             if self._journal:
-                self._journal.add_picture(name, png, step)
+                self._journal.add_image(name, png, step)
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Send what is left, for at most `timeout` seconds; True when all has arrived.
+        """Send what is left, for at most `timeout` seconds; return whether everything has arrived.
 
         What has not arrived stays on disk for the next process of this run, or for `sync`.
         """
@@ -79,23 +99,23 @@ class Tracker:
         self._thread.join(timeout)
         if not self._complete:
             log.warning(
-                "MLflow at %s has not taken everything; the rest waits in %s",
+                "MLflow at %s has not received everything; the rest is in %s",
                 without_password(self._uri),
                 self._spool,
             )
         return self._complete
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _counting_losses(self) -> Iterator[None]:
         try:
             yield
         except (OSError, JournalFullError) as error:
             self._lost += 1
             if self._lost == 1:
-                log.warning("tracking loses records from here on: %s", error)
+                log.warning("metrics and images are lost from here on: %s", error)
 
     def _send_until_closed(self, journal: Journal | None) -> None:
-        """Body of the thread: each round sends what waits; a round that fails is repeated after a pause."""
+        """Send what waits, once a second; after a failure, pause and try again."""
         if journal is None:
             return
         pause, first_error, sender = RETRY_SECONDS[0], True, None
@@ -103,14 +123,14 @@ class Tracker:
             last = self._closing.is_set()
             try:
                 if sender is None:
-                    for old in Journal.left_behind(self._spool, self._run_id):
-                        _replay(self._uri, self._run_id, old)
+                    for abandoned in Journal.abandoned(self._spool, self._run_id):
+                        _replay(self._uri, self._run_id, abandoned)
                     sender = _Sender(self._uri, self._run_id)
                 sender.send(journal)
             except Exception as error:
                 if first_error:
                     log.warning(
-                        "MLflow at %s is away, training goes on: %s",
+                        "MLflow at %s does not answer; training continues: %s",
                         without_password(self._uri),
                         one_line(error),
                     )
@@ -130,66 +150,69 @@ class Tracker:
 
 
 class _Sender:
-    """Sends journals to one run, leaving out what the server held when the sender first met a metric."""
+    """Sends journals to one run, except what the server had when the sender first met a metric."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self._client = connect(uri)
         self._run_id = run_id
-        self._held: dict[str, frozenset[int]] = {}
-        self._held_pictures: frozenset[tuple[str, int]] | None = None
+        self._steps_sent: dict[str, frozenset[int]] = {}
+        self._images_sent: frozenset[tuple[str, int]] | None = None
 
     def send(self, journal: Journal) -> int:
-        """Send all that waits; return the number of records and pictures sent.
+        """Send everything that waits; return the number of steps and images sent.
 
-        Numbers go first: a server that takes them may refuse pictures, whose store is another service.
+        Metrics go first, because the server may refuse images, whose store is another service.
         """
         count = 0
         while True:
-            records, mark = journal.pending(BATCH_VALUES)
-            if not records:
+            steps, mark = journal.pending(BATCH_VALUES)
+            if not steps:
                 break
-            self.send_records(records)
+            self.send_metrics(steps)
             journal.sent(mark)
-            count += len(records)
-        for picture in journal.pictures():
-            self._send_picture(picture.name, picture.step, picture.time, picture.file.read_bytes())
-            picture.file.unlink()
+            count += len(steps)
+        for image in journal.images():
+            self._send_image(image)
+            image.file.unlink()
             count += 1
         return count
 
-    def send_records(self, records: list[StepMetrics]) -> None:
-        """Send the numbers that the server does not hold."""
+    def send_metrics(self, steps: list[StepMetrics]) -> None:
+        """Send the metrics that the server does not have."""
         from mlflow.entities import Metric
 
-        rows = [
-            Metric(name, value, record.time, record.step)
-            for record in records
-            for name, value in record.values.items()
-            if record.step not in self._steps_held(name)
+        metrics = [
+            Metric(name, value, step.time, step.step)
+            for step in steps
+            for name, value in step.values.items()
+            if step.step not in self._known_steps(name)
         ]
-        if rows:
-            self._client.log_batch(self._run_id, metrics=rows)
+        if metrics:
+            self._client.log_batch(self._run_id, metrics=metrics)
 
-    def _steps_held(self, name: str) -> frozenset[int]:
-        if name not in self._held:
+    def _known_steps(self, name: str) -> frozenset[int]:
+        if name not in self._steps_sent:
             history = self._client.get_metric_history(self._run_id, name)
-            self._held[name] = frozenset(metric.step for metric in history)
-        return self._held[name]
+            self._steps_sent[name] = frozenset(metric.step for metric in history)
+        return self._steps_sent[name]
 
-    def _send_picture(self, name: str, step: int, time: int, png: bytes) -> None:
+    def _send_image(self, image: PendingImage) -> None:
         from PIL import Image
 
-        if self._held_pictures is None:
+        if self._images_sent is None:
             listed = self._client.list_artifacts(self._run_id, "images")
-            # MLflow's own names: images/<name, / as ~>+step+<step>+timestamp+...
+            # MLflow names them images/<name, / as ~>+step+<step>+timestamp+...
             parts = [Path(file.path).name.split("+") for file in listed]
-            self._held_pictures = frozenset(
-                (part[0], int(part[2])) for part in parts if part[1:2] == ["step"]
-            )
-        if (name.replace("/", "~"), step) not in self._held_pictures:
-            with Image.open(io.BytesIO(png)) as image:
+            self._images_sent = frozenset((part[0], int(part[2])) for part in parts if part[1:2] == ["step"])
+        if (image.name.replace("/", "~"), image.step) not in self._images_sent:
+            with Image.open(io.BytesIO(image.file.read_bytes())) as picture:
                 self._client.log_image(
-                    self._run_id, image, key=name, step=step, timestamp=time, synchronous=True
+                    self._run_id,
+                    picture,
+                    key=image.name,
+                    step=image.step,
+                    timestamp=image.time,
+                    synchronous=True,
                 )
 
 
@@ -200,17 +223,4 @@ def _replay(uri: str, run_id: str, journal: Journal) -> int:
         journal.close()
         raise
     journal.discard()
-    return count
-
-
-def sync(spool: Path, uri: str) -> int:
-    """Send what earlier processes left in `spool`; return how many records and pictures that were.
-
-    Journals of living processes are left alone. Raises TrackingError.
-    """
-    count = 0
-    with tracking_errors(uri):
-        for run in sorted(folder for folder in spool.glob("*") if folder.is_dir()):
-            for journal in Journal.left_behind(spool, run.name):
-                count += _replay(uri, run.name, journal)
     return count

@@ -1,11 +1,11 @@
-"""What a run has to tell its tracking server, on disk until the server has it.
+"""Metrics and images of a run, on disk until the tracking server has them.
 
     <folder>/<run id>/<start>-<pid>.jsonl     one line per step: {"step", "time", "values"}
-    <folder>/<run id>/<start>-<pid>/          one PNG per picture: <step>-<time>-<quoted name>.png
+    <folder>/<run id>/<start>-<pid>/          one PNG per image: <step>-<time>-<quoted name>.png
 
-A journal belongs to the process that writes it, which holds a lock on the file; the kernel lets go of it when
-the process dies, so a journal that can be locked was left behind and may be replayed by whoever comes first.
-Writing is an append to a local file: the page cache takes it, and it outlives a `kill -9` of its writer.
+A journal belongs to the process that writes it, which locks the file. The kernel releases the lock when the process
+dies, so a journal that can be locked is abandoned, and any process may replay it. Writing is an append to a local file:
+it is in the page cache at once and survives a `kill -9` of its writer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import IO, NamedTuple
 from urllib.parse import quote, unquote
 
 MAX_BYTES = 256 * 2**20
-"""A journal takes no more than this: a server that is gone for good must not fill the disk."""
+"""Size limit of a journal, so that a lost server does not fill the disk."""
 
 
 class StepMetrics(NamedTuple):
-    """The numbers of one step; `time` is milliseconds since 1970."""
+    """The metrics of one step; `time` is milliseconds since 1970."""
 
     step: int
     time: int
@@ -34,7 +34,7 @@ class StepMetrics(NamedTuple):
 
 
 class PendingImage(NamedTuple):
-    """One PNG file that waits to be sent."""
+    """A PNG file that waits to be sent; `time` is milliseconds since 1970."""
 
     name: str
     step: int
@@ -43,21 +43,21 @@ class PendingImage(NamedTuple):
 
 
 class JournalFullError(Exception):
-    """The journal has reached its limit and takes nothing more."""
+    """The journal has reached its size limit."""
 
 
 class Journal:
-    """Records and pictures of one process for one run, in the order in which they were made."""
+    """Metrics and images of one process for one run, in the order in which they were logged."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
         self._file = file
-        self._room = MAX_BYTES - path.stat().st_size
-        self._read = 0  # bytes that the server has
+        self._bytes_left = MAX_BYTES - path.stat().st_size
+        self._bytes_sent = 0
 
     @classmethod
     def create(cls, folder: Path, run_id: str) -> Journal:
-        """Start the journal of this process for `run_id`. Raises OSError where `folder` cannot be written."""
+        """Create the journal of this process for `run_id`. Raises OSError if `folder` cannot be written."""
         path = folder / run_id / f"{time.time_ns()}-{os.getpid()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb", buffering=0)
@@ -65,27 +65,27 @@ class Journal:
         return cls(path, file)
 
     @classmethod
-    def left_behind(cls, folder: Path, run_id: str) -> Iterator[Journal]:
-        """Yield the journals of `run_id` whose writers are gone, oldest first, locked for the caller."""
+    def abandoned(cls, folder: Path, run_id: str) -> Iterator[Journal]:
+        """Yield the journals of `run_id` whose writers have died, oldest first, locked for the caller."""
         for path in sorted((folder / run_id).glob("*.jsonl")):
             file = path.open("ab", buffering=0)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.close()  # its writer lives
+                file.close()  # its writer is alive
             else:
                 yield cls(path, file)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one step. Raises OSError or JournalFullError."""
-        record = {"step": step, "time": time.time_ns() // 1_000_000, "values": dict(values)}
-        line = json.dumps(record).encode() + b"\n"
-        self._take(len(line))
+        """Append the metrics of one step. Raises OSError or JournalFullError."""
+        content = {"step": step, "time": time.time_ns() // 1_000_000, "values": dict(values)}
+        line = json.dumps(content).encode() + b"\n"
+        self._reserve(len(line))
         self._file.write(line)
 
-    def add_picture(self, name: str, png: bytes, step: int) -> None:
-        """Store one picture; it appears under its final name only when whole. Raises like `add`."""
-        self._take(len(png))
+    def add_image(self, name: str, png: bytes, step: int) -> None:
+        """Store one image; it gets its final name when it is complete. Raises OSError or JournalFullError."""
+        self._reserve(len(png))
         folder = self.path.with_suffix("")
         folder.mkdir(exist_ok=True)
         final = folder / f"{step}-{time.time_ns() // 1_000_000}-{quote(name, safe='')}.png"
@@ -94,50 +94,50 @@ class Journal:
         partial.replace(final)
 
     def pending(self, max_values: int) -> tuple[list[StepMetrics], int]:
-        """Return the next records, at most `max_values` numbers in all but at least one record, and a mark.
+        """Return the next steps, with at most `max_values` metrics but at least one step, and a mark.
 
-        Give the mark to `sent` when the server has them. A line that a dying writer cut short is left out.
+        Pass the mark to `sent` when the server has them. An incomplete line of a killed writer is left out.
         """
-        records: list[StepMetrics] = []
-        count, mark = 0, self._read
+        steps: list[StepMetrics] = []
+        count, mark = 0, self._bytes_sent
         with self.path.open("rb") as file:
             file.seek(mark)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                record = StepMetrics(**json.loads(line))
-                count += len(record.values)
-                if records and count > max_values:
+                step = StepMetrics(**json.loads(line))
+                count += len(step.values)
+                if steps and count > max_values:
                     break
-                records.append(record)
+                steps.append(step)
                 mark += len(line)
-        return records, mark
+        return steps, mark
 
     def sent(self, mark: int) -> None:
-        """Remember that everything up to `mark` has arrived."""
-        self._read = mark
+        """Record that the server has everything up to `mark`."""
+        self._bytes_sent = mark
 
-    def pictures(self) -> list[PendingImage]:
-        """Return the pictures that wait, by step."""
+    def images(self) -> list[PendingImage]:
+        """Return the images that wait, by step."""
         found = []
         for file in self.path.with_suffix("").glob("*.png"):
             step, milliseconds, name = file.stem.split("-", 2)
             found.append(PendingImage(unquote(name), int(step), int(milliseconds), file))
-        return sorted(found, key=lambda picture: (picture.step, picture.name))
+        return sorted(found, key=lambda image: (image.step, image.name))
 
     def close(self) -> None:
-        """Let go of the journal and leave it for a later replay."""
+        """Unlock the journal and leave it for a later replay."""
         self._file.close()
 
     def discard(self) -> None:
-        """Delete the journal: the server has all of it."""
+        """Delete the journal."""
         shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
         self.path.unlink(missing_ok=True)
         self._file.close()
         with suppress(OSError):  # other journals of the run are still there
             self.path.parent.rmdir()
 
-    def _take(self, size: int) -> None:
-        if size > self._room:
-            raise JournalFullError(f"{self.path.name} has reached its limit")
-        self._room -= size
+    def _reserve(self, size: int) -> None:
+        if size > self._bytes_left:
+            raise JournalFullError(f"{self.path.name} has reached its size limit")
+        self._bytes_left -= size

@@ -1,4 +1,4 @@
-"""Resolve tracking URIs."""
+"""Resolve and display tracking URIs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.paths import home
 def resolve_tracking_uri(configured: str | None = None) -> str:
     """Return the absolute URI of the store: `configured`, else MLFLOW_TRACKING_URI, else SQLite at home.
 
-    A relative SQLite path stands below the project, because Ray runs a job in a folder of its own.
+    A relative SQLite path is relative to the project, because Ray runs a job in another working directory.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
     database = sqlite_file(uri)
@@ -31,21 +31,21 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def without_password(uri: str) -> str:
-    """Return `uri` fit for a message: without the password that it may carry.
+    """Return `uri` without user and password.
 
-    A password may hold "/" and "@" unescaped, so what looks like one is hidden up to the last "@".
+    A password may contain "/" and "@" unescaped, so everything up to the last "@" is hidden.
     """
     return re.sub(r"//[^\s/:]*(?::\S*)?@", "//***@", uri)
 
 
 def page_command(uri: str) -> str:
-    """Return the command that opens the tracking page of `uri`: for a server, its address is all it takes."""
+    """Return the command that starts MLflow's page for a SQLite store, or the address of a server."""
     database = sqlite_file(uri)
     if database is None:
         return without_password(uri)
     program = Path(sys.executable).with_name("mlflow")
     on_path = shutil.which("mlflow")
-    words = [
+    command = [
         "mlflow" if on_path and Path(on_path) == program else _short(program),
         "server",
         "--backend-store-uri",
@@ -59,11 +59,11 @@ def page_command(uri: str) -> str:
         "--workers",
         "1",
     ]
-    return shlex.join(words)
+    return shlex.join(command)
 
 
 def artifact_folder(database: Path) -> Path:
-    """Return where the artifacts of a SQLite store lie."""
+    """Return the folder with the artifacts of a SQLite store."""
     return database.parent / "mlartifacts"
 
 
