@@ -1,33 +1,144 @@
-"""What a driver prints, where it was asked to be read by programs: one JSON object per line and event."""
+"""Render events for the terminal: as text for people, or as one JSON object per line for programs."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from typing import Literal
 
-Say = Callable[[str], None]
-"""Shows a line to whoever watches a job."""
+from orchestrator import events
+from orchestrator.events import Emit, Event
+
+Echo = Callable[[str], None]
+"""Prints text for the user."""
 
 
-class JsonLines:
-    """Turns lines and numbers into events, each with its time, the run and what kind it is."""
+def console(echo: Echo, log_format: Literal["text", "json"], job: str) -> Emit:
+    """Return a function that prints events in the format of `track.log`."""
+    return json_console(echo, job) if log_format == "json" else text_console(echo)
 
-    def __init__(self, say: Say, job: str, clock: Callable[[], float] = time.time) -> None:
-        self._say, self._job, self._clock = say, job, clock
 
-    def line(self, text: str) -> None:
-        """Print an event of kind `line`; a text of several lines is one event."""
-        if text.strip():
-            self._print("line", {"text": text.strip()})
+def text_console(echo: Echo) -> Emit:
+    """Return a function that prints the text of an event, if it has one."""
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Print an event of kind `metrics`; JSON has no word for what is not finite, which becomes null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._print("metrics", {"step": step, **finite})
+    def emit(event: Event) -> None:
+        if line := text(event):
+            echo(line)
 
-    def _print(self, kind: str, content: Mapping[str, object]) -> None:
-        at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-        self._say(json.dumps({"time": at, "job": self._job, "event": kind, **content}, ensure_ascii=False))
+    return emit
+
+
+def json_console(echo: Echo, job: str, clock: Callable[[], float] = time.time) -> Emit:
+    """Return a function that prints each event as a JSON object with its time, the job, its fields and its text.
+
+    Images and blank messages are left out.
+    """
+
+    def emit(event: Event) -> None:
+        line = text(event).strip()
+        if isinstance(event, events.Image) or (isinstance(event, events.LogMessage) and not line):
+            return
+        at = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="milliseconds")
+        content = {"time": at, "job": job, "text": line, **events.to_dict(event)}
+        if not line:
+            del content["text"]
+        echo(json.dumps(content, ensure_ascii=False))
+
+    return emit
+
+
+def message_echo(emit: Emit) -> Echo:
+    """Return a function that emits text as a `LogMessage`."""
+    return lambda text: emit(events.LogMessage(text))
+
+
+def text(event: Event) -> str:
+    """Return an event as text for people; "" for an event that the terminal does not show."""
+    match event:
+        case events.LogMessage(message, level):
+            return message if level == "info" else f"{level}: {message}"
+        case events.RunStarted(run_id, resumed):
+            return f"run {run_id}" + (" goes on" if resumed else "")
+        case events.RunAlreadyFinished(run_id):
+            return (
+                f"run {run_id} is finished already; this is its result. To train anew, change the job: "
+                "--set seed=1"
+            )
+        case events.RunStopped(step):
+            where = f"at step {step} with a checkpoint" if step else "before it began"
+            return f"stopped {where}. Submit the job again to go on."
+        case events.ModelRegistered(name, version, uri):
+            return f"model      {name} version {version}, alias candidate   {uri}"
+        case events.RunFinished(_, files, tracking):
+            pictures = [
+                f"picture    {files[name]}" for name in ("sheet.png", "restored.png") if name in files
+            ]
+            return "\n".join([*pictures, f"report     {files['report.md']}", f"MLflow     {tracking}"])
+        case events.WorkersStarting(workers):
+            return f"starting {count(workers, 'worker')} (10 to 30 seconds)"
+        case events.WorkersStarted(workers):
+            return "1 worker trains" if workers == 1 else f"{workers} workers train"
+        case events.WorkersLost(nodes, ranks, waiting_for):
+            lost = f"lost node {_short(nodes)} with worker {', '.join(map(str, ranks))}"
+            return f"{lost}: waiting for room for {waiting_for}"
+        case events.RestartRequested():
+            return f"{_restart_reason(event)}: the run writes a checkpoint at its next step and regroups"
+        case events.StopRequested(reason):
+            before = f"{reason}\n" if reason else ""
+            return f"{before}stopping: the run writes a checkpoint at its next step and ends"
+        case events.WorkersRestarting(step):
+            return f"another group of workers goes on from step {step}"
+        case events.WorkersFailed(error):
+            return f"{error}\nThe run made progress before it failed; restarting it."
+        case events.WorkerKilled(rank, step):
+            return f"worker {rank} is killed after step {step}"
+        case events.Resumed(checkpoint, step):
+            return f"resumed from checkpoint {checkpoint} at step {step}"
+        case events.ProfileWritten(uri):
+            return f"profile: {uri}"
+        case events.Progress():
+            return _progress(event)
+        case events.Validation(step=step, psnr=psnr, gain=gain):
+            each = ", ".join(f"{name} {psnr[name]:.2f} ({gain[name]:+.2f})" for name in psnr)
+            return f"step {step}: validation PSNR [dB] (gain): {each}"
+    return ""
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _restart_reason(event: events.RestartRequested) -> str:
+    match event:
+        case events.NodesDraining(nodes, ranks, seconds):
+            when = f" in {seconds:.0f} s" if seconds is not None else ""
+            return f"node {_short(nodes)} goes{when}, with worker {', '.join(map(str, ranks))}"
+        case events.CapacityAvailable(more):
+            return f"there is room for {count(more, 'more worker')}"
+    return "a worker was told to end"
+
+
+def _short(nodes: Iterable[str]) -> str:
+    return ", ".join(node[:8] for node in nodes)
+
+
+def _progress(event: events.Progress) -> str:
+    metrics = event.metrics
+    losses = "  ".join(
+        f"{term} {metrics[f'loss/{term}']:.4f}"
+        for term in ("total", "l1", "fourier", "spd")
+        if f"loss/{term}" in metrics
+    )
+    return (
+        f"step {event.step}/{event.total_steps}  {losses}  {metrics['perf/images_per_second']:.1f} images/s  "
+        f"waiting for data {100 * metrics['perf/data_wait']:.1f} %  {_duration(event.seconds_left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

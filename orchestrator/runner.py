@@ -11,7 +11,7 @@ from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
 from orchestrator.config.job_types import AnyJob
 from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data.job import plan_pack, run_pack
 from orchestrator.errors import PlanError
 from orchestrator.evaluation.job import plan_evaluation, run_evaluation
@@ -19,7 +19,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.restoration.job import plan_restore, run_restore
 from orchestrator.sweeps.job import run_sweep
 from orchestrator.sweeps.plan import plan_sweep
-from orchestrator.training.driver import Outcome
+from orchestrator.training.driver import JobOutcome
 from orchestrator.training.job import run_job
 
 
@@ -27,32 +27,32 @@ from orchestrator.training.job import run_job
 class Action:
     """How jobs of one kind run and are planned."""
 
-    run: Callable[[Any, Say, bool], Outcome]
+    run: Callable[[Any, Echo, bool], JobOutcome]
     """(job, say, in_process) to how it ended."""
     plan: Callable[[Any], str]
     """What the job will do and take, as text."""
 
 
-def _train(job: Job, say: Say, in_process: bool) -> Outcome:
+def _train(job: Job, say: Echo, in_process: bool) -> JobOutcome:
     return run_job(job, say, in_process=in_process)
 
 
-def _pack(job: PackJob, say: Say, in_process: bool) -> Outcome:
+def _pack(job: PackJob, say: Echo, in_process: bool) -> JobOutcome:
     run_pack(job, say, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
-    return Outcome("finished", 0, 0)
+    return JobOutcome("finished", 0, 0)
 
 
-def _evaluate(job: EvaluateJob, say: Say, in_process: bool) -> Outcome:
+def _evaluate(job: EvaluateJob, say: Echo, in_process: bool) -> JobOutcome:
     ended = run_evaluation(job, say, in_process=in_process)
-    return Outcome(ended.status, ended.done, ended.images)
+    return JobOutcome(ended.status, ended.done, ended.images)
 
 
-def _restore(job: RestoreJob, say: Say, in_process: bool) -> Outcome:
+def _restore(job: RestoreJob, say: Echo, in_process: bool) -> JobOutcome:
     stopped = run_restore(job, say, in_process=in_process)
-    return Outcome("stopped" if stopped else "finished", 0, 0)
+    return JobOutcome("stopped" if stopped else "finished", 0, 0)
 
 
-def _sweep(job: SweepJob, say: Say, in_process: bool) -> Outcome:
+def _sweep(job: SweepJob, say: Echo, in_process: bool) -> JobOutcome:
     return run_sweep(job, say, in_process=in_process)
 
 
@@ -65,7 +65,7 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def run_any(job: AnyJob, say: Say, *, in_process: bool = False) -> Outcome:
+def run_any(job: AnyJob, say: Echo, *, in_process: bool = False) -> JobOutcome:
     """Run `job` to its end, whatever its kind; `in_process` does without Ray."""
     return ACTIONS[job.kind].run(job, say, in_process)
 

@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from orchestrator.bench.s3 import s3_server
 from orchestrator.bench.scaling_worker import DEGRADATIONS
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
+from orchestrator.events import Event, Measured
 from orchestrator.models import network
 from orchestrator.training.checkpoint import Checkpoints, Identity
-from orchestrator.training.driver import Wish
+from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import Run, save, start, train_step
 from shards.cache import ShardCache
@@ -195,14 +196,9 @@ class _Deaf:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def say(self, line: str) -> None:
-        pass
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Measured):
+            self.values |= event.metrics
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.values |= values
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def wish(self, step: int) -> Wish:
-        return Wish.GO_ON
+    def control_signal(self, step: int) -> ControlSignal:
+        return ControlSignal.CONTINUE

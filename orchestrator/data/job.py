@@ -6,7 +6,7 @@ import time
 
 from orchestrator.config.job_schemas import PackJob
 from orchestrator.config.schema import Job, Pack
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data import datasets
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
@@ -18,7 +18,7 @@ _TELL_SECONDS = 2.0
 _PHASES = ("looking at", "packing", "hashing")
 
 
-def run_pack(job: PackJob, say: Say, *, on_cluster: bool = False) -> None:
+def run_pack(job: PackJob, say: Echo, *, on_cluster: bool = False) -> None:
     """Pack the job's data and say what the dataset holds.
 
     On a cluster every shard is a task of its own, wherever there is room; else processes of this machine share them.
@@ -58,7 +58,7 @@ def plan_pack(job: PackJob) -> str:
     return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
 
 
-def pack_what_is_missing(job: Job | PackJob, say: Say, runner: TaskRunner | None = None) -> bool:
+def pack_what_is_missing(job: Job | PackJob, say: Echo, runner: TaskRunner | None = None) -> bool:
     """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
     packed = datasets.ensure_packed(
         job, datasets.PackCallbacks(*(_progress(say, what) for what in _PHASES)), runner
@@ -74,7 +74,7 @@ def _draws(spec: Pack) -> str:
     return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
 
 
-def _progress(say: Say, what: str) -> ProgressCallback:
+def _progress(say: Echo, what: str) -> ProgressCallback:
     """Return a progress callback that says where packing is, now and then."""
     last = [time.monotonic()]
 

@@ -22,7 +22,7 @@ import torch
 from mirage.metrics import PROTOCOLS
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.loader import dump_job
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data import datasets as data
 from orchestrator.evaluation.aggregates import AggregateScore, aggregate
 from orchestrator.evaluation.chunks import (
@@ -56,7 +56,7 @@ EVALUATION_TAG = "mirage.evaluation_id"
 _PROGRESS_SECONDS = 2.0
 
 EvaluateChunks = Callable[
-    [EvaluateJob, EvaluationSpec, Sequence[int], Say], Iterator[tuple[int, list[ImageResult]]]
+    [EvaluateJob, EvaluationSpec, Sequence[int], Echo], Iterator[tuple[int, list[ImageResult]]]
 ]
 """Evaluates chunks in any order and yields each with its results; ends early on SIGTERM or Ctrl-C."""
 
@@ -82,7 +82,7 @@ class _Evaluation:
     store: Store
 
 
-def run_evaluation(job: EvaluateJob, echo: Say, *, in_process: bool = False) -> EvaluationOutcome:
+def run_evaluation(job: EvaluateJob, echo: Echo, *, in_process: bool = False) -> EvaluationOutcome:
     """Evaluate the job's model on its benchmarks and report progress and results through `echo`."""
     datasets = data.open_benchmarks(job)
     benchmarks = Benchmarks(job, datasets)
@@ -132,7 +132,7 @@ def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: Model
 
 
 def _evaluate_missing(
-    evaluation: _Evaluation, spec: EvaluationSpec, echo: Say, evaluate: EvaluateChunks
+    evaluation: _Evaluation, spec: EvaluationSpec, echo: Echo, evaluate: EvaluateChunks
 ) -> int:
     """Evaluate the chunks that are not done; return how many images are left, after a stop or the maximum runtime."""
     benchmarks, job = evaluation.benchmarks, evaluation.job
@@ -163,7 +163,7 @@ def _evaluate_missing(
 
 
 def _in_process(
-    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Say
+    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Echo
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     stopping: list[bool] = []
     with on_stop(lambda: stopping.append(True)):
@@ -175,7 +175,7 @@ def _in_process(
 
 
 def _on_ray(
-    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Say
+    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Echo
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     from orchestrator.cluster.connection import connected
     from orchestrator.evaluation.ray_workers import evaluate_on_ray
@@ -187,7 +187,7 @@ def _on_ray(
 # --- report --------------------------------------------------------------------------------------------------
 
 
-def _report(evaluation: _Evaluation, echo: Say) -> None:
+def _report(evaluation: _Evaluation, echo: Echo) -> None:
     """Compute the scores of all images, write the report's files, track them in MLflow, and print where they are."""
     job, store = evaluation.job, evaluation.store
     results = [one for chunk in evaluation.benchmarks.chunks() for one in read_results(store, chunk)]

@@ -14,7 +14,7 @@ import ray.exceptions
 
 from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.config.job_schemas import EvaluateJob
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.errors import EvaluationError, OrchestratorError
 from orchestrator.evaluation.chunks import EvaluationSpec, EvaluationWorker
 from orchestrator.evaluation.image_results import ImageResult
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 
 
 def evaluate_on_ray(
-    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Say
+    job: EvaluateJob, spec: EvaluationSpec, chunks: Sequence[int], echo: Echo
 ) -> Iterator[tuple[int, list[ImageResult]]]:
     """Evaluate `chunks` on as many workers as the job allows and the cluster has room for; yield each when it is done.
 

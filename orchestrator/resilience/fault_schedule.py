@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.resume_proof import Proof
 
 Kind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KILLS: tuple[Kind, ...] = ("worker killed", "driver killed", "node lost")
 """After these other workers go on, from a checkpoint."""
-_BEGUN = re.compile(r"resumed from checkpoint|\d+ workers? trains?")
-_STEP = re.compile(r"step (\d+)/")
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,19 @@ class Survived:
     """Steps that were computed again."""
 
 
-def after_a_kill(text: str, at_step: int) -> int | None:
-    """Return how many steps other workers compute again, None before they have taken one.
+def repeated_steps(events: Sequence[Event], at_step: int) -> int | None:
+    """Return how many steps other workers repeat after a kill, None before they have taken one.
 
-    `text` is what the driver said since the kill, at which the newest step was `at_step`.
+    `events`: those since the kill. `at_step`: the newest step before it.
     """
-    begun = _BEGUN.search(text)
-    next_step = _STEP.search(text, begun.end()) if begun else None
-    if begun is None or next_step is None:
-        return None
-    before = max([at_step, *(int(step) for step in _STEP.findall(text[: begun.start()]))])
-    return max(0, before - int(next_step[1]) + 1)
+    started = next((n for n, e in enumerate(events) if isinstance(e, WorkersStarted | Resumed)), len(events))
+    first = next((e.step for e in events[started:] if isinstance(e, Progress)), None)
+    return None if first is None else max(0, max(at_step, newest_step(events[:started])) - first + 1)
 
 
-def newest_step(text: str) -> int:
-    """Return the newest step that the driver has told, 0 if none."""
-    return max((int(step) for step in _STEP.findall(text)), default=0)
+def newest_step(events: Iterable[Event]) -> int:
+    """Return the newest step that the driver has reported, 0 if none."""
+    return max((event.step for event in events if isinstance(event, Progress)), default=0)
 
 
 def blows(count: int, seed: int, steps: int, kinds: Sequence[Kind] = KINDS) -> list[Blow]:

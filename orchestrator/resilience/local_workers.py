@@ -21,9 +21,11 @@ import torch.distributed as dist
 
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
+from orchestrator.console import text
 from orchestrator.data import datasets
 from orchestrator.errors import TrainingError
-from orchestrator.training.driver import Wish
+from orchestrator.events import Event
+from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train
@@ -98,24 +100,19 @@ class _Listener:
         self._dies = leg.killed == rank
         self._all_live = leg.killed is None
 
-    def say(self, line: str) -> None:
-        print(line, flush=True)
+    def emit(self, event: Event) -> None:
+        if line := text(event):
+            print(line, flush=True)  # to this worker's output file, which is shown if it fails
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def wish(self, step: int) -> Wish:
+    def control_signal(self, step: int) -> ControlSignal:
         self._left -= 1
         if self._left > 0:
-            return Wish.GO_ON
+            return ControlSignal.CONTINUE
         if self._dies:
             os.kill(os.getpid(), signal.SIGKILL)
         if not self._all_live:
             time.sleep(_A_WHILE)  # until the parent, which sees the other one die, ends this one too
-        return Wish.STOP
+        return ControlSignal.STOP
 
 
 def _work(leg: Leg, rank: int, folder: Path, environment: Mapping[str, str]) -> None:

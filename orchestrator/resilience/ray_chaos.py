@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from orchestrator.cluster.local.ports import free_port
 from orchestrator.config.identity import run_id
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.errors import ClusterError
+from orchestrator.events import Event, read_log
 from orchestrator.resilience import resume_proof
 from orchestrator.resilience.fault_schedule import (
     KINDS,
@@ -39,9 +40,9 @@ from orchestrator.resilience.fault_schedule import (
     Kind,
     Survived,
     Verdict,
-    after_a_kill,
     blows,
     newest_step,
+    repeated_steps,
 )
 from orchestrator.resilience.faulty_proxy import FaultyProxy, drawn, healthy, outage
 from orchestrator.resilience.resume_proof import Trial
@@ -60,7 +61,7 @@ def chaos(
     job: Job,
     trial: Trial,
     folder: Path,
-    say: Say,
+    say: Echo,
     *,
     kinds: Sequence[Kind] = KINDS,
     recovery_seconds: float = 300,
@@ -115,29 +116,32 @@ class _Scene:
     """Seconds that the run may take to go on after a blow."""
     fault_seconds: float = 20
     driver: subprocess.Popen[bytes] | None = None
+    logs: list[Path] = field(default_factory=list)
+    """The JSON logs of all drivers so far."""
 
     @property
-    def output(self) -> Path:
+    def errors(self) -> Path:
         return self.folder / "driver.txt"
 
     def start(self) -> None:
-        """Start the driver, which goes on with the run."""
-        with self.output.open("ab") as output:
+        """Start a driver, which resumes the run."""
+        self.logs.append(self.folder / f"events-{len(self.logs)}.jsonl")
+        with self.logs[-1].open("wb") as log, self.errors.open("ab") as errors:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", "run", str(self.file)],
                 env=self.environment,
                 cwd=self.folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=log,
+                stderr=errors,
             )
 
-    def text(self, since: int = 0) -> str:
-        """Return what the driver has said, since so many bytes."""
-        return self.output.read_bytes()[since:].decode(errors="replace")
+    def events(self) -> list[Event]:
+        """Return the events of all drivers so far."""
+        return [event for log in self.logs for event in read_log(log.read_text(errors="replace"))]
 
     def step(self) -> int:
-        """Return the newest step that was told."""
-        return newest_step(self.text())
+        """Return the newest step that was reported."""
+        return newest_step(self.events())
 
     def wait_for_step(self, step: int) -> float | None:
         """Return after how many seconds a step was told; None if it was not in time."""
@@ -150,15 +154,16 @@ class _Scene:
             if time.monotonic() - began > self.patience:
                 return None
             if self.driver is not None and self.driver.poll() is not None:
-                raise ClusterError(f"the driver ended:\n{_last_lines(self.output)}")
+                raise ClusterError(f"the driver ended:\n{_last_lines(self.errors)}")
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def strike(self, blow: Blow, say: Say) -> Survived:
+    def strike(self, blow: Blow, say: Echo) -> Survived:
         """Wait until the run is there, do it, and wait until it goes on."""
         if self.wait_for_step(blow.step) is None:
             return Survived(blow, self.step(), None)
-        at, said = self.step(), self.output.stat().st_size
+        events = self.events()
+        at, seen = newest_step(events), len(events)
         say(f"step {at}: {blow.kind}")
         if blow.kind == "store faulty":
             plan = drawn(_STORE_FAULTS, self.dice.randrange(2**32))
@@ -173,9 +178,9 @@ class _Scene:
         }[blow.kind]()
         if not struck:
             return Survived(blow, at, None)
-        went_on = self.wait_until(lambda: after_a_kill(self.text(said), at) is not None)
+        went_on = self.wait_until(lambda: repeated_steps(self.events()[seen:], at) is not None)
         seconds = time.monotonic() - began
-        repeated = after_a_kill(self.text(said), at) or 0
+        repeated = repeated_steps(self.events()[seen:], at) or 0
         # Beyond where it was, so that the next blow does not fall on work that is done again.
         return Survived(
             blow,
@@ -191,7 +196,7 @@ class _Scene:
         try:
             self.driver.wait(300)
         except subprocess.TimeoutExpired as error:
-            raise ClusterError(f"the driver did not stop:\n{_last_lines(self.output)}") from error
+            raise ClusterError(f"the driver did not stop:\n{_last_lines(self.errors)}") from error
 
     def end(self) -> None:
         """Leave no driver behind."""
@@ -278,6 +283,7 @@ def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
 def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
     """Return the job with its own store and MLflow, a ledger, many checkpoints, and a fixed number of workers."""
     every = max(1, min(job.checkpoint.every_steps, trial.steps // (2 * trial.kills + 2)))
+    tracked = {"uri": tracking, "every_steps": 1, "register_as": None, "log": "json"}
     workers = {"min": trial.workers, "max": trial.workers, "max_failures": 3 + trial.kills}
     return job.model_copy(
         update={
@@ -286,7 +292,7 @@ def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
             "checkpoint": job.checkpoint.model_copy(
                 update={"every_steps": every, "keep": resume_proof.KEEP_ALL}
             ),
-            "track": job.track.model_copy(update={"uri": tracking, "every_steps": 1, "register_as": None}),
+            "track": job.track.model_copy(update=tracked),
             "workers": job.workers.model_copy(update=workers),
             "example": None,
         }

@@ -6,26 +6,29 @@ over as a job that is submitted again. SIGKILL comes from within, at the very st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from orchestrator.config.identity import run_id
 from orchestrator.config.schema import Job
-from orchestrator.console import Say
+from orchestrator.console import Echo, text_console
 from orchestrator.errors import TrainingError
+from orchestrator.events import Event, WorkerKilled
 from orchestrator.resilience.resume_proof import Stretch, many
-from orchestrator.training.assignment import assignment_of
-from orchestrator.training.driver import Wish
-from orchestrator.training.fault_injection import KILLED, Fate
-from orchestrator.training.ray_launcher import Assignment, OutOfRestartsError, launch
+from orchestrator.signals import on_stop
+from orchestrator.training.assignment import Assignment, assignment_of
+from orchestrator.training.driver import ControlSignal
+from orchestrator.training.fault_injection import KillSchedule
+from orchestrator.training.ray_launcher import FailureLimitReachedError, launch
 from orchestrator.training.run_location import Place
 from shards.dataset import Dataset
 from shards.store import Store
 
 
 def on_ray(
-    job: Job, dataset: Dataset, store: Store, stretches: Sequence[Stretch], stop: int, say: Say
+    job: Job, dataset: Dataset, store: Store, stretches: Sequence[Stretch], stop: int, say: Echo
 ) -> None:
     """Run `job` in the folder `store` through all stretches until step `stop`.
 
@@ -39,17 +42,19 @@ def on_ray(
         _run(job, where, stretch, stop if last else None, say)
 
 
-def _run(job: Job, where: Assignment, stretch: Stretch, stop: int | None, say: Say) -> None:
+def _run(job: Job, where: Assignment, stretch: Stretch, stop: int | None, say: Echo) -> None:
     """Take one stretch; `stop` is None when it ends with its last death."""
     restarts = len(stretch.deaths) - (stop is None)
     crew = {"min": stretch.workers, "max": stretch.workers, "max_failures": restarts}
     job = job.model_copy(update={"workers": job.workers.model_copy(update=crew)})
-    fate = Fate(stop or 10**9, stretch.deaths)
-    assignment = replace(where, job=job.model_dump(mode="json"), fate=asdict(fate))
+    schedule = KillSchedule(stop or 10**9, stretch.deaths)
+    assignment = replace(where, job=job.model_dump(mode="json"), kill_schedule=asdict(schedule))
     driver = _Witness(say)
+    stop_requested = threading.Event()
     try:
-        outcome = launch(job, assignment, driver, insist=False)
-    except OutOfRestartsError:
+        with on_stop(stop_requested.set):
+            outcome = launch(job, assignment, driver, stop_requested, retry_on_progress=False)
+    except FailureLimitReachedError:
         if stop is not None or driver.deaths < len(stretch.deaths):
             raise
         return
@@ -62,19 +67,13 @@ def _run(job: Job, where: Assignment, stretch: Stretch, stop: int | None, say: S
 class _Witness:
     """A driver that shows what happens and counts the deaths; nothing is tracked."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, say: Echo) -> None:
+        self._print = text_console(say)
         self.deaths = 0
 
-    def say(self, line: str) -> None:
-        self.deaths += KILLED in line
-        self._say(line)
+    def emit(self, event: Event) -> None:
+        self.deaths += isinstance(event, WorkerKilled)
+        self._print(event)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def wish(self, step: int) -> Wish:
-        return Wish.GO_ON
+    def control_signal(self, step: int) -> ControlSignal:
+        return ControlSignal.CONTINUE

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from orchestrator.config.identity import run_id
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_what_is_missing
 from orchestrator.errors import PlanError
@@ -53,7 +53,7 @@ class Stretch:
     anew; after the last of them, in all but the last stretch, the next number of workers does."""
 
 
-Runs = Callable[[Job, Dataset, Store, Sequence[Stretch], int, Say], None]
+Runs = Callable[[Job, Dataset, Store, Sequence[Stretch], int, Echo], None]
 """How a run is taken in its folder through stretches until a step, at which it stops with a checkpoint."""
 
 
@@ -141,7 +141,7 @@ class Proof:
 def prove_resume(
     job: Job,
     trial: Trial,
-    say: Say,
+    say: Echo,
     *,
     keep: bool = False,
     runs: Runs | None = None,
@@ -242,7 +242,7 @@ def in_processes(
     store: Store,
     stretches: Sequence[Stretch],
     stop: int,
-    say: Say,
+    say: Echo,
     *,
     between: Callable[[Store], None] = lambda store: None,
 ) -> None:

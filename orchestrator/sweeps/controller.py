@@ -20,7 +20,7 @@ from orchestrator.config.constraints import Costs, rejection
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import Values, candidate
 from orchestrator.config.sweep_schema import SweepJob, rungs, shown
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.errors import ModelError, SweepError, TrainingError
 from orchestrator.sweeps.costs import cost_of
 from orchestrator.sweeps.event_log import Book
@@ -81,7 +81,7 @@ RunTrial = Callable[[Trial, Job, Watch], bool]
 class Controller:
     """Runs a sweep to its end, or until it is asked to stop."""
 
-    def __init__(self, job: SweepJob, name: str, book: Book, run: RunTrial, room: int, say: Say) -> None:
+    def __init__(self, job: SweepJob, name: str, book: Book, run: RunTrial, room: int, say: Echo) -> None:
         self._job, self._name, self._book, self._run = job, name, book, run
         self._room = min(room, job.sweep.max_concurrent or room)
         self._say = say

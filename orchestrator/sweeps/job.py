@@ -17,7 +17,7 @@ from orchestrator.config.identity import sweep_id
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_what_is_missing
 from orchestrator.errors import SweepError, TrackingError
@@ -32,8 +32,8 @@ from orchestrator.sweeps.trial_runner import PARENT_TAG, SWEEP_ID_TAG, Train, Tr
 from orchestrator.sweeps.trial_table import Table
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
-from orchestrator.training.driver import Driver, Outcome
-from orchestrator.training.job import end_run, run_job, train_here
+from orchestrator.training.driver import Driver, JobOutcome
+from orchestrator.training.job import end_run, run_job, train_in_process
 from orchestrator.training.run_location import Place
 from orchestrator.version import code_version
 from shards.dataset import Dataset
@@ -50,7 +50,7 @@ class Crew:
     """What the cluster holds and what a trial needs, in words."""
 
 
-def run_sweep(job: SweepJob, say: Say, *, in_process: bool = False) -> Outcome:
+def run_sweep(job: SweepJob, say: Echo, *, in_process: bool = False) -> JobOutcome:
     """Run `job` to its end and say what a user wants to know on the way.
 
     `in_process` trains one trial at a time in this process, without Ray. Raises an error of `orchestrator.errors` or
@@ -70,9 +70,8 @@ def run_sweep(job: SweepJob, say: Say, *, in_process: bool = False) -> Outcome:
     _submit(book, job, dataset)
 
     asked = threading.Event()
-    trials_say = _quietly(say)
     with _crew(job, say, in_process) as crew:
-        trials = Trials(name, parent, uri, dataset, crew.train, trials_say)
+        trials = Trials(name, parent, uri, dataset, crew.train, say)
         controller = Controller(job, name, book, trials, crew.room, say)
         try:
             with on_stop(asked.set):
@@ -83,7 +82,7 @@ def run_sweep(job: SweepJob, say: Say, *, in_process: bool = False) -> Outcome:
     if not over:
         _end_parent(job, name, book, uri, parent, "KILLED", say)
         say("the sweep is stopped; its trials have checkpoints. Submit it again to go on.")
-        return Outcome("stopped", _done(controller.table), job.sweep.trials)
+        return JobOutcome("stopped", _done(controller.table), job.sweep.trials)
     _end_parent(job, name, book, uri, parent, "FINISHED", say)
     return _winner(job, name, controller.table, trials, say, in_process=in_process)
 
@@ -108,7 +107,7 @@ def folder_of(name: str) -> Path:
 
 
 @contextmanager
-def _crew(job: SweepJob, say: Say, in_process: bool) -> Iterator[Crew]:
+def _crew(job: SweepJob, say: Echo, in_process: bool) -> Iterator[Crew]:
     if in_process:
         yield Crew(_train_here, 1, lambda: "It is in this process.")
         return
@@ -120,8 +119,10 @@ def _crew(job: SweepJob, say: Say, in_process: bool) -> Iterator[Crew]:
         yield Crew(train_on_cluster, at_a_time, lambda: explain(job.workers))
 
 
-def _train_here(job: Job, dataset: Dataset, place: Place, driver: Driver, asked: threading.Event) -> Outcome:
-    return train_here(job, dataset, place, driver)
+def _train_here(
+    job: Job, dataset: Dataset, place: Place, driver: Driver, asked: threading.Event
+) -> JobOutcome:
+    return train_in_process(job, dataset, place, driver)
 
 
 # --- the sweep's own run in MLflow -----------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def _submit(book: Book, job: SweepJob, dataset: Dataset) -> None:
     book.add("submitted", job=key, code=code_version(), data=list(dataset.digests))
 
 
-def _end_parent(job: SweepJob, name: str, book: Book, uri: str, parent: str, status: str, say: Say) -> None:
+def _end_parent(job: SweepJob, name: str, book: Book, uri: str, parent: str, status: str, say: Echo) -> None:
     """Report what there is, here and in MLflow, and end the sweep's run there."""
     files = write_report(job, name, book.events, folder_of(name))
     shown: dict[str, bytes | Path] = {path.name: path for path in files}
@@ -168,20 +169,12 @@ def _done(table: Table) -> int:
     return sum(trial.ended for trial in table.trials)
 
 
-def _quietly(say: Say) -> Say:
-    """Of what trials say, pass on what is not about every single step."""
-
-    def tell(line: str) -> None:
-        if "images/s" not in line:
-            say(line)
-
-    return tell
-
-
 # --- the winner ----------------------------------------------------------------------------------------------
 
 
-def _winner(job: SweepJob, name: str, table: Table, trials: Trials, say: Say, *, in_process: bool) -> Outcome:
+def _winner(
+    job: SweepJob, name: str, table: Table, trials: Trials, say: Echo, *, in_process: bool
+) -> JobOutcome:
     """Do with the best trial what the job says; the model that comes of it has the sweep as its lineage."""
     best = table.best()
     done = _done(table)
@@ -192,10 +185,10 @@ def _winner(job: SweepJob, name: str, table: Table, trials: Trials, say: Say, *,
         )
     say(f"winner     trial {best.number}: {best.ending}")
     if job.sweep.winner.then == "none":
-        return Outcome("finished", done, done)
+        return JobOutcome("finished", done, done)
     final = winning_job(job, name, best)
     lineage = {**trials.lineage(best.number), PARENT_TAG: trials.parent}
     if job.sweep.winner.then == "continue" and best.tracked:
         runs.start_run(trials.uri, job.track.experiment, name, {}, {}, resume_id=best.tracked)
     outcome = run_job(final, say, in_process=in_process, lineage=lineage)
-    return Outcome(outcome.status, done, done)
+    return JobOutcome(outcome.status, done, done)

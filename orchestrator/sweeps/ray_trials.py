@@ -15,11 +15,11 @@ from orchestrator.cluster.capacity import fitting_workers, shortage
 from orchestrator.cluster.placement_groups import leaked_groups
 from orchestrator.cluster.ray_internals_autoscaler import is_autoscaling, max_cluster_resources
 from orchestrator.config.schema import Job, Workers
-from orchestrator.console import Say
+from orchestrator.console import Echo
 from orchestrator.errors import PlanError
 from orchestrator.training.assignment import assignment_of
-from orchestrator.training.driver import Driver, Outcome
-from orchestrator.training.ray_launcher import launch_until
+from orchestrator.training.driver import Driver, JobOutcome
+from orchestrator.training.ray_launcher import launch
 from orchestrator.training.run_location import Place
 from shards.dataset import Dataset
 
@@ -28,12 +28,12 @@ _NO_LIMIT = 10**9
 
 def train_on_cluster(
     job: Job, dataset: Dataset, place: Place, driver: Driver, asked: threading.Event
-) -> Outcome:
+) -> JobOutcome:
     """Train a trial with workers of its own until its end or until `asked` is set; they are freed with it."""
-    return launch_until(job, assignment_of(job, dataset, place), driver, asked)
+    return launch(job, assignment_of(job, dataset, place), driver, asked)
 
 
-def room(workers: Workers, at_most: int | None, say: Say) -> int:
+def room(workers: Workers, at_most: int | None, say: Echo) -> int:
     """Return how many trials the cluster holds at a time. Raises PlanError when it is not even one.
 
     On a cluster that autoscales without a known limit, it is `at_most`, or else as many as fit now, at

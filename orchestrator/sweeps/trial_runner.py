@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import shown
-from orchestrator.console import Say
+from orchestrator.console import Echo, text
 from orchestrator.errors import TrackingError
+from orchestrator.events import Event, Progress, Validation
 from orchestrator.paths import home
 from orchestrator.planning.plan import make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
@@ -23,8 +24,8 @@ from orchestrator.sweeps.trial_table import Trial
 from orchestrator.tracking import background, runs
 from orchestrator.training import initial_weights
 from orchestrator.training.checkpoint import METRIC, Checkpoints, Identity, Retention
-from orchestrator.training.driver import Driver, Outcome, Wish
-from orchestrator.training.job import end_run, open_run
+from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
+from orchestrator.training.job import end_run, open_run, track
 from orchestrator.training.run_location import Place, place_of
 from shards.dataset import Dataset
 
@@ -37,7 +38,7 @@ SWEEP_ID_TAG = "mirage.sweep_id"
 TRIAL_TAG = "mirage.sweep_trial"
 PARENT_TAG = "mlflow.parentRunId"
 
-Train = Callable[[Job, Dataset, Place, Driver, threading.Event], Outcome]
+Train = Callable[[Job, Dataset, Place, Driver, threading.Event], JobOutcome]
 """Trains a job until its end, or until the event is set."""
 
 
@@ -52,7 +53,7 @@ class Trials:
     """MLflow."""
     dataset: Dataset
     train: Train
-    say: Say
+    say: Echo
 
     def __call__(self, trial: Trial, job: Job, watch: Watch) -> bool:
         """Run `trial` in this thread; return whether its job came to its end."""
@@ -121,25 +122,20 @@ class _Driver:
     validations.
     """
 
-    def __init__(self, number: int, watch: Watch, tracker: background.Tracker, say: Say) -> None:
+    def __init__(self, number: int, watch: Watch, tracker: background.Tracker, say: Echo) -> None:
         self._number, self._watch, self._tracker, self._say = number, watch, tracker, say
 
-    def say(self, line: str) -> None:
+    def emit(self, event: Event) -> None:
         self._watch.heard()
-        self._say(f"trial {self._number}  {line}")
+        track(event, self._tracker)
+        if isinstance(event, Validation):
+            self._watch.observed(event.step, event.metrics)
+        # A sweep prints no progress of single steps.
+        if (line := text(event)) and not isinstance(event, Progress):
+            self._say(f"trial {self._number}  {line}")
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._watch.heard()
-        self._tracker.metrics(step, values)
-        if METRIC in values:
-            self._watch.observed(step, values)
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self._watch.heard()
-        self._tracker.image(name, png, step)
-
-    def wish(self, step: int) -> Wish:
-        return Wish.STOP if self._watch.asked.is_set() else Wish.GO_ON
+    def control_signal(self, step: int) -> ControlSignal:
+        return ControlSignal.STOP if self._watch.asked.is_set() else ControlSignal.CONTINUE
 
 
 def _devices(job: Job) -> float:

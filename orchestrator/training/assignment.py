@@ -24,8 +24,8 @@ class Assignment:
     run_uri: str
     code_version: str
     home: str
-    fate: dict[str, Any] | None = None
-    """The fields of a `Fate`, in a proof."""
+    kill_schedule: dict[str, Any] | None = None
+    """The fields of a `KillSchedule`, in a proof."""
 
 
 def assignment_of(job: Job, dataset: Dataset, place: Place) -> Assignment:

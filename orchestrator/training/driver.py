@@ -1,44 +1,39 @@
-"""Define what a worker and its driver exchange."""
+"""Define what a training worker and its driver exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from orchestrator.events import Event
 
-class Wish(IntEnum):
-    """What is wanted of a run that is under way; of several workers' wishes the largest counts."""
 
-    GO_ON = 0
-    REGROUP = 1
-    """Write a checkpoint and leave, so that another group of workers goes on: a node is about to go, or has come."""
+class ControlSignal(IntEnum):
+    """A request to a running job; if workers receive different ones, the highest wins."""
+
+    CONTINUE = 0
+    RESTART = 1
+    """Write a checkpoint and exit; another group of workers resumes. A node is leaving, or more are available."""
     STOP = 2
-    """Write a checkpoint and leave."""
+    """Write a checkpoint and exit."""
 
 
 class Driver(Protocol):
-    """What a worker can tell the process that launched it, and ask of it. None of it blocks or raises."""
+    """A worker's connection to the process that launched it. No method blocks or raises."""
 
-    def say(self, line: str) -> None:
-        """Show a line to whoever watches the run."""
+    def emit(self, event: Event) -> None:
+        """Send an event."""
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Track scalars."""
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        """Track a picture."""
-
-    def wish(self, step: int) -> Wish:
-        """Return what the run is asked to do after this step, of which there were `step`."""
+    def control_signal(self, step: int) -> ControlSignal:
+        """Return the current request to the run, which has just taken `step`."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
+class JobOutcome:
+    """How a job ended."""
 
     status: str
-    """`finished`; or with a checkpoint, to be resumed, `stopped` or `regrouping`."""
+    """`finished`; `stopped` or `restarting`, with a checkpoint to resume from; `failed`."""
     step: int
     total_steps: int

@@ -1,71 +1,61 @@
-"""How a run of a proof ends, told to its workers beforehand, so that it happens at the very step.
+"""Deterministic fault injection: kill worker r right after step s.
 
-`orchestrator.resilience.local_workers` does this to plain processes; here it is for workers that somebody else
-starts, and starts anew."""
+The workers of a proof get a schedule when they start, since only they know exactly which step they are at.
+`orchestrator.resilience.local_workers` does the same for plain processes.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.training.driver import Driver, Wish
-
-KILLED = "is killed after step"
-"""A worker's last words."""
+from orchestrator.events import Event, WorkerKilled
+from orchestrator.training.driver import ControlSignal, Driver
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What becomes of the groups of workers that take up a run one after the other."""
+class KillSchedule:
+    """The kills of the worker groups that run one after the other."""
 
-    stop: int
-    """The step at which the run stops with a checkpoint, when every death is died."""
-    deaths: tuple[tuple[int, int], ...] = ()
-    """(step, worker) of each group in turn: after that step that worker dies by SIGKILL, before a checkpoint."""
+    stop_step: int
+    """Step at which the run checkpoints and stops once all kills have happened."""
+    kills: tuple[tuple[int, int], ...] = ()
+    """(step, rank) of each group in turn: SIGKILL to that worker after that step, before a checkpoint."""
 
 
-class Flushing(Driver, Protocol):
-    """A driver that can be waited for."""
+class FlushingDriver(Driver, Protocol):
+    """A driver whose delivery can be waited for."""
 
     def flush(self) -> None:
-        """Return when it has been told everything."""
+        """Return when all events have been delivered."""
 
 
-class Fated:
-    """The driver as worker `rank` of the `group`-th group sees it, from 1: it also says when this worker ends."""
+class FaultInjectingDriver:
+    """The driver as worker `rank` of group number `group` (from 1) sees it; it kills or stops that worker."""
 
-    def __init__(self, driver: Flushing, fate: Fate, rank: int, group: int) -> None:
+    def __init__(self, driver: FlushingDriver, schedule: KillSchedule, rank: int, group: int) -> None:
         self._driver, self._rank = driver, rank
-        self._death = fate.deaths[group - 1] if group <= len(fate.deaths) else None
-        self._stop = fate.stop
+        self._kill = schedule.kills[group - 1] if group <= len(schedule.kills) else None
+        self._stop_step = schedule.stop_step
 
-    def say(self, line: str) -> None:
-        """Show a line."""
-        self._driver.say(line)
+    def emit(self, event: Event) -> None:
+        """Pass an event on."""
+        self._driver.emit(event)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Track scalars."""
-        self._driver.metrics(step, values)
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        """Track a picture."""
-        self._driver.image(name, png, step)
-
-    def wish(self, step: int) -> Wish:
-        """Return what the driver wants, or that the last step was taken; a worker whose step it is does not return."""
-        wanted = self._driver.wish(step)
-        if self._death is None:
-            return max(wanted, Wish.STOP) if step >= self._stop else wanted
-        when, who = self._death
-        if step >= when and self._rank == who:
-            self._driver.say(f"worker {who} {KILLED} {step}")
+    def control_signal(self, step: int) -> ControlSignal:
+        """Return the driver's signal, or STOP at the stop step; kill this worker if the schedule says so."""
+        signal_ = self._driver.control_signal(step)
+        if self._kill is None:
+            return max(signal_, ControlSignal.STOP) if step >= self._stop_step else signal_
+        kill_step, victim = self._kill
+        if step >= kill_step and self._rank == victim:
+            self._driver.emit(WorkerKilled(victim, step))
             self._driver.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        return wanted
+        return signal_
 
     def flush(self) -> None:
-        """Return when the driver has been told everything."""
+        """Return when all events have been delivered."""
         self._driver.flush()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from orchestrator import events
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
-from orchestrator.console import JsonLines, Say
+from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_what_is_missing
 from orchestrator.errors import PlanError, TrackingError
@@ -25,6 +27,7 @@ from orchestrator.evaluation import run_report
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
+from orchestrator.events import Emit, Event
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.models import network
 from orchestrator.paths import home
@@ -34,9 +37,8 @@ from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
 from orchestrator.signals import on_stop
-from orchestrator.tracking import runs
 from orchestrator.training import initial_weights
-from orchestrator.training.driver import Driver, Outcome, Wish
+from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
@@ -46,7 +48,7 @@ from shards.evaluation import EvalItem
 
 if TYPE_CHECKING:
     pass
-from orchestrator.tracking import background
+from orchestrator.tracking import background, runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri, without_password
 from orchestrator.training.assignment import assignment_of
 from orchestrator.training.run_location import Place, place_of
@@ -55,19 +57,19 @@ log = logging.getLogger(__name__)
 
 
 def run_job(
-    job: Job, say: Say, *, in_process: bool = False, lineage: Mapping[str, str] | None = None
-) -> Outcome:
+    job: Job, echo: Echo, *, in_process: bool = False, lineage: Mapping[str, str] | None = None
+) -> JobOutcome:
     """Train `job` to its end and say what a user wants to know on the way.
 
     `in_process` trains in this process, without Ray. `lineage`: tags of the run in MLflow and of the registered version
     that say what it comes from. Raises an error of `orchestrator.errors` or `shards.errors`.
     """
-    events = JsonLines(say, job.name) if job.track.log == "json" else None
-    say = events.line if events else say
+    emit = console(echo, job.track.log, job.name)
+    echo = message_echo(emit)
     uri = resolve_tracking_uri(job.track.uri)
-    pack_what_is_missing(job, say)
+    pack_what_is_missing(job, echo)
     plan = make_plan(_alone(job) if in_process else job, strict=True)
-    say(plan.render() + "\n")
+    echo(plan.render() + "\n")
     dataset = datasets.open_dataset(job)
     place = place_of(job, dataset)
     place.store.ensure_bucket()
@@ -77,24 +79,21 @@ def run_job(
     finished = place.store.exists(RESULT)
     if job.init_from is not None and not finished:
         digest = initial_weights.keep(job, place.store, uri)
-        say(f"begins     from {job.init_from}, sha256 {digest[:16]}")
+        echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
     if finished:
-        say(
-            f"run {place.run_id} is finished already; this is its result. To train anew, change the job: --set seed=1"
-        )
+        emit(events.RunAlreadyFinished(place.run_id))
         tracked = known or open_run(job, plan, place, uri, None, lineage)
-        outcome = Outcome("finished", plan.total_steps, plan.total_steps)
+        outcome = JobOutcome("finished", plan.total_steps, plan.total_steps)
     else:
         tracked = open_run(job, plan, place, uri, known, lineage)
-        say(f"run {place.run_id}" + (" goes on" if known else ""))
-        outcome = _train(job, dataset, place, uri, tracked, say, events, in_process=in_process)
+        emit(events.RunStarted(place.run_id, known is not None))
+        outcome = _train(job, dataset, place, uri, tracked, emit, in_process=in_process)
         if outcome.status == "stopped":
             end_run(uri, tracked, "KILLED")
-            where = f"at step {outcome.step} with a checkpoint" if outcome.step else "before it began"
-            say(f"stopped {where}. Submit the job again to go on.")
+            emit(events.RunStopped(outcome.step))
             return outcome
     try:
-        _conclude(job, dataset, place, uri, tracked, say, lineage or {})
+        _conclude(job, dataset, place, uri, tracked, emit, lineage or {})
     except BaseException:
         if not finished:
             end_run(uri, tracked, "FAILED")
@@ -158,22 +157,22 @@ def _train(
     place: Place,
     uri: str,
     tracked: str,
-    say: Say,
-    events: JsonLines | None,
+    emit: Emit,
     *,
     in_process: bool,
-) -> Outcome:
+) -> JobOutcome:
     tracker = background.Tracker(uri, tracked, home() / "spool")
-    driver = _Here(say, tracker, events)
+    driver = _RunDriver(emit, tracker)
     try:
-        if in_process:
-            outcome = _train_here(job, dataset, place, driver)
-        else:
-            from orchestrator.cluster.connection import connected
-            from orchestrator.training.ray_launcher import launch
+        with on_stop(driver.stop.set):
+            if in_process:
+                outcome = train_in_process(job, dataset, place, driver)
+            else:
+                from orchestrator.cluster.connection import connected
+                from orchestrator.training.ray_launcher import launch
 
-            with connected():
-                outcome = launch(job, assignment_of(job, dataset, place), driver)
+                with connected():
+                    outcome = launch(job, assignment_of(job, dataset, place), driver, driver.stop)
     except BaseException:
         tracker.close()
         end_run(uri, tracked, "FAILED")
@@ -202,13 +201,8 @@ def end_run(uri: str, tracked: str, status: str) -> None:
         log.warning("the run in MLflow stays open: %s", error)
 
 
-def _train_here(job: Job, dataset: Dataset, place: Place, driver: _Here) -> Outcome:
-    with on_stop(driver.stop):
-        return train_here(job, dataset, place, driver)
-
-
-def train_here(job: Job, dataset: Dataset, place: Place, driver: Driver) -> Outcome:
-    """Train in this process until the end, or until `driver` wishes it to stop."""
+def train_in_process(job: Job, dataset: Dataset, place: Place, driver: Driver) -> JobOutcome:
+    """Train in this process until the end, or until `driver` signals it to stop."""
     if job.engine.name != "ddp":
         raise PlanError(
             f"engine.name {job.engine.name} needs workers that Ray starts. Leave out --in-process, or add "
@@ -220,35 +214,35 @@ def train_here(job: Job, dataset: Dataset, place: Place, driver: Driver) -> Outc
     return train(job, dataset, place.store, engine, driver, code_version())
 
 
-class _Here:
-    """The driver's own side of `orchestrator.training.driver.Driver`: the terminal and the tracker."""
+class _RunDriver:
+    """A driver that prints and tracks events, and stops the run when `stop` is set."""
 
-    def __init__(self, say: Say, tracker: background.Tracker, events: JsonLines | None) -> None:
-        self.say = say
-        self._tracker = tracker
-        self._events = events
-        self._stopping = False
+    def __init__(self, emit: Emit, tracker: background.Tracker) -> None:
+        self.stop = threading.Event()
+        self._emit, self._tracker = emit, tracker
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._tracker.metrics(step, values)
-        if self._events:
-            self._events.metrics(step, values)
+    def emit(self, event: Event) -> None:
+        track(event, self._tracker)
+        self._emit(event)
 
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self._tracker.image(name, png, step)
+    def control_signal(self, step: int) -> ControlSignal:
+        return ControlSignal.STOP if self.stop.is_set() else ControlSignal.CONTINUE
 
-    def wish(self, step: int) -> Wish:
-        return Wish.STOP if self._stopping else Wish.GO_ON
 
-    def stop(self) -> None:
-        self._stopping = True
+def track(event: Event, tracker: background.Tracker) -> None:
+    """Track an event's metrics or image in MLflow."""
+    match event:
+        case events.Measured(step, metrics):
+            tracker.metrics(step, metrics)
+        case events.Image(name, png, step):
+            tracker.image(name, png, step)
 
 
 # --- after training ------------------------------------------------------------------------------------------
 
 
 def _conclude(
-    job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, say: Say, lineage: Mapping[str, str]
+    job: Job, dataset: Dataset, place: Place, uri: str, tracked: str, emit: Emit, lineage: Mapping[str, str]
 ) -> None:
     """Judge, register, restore one photograph, and say where everything is."""
     result = json.loads(place.store.read(RESULT))
@@ -293,14 +287,12 @@ def _conclude(
         runs.log_artifacts(uri, tracked, files)
         runs.end_run(uri, tracked, "FINISHED")
 
-    say("\n" + run_report.score_table(rows) + "\n\n" + how + "\n\n" + run_report.conclusion(rows) + "\n")
+    report = [run_report.score_table(rows), how, run_report.conclusion(rows)]
+    emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
     if registered:
-        say(f"model      {registered.name} version {registered.version}, alias candidate   {registered.uri}")
-    for name in ("sheet.png", "restored.png"):
-        if name in files:
-            say(f"picture    {_shown(files[name])}")
-    say(f"report     {_shown(files['report.md'])}")
-    say(f"MLflow     {page_command(uri)}")
+        emit(events.ModelRegistered(registered.name, str(registered.version), registered.uri))
+    shown = {name: _shown(path) for name, path in files.items()}
+    emit(events.RunFinished(place.run_id, shown, page_command(uri)))
 
 
 def _evidence(job: Job, dataset: Dataset, result: Mapping[str, Any]) -> bytes:

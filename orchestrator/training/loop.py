@@ -41,6 +41,7 @@ from orchestrator.evaluation.scores import (
     score_images,
     summarise,
 )
+from orchestrator.events import Image, LogMessage, Metrics, ProfileWritten, Resumed, Validation
 from orchestrator.models import network
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer, as_record
@@ -48,11 +49,11 @@ from orchestrator.run_files import RESULT, RULE
 from orchestrator.training import initial_weights
 from orchestrator.training.checkpoint import METRIC, Checkpoints, Identity, Retention, State
 from orchestrator.training.determinism import repeatable
-from orchestrator.training.driver import Driver, Outcome, Wish
+from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import Engine, trainable
 from orchestrator.training.loss_breakdown import attributed, attribution
 from orchestrator.training.profiling import Profiling
-from orchestrator.training.progress import Progress
+from orchestrator.training.progress import ProgressMeter
 from orchestrator.training.system_metrics import NodeMeter
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
@@ -112,7 +113,7 @@ class Run:
 
 def train(
     job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
-) -> Outcome:
+) -> JobOutcome:
     """Train `job` to its end, or until it is asked to stop, and leave everything in `store`, the run's own folder."""
     with repeatable(job.train.deterministic):
         return _train(job, dataset, store, engine, driver, code_version)
@@ -120,7 +121,7 @@ def train(
 
 def _train(
     job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
-) -> Outcome:
+) -> JobOutcome:
     stream = datasets.train_stream(dataset, job)
     identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
     checkpoints = Checkpoints(
@@ -132,13 +133,13 @@ def _train(
     )
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
-        return Outcome("finished", total, total)
+        return JobOutcome("finished", total, total)
     run = start(job, engine, stream, store, _newest(stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
         _compile(run, driver)
     ledger = _ledger(run, store)
 
-    progress = Progress(run.step, total)
+    progress = ProgressMeter(run.step, total)
     meter = NodeMeter.of_this_worker(engine.device)
     profiling = Profiling(job.profile, run.step, store) if job.profile and engine.rank == 0 else None
     since_logged: list[dict[str, Tensor]] = []
@@ -153,27 +154,27 @@ def _train(
 
         due = run.step == total
         if profiling is not None and (trace := profiling.step_taken(run.step, last=due)):
-            driver.say(f"profile: {store.uri}/{trace}")
+            driver.emit(ProfileWritten(f"{store.uri}/{trace}"))
         if meter is not None and progress.is_time_to_look(job.track.system_metrics_seconds):
-            driver.metrics(run.step, meter.look())
+            driver.emit(Metrics(run.step, meter.look()))
         if due or run.step % job.track.every_steps == 0:
             _log(run, since_logged, progress, driver)
             since_logged.clear()
         if due or run.step % job.validation.every_steps == 0:
             _validate(run, dataset, driver)
-        wish = Wish(engine.highest(driver.wish(run.step)))
-        if due or wish or run.step % job.checkpoint.every_steps == 0:
+        signal = ControlSignal(engine.highest(driver.control_signal(run.step)))
+        if due or signal or run.step % job.checkpoint.every_steps == 0:
             if ledger is not None:
                 ledger.flush()
                 engine.any(False)  # all workers have written what this checkpoint counts on
             save(run, checkpoints, driver)
-        if wish and not due:
+        if signal and not due:
             checkpoints.wait()
-            return Outcome("stopped" if wish is Wish.STOP else "regrouping", run.step, total)
+            return JobOutcome("stopped" if signal is ControlSignal.STOP else "restarting", run.step, total)
         progress.asks_for_data()
     checkpoints.wait()
     _finish(run, dataset, store)
-    return Outcome("finished", run.step, total)
+    return JobOutcome("finished", run.step, total)
 
 
 def train_step(run: Run, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -276,7 +277,9 @@ def _compile(run: Run, driver: Driver) -> None:
         compile.compile_blocks(run.model)
     elif run.engine.rank == 0:
         why = obstacle or "another worker finds no compiler."
-        driver.say(f"warning: train.compile: nothing can be compiled, the blocks run eagerly: {why}")
+        driver.emit(
+            LogMessage(f"train.compile: nothing can be compiled, the blocks run eagerly: {why}", "warning")
+        )
 
 
 @torch.no_grad()
@@ -311,7 +314,7 @@ def _note(run: Run, micro_batches: Sequence[Batch], ledger: SampleLedger | None)
 # --- once in a while -----------------------------------------------------------------------------------------
 
 
-def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: Progress, driver: Driver) -> None:
+def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: ProgressMeter, driver: Driver) -> None:
     """Tell the means over the steps since the last time; single steps see too few images to be read."""
     names = sorted(steps[0])
     mean = torch.stack([torch.stack([step[name].float() for name in names]) for step in steps]).mean(0)
@@ -323,8 +326,7 @@ def _log(run: Run, steps: Sequence[Mapping[str, Tensor]], progress: Progress, dr
         lost = run.engine.sum(mean.new_tensor([run.skipped_samples]))
         values["data/skipped_samples"] = float(lost)
     if run.engine.rank == 0:
-        driver.metrics(run.step, values)
-        driver.say(progress.line(run.step, values))
+        driver.emit(progress.event(run.step, values))
 
 
 def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
@@ -336,12 +338,12 @@ def _validate(run: Run, dataset: Dataset, driver: Driver) -> None:
     rows = summarise(scores, run.job.evaluate.degradations)
     run.validation = as_metrics(rows, f"val/{run.job.setting}") | {METRIC: rows[-1].psnr}
     if run.engine.rank == 0:
-        driver.metrics(run.step, run.validation)
-        each = ", ".join(f"{row.degradation} {row.psnr:.2f} ({row.gain:+.2f})" for row in rows)
-        driver.say(f"step {run.step}: validation PSNR [dB] (gain): {each}")
+        psnr = {row.degradation: row.psnr for row in rows}
+        gain = {row.degradation: row.gain for row in rows}
+        driver.emit(Validation(run.step, run.validation, psnr, gain))
         with run.eagerly():
             picture = comparison_sheet(items, network.restoring(judged), run.engine.device)
-        driver.image("sheet", picture, run.step)
+        driver.emit(Image("sheet", picture, run.step))
 
 
 def _score(run: Run, model: Network, items: Iterable[EvalItem]) -> list[ImageScore]:
@@ -385,7 +387,7 @@ def save(run: Run, checkpoints: Checkpoints, driver: Driver) -> None:
     values = {"perf/checkpoint_stall_seconds": time.monotonic() - began}
     if checkpoints.write_seconds:
         values["perf/checkpoint_write_seconds"] = checkpoints.write_seconds  # of the one before
-    driver.metrics(run.step, values)
+    driver.emit(Metrics(run.step, values))
 
 
 def _newest(stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver) -> State | None:
@@ -400,7 +402,7 @@ def _newest(stream: TrainStream, engine: Engine, checkpoints: Checkpoints, drive
             f"{stream.stages.position_at(state.step)}. It was not written by this job."
         )
     if engine.rank == 0:
-        driver.say(f"resumed from checkpoint {name} at step {state.step}")
+        driver.emit(Resumed(name, state.step))
     return state
 
 

@@ -1,13 +1,15 @@
-"""What one sees of a run while it goes: the progress line, rates, and a fixed sheet of photographs."""
+"""Measure the rate and the remaining time of a run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
+from orchestrator.events import Progress
 
-class Progress:
-    """Where a run stands and how fast it goes; the clock never decides anything."""
+
+class ProgressMeter:
+    """Measures how fast a run proceeds; no training decision depends on the clock."""
 
     def __init__(self, step: int, total: int) -> None:
         self._total = total
@@ -49,22 +51,8 @@ class Progress:
         self._mark, self._steps, self._waited = now, 0, 0.0
         return values
 
-    def line(self, step: int, values: Mapping[str, float]) -> str:
-        """Return the progress line."""
+    def event(self, step: int, metrics: Mapping[str, float]) -> Progress:
+        """Return the progress at `step`."""
         done = step - self._first
         left = (time.monotonic() - self._began) / max(done, 1) * (self._total - step)
-        terms = "  ".join(
-            f"{name} {values[f'loss/{name}']:.4f}"
-            for name in ("total", "l1", "fourier", "spd")
-            if f"loss/{name}" in values
-        )
-        return (
-            f"step {step}/{self._total}  {terms}  {values['perf/images_per_second']:.1f} images/s  "
-            f"waiting for data {100 * values['perf/data_wait']:.1f} %  {_clock(left)} left"
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+        return Progress(step, metrics, self._total, left)

@@ -18,11 +18,11 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.assignment import Assignment
-from orchestrator.training.driver import Driver, Outcome
+from orchestrator.training.driver import Driver, JobOutcome
 from orchestrator.training.engines.factory import engine_for
-from orchestrator.training.fault_injection import Fate, Fated
+from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from orchestrator.training.loop import train
-from orchestrator.training.ray_driver_channel import Distant, ToDriver
+from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.store import open_store
 
@@ -30,11 +30,11 @@ _PACKAGES = ("orchestrator", "shards", "mirage")
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Take part in a run as one worker; return its `Outcome` as a mapping."""
-    assignment, mailbox = Assignment(**config["assignment"]), config["mailbox"]
-    if ray.get(mailbox.failure.remote()):
+    """Take part in a run as one worker; return its `JobOutcome` as a mapping."""
+    assignment, relay = Assignment(**config["assignment"]), config["relay"]
+    if ray.get(relay.failure.remote()):
         # The attempt before failed for a reason that trying again does not cure.
-        return asdict(Outcome("failed", 0, 0))
+        return asdict(JobOutcome("failed", 0, 0))
     from orchestrator.data import datasets
 
     job = job_from_mapping(assignment.job)
@@ -42,13 +42,15 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     os.environ["MIRAGE_HOME"] = assignment.home
     # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
     torch.set_num_threads(max(1, int(job.workers.cpus)))
-    driver = Distant(mailbox)
-    handler = ToDriver(driver)
     place = ray.train.get_context()
     rank = place.get_world_rank()
+    driver = RemoteDriver(relay, rank)
+    handler = DriverLogHandler(driver)
     node = ray.get_runtime_context().get_node_id()
-    group = ray.get(mailbox.join.remote(rank, place.get_world_size(), node))
-    told: Driver = driver if assignment.fate is None else Fated(driver, Fate(**assignment.fate), rank, group)
+    group = ray.get(relay.join.remote(rank, place.get_world_size(), node))
+    faulty: Driver = driver
+    if assignment.kill_schedule is not None:
+        faulty = FaultInjectingDriver(driver, KillSchedule(**assignment.kill_schedule), rank, group)
     for package in _PACKAGES:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
@@ -56,11 +58,11 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device = ray.train.torch.get_device()
         engine = engine_for(job, device)
         dataset = datasets.open_dataset_at(assignment.manifests, assignment.digests, job.data)
-        outcome = train(job, dataset, open_store(assignment.run_uri), engine, told, assignment.code_version)
+        outcome = train(job, dataset, open_store(assignment.run_uri), engine, faulty, assignment.code_version)
     except UnreachableStoreError:
         raise  # the store may be back when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:
-        ray.get(mailbox.fail.remote(str(error)))
+        ray.get(relay.fail.remote(str(error)))
         raise
     finally:
         driver.flush()

@@ -13,7 +13,15 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.cluster.local import s3_server
 from orchestrator.errors import PlanError
-from orchestrator.resilience.fault_schedule import KINDS, Survived, Verdict, after_a_kill, blows, newest_step
+from orchestrator.events import Event, Progress, Resumed, WorkersStarted
+from orchestrator.resilience.fault_schedule import (
+    KINDS,
+    Survived,
+    Verdict,
+    blows,
+    newest_step,
+    repeated_steps,
+)
 from orchestrator.resilience.faulty_proxy import Fault, FaultyProxy, drawn
 from orchestrator.resilience.resume_proof import Proof, Trial, prove_resume
 
@@ -43,15 +51,19 @@ def test_only_the_kinds_that_are_asked_for_fall() -> None:
     }
 
 
-def test_what_is_computed_again_is_read_from_what_the_driver_says() -> None:
-    late = "step 41/100  loss 0.1\nstep 42/100  loss 0.1\n"
-    begun = "2 workers train\nresumed from checkpoint 000000030-0123456789ab at step 30\n"
+def progress(*steps: int) -> list[Event]:
+    return [Progress(step, {}, total_steps=100, seconds_left=0.0) for step in steps]
+
+
+def test_repeated_steps_follow_from_the_events_since_a_kill() -> None:
+    late = progress(41, 42)
+    started = [WorkersStarted(2), Resumed("000000030-0123456789ab", 30)]
     assert newest_step(late) == 42
-    assert after_a_kill(late, at_step=40) is None
-    assert after_a_kill(late + begun, at_step=40) is None
-    assert after_a_kill(late + begun + "step 31/100  loss 0.1\nstep 32/100\n", at_step=40) == 12
-    assert after_a_kill(begun + "step 31/100\n", at_step=40) == 10
-    assert after_a_kill("1 worker trains\nstep 1/100\n", at_step=3) == 3
+    assert repeated_steps(late, at_step=40) is None
+    assert repeated_steps(late + started, at_step=40) is None
+    assert repeated_steps(late + started + progress(31, 32), at_step=40) == 12
+    assert repeated_steps(started + progress(31), at_step=40) == 10
+    assert repeated_steps([WorkersStarted(1), *progress(1)], at_step=3) == 3
 
 
 def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:

@@ -16,6 +16,7 @@ import torch
 from orchestrator.config.identity import run_id
 from orchestrator.config.schema import Job
 from orchestrator.errors import PlanError
+from orchestrator.events import Event, WorkerKilled, read_log, to_dict
 from orchestrator.maintenance.garbage_collection import find, remove
 from orchestrator.resilience.resume_proof import (
     Stretch,
@@ -27,8 +28,8 @@ from orchestrator.resilience.resume_proof import (
     watched,
 )
 from orchestrator.training.checkpoint import Checkpoints, Identity, Retention
-from orchestrator.training.driver import Wish
-from orchestrator.training.fault_injection import Fate, Fated
+from orchestrator.training.driver import ControlSignal
+from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from shards.dataset import Dataset
 from shards.store import Store, open_store
 
@@ -64,45 +65,41 @@ def test_who_dies_and_who_takes_over() -> None:
 class Deaf:
     """A driver that wants nothing."""
 
-    def say(self, line: str) -> None:
-        print(line)
+    def emit(self, event: Event) -> None:
+        print(json.dumps(to_dict(event)))
 
-    def metrics(self, step: int, values: object) -> None:
-        pass
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def wish(self, step: int) -> Wish:
-        return Wish.GO_ON
+    def control_signal(self, step: int) -> ControlSignal:
+        return ControlSignal.CONTINUE
 
     def flush(self) -> None:
         sys.stdout.flush()
 
 
-FATE = Fate(stop=9, deaths=((3, 1), (5, 0)))
+SCHEDULE = KillSchedule(stop_step=9, kills=((3, 1), (5, 0)))
 
 
 def test_a_worker_dies_at_its_step_and_tells_so_first() -> None:
     script = (
         "from tests.orchestrator.resilience.test_resume_proof import *\n"
-        "for step in range(1, 9): print(step); Fated(Deaf(), FATE, rank=1, group=1).wish(step)"
+        "driver = FaultInjectingDriver(Deaf(), SCHEDULE, rank=1, group=1)\n"
+        "for step in range(1, 9): print(step); driver.control_signal(step)"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL
-    assert done.stdout.split("\n") == ["1", "2", "3", "worker 1 is killed after step 3", ""]
+    assert done.stdout.split("\n")[:3] == ["1", "2", "3"]
+    assert read_log(done.stdout) == [WorkerKilled(rank=1, step=3)]
 
 
 def test_the_other_workers_go_on_and_the_last_group_stops_at_the_last_step() -> None:
-    def wishes(rank: int, group: int, steps: tuple[int, ...]) -> list[Wish]:
-        return [Fated(Deaf(), FATE, rank, group).wish(step) for step in steps]
+    def signals(rank: int, group: int, steps: tuple[int, ...]) -> list[ControlSignal]:
+        return [FaultInjectingDriver(Deaf(), SCHEDULE, rank, group).control_signal(step) for step in steps]
 
-    assert wishes(0, 1, (2, 3, 9)) == [Wish.GO_ON] * 3
-    assert wishes(1, 2, (5, 9)) == [Wish.GO_ON] * 2
-    assert wishes(0, 3, (5, 8, 9)) == [Wish.GO_ON, Wish.GO_ON, Wish.STOP]
+    assert signals(0, 1, (2, 3, 9)) == [ControlSignal.CONTINUE] * 3
+    assert signals(1, 2, (5, 9)) == [ControlSignal.CONTINUE] * 2
+    assert signals(0, 3, (5, 8, 9)) == [ControlSignal.CONTINUE, ControlSignal.CONTINUE, ControlSignal.STOP]
 
 
 def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, small_data) -> None:

@@ -12,6 +12,7 @@ import torch
 
 import mirage
 from orchestrator.errors import JobFileError
+from orchestrator.events import Event, Progress
 from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import train
@@ -88,9 +89,9 @@ class Further(Listener):
         super().__init__()
         self.event = event
 
-    def metrics(self, step: int, values) -> None:
-        super().metrics(step, values)
-        if step >= 3 and "loss/total" in values:
+    def emit(self, event: Event) -> None:
+        super().emit(event)
+        if isinstance(event, Progress) and event.step >= 3:
             self.event.set()
 
 

@@ -20,10 +20,11 @@ from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import EngineChoice, Job
 from orchestrator.data import datasets
 from orchestrator.errors import CheckpointError, TrainingError
+from orchestrator.events import Event, Image, LogMessage, Measured, Resumed
 from orchestrator.maintenance.sample_ledger import consumed
 from orchestrator.run_files import RESULT, RULE
 from orchestrator.training.checkpoint import Retention
-from orchestrator.training.driver import Outcome, Wish
+from orchestrator.training.driver import ControlSignal, JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train
@@ -37,30 +38,34 @@ CPU = torch.device("cpu")
 class Listener:
     """A driver that remembers what it was told, and asks to stop after a number of steps."""
 
-    def __init__(self, stop_after: int | None = None, wish: Wish = Wish.STOP) -> None:
-        self.lines: list[str] = []
+    def __init__(self, stop_after: int | None = None, signal: ControlSignal = ControlSignal.STOP) -> None:
+        self.events: list[Event] = []
         self.scalars: dict[int, dict[str, float]] = {}
         self.pictures: dict[int, bytes] = {}
         self._left = stop_after
-        self._wish = wish
+        self._signal = signal
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Measured):
+            self.scalars.setdefault(event.step, {}).update(event.metrics)
+        elif isinstance(event, Image):
+            self.pictures[event.step] = event.png
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.scalars.setdefault(step, {}).update(values)
+    def resumed_at(self) -> list[int]:
+        return [event.step for event in self.events if isinstance(event, Resumed)]
 
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self.pictures[step] = png
+    def warnings(self) -> list[str]:
+        return [e.text for e in self.events if isinstance(e, LogMessage) and e.level == "warning"]
 
-    def wish(self, step: int) -> Wish:
+    def control_signal(self, step: int) -> ControlSignal:
         if self._left is None:
-            return Wish.GO_ON
+            return ControlSignal.CONTINUE
         self._left -= 1
-        return Wish.GO_ON if self._left > 0 else self._wish
+        return ControlSignal.CONTINUE if self._left > 0 else self._signal
 
 
-def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> Outcome:
+def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> JobOutcome:
     torch.set_num_threads(1)
     return train(
         job, dataset, LocalStore(folder), engine or InProcessEngine(CPU), driver or Listener(), "test"
@@ -83,7 +88,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 @pytest.fixture
 def uninterrupted(small_job, small_data, tmp_path) -> dict[str, Tensor]:
     folder = tmp_path / "uninterrupted"
-    assert run(small_job(), small_data, folder) == Outcome("finished", 6, 6)
+    assert run(small_job(), small_data, folder) == JobOutcome("finished", 6, 6)
     return weights(folder)
 
 
@@ -108,10 +113,10 @@ def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, 
 
 def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, uninterrupted) -> None:
     folder = tmp_path / "stopped"
-    assert run(small_job(), small_data, folder, Listener(stop_after=2)) == Outcome("stopped", 2, 6)
+    assert run(small_job(), small_data, folder, Listener(stop_after=2)) == JobOutcome("stopped", 2, 6)
     driver = Listener()
-    assert run(small_job(), small_data, folder, driver) == Outcome("finished", 6, 6)
-    assert any("at step 2" in line for line in driver.lines)
+    assert run(small_job(), small_data, folder, driver) == JobOutcome("finished", 6, 6)
+    assert driver.resumed_at() == [2]
     assert same(weights(folder), uninterrupted)
 
 
@@ -137,10 +142,8 @@ def test_without_a_compiler_a_run_says_so_once_and_gives_the_same_bits(
 ) -> None:
     driver = Listener()
     run(small_job(train={"compile": "blocks"}), small_data, tmp_path / "eager", driver)
-    assert [line for line in driver.lines if "the blocks run eagerly: No working C++ compiler" in line] == [
-        line for line in driver.lines if "warning" in line
-    ]
-    assert sum("warning" in line for line in driver.lines) == 1
+    (warning,) = driver.warnings()
+    assert "No working C++ compiler" in warning
     assert same(weights(tmp_path / "eager"), uninterrupted)
 
 
@@ -151,9 +154,9 @@ def test_a_run_goes_on_with_compiled_blocks_to_the_same_weights(
 ) -> None:
     assert run(small_job(), small_data, tmp_path / "run", Listener(stop_after=2)).step == 2
     job, driver = small_job(train={"compile": "blocks"}), Listener()
-    assert run(job, small_data, tmp_path / "run", driver) == Outcome("finished", 6, 6)
-    assert any("at step 2" in line for line in driver.lines)
-    assert not any("warning" in line for line in driver.lines)
+    assert run(job, small_data, tmp_path / "run", driver) == JobOutcome("finished", 6, 6)
+    assert driver.resumed_at() == [2]
+    assert not driver.warnings()
     found = weights(tmp_path / "run")
     assert found.keys() == uninterrupted.keys()
     a, b = (torch.cat([w[name].double().flatten() for name in sorted(found)]) for w in (found, uninterrupted))
@@ -164,9 +167,9 @@ def test_a_deterministic_run_is_the_same_run_and_leaves_torch_as_it_was(
     small_job, small_data, tmp_path, uninterrupted
 ) -> None:
     class Curious(Listener):
-        def wish(self, step: int) -> Wish:
+        def control_signal(self, step: int) -> ControlSignal:
             assert torch.are_deterministic_algorithms_enabled()
-            return super().wish(step)
+            return super().control_signal(step)
 
     job = small_job(train={"deterministic": True})
     assert run(job, small_data, tmp_path / "first", Curious(3)).status == "stopped"
@@ -179,7 +182,7 @@ def test_a_run_that_writes_at_every_step_can_be_stopped_too(
     small_job, small_data, tmp_path, uninterrupted
 ) -> None:
     job = small_job(checkpoint={"every_steps": 1, "keep": 2})
-    assert run(job, small_data, tmp_path / "often", Listener(stop_after=2)) == Outcome("stopped", 2, 6)
+    assert run(job, small_data, tmp_path / "often", Listener(stop_after=2)) == JobOutcome("stopped", 2, 6)
     run(job, small_data, tmp_path / "often")
     assert same(weights(tmp_path / "often"), uninterrupted)
 
@@ -199,7 +202,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     with caplog.at_level(logging.WARNING):
         run(small_job(), small_data, folder, driver)
     assert "is damaged and is passed over" in caplog.text
-    assert any("resumed from checkpoint" in line for line in driver.lines)
+    assert driver.resumed_at() == [2]
     assert same(weights(folder), uninterrupted)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import JobFileError
 from orchestrator.training import checkpoint
-from orchestrator.training.driver import Outcome
+from orchestrator.training.driver import JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.engines.loss_scale import FIRST, GROWS_AFTER, GradientScale
 from orchestrator.training.loop import train
@@ -86,7 +86,7 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale(small_job, small_data, tmp_path
     whole, stopped, forgetful = tmp_path / "whole", tmp_path / "stopped", tmp_path / "forgetful"
     run(job, small_data, whole, engine=Half())
     for folder in (stopped, forgetful):
-        assert run(job, small_data, folder, Listener(stop_after=4), Half()) == Outcome("stopped", 4, 6)
+        assert run(job, small_data, folder, Listener(stop_after=4), Half()) == JobOutcome("stopped", 4, 6)
     record = json.loads(max((stopped / "checkpoints").iterdir()).read_bytes())
     assert record["gradient_scale"]["factor"] < FIRST
 

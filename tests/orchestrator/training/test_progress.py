@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from orchestrator.console import JsonLines
+from orchestrator.console import json_console
+from orchestrator.events import LogMessage, Metrics, ProfileWritten
 from orchestrator.runner import run_any
 from orchestrator.training.loss_breakdown import attributed, attribution
 from orchestrator.training.system_metrics import NodeMeter
@@ -73,7 +74,7 @@ def test_a_profile_of_the_asked_steps_is_left_in_the_run(small_job, small_data, 
     run(small_job(profile={"steps": 2, "skip_first": 3}), small_data, tmp_path, driver)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name.startswith("steps-3-to-5-")
-    assert any(file.name in line for line in driver.lines)
+    assert any(isinstance(e, ProfileWritten) and file.name in e.uri for e in driver.events)
     names = {event.get("name", "") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]}
     assert any("convolution" in name for name in names)
     assert any("Backward" in name for name in names)
@@ -100,22 +101,23 @@ def events(small_job, small_data, at_home) -> list[dict]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_driver_prints_one_json_object_per_event(events: list[dict], at_home) -> None:
-    assert {event["event"] for event in events} == {"line", "metrics"}
+    kinds = {event["event"] for event in events}
+    assert kinds >= {"log_message", "run_started", "progress", "metrics", "validation", "run_finished"}
     assert all(event["job"] == "json" and event["time"].endswith("+00:00") for event in events)
     steps = [event["step"] for event in events if "loss/total" in event]
     assert steps == [2, 4, 6]
-    told = [event["text"] for event in events if event["event"] == "line"]
-    assert len(told) == len(set(told))  # nothing twice
-    assert any("step 6/6" in text for text in told)
+    texts = [event["text"] for event in events if "text" in event]
+    assert len(texts) == len(set(texts))  # nothing twice
+    assert any("step 6/6" in text for text in texts)
     assert list((at_home / "mlartifacts").rglob("profile/steps-*.json.gz"))
 
 
 def test_what_is_not_finite_is_null_and_several_lines_are_one_event() -> None:
     lines: list[str] = []
-    printed = JsonLines(lines.append, "job", lambda: 0.0)
-    printed.metrics(3, {"loss/total": float("nan"), "optim/lr": 0.5})
-    printed.line("a\nb\n")
-    printed.line("\n")
+    emit = json_console(lines.append, "job", lambda: 0.0)
+    emit(Metrics(3, {"loss/total": float("nan"), "optim/lr": 0.5}))
+    emit(LogMessage("a\nb\n"))
+    emit(LogMessage("\n"))
     one, two = (json.loads(line) for line in lines)
     assert one == {
         "time": "1970-01-01T00:00:00.000+00:00",
@@ -125,4 +127,4 @@ def test_what_is_not_finite_is_null_and_several_lines_are_one_event() -> None:
         "loss/total": None,
         "optim/lr": 0.5,
     }
-    assert two["text"] == "a\nb"
+    assert two["text"] == "a\nb\n"

@@ -1,0 +1,128 @@
+"""Connect the driver of a run with its workers through a relay actor.
+
+Workers send events, report that they have started, and read the control signal. The driver alone prints and tracks,
+and no worker waits for either.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import ray
+
+from orchestrator.events import Event, LogMessage, WorkerTerminated
+from orchestrator.training.driver import ControlSignal, Driver
+
+
+class DriverRelay:
+    """An actor between driver and workers; it holds no durable state."""
+
+    def __init__(self) -> None:
+        self._signal = ControlSignal.CONTINUE
+        self._failure = ""
+        self._events: list[Event] = []
+        self._members: dict[int, str] = {}
+        self._world_size = 0
+        self._groups = 0
+
+    def join(self, rank: int, world_size: int, node: str) -> int:
+        """Register a started worker and return the number of its group.
+
+        The first worker of a group replaces the group before.
+        """
+        if rank in self._members or world_size != self._world_size:
+            self._members, self._world_size = {}, world_size
+            self._groups += 1
+        self._members[rank] = node
+        return self._groups
+
+    def group(self) -> tuple[int, int, dict[int, str]]:
+        """Return the number of groups so far, the newest group's size, and its workers' nodes by rank."""
+        return self._groups, self._world_size, self._members
+
+    def exchange(self, events: list[Event]) -> ControlSignal:
+        """Take a worker's events and return the control signal."""
+        self._events += events
+        return self._signal
+
+    def collect(self) -> list[Event]:
+        """Return the events since the previous call."""
+        events, self._events = self._events, []
+        return events
+
+    def set_signal(self, signal: ControlSignal) -> None:
+        """Set the control signal."""
+        self._signal = signal
+
+    def fail(self, message: str) -> None:
+        """Record a failure that a restart cannot cure; the first one counts."""
+        self._failure = self._failure or message
+
+    def failure(self) -> str:
+        """Return that failure, or ""."""
+        return self._failure
+
+
+class RemoteDriver:
+    """The driver as a worker sees it: events are sent in the background, and replies read once they are there."""
+
+    def __init__(self, relay: Any, rank: int) -> None:
+        self._relay, self._rank = relay, rank
+        self._events: list[Event] = []
+        self._exchange: Any = None
+        self._signal = ControlSignal.CONTINUE
+        self._reported_sigterm = False
+
+    def emit(self, event: Event) -> None:
+        """Queue an event for the next exchange."""
+        self._events.append(event)
+
+    def control_signal(self, step: int) -> ControlSignal:
+        """Return the newest signal from the driver, or RESTART if this process received SIGTERM."""
+        own = ControlSignal.RESTART if SigtermFlag.received else ControlSignal.CONTINUE
+        if own and not self._reported_sigterm:
+            self._reported_sigterm = True
+            self.emit(WorkerTerminated(self._rank))
+        if self._exchange is not None:
+            ready, _ = ray.wait([self._exchange], timeout=0)
+            if not ready:
+                return max(self._signal, own)
+            self._signal = ControlSignal(ray.get(self._exchange))
+        events, self._events = self._events, []
+        self._exchange = self._relay.exchange.remote(events)
+        return max(self._signal, own)
+
+    def flush(self) -> None:
+        """Send the queued events and wait until they have arrived."""
+        ray.get(self._relay.exchange.remote(self._events))
+        self._events = []
+
+
+class SigtermFlag:
+    """Records SIGTERM: the worker's node is leaving, so the worker asks for a checkpoint before it exits."""
+
+    received = False
+
+    @classmethod
+    def install(cls) -> None:
+        """Handle SIGTERM from now on; only the main thread may call this."""
+        signal.signal(signal.SIGTERM, cls._set)
+
+    @classmethod
+    def _set(cls, number: int, frame: FrameType | None) -> None:
+        cls.received = True
+
+
+class DriverLogHandler(logging.Handler):
+    """Sends a worker's warnings to the driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(logging.WARNING)
+        self._driver = driver
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a log record as an event."""
+        self._driver.emit(LogMessage(record.getMessage(), record.levelname.lower()))  # type: ignore[arg-type]
