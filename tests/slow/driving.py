@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.events import Event, read_log
 from tests.slow.project import plain_environment, wait_until
 
 ENDLESS = 10**6
@@ -18,28 +19,37 @@ ON_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 @dataclass
 class Driver:
-    """`mirage run` in a process of its own, as `ray job submit` would start it."""
+    """`mirage run` in a process of its own, as `ray job submit` would start it, with `track.log: json`."""
 
     process: subprocess.Popen[bytes]
-    output: Path
+    log: Path
+    """Its standard output: the JSON log."""
+    errors: Path
+    """Its standard error."""
     _read: int = 0
 
-    def text(self) -> str:
-        return self.output.read_text()
+    def events(self) -> list[Event]:
+        return read_log(self.log.read_text())
 
-    def says(self, what: str, timeout: float = 300) -> None:
-        """Wait until it says so, after what was waited for before."""
+    def output(self) -> str:
+        return self.log.read_text() + self.errors.read_text()
 
-        def told() -> str | None:
-            text = self.text()
-            found = text.find(what, self._read)
-            assert found >= 0 or self.process.poll() is None, text
-            if found < 0:
-                return None
-            self._read = found + len(what)
-            return "yes"
+    def emits(self, kind: type[Event], timeout: float = 300, **values: object) -> Event:
+        """Wait for an event of this kind and these values, behind the one that was waited for before."""
+        found: list[Event] = []
 
-        wait_until(told, timeout, f"{what!r}, in {self.text()}")
+        def has_come() -> str | None:
+            ended = self.process.poll() is not None
+            for n, event in enumerate(self.events()[self._read :], self._read + 1):
+                if isinstance(event, kind) and all(getattr(event, k) == v for k, v in values.items()):
+                    self._read = n
+                    found.append(event)
+                    return "yes"
+            assert not ended, self.output()
+            return None
+
+        wait_until(has_come, timeout, f"{kind.__name__} {values}, in {self.output()}")
+        return found[0]
 
 
 @dataclass
@@ -57,7 +67,7 @@ class Place:
             process.wait()
 
     def drive(self, name: str) -> Driver:
-        output = self.home.parent / f"{name}.txt"
+        log, errors = self.home.parent / f"{name}.jsonl", self.home.parent / f"{name}.txt"
         environment = {
             **plain_environment(),
             ON_LOOPBACK[0]: ON_LOOPBACK[1],
@@ -67,12 +77,10 @@ class Place:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "orchestrator", "run", str(self.job)]
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=self.home.parent
-            )
+        with log.open("wb") as out, errors.open("wb") as err:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=err, cwd=self.home.parent)
         self.driven.append(process)
-        return Driver(process, output)
+        return Driver(process, log, errors)
 
     def folder(self) -> Path:
         (folder,) = (self.home.parent / "store" / "runs").iterdir()

@@ -15,6 +15,17 @@ import pytest
 import yaml
 
 from orchestrator.cluster.local.ports import free_port
+from orchestrator.events import (
+    CapacityAvailable,
+    NodesDraining,
+    Progress,
+    Resumed,
+    RunStopped,
+    WorkersLost,
+    WorkersRestarting,
+    WorkersStarted,
+    WorkerTerminated,
+)
 from orchestrator.maintenance.sample_ledger import consumed
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, NOTICE_SECONDS, ON_LOOPBACK, Place, drain
@@ -59,7 +70,7 @@ def elastic_job(home: Path) -> Mapping[str, Any]:
         "workers": {"min": 1, "max": 2, "scale_up_delay_seconds": 2},
         "checkpoint": {"every_steps": 50, "keep": 2},
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
-        "track": {"experiment": "tests", "every_steps": 20},
+        "track": {"experiment": "tests", "every_steps": 20, "log": "json"},
     }
 
 
@@ -82,45 +93,47 @@ def test_nodes_come_and_go_and_each_sample_is_consumed_once(
     place = Place(home, cluster.address, job)
     request.addfinalizer(place.end)
     driver = place.drive("driver")
-    driver.says("2 workers train")
-    driver.says("step 60/")
+    driver.emits(WorkersStarted, workers=2)
+    driver.emits(Progress, step=60)
 
     noticed = time.time()
     drain(cluster.address, second.node_id)
-    driver.says(f"node {second.node_id[:8]} goes in")
-    driver.says("another group of workers goes on from step")
+    draining = driver.emits(NodesDraining, nodes=(second.node_id,))
+    assert 0 < draining.seconds_left <= NOTICE_SECONDS
+    driver.emits(WorkersRestarting)
     written = max(p.stat().st_mtime for p in (place.folder() / "checkpoints").iterdir())
     assert noticed < written < noticed + NOTICE_SECONDS
-    driver.says("1 worker trains")
-    driver.says("resumed from checkpoint")
+    driver.emits(WorkersStarted, workers=1)
+    driver.emits(Resumed)
     cluster.remove_node(second, allow_graceful=False)
 
     third = add_node(cluster)
-    driver.says("there is room for 1 more worker")
-    driver.says("2 workers train")
-    driver.says("resumed from checkpoint")
+    driver.emits(CapacityAvailable, more_workers=1)
+    driver.emits(WorkersStarted, workers=2)
+    driver.emits(Resumed)
 
     cluster.remove_node(third, allow_graceful=False)
-    driver.says(f"lost node {third.node_id[:8]}")
-    driver.says("1 worker trains")
-    driver.says("resumed from checkpoint")
+    driver.emits(WorkersLost, nodes=(third.node_id,))
+    driver.emits(WorkersStarted, workers=1)
+    driver.emits(Resumed)
 
     (worker,) = train_workers()
     os.kill(worker.pid, signal.SIGTERM)
-    driver.says("a worker was told to end")
-    driver.says("another group of workers goes on from step")
-    driver.says("1 worker trains")
+    driver.emits(WorkerTerminated)
+    driver.emits(WorkersRestarting)
+    driver.emits(WorkersStarted, workers=1)
 
     os.kill(driver.process.pid, signal.SIGKILL)
     driver.process.wait()
     wait_until(lambda: not train_workers() and "gone", 60, "workers end with their driver")
     again = place.drive("again")
-    again.says("resumed from checkpoint")
+    again.emits(Resumed)
     again.process.send_signal(signal.SIGTERM)
-    assert again.process.wait(90) == 143, again.text()
-    assert "with a checkpoint" in again.text()
+    assert again.process.wait(90) == 143, again.output()
+    stop = again.emits(RunStopped)
 
     stopped = newest(place.folder())
+    assert stop.step == stopped["step"]
     found = consumed(str(place.folder()))
     assert len(found.samples) == stopped["position"] == 3 * stopped["step"]
     # Six starts, of which two were killed, perhaps before they wrote anything; where Ray hears of a new node late, the

@@ -17,6 +17,15 @@ import yaml
 
 from orchestrator.cluster.local.ports import free_port
 from orchestrator.cluster.local.ray_head import make_temp_dir
+from orchestrator.events import (
+    CapacityAvailable,
+    NodesDraining,
+    Progress,
+    Resumed,
+    RunStopped,
+    WorkersStarted,
+    WorkersStarting,
+)
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place, drain
 
@@ -127,33 +136,34 @@ def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a
         "workers": {"min": 1, "max": NODES_AT_MOST, "scale_up_delay_seconds": 1},
         "checkpoint": {"every_steps": 50},
         "validation": {"every_steps": ENDLESS, "photographs": 1, "crop_pixels": 32},
-        "track": {"experiment": "tests", "every_steps": 20},
+        "track": {"experiment": "tests", "every_steps": 20, "log": "json"},
     }
     job.write_text(yaml.safe_dump(values))
     place = Place(home, address, job)
     request.addfinalizer(place.end)
     with somebody_else_holds_a_cpu(address):
         driver = place.drive("growing")
-        driver.says("waiting for nodes: requested 1 to 2 x (1 CPU, 0 GPU)")
-        driver.says("1 worker trains")
-        driver.says("step 20/")
-        assert "2 workers train" not in driver.text()
-    driver.says("there is room for 1 more worker")
-    driver.says("2 workers train")
-    driver.says("resumed from checkpoint")
+        driver.emits(WorkersStarting, workers=1)
+        driver.emits(WorkersStarted, workers=1)
+        driver.emits(Progress, step=20)
+        assert WorkersStarted(2) not in driver.events()
+    driver.emits(CapacityAvailable, more_workers=1)
+    driver.emits(WorkersStarted, workers=2)
+    driver.emits(Resumed)
 
     drain(address, NODES_THAT_COME.format(NODES_AT_MOST))
-    driver.says(" goes in ")
-    driver.says("1 worker trains")
-    driver.says("resumed from checkpoint")
+    assert driver.emits(NodesDraining).seconds_left is not None
+    driver.emits(WorkersStarted, workers=1)
+    driver.emits(Resumed)
     driver.process.terminate()
-    assert driver.process.wait(90) == 143, driver.text()
-    assert "with a checkpoint" in driver.text()
+    assert driver.process.wait(90) == 143, driver.output()
+    assert driver.emits(RunStopped).step > 0
 
     # More than it can ever have: nobody knows how far it grows, so the wait ends it.
     values["workers"] = {"min": 1, "max": 1, "cpus": 64, "startup_timeout_seconds": 5}
     job.write_text(yaml.safe_dump(values))
     refused = place.drive("refused")
-    assert refused.process.wait(120) not in (0, 143), refused.text()
-    assert "after workers.startup_timeout_seconds (5 s) the autoscaling cluster" in refused.text()
-    assert "has resources for 0 of at least 1 x (64 CPU, 0 GPU)" in refused.text()
+    assert refused.process.wait(120) not in (0, 143), refused.output()
+    error = refused.errors.read_text()
+    assert "after workers.startup_timeout_seconds (5 s) the autoscaling cluster" in error
+    assert "has resources for 0 of at least 1 x (64 CPU, 0 GPU)" in error
