@@ -1,4 +1,4 @@
-"""Combinations of keys that cannot be, each with the nearest one that can."""
+"""Combinations of keys that are impossible, each with the nearest possible one."""
 
 from __future__ import annotations
 
@@ -16,73 +16,127 @@ if TYPE_CHECKING:
 Conflict = tuple[str, str]
 """Key and message."""
 
+STRIDE = 8
+"""Total stride of MIRAGE: sides of crops and tiles are multiples of it."""
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
 
 def training_conflicts(job: Training) -> Iterator[Conflict]:
-    """Yield what cannot be in a job that trains."""
-    yield from _of_crops(job)
-    yield from _of_weights(job)
-    if job.validation.crop_pixels % 8:
-        yield (
-            "validation.crop_pixels",
-            f"{job.validation.crop_pixels} is not a multiple of 8, the model's total stride.",
-        )
+    """Yield every conflict of a job that trains."""
+    yield from _length_conflicts(job)
+    yield from _crop_conflicts(job)
+    yield from _mixture_conflicts(job)
+    yield from _batch_conflicts(job)
+    yield from _worker_conflicts(job.workers)
+    yield from _speed_conflicts(job)
+    yield from _metric_conflicts(job)
+    if job.data.pack:
+        yield from _data_pack_conflicts(job.data.pack, job.data.manifests)
+    if job.promote.paper_row is not None:
+        yield from _paper_row_conflicts(job.promote.paper_row)
+    yield from _class_conflicts(job.model)
+    yield from _mirage_conflicts(job) if job.model.class_ is None else _user_model_conflicts(job)
+
+
+def _length_conflicts(job: Training) -> Iterator[Conflict]:
     if (job.train.epochs is None) == (job.train.steps is None):
-        yield "train.steps", "give the length once: either train.epochs or train.steps."
-    batch, micro = min(crop_stages.batches(job), default=job.train.global_batch_size), job.train.micro_batches
-    for each in sorted({job.train.global_batch_size, *crop_stages.batches(job)}):
-        if each % micro:
-            yield "train.micro_batches", f"{micro} does not divide the global batch of {each}."
-    if job.model.alignment == "none" and job.loss.spd_weight:
+        yield "train.steps", "set exactly one of train.epochs and train.steps."
+    if job.train.schedule == "release" and job.train.steps is not None:
         yield (
-            "loss.spd_weight",
-            f"{job.loss.spd_weight:g}, but with model.alignment none there is nothing to align. Set it to 0.",
+            "train.schedule",
+            "schedule `release` counts epochs. Set train.epochs, or train.schedule=cosine.",
         )
-    yield from _of_workers(job.workers)
-    if job.workers.max > batch // micro:
+
+
+def _crop_conflicts(job: Training) -> Iterator[Conflict]:
+    if job.validation.crop_pixels % STRIDE:
+        yield "validation.crop_pixels", _not_a_multiple(job.validation.crop_pixels)
+    stages = crop_stages.declared(job)
+    for stage in stages:
+        if stage.pixels % STRIDE:
+            yield "data.crop_pixels", _not_a_multiple(stage.pixels)
+        if (stage.from_step is None) == (stage.from_epoch is None):
+            message = f"the stage of {stage.pixels} pixels needs exactly one of from_step and from_epoch."
+            yield "data.crop_pixels", message
+    if not stages or stages[0].from_step or stages[0].from_epoch:
+        yield "data.crop_pixels", "the first stage must start at step 0: set from_step: 0."
+    needs_epochs = job.train.steps is None or job.train.schedule == "release"
+    if needs_epochs and set(crop_stages.batches(job)) != {job.train.global_batch_size}:
+        yield (
+            "data.crop_pixels",
+            "stages with their own batch sizes have no epochs of equal steps. Set train.steps and "
+            "train.schedule=cosine.",
+        )
+
+
+def _mixture_conflicts(job: Training) -> Iterator[Conflict]:
+    weights = job.data.weights
+    if weights is None and job.data.samples_per_epoch is not None:
+        yield "data.samples_per_epoch", "is the length of an epoch with data.weights. Set data.weights too."
+    if weights is not None and set(weights) != set(job.data.mixture):
+        unmatched = ", ".join(sorted(set(weights) ^ set(job.data.mixture)))
+        yield (
+            "data.weights",
+            f"must name the same degradations as data.mixture; {unmatched} is in only one of them.",
+        )
+    if job.data.shuffle_window is not None and job.data.sampling == "replacement":
+        yield "data.shuffle_window", "has no meaning with sampling: replacement. Remove it."
+
+
+def _batch_conflicts(job: Training) -> Iterator[Conflict]:
+    """Yield conflicts between batch, micro-batches, workers and the loss."""
+    micro_batches = job.train.micro_batches
+    batches = {job.train.global_batch_size, *crop_stages.batches(job)}
+    for batch in sorted(batches):
+        if batch % micro_batches:
+            yield "train.micro_batches", f"{micro_batches} does not divide the global batch of {batch}."
+    smallest = min(crop_stages.batches(job), default=job.train.global_batch_size) // micro_batches
+    if job.workers.max > smallest:
         yield (
             "workers.max",
-            f"{job.workers.max} workers cannot share a micro-batch of {batch // micro} images: each needs one. "
-            f"Set workers.max to at most {batch // micro}, or raise train.global_batch_size.",
+            f"{job.workers.max} workers cannot share a micro-batch of {smallest} images: each needs one. "
+            f"Set workers.max to at most {smallest}, or raise train.global_batch_size.",
         )
-    if job.loss.spd_weight and batch // micro < 2:
+    if job.loss.spd_weight and smallest < 2:
         yield (
             "loss.spd_weight",
             "the SPD term contrasts the images of a micro-batch and vanishes with one image. "
             "Raise train.global_batch_size or set loss.spd_weight to 0.",
         )
-    if job.train.schedule == "release" and job.train.steps is not None:
-        yield (
-            "train.schedule",
-            "the release's schedule counts epochs. Give train.epochs, or train.schedule=cosine.",
-        )
-    if job.data.pack:
-        yield from _of_packing(job.data.pack, job.data.manifests)
+
+
+def _speed_conflicts(job: Training) -> Iterator[Conflict]:
+    """Yield conflicts between precision, compilation, engine and device."""
     if job.train.precision in ("bf16", "fp16") and job.workers.gpus == 0 and job.recipe != "fast":
         yield (
             "train.precision",
             f"{job.train.precision} on CPU workers is slower than fp32. Set train.precision=fp32 or workers.gpus.",
         )
-    yield from _of_checkpoints(job)
     if job.train.compile != "none" and job.engine.name == "deepspeed" and job.engine.zero_stage == 3:
         yield (
             "train.compile",
-            "a compiled block needs its weights in place, and ZeRO stage 3 shares them out. Set it to none, or "
+            "compiled blocks need whole weights, and ZeRO stage 3 divides them among workers. Set it to none, or "
             "engine.zero_stage to at most 2.",
         )
-    if job.promote.paper_row is not None:
-        yield from _of_paper_row(job.promote.paper_row)
-    yield from _of_class(job.model)
-    if job.model.class_ is not None:
-        yield from _of_training_a_class(job)
-        return
-    try:
-        job.model.build()
-    except ValueError as error:
-        yield "model", str(error)
 
 
-def _of_paper_row(row: str) -> Iterator[Conflict]:
-    # Here, because the tables know every dataset, which takes a while to import.
+def _metric_conflicts(job: Training) -> Iterator[Conflict]:
+    """Yield a conflict where validation does not compute the metric of the best checkpoints."""
+    quantities = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
+    rows = (*job.evaluate.degradations, "average")
+    known = {"val/psnr", *(f"val/{job.setting}/{row}/{quantity}" for row in rows for quantity in quantities)}
+    if job.checkpoint.metric not in known:
+        near = difflib.get_close_matches(job.checkpoint.metric, sorted(known), 1, 0.0)[0]
+        yield (
+            "checkpoint.metric",
+            f"validation does not compute {job.checkpoint.metric}. Did you mean {near}?",
+        )
+
+
+def _paper_row_conflicts(row: str) -> Iterator[Conflict]:
+    # Imported here: the tables know every dataset, which takes a while to import.
     from orchestrator.paper.tables import published_averages
 
     try:
@@ -91,73 +145,57 @@ def _of_paper_row(row: str) -> Iterator[Conflict]:
         yield "promote.paper_row", str(error)
 
 
-def _of_checkpoints(job: Training) -> Iterator[Conflict]:
-    """Best checkpoints are told by a metric that validation computes."""
-    quantities = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
-    rows = (*job.evaluate.degradations, "average")
-    known = {"val/psnr", *(f"val/{job.setting}/{row}/{what}" for row in rows for what in quantities)}
-    if job.checkpoint.metric not in known:
-        near = difflib.get_close_matches(job.checkpoint.metric, sorted(known), 1, 0.0)[0]
+def _mirage_conflicts(job: Training) -> Iterator[Conflict]:
+    if job.model.alignment == "none" and job.loss.spd_weight:
         yield (
-            "checkpoint.metric",
-            f"{job.checkpoint.metric} is not measured by validation: did you mean {near}?",
+            "loss.spd_weight",
+            f"{job.loss.spd_weight:g}, but model.alignment: none leaves nothing to align. Set it to 0.",
         )
+    try:
+        job.model.build()
+    except ValueError as error:
+        yield "model", str(error)
 
 
-def _of_crops(job: Training) -> Iterator[Conflict]:
-    stages = crop_stages.declared(job)
-    for crop in (stage.pixels for stage in stages):
-        if crop % 8:
-            low = crop - crop % 8
-            yield (
-                "data.crop_pixels",
-                f"{crop} is not a multiple of 8, the model's total stride. Nearest: {low} or {low + 8}.",
-            )
-    if not stages or (stages[0].from_step or stages[0].from_epoch):
-        yield "data.crop_pixels", "the first stage starts at step 0: give it from_step: 0."
-    for stage in stages:
-        if (stage.from_step is None) == (stage.from_epoch is None):
-            yield (
-                "data.crop_pixels",
-                f"the stage of {stage.pixels} pixels needs from_step or from_epoch, one of them.",
-            )
-    by_epoch = job.train.steps is None or job.train.schedule == "release"
-    if by_epoch and set(crop_stages.batches(job)) != {job.train.global_batch_size}:
+def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
+    """Yield keys that need a MIRAGE: the SPD term, its sizes and blocks, and registration."""
+    other = "and model.class is another network"
+    if job.loss.spd_weight:
         yield (
-            "data.crop_pixels",
-            "with batches of their own, stages have no epochs of equal steps. Give train.steps and "
-            "train.schedule=cosine.",
+            "loss.spd_weight",
+            f"{job.loss.spd_weight:g}, but the SPD term needs a MIRAGE, {other}. Set it to 0.",
         )
+    for key in sorted(set(job.model.changes()) - {"shallow_tap"}):  # the recipe sets shallow_tap
+        yield f"model.{key}", f"is a key of MIRAGE, {other}. Remove it."
+    for key in ("activation_checkpointing", "compile"):
+        if getattr(job.train, key) != "none":
+            yield f"train.{key}", f"needs the blocks of a MIRAGE, {other}. Set it to none."
+    if job.track.register_as:
+        yield (
+            "track.register_as",
+            "only a MIRAGE can be registered. Remove it: the weights stay in the run's folder, for model.weights.",
+        )
+    for stage in crop_stages.declared(job):
+        if stage.pixels % job.model.stride:
+            yield "data.crop_pixels", f"{stage.pixels} is not a multiple of model.stride, {job.model.stride}."
 
 
-def _of_weights(job: Training) -> Iterator[Conflict]:
-    weights = job.data.weights
-    if weights is None:
-        if job.data.samples_per_epoch is not None:
-            yield (
-                "data.samples_per_epoch",
-                "is the length of an epoch that is shared by data.weights. Give them too.",
-            )
-    elif set(weights) != set(job.data.mixture):
-        odd = sorted(set(weights) ^ set(job.data.mixture))
-        yield (
-            "data.weights",
-            f"must name the degradations of data.mixture, each once; {', '.join(odd)} is in one only.",
-        )
-    if job.data.shuffle_window is not None and job.data.sampling == "replacement":
-        yield (
-            "data.shuffle_window",
-            "is of a permutation; sampling with replacement has no order to keep. Remove it.",
-        )
+# --- packing -------------------------------------------------------------------------------------------------
 
 
 def packing_conflicts(job: PackJob) -> Iterator[Conflict]:
-    """Yield what cannot be in a job that packs."""
-    yield from _of_packing(job.data.pack, job.data.manifests)
+    """Yield every conflict of a job that packs."""
+    yield from _data_pack_conflicts(job.data.pack, job.data.manifests)
+
+
+def _data_pack_conflicts(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Conflict]:
+    yield from ((f"data.pack.{key}", message) for key, message in source_conflicts(pack))
+    if len(manifests) != 1:
+        yield "data.manifests", "must name exactly one dataset when data.pack describes how to make it."
 
 
 def source_conflicts(pack: Pack) -> Iterator[Conflict]:
-    """Yield what cannot be in a description of raw data; keys are those of the section."""
+    """Yield every conflict within a section `data.pack`; keys are relative to it."""
     if pack.source != "photographs" and not pack.root:
         what = "clean photographs" if pack.source == "synthetic" else "the raw data"
         yield "root", f"is missing: name the folder of {what}."
@@ -168,90 +206,59 @@ def source_conflicts(pack: Pack) -> Iterator[Conflict]:
                     key,
                     "is missing: pairs need patterns of the degraded and clean files, and the degradation.",
                 )
-    for key, sources in _BELONGS.items():
-        if pack.source not in sources and getattr(pack, key) != type(pack).model_fields[key].get_default():
-            yield key, f"belongs to {' and '.join(sources)}, not to {pack.source}."
+    for key, sources in _ONLY_FOR.items():
+        if pack.source not in sources and getattr(pack, key) != Pack.model_fields[key].get_default():
+            yield key, f"is for {' and '.join(sources)} only, not for {pack.source}."
 
 
-_BELONGS = {
+_ONLY_FOR = {
     "held_out": ("synthetic",),
     **dict.fromkeys(("degraded", "clean", "degradation", "held_out_share"), ("pairs",)),
     "group": ("cdd11",),
     "crops": ("gopro",),
 }
-"""Keys that mean something for some sources alone."""
+"""Key of `data.pack` -> the sources that it has a meaning for."""
+
+
+# --- evaluating and restoring --------------------------------------------------------------------------------
 
 
 def evaluation_conflicts(job: EvaluateJob) -> Iterator[Conflict]:
-    """Yield what cannot be in a job that judges."""
-    yield from _of_workers(job.workers)
-    model = job.model
-    if model.class_ is None and model.weights is None:
-        yield (
-            "model.weights",
-            "is missing: name what is judged, for example models:/NAME@candidate or a file.",
-        )
-    yield from _of_class(model)
+    """Yield every conflict of a job that evaluates."""
+    yield from _worker_conflicts(job.workers)
+    if job.model.class_ is None and job.model.weights is None:
+        yield "model.weights", "is missing: name the model, for example models:/NAME@candidate or a file."
+    yield from _class_conflicts(job.model)
 
 
 def restore_conflicts(job: RestoreJob) -> Iterator[Conflict]:
-    """Yield what cannot be in a job that restores."""
-    yield from _of_workers(job.workers)
+    """Yield every conflict of a job that restores."""
+    yield from _worker_conflicts(job.workers)
     tile, overlap = job.restore.tile, job.restore.overlap
-    if tile < 8 or tile % 8:
-        yield (
-            "restore.tile",
-            f"{tile} is not a multiple of 8, the model's total stride. Nearest: {max(tile - tile % 8, 8)}.",
-        )
+    if tile < STRIDE or tile % STRIDE:
+        yield "restore.tile", _not_a_multiple(tile)
     elif not 0 <= overlap <= tile // 2:
-        yield "restore.overlap", f"{overlap}: at least 0 and at most half of the tile, {tile // 2}."
+        yield "restore.overlap", f"{overlap} must be from 0 to half of the tile, {tile // 2}."
 
 
-def _of_class(model: UserModel) -> Iterator[Conflict]:
+# --- shared --------------------------------------------------------------------------------------------------
+
+
+def _class_conflicts(model: UserModel) -> Iterator[Conflict]:
     if model.class_ is None:
         for key in ("path", "arguments", "tile"):
             if getattr(model, key):
-                yield (
-                    f"model.{key}",
-                    "belongs to a class, and model.class is missing. Give it, or remove this.",
-                )
+                yield f"model.{key}", "needs model.class. Set that, or remove this."
     if model.tile and model.tile % model.stride:
         yield "model.tile", f"{model.tile} is not a multiple of model.stride, {model.stride}."
 
 
-def _of_training_a_class(job: Training) -> Iterator[Conflict]:
-    """A network of anybody's has no taps for the SPD term, no blocks that we know, and no place in the registry."""
-    if job.loss.spd_weight:
-        yield (
-            "loss.spd_weight",
-            f"{job.loss.spd_weight:g}, but the SPD term looks into a MIRAGE, and model.class is another network. "
-            "Set it to 0.",
-        )
-    for key in sorted(set(job.model.changes()) - {"shallow_tap"}):  # a recipe gives the tap
-        yield f"model.{key}", "is a key of a MIRAGE, and model.class is another network. Remove it."
-    if job.train.activation_checkpointing != "none":
-        yield (
-            "train.activation_checkpointing",
-            "knows a MIRAGE's blocks, and model.class is another network. Set it to none.",
-        )
-    if job.train.compile != "none":
-        yield "train.compile", "knows a MIRAGE's blocks, and model.class is another network. Set it to none."
-    if job.track.register_as:
-        yield (
-            "track.register_as",
-            "only a MIRAGE is registered. Remove it: the weights stay in the run's folder, for model.weights.",
-        )
-    for crop in (stage.pixels for stage in crop_stages.declared(job)):
-        if crop % job.model.stride:
-            yield "data.crop_pixels", f"{crop} is not a multiple of model.stride, {job.model.stride}."
-
-
-def _of_workers(workers: WorkerResources) -> Iterator[Conflict]:
+def _worker_conflicts(workers: WorkerResources) -> Iterator[Conflict]:
     if workers.min > workers.max:
         yield "workers.min", f"{workers.min} is more than workers.max, {workers.max}."
 
 
-def _of_packing(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Conflict]:
-    yield from ((f"data.pack.{key}", message) for key, message in source_conflicts(pack))
-    if len(manifests) != 1:
-        yield "data.manifests", "name exactly one dataset when data.pack says how to make it."
+def _not_a_multiple(pixels: int) -> str:
+    low = pixels - pixels % STRIDE
+    nearest = f"{low} or {low + STRIDE}" if low else str(STRIDE)
+    return f"{pixels} is not a multiple of {STRIDE}, the model's total stride. Nearest: {nearest}."

@@ -46,10 +46,13 @@ def test_a_stage_by_epoch_starts_with_the_first_step_in_it(nowhere):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["data.crop_pixels=[{from_step: 5, pixels: 64}]"], "first stage starts at step 0"),
-        (["data.crop_pixels=[]"], "first stage starts at step 0"),
+        (["data.crop_pixels=[{from_step: 5, pixels: 64}]"], "first stage must start at step 0"),
+        (["data.crop_pixels=[]"], "first stage must start at step 0"),
         (["data.crop_pixels=[{from_step: 0, pixels: 60}]"], "60 is not a multiple of 8"),
-        (["data.crop_pixels=[{from_step: 0, pixels: 64}, {pixels: 72}]"], "needs from_step or from_epoch"),
+        (
+            ["data.crop_pixels=[{from_step: 0, pixels: 64}, {pixels: 72}]"],
+            "exactly one of from_step and from_epoch",
+        ),
         (
             [
                 "data.crop_pixels=[{from_step: 0, pixels: 64, batch: 4}]",
@@ -57,14 +60,14 @@ def test_a_stage_by_epoch_starts_with_the_first_step_in_it(nowhere):
                 "train.steps=null",
                 "train.epochs=2",
             ],
-            "Give train.steps",
+            "Set train.steps",
         ),
         (["data.samples_per_epoch=100"], "data.weights"),
-        (["data.weights={rain: 1}"], "must name the degradations of data.mixture"),
-        (["data.shuffle_window=4", "data.sampling=replacement"], "no order to keep"),
+        (["data.weights={rain: 1}"], "must name the same degradations as data.mixture"),
+        (["data.shuffle_window=4", "data.sampling=replacement"], "has no meaning with sampling: replacement"),
     ],
 )
-def test_what_cannot_be_is_said(overrides: list[str], says: str):
+def test_an_impossible_combination_is_a_problem(overrides: list[str], says: str):
     with pytest.raises(JobFileError, match=says):
         load_job(DEMO, overrides)
 

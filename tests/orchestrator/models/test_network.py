@@ -103,8 +103,8 @@ def _class_of(result: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"loss": {"spd_weight": 0.05}}, "the SPD term looks into a MIRAGE.*Set it to 0"),
-        ({"track": {"experiment": "tests", "register_as": "own"}}, "only a MIRAGE is registered"),
+        ({"loss": {"spd_weight": 0.05}}, "the SPD term needs a MIRAGE.*Set it to 0"),
+        ({"track": {"experiment": "tests", "register_as": "own"}}, "only a MIRAGE can be registered"),
         ({"train": {**SMALL["train"], "activation_checkpointing": "all"}}, "train.activation_checkpointing"),  # type: ignore[dict-item]
         ({"train": {**SMALL["train"], "compile": "blocks"}}, "train.compile"),  # type: ignore[dict-item]
     ],
@@ -117,9 +117,9 @@ def test_what_only_a_mirage_has_is_refused_with_the_reason(
 
 
 def test_keys_of_a_mirage_and_of_a_class_do_not_mix(at_home: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobFileError, match=r"model.dim +is a key of a MIRAGE"):
+    with pytest.raises(JobFileError, match=r"model.dim +is a key of MIRAGE"):
         training(tmp_path, tmp_path, model={"class": "a:B", "dim": 8})
-    with pytest.raises(JobFileError, match=r"model.path +belongs to a class"):
+    with pytest.raises(JobFileError, match=r"model.path +needs model.class"):
         training(tmp_path, tmp_path, model={"path": "somewhere"})
     with pytest.raises(JobFileError, match=r"model.class +is 'B'"):
         training(tmp_path, tmp_path, model={"class": "B"})
