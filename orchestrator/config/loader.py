@@ -1,8 +1,8 @@
-"""Read a job file into a job of its kind, or report everything that is wrong with it at once, with file and line.
+"""Read a job file into a job of its kind, or report all of its problems at once, with file and line.
 
-A job is layered: schema defaults, then what its kind adds (to training: the setting and the recipe it names), then
-the file it `extends` (one level), then the file itself, then `--set key=value`. Each key remembers the layer that
-gave it, so that a problem points to the line a user can change.
+A job has layers: schema defaults, then what its kind adds (for training: the setting and the recipe), then the file
+it `extends` (one level), then the file itself, then `--set key=value`. Each key keeps the place that set it, so that a
+problem points to the line to change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a job: where it stands, which key, and what to do."""
+    """One problem of a job: its place, its key, and what to do."""
 
     where: str
     key: str
@@ -37,7 +37,7 @@ class Problem:
 
 
 class _Layer:
-    """A YAML file or a set of overrides: its values under current names, and the place of each key."""
+    """A YAML file or the overrides: values under current names, and the place of each key."""
 
     def __init__(self, values: dict[str, Any], places: dict[Key, str], whole: str) -> None:
         self.values, renamed = with_current_names(values)
@@ -54,7 +54,7 @@ class _Layer:
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     """Return the resolved job of the file `path` with `key=value` overrides applied.
 
-    Raises JobFileError that lists every problem found.
+    Raises JobFileError, which lists every problem.
     """
     path = Path(path)
     layers = [_read(path)]
@@ -62,8 +62,14 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     if parent is not None:
         base = _read(path.parent / str(parent))
         if "extends" in base.values:
-            raise _refuse(
-                [Problem(base.places[("extends",)], "extends", "only one level of extending is allowed.")]
+            raise _job_file_error(
+                [
+                    Problem(
+                        base.places[("extends",)],
+                        "extends",
+                        "a file that is extended cannot extend another one.",
+                    )
+                ]
             )
         layers.insert(0, base)
     layers.append(_read_overrides(overrides))
@@ -71,25 +77,25 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
 
 
 def overrides_from(path: Path, section: str) -> list[str]:
-    """Return the keys of the YAML file `path` as overrides of a section of a job, empty ones left out."""
+    """Return the keys of the YAML file `path` that have values, as overrides of a section of a job."""
     values = _read(path).values
     return [f"{section}.{name}={json.dumps(value)}" for name, value in values.items() if value is not None]
 
 
 def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
-    """Return the job that `values`, the content of a resolved file, describes."""
+    """Return the job with these values, for example those of a stored job. `whole` is its name in error messages."""
     return _resolve([_Layer(dict(values), {}, whole)])
 
 
 def dump_job(job: AnyJob) -> str:
-    """Return the resolved job as YAML; reading it back gives an equal job."""
+    """Return the resolved job as YAML. Reading it back gives an equal job."""
     return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of job files, for completion in editors.
 
-    Only what a file must itself say is required there: recipe and setting give the rest.
+    It requires only the keys that no recipe and no setting sets.
     """
     adapter: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
     schema = adapter.json_schema()
@@ -103,7 +109,7 @@ def json_schema() -> dict[str, Any]:
 
 
 _REQUIRED_OF_SECTIONS: dict[str, list[str]] = {"Data": ["manifests"], "Evaluate": []}
-"""Where a file may leave out what the recipe and the setting give."""
+"""Section -> required keys, where a recipe or a setting sets others."""
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -117,9 +123,9 @@ def _read(path: Path) -> _Layer:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = difflib.get_close_matches(path.name, near, n=1)
         tail = f" Did you mean {path.parent / hint[0]}?" if hint else ""
-        raise _refuse([Problem(shown, "", f"no such job file.{tail}")]) from None
+        raise _job_file_error([Problem(shown, "", f"this job file does not exist.{tail}")]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise _refuse([Problem(shown, "", f"cannot be read as a text file: {error}")]) from error
+        raise _job_file_error([Problem(shown, "", f"cannot be read as text: {error}")]) from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -127,21 +133,21 @@ def _read(path: Path) -> _Layer:
         mark = getattr(error, "problem_mark", None)
         at = f"{shown}:{mark.line + 1}" if mark else shown
         what = getattr(error, "problem", None) or "not YAML"
-        raise _refuse(
-            [Problem(at, "", f"this is not valid YAML: {what}. Mend that line; indent with spaces.")]
+        raise _job_file_error(
+            [Problem(at, "", f"is not valid YAML: {what}. Correct that line; indent with spaces.")]
         ) from error
     if not isinstance(values, dict):
-        raise _refuse([Problem(shown, "", "a job file is a mapping of keys to values, and this one is not.")])
+        raise _job_file_error([Problem(shown, "", "must be a mapping of keys to values.")])
     places: dict[Key, str] = {}
     repeated: list[Problem] = []
     for key, line in _walk(root, ()):
         if key in places:
             repeated.append(
-                Problem(f"{shown}:{line}", ".".join(key), f"stands twice; first at {places[key]}.")
+                Problem(f"{shown}:{line}", ".".join(key), f"is given twice; first at {places[key]}.")
             )
         places.setdefault(key, f"{shown}:{line}")
     if repeated:
-        raise _refuse(repeated)
+        raise _job_file_error(repeated)
     return _Layer(values, places, shown)
 
 
@@ -166,17 +172,23 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
         name, equals, value = text.partition("=")
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
-            raise _refuse([Problem(f"--set {text}", "", "is not key=value, for example train.steps=100.")])
+            raise _job_file_error(
+                [Problem(f"--set {text}", "", "is not key=value, for example train.steps=100.")]
+            )
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise _refuse([Problem(f"--set {text}", "", "the value is not valid YAML.")]) from error
+            raise _job_file_error([Problem(f"--set {text}", "", "the value is not valid YAML.")]) from error
         inner = values
         for part in key[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise _refuse(
-                    [Problem(f"--set {text}", "", "sets a key below one that another --set fills.")]
+                raise _job_file_error(
+                    [
+                        Problem(
+                            f"--set {text}", "", "sets a key inside one to which another --set gives a value."
+                        )
+                    ]
                 )
         inner[key[-1]] = parsed
         for depth in range(1, len(key) + 1):
@@ -205,12 +217,12 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     except ValidationError as error:
         wrong = [_problem(e, kind, places, whole) for e in _relevant(error.errors())]
         understood = _without_unknown_keys(given, error)
-        if understood is not None:  # what else is wrong is then known too
+        if understood is not None:
             wrong += _conflicts(kind, kind.model.model_validate(understood), places, whole)
-        raise _refuse(wrong) from None
+        raise _job_file_error(wrong) from None
     problems = _conflicts(kind, job, places, whole)
     if problems:
-        raise _refuse(problems)
+        raise _job_file_error(problems)
     return job
 
 
@@ -222,7 +234,7 @@ def _conflicts(kind: JobKind, job: AnyJob, places: Mapping[Key, str], whole: str
 
 
 def _without_unknown_keys(given: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any] | None:
-    """Return what was given without the keys that nobody knows, None when something else is wrong too."""
+    """Return `given` without its unknown keys, None where there are other errors."""
     left = copy.deepcopy(dict(given))
     for problem in error.errors():
         section: Any = left
@@ -239,14 +251,14 @@ def _kind(name: object, places: Mapping[Key, str], whole: str) -> JobKind:
         return KINDS[name]
     near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    message = f"is {name!r}: one of {', '.join(KINDS)}.{hint}"
-    raise _refuse([Problem(_place(("kind",), places, whole), "kind", message)])
+    message = f"is {name!r}: choose from {', '.join(KINDS)}.{hint}"
+    raise _job_file_error([Problem(_place(("kind",), places, whole), "kind", message)])
 
 
 def _merge(
     base: Mapping[str, Any], over: Mapping[str, Any], whole_keys: tuple[str, ...] = (), prefix: str = ""
 ) -> dict[str, Any]:
-    """Lay `over` on `base`, mapping by mapping; those named in `whole_keys` are replaced as one."""
+    """Return `base` updated by `over`, mapping by mapping. Mappings in `whole_keys` are replaced as a whole."""
     merged = dict(base)
     for name, value in over.items():
         key = f"{prefix}{name}"
@@ -259,7 +271,7 @@ def _merge(
 
 
 def _whole_keys(layer: _Layer) -> tuple[str, ...]:
-    """Return the mappings that the layer gives as a whole: a mixture, unless `--set` reaches into it by a dot."""
+    """Return the mappings that the layer replaces as a whole: a mixture, unless `--set` changes one of its keys."""
     data = layer.values.get("data")
     by_dot = layer.whole == "--set" and any(
         len(key) > 2 and key[:2] == ("data", "mixture") for key in layer.places
@@ -268,7 +280,7 @@ def _whole_keys(layer: _Layer) -> tuple[str, ...]:
 
 
 def _relevant(errors: Sequence[Any]) -> list[Any]:
-    """Drop what only follows from something else: a missing mixture is the setting's fault when that is wrong."""
+    """Return the errors without consequences of others: a wrong setting leaves the mixture missing."""
     wrong = {e["loc"] for e in errors}
     derived = {("data", "mixture"), ("evaluate",)}
     setting_wrong = ("setting",) in wrong or ("recipe",) in wrong
@@ -283,7 +295,7 @@ def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -
     if error["type"] == "extra_forbidden":
         return Problem(where, dotted, _unknown(key, kind))
     if error["type"] == "missing":
-        return Problem(where, dotted, "is missing; the job needs it.")
+        return Problem(where, dotted, "is missing.")
     message = str(error["msg"])
     near = difflib.get_close_matches(value, _choices(message), n=1) if isinstance(value, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -291,9 +303,9 @@ def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -
 
 
 def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
-    """Return the place of the key, or of the nearest one above it that somebody wrote.
+    """Return the place of the key, or of the nearest key above it that has one.
 
-    A knob of a sweep is one key with dots in it, so keys are compared as they are written.
+    A parameter of a sweep is one key with dots in it, so keys are compared as text.
     """
     written = {".".join(parts): place for parts, place in places.items()}
     parts = ".".join(key).split(".")
@@ -304,20 +316,20 @@ def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
 
 
 def _unknown(key: Key, kind: JobKind) -> str:
-    """Return what to do about a key that the kind does not have."""
+    """Return the message about a key that the kind does not have."""
     known = _fields(kind.model, key[:-1])
     near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.6)
     if near:
-        return f'unknown key — did you mean "{near[0]}"?'
+        return f'unknown key. Did you mean "{near[0]}"?'
     theirs = [name for name, other in KINDS.items() if key[-1] in _fields(other.model, key[:-1])]
     if theirs:
         own = next(name for name, other in KINDS.items() if other is kind)
-        return f"belongs to jobs of kind {' or '.join(theirs)}; this one is of kind {own}. Remove it."
+        return f"is a key of jobs of kind {' or '.join(theirs)}; this job is of kind {own}. Remove it."
     return f"unknown key. Known: {', '.join(known)}."
 
 
 def _fields(model: type[BaseModel] | None, key: Key) -> list[str]:
-    """Return the keys that the schema of `model` knows below `key`, as a file writes them."""
+    """Return the keys of the schema of `model` below `key`, as they are written in a file."""
     for name in key:
         field = _by_key(model).get(name) if model else None
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
@@ -330,10 +342,11 @@ def _by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _choices(message: str) -> list[str]:
+    """Return the quoted values of a pydantic message."""
     return message.split("'")[1::2]
 
 
-def _refuse(problems: Sequence[Problem]) -> JobFileError:
+def _job_file_error(problems: Sequence[Problem]) -> JobFileError:
     width = max(len(p.where) for p in problems)
     keys = max(len(p.key) for p in problems)
     lines = [
@@ -341,4 +354,4 @@ def _refuse(problems: Sequence[Problem]) -> JobFileError:
         for p in problems
     ]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return JobFileError("\n".join([*lines, f"{count}, nothing was launched."]))
+    return JobFileError("\n".join([*lines, f"{count}. Nothing was started."]))

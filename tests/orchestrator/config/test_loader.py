@@ -61,12 +61,12 @@ def test_every_problem_is_reported_at_once_with_its_line(tmp_path: Path) -> None
     )
     told = problems(path)
     assert f"{path}:6" in told
-    assert 'did you mean "spd_weight"?' in told
+    assert 'Did you mean "spd_weight"?' in told
     assert f"{path}:8" in told
     assert "train.global_batch_size" in told
     assert f"{path}:9" in told
     assert 'Did you mean "tiny"?' in told
-    assert told.endswith("3 problems, nothing was launched.")
+    assert told.endswith("3 problems. Nothing was started.")
 
 
 def test_impossible_combinations_name_the_nearest_possible(tmp_path: Path) -> None:
@@ -78,14 +78,14 @@ def test_impossible_combinations_name_the_nearest_possible(tmp_path: Path) -> No
 
 def test_a_key_that_nobody_knows_hides_no_impossible_combination(tmp_path: Path) -> None:
     told = problems(write(tmp_path, MINIMAL + "loss: {spd_wieght: 0.1}\n"), "data.crop_pixels=100")
-    assert 'did you mean "spd_weight"?' in told
+    assert 'Did you mean "spd_weight"?' in told
     assert "Nearest: 96 or 104" in told
-    assert told.endswith("2 problems, nothing was launched.")
+    assert told.endswith("2 problems. Nothing was started.")
 
 
 def test_a_wrong_setting_is_one_problem_and_not_its_consequences(tmp_path: Path) -> None:
     told = problems(write(tmp_path, MINIMAL.replace("5deg", "5dge")))
-    assert "1 problem," in told
+    assert "1 problem." in told
     assert "setting" in told
 
 
@@ -93,9 +93,9 @@ def test_a_wrong_setting_is_one_problem_and_not_its_consequences(tmp_path: Path)
     ("text", "says"),
     [
         ("name: [unclosed\n", "not valid YAML"),
-        ("- a list\n", "a mapping of keys"),
-        (MINIMAL + "name: twice\n", "stands twice"),
-        (MINIMAL + "data:\n  manifests: x\n", "stands twice"),
+        ("- a list\n", "must be a mapping of keys"),
+        (MINIMAL + "name: twice\n", "is given twice"),
+        (MINIMAL + "data:\n  manifests: x\n", "is given twice"),
     ],
 )
 def test_a_file_that_is_no_job_says_so(tmp_path: Path, text: str, says: str) -> None:
@@ -111,7 +111,7 @@ def test_extends_goes_one_level_and_the_file_wins(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, "extends: base.yaml\nname: child\nseed: 2\n"), ["seed=3"])
     assert (job.name, job.seed, job.train.global_batch_size) == ("child", 3, 8)
     grandchild = write(tmp_path, "extends: job.yaml\nname: grandchild\n", "grandchild.yaml")
-    assert "one level" in problems(grandchild)
+    assert "cannot extend another one" in problems(grandchild)
 
 
 def test_an_override_that_is_no_assignment_is_refused(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_key_that_was_emptied_stays_empty_on_the_way_to_the_workers(override: 
 
 @pytest.mark.parametrize("override", ["setting=[5deg]", "recipe=[fast]", "seed=-1", "track.register_as=a/b"])
 def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
-    assert "1 problem," in problems(Path("jobs/demo.yaml"), override)
+    assert "1 problem." in problems(Path("jobs/demo.yaml"), override)
 
 
 def test_a_row_that_the_papers_tables_do_not_hold_is_a_problem() -> None:
@@ -165,11 +165,11 @@ def test_keys_of_another_kind_are_problems_that_say_whose_they_are(tmp_path: Pat
     path = write(tmp_path, PACK + "train:\n  steps: 3\nseeed: 1\n")
     told = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
     assert f"{path}:4" in told
-    assert "belongs to jobs of kind train or sweep; this one is of kind pack" in told
+    assert "is a key of jobs of kind train or sweep; this job is of kind pack" in told
     assert "--set data.crop_pixels=64" in told
-    assert 'did you mean "variants"?' in told
+    assert 'Did you mean "variants"?' in told
     assert f"{path}:6" in told
-    assert told.endswith("4 problems, nothing was launched.")
+    assert told.endswith("4 problems. Nothing was started.")
 
 
 def test_an_unknown_kind_suggests_a_known_one(tmp_path: Path) -> None:

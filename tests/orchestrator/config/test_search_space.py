@@ -62,7 +62,7 @@ def test_every_problem_of_a_space_has_its_line(tmp_path: Path) -> None:
     assert 'depends on "model.alignment"' in told
     assert "sweep.yaml:18" in told
     assert "for example parameters <= 6.3M" in told
-    assert told.endswith("6 problems, nothing was launched.")
+    assert told.endswith("6 problems. Nothing was started.")
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_prices_come_from_a_file_beside_the_cluster(tmp_path: Path) -> None:
     job = load_job("jobs/5deg.yaml", overrides_from(path, "prices"))
     assert (job.prices.currency, job.prices.worker_hour, job.prices.egress_gib) == ("EUR", 1.5, None)
     path.write_text("worker_hours: 1.5\n")
-    with pytest.raises(JobFileError, match='did you mean "worker_hour"'):
+    with pytest.raises(JobFileError, match='Did you mean "worker_hour"'):
         load_job("jobs/5deg.yaml", overrides_from(path, "prices"))
 
 

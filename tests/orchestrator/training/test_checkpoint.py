@@ -64,7 +64,7 @@ def test_a_run_that_comes_by_again_writes_no_second_checkpoint(tmp_path) -> None
 
 
 def test_a_metric_that_nothing_measures_is_refused(small_job) -> None:
-    with pytest.raises(JobFileError, match="did you mean val/5deg/haze/psnr"):
+    with pytest.raises(JobFileError, match="Did you mean val/5deg/haze/psnr"):
         small_job(checkpoint={"metric": "val/5deg/haze/pnsr"})
 
 
