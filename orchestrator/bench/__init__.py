@@ -1,5 +1,5 @@
-"""Measurements that a reader can repeat: this model beside the authors' release and beside its peers.
+"""Benchmarks of this model, the authors' release and its peers that a reader can repeat.
 
-Needs torch, numpy, Pillow and safetensors only, so that it runs as `python -m orchestrator.bench` on a GPU machine
-that has neither Ray nor pydantic.
+`model` and `train-parity` need torch, numpy, Pillow and safetensors only, so that `python -m orchestrator.bench` runs
+them on a GPU machine without Ray and pydantic.
 """

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.bench`, which is what `mirage bench` runs."""
+"""`python -m orchestrator.bench`, which `mirage bench` runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from orchestrator.bench.environment import Setting
+    from orchestrator.bench.environment import Echo, Environment
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every option of the benchmarks."""
-    top = argparse.ArgumentParser(prog="mirage bench", description="Measure this model beside others.")
+    """Return the parser of all benchmarks."""
+    top = argparse.ArgumentParser(prog="mirage bench", description="Compare this model with others.")
     kinds = top.add_subparsers(dest="kind", required=True)
 
-    model = kinds.add_parser("model", help="speed, memory, parameters and multiply-adds")
+    model = kinds.add_parser("model", help="measure speed, memory, parameters and multiply-adds")
     model.add_argument("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
     model.add_argument(
         "--peer",
@@ -31,103 +31,103 @@ def parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
     model.add_argument("--what", choices=("both", "train", "infer"), default="both")
-    model.add_argument("--crop", type=_multiple_of_8, default=128, help="side of the images in pixels")
-    model.add_argument("--batch", type=_positive, default=2)
-    model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
+    model.add_argument("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
+    model.add_argument("--batch", type=_positive, default=2, help="images per batch")
+    model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
     model.add_argument("--compile", action="store_true", help="compile the blocks of ours and the release")
-    model.add_argument(
-        "--graphs", action="store_true", help="inference of ours is replayed from CUDA graphs (needs a GPU)"
-    )
+    model.add_argument("--graphs", action="store_true", help="run our inference from CUDA graphs (GPU only)")
     model.add_argument(
         "--align",
         type=_positive,
         default=1,
-        help="pad hidden widths of ours to multiples of this; --what infer",
+        help="pad our hidden widths to multiples of this; with --what infer",
     )
-    model.add_argument(
+    _renamed(
+        model,
+        "--activation-checkpointing",
         "--recompute",
         choices=("none", "full_resolution", "all"),
         default="none",
-        help="blocks of ours that run again",
+        help="blocks of ours whose activations are recomputed in the backward pass",
     )
-    model.add_argument("--threads", type=_positive, default=1, help="on a CPU")
+    model.add_argument("--threads", type=_positive, default=1, help="CPU threads")
 
     parity = kinds.add_parser("train-parity", help="train ours and the release side by side")
     parity.add_argument("--release", type=Path, metavar="PATH", required=True)
     parity.add_argument("--size", choices=("tiny", "small"), default="tiny")
     parity.add_argument("--steps", type=_positive, default=50)
-    parity.add_argument("--crop", type=_multiple_of_8, default=64)
-    parity.add_argument("--batch", type=_positive, default=2)
+    parity.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
+    parity.add_argument("--batch", type=_positive, default=2, help="images per step")
     parity.add_argument("--learning-rate", type=float, default=2e-4)
     parity.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
-    parity.add_argument("--threads", type=_positive, default=2, help="on a CPU")
+    parity.add_argument("--threads", type=_positive, default=2, help="CPU threads")
 
-    loader = kinds.add_parser(
-        "loader", help="training samples per second, beside the release's dataset class"
-    )
+    loader = kinds.add_parser("loader", help="compare our training samples per second with the release's")
     loader.add_argument("--release", type=Path, metavar="PATH", required=True)
     loader.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
+    loader.add_argument("--images", type=_positive, default=32, help="samples of each dataset to create")
     loader.add_argument(
-        "--images", type=_positive, default=32, help="samples of each dataset that are laid out"
+        "--batches", type=_positive, default=2, help="batches of 32 samples per measurement of the release"
     )
-    loader.add_argument(
-        "--batches", type=_positive, default=2, help="of 32 samples, per measurement of the release"
-    )
-    loader.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one that warms up")
+    loader.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
     loader.add_argument("--encoding", choices=("fast", "compact", "original"), default="fast")
-    loader.add_argument("--jpeg", choices=("keep", "tile"), default="keep", help="what becomes of JPEG files")
-    loader.add_argument(
-        "--s3", action=argparse.BooleanOptionalAction, default=True, help="over a real S3 server as well"
-    )
-    loader.add_argument("--work", type=Path, metavar="FOLDER", help="where to lay the files out, for a while")
+    loader.add_argument("--jpeg", choices=("keep", "tile"), default="keep", help="how to pack JPEG files")
+    _s3(loader)
+    loader.add_argument("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
     loader.add_argument("--seed", type=int, default=0)
-    loader.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    loader.add_argument("--threads", type=_positive, default=1)
-    loader.add_argument("--device", choices=("cpu",), default="cpu")
-    loader.add_argument("--precision", choices=("fp32",), default="fp32", help="of the floats")
+    loader.add_argument("--threads", type=_positive, default=1, help="CPU threads")
 
-    scaling = kinds.add_parser("scaling", help="a step on 1, 2 and more workers, and a model of many")
+    scaling = kinds.add_parser("scaling", help="measure a step on several workers and simulate more of them")
     scaling.add_argument(
-        "--workers", type=_positive, nargs="+", help="default: 1, 2, 4 … as there are cores or GPUs"
+        "--workers", type=_positive, nargs="+", help="default: 1, 2, 4, ... up to the number of cores or GPUs"
     )
     scaling.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
-    scaling.add_argument("--batch", type=_positive, default=8, help="images of a step, over all workers")
-    scaling.add_argument("--crop", type=_multiple_of_8, default=64)
-    scaling.add_argument("--steps", type=_positive, default=5, help="timed ones of each sort")
-    scaling.add_argument("--preemptions-per-hour", type=float, default=0.05, help="of one worker; assumed")
-    scaling.add_argument("--checkpoint-steps", type=_positive, default=500)
+    scaling.add_argument("--batch", type=_positive, default=8, help="images per step, over all workers")
+    scaling.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
+    scaling.add_argument("--steps", type=_positive, default=5, help="timed steps of each kind")
     scaling.add_argument(
-        "--checkpoint-seconds", type=float, default=0.1, help="that training stands still for one"
+        "--preemptions-per-hour", type=float, default=0.05, help="assumed preemptions of one worker"
+    )
+    scaling.add_argument("--checkpoint-steps", type=_positive, default=500, help="steps between checkpoints")
+    scaling.add_argument(
+        "--checkpoint-seconds", type=float, default=0.1, help="stall of training per checkpoint"
     )
     scaling.add_argument(
-        "--restart-seconds", type=float, default=60.0, help="from a lost worker to the next step"
+        "--restart-seconds", type=float, default=60.0, help="time from a lost worker to the next step"
     )
-    scaling.add_argument("--rate-rule", choices=("fixed", "linear", "sqrt"), default="linear")
-    scaling.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves there, as PNG")
-    scaling.add_argument("--threads", type=_positive, default=1, help="of a worker, on a CPU")
-    scaling.add_argument("--precision", choices=("fp32",), default="fp32")
-    scaling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    scaling.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    _renamed(
+        scaling,
+        "--lr-scaling",
+        "--rate-rule",
+        choices=("fixed", "linear", "sqrt"),
+        default="linear",
+        help="learning rate as a function of the global batch",
+    )
+    scaling.add_argument("--figure", type=Path, metavar="FILE", help="write the curves there as PNG")
+    scaling.add_argument("--threads", type=_positive, default=1, help="CPU threads per worker")
 
-    checkpoint = kinds.add_parser("checkpoint", help="what a checkpoint costs, in a folder and on S3")
+    checkpoint = kinds.add_parser("checkpoint", help="measure the cost of a checkpoint in a folder and on S3")
     checkpoint.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
-    checkpoint.add_argument("--batch", type=_positive, default=8, help="images of a step")
-    checkpoint.add_argument("--crop", type=_multiple_of_8, default=64)
-    checkpoint.add_argument("--steps", type=_positive, default=3, help="of each half of a turn")
-    checkpoint.add_argument("--repeats", type=_positive, default=5, help="turns, after one checkpoint more")
+    checkpoint.add_argument("--batch", type=_positive, default=8, help="images per step")
+    checkpoint.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
     checkpoint.add_argument(
-        "--s3", action=argparse.BooleanOptionalAction, default=True, help="on a real S3 server as well"
+        "--steps", type=_positive, default=3, help="steps with, and as many without, a checkpoint"
     )
-    checkpoint.add_argument("--threads", type=_positive, default=1, help="of a step, on a CPU")
+    checkpoint.add_argument("--repeats", type=_positive, default=5, help="repeats, after one warm-up")
+    _s3(checkpoint)
+    checkpoint.add_argument("--threads", type=_positive, default=1, help="CPU threads per step")
     checkpoint.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    checkpoint.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    checkpoint.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
 
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
-        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         each.add_argument("--seed", type=int, default=0)
-        each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    for each in (loader, scaling):
+        each.add_argument("--precision", choices=("fp32",), default="fp32")
+    loader.add_argument("--device", choices=("cpu",), default="cpu")
+    for each in (model, parity, scaling, checkpoint):
+        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for each in (model, parity, loader, scaling, checkpoint):
+        each.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return top
 
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise BenchError(f"--json {options.json}: its folder does not exist.")
         where = environment.prepare(options.device, options.threads, options.precision)
-        result = _kind(options.kind)(options, where, print)
+        result = _benchmark(options.kind)(options, where, print)
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2
@@ -150,19 +150,47 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _kind(name: str) -> Callable[[argparse.Namespace, Setting, Callable[[str], object]], dict[str, Any]]:
-    """The benchmark of this name; each imports what it needs alone."""
-    if name == "model":
-        from orchestrator.bench.model import run
-    elif name == "scaling":
-        from orchestrator.bench.scaling import run
-    elif name == "checkpoint":
-        from orchestrator.bench.checkpoint import run
-    elif name == "loader":
-        from orchestrator.bench.loader import run
-    else:
-        from orchestrator.bench.parity import run
+def _benchmark(name: str) -> Callable[[argparse.Namespace, Environment, Echo], dict[str, Any]]:
+    """Return the function of a benchmark; each module imports only what it needs."""
+    match name:
+        case "model":
+            from orchestrator.bench.model import run
+        case "scaling":
+            from orchestrator.bench.scaling import run
+        case "checkpoint":
+            from orchestrator.bench.checkpoint import run
+        case "loader":
+            from orchestrator.bench.loader import run
+        case _:
+            from orchestrator.bench.parity import run
     return run
+
+
+class _OldName(argparse.Action):
+    """Stores the value of an option under its old name and prints the new one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        _: str | None = None,
+    ) -> None:
+        new = f"--{self.dest.replace('_', '-')}"
+        print(f"{self.option_strings[0]} is now called {new}. The old name still works.", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
+def _renamed(parser: argparse.ArgumentParser, name: str, old: str, **arguments: Any) -> None:
+    action = parser.add_argument(name, **arguments)
+    hidden = {**arguments, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    parser.add_argument(old, dest=action.dest, action=_OldName, **hidden)
+
+
+def _s3(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--s3", action=argparse.BooleanOptionalAction, default=True, help="measure a local S3 server as well"
+    )
 
 
 def _positive(text: str) -> int:

@@ -1,9 +1,8 @@
-"""`mirage bench checkpoint`: what a checkpoint costs a run, in a folder and on a real S3 server.
+"""`mirage bench checkpoint`: the cost of a checkpoint, in a folder and on a local S3 server.
 
-Steps, snapshot and writer are the run's own. Some steps without a checkpoint and as many after one take turns in one
-process. A step waits for the snapshot alone, its *stall*; the rest is written in the background. What that takes from
-steps that go on meanwhile depends on the cores that are free: at most the CPU time that the process spent beyond that
-of the steps without, the snapshot included.
+Steps, snapshot and writer are those of a training job. A step waits for the snapshot only, its *stall*; the rest is
+written in the background. How much that slows the following steps depends on the free cores: at most the CPU time that
+the process spends beyond that of steps without a checkpoint, including the snapshot.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.bench.environment import Setting
-from orchestrator.bench.s3 import s3_server
+from orchestrator.bench.environment import Echo, Environment
+from orchestrator.bench.s3 import local_bucket
 from orchestrator.bench.scaling_worker import DEGRADATIONS
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
@@ -29,6 +27,7 @@ from orchestrator.training.checkpoint import Checkpoints, Identity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import Run, save, start, train_step
+from orchestrator.tables import aligned
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack
@@ -36,34 +35,32 @@ from shards.sources import PhotographSource
 from shards.store import LocalStore, Store, open_store
 from shards.stream import Batch, TrainStream
 
-Say = Callable[[str], object]
-
-EVERY = 500
-"""Steps between two checkpoints, by default of a job."""
+CHECKPOINT_STEPS = 500
+"""Steps between two checkpoints, the default of a job."""
 _WARM_UP = 2
 _DEMO = {"dim": 12, "blocks": [1, 1, 1, 1], "refinement_blocks": 0, "heads": [1, 1, 2, 2]}
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Some steps without a checkpoint, and as many after one. Seconds."""
+class CheckpointTiming:
+    """Times of some steps without a checkpoint, and of as many after one [s]."""
 
     steps: int
     wall: float
-    """Of the steps without."""
+    """Duration of the steps without."""
     cpu: float
-    """Of the process meanwhile."""
+    """CPU time of the process during the steps without."""
     stall: float
-    """That the first step after the checkpoint had to wait."""
+    """Time that the first step after the checkpoint waited."""
     write: float
-    """From the snapshot to the complete record in the store."""
+    """Time from the snapshot to the complete checkpoint in the store."""
     cpu_with: float
-    """Of the process until the steps were taken and the checkpoint was complete."""
+    """CPU time of the process until the steps after were done and the checkpoint was complete."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Medians over turns, in seconds, and shares of the training time with a checkpoint every 500 steps."""
+class CheckpointCost:
+    """Medians over the repeats [s], and shares of the training time with a checkpoint every 500 steps."""
 
     store: str
     bytes: int
@@ -71,34 +68,34 @@ class Cost:
     stall: float
     write: float
     cpu: float
-    """That a checkpoint takes of the process, on one core."""
+    """CPU time of one checkpoint."""
     stalled_share: float
     share_at_most: float
-    """Were no core free beside those of the step."""
+    """Share if no core is free besides those of the step."""
 
 
-def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
-    """Measure one size of model in each kind of store."""
+def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
+    """Measure one model size in each kind of store, print a table, return the results."""
     with tempfile.TemporaryDirectory(prefix="mirage-checkpoint-") as folder:
         root = Path(folder)
         pack(
             PhotographSource(DEGRADATIONS, seed=0, variants=1), LocalStore(root / "data"), name="photographs"
         )
         costs = []
-        with s3_server(root / "s3") if options.s3 else nullcontext() as bucket:
+        with local_bucket(root / "s3") if options.s3 else nullcontext() as bucket:
             for name, uri in (("folder", str(root / "run")), ("S3", bucket)):
                 if uri is not None:
-                    turns, size = measure(options, setting, root, open_store(uri))
-                    costs.append(cost(name, size, turns))
-    say(render(costs, options))
-    return {"rows": [asdict(each) for each in costs]}
+                    timings, size = measure(options, environment, root, open_store(uri))
+                    costs.append(checkpoint_cost(name, size, timings))
+    echo(render(costs, options))
+    return {"rows": [asdict(cost) for cost in costs]}
 
 
 def measure(
-    options: argparse.Namespace, setting: Setting, root: Path, store: Store
-) -> tuple[list[Turn], int]:
-    """Return what every turn took, and the bytes of a checkpoint."""
-    job = job_of(options)
+    options: argparse.Namespace, environment: Environment, root: Path, store: Store
+) -> tuple[list[CheckpointTiming], int]:
+    """Return the times of each repeat, and the bytes of a checkpoint."""
+    job = make_job(options)
     stream = TrainStream(
         Dataset([str(root / "data")], ShardCache(root / "cache", 2**30)),
         [(name, 50) for name in DEGRADATIONS],
@@ -107,35 +104,35 @@ def measure(
         global_batch_size=options.batch,
     )
     batch = next(stream.steps(0, 1, 0))
-    run = start(job, InProcessEngine(setting.device, job.train.precision), stream, store, None)
+    run = start(job, InProcessEngine(environment.device, job.train.precision), stream, store, None)
     checkpoints = Checkpoints(store, Identity("bench", ()), keep=1, header=network.header(job.model))
-    _steps(run, batch, _WARM_UP)
-    save(run, checkpoints, _Deaf())  # the first one brings up connections and buffers
+    _train(run, batch, _WARM_UP)
+    save(run, checkpoints, _MetricsDriver())  # the first one opens connections and allocates buffers
     checkpoints.wait()
-    turns = []
+    timings = []
     for _ in range(options.repeats):
         wall, cpu = time.perf_counter(), time.process_time()
-        _steps(run, batch, options.steps)
+        _train(run, batch, options.steps)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        driver, before = _Deaf(), time.process_time()
+        driver, before = _MetricsDriver(), time.process_time()
         save(run, checkpoints, driver)
-        _steps(run, batch, options.steps)
+        _train(run, batch, options.steps)
         checkpoints.wait()
-        turns.append(
-            Turn(
+        timings.append(
+            CheckpointTiming(
                 options.steps,
                 wall,
                 cpu,
-                driver.values["perf/checkpoint_stall_seconds"],
+                driver.metrics["perf/checkpoint_stall_seconds"],
                 checkpoints.write_seconds,
                 time.process_time() - before,
             )
         )
-    return turns, sum(store.stat(key).size for key in store.list())
+    return timings, sum(store.stat(key).size for key in store.list())
 
 
-def job_of(options: argparse.Namespace) -> Job:
-    """Return the job whose steps are taken: with averaged weights, as `recipe: fast` has them."""
+def make_job(options: argparse.Namespace) -> Job:
+    """Return a job with averaged weights (`recipe: fast`) whose steps are timed."""
     job = job_from_mapping(
         {
             "name": "bench",
@@ -152,53 +149,60 @@ def job_of(options: argparse.Namespace) -> Job:
     return job
 
 
-def cost(name: str, size: int, turns: list[Turn]) -> Cost:
-    """Return the medians, and what they are of a run."""
-    step = statistics.median(turn.wall / turn.steps for turn in turns)
-    stall = statistics.median(turn.stall for turn in turns)
-    cpu = max(0.0, statistics.median(turn.cpu_with - turn.cpu for turn in turns))
-    busy = statistics.median(turn.cpu / turn.steps for turn in turns)
-    return Cost(
+def checkpoint_cost(name: str, size: int, timings: list[CheckpointTiming]) -> CheckpointCost:
+    """Return the medians, and their shares of the training time."""
+    step = statistics.median(timing.wall / timing.steps for timing in timings)
+    stall = statistics.median(timing.stall for timing in timings)
+    cpu = max(0.0, statistics.median(timing.cpu_with - timing.cpu for timing in timings))
+    step_cpu = statistics.median(timing.cpu / timing.steps for timing in timings)
+    return CheckpointCost(
         store=name,
         bytes=size,
         step=step,
         stall=stall,
-        write=statistics.median(turn.write for turn in turns),
+        write=statistics.median(timing.write for timing in timings),
         cpu=cpu,
-        stalled_share=stall / (stall + EVERY * step),
-        share_at_most=cpu / (cpu + EVERY * busy),
+        stalled_share=stall / (stall + CHECKPOINT_STEPS * step),
+        share_at_most=cpu / (cpu + CHECKPOINT_STEPS * step_cpu),
     )
 
 
-def render(costs: list[Cost], options: argparse.Namespace) -> str:
-    """Return the table."""
-    lines = [
-        f"{options.size}, {options.batch} images of {options.crop}² a step, {costs[0].bytes / 2**20:.1f} MiB a "
-        f"checkpoint; medians of {options.repeats} turns of {options.steps} steps",
-        f"store     s/step   stall, s   written after, s   CPU, s   of training at one per {EVERY} steps",
+def render(costs: list[CheckpointCost], options: argparse.Namespace) -> str:
+    """Return the table as text."""
+    rows = [
+        (
+            cost.store,
+            f"{cost.step:.3f}",
+            f"{cost.stall:.4f}",
+            f"{cost.write:.3f}",
+            f"{cost.cpu:.3f}",
+            f"{100 * cost.stalled_share:.3f} % waiting, at most {100 * cost.share_at_most:.2f} %",
+        )
+        for cost in costs
     ]
-    lines += [
-        f"{each.store:<8}  {each.step:>6.3f}   {each.stall:>8.4f}   {each.write:>16.3f}   {each.cpu:>6.3f}   "
-        f"{100 * each.stalled_share:.3f} % waiting, at most {100 * each.share_at_most:.2f} %"
-        for each in costs
-    ]
-    return "\n".join(lines)
+    share = f"of training at one per {CHECKPOINT_STEPS} steps"
+    title = (
+        f"{options.size}, {options.batch} images of {options.crop}² per step, {costs[0].bytes / 2**20:.1f} MiB per "
+        f"checkpoint; medians of {options.repeats} repeats of {options.steps} steps"
+    )
+    head = ("store", "s/step", "stall, s", "written after, s", "CPU, s", share)
+    return "\n".join([title, *aligned(head, rows, "<>>>><")])
 
 
-def _steps(run: Run, batch: Batch, count: int) -> None:
-    for _ in range(count):
+def _train(run: Run, batch: Batch, steps: int) -> None:
+    for _ in range(steps):
         train_step(run, [batch])
 
 
-class _Deaf:
-    """A driver that keeps the numbers."""
+class _MetricsDriver:
+    """A driver that keeps the metrics."""
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Measured):
-            self.values |= event.metrics
+            self.metrics |= event.metrics
 
     def control_signal(self, step: int) -> ControlSignal:
         return ControlSignal.CONTINUE

@@ -1,7 +1,7 @@
-"""The one error of the benchmarks; in a module of its own, since the bench must not need the rest."""
+"""The error of the benchmarks, in a module without imports."""
 
 from __future__ import annotations
 
 
 class BenchError(Exception):
-    """A benchmark cannot be run as asked; the message says what to do."""
+    """A benchmark cannot be run as requested; the message says what to do."""

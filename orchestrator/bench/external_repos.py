@@ -1,7 +1,7 @@
-"""Networks of public repositories, imported from a checkout that the user names; nothing is copied or changed.
+"""Import networks from checkouts of public repositories; nothing is copied or changed.
 
-Their modules import packages that the network does not need (timm, torchvision, profilers). Those that are not
-installed are stood in for; DropPath becomes the identity, so that a comparison is not one of random draws.
+Their modules import packages that the networks do not need (timm, torchvision, profilers). Those that are not installed
+are replaced by stubs. DropPath becomes the identity, so that a comparison does not depend on random draws.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.transforms import TRANSFORMS
 
-_STOOD_IN = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning")
+_STUBBED = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning")
 
 
-class _Anything:
-    """Whatever a module imports by name and then does not use, as a value or as a base class."""
+class _Placeholder:
+    """Replaces names that a module imports but does not use, as a value or as a base class."""
 
     def __init_subclass__(cls, **_: Any) -> None:
         pass
@@ -34,7 +34,7 @@ class _Anything:
 
 
 class _Resize(nn.Module):
-    """torchvision's, on tensors."""
+    """Replaces torchvision's Resize, for tensors."""
 
     def __init__(self, size: list[int]) -> None:
         super().__init__()
@@ -44,36 +44,36 @@ class _Resize(nn.Module):
         return nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)
 
 
-class _StandIn(types.ModuleType):
-    __path__: list[str] = []  # noqa: RUF012  # what makes it a package
+class _StubModule(types.ModuleType):
+    __path__: list[str] = []  # noqa: RUF012  # makes it a package
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if name.islower():
             return importlib.import_module(f"{self.__name__}.{name}")
-        return {"DropPath": nn.Identity, "Resize": _Resize, **TRANSFORMS}.get(name, _Anything)
+        return {"DropPath": nn.Identity, "Resize": _Resize, **TRANSFORMS}.get(name, _Placeholder)
 
 
-class _Finder:
-    """Finds stand-ins for packages that are named and not installed."""
+class _StubFinder:
+    """Finds stubs for the packages of `_STUBBED` that are not installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.partition(".")[0] in _STOOD_IN:
+        if name.partition(".")[0] in _STUBBED:
             return importlib.util.spec_from_loader(name, self)  # type: ignore[arg-type]
         return None
 
     def create_module(self, spec: Any) -> types.ModuleType:
-        return _StandIn(spec.name)
+        return _StubModule(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing: a stand-in has no code."""
+        """Do nothing: a stub has no code."""
 
 
 def load(root: Path, module: str, folder: str = "", repository: str = "") -> types.ModuleType:
-    """Import `module` of the checkout at `root`, whose import root is `folder` in it.
+    """Import `module` from the checkout at `root`, whose import root is `folder` in it.
 
-    Raises BenchError when the file is not there, or needs a package that is not here.
+    Raises BenchError if the file is missing, or needs a package that is not installed.
     """
     file = root / folder / (module.replace(".", "/") + ".py")
     if not file.is_file():
@@ -91,18 +91,18 @@ def load(root: Path, module: str, folder: str = "", repository: str = "") -> typ
 
 @contextmanager
 def _importing_from(folder: Path, top: str) -> Iterator[None]:
-    """Put `folder` first, and forget its modules afterwards: several repositories call theirs `net`."""
-    finder: Any = _Finder()
+    """Import from `folder` first, and remove its modules afterwards: several repositories have a package `net`."""
+    finder: Any = _StubFinder()
     sys.path.insert(0, str(folder))
-    sys.meta_path.append(finder)  # last: an installed package is preferred
+    sys.meta_path.append(finder)  # last, so that an installed package is preferred
     importlib.invalidate_caches()
-    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
-        sys.dont_write_bytecode = written
+        sys.dont_write_bytecode = before
         sys.meta_path.remove(finder)
         sys.path.remove(str(folder))
         for name in list(sys.modules):
-            if name == top or name.startswith(f"{top}.") or isinstance(sys.modules[name], _StandIn):
+            if name == top or name.startswith(f"{top}.") or isinstance(sys.modules[name], _StubModule):
                 del sys.modules[name]

@@ -1,8 +1,8 @@
-"""`mirage bench loader`: samples per second of one core, beside the release's own dataset class, on the same images.
+"""`mirage bench loader`: training samples per second of one core, ours and the release's, from the same images.
 
-Both sides make training samples from the same files: the release by `AnyIRTrainDataset.__getitem__` and torch's
-collation, ours from packed shards as readers deliver them (uint8) and with conversion to float and noise on the CPU
-besides, which a GPU does in training. Before anything is timed, crops of both are compared bit for bit.
+The release makes samples by `AnyIRTrainDataset.__getitem__` and torch's collation. Ours come from packed shards as
+readers deliver them (uint8), and in a second measurement with conversion to float and noise on the CPU, which a GPU
+does in training. Crops of both are compared bit for bit before anything is timed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,11 +24,12 @@ import torch
 from torch.utils.data import default_collate
 
 from orchestrator.bench import external_repos, timing
-from orchestrator.bench.environment import Setting
+from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.networks import RELEASE
-from orchestrator.bench.raw_datasets import SETS, RawSet, RawSource, lay_out, photographs
-from orchestrator.bench.s3 import s3_server
+from orchestrator.bench.raw_datasets import DATASETS, RawDataset, RawSource, create_files, photographs
+from orchestrator.bench.s3 import local_bucket
+from orchestrator.tables import aligned
 from shards.augment import centre_window, draw_crop, draw_orientation, keyed_rng
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -38,12 +39,10 @@ from shards.sample import SIGMA
 from shards.store import Store, open_store
 from shards.stream import TrainStream
 
-Say = Callable[[str], object]
-
 CROP = 128
 BATCH = 32
 COMPARED = 64
-"""Samples of each dataset that are compared bit for bit."""
+"""Samples of each dataset compared bit for bit."""
 
 _3DEG = {"noise15": 15_432, "noise25": 15_432, "noise50": 15_432, "rain": 24_000, "haze": 72_135}
 MIXTURES: dict[str, Mapping[str, int]] = {
@@ -57,47 +56,47 @@ _LISTS = {"noise": "noisy/denoise.txt", "rain": "rainy/rainTrain.txt", "haze": "
 
 
 @dataclass(frozen=True)
-class Theirs:
-    """The release's dataset over some raw sets, and where its modules draw from."""
+class ReleaseDataset:
+    """The release's dataset class over our raw files."""
 
     dataset: Any
     globals: tuple[dict[str, Any], ...]
-    """Of the modules whose `random` decides windows and orientations."""
+    """Globals of the modules whose `random` draws windows and orientations."""
     indices: Mapping[int, list[int]]
-    """Their code of a degradation -> places in the dataset"""
+    """The release's code of a degradation → indices in the dataset."""
 
 
-def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
-    """Measure, print one table, return the figures."""
+def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
+    """Measure, print one table, return the results."""
     images = photographs(options.photos)
     with tempfile.TemporaryDirectory(prefix="mirage-bench-", dir=options.work) as folder:
         root = Path(folder)
-        for raw in SETS:
-            lay_out(root / raw.name, raw, images, options.images, options.seed)
-        with s3_server(root / "s3") if options.s3 else _nowhere() as remote:
-            rows = [_one(root, raw, remote, options, say) for raw in SETS]
-            rows += [_mixture(root, name, remote, options, say) for name in MIXTURES]
-    _say_table(rows, options, say)
+        for raw in DATASETS:
+            create_files(root / raw.name, raw, images, options.images, options.seed)
+        with local_bucket(root / "s3") if options.s3 else nullcontext() as bucket:
+            rows = [_dataset(root, raw, bucket, options, echo) for raw in DATASETS]
+            rows += [_mixture(root, name, bucket, options, echo) for name in MIXTURES]
+    _print_table(rows, options, echo)
     return {"photographs": len(images), "images_per_set": options.images, "rows": rows}
 
 
-# --- subjects ------------------------------------------------------------------------------------------------
+# --- measurement ---------------------------------------------------------------------------------------------
 
 
-def _one(
-    root: Path, raw: RawSet, remote: str | None, options: argparse.Namespace, say: Say
+def _dataset(
+    root: Path, raw: RawDataset, bucket: str | None, options: argparse.Namespace, echo: Echo
 ) -> dict[str, Any]:
     degradation = "noise25" if raw.degradation == "noise" else raw.degradation
     size = f"{raw.width} x {raw.height} {raw.suffix.upper()}"
-    return _measured(raw.name, size, root / raw.name, (raw,), {degradation: 1}, remote, options, say)
+    return _measure(raw.name, size, root / raw.name, (raw,), {degradation: 1}, bucket, options, echo)
 
 
 def _mixture(
-    root: Path, name: str, remote: str | None, options: argparse.Namespace, say: Say
+    root: Path, name: str, bucket: str | None, options: argparse.Namespace, echo: Echo
 ) -> dict[str, Any]:
-    """All datasets in one folder. BSD400 and WED together are the clean images, in equal parts here."""
+    """Measure several datasets in one folder. BSD400 and WED are the clean images, in equal parts."""
     shares = MIXTURES[name]
-    sets = tuple(raw for raw in SETS if raw.degradation in shares or raw.degradation == "noise")
+    sets = tuple(raw for raw in DATASETS if raw.degradation in shares or raw.degradation == "noise")
     everything = root / name.replace(" ", "-")
     for raw in sets:
         for path in (root / raw.name).rglob("*"):
@@ -105,39 +104,39 @@ def _mixture(
                 target = everything / path.relative_to(root / raw.name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(path, target)
-    return _measured(name, "", everything, sets, shares, remote, options, say)
+    return _measure(name, "", everything, sets, shares, bucket, options, echo)
 
 
-def _measured(
+def _measure(
     name: str,
     size: str,
     root: Path,
-    sets: tuple[RawSet, ...],
+    sets: tuple[RawDataset, ...],
     shares: Mapping[str, int],
-    remote: str | None,
+    bucket: str | None,
     options: argparse.Namespace,
-    say: Say,
+    echo: Echo,
 ) -> dict[str, Any]:
     source = RawSource(root, sets, options.images)
     local = root.parent / f"packed-{root.name}"
     stores: dict[str, Store] = {"local": open_store(str(local))}
-    if remote is not None:
-        stores["s3"] = open_store(f"{remote}/{root.name.lower()}")
+    if bucket is not None:
+        stores["s3"] = open_store(f"{bucket}/{root.name.lower()}")
     for store in stores.values():
         pack(source, store, name="bench", encoding=options.encoding, keep_jpeg=options.jpeg == "keep")
-    theirs = _theirs(options.release, root, sets, shares)
+    release = _release_dataset(options.release, root, sets, shares)
     ours = _stream(stores["local"], root, shares, options.seed)
-    same = _compare(theirs, ours, root)
-    say(f"{name}: {same} crops bit-equal")
+    same = _compare(release, ours, root)
+    echo(f"{name}: {same} crops bit-equal")
 
-    draw = np.random.default_rng(options.seed)
+    rng = np.random.default_rng(options.seed)
     codes, chances = [_CODES[d] for d in shares], np.array(list(shares.values()), float)
     batches = ours.steps()
 
-    def their_batch() -> object:
-        chosen = draw.choice(codes, size=BATCH, p=chances / chances.sum())
+    def release_batch() -> object:
+        chosen = rng.choice(codes, size=BATCH, p=chances / chances.sum())
         return default_collate(
-            [theirs.dataset[int(draw.choice(theirs.indices[int(code)]))] for code in chosen]
+            [release.dataset[int(rng.choice(release.indices[int(code)]))] for code in chosen]
         )
 
     def repeated(batch: Callable[[], object], times: int) -> Callable[[], None]:
@@ -149,7 +148,7 @@ def _measured(
 
     few, many = options.batches, options.batches * 8
     runs = {
-        "release": (repeated(their_batch, few), few),
+        "release": (repeated(release_batch, few), few),
         "ours": (repeated(lambda: next(batches), many), many),
         "ours_float": (repeated(lambda: next(batches).to_float("cpu", options.seed), few), few),
         **{
@@ -163,18 +162,18 @@ def _measured(
     per_sample = {n: [s / samples[n] for s in found] for n, found in seconds.items()}
     row: dict[str, Any] = {"name": name, "images": size, "bit_equal": same, "epoch_samples": epoch}
     row["release_per_second"] = 1 / statistics.median(per_sample["release"])
-    for subject in list(runs)[1:]:
-        ratio = timing.ratio(per_sample["release"], per_sample[subject])
-        row[f"{subject}_per_second"] = 1 / statistics.median(per_sample[subject])
-        row[f"{subject}_ratio"] = [ratio.median, ratio.low, ratio.high]
-    row["bytes_ratio"] = _bytes(local / "shards") / sum(_bytes(root / top) for top in _tops(sets))
+    for kind in list(runs)[1:]:
+        ratio = timing.ratio(per_sample["release"], per_sample[kind])
+        row[f"{kind}_per_second"] = 1 / statistics.median(per_sample[kind])
+        row[f"{kind}_ratio"] = [ratio.median, ratio.low, ratio.high]
+    row["bytes_ratio"] = _bytes(local / "shards") / sum(_bytes(root / top) for top in _top_folders(sets))
     return row
 
 
 def _stream(
     store: Store, root: Path, shares: Mapping[str, int], seed: int, cache: str = "cache"
 ) -> TrainStream:
-    """Ours, reading from a store; an epoch has as many samples as the data."""
+    """Return our stream from a store; an epoch has as many samples as the data."""
     dataset = Dataset([store.uri], ShardCache(root.parent / cache, 1 << 40))
     counts = {d: len(dataset.rows("train", d)) for d in shares}
     mixture: Mixture = weighted_mixture(counts, shares, max(BATCH, sum(counts.values())))
@@ -184,7 +183,7 @@ def _stream(
 def _epoch(
     store: Store, root: Path, shares: Mapping[str, int], options: argparse.Namespace, kind: str
 ) -> Callable[[], None]:
-    """Read one epoch with an empty cache: fetching and verifying are part of it, opening the dataset is not."""
+    """Return a function that reads one epoch with an empty cache, without the time to open the dataset."""
     opened = iter(
         [
             _stream(store, root, shares, options.seed, f"cold-{kind}-{root.name}-{number}")
@@ -200,8 +199,10 @@ def _epoch(
     return run
 
 
-def _theirs(release: Path, root: Path, sets: tuple[RawSet, ...], shares: Mapping[str, int]) -> Theirs:
-    """Their class over our files, told by lists of the form that it reads."""
+def _release_dataset(
+    release: Path, root: Path, sets: tuple[RawDataset, ...], shares: Mapping[str, int]
+) -> ReleaseDataset:
+    """Return the release's dataset over our files, and write the lists of files that it reads."""
     lists = root / "lists"
     for raw in sets:
         if raw.degradation in _LISTS:
@@ -230,7 +231,7 @@ def _theirs(release: Path, root: Path, sets: tuple[RawSet, ...], shares: Mapping
     indices: dict[int, list[int]] = {}
     for index, sample in enumerate(dataset.sample_ids):
         indices.setdefault(sample["de_type"], []).append(index)
-    return Theirs(dataset, (vars(module), module.random_augmentation.__globals__), indices)
+    return ReleaseDataset(dataset, (vars(module), module.random_augmentation.__globals__), indices)
 
 
 _FOLDERS = {
@@ -242,25 +243,27 @@ _FOLDERS = {
 }
 
 
-# --- proof ---------------------------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------------------
 
 
-class _Told:
-    """Stands in for the `random` module of the release and answers what our stream has drawn."""
+class _FixedRandom:
+    """Replaces the `random` module of the release and returns what our stream has drawn."""
 
     def __init__(self, answers: list[int]) -> None:
         self.answers = answers
 
     def randint(self, low: int, high: int) -> int:
-        """The next answer, which must be possible."""
+        """Return the next answer, which must be in the range."""
         answer = self.answers.pop(0)
-        assert low <= answer <= high, "ours draws what the release cannot"
+        assert low <= answer <= high, "ours draws from the range of the release"
         return answer
 
 
-def _compare(theirs: Theirs, ours: TrainStream, root: Path) -> int:
-    """Compare samples bit for bit, each by the other's own code; return how many. BenchError when one differs."""
-    places = {(int(s["de_type"]), _path(s, root)): index for index, s in enumerate(theirs.dataset.sample_ids)}
+def _compare(release: ReleaseDataset, ours: TrainStream, root: Path) -> int:
+    """Compare samples bit for bit, each made by its own code; return how many. Raises BenchError if one differs."""
+    places = {
+        (int(s["de_type"]), _path(s, root)): index for index, s in enumerate(release.dataset.sample_ids)
+    }
     compared = 0
     for batch in ours.steps(0, 1, 0, COMPARED):
         for index, position in enumerate(batch.positions.tolist()):
@@ -271,9 +274,9 @@ def _compare(theirs: Theirs, ours: TrainStream, root: Path) -> int:
             window, mode = draw_crop(rng, within, CROP), draw_orientation(rng, "release")
             offset = (window.top - within.top, window.left - within.left)
             place = places[_CODES[degradation], id_]
-            degraded, clean = _told(theirs, place, offset, mode, noisy=degradation in SIGMA)
+            degraded, clean = _release_sample(release, place, offset, mode, noisy=degradation in SIGMA)
             pairs = [(batch.clean[index], clean)]
-            if degradation not in SIGMA:  # noise is a draw of its own on either side
+            if degradation not in SIGMA:  # noise is drawn differently
                 pairs.append((batch.degraded[index], degraded))
             for mine, other in pairs:
                 if not torch.equal(mine, (other * 255).round().to(torch.uint8)):
@@ -282,66 +285,61 @@ def _compare(theirs: Theirs, ours: TrainStream, root: Path) -> int:
     return compared
 
 
-def _told(
-    theirs: Theirs, place: int, offset: tuple[int, int], mode: int, *, noisy: bool
+def _release_sample(
+    release: ReleaseDataset, place: int, offset: tuple[int, int], mode: int, *, noisy: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Their sample with our window and orientation."""
-    answers = _Told([mode] if noisy else [*offset, mode])
+    """Return the release's sample with our window and orientation."""
+    answers = _FixedRandom([mode] if noisy else [*offset, mode])
     top, left = offset
-    cropping = theirs.dataset.crop_transform
-    for names in theirs.globals:
+    cropping = release.dataset.crop_transform
+    for names in release.globals:
         names["random"] = answers
-    theirs.dataset.crop_transform = lambda image: image[top : top + CROP, left : left + CROP]
+    release.dataset.crop_transform = lambda image: image[top : top + CROP, left : left + CROP]
     try:
-        _, degraded, clean = theirs.dataset[place]
+        _, degraded, clean = release.dataset[place]
     finally:
-        for names in theirs.globals:
+        for names in release.globals:
             names["random"] = random
-        theirs.dataset.crop_transform = cropping
+        release.dataset.crop_transform = cropping
     return degraded, clean
 
 
 def _path(sample: Mapping[str, Any], root: Path) -> str:
-    """Our id of one of their samples: the path of its degraded file, or of its clean one."""
+    """Return our id of a sample of the release: the path of its degraded file, or of its clean one."""
     name = str(sample["clean_id"])
     folder = {5: "Deblur/blur/", 6: "Enhance/low/"}.get(int(sample["de_type"]), "")
     return folder + name if folder else Path(name).relative_to(root).as_posix()
 
 
-# --- around --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _nowhere() -> Iterator[None]:
-    yield None
+# --- output --------------------------------------------------------------------------------------------------
 
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _tops(sets: tuple[RawSet, ...]) -> set[str]:
+def _top_folders(sets: tuple[RawDataset, ...]) -> set[str]:
     return {(raw.degraded or raw.clean).partition("/")[0] for raw in sets}
 
 
-def _say_table(rows: list[dict[str, Any]], options: argparse.Namespace, say: Say) -> None:
+def _print_table(rows: list[dict[str, Any]], options: argparse.Namespace, echo: Echo) -> None:
     kinds = ["ours", "ours_float", "ours_local_cold", *(["ours_s3_cold"] if options.s3 else [])]
-    say(
-        f"\nsamples per second of one core (CPU time), times the release; in parentheses the quartiles of "
+    cells = [
+        (
+            row["name"],
+            f"{row['release_per_second']:.1f}",
+            *(_cell(row[f"{kind}_per_second"], *row[f"{kind}_ratio"]) for kind in kinds),
+            f"{row['bytes_ratio']:.2f}",
+        )
+        for row in rows
+    ]
+    head = ("", "release", *(kind.replace("_", " ") for kind in kinds), "bytes")
+    echo(
+        "\nsamples per second of one core (CPU time), times the release; in parentheses the quartiles of "
         f"{options.repeats} pairs"
     )
-    say(
-        f"{'':<22}{'release':>8}"
-        + "".join(f"{kind.replace('_', ' '):>28}" for kind in kinds)
-        + f"{'bytes':>7}"
-    )
-    for row in rows:
-        cells = []
-        for kind in kinds:
-            median, low, high = row[f"{kind}_ratio"]
-            cells.append(f"{row[f'{kind}_per_second']:.0f}/s {median:.1f}x ({low:.1f}-{high:.1f})")
-        say(
-            f"{row['name']:<22}{row['release_per_second']:>8.1f}"
-            + "".join(f"{cell:>28}" for cell in cells)
-            + f"{row['bytes_ratio']:>7.2f}"
-        )
+    echo("\n".join(aligned(head, cells, "<" + ">" * (len(head) - 1))))
+
+
+def _cell(per_second: float, median: float, low: float, high: float) -> str:
+    return f"{per_second:.0f}/s {median:.1f}x ({low:.1f}-{high:.1f})"

@@ -17,133 +17,151 @@ from mirage import MIRAGE, ModelConfig, cost
 from mirage.compile import compile_blocks
 from mirage.cuda_graphs import GraphedModel
 from orchestrator.bench import networks, timing
-from orchestrator.bench.environment import Setting
+from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.networks import Subject
+from orchestrator.bench.networks import Candidate
+from orchestrator.tables import aligned
 
-Say = Callable[[str], object]
 
-
-def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
-    """Measure, print one table, return the figures."""
+def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
+    """Measure, print one table, return the results."""
     torch.manual_seed(options.seed)
-    entrants = []
-    if options.release is not None:
-        entrants.append(networks.release(options.release, options.size))
-    if options.align > 1 and options.what != "infer":
-        raise BenchError(f"--align {options.align}: padded weights are for inference. Add --what infer.")
-    entrants.append(networks.ours(options.size, options.recompute, options.align))
-    entrants += [networks.peer(argument) for argument in options.peer]
-    if options.graphs:
-        entrants = [_graphed(subject) for subject in entrants]
+    candidates = _candidates(options)
     shape = (options.batch, 3, options.crop, options.crop)
-    degraded, clean = (torch.rand(shape, device=setting.device) for _ in range(2))
+    degraded, clean = (torch.rand(shape, device=environment.device) for _ in range(2))
     rows: list[dict[str, Any]] = []
-    for subject in entrants:
-        subject.model.to(setting.device)
-        rows.append({"name": subject.name, **_counts(subject, options, degraded[:1])})
-    compiled = _compile(entrants) if options.compile else []
+    for candidate in candidates:
+        candidate.model.to(environment.device)
+        rows.append({"name": candidate.name, **_counts(candidate, options, degraded[:1])})
+    compiled = _compile(candidates) if options.compile else []
 
-    clock = timing.gpu_seconds if setting.device.type == "cuda" else timing.cpu_seconds
+    clock = timing.gpu_seconds if environment.device.type == "cuda" else timing.cpu_seconds
     for what in ("infer", "train") if options.what == "both" else (options.what,):
         runs = {}
-        for subject, row in zip(entrants, rows, strict=True):
-            subject.model.train(what == "train")
-            step = _train_step(subject, degraded, clean, options, setting)
-            runs[subject.name] = step if what == "train" else _inference(subject, degraded, options, setting)
-            if subject.name in compiled:
+        for candidate, row in zip(candidates, rows, strict=True):
+            candidate.model.train(what == "train")
+            if what == "train":
+                step = _train_step(candidate, degraded, clean, options, environment)
+            else:
+                step = _inference(candidate, degraded, options, environment)
+            runs[candidate.name] = step
+            if candidate.name in compiled:
                 start = time.perf_counter()
-                runs[subject.name]()
+                step()
                 row[f"{what}_compile_s"] = time.perf_counter() - start
             if what == "train":
-                row["kept_mib"] = _kept_bytes(subject, degraded[:1], clean[:1], options, setting) / 2**20
-                if setting.device.type == "cuda":
+                row["kept_mib"] = (
+                    _saved_bytes(candidate, degraded[:1], clean[:1], options, environment) / 2**20
+                )
+                if environment.device.type == "cuda":
                     row["train_peak_mib"] = _peak_bytes(step) / 2**20
         times = timing.interleaved(runs, options.repeats, clock)
-        reference = times[entrants[0].name]
         for row in rows:
-            found = timing.ratio(reference, times[row["name"]])
+            found = timing.ratio(times[candidates[0].name], times[row["name"]])
             row[f"{what}_s"] = statistics.median(times[row["name"]])
             row[f"{what}_ratio"] = [found.median, found.low, found.high]
-    _say_table(rows, options, compiled, say)
+    _print_table(rows, options, compiled, echo)
     return {"compiled": compiled, "rows": rows}
 
 
-def _counts(subject: Subject, options: argparse.Namespace, one: Tensor) -> dict[str, float]:
-    """Parameters, and GMACs of one 224 x 224 image: counted by torch, or for ours by `mirage.cost`."""
-    parameters = sum(p.numel() for p in subject.model.parameters())
-    if subject.name.startswith("ours"):  # the counter does not see into our operators
+def _candidates(options: argparse.Namespace) -> list[Candidate]:
+    if options.align > 1 and options.what != "infer":
+        raise BenchError(f"--align {options.align}: padded weights are for inference. Add --what infer.")
+    reference = [] if options.release is None else [networks.release(options.release, options.size)]
+    candidates = [
+        *reference,
+        networks.ours(options.size, options.activation_checkpointing, options.align),
+        *(networks.peer(argument) for argument in options.peer),
+    ]
+    return [_graphed(candidate) for candidate in candidates] if options.graphs else candidates
+
+
+def _counts(candidate: Candidate, options: argparse.Namespace, one: Tensor) -> dict[str, float]:
+    """Return parameters, and GMACs of one 224 x 224 image: counted by torch, or for ours by `mirage.cost`."""
+    parameters = sum(p.numel() for p in candidate.model.parameters())
+    if candidate.name.startswith("ours"):  # torch's counter does not see into our operators
         config: ModelConfig = getattr(ModelConfig, options.size)()
         plain, fast = cost.macs(config, 224, 224), cost.fast_macs(config, 224, 224)
         parameters = cost.parameters(config)  # without padding
         return {"parameters": parameters, "gmacs": plain / 1e9, "gmacs_as_run": fast / 1e9}
-    subject.model.eval()
+    candidate.model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        subject.restored(one.new_zeros(1, 3, 224, 224))
+        candidate.infer(one.new_zeros(1, 3, 224, 224))
     return {"parameters": parameters, "gmacs": counter.get_total_flops() / 2e9}
 
 
-def _compile(entrants: list[Subject]) -> list[str]:
-    """Compile the blocks of every subject that has some in place; return the names, none where nothing compiles."""
+def _compile(candidates: list[Candidate]) -> list[str]:
+    """Compile the blocks of the candidates in place, where there are any; return the names of those compiled."""
     return [
-        subject.name
-        for subject in entrants
-        if subject.block is not None and compile_blocks(subject.model, subject.block)
+        candidate.name
+        for candidate in candidates
+        if candidate.block is not None and compile_blocks(candidate.model, candidate.block)
     ]
 
 
-def _graphed(subject: Subject) -> Subject:
-    """Inference of a model of ours replayed from CUDA graphs; the others stay as they are."""
-    if not isinstance(subject.model, MIRAGE):
-        return subject
-    return replace(subject, name=f"{subject.name} graphs", restored=GraphedModel(subject.model))
+def _graphed(candidate: Candidate) -> Candidate:
+    """Return the candidate with inference from CUDA graphs if it is a MIRAGE of ours."""
+    if not isinstance(candidate.model, MIRAGE):
+        return candidate
+    return replace(candidate, name=f"{candidate.name} graphs", infer=GraphedModel(candidate.model))
 
 
 def _inference(
-    subject: Subject, degraded: Tensor, options: argparse.Namespace, setting: Setting
+    candidate: Candidate, degraded: Tensor, options: argparse.Namespace, environment: Environment
 ) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode(), setting.autocast(options.precision):
-            subject.restored(degraded)
+    def infer() -> None:
+        with torch.inference_mode(), environment.autocast(options.precision):
+            candidate.infer(degraded)
 
-    return run
+    return infer
 
 
 def _train_step(
-    subject: Subject, degraded: Tensor, clean: Tensor, options: argparse.Namespace, setting: Setting
+    candidate: Candidate,
+    degraded: Tensor,
+    clean: Tensor,
+    options: argparse.Namespace,
+    environment: Environment,
 ) -> Callable[[], None]:
-    """Forward, loss, backward, AdamW."""
-    optimizer = adamw(subject.model)
+    """Return a function that runs forward, loss, backward and AdamW."""
+    optimizer = adamw(candidate.model)
 
-    def run() -> None:
-        with setting.autocast(options.precision):
-            loss = subject.loss(degraded, clean)
+    def step() -> None:
+        with environment.autocast(options.precision):
+            loss = candidate.loss(degraded, clean)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return run
+    return step
 
 
 def adamw(model: nn.Module, learning_rate: float = 2e-4, *, fused: bool = False) -> torch.optim.Optimizer:
-    """AdamW as the release configures it."""
+    """Return AdamW as the release configures it."""
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=fused)
 
 
-def _kept_bytes(
-    subject: Subject, degraded: Tensor, clean: Tensor, options: argparse.Namespace, setting: Setting
+def _saved_bytes(
+    candidate: Candidate,
+    degraded: Tensor,
+    clean: Tensor,
+    options: argparse.Namespace,
+    environment: Environment,
 ) -> int:
-    """Bytes that autograd keeps for the backward pass of one image, each storage once, without the weights."""
-    weights = {p.untyped_storage().data_ptr() for p in subject.model.parameters()}
-    kept: dict[int, Tensor] = {}
+    """Return the bytes that autograd saves for the backward pass of one image: each storage once, without weights."""
+    weights = {p.untyped_storage().data_ptr() for p in candidate.model.parameters()}
+    saved: dict[int, Tensor] = {}
 
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x
+    def save(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), setting.autocast(options.precision):
-        subject.loss(degraded, clean)
-    return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(save, lambda x: x),
+        environment.autocast(options.precision),
+    ):
+        candidate.loss(degraded, clean)
+    return sum(x.untyped_storage().nbytes() for address, x in saved.items() if address not in weights)
 
 
 def _peak_bytes(step: Callable[[], None]) -> int:
@@ -153,30 +171,30 @@ def _peak_bytes(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _say_table(
-    rows: list[dict[str, Any]], options: argparse.Namespace, compiled: list[str], say: Say
+def _print_table(
+    rows: list[dict[str, Any]], options: argparse.Namespace, compiled: list[str], echo: Echo
 ) -> None:
-    reference = rows[0]["name"]
-    say(
+    echo(
         f"{options.batch} images of {options.crop} x {options.crop}, {options.precision}, "
-        f"{'compiled: ' + ', '.join(compiled) if compiled else 'eager'}; ratios are times of {reference} over times of "
-        f"the row, the median of {options.repeats} paired runs with its quartiles; kept: for backward, per image"
+        f"{'compiled: ' + ', '.join(compiled) if compiled else 'eager'}; ratios are times of {rows[0]['name']} over "
+        f"times of the row, the median of {options.repeats} paired runs with its quartiles; saved: activations for "
+        "the backward pass, per image"
     )
-    say(
-        f"{'':<16}{'parameters':>12}{'GMACs 224':>11}"
-        f"{'inference':>11}{'ratio':>20}{'training':>11}{'ratio':>20}{'kept':>11}"
-    )
+    head = ("", "parameters", "GMACs 224", "inference", "ratio", "training", "ratio", "saved")
+    cells = []
     for row in rows:
-        cells = [f"{row['name']:<16}{row['parameters']:>12,}{row['gmacs']:>11.2f}"]
+        timed = []
         for what in ("infer", "train"):
-            if f"{what}_s" not in row:
-                cells.append(f"{'-':>11}{'-':>20}")
-                continue
-            median, low, high = row[f"{what}_ratio"]
-            cells.append(f"{row[f'{what}_s']:>9.3f} s{f'{median:.2f} ({low:.2f}-{high:.2f})':>20}")
-        cells.append(f"{row['kept_mib']:>7.0f} MiB" if "kept_mib" in row else f"{'-':>11}")
-        say("".join(cells))
+            there = f"{what}_s" in row
+            timed += (
+                [f"{row[f'{what}_s']:.3f} s", str(timing.Ratio(*row[f"{what}_ratio"]))]
+                if there
+                else ["-", "-"]
+            )
+        saved = f"{row['kept_mib']:.0f} MiB" if "kept_mib" in row else "-"
+        cells.append((row["name"], f"{row['parameters']:,}", f"{row['gmacs']:.2f}", *timed, saved))
+    echo("\n".join(aligned(head, cells, "<>>>>>>>")))
     for row in rows:
         for what in ("infer", "train"):
             if f"{what}_compile_s" in row:
-                say(f"compiling {row['name']} ({what}): {row[f'{what}_compile_s']:.0f} s")
+                echo(f"compiling {row['name']} ({what}): {row[f'{what}_compile_s']:.0f} s")

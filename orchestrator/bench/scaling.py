@@ -1,9 +1,8 @@
-"""`mirage bench scaling`: what a step costs on 1, 2 and more workers, by cause, and what a model makes of it for many.
+"""`mirage bench scaling`: the time of a step on several workers by cause, and a model of it for many more.
 
-Measured: steps of the real model, loss and engine on real photographs, by real processes that talk through gloo (NCCL
-on GPUs). From them come the parameters of `orchestrator.planning.scaling_model`: seconds of a step and of an image,
-the latency and
-bandwidth of a message, the spread between steps. Simulated: everything beyond the workers that were there.
+Measured: steps of the real model, loss and engine on real photographs, by processes that communicate through gloo (NCCL
+on GPUs). They give the parameters of `orchestrator.planning.scaling_model`: seconds of a step and of an image, latency
+and bandwidth of a message, and the spread between steps. Everything beyond the available workers is simulated.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ import torch
 
 from mirage import ModelConfig
 from mirage.cost import parameters
-from orchestrator.bench.environment import Setting
+from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.plots import Row
-from orchestrator.bench.scaling_worker import DEGRADATIONS, Task, Times
+from orchestrator.bench.scaling_worker import DEGRADATIONS, ScalingRow, WorkerSpec, WorkerTimes
 from orchestrator.config.schedule import lr_scale
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
@@ -42,100 +40,103 @@ from orchestrator.planning.scaling_model import (
     strong,
     weak,
 )
+from orchestrator.tables import aligned
 from shards.pack import pack
 from shards.sources import PhotographSource
 from shards.store import LocalStore
-
-Say = Callable[[str], object]
 
 DEMO = ModelConfig(dim=12, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 2, 2))
 STRONG = (1, 2, 4, 8, 16, 32)
 WEAK = tuple(2**n for n in range(13))
 TIMEOUT_SECONDS = 1800
 
-GPU = WorkerSpeed(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
-LINKS = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
+ASSUMED_GPU = WorkerSpeed(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
+ASSUMED_NETWORK = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
 """Assumed, not measured: 400 crops of 128² a second of T in fp32, 2 % spread; 50 µs and 25 Gbit/s between workers."""
 
 
-def run(options: argparse.Namespace, setting: Setting, say: Say) -> dict[str, Any]:
-    """Measure, fit, predict, and draw where asked."""
+def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
+    """Measure, fit the model, predict, and draw the figure if requested."""
     config = DEMO if options.size == "demo" else getattr(ModelConfig, options.size)()
-    counts = options.workers or _counts(setting.device.type)
+    counts = options.workers or _worker_counts(environment.device.type)
     if max(counts) > options.batch:
         raise BenchError(f"--workers {max(counts)}: more than the {options.batch} images of --batch.")
-    if setting.device.type == "cuda" and max(counts) > torch.cuda.device_count():
+    if environment.device.type == "cuda" and max(counts) > torch.cuda.device_count():
         raise BenchError(f"--workers {max(counts)}: there are {torch.cuda.device_count()} GPUs.")
-    rows = measure_all(config, counts, options, setting, say)
-    load = StepCost(
+    rows = measure_all(config, counts, options, environment, echo)
+    cost = StepCost(
         parameters=parameters(config),
         blocks=sum(stage.blocks for stage in config.stages()),
         norm_channels=config.dim,
         embedding=2 * config.spd_embed_dim,
     )
-    machine, network = fit(rows, load)
-    say(measured_table(rows, options.batch))
-    say(fitted(rows, load, machine, network, options.batch))
-    habits = CheckpointPolicy(options.checkpoint_steps, options.checkpoint_seconds, options.restart_seconds)
-    curves = simulate(load, options.preemptions_per_hour, habits)
-    for text in tables(curves, options, habits):
-        say(text)
+    speed, network = fit(rows, cost)
+    policy = CheckpointPolicy(options.checkpoint_steps, options.checkpoint_seconds, options.restart_seconds)
+    curves = simulate(cost, options.preemptions_per_hour, policy)
+    echo(measured_table(rows, options.batch))
+    echo(fitted_parameters(rows, cost, speed, network, options.batch))
+    echo(simulated_tables(curves, options, policy))
     if options.figure:
         from orchestrator.bench.plots import draw
 
         draw(options.figure, rows, curves, options.batch, options.preemptions_per_hour)
-        say(f"figure     {options.figure}")
+        echo(f"figure     {options.figure}")
     return {
         "rows": [asdict(row) for row in rows],
-        "machine": asdict(machine),
+        "machine": asdict(speed),
         "network": asdict(network),
         "curves": {name: [asdict(point) for point in points] for name, points in curves.items()},
     }
 
 
-# --- measured ------------------------------------------------------------------------------------------------
+def _worker_counts(device: str) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... up to the number of cores or GPUs."""
+    there = torch.cuda.device_count() if device == "cuda" else len(os.sched_getaffinity(0))
+    return tuple(2**n for n in range(max(1, there).bit_length()))
+
+
+# --- measurement ---------------------------------------------------------------------------------------------
 
 
 def measure_all(
-    config: ModelConfig, counts: Sequence[int], options: argparse.Namespace, where: Setting, say: Say
-) -> list[Row]:
-    """Return one row for each number of workers."""
+    config: ModelConfig,
+    counts: Sequence[int],
+    options: argparse.Namespace,
+    environment: Environment,
+    echo: Echo,
+) -> list[ScalingRow]:
+    """Return one row per number of workers."""
     with tempfile.TemporaryDirectory(prefix="mirage-scaling-") as folder:
         data = Path(folder) / "photographs"
         pack(PhotographSource(DEGRADATIONS, seed=0, variants=1), LocalStore(data), name="photographs")
         rows = []
         for workers in counts:
-            say(f"measuring {workers} worker{'' if workers == 1 else 's'} …")
-            own = Path(folder) / str(workers)
-            own.mkdir()
-            task = Task(
+            echo(f"measuring {workers} worker{'' if workers == 1 else 's'}")
+            group = Path(folder) / str(workers)
+            group.mkdir()
+            spec = WorkerSpec(
                 config=config.to_dict(),
                 workers=workers,
                 batch=options.batch,
                 crop=options.crop,
                 steps=options.steps,
-                threads=where.threads,
-                device=where.device.type,
+                threads=environment.threads,
+                device=environment.device.type,
                 data=str(data),
-                folder=str(own),
+                folder=str(group),
             )
-            rows.append(_row(task, _measure(task)))
+            rows.append(_row(spec, _measure(spec)))
     return rows
 
 
-def _measure(task: Task) -> list[Times]:
-    file = Path(task.folder) / "task.json"
-    file.write_text(json.dumps(asdict(task)))
-    command = [
-        sys.executable,
-        "-W",
-        "ignore::FutureWarning",
-        "-m",
-        "orchestrator.bench.scaling_worker",
-        str(file),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "OMP_WAIT_POLICY": "passive"}
-    outputs = [open(Path(task.folder) / f"{rank}.json", "w+") for rank in range(task.workers)]  # noqa: SIM115
+def _measure(spec: WorkerSpec) -> list[WorkerTimes]:
+    """Run a group of workers; return the times of each."""
+    file = Path(spec.folder) / "spec.json"
+    file.write_text(json.dumps(asdict(spec)))
+    module = "orchestrator.bench.scaling_worker"
+    command = [sys.executable, "-W", "ignore::FutureWarning", "-m", module, str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(spec.threads), "OMP_WAIT_POLICY": "passive"}
+    outputs = [open(Path(spec.folder) / f"{rank}.json", "w+") for rank in range(spec.workers)]  # noqa: SIM115
     workers = [
         subprocess.Popen([*command, str(rank)], stdout=out, env=environment)
         for rank, out in enumerate(outputs)
@@ -149,19 +150,19 @@ def _measure(task: Task) -> list[Times]:
         for out in outputs:
             out.close()
     if any(statuses):
-        raise BenchError(f"{task.workers} workers: one ended with status {next(s for s in statuses if s)}.")
-    return [Times(**json.loads(Path(out.name).read_text())) for out in outputs]
+        raise BenchError(f"{spec.workers} workers: one ended with status {next(s for s in statuses if s)}.")
+    return [WorkerTimes(**json.loads(Path(out.name).read_text())) for out in outputs]
 
 
-def _row(task: Task, times: list[Times]) -> Row:
-    """A group is as fast as its slowest worker: what all wait for is computing there and talking elsewhere."""
+def _row(spec: WorkerSpec, times: list[WorkerTimes]) -> ScalingRow:
+    """Return the times of the slowest worker, which the others wait for."""
     compute = max(statistics.median(t.alone) for t in times)
     together = max(statistics.median(t.together) for t in times)
-    return Row(
-        workers=task.workers,
-        share=math.ceil(task.batch / task.workers),
+    return ScalingRow(
+        workers=spec.workers,
+        share=math.ceil(spec.batch / spec.workers),
         compute=compute,
-        communication=max(0.0, together - compute) if task.workers > 1 else 0.0,
+        communication=max(0.0, together - compute) if spec.workers > 1 else 0.0,
         data=max(statistics.median(t.data) for t in times),
         spread=statistics.fmean(statistics.pstdev(t.alone) / statistics.fmean(t.alone) for t in times),
         gradients=max(t.gradients for t in times),
@@ -169,136 +170,135 @@ def _row(task: Task, times: list[Times]) -> Row:
     )
 
 
-def fit(rows: Sequence[Row], load: StepCost) -> tuple[WorkerSpeed, Network]:
-    """Return the model's parameters that the rows give; of one row, what it can give.
+def fit(rows: Sequence[ScalingRow], cost: StepCost) -> tuple[WorkerSpeed, Network]:
+    """Return the parameters of the scaling model; a single row gives those that it can.
 
-    Time is linear in a worker's images. A message's latency is that of the small reductions, the bandwidth what the
-    gradients' reduction takes beyond its latencies.
+    Time is linear in a worker's images. The latency of a message comes from the small reductions, the bandwidth from
+    the time of the gradients' reduction beyond its latencies.
     """
     first, last = rows[0], rows[-1]
     image, fixed = first.compute / first.share, 0.0
     if last.share < first.share:
         slope = (first.compute - last.compute) / (first.share - last.share)
-        if (
-            0 < slope < image
-        ):  # else other work on the machine, or workers in each other's way, hide the fixed part
+        if 0 < slope < image:  # else other load on the machine hides the fixed part
             image, fixed = slope, first.compute - slope * first.share
-    machine = WorkerSpeed(
+    speed = WorkerSpeed(
         step_seconds=fixed,
         image_seconds=image,
         data_seconds=first.data / first.share,
         spread=statistics.fmean(row.spread for row in rows),
     )
     if last.workers == 1:
-        return machine, LINKS
+        return speed, ASSUMED_NETWORK
     latency = last.small / (2 * math.ceil(math.log2(last.workers)))
     messages = 2 * (last.workers - 1)
     moving = max(last.gradients - messages * latency, 1e-9)
-    return machine, Network(latency, messages / last.workers * 4 * load.parameters / moving)
+    return speed, Network(latency, messages / last.workers * 4 * cost.parameters / moving)
 
 
-# --- simulated -----------------------------------------------------------------------------------------------
+# --- simulation ----------------------------------------------------------------------------------------------
 
 
 def simulate(
-    load: StepCost, preemptions_per_hour: float, habits: CheckpointPolicy
+    cost: StepCost, preemptions_per_hour: float, policy: CheckpointPolicy
 ) -> dict[str, list[ScalingPoint]]:
     """Return the curves of assumed GPUs: batch 32 shared by 1 to 32, and 32 images each on 1 to 4,096."""
-    spot = replace(GPU, preemptions_per_hour=preemptions_per_hour)
+    without = weak(WEAK, 32, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy)
+    spot = replace(ASSUMED_GPU, preemptions_per_hour=preemptions_per_hour)
     preempted = []
-    for calm in weak(WEAK, 32, load, GPU, LINKS, habits):
-        rate = calm.workers * preemptions_per_hour / 3600
-        often = (
-            best_checkpoint_steps(calm.step, rate, habits.checkpoint_seconds)
-            if rate
-            else habits.checkpoint_steps
-        )
-        fitting = replace(habits, checkpoint_steps=min(often, habits.checkpoint_steps))
-        preempted.append(predict(calm.workers, calm.global_batch, load, spot, LINKS, fitting))
+    for point in without:
+        per_second = point.workers * preemptions_per_hour / 3600
+        steps = policy.checkpoint_steps
+        if per_second:
+            steps = min(steps, best_checkpoint_steps(point.step, per_second, policy.checkpoint_seconds))
+        best = replace(policy, checkpoint_steps=steps)
+        preempted.append(predict(point.workers, point.global_batch, cost, spot, ASSUMED_NETWORK, best))
     return {
-        "strong": strong(STRONG, 32, load, GPU, LINKS, habits),
-        "weak": weak(WEAK, 32, load, GPU, LINKS, habits),
+        "strong": strong(STRONG, 32, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy),
+        "weak": without,
         "weak, preempted": preempted,
     }
 
 
-# --- told ----------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------
 
 
-def measured_table(rows: Sequence[Row], batch: int) -> str:
-    """Return the measured rows: efficiency is what a worker yields over what one alone yields."""
-    lines = [
-        f"measured, {batch} images a step:",
-        "workers  images each   s/step   compute     data   talking  images/s  efficiency",
-    ]
-    for row in rows:
-        share = rows[0].step / (row.workers * row.step)
-        lines.append(
-            f"{row.workers:>7}  {row.share:>11}  {row.step:>7.3f}  {row.compute:>8.3f}  {row.data:>7.3f}  "
-            f"{row.communication:>8.3f}  {batch / row.step:>8.2f}  {100 * share:>8.1f} %"
+def measured_table(rows: Sequence[ScalingRow], batch: int) -> str:
+    """Return the measured rows as text; efficiency is the throughput per worker over that of one worker."""
+    head = (
+        *("workers", "images each", "s/step", "compute", "data"),
+        *("communication", "images/s", "efficiency"),
+    )
+    cells = [
+        (
+            str(row.workers),
+            str(row.share),
+            *(f"{seconds:.3f}" for seconds in (row.step, row.compute, row.data, row.communication)),
+            f"{batch / row.step:.2f}",
+            f"{100 * rows[0].step / (row.workers * row.step):.1f} %",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return "\n".join([f"measured, {batch} images per step:", *aligned(head, cells, ">" * len(head))])
 
 
-def fitted(rows: Sequence[Row], load: StepCost, machine: WorkerSpeed, network: Network, batch: int) -> str:
-    """Return the parameters, and what the model says of the last measured row from its collectives alone."""
+def fitted_parameters(
+    rows: Sequence[ScalingRow], cost: StepCost, speed: WorkerSpeed, network: Network, batch: int
+) -> str:
+    """Return the fitted parameters, and the model's prediction for the last measured row."""
     last = rows[-1]
-    lines = [
-        f"fitted     {1e3 * machine.step_seconds:.1f} ms a step + {1e3 * machine.image_seconds:.1f} ms an image, "
-        f"spread {100 * machine.spread:.1f} %"
-    ]
-    if last.workers > 1:
-        point = predict(last.workers, batch, load, machine, network)
-        lines[0] += (
-            f"; {1e6 * network.latency_seconds:.0f} µs a message, {network.bytes_per_second / 2**30:.2f} GiB/s"
-        )
-        lines.append(
-            f"           the model's talking on {last.workers} workers: {point.communication:.3f} s "
-            f"({point.gradients:.3f} gradients, {point.norms:.3f} norms, {point.negatives:.3f} negatives), "
-            f"measured {last.communication:.3f} s; its waiting for the slowest: {point.straggling:.3f} s"
-        )
-    return "\n".join(lines)
+    text = (
+        f"fitted     {1e3 * speed.step_seconds:.1f} ms per step + {1e3 * speed.image_seconds:.1f} ms per image, "
+        f"spread {100 * speed.spread:.1f} %"
+    )
+    if last.workers == 1:
+        return text
+    point = predict(last.workers, batch, cost, speed, network)
+    return (
+        f"{text}; {1e6 * network.latency_seconds:.0f} µs per message, {network.bytes_per_second / 2**30:.2f} GiB/s\n"
+        f"           predicted communication on {last.workers} workers: {point.communication:.3f} s "
+        f"({point.gradients:.3f} gradients, {point.norms:.3f} norms, {point.negatives:.3f} negatives), "
+        f"measured {last.communication:.3f} s; predicted wait for the slowest: {point.straggling:.3f} s"
+    )
 
 
-def tables(
-    curves: dict[str, list[ScalingPoint]], options: argparse.Namespace, habits: CheckpointPolicy
-) -> list[str]:
+def simulated_tables(
+    curves: dict[str, list[ScalingPoint]], options: argparse.Namespace, policy: CheckpointPolicy
+) -> str:
     """Return the simulated curves as text."""
-    assumed = (
-        f"simulated on assumed GPUs ({1 / GPU.image_seconds:.0f} images/s, {1e6 * LINKS.latency_seconds:.0f} µs, "
-        f"{8 * LINKS.bytes_per_second / 1e9:.0f} Gbit/s, spread {100 * GPU.spread:.0f} %; checkpoint every "
-        f"{habits.checkpoint_steps} steps, restart {habits.restart_seconds:.0f} s)"
+    return "\n".join(
+        [
+            f"\nsimulated on assumed GPUs ({1 / ASSUMED_GPU.image_seconds:.0f} images/s, "
+            f"{1e6 * ASSUMED_NETWORK.latency_seconds:.0f} µs, "
+            f"{8 * ASSUMED_NETWORK.bytes_per_second / 1e9:.0f} Gbit/s, spread {100 * ASSUMED_GPU.spread:.0f} %; "
+            f"checkpoint every {policy.checkpoint_steps} steps, restart {policy.restart_seconds:.0f} s)",
+            "strong scaling, batch 32, learning rate as published",
+            *_curve(curves["strong"], curves["strong"]),
+            f"weak scaling, 32 images each, train.lr_scaling {options.lr_scaling}. preempted:",
+            f"{options.preemptions_per_hour:g} preemptions per hour and worker, each of which restarts all workers, "
+            "with the best checkpoint interval",
+            *_curve(curves["weak"], curves["weak, preempted"], options.lr_scaling),
+        ]
     )
-    found = [f"\n{assumed}", "strong scaling, batch 32: rate as published"]
-    found.append(_curve(curves["strong"], curves["strong"]))
-    found.append(
-        f"weak scaling, 32 images each: train.lr_scaling {options.rate_rule}; without preemptions, and with"
-    )
-    found.append(
-        f"{options.preemptions_per_hour:g} an hour and worker, which restart all, with checkpoints as often as is best"
-    )
-    found.append(_curve(curves["weak"], curves["weak, preempted"], options.rate_rule))
-    return found
 
 
-def _curve(calm: Sequence[ScalingPoint], preempted: Sequence[ScalingPoint], rule: str | None = None) -> str:
-    lines = [
-        "workers   batch  s/step  talking  waiting  efficiency" + ("  preempted    rate" if rule else "")
-    ]
-    for point, other in zip(calm, preempted, strict=True):
-        line = (
-            f"{point.workers:>7}  {point.global_batch:>6,}  {point.step:>6.3f}  "
-            f"{100 * point.communication / point.step:>5.1f} %  {100 * point.straggling / point.step:>5.1f} %  "
-            f"{100 * efficiency(point, calm[0]):>8.1f} %"
-        )
+def _curve(
+    without: Sequence[ScalingPoint], preempted: Sequence[ScalingPoint], rule: str | None = None
+) -> list[str]:
+    head = ["workers", "batch", "s/step", "communication", "waiting", "efficiency"]
+    head += ["preempted", "learning rate"] if rule else []
+    rows = []
+    for point, other in zip(without, preempted, strict=True):
+        row = [
+            str(point.workers),
+            f"{point.global_batch:,}",
+            f"{point.step:.3f}",
+            f"{100 * point.communication / point.step:.1f} %",
+            f"{100 * point.straggling / point.step:.1f} %",
+            f"{100 * efficiency(point, without[0]):.1f} %",
+        ]
         if rule:
             factor = lr_scale(rule, point.global_batch)  # type: ignore[arg-type]
-            line += f"  {100 * efficiency(other, calm[0]):>7.1f} %  x {factor:<6.4g}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _counts(device: str) -> tuple[int, ...]:
-    """1, 2, 4 … as there are cores or GPUs."""
-    there = torch.cuda.device_count() if device == "cuda" else len(os.sched_getaffinity(0))
-    return tuple(2**n for n in range(max(1, there).bit_length()))
+            row += [f"{100 * efficiency(other, without[0]):.1f} %", f"x {factor:.4g}"]
+        rows.append(row)
+    return aligned(head, rows, ">" * len(head))

@@ -1,4 +1,4 @@
-"""Paired measurement: every repeat runs all subjects in turn, so that a slow minute slows all of them."""
+"""Paired measurement: every repeat runs all candidates in turn, so that a slow minute slows all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Clock = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Times of the reference over times of the subject, repeat by repeat: above 1 the subject is faster."""
+    """Times of the reference over times of the candidate, repeat by repeat; above 1 the candidate is faster."""
 
     median: float
     low: float
@@ -22,16 +22,20 @@ class Ratio:
     high: float
     """Third quartile."""
 
+    def __str__(self) -> str:
+        """Return the median with the quartiles in parentheses."""
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
 
 def cpu_seconds(run: Callable[[], object]) -> float:
-    """Process CPU time of one run: what other programs do on the machine is not in it."""
+    """Return the process's CPU time of one run, which does not include other programs on the machine."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def gpu_seconds(run: Callable[[], object]) -> float:
-    """Time of one run on the current CUDA device, between two events."""
+    """Return the time of one run on the current CUDA device, between two events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
@@ -43,7 +47,7 @@ def gpu_seconds(run: Callable[[], object]) -> float:
 def interleaved(
     runs: Mapping[str, Callable[[], object]], repeats: int, clock: Clock
 ) -> dict[str, list[float]]:
-    """Seconds of each run, A B A B; each one has run once before, unmeasured."""
+    """Return the seconds of each run, measured as A B A B after one untimed run of each."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -53,9 +57,9 @@ def interleaved(
     return times
 
 
-def ratio(reference: list[float], subject: list[float]) -> Ratio:
-    """Of paired times."""
-    ratios = [a / b for a, b in zip(reference, subject, strict=True)]
+def ratio(reference: list[float], candidate: list[float]) -> Ratio:
+    """Return the ratio of paired times."""
+    ratios = [a / b for a, b in zip(reference, candidate, strict=True)]
     if len(ratios) == 1:
         return Ratio(ratios[0], ratios[0], ratios[0])
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")

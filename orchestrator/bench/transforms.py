@@ -1,6 +1,6 @@
-"""The four of torchvision's transforms that the release's dataset class uses, with the same results and the same work.
+"""The four torchvision transforms of the release's dataset class, with the same results and the same cost.
 
-They stand in where torchvision is not installed, which is preferred when it is.
+They replace torchvision where it is not installed.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from torch import Tensor
 
 
 class Compose:
-    """One transform after another."""
+    """Applies transforms in order."""
 
     def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
         self.transforms = transforms
 
     def __call__(self, image: Any) -> Any:
-        """Apply them in order."""
+        """Return the transformed image."""
         for transform in self.transforms:
             image = transform(image)
         return image
 
 
 class ToPILImage:
-    """(h, w, 3) uint8 to a PIL image."""
+    """Converts (h, w, 3) uint8 to a PIL image."""
 
     def __call__(self, image: Any) -> Image.Image:
-        """Convert."""
+        """Return the PIL image."""
         return Image.fromarray(image)
 
 
 class RandomCrop:
-    """A uniform square window of a PIL image."""
+    """Cuts a square out of a PIL image at a uniformly distributed place."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Draw a window and cut."""
+        """Return the crop."""
         width, height = image.size
         top, left = (int(torch.randint(0, side - self.size + 1, (1,)).item()) for side in (height, width))
         return image.crop((left, top, left + self.size, top + self.size))
 
 
 class ToTensor:
-    """(h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
+    """Converts (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
 
     def __call__(self, image: Any) -> Tensor:
-        """Convert and divide."""
+        """Return the tensor."""
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1)).contiguous()
         return pixels.to(torch.float32).div(255)
 

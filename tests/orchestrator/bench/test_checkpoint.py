@@ -1,4 +1,4 @@
-"""`bench checkpoint`: shares follow from the turns, and a real run fills every column in both kinds of store."""
+"""`bench checkpoint`: shares follow from the times, and a real run fills every column in both kinds of store."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from orchestrator.bench.__main__ import main
-from orchestrator.bench.checkpoint import Turn, cost
+from orchestrator.bench.checkpoint import CheckpointTiming, checkpoint_cost
 
-TURNS = [
-    Turn(steps=4, wall=8.0, cpu=6.0, stall=1.0, write=3.0, cpu_with=9.0),
-    Turn(steps=4, wall=4.0, cpu=2.0, stall=0.5, write=2.0, cpu_with=3.0),
-    Turn(steps=4, wall=4.0, cpu=2.0, stall=0.1, write=9.0, cpu_with=3.5),
+TIMINGS = [
+    CheckpointTiming(steps=4, wall=8.0, cpu=6.0, stall=1.0, write=3.0, cpu_with=9.0),
+    CheckpointTiming(steps=4, wall=4.0, cpu=2.0, stall=0.5, write=2.0, cpu_with=3.0),
+    CheckpointTiming(steps=4, wall=4.0, cpu=2.0, stall=0.1, write=9.0, cpu_with=3.5),
 ]
 
 
 def test_a_share_is_of_the_training_between_two_checkpoints() -> None:
-    found = cost("folder", 100, TURNS)
+    found = checkpoint_cost("folder", 100, TIMINGS)
     assert (found.step, found.stall, found.write, found.cpu) == (1.0, 0.5, 3.0, 1.5)
     assert found.stalled_share == pytest.approx(0.5 / 500.5)
     assert found.share_at_most == pytest.approx(1.5 / (1.5 + 500 * 0.5))
 
 
 def test_steps_that_took_less_cpu_with_a_checkpoint_than_without_are_no_gain() -> None:
-    assert cost("folder", 100, [Turn(1, 1.0, 2.0, 0.1, 0.1, cpu_with=1.0)]).cpu == 0
+    assert checkpoint_cost("folder", 100, [CheckpointTiming(1, 1.0, 2.0, 0.1, 0.1, cpu_with=1.0)]).cpu == 0
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from orchestrator.bench.__main__ import main
-from orchestrator.bench.raw_datasets import SETS, RawSource, lay_out, photographs
+from orchestrator.bench.raw_datasets import DATASETS, RawSource, create_files, photographs
 from orchestrator.bench.transforms import Compose, RandomCrop, ToPILImage, ToTensor
 
 CHECKOUT = """
@@ -100,7 +100,7 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(tmp_path: 
     assert main(["loader", "--release", str(release), *options]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["name"] for row in rows] == [
-        *(s.name for s in SETS),
+        *(s.name for s in DATASETS),
         "3-degradation mixture",
         "5-degradation mixture",
     ]
@@ -115,7 +115,9 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(tmp_path: 
 def test_a_crop_that_differs_by_one_pixel_is_found_and_nothing_is_measured(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.bench.loader.SETS", tuple(s for s in SETS if s.name == "Rain100L"))
+    monkeypatch.setattr(
+        "orchestrator.bench.loader.DATASETS", tuple(s for s in DATASETS if s.name == "Rain100L")
+    )
     release = checkout(tmp_path / "release", shift=-1)
     options = ["--images", "3", "--no-s3", "--work", str(tmp_path)]
     assert main(["loader", "--release", str(release), *options]) == 2
@@ -123,7 +125,9 @@ def test_a_crop_that_differs_by_one_pixel_is_found_and_nothing_is_measured(
 
 
 def test_a_folder_that_is_no_checkout_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("orchestrator.bench.loader.SETS", tuple(s for s in SETS if s.name == "BSD400"))
+    monkeypatch.setattr(
+        "orchestrator.bench.loader.DATASETS", tuple(s for s in DATASETS if s.name == "BSD400")
+    )
     assert (
         main(["loader", "--release", str(tmp_path), "--images", "2", "--no-s3", "--work", str(tmp_path)]) == 2
     )
@@ -144,8 +148,8 @@ def test_the_stand_ins_do_what_torchvision_s_do() -> None:
 
 
 def test_files_are_laid_out_in_the_sizes_and_formats_of_the_datasets(tmp_path: Path) -> None:
-    raw = next(s for s in SETS if s.name == "Rain100L")
-    lay_out(tmp_path, raw, photographs(None), 2, seed=0)
+    raw = next(s for s in DATASETS if s.name == "Rain100L")
+    create_files(tmp_path, raw, photographs(None), 2, seed=0)
     with (
         Image.open(tmp_path / "Derain/rainy/rain-1.png") as rainy,
         Image.open(tmp_path / "Derain/gt/norain-1.png") as gt,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.plots import Row, draw
-from orchestrator.bench.scaling import fit, fitted, measured_table, simulate
+from orchestrator.bench.plots import draw
+from orchestrator.bench.scaling import fit, fitted_parameters, measured_table, simulate
+from orchestrator.bench.scaling_worker import ScalingRow
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
     Network,
@@ -25,10 +26,10 @@ MACHINE = WorkerSpeed(step_seconds=0.2, image_seconds=0.3)
 NETWORK = Network(latency_seconds=1e-4, bytes_per_second=2e9)
 
 
-def row(workers: int) -> Row:
+def row(workers: int) -> ScalingRow:
     """What a machine would measure that is exactly as the model says."""
     point = predict(workers, 8, LOAD, MACHINE, NETWORK)
-    return Row(
+    return ScalingRow(
         workers=workers,
         share=8 // workers,
         compute=point.compute,
@@ -50,7 +51,7 @@ def test_efficiency_is_what_a_worker_yields_over_one_alone() -> None:
     rows = [row(1), row(4)]
     share = rows[0].step / (4 * rows[1].step)
     assert f"{100 * share:.1f} %" in measured_table(rows, 8).splitlines()[-1]
-    assert "measured" in fitted(rows, LOAD, MACHINE, NETWORK, 8)
+    assert "measured" in fitted_parameters(rows, LOAD, MACHINE, NETWORK, 8)
 
 
 def test_simulated_curves_reach_the_issues_ends_and_preemptions_only_cost() -> None:
@@ -84,7 +85,7 @@ def test_two_real_workers_are_measured_and_written_down(tmp_path: Path) -> None:
     assert one["gradients"] == one["communication"] == 0 < two["gradients"]
     assert min(each["compute"] for each in (one, two)) > 0
     assert min(each["data"] for each in (one, two)) > 0
-    assert "measured, 4 images a step" in done.stdout
+    assert "measured, 4 images per step" in done.stdout
     assert "simulated on assumed GPUs" in done.stdout
 
 
