@@ -23,11 +23,11 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.events import Event, Measured
 from orchestrator.models import network
+from orchestrator.tables import aligned
 from orchestrator.training.checkpoint import Checkpoints, Identity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import Run, save, start, train_step
-from orchestrator.tables import aligned
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack
