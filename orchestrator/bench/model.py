@@ -19,7 +19,7 @@ from mirage.cuda_graphs import GraphedModel
 from orchestrator.bench import networks, timing
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.networks import Candidate
+from orchestrator.bench.networks import BenchNetwork
 from orchestrator.tables import aligned
 
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     return {"compiled": compiled, "rows": rows}
 
 
-def _candidates(options: argparse.Namespace) -> list[Candidate]:
+def _candidates(options: argparse.Namespace) -> list[BenchNetwork]:
     if options.align > 1 and options.what != "infer":
         raise BenchError(f"--align {options.align}: padded weights are for inference. Add --what infer.")
     reference = [] if options.release is None else [networks.release(options.release, options.size)]
@@ -76,7 +76,7 @@ def _candidates(options: argparse.Namespace) -> list[Candidate]:
     return [_graphed(candidate) for candidate in candidates] if options.graphs else candidates
 
 
-def _counts(candidate: Candidate, options: argparse.Namespace, one: Tensor) -> dict[str, float]:
+def _counts(candidate: BenchNetwork, options: argparse.Namespace, one: Tensor) -> dict[str, float]:
     """Return parameters, and GMACs of one 224 x 224 image: counted by torch, or for ours by `mirage.cost`."""
     parameters = sum(p.numel() for p in candidate.model.parameters())
     if candidate.name.startswith("ours"):  # torch's counter does not see into our operators
@@ -90,7 +90,7 @@ def _counts(candidate: Candidate, options: argparse.Namespace, one: Tensor) -> d
     return {"parameters": parameters, "gmacs": counter.get_total_flops() / 2e9}
 
 
-def _compile(candidates: list[Candidate]) -> list[str]:
+def _compile(candidates: list[BenchNetwork]) -> list[str]:
     """Compile the blocks of the candidates in place, where there are any; return the names of those compiled."""
     return [
         candidate.name
@@ -99,7 +99,7 @@ def _compile(candidates: list[Candidate]) -> list[str]:
     ]
 
 
-def _graphed(candidate: Candidate) -> Candidate:
+def _graphed(candidate: BenchNetwork) -> BenchNetwork:
     """Return the candidate with inference from CUDA graphs if it is a MIRAGE of ours."""
     if not isinstance(candidate.model, MIRAGE):
         return candidate
@@ -107,7 +107,7 @@ def _graphed(candidate: Candidate) -> Candidate:
 
 
 def _inference(
-    candidate: Candidate, degraded: Tensor, options: argparse.Namespace, environment: Environment
+    candidate: BenchNetwork, degraded: Tensor, options: argparse.Namespace, environment: Environment
 ) -> Callable[[], None]:
     def infer() -> None:
         with torch.inference_mode(), environment.autocast(options.precision):
@@ -117,7 +117,7 @@ def _inference(
 
 
 def _train_step(
-    candidate: Candidate,
+    candidate: BenchNetwork,
     degraded: Tensor,
     clean: Tensor,
     options: argparse.Namespace,
@@ -142,7 +142,7 @@ def adamw(model: nn.Module, learning_rate: float = 2e-4, *, fused: bool = False)
 
 
 def _saved_bytes(
-    candidate: Candidate,
+    candidate: BenchNetwork,
     degraded: Tensor,
     clean: Tensor,
     options: argparse.Namespace,

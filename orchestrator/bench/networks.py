@@ -29,7 +29,7 @@ RELEASE = "Amazingren/MIRAGE"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchNetwork:
     """A network and the functions that run it."""
 
     name: str
@@ -41,7 +41,7 @@ class Candidate:
     """Class of the blocks that are compiled one by one."""
 
 
-def ours(size: str, activation_checkpointing: Recompute = "none", align: int = 1) -> Candidate:
+def ours(size: str, activation_checkpointing: Recompute = "none", align: int = 1) -> BenchNetwork:
     """Return this project's model with DropPath 0, its hidden widths padded to multiples of `align`."""
     model = MIRAGE(replace(getattr(ModelConfig, size)(), drop_path=0.0))
     model.recompute(activation_checkpointing)
@@ -50,11 +50,11 @@ def ours(size: str, activation_checkpointing: Recompute = "none", align: int = 1
     return from_model(model, f"ours {size}")
 
 
-def from_model(model: MIRAGE, name: str) -> Candidate:
+def from_model(model: MIRAGE, name: str) -> BenchNetwork:
     """Return a MIRAGE with this project's loss."""
     from mirage.blocks import Block
 
-    return Candidate(
+    return BenchNetwork(
         name,
         model,
         lambda x: model(x).image,
@@ -63,7 +63,7 @@ def from_model(model: MIRAGE, name: str) -> Candidate:
     )
 
 
-def release(path: Path, size: str) -> Candidate:
+def release(path: Path, size: str) -> BenchNetwork:
     """Return the authors' class with the loss of their training script, written here independently of ours."""
     module = external_repos.load(path, f"net.mirage_{size}", repository=RELEASE)
     model: nn.Module = module.MIRAGE()
@@ -74,10 +74,10 @@ def release(path: Path, size: str) -> Candidate:
         total: Tensor = F.l1_loss(restored, clean) + 0.1 * F.l1_loss(found, wanted) + contrast
         return total
 
-    return Candidate(f"release {size}", model, lambda x: model(x)[0], loss, module.TransformerBlock)
+    return BenchNetwork(f"release {size}", model, lambda x: model(x)[0], loss, module.TransformerBlock)
 
 
-def peer(argument: str) -> Candidate:
+def peer(argument: str) -> BenchNetwork:
     """Return a published model in its default configuration from `NAME=PATH`, with an L1 and a Fourier loss."""
     name, equals, path = argument.partition("=")
     if not equals or name not in REPOSITORIES:
@@ -88,7 +88,7 @@ def peer(argument: str) -> Candidate:
         restored = model(x)
         return F.l1_loss(restored, clean) + 0.1 * fourier_distance(restored, clean)
 
-    return Candidate(name, model, lambda x: model(x), loss)
+    return BenchNetwork(name, model, lambda x: model(x), loss)
 
 
 class _WithEmbedding(nn.Module):

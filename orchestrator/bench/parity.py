@@ -26,7 +26,7 @@ from orchestrator.bench import networks
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.model import adamw
-from orchestrator.bench.networks import Candidate
+from orchestrator.bench.networks import BenchNetwork
 from orchestrator.tables import aligned
 from shards.errors import PackError
 from shards.images import list_images, read_image
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     return _report(curves, options, echo)
 
 
-def _moved_release(options: argparse.Namespace, start: dict[str, Tensor]) -> Candidate:
+def _moved_release(options: argparse.Namespace, start: dict[str, Tensor]) -> BenchNetwork:
     """Return the release with half of its weights moved to the next larger fp32 number."""
     release = networks.release(options.release, options.size)
     release.model.load_state_dict(copy.deepcopy(start))
@@ -129,7 +129,7 @@ def _noisy(clean: NDArray[np.float32], rng: np.random.Generator) -> Tensor:
 
 
 def _train(
-    candidate: Candidate,
+    candidate: BenchNetwork,
     training: Photographs,
     held_out: Photographs,
     options: argparse.Namespace,
@@ -150,7 +150,7 @@ def _train(
 
 def _test(
     model: nn.Module,
-    candidate: Candidate,
+    candidate: BenchNetwork,
     held_out: Photographs,
     options: argparse.Namespace,
     environment: Environment,
