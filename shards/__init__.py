@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shards.mixture import Mixture, MixtureEntry, weighted_mixture
     from shards.order import SampleOrder, share
     from shards.pack import decode_images, decode_tiles
+    from shards.pipeline import open_pipeline
     from shards.sample import DEGRADATIONS, SIGMA
     from shards.sources import FolderSource, Pair, PairsSource, PhotographSource, PublishedSource, Source
     from shards.store import LocalStore, S3Store, Store, open_store
@@ -60,6 +61,7 @@ _HOME = {
     "weighted_mixture": "mixture",
     "decode_images": "pack",
     "decode_tiles": "pack",
+    "open_pipeline": "pipeline",
     "DEGRADATIONS": "sample",
     "SIGMA": "sample",
     "FolderSource": "sources",
@@ -116,6 +118,7 @@ __all__ = [
     "decode_images",
     "decode_tiles",
     "load_manifest",
+    "open_pipeline",
     "open_store",
     "publish",
     "read_ledger",

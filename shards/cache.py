@@ -1,8 +1,8 @@
-"""Whole shards on the local disk: shared by the processes of a machine, bounded in bytes, verified.
+"""A bounded cache of verified shards on the local disk, shared by all processes of a machine.
 
-A shard is downloaded once by whichever process needs it first (the others wait at its lock), checked
-against the size and sha256 of its manifest, and renamed into place; what is least recently used makes room.
-A local store is verified once and read in place. A file that was changed since is verified again.
+The first process that needs a shard downloads it while the others wait at a lock, checks its size and sha256 against
+the manifest, and renames it into place. The least recently used shards are evicted. A shard in a local store is
+verified once and read in place. A file that changed after it was verified is verified again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from shards.errors import CorruptObjectError, StoreError
 from shards.manifest import Shard
@@ -23,12 +24,13 @@ from shards.store import LocalStore, Store
 log = logging.getLogger(__name__)
 
 _ABANDONED_SECONDS = 3600
+_OPEN_ATTEMPTS = 3
 
 
 class ShardCache:
-    """A folder that holds at most `max_bytes` of shards, besides those that are on their way in.
+    """A folder with at most `max_bytes` of shards, not counting those being downloaded.
 
-    Processes that still read an evicted shard keep it alive on disk until they let go of it.
+    An evicted shard stays on disk until the processes that read it close it.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -36,52 +38,67 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def path(self, store: Store, shard: Shard) -> Path:
-        """Local file with the verified bytes of a shard."""
+        """Return a local file with the verified bytes of a shard.
+
+        Raises StoreError when the shard is larger than the cache, CorruptObjectError when it is damaged.
+        """
         if isinstance(store, LocalStore):
-            return self._in_place(store, shard)
+            return self._verified_in_place(store, shard)
         path = self._file(shard)
-        if not self._present(path, shard):
+        if not self._is_present(path, shard):
             if shard.size > self.max_bytes:
                 raise StoreError(
-                    f"{store.uri}/{shard.key} has {shard.size} bytes, and the cache {self.folder} may hold "
-                    f"{self.max_bytes}. Give the cache more room, or pack smaller shards."
+                    f"{store.uri}/{shard.key} has {shard.size} bytes, and the cache {self.folder} is limited to "
+                    f"{self.max_bytes}. Allow the cache more bytes, or pack smaller shards."
                 )
             self._make_folders()
             with _locked(self.folder / "locks" / shard.sha256):
-                if not self._present(path, shard) and not self._still_whole(path, shard):
+                if not self._is_present(path, shard) and not self._verify_again(path, shard):
                     self._fetch(store, shard, path)
         return path
 
+    def open(self, store: Store, shard: Shard) -> BinaryIO:
+        """Open a verified shard for reading; an eviction while it is open does no harm."""
+        for _ in range(_OPEN_ATTEMPTS):
+            try:
+                return self.path(store, shard).open("rb")
+            except FileNotFoundError:
+                continue  # another process evicted it between the two calls
+        raise CorruptObjectError(
+            f"{store.uri}/{shard.key} was evicted from the cache {self.folder} {_OPEN_ATTEMPTS} times before it could "
+            "be opened. Allow the cache more bytes."
+        )
+
     def holds(self, store: Store, shard: Shard) -> bool:
-        """Whether the shard's file is here."""
+        """Return whether the shard's file is on this machine."""
         return isinstance(store, LocalStore) or self._file(shard).exists()
 
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    def _present(self, path: Path, shard: Shard) -> bool:
-        """Whether the file is here and is the one that was verified; it counts as used just now."""
+    def _is_present(self, path: Path, shard: Shard) -> bool:
+        """Return whether the file exists and is unchanged since it was verified; mark it as just used."""
         try:
             return _touch(path) and self._mark(shard).is_current(path)
         except FileNotFoundError:
             return False  # evicted by another process between the two
 
-    def _still_whole(self, path: Path, shard: Shard) -> bool:
-        """Whether a file that was changed since it was verified has the right bytes; if not, it is removed."""
+    def _verify_again(self, path: Path, shard: Shard) -> bool:
+        """Verify a file that changed after it was verified; remove it and return False when it is damaged."""
         try:
             _verify(path, shard, str(path), delete=True)
         except FileNotFoundError:
             return False
         except CorruptObjectError:
-            log.warning("%s was damaged on this disk after it was verified: it is fetched again", path)
+            log.warning("%s was damaged on this disk after it was verified; it is downloaded again", path)
             return False
         self._mark(shard).set(path)
         return True
 
     def _fetch(self, store: Store, shard: Shard, path: Path) -> None:
         with _locked(self.folder / "locks" / "room"):
-            self._make_room(shard.size)
-        part = path.with_suffix(".part")  # one writer: the lock is held
+            self._evict_for(shard.size)
+        part = path.with_suffix(".part")  # only one process writes it: the shard's lock is held
         store.download(shard.key, part)
         _verify(part, shard, f"{store.uri}/{shard.key}", delete=True)
         self._mark(shard).set(part, path)
@@ -90,23 +107,21 @@ class ShardCache:
     def _mark(self, shard: Shard) -> _VerifiedMark:
         return _VerifiedMark(self.folder / "verified" / shard.sha256)
 
-    def _make_room(self, size: int) -> None:
+    def _evict_for(self, size: int) -> None:
+        """Remove the least recently used shards until `size` more bytes fit, and downloads that were killed."""
         for path, stat in _files(self.folder, ".tmp-*"):
             if time.time() - stat.st_mtime > _ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)  # its download was killed
-        present = sorted(
-            ((stat.st_atime_ns, stat.st_size, path) for path, stat in _files(self.folder, "*.tar")),
-            key=lambda item: item[0],
-        )
-        total = sum(item[1] for item in present)
-        for _, bytes_, path in present:
+                path.unlink(missing_ok=True)
+        present = sorted(_files(self.folder, "*.tar"), key=lambda item: item[1].st_atime_ns)
+        total = sum(stat.st_size for _, stat in present)
+        for path, stat in present:
             if total + size <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
-            total -= bytes_
+            total -= stat.st_size
             log.info("evicted %s from the shard cache", path.name)
 
-    def _in_place(self, store: LocalStore, shard: Shard) -> Path:
+    def _verified_in_place(self, store: LocalStore, shard: Shard) -> Path:
         path = store.path(shard.key)
         mark = self._mark(shard)
         try:
@@ -128,24 +143,23 @@ class ShardCache:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a folder "
-                "that can be written."
+                f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a writable folder."
             ) from error
 
 
 class _VerifiedMark:
-    """Remembers which file was verified, by its place, size and time of change."""
+    """A file that records which shard file was verified, by its path, size and modification time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def is_current(self, path: Path) -> bool:
-        """Whether that file was verified and not changed since."""
+        """Return whether that file was verified and has not changed since."""
         stamp = self._stamp(path, path)
         return self._path.exists() and self._path.read_text() == stamp
 
     def set(self, path: Path, name: Path | None = None) -> None:
-        """Remember a file, under the name that it is going to have."""
+        """Record a verified file, under the name that it will be renamed to."""
         fresh = self._path.with_suffix(".part")
         fresh.write_text(self._stamp(path, name or path))
         fresh.replace(self._path)
@@ -164,12 +178,15 @@ def _verify(path: Path, shard: Shard, where: str, *, delete: bool) -> None:
         return
     if delete:
         path.unlink()
-    found = f"has {size} bytes instead of {shard.size}" if not digest else "does not fit its sha256"
+    found = "does not match its sha256" if digest else f"has {size} bytes instead of {shard.size}"
     raise CorruptObjectError(f"{where} {found}. Delete it and pack again, or restore it from a copy.")
 
 
 def _touch(path: Path) -> bool:
-    """Mark as just used; False if it is not there. The time of change stays: it tells what was verified."""
+    """Set the access time to now; return False if there is no such file.
+
+    The modification time does not change: it tells which file was verified.
+    """
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
@@ -182,12 +199,12 @@ def _files(folder: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
         try:
             yield path, path.stat()
         except FileNotFoundError:
-            continue  # evicted by another process meanwhile
+            continue  # evicted by another process in the meantime
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Exclusive lock among processes and threads; the kernel frees it when its holder dies."""
+    """Hold an exclusive lock among processes and threads; the kernel frees it when its holder dies."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,8 @@
-"""Published datasets, opened for reading: rows and their pixels."""
+"""Published datasets opened for random access to rows and their pixels.
+
+WebDataset reads a tar from its first byte to its last. Training needs single images in random order, and crops of
+them, so shards are memory-mapped and read here at the offsets in the manifest. `shards.pipeline` reads in sequence.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,13 @@ Image = NDArray[np.uint8]
 Decoder = Callable[[bytes, str], Image]
 
 _OPEN_SHARDS = 128
-_ATTEMPTS = 3
 
 
 class Dataset:
     """The rows of one or more manifests as one table.
 
-    Rows are as in their manifest, except that their shards are numbered over all manifests. Opened files
-    are not pickled: a copy in another process opens its own. `digests` asks for those very manifests, whatever
-    has been published at the URIs since.
+    Rows are those of the manifests, with shards numbered over all manifests. A pickled copy opens its own files.
+    `digests` selects exact manifests, whatever has been published at the URIs since.
     """
 
     def __init__(self, uris: Sequence[str], cache: ShardCache, digests: Sequence[str] = ()) -> None:
@@ -61,20 +63,20 @@ class Dataset:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Identity of each dataset, in the order of the URIs."""
+        """Manifest digest of each dataset, in the order of the URIs."""
         return tuple(manifest.digest for manifest in self.manifests)
 
     def rows(self, split: str, degradation: str) -> Sequence[ManifestRow]:
-        """Rows that can show a degradation, in manifest order; every noise level has the clean-only rows."""
+        """Return the rows of a degradation in manifest order; each noise level has the clean-only rows."""
         return self._rows.get((split, row_degradation(degradation)), [])
 
     @property
     def cache(self) -> ShardCache:
-        """Where shards are kept on this machine."""
+        """Cache of shards on this machine."""
         return self._cache
 
     def row_of(self, uri: str, row: ManifestRow) -> ManifestRow:
-        """A row of the manifest at `uri`, its shards numbered as `read` wants them."""
+        """Return a row of the manifest at `uri` with its shards numbered over all manifests."""
         first = 0
         for known, manifest in zip(self.uris, self.manifests, strict=True):
             if known == uri:
@@ -83,7 +85,7 @@ class Dataset:
         raise ValueError(f"{uri} is not among {self.uris}")
 
     def available(self, split: str) -> str:
-        """What a split holds, in words, for messages: `noise (17), rain (34)`."""
+        """Return what a split holds, for messages: `noise (17), rain (34)`."""
         found = [
             f"{degradation} ({len(rows)})"
             for (s, degradation), rows in sorted(self._rows.items())
@@ -92,32 +94,32 @@ class Dataset:
         return ", ".join(found) or "nothing"
 
     def shard_of(self, row: ManifestRow) -> int:
-        """Shard that a row's images lie in; the clean one's, should they be apart."""
+        """Return the number of the shard with a row's clean image, which normally holds all its images."""
         return row.clean.shard
 
     def fetch(self, shard: int) -> None:
-        """Bring a shard of a remote store into the cache."""
+        """Download a shard of a remote store into the cache."""
         store, found = self._shards[shard]
         if not isinstance(store, LocalStore):
             self._cache.path(store, found)
 
     def remote_bytes(self) -> tuple[int, int, int]:
-        """Bytes of all shards of remote stores, of the largest of them, and that the cache may hold."""
+        """Return the bytes of all remote shards, of the largest one, and the limit of the cache."""
         sizes = [shard.size for store, shard in self._shards if not isinstance(store, LocalStore)]
         return sum(sizes), max(sizes, default=0), self._cache.max_bytes
 
     def read(self, row: ManifestRow, window: CropWindow | None = None) -> tuple[Image | None, Image]:
-        """Degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
+        """Return degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
 
     def read_for_display(self, row: ManifestRow) -> tuple[Image | None, Image]:
-        """`read` for people to look at: kept files of any kind, reduced to 8-bit RGB."""
+        """Return the images of `read`, reduced to 8-bit RGB where a source file has another depth or alpha."""
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, None, reduce_image)
-        return degraded, self._pixels(row, row.clean, None, reduce_image)
+        return degraded, self.clean_for_display(row)
 
     def clean_for_display(self, row: ManifestRow) -> Image:
-        """Clean pixels of a row to look at and compare, (h, w, 3) uint8, whole; others are reduced to 8-bit RGB."""
+        """Return the clean image of a row, (h, w, 3) uint8, reduced to 8-bit RGB where it has another kind."""
         return self._pixels(row, row.clean, None, reduce_image)
 
     def _pixels(
@@ -131,11 +133,11 @@ class Dataset:
         with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
             try:
                 if member.encoding == ORIGINAL:
-                    return _of_file(bytes(view), member, window, decode)
+                    return _decode_file(bytes(view), member, window, decode)
                 if window is not None:
                     return tiles.crop(view, *window)
                 if zlib.crc32(view) != member.crc32:
-                    raise CorruptObjectError("its checksum does not fit.")
+                    raise CorruptObjectError("its checksum does not match.")
                 return tiles.decode(view)
             except CorruptObjectError as error:
                 raise CorruptObjectError(
@@ -148,44 +150,32 @@ class Dataset:
             return self._maps[index]
         if index in self._damaged:
             kind, message = self._damaged[index]
-            raise kind(message)  # a fresh one: an error that is raised again holds all that it ever passed
+            raise kind(message)  # a new one: raising an old error again keeps every traceback it ever had
         try:
-            opened = self._open(index)
+            with self._cache.open(*self._shards[index]) as file:
+                opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (CorruptObjectError, MissingObjectError) as error:
-            self._damaged[index] = type(error), str(error)  # not fetched again for every sample of it
+            self._damaged[index] = type(error), str(error)  # do not download it again for each of its samples
             raise
-        self._let_go()
+        self._close_unused()
         self._maps[index] = opened
         return opened
 
-    def _let_go(self) -> None:
-        """Close the shards that were evicted meanwhile, so that their bytes leave the disk, and the oldest."""
+    def _close_unused(self) -> None:
+        """Close evicted shards, so that their bytes leave the disk, and the least recently used one when full."""
         for index in list(self._maps):
             store, shard = self._shards[index]
             if len(self._maps) >= _OPEN_SHARDS or not self._cache.holds(store, shard):
                 del self._maps[index]
 
-    def _open(self, index: int) -> mmap.mmap:
-        store, shard = self._shards[index]
-        for _ in range(_ATTEMPTS):
-            try:
-                with self._cache.path(store, shard).open("rb") as file:
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except FileNotFoundError:
-                continue  # another process evicted it between the two calls
-        raise CorruptObjectError(
-            f"{store.uri}/{shard.key} is evicted from the cache {self._cache.folder} as fast as it comes. "
-            "Give the cache more room."
-        )
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
-def _of_file(data: bytes, member: Member, window: CropWindow | None, decode: Decoder) -> Image:
-    """Pixels of a source file that was kept as it is; it is decoded whole, whatever the window."""
+def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode: Decoder) -> Image:
+    """Return the pixels of an unchanged source file, which is decoded whole even for one window."""
     if zlib.crc32(data) != member.crc32:
-        raise CorruptObjectError("its checksum does not fit.")
+        raise CorruptObjectError("its checksum does not match.")
     try:
         image = decode(data, "a kept file")
     except PackError as error:

@@ -73,7 +73,7 @@ def read_listing(store: Store, digest: str) -> tuple[ListedFile, ...]:
     """Return the files of the listing with this digest; CorruptObjectError when it is not what was written."""
     data = store.read(listing_key(digest))
     if digest_of(data) != digest:
-        raise CorruptObjectError(f"{store.uri}/{listing_key(digest)} does not fit its digest. Pack again.")
+        raise CorruptObjectError(f"{store.uri}/{listing_key(digest)} does not match its digest. Pack again.")
     return tuple(
         ListedFile(name.decode("utf-8", "surrogateescape"), int(size), sha256.decode())
         for name, size, sha256 in _LINE.findall(data)

@@ -241,5 +241,5 @@ def _read(store: Store, digest: str) -> Manifest:
             f"{where} unpacks to more than {MAX_BYTES:,} bytes; no manifest does. Delete it."
         )
     if hashlib.sha256(data).hexdigest() != digest:
-        raise CorruptObjectError(f"{where} does not fit its digest. Delete it and pack again.")
+        raise CorruptObjectError(f"{where} does not match its digest. Delete it and pack again.")
     return from_bytes(data, where)

@@ -1,23 +1,21 @@
-"""One shard: the task of packing it, the tar, and the record that lets an interrupted packing go on.
+"""Pack one shard: the task, the tar file, and the record that makes packing resumable.
 
-One group is one WebDataset sample: a clean image, stored once, with all the degraded images that share it.
+A WebDataset sample is a *group*: one clean image, stored once, and all degraded images made from it.
 
     000000-astronaut.clean.tiles        the clean image
-    000000-astronaut.json               which rows the group holds
+    000000-astronaut.json               the rows of the group
     000000-astronaut.rain-0.tiles       degraded images, numbered within the group
 
-A task holds no pixels, so it can be sent to another process or machine. Its result is written beside the shards,
-under the digest of the task, until the dataset is published: the same task again is then done already.
+A task holds no pixels, so it can be sent to another process or machine. Its result is stored beside the shards under
+the digest of the task until the dataset is published; running the same task again returns the stored result.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import re
-import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -32,7 +30,7 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards import tiles
 from shards.errors import ManifestError, MissingObjectError, PackError
-from shards.images import decode_image, read_bytes, read_header, read_samples
+from shards.images import ImageHeader, decode_image, read_bytes, read_header, read_samples
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
 from shards.processes import RowsCallback
 from shards.sources.image import SourceImage
@@ -40,80 +38,71 @@ from shards.sources.pair import Pair
 from shards.store import Store
 
 RECORDS = "packing/"
-_BLOCK = 512  # tar's unit: every header takes one, every member is padded to one
-_JPEG = "JPEG"
+_BLOCK = 512  # a tar header takes one block, and each member is padded to whole blocks
+_JPEG = ("JPEG", "MPO")
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that packing one shard takes."""
+    """Everything that packing one shard needs."""
 
     store: Store
     groups: tuple[tuple[int, tuple[Pair, ...]], ...]
-    """Number of each group in the dataset, and its pairs: they share a clean image."""
+    """Number of each group in the dataset, and its pairs, which share a clean image."""
     encoding: str
     keep_jpeg: bool
 
     @property
     def pairs(self) -> int:
-        """How many pairs it packs."""
+        """Number of pairs in the task."""
         return sum(len(pairs) for _, pairs in self.groups)
 
     def digest(self) -> str:
-        """Changes when anything does that the shard's bytes depend on."""
-        content = [
-            [
-                number,
-                [
-                    [p.id, p.split, p.degradation, p.source, p.degraded and p.degraded.stamp, p.clean.stamp]
-                    for p in pairs
-                ],
-            ]
-            for number, pairs in self.groups
-        ]
+        """Return a digest of everything that the shard's bytes depend on."""
+        content = [[number, [_identity(pair) for pair in pairs]] for number, pairs in self.groups]
         return hashlib.sha256(_json([self.encoding, self.keep_jpeg, content])).hexdigest()
 
 
 @dataclass(frozen=True)
 class PackedShard:
-    """What came of a task."""
+    """Result of a task."""
 
     shard: Shard | None
     """None when no pair could be packed."""
     rows: tuple[ManifestRow, ...]
-    """Their members are in shard 0."""
+    """Rows of the shard; their members name shard 0."""
     misses: tuple[tuple[str, str], ...]
-    """Id of a pair, and why it could not be packed."""
+    """Id of each pair that could not be packed, and the reason."""
     psnr: tuple[tuple[str, str, int, float], ...]
-    """Split, degradation, pairs and the sum of their PSNR against the clean image, in dB."""
+    """Split, degradation, number of pairs, and the sum of their PSNR against the clean image in dB."""
     jpeg_bytes: tuple[int, int]
-    """Of JPEG files that were tiled: before and after."""
+    """Bytes of the JPEG files that were converted to tiles, before and after."""
 
 
 def pack_shard(task: ShardTask, on_rows: RowsCallback) -> PackedShard:
-    """Write one shard to the store, unless its record says that it is there."""
+    """Write one shard to the store, or return the recorded result of the same task."""
     key = f"{RECORDS}{task.digest()}.json"
-    known = _read_record(task.store, key)
-    if known is not None:
+    recorded = _read_record(task.store, key)
+    if recorded is not None:
         on_rows(task.pairs, task.groups[-1][1][-1].id)
-        return known
-    with _room(), tempfile.TemporaryDirectory(prefix="shards-") as folder:
+        return recorded
+    with _explain_full_disk(), tempfile.TemporaryDirectory(prefix="shards-") as folder:
         writer = _ShardWriter(Path(folder) / "shard.tar", task)
         with writer:
             for number, pairs in task.groups:
                 writer.add(f"{number:06d}-{_safe(pairs[0].id)}", pairs, on_rows)
-        packed = writer.seal(task.store)
+        packed = writer.upload(task.store)
     task.store.write(key, _record(packed))
     return packed
 
 
 def decode_tiles(key: str, data: bytes) -> Any:
-    """Decoder for vanilla WebDataset: `wds.WebDataset(urls).decode(decode_tiles)` gives uint8 RGB arrays."""
+    """Decode tiled images for WebDataset: `wds.WebDataset(urls).decode(decode_tiles)` yields uint8 RGB arrays."""
     return tiles.decode(data) if key.endswith(".tiles") else None
 
 
 def decode_images(key: str, data: bytes) -> Any:
-    """`decode_tiles` for every encoding: files that were kept as they are give their own channels and depth."""
+    """Decode images of every encoding for WebDataset; unchanged source files keep their channels and depth."""
     suffix = key.rpartition(".")[2]
     if suffix == "tiles":
         return tiles.decode(data)
@@ -129,12 +118,12 @@ SUFFIX = {
     "PPM": "ppm",
     "MPO": "jpg",
 }
-"""Suffix of a kept file in a shard, by its format as Pillow names it."""
+"""Suffix in a shard of an unchanged source file, by its format as Pillow names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _EncodedImage:
-    """One image as it goes into the tar."""
+    """One image as it is stored in the tar."""
 
     suffix: str
     encoding: str
@@ -143,57 +132,53 @@ class _EncodedImage:
 
 
 class _ShardWriter:
-    """One shard that is being written to a local file."""
+    """Writer of one shard to a local file."""
 
     def __init__(self, path: Path, task: ShardTask) -> None:
         self._path, self._task = path, task
         self._rows: list[ManifestRow] = []
         self._misses: list[tuple[str, str]] = []
         self._psnr: dict[tuple[str, str], list[float]] = {}
-        self._jpeg = [0, 0]
+        self._jpeg_bytes = [0, 0]
 
     def __enter__(self) -> None:
-        self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+        from webdataset import TarWriter  # imports torch: only a process that packs pays for it
+
+        self._file = self._path.open("wb")
+        # Fixed owner, mode and time: the bytes, and therefore the shard's name, depend on the pairs alone.
+        self._tar = TarWriter(self._file, user="shards", group="shards", mode=0o444, mtime=0, encoder=False)
 
     def __exit__(self, *error: object) -> None:
-        self._tar.close()
+        with self._file:
+            self._tar.close()
 
     def add(self, key: str, pairs: tuple[Pair, ...], on_rows: RowsCallback) -> None:
-        """Write one group; a pair that cannot be read is missed, and the others are packed."""
+        """Write one group; a pair that cannot be read becomes a miss, the others are packed."""
         try:
-            clean = self._store(pairs[0].clean)
+            clean = self._encode(pairs[0].clean)
         except PackError as error:
             self._misses += [(pair.id, str(error)) for pair in pairs]
             on_rows(len(pairs), pairs[-1].id)
             return
-        members = {f"clean.{clean.suffix}": clean}
-        held: list[tuple[Pair, str | None]] = []
+        images = {f"clean.{clean.suffix}": clean}
+        packed: list[tuple[Pair, str | None]] = []
         for number, pair in enumerate(pairs):
-            name = None
-            if pair.degraded is not None:
-                try:
-                    stored = self._store(pair.degraded)
-                    if stored.pixels.shape[:2] != clean.pixels.shape[:2]:
-                        raise PackError(
-                            f"{pair.degraded.name}: the degraded image is {stored.pixels.shape}, the clean one "
-                            f"{clean.pixels.shape}."
-                        )
-                except PackError as error:
-                    self._misses.append((pair.id, str(error)))
-                    on_rows(1, pair.id)
-                    continue
-                name = f"{pair.degradation}-{number}.{stored.suffix}"
-                members[name] = replace(
-                    stored, pixels=stored.pixels[:0]
-                )  # its pixels are not needed any more
-                self._compare(pair, stored.pixels, clean.pixels)
-            held.append((pair, name))
+            try:
+                degraded = self._encode_degraded(pair, clean)
+            except PackError as error:
+                self._misses.append((pair.id, str(error)))
+            else:
+                name = None
+                if degraded is not None:
+                    name = f"{pair.degradation}-{number}.{degraded.suffix}"
+                    images[name] = replace(degraded, pixels=degraded.pixels[:0])  # free its pixels
+                packed.append((pair, name))
             on_rows(1, pair.id)
-        if held:
-            self._write(key, held, members, clean)
+        if packed:
+            self._write(key, packed, images, clean)
 
-    def seal(self, store: Store) -> PackedShard:
-        """Name the tar by its content and upload it."""
+    def upload(self, store: Store) -> PackedShard:
+        """Name the tar by its content, upload it, and return the task's result."""
         psnr = tuple((*key, len(values), sum(values)) for key, values in sorted(self._psnr.items()))
         shard = None
         if self._rows:
@@ -201,17 +186,17 @@ class _ShardWriter:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             shard = Shard(f"shards/{digest}.tar", self._path.stat().st_size, digest)
             store.write_file(shard.key, self._path)
-        return PackedShard(
-            shard, tuple(self._rows), tuple(self._misses), psnr, (self._jpeg[0], self._jpeg[1])
-        )
+        before, after = self._jpeg_bytes
+        return PackedShard(shard, tuple(self._rows), tuple(self._misses), psnr, (before, after))
 
     def _write(
         self,
         key: str,
-        held: list[tuple[Pair, str | None]],
-        members: dict[str, _EncodedImage],
+        packed: list[tuple[Pair, str | None]],
+        images: dict[str, _EncodedImage],
         clean: _EncodedImage,
     ) -> None:
+        """Write a group of `packed` pairs, each with the name of its degraded image, and note its rows."""
         clean_name = f"clean.{clean.suffix}"
         listed = [
             {
@@ -222,75 +207,108 @@ class _ShardWriter:
                 "degraded": name,
                 "source": pair.source,
             }
-            for pair, name in held
+            for pair, name in packed
         ]
+        offsets = self._append(
+            key, {"json": _json(listed), **{name: image.data for name, image in images.items()}}
+        )
         height, width = clean.pixels.shape[:2]
-        places = {}
-        for name in sorted([*members, "json"]):
-            stored = members.get(name)
-            data = _json(listed) if stored is None else stored.data
-            offset = self._put(f"{key}.{name}", data)
-            if stored is not None:
-                crc = zlib.crc32(data)
-                places[name] = Member(0, offset, len(data), crc, stored.encoding, height, width)
+        members = {
+            name: Member(
+                0, offsets[name], len(image.data), zlib.crc32(image.data), image.encoding, height, width
+            )
+            for name, image in images.items()
+        }
         self._rows += [
             ManifestRow(
                 pair.id,
                 pair.split,
                 pair.degradation,
-                None if name is None else places[name],
-                places[clean_name],
+                None if name is None else members[name],
+                members[clean_name],
                 pair.source,
             )
-            for pair, name in held
+            for pair, name in packed
         ]
 
-    def _put(self, name: str, data: bytes) -> int:
-        """Append one member and return where its bytes begin."""
-        info = tarfile.TarInfo(name)
-        # Fixed owner, mode and time: the bytes, and with them the shard's name, depend on the pairs alone.
-        info.size, info.mtime, info.mode = len(data), 0, 0o444
-        info.uname = info.gname = "shards"
-        offset = self._tar.offset + _BLOCK
-        self._tar.addfile(info, io.BytesIO(data))
-        return offset
+    def _append(self, key: str, files: dict[str, bytes]) -> dict[str, int]:
+        """Append one WebDataset sample; return the offset in the tar of each file's first byte."""
+        end, offsets = self._tar.tarstream.offset, {}
+        for name in sorted(files):  # the order in which TarWriter writes them
+            offsets[name] = end + _BLOCK
+            end = offsets[name] + -(-len(files[name]) // _BLOCK) * _BLOCK
+        self._tar.write({"__key__": key, **files})
+        assert self._tar.tarstream.offset == end, "one header block per member, members in sorted order"
+        return offsets
 
-    def _store(self, picture: SourceImage) -> _EncodedImage:
-        """The image as the task wants it stored; reading it proves that it is whole."""
-        encoding = self._task.encoding
-        if picture.file is not None:
-            header = read_header(picture.file)
-            is_jpeg = header.format in (_JPEG, "MPO")
-            if encoding == ORIGINAL or (is_jpeg and self._task.keep_jpeg):
-                if header.format not in SUFFIX:
-                    raise PackError(f"{picture.name}: {header.format} files cannot be kept. Save it as PNG.")
-                data = read_bytes(picture.file)
-                decode = decode_image if header.plain else read_samples
-                return _EncodedImage(SUFFIX[header.format], ORIGINAL, data, decode(data, picture.name))
-        pixels = picture.pixels()
-        data = tiles.encode(pixels, encoding)
-        if picture.file is not None and is_jpeg:
-            self._jpeg[0] += picture.file.stat().st_size
-            self._jpeg[1] += len(data)
-        return _EncodedImage("tiles", tiles.CODECS[encoding], data, pixels)
+    def _encode(self, image: SourceImage) -> _EncodedImage:
+        """Encode an image as the task asks. Decodes it, which proves that the file is complete."""
+        file, encoding = image.file, self._task.encoding
+        if file is None:
+            return _tiled(image, encoding)
+        header = read_header(file)
+        is_jpeg = header.format in _JPEG
+        if encoding == ORIGINAL or (is_jpeg and self._task.keep_jpeg):
+            return _unchanged(file, header, image.name)
+        encoded = _tiled(image, encoding)
+        if is_jpeg:
+            self._jpeg_bytes[0] += file.stat().st_size
+            self._jpeg_bytes[1] += len(encoded.data)
+        return encoded
 
-    def _compare(self, pair: Pair, degraded: NDArray[Any], clean: NDArray[Any]) -> None:
-        if degraded.shape == clean.shape and degraded.dtype == clean.dtype == np.uint8:
-            difference = np.subtract(degraded, clean, dtype=np.int16)
-            error = int(np.square(difference, dtype=np.int32).sum(dtype=np.int64)) / difference.size
-            psnr = 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+    def _encode_degraded(self, pair: Pair, clean: _EncodedImage) -> _EncodedImage | None:
+        """Encode the degraded image of a pair and record its PSNR; None for a clean-only pair."""
+        if pair.degraded is None:
+            return None
+        degraded = self._encode(pair.degraded)
+        if degraded.pixels.shape[:2] != clean.pixels.shape[:2]:
+            raise PackError(
+                f"{pair.degraded.name}: the degraded image is {degraded.pixels.shape}, the clean one "
+                f"{clean.pixels.shape}."
+            )
+        psnr = _psnr(degraded.pixels, clean.pixels)
+        if psnr is not None:
             self._psnr.setdefault((pair.split, pair.degradation), []).append(psnr)
+        return degraded
+
+
+def _tiled(image: SourceImage, encoding: str) -> _EncodedImage:
+    pixels = image.pixels()
+    data = tiles.encode(pixels, encoding)
+    return _EncodedImage("tiles", tiles.CODECS[encoding], data, pixels)
+
+
+def _unchanged(file: Path, header: ImageHeader, name: str) -> _EncodedImage:
+    if header.format not in SUFFIX:
+        raise PackError(f"{name}: {header.format} files cannot be kept. Save it as PNG.")
+    data = read_bytes(file)
+    decode = decode_image if header.plain else read_samples
+    return _EncodedImage(SUFFIX[header.format], ORIGINAL, data, decode(data, name))
+
+
+def _psnr(degraded: NDArray[Any], clean: NDArray[Any]) -> float | None:
+    """Return the PSNR in dB of two 8-bit images, 100 for equal ones; None for other kinds of images."""
+    if degraded.shape != clean.shape or degraded.dtype != np.uint8 or clean.dtype != np.uint8:
+        return None
+    difference = np.subtract(degraded, clean, dtype=np.int16)
+    error = int(np.square(difference, dtype=np.int32).sum(dtype=np.int64)) / difference.size
+    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _identity(pair: Pair) -> list[object]:
+    degraded = pair.degraded and pair.degraded.cache_key
+    return [pair.id, pair.split, pair.degradation, pair.source, degraded, pair.clean.cache_key]
 
 
 def _record(packed: PackedShard) -> bytes:
-    """A manifest of one shard, with what else there is to know in its provenance."""
+    """Return the result as a manifest of one shard; its provenance holds the other fields."""
     extra = {"misses": packed.misses, "psnr": packed.psnr, "jpeg_bytes": packed.jpeg_bytes}
     shards = () if packed.shard is None else (packed.shard,)
     return manifests.to_bytes(Manifest("one shard", shards, packed.rows, provenance=extra))
 
 
 def _read_record(store: Store, key: str) -> PackedShard | None:
-    """What an earlier packing wrote, if nothing was missed and its shard is there too."""
+    """Return the recorded result of a task; None, and no record, when it is incomplete or its shard is gone."""
     try:
         data = store.read(key)
     except MissingObjectError:
@@ -298,38 +316,34 @@ def _read_record(store: Store, key: str) -> PackedShard | None:
     try:
         found = manifests.from_bytes(data, f"{store.uri}/{key}")
     except ManifestError:
-        store.delete(key)  # damaged, and it can be made again
+        store.delete(key)  # damaged: the task runs again
         return None
     extra = found.provenance
     shard = found.shards[0] if found.shards else None
     if extra["misses"] or (shard is not None and not store.exists(shard.key)):
-        store.delete(key)  # what could not be read may be mended, with nothing to show for it on the file
+        store.delete(key)  # an unreadable file may have been replaced without a change of its size and time
         return None
-    return PackedShard(
-        shard,
-        found.rows,
-        (),
-        tuple((split, degradation, n, total) for split, degradation, n, total in extra["psnr"]),
-        (extra["jpeg_bytes"][0], extra["jpeg_bytes"][1]),
-    )
+    before, after = extra["jpeg_bytes"]
+    psnr = tuple((split, degradation, pairs, total) for split, degradation, pairs, total in extra["psnr"])
+    return PackedShard(shard, found.rows, (), psnr, (before, after))
 
 
 @contextmanager
-def _room() -> Iterator[None]:
-    """Say which disk is full: the shard is first written to the folder for temporary files."""
+def _explain_full_disk() -> Iterator[None]:
+    """Turn "no space left" into an error that names the folder for temporary files."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise PackError(
-            f"{tempfile.gettempdir()}: no space left for a shard that is being written. Free some, or name another "
-            "folder with TMPDIR. What is packed already is kept: pack again to go on."
+            f"{tempfile.gettempdir()}: no space left for a shard that is being written. Free some space, or name "
+            "another folder with TMPDIR. Finished shards are kept: run the same command again to continue."
         ) from error
 
 
 def _safe(name: str) -> str:
-    """A key without dots and slashes, which WebDataset would read as suffix and folder."""
+    """Return a key without dots and slashes, which WebDataset reads as suffix and folder."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:48]
 
 

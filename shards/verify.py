@@ -1,12 +1,14 @@
-"""Everything that a manifest promises, checked against what the store holds.
+"""Check a packed dataset against its manifest.
 
-Every object is read whole: the listings, and each shard against its size, sha256 and place in a plain tar, then each
-image against its checksum and, when it is decoded, against its size. All that is wrong is told, not only the first.
+Every object is read completely: the lists of raw files; each shard against its size, its sha256 and the rules for a
+plain tar; each sample as WebDataset reads it; each image at its offset against its checksum and, on request, its
+decoded size. All problems are reported, not only the first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 import tempfile
 import zlib
@@ -18,7 +20,8 @@ from shards import tiles
 from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import read_samples
 from shards.listing import read_listing
-from shards.manifest import ORIGINAL, Manifest, Member, Shard
+from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
+from shards.pipeline import read_groups
 from shards.processes import RowsCallback, TaskRunner, run_inline
 from shards.progress import ProgressCallback
 from shards.store import LocalStore, Store
@@ -28,7 +31,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was read and found right."""
+    """Amount of data that was read and found correct."""
 
     shards: int
     images: int
@@ -37,13 +40,25 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class VerifyTask:
-    """One shard to be read."""
+    """One shard to read."""
 
     store: Store
     shard: Shard
-    members: tuple[tuple[str, Member], ...]
-    """A sample that shows each image, and where the image is."""
+    number: int
+    """Index of the shard in the manifest."""
+    rows: tuple[ManifestRow, ...]
+    """Rows with an image in the shard."""
     decode: bool
+
+    @property
+    def images(self) -> dict[Member, str]:
+        """The shard's images, each with the id of one row that shows it."""
+        found: dict[Member, str] = {}
+        for row in self.rows:
+            for member in (row.clean, row.degraded):
+                if member is not None and member.shard == self.number:
+                    found.setdefault(member, row.id)
+        return found
 
 
 def verify(
@@ -54,28 +69,29 @@ def verify(
     runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
 ) -> VerifyReport:
-    """Read all of a dataset; `decode` decodes every image as well.
+    """Read a dataset completely; with `decode`, decode every image as well.
 
     Raises CorruptObjectError that names what is damaged or missing.
     """
-    members: list[dict[Member, str]] = [{} for _ in manifest.shards]
+    rows: list[list[ManifestRow]] = [[] for _ in manifest.shards]
     for row in manifest.rows:
-        for member in filter(None, (row.clean, row.degraded)):
-            members[member.shard].setdefault(member, row.id)
+        for number in {member.shard for member in (row.clean, row.degraded) if member is not None}:
+            rows[number].append(row)
     tasks = [
-        VerifyTask(store, shard, tuple((id_, member) for member, id_ in held.items()), decode)
-        for shard, held in zip(manifest.shards, members, strict=True)
+        VerifyTask(store, shard, number, tuple(rows[number]), decode)
+        for number, shard in enumerate(manifest.shards)
     ]
+    images = sum(len(task.images) for task in tasks)
     done = 0
 
-    def on_rows(images: int, id_: str) -> None:
+    def on_images(count: int, id_: str) -> None:
         nonlocal done
-        done += images
+        done += count
         if on_progress is not None:
-            on_progress(done, sum(map(len, members)), id_)
+            on_progress(done, images, id_)
 
-    problems = list(_listings(store, manifest))
-    for _, found in sorted(runner(check_shard, tasks, on_rows)):
+    problems = list(_listing_problems(store, manifest))
+    for _, found in sorted(runner(check_shard, tasks, on_images)):
         problems += found
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -84,31 +100,32 @@ def verify(
             f"{store.uri}: {len(problems)} of its objects or images are damaged.\n  {shown}{more}\n"
             "Restore them from a copy, or delete the damaged objects and pack again."
         )
-    return VerifyReport(len(tasks), sum(map(len, members)), sum(shard.size for shard in manifest.shards))
+    return VerifyReport(len(tasks), images, sum(shard.size for shard in manifest.shards))
 
 
-def check_shard(task: VerifyTask, on_rows: RowsCallback) -> list[str]:
-    """What is wrong with one shard, in sentences that name it."""
+def check_shard(task: VerifyTask, on_images: RowsCallback) -> list[str]:
+    """Return the problems of one shard, as sentences that name it."""
+    where = f"{task.store.uri}/{task.shard.key}"
+    images = task.images
     with tempfile.TemporaryDirectory(prefix="shards-") as folder:
         try:
-            path = _local(task.store, task.shard, Path(folder))
+            path = _local_file(task.store, task.shard, Path(folder))
         except MissingObjectError:
-            on_rows(len(task.members), "")
-            return [f"{task.store.uri}/{task.shard.key} is missing although the manifest lists it."]
-        where = f"{task.store.uri}/{task.shard.key}"
-        problems = [f"{where} {problem}" for problem in _shard_problems(path, task.shard)]
+            on_images(len(images), "")
+            return [f"{where} is missing although the manifest lists it."]
+        problems = list(_file_problems(path, task.shard)) or list(_sample_problems(path, task))
+        problems = [f"{where} {problem}" for problem in problems]
         with path.open("rb") as file:
-            for id_, member in task.members:
+            for member, id_ in images.items():
                 file.seek(member.offset)
-                data = file.read(member.size)
-                problem = _image_problem(data, member, task.decode)
+                problem = _image_problem(file.read(member.size), member, task.decode)
                 if problem:
                     problems.append(f"{where}, sample {id_!r} at byte {member.offset}: {problem}")
-                on_rows(1, id_)
+                on_images(1, id_)
     return problems
 
 
-def _local(store: Store, shard: Shard, folder: Path) -> Path:
+def _local_file(store: Store, shard: Shard, folder: Path) -> Path:
     if isinstance(store, LocalStore):
         path = store.path(shard.key)
         if not path.is_file():
@@ -119,7 +136,7 @@ def _local(store: Store, shard: Shard, folder: Path) -> Path:
     return path
 
 
-def _listings(store: Store, manifest: Manifest) -> Iterator[str]:
+def _listing_problems(store: Store, manifest: Manifest) -> Iterator[str]:
     for digest in manifest.provenance.get("sources", ()):
         try:
             read_listing(store, digest)
@@ -127,24 +144,24 @@ def _listings(store: Store, manifest: Manifest) -> Iterator[str]:
             yield str(error)
 
 
-def _shard_problems(path: Path, shard: Shard) -> Iterator[str]:
+def _file_problems(path: Path, shard: Shard) -> Iterator[str]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(512)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
-        what = (
-            f"has {size} bytes instead of {shard.size}" if size != shard.size else "does not fit its sha256"
-        )
-        html = start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html"))
-        yield what + (": it is a web page." if html else ".")
+        what = f"has {size} bytes instead of {shard.size}"
+        if size == shard.size:
+            what = "does not match its sha256"
+        is_html = start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html"))
+        yield what + (": it is a web page." if is_html else ".")
         return
     yield from tar_problems(path)
 
 
 def tar_problems(path: Path) -> Iterator[str]:
-    """What a shard must not hold, whatever its checksum: names that leave the folder, links, a torn end."""
+    """Yield what a shard must not hold whatever its checksum: names that leave the folder, links, a truncated end."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -152,21 +169,49 @@ def tar_problems(path: Path) -> Iterator[str]:
                 if member.name.startswith("/") or ".." in parts or "\\" in member.name:
                     yield f"holds {member.name!r}, a name that leaves the folder it is unpacked in."
                 elif not member.isreg():
-                    yield f"holds {member.name!r}, which is no plain file."
+                    yield f"holds {member.name!r}, which is not a regular file."
     except (tarfile.TarError, EOFError) as error:
         yield f"is not a tar ({error})."
+
+
+def _sample_problems(path: Path, task: VerifyTask) -> Iterator[str]:
+    """Check that a WebDataset reader finds the rows of the manifest, with the same images."""
+    expected = {
+        (row.split, row.degradation, row.id): row
+        for row in task.rows
+        if row.clean.shard == task.number and (row.degraded is None or row.degraded.shard == task.number)
+    }
+    try:
+        with path.open("rb") as file:
+            for group in read_groups(file, path.name):
+                checksums = {name: zlib.crc32(data) for name, data in group.items() if name[:2] != "__"}
+                for entry in json.loads(group["json"]):
+                    row = expected.pop((entry["split"], entry["degradation"], entry["id"]), None)
+                    read = checksums.get(entry["clean"]), checksums.get(entry["degraded"])
+                    if row is not None and read != _checksums(row):
+                        yield f"holds other images for sample {row.id!r} than the manifest lists."
+    except (ValueError, TypeError, LookupError, AttributeError, tarfile.TarError, EOFError) as error:
+        yield f"cannot be read by WebDataset ({error!r})."
+        return
+    if expected:
+        first = next(iter(expected.values()))
+        yield f"holds no WebDataset sample for {len(expected)} rows of the manifest, such as {first.id!r}."
+
+
+def _checksums(row: ManifestRow) -> tuple[int, int | None]:
+    return row.clean.crc32, None if row.degraded is None else row.degraded.crc32
 
 
 def _image_problem(data: bytes, member: Member, decode: bool) -> str:
     if len(data) != member.size:
         return f"{len(data)} of {member.size} bytes are there."
     if zlib.crc32(data) != member.crc32:
-        return "its checksum does not fit."
+        return "its checksum does not match."
     if not decode:
         return ""
     try:
-        found = read_samples(data, "a kept file") if member.encoding == ORIGINAL else tiles.decode(data)
+        image = read_samples(data, "a kept file") if member.encoding == ORIGINAL else tiles.decode(data)
     except ShardsError as error:
         return str(error)
     size = (member.height, member.width)
-    return "" if found.shape[:2] == size else f"it has {found.shape[:2]} pixels, the manifest says {size}."
+    return "" if image.shape[:2] == size else f"it has {image.shape[:2]} pixels, the manifest says {size}."

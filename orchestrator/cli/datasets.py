@@ -1,7 +1,9 @@
-"""Commands about packed datasets and stores: show, verify, audit, gc."""
+"""Commands about packed datasets and stores: show, verify, stream, audit, gc."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +70,39 @@ def verify(
         f"{store.uri}: verified {found.shards:,} shards, {found.bytes:,} bytes, {found.images:,} images against "
         f"manifest {manifest.digest[:16]}"
     )
+
+
+@command(
+    DATA,
+    "mirage stream s3://mirage/demo --split train > samples.tar",
+    'webdataset.WebDataset("pipe:mirage stream s3://mirage/demo", shardshuffle=False).decode("rgb8")',
+)
+def stream(
+    uri: Uri,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only samples of this split.", show_default="both", metavar="train|test"),
+    ] = None,
+    degradation: Annotated[
+        str | None, typer.Option(help="Only samples of this degradation, for example rain.")
+    ] = None,
+) -> None:
+    """Write the samples of a packed dataset to standard output, as a WebDataset tar of PNG and JPEG images."""
+    use_local_cluster()
+    from orchestrator.data.datasets import open_pipeline_at
+    from orchestrator.errors import PlanError
+    from shards.pipeline import write_tar
+
+    out = typer.get_binary_stream("stdout")
+    if out.isatty():
+        raise PlanError("mirage stream writes a tar file. Redirect it: mirage stream DATASET > samples.tar")
+    samples = open_pipeline_at(uri, split, degradation)
+    try:
+        write_tar(samples, out)
+        out.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # nothing is left to flush at exit
+        raise typer.Exit(128 + signal.SIGPIPE) from None
 
 
 @command(DATA, "mirage audit s3://mirage/demo", "mirage audit TRAIN_DATASET TEST_DATASET -o audit.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
@@ -22,12 +22,16 @@ from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
 from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.order import SampleOrder
 from shards.pack import pack
+from shards.pipeline import open_pipeline
 from shards.processes import ProcessPool, TaskRunner, available_cores
 from shards.progress import ProgressCallback
 from shards.sample import row_degradation
 from shards.sources import Source
 from shards.store import Store, open_store
 from shards.stream import TrainStream
+
+if TYPE_CHECKING:
+    from webdataset import DataPipeline
 
 log = logging.getLogger(__name__)
 
@@ -47,26 +51,29 @@ def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
 
 def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> Dataset:
     """Return the very data that `digests` name at `uris`, whatever was published there since."""
-    return Dataset(uris, _shard_cache(spec), digests)
+    return Dataset(uris, _cache(spec.cache_gib), digests)
 
 
 def open_uris(uris: Sequence[str], cache_gib: float = 20.0) -> Dataset:
     """Return packed datasets by URI or folder, apart from any job; raises `shards.ShardsError`."""
-    return Dataset(
-        [absolute_uri(uri) for uri in uris], ShardCache(home() / "cache" / "shards", int(cache_gib * 2**30))
-    )
+    return Dataset([absolute_uri(uri) for uri in uris], _cache(cache_gib))
+
+
+def open_pipeline_at(uri: str, split: str | None, degradation: str | None) -> DataPipeline:
+    """Return the samples of a packed dataset as a WebDataset pipeline; raises `shards.ShardsError`."""
+    return open_pipeline(absolute_uri(uri), _cache(20.0), split=split, degradation=degradation)
 
 
 def open_dataset(job: Job) -> Dataset:
     """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
-    return Dataset(manifest_uris(job), _shard_cache(job.data))
+    return Dataset(manifest_uris(job), _cache(job.data.cache_gib))
 
 
 def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Dataset]:
     """Return each packed dataset that the job judges on, one by one; those of `digests` where they are given."""
     uris = manifest_uris(job)
     asked: Sequence[Sequence[str]] = [(digest,) for digest in digests] or [()] * len(uris)
-    cache = ShardCache(home() / "cache" / "shards", int(job.data.cache_gib * 2**30))
+    cache = _cache(job.data.cache_gib)
     return [Dataset((uri,), cache, digest) for uri, digest in zip(uris, asked, strict=True)]
 
 
@@ -232,5 +239,5 @@ def _holds(store: Store, source: Source, spec: Pack) -> bool:
     return True
 
 
-def _shard_cache(data: Data) -> ShardCache:
-    return ShardCache(home() / "cache" / "shards", int(data.cache_gib * 2**30))
+def _cache(gib: float) -> ShardCache:
+    return ShardCache(home() / "cache" / "shards", int(gib * 2**30))

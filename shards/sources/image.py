@@ -36,7 +36,7 @@ class SourceImage(Protocol):
         """File whose bytes are this very image; None when it is cut, made, or part of a larger file."""
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """Changes when the image does; tells an interrupted packing what it need not do again."""
 
     def size(self) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class ImageFile:
         return self.path
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """Name, bytes and time of change."""
         return _stamp(self.path)
 
@@ -100,9 +100,9 @@ class CroppedImage:
         return None
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """That of the image, and the window."""
-        return f"{self.whole.stamp} {self.top},{self.left},{self.height},{self.width}"
+        return f"{self.whole.cache_key} {self.top},{self.left},{self.height},{self.width}"
 
     def size(self) -> tuple[int, int]:
         """Height and width of the window, which must lie in the image; raises PackError."""
@@ -137,9 +137,9 @@ class HalvedImage:
         return None
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """That of the image."""
-        return f"{self.whole.stamp} halved"
+        return f"{self.whole.cache_key} halved"
 
     def size(self) -> tuple[int, int]:
         """Half of the image's."""
@@ -172,9 +172,9 @@ class DegradedImage:
         return None
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """That of the image, and the draw."""
-        return f"{self.clean.stamp} {self.degradation},{self.seed},{self.draw}"
+        return f"{self.clean.cache_key} {self.degradation},{self.seed},{self.draw}"
 
     def size(self) -> tuple[int, int]:
         """The image's."""
@@ -204,7 +204,7 @@ class MatlabImage:
         return None
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """That of the file, and the index."""
         return f"{_stamp(self.path)} {self.variable}[{self.index}]"
 
@@ -232,7 +232,7 @@ class InMemoryImage:
         return None
 
     @property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         """Digest of the pixels."""
         return hashlib.sha256(self.image.tobytes()).hexdigest()
 

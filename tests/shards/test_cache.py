@@ -54,7 +54,7 @@ def test_the_least_recently_used_shard_makes_room(remote, published, tmp_path):
 
 
 def test_a_shard_larger_than_the_cache_is_said(remote, published, tmp_path):
-    with pytest.raises(StoreError, match="more room"):
+    with pytest.raises(StoreError, match="Allow the cache more bytes"):
         ShardCache(tmp_path / "tiny", 10).path(remote, published.shards[0])
 
 
@@ -158,7 +158,7 @@ def test_a_cached_file_that_was_damaged_is_noticed_and_fetched_again(remote, pub
     for damaged in (whole[:-100], b"<html></html>", bytes([whole[0] ^ 1]) + whole[1:]):
         path.write_bytes(damaged)
         assert cache.path(remote, shard).read_bytes() == whole
-    assert len([r for r in caplog.records if "fetched again" in r.message]) == 3
+    assert len([r for r in caplog.records if "downloaded again" in r.message]) == 3
 
 
 def test_a_cached_file_that_was_copied_back_is_verified_not_fetched(remote, published, cache, monkeypatch):

@@ -210,7 +210,7 @@ def test_a_shard_that_is_damaged_stops_the_run_and_is_named(own_copy, cache, rea
         file.write_bytes(bytes(data))
     stream = stream_of(Dataset([str(folder)], cache), readers=readers)
     with pytest.raises(
-        CorruptObjectError, match=r"^[^\n]*shards/[0-9a-f]{64}\.tar does not fit its sha256[^\n]*$"
+        CorruptObjectError, match=r"^[^\n]*shards/[0-9a-f]{64}\.tar does not match its sha256[^\n]*$"
     ):
         list(stream.steps(0, 1, 0, 6 * BATCH))
 
@@ -353,7 +353,7 @@ def test_by_choice_damage_is_left_out_counted_and_the_same_for_all(own_copy, cac
     batches = list(stream.steps(0, 1, 0, 6 * BATCH))
     skipped = {position: (d, id_, why) for b in batches for position, d, id_, why in b.skipped}
     assert skipped
-    assert all("does not fit its sha256" in why for _, _, why in skipped.values())
+    assert all("does not match its sha256" in why for _, _, why in skipped.values())
     assert {f"{'noise' if d.startswith('noise') else d} {id_}" for d, id_, _ in skipped.values()} <= lost
     found = samples(batches)
     for position, sample in found.items():
@@ -376,7 +376,7 @@ def test_a_damaged_shard_that_is_met_again_holds_nothing_of_the_batches_before(o
     dataset = Dataset([str(folder)], cache)
     told = []
     for _ in range(3):
-        with pytest.raises(CorruptObjectError, match="does not fit its sha256") as error:
+        with pytest.raises(CorruptObjectError, match="does not match its sha256") as error:
             dataset.read(dataset.rows("train", "rain")[0])
         told.append(error.value)
     assert len({id(one) for one in told}) == 3

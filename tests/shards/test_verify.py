@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import re
 import shutil
 import tarfile
@@ -66,7 +67,7 @@ def flip(path: Path, at: int) -> None:
     ("spoil", "says"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-700]), r"has \d+ bytes instead of \d+"),
-        (lambda path: flip(path, 600), "does not fit its sha256"),
+        (lambda path: flip(path, 600), "does not match its sha256"),
         (lambda path: path.write_bytes(b"<!DOCTYPE html><html>502</html>"), "it is a web page"),
         (lambda path: path.unlink(), "is missing although the manifest lists it"),
     ],
@@ -104,15 +105,20 @@ def test_a_changed_listing_of_raw_files_is_told(copied: LocalStore):
         verify(copied, load_manifest(copied))
 
 
-def forged(store: LocalStore, name: str, kind: bytes = tarfile.REGTYPE) -> Manifest:
-    """A dataset whose checksums are right and whose tar has a member of this name."""
+def forged(store: LocalStore, name: str, kind: bytes = tarfile.REGTYPE, *, listed: str = "a") -> Manifest:
+    """A dataset whose checksums are right; its tar has a member of this name and lists a row with id `listed`."""
     data = b"innocent"
+    row = {"id": listed, "split": "train", "degradation": "noise", "degraded": None, "source": "s"}
+    about = json.dumps([{**row, "clean": "clean.tiles"}]).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         info = tarfile.TarInfo(name)
         info.type, info.size = kind, len(data) if kind == tarfile.REGTYPE else 0
         info.linkname = "/etc/passwd" if kind == tarfile.SYMTYPE else ""
         tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("a.json")
+        info.size = len(about)
+        tar.addfile(info, io.BytesIO(about))
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     store.write(f"shards/{digest}.tar", buffer.getvalue())
     member = Member(0, 512, len(data), zlib.crc32(data), "tiles-qoi", 1, 1)
@@ -146,6 +152,34 @@ def test_a_forged_image_is_found_when_images_are_decoded(tmp_path: Path):
     assert verify(store, manifest).images == 1  # its checksum is right
     with pytest.raises(CorruptObjectError, match=r"sample 'a' at byte 512.*tiled image"):
         verify(store, manifest, decode=True)
+
+
+def test_rows_that_webdataset_does_not_find_are_reported(tmp_path: Path):
+    store = LocalStore(tmp_path)
+    manifest = forged(store, "a.clean.tiles", listed="b")
+    with pytest.raises(
+        CorruptObjectError, match="no WebDataset sample for 1 rows of the manifest, such as 'a'"
+    ):
+        verify(store, manifest)
+    with pytest.raises(CorruptObjectError, match="other images for sample 'a' than the manifest lists"):
+        verify(store, forged(store, "a.degraded.tiles"))  # the row's clean image is not in its sample
+    with pytest.raises(CorruptObjectError, match="cannot be read by WebDataset"):
+        verify(store, forged(store, "b.clean.tiles"))  # a sample that lists no rows
+
+
+def test_an_offset_of_another_image_is_reported(copied: LocalStore):
+    """The manifest's checksums are right for its offsets, and WebDataset reads other images under the same ids."""
+    manifest = load_manifest(copied)
+    first, second = (row for row in manifest.rows if row.degradation == "rain" and row.clean.shard == 0)
+    swapped = {
+        first: replace(first, degraded=second.degraded),
+        second: replace(second, degraded=first.degraded),
+    }
+    wrong = replace(manifest, rows=tuple(swapped.get(row, row) for row in manifest.rows))
+    with pytest.raises(
+        CorruptObjectError, match=f"other images for sample '{first.id}' than the manifest lists"
+    ):
+        verify(copied, wrong)
 
 
 def test_a_manifest_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

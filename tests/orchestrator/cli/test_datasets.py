@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 from skimage import data as photographs
 from typer.testing import CliRunner
@@ -58,6 +61,25 @@ def test_a_folder_of_pairs_is_packed_shown_and_verified(raw: Path, tmp_path: Pat
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(CorruptObjectError, match=shard.name):
         mirage("verify", out, "--jobs", "1")
+
+
+def test_a_stream_is_a_webdataset_pipe_of_png_images(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "mine", "--held-out-share", "0.2")
+    command = f"{sys.executable} -m orchestrator stream {tmp_path / 'mine'} --split train"
+    samples = list(webdataset.WebDataset(f"pipe:{command}", shardshuffle=False).decode("rgb8"))
+    assert [sample["json"]["id"] for sample in samples] == [f"in/{n}{name}" for n, name in enumerate(NAMES)]
+    for sample in samples:
+        name = Path(sample["json"]["id"]).name
+        for side, suffix in (("in", "degraded.png"), ("gt", "clean.png")):
+            with Image.open(raw / side / f"{name}.png") as original:
+                np.testing.assert_array_equal(sample[suffix], np.asarray(original))
+
+    reader_stops = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert reader_stops.stdout is not None
+    assert reader_stops.stdout.read(512).startswith(b"000000-")
+    reader_stops.stdout.close()
+    assert reader_stops.communicate()[1] == b""
+    assert reader_stops.returncode == 141  # what webdataset takes for a pipe that was closed
 
 
 def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, tmp_path: Path) -> None:
