@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,8 @@ from orchestrator.cli.app import USE, command, emit, emit_error, use_local_clust
 from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
-    from orchestrator.restoration.restorer import Settings
-    from orchestrator.restoration.tasks import Task, Workshop
+    from orchestrator.restoration.restorer import RestoreSettings
+    from orchestrator.restoration.tasks import RestoreTask, RestoreWorker, Status
 
 _DEFAULT_TILE, _DEFAULT_OVERLAP = 512, 64
 
@@ -89,7 +90,7 @@ def restore(
     use_local_cluster()
     from orchestrator.registry.resolve import find_model
     from orchestrator.restoration.restorer import choose_device, open_restorer
-    from orchestrator.restoration.tasks import Workshop, finish, plan
+    from orchestrator.restoration.tasks import RestoreWorker, merge_indexes, plan, summary
 
     settings = _settings(precision, mode, tile, overlap)
     choose_device(device)
@@ -98,64 +99,62 @@ def restore(
 
         torch.set_num_threads(threads)
     named = find_model(model)
-    tasks, complaints = plan(inputs, out)
+    tasks, problems = plan(inputs, out)
     _check_compare(compare, tasks)
-    for line in complaints:
+    for line in problems:
         emit_error(line)
-    counts = {"restored": 0, "done": 0, "failed": len(complaints)}
+    counts: Counter[Status] = Counter({"failed": len(problems)})
     if tasks:
-        workshop = Workshop(
+        worker = RestoreWorker(
             lambda: open_restorer(named, device, settings), settings.digest(named.digest), overwrite=overwrite
         )
         with report_progress(len(tasks)) as reporter:
             shown = []
             for task in tasks:
-                status = _restore(workshop, task, reporter)
+                status = _restore(worker, task, reporter)
                 counts[status] += 1
                 if status != "failed":
                     shown.append((task.source, task.target))
-        finish(tasks)
+        merge_indexes(tasks)
         if compare and shown:
-            from orchestrator.restoration.comparison import MOST_ROWS, comparison
+            from orchestrator.restoration.comparison import MAX_ROWS, comparison
 
             emit(f"before and after: {comparison(shown, compare)}")
-            if len(shown) > MOST_ROWS:
-                emit(f"  (the first {MOST_ROWS} of {len(shown)})")
-    if sum(counts.values()) > 1:
-        done = f", {counts['done']} done already" if counts["done"] else ""
-        failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        emit(f"{counts['restored']} restored{done}{failed}")
+            if len(shown) > MAX_ROWS:
+                emit(f"  (the first {MAX_ROWS} of {len(shown)})")
+    if counts.total() > 1:
+        emit(summary(counts))
     if counts["failed"]:
         raise typer.Exit(1)
 
 
-def _restore(workshop: Workshop, task: Task, reporter: ProgressReporter) -> str:
+def _restore(worker: RestoreWorker, task: RestoreTask, reporter: ProgressReporter) -> Status:
     """Restore one photograph, print the outcome, and return its status."""
     reporter.start(str(task.source))
-    (outcome,) = workshop.work([task], reporter.advance)
+    (outcome,) = worker.run([task], reporter.advance)
     line = {
         "failed": outcome.reason,
-        "done": f"{task.target} is done already",
+        "skipped": f"{task.target} is already restored",
         "restored": f"{task.source} -> {task.target}",
     }[outcome.status]
     reporter.finish(line, failed=outcome.status == "failed", worked=outcome.status == "restored")
     return outcome.status
 
 
-def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) -> Settings:
+def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) -> RestoreSettings:
     """Return the settings of the options. --tile or --overlap select mode tiles."""
     from orchestrator.errors import PhotoError
-    from orchestrator.restoration.restorer import Settings
+    from orchestrator.restoration.restorer import RestoreSettings
 
     tiled = tile is not None or overlap is not None
     if tiled and mode not in ("auto", "tiles"):
         raise PhotoError(f"--tile and --overlap go with --mode tiles, not with --mode {mode}.")
     side = tile or _DEFAULT_TILE
     shared = min(_DEFAULT_OVERLAP, side // 4) if overlap is None else overlap
-    return Settings(precision, "tiles" if tiled else mode, side, shared)  # type: ignore[arg-type]  # checked in there
+    return RestoreSettings(precision, "tiles" if tiled else mode, side, shared)  # type: ignore[arg-type]  # checked in there
 
 
-def _check_compare(compare: Path | None, tasks: list[Task]) -> None:
+def _check_compare(compare: Path | None, tasks: list[RestoreTask]) -> None:
     from orchestrator.errors import PhotoError
 
     if compare is None:
@@ -164,6 +163,6 @@ def _check_compare(compare: Path | None, tasks: list[Task]) -> None:
         raise PhotoError(f"--compare {compare}: the sheet is a PNG file. Its name must end in .png.")
     sheet = str(compare.resolve())
     for task in tasks:
-        for place, what in ((task.source, "photographs"), (task.target, "results")):
-            if place.identity == sheet:
+        for location, what in ((task.source, "photographs"), (task.target, "results")):
+            if location.identity == sheet:
                 raise PhotoError(f"--compare {compare} is one of the {what}. Choose another name.")

@@ -1,4 +1,4 @@
-"""Before and after: a sheet of photographs beside their results, read back from the files that were written."""
+"""Contact sheet of photographs beside their results, read from the written files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image, ImageOps
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.photos import Photo, decode
-from orchestrator.restoration.locations import Place
+from orchestrator.restoration.locations import ObjectLocation
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 CELL_PIXELS = 640
 _LABEL_CHARACTERS = 28
 _ORIENTATION = 274
 
 
-def comparison(pairs: Sequence[tuple[Place, Place]], out: Path) -> Path:
-    """Write a PNG with a row per (photograph, result), of the first `MOST_ROWS`. Raises PhotoError."""
+def comparison(pairs: Sequence[tuple[ObjectLocation, ObjectLocation]], out: Path) -> Path:
+    """Write a PNG with one row per (photograph, result), for the first `MAX_ROWS`. Raises PhotoError."""
     rows = []
-    for pair in pairs[:MOST_ROWS]:
-        rows.append([_upright(decode(place.store.read(place.key), str(place))) for place in pair])
-    labels = [_short(result.key) for _, result in pairs[:MOST_ROWS]]
+    for pair in pairs[:MAX_ROWS]:
+        rows.append([_upright(decode(location.store.read(location.key), str(location))) for location in pair])
+    labels = [_short(result.key) for _, result in pairs[:MAX_ROWS]]
     page = image_grid(rows, ("before", "after"), labels, cell=CELL_PIXELS)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def comparison(pairs: Sequence[tuple[Place, Place]], out: Path) -> Path:
 
 
 def _upright(photo: Photo) -> NDArray[np.uint8]:
-    """Return (h, w, 3) as a viewer shows it: turned as the tags say, and no larger than a cell of the sheet."""
+    """Return the pixels (h, w, 3) with the EXIF orientation applied, reduced to a cell of the sheet."""
     image = Image.fromarray(np.rint(np.moveaxis(photo.pixels, 0, 2) * 255).astype(np.uint8))
     tags = Image.Exif()
     tags.load(photo.exif)

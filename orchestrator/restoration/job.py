@@ -1,13 +1,13 @@
-"""A job of kind `restore`: the command's work, shared among the workers of a cluster.
+"""A job of kind `restore`: the work of `mirage restore`, shared among the workers of a cluster.
 
-The driver makes the plan; workers (`cluster.batch`, on Ray Data) take a few tasks at a time, read the photographs
-themselves and write the results themselves. Only names travel between them, so memory is bounded by what a worker
-has in hand, however many photographs there are.
+The driver plans the tasks. Workers take a chunk of tasks at a time, read the photographs and write the results
+themselves. Only names travel between them, so memory does not grow with the number of photographs.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,93 +21,93 @@ from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits
 from orchestrator.paths import absolute_uri
 from orchestrator.registry.resolve import ModelFile, find_model
-from orchestrator.restoration.restorer import Settings
-from orchestrator.restoration.tasks import Outcome, Task, finish, plan
-from orchestrator.restoration.worker_spec import LOT, Order, Outcomes
+from orchestrator.restoration.restorer import RestoreSettings
+from orchestrator.restoration.tasks import RestoreOutcome, RestoreTask, Status, merge_indexes, plan, summary
+from orchestrator.restoration.worker_spec import CHUNK_SIZE, Outcomes, WorkerSpec
 from orchestrator.signals import on_stop
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+
+_LOG_SECONDS = 5.0
 
 
-_TELL_SECONDS = 5.0
+def run_restore(job: RestoreJob, log: Log, *, in_process: bool = False) -> bool:
+    """Restore the photographs of a job and log the progress; return whether it was stopped before its end.
 
-
-def run_restore(job: RestoreJob, say: Say, *, in_process: bool = False) -> bool:
-    """Restore what the job asks for and say how it goes; return whether it was stopped half-way.
-
-    Raises PhotoError at the end when some photographs could not be restored; all others are.
+    Raises PhotoError at the end if some photographs could not be restored; all others are.
     """
-    named = find_model(_model(job.restore.model))
-    tasks, complaints = _plan(job, look=False)
-    for line in complaints:
-        say(line)
+    model = find_model(_model(job.restore.model))
+    tasks, problems = _plan(job, dry_run=False)
+    for line in problems:
+        log(line)
     if not tasks:
         raise PhotoError("there is no photograph to restore.")
-    say(f"{len(tasks):,} photographs, model {job.restore.model}, into {tasks[0].target.folder}")
-    asked = Event()
-    tally = _Tally(len(tasks), say, failed=len(complaints))
-    with on_stop(asked.set):
-        outcomes = _outcomes(job, _order(job, named), tasks, say, asked.is_set, in_process=in_process)
+    log(f"{len(tasks):,} photographs, model {job.restore.model}, into {tasks[0].target.folder}")
+    stop = Event()
+    progress = _ProgressLog(len(tasks), log, failed=len(problems))
+    with on_stop(stop.set):
+        outcomes = _outcomes(job, _worker_spec(job, model), tasks, log, stop.is_set, in_process=in_process)
         deadline = 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
         with closing(outcomes):
             for outcome in outcomes:
-                tally.count(outcome)
-                if deadline and tally.seconds > deadline:
-                    say(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
-                    asked.set()
-                if asked.is_set():
+                progress.add(outcome)
+                if deadline and progress.seconds > deadline:
+                    log(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
+                    stop.set()
+                if stop.is_set():
                     break
-    if tally.over < len(tasks):
-        say(f"stopped: {tally.summary()}, {len(tasks) - tally.over:,} left. Submit the job again to go on.")
+    if progress.ended < len(tasks):
+        left = len(tasks) - progress.ended
+        log(f"stopped: {progress.summary()}, {left:,} left. Submit the job again to continue.")
         return True
-    finish(tasks)
-    say(tally.summary())
-    if tally.failed:
-        raise PhotoError(f"{tally.failed:,} of {len(tasks):,} could not be restored; they are named above.")
+    merge_indexes(tasks)
+    log(progress.summary())
+    if failed := progress.counts["failed"]:
+        raise PhotoError(f"{failed:,} of {len(tasks):,} could not be restored; they are named above.")
     return False
 
 
 def plan_restore(job: RestoreJob) -> str:
-    """Return what the job will do and what is there already. Writes nothing."""
-    tasks, complaints = _plan(job, look=True)
-    known = sum(task.exists for task in tasks)
+    """Return what the job will do and how many results exist. Writes nothing."""
+    tasks, problems = _plan(job, dry_run=True)
+    existing = sum(task.exists for task in tasks)
     how = job.restore
-    crew = job.workers
-    holds = f"{crew.cpus:g} CPU" + (f" and {crew.gpus:g} GPU" if crew.gpus else "")
+    workers = job.workers
+    resources = f"{workers.cpus:g} CPU" + (f" and {workers.gpus:g} GPU" if workers.gpus else "")
     lines = [
         f"job {job.name}   kind restore",
         "",
         f"photographs  {len(tasks):,} in {', '.join(how.inputs)}",
         f"model        {how.model}, {how.precision}, mode {how.mode}, batches of {how.batch_size}",
-        f"into         {absolute_uri(how.out)}, where {known:,} of these names stand already",
-        f"workers      {crew.min} to {crew.max}, each {holds}",
+        f"into         {absolute_uri(how.out)}, where {existing:,} of these names exist",
+        f"workers      {workers.min} to {workers.max}, each {resources}",
     ]
-    return "\n".join([*lines, *complaints])
+    return "\n".join([*lines, *problems])
 
 
-def _plan(job: RestoreJob, *, look: bool) -> tuple[list[Task], list[str]]:
+def _plan(job: RestoreJob, *, dry_run: bool) -> tuple[list[RestoreTask], list[str]]:
     out = absolute_uri(job.restore.out)
-    # A job's OUT is a folder, whatever it is called.
-    return plan([absolute_uri(given) for given in job.restore.inputs], f"{out}/", look=look)
+    # The slash: OUT of a job is a folder, also if its name ends like that of an image.
+    return plan([absolute_uri(given) for given in job.restore.inputs], f"{out}/", dry_run=dry_run)
 
 
 def _model(name: str) -> str:
-    """Return the model's name, with a file or folder of the project by its absolute path."""
+    """Return the model's name; the absolute path if it is a file or folder of the project."""
     if "://" in name or name.startswith(("models:/", "runs:/")):
         return name
     path = absolute_uri(name)
     return path if Path(path).exists() else name
 
 
-def _order(job: RestoreJob, named: ModelFile) -> Order:
+def _worker_spec(job: RestoreJob, model: ModelFile) -> WorkerSpec:
     how = job.restore
     settings = _settings(how)
-    return Order(
-        weights=dumps(named.load(torch.device("cpu"))),
+    return WorkerSpec(
+        weights=dumps(model.load(torch.device("cpu"))),
         settings=settings,
-        digest=settings.digest(named.digest),
+        digest=settings.digest(model.digest),
         gpu=job.workers.gpus > 0,
-        # The number of threads changes the order of sums, so it is the job's, not the machine's.
+        # The number of threads changes the order of sums, so the job sets it, not the machine.
         threads=max(1, int(job.workers.cpus)),
         overwrite=how.overwrite,
         batch_size=how.batch_size,
@@ -115,67 +115,62 @@ def _order(job: RestoreJob, named: ModelFile) -> Order:
     )
 
 
-def _settings(how: Restoration) -> Settings:
-    return Settings(how.precision, how.mode, how.tile, how.overlap)
+def _settings(how: Restoration) -> RestoreSettings:
+    return RestoreSettings(how.precision, how.mode, how.tile, how.overlap)
 
 
 def _outcomes(
     job: RestoreJob,
-    order: Order,
-    tasks: Sequence[Task],
-    say: Say,
+    spec: WorkerSpec,
+    tasks: Sequence[RestoreTask],
+    log: Log,
     stopping: Callable[[], bool],
     *,
     in_process: bool,
 ) -> Outcomes:
-    lots = [tasks[start : start + LOT] for start in range(0, len(tasks), LOT)]
+    chunks = [tasks[start : start + CHUNK_SIZE] for start in range(0, len(tasks), CHUNK_SIZE)]
     if in_process:
-        return _here(order, lots)
+        return _restore_here(spec, chunks)
     from orchestrator.restoration.ray_pool import restore_on_cluster
 
-    return restore_on_cluster(order, job.workers, lots, say, stopping)
+    return restore_on_cluster(spec, job.workers, chunks, log, stopping)
 
 
-def _here(order: Order, lots: Iterable[Sequence[Task]]) -> Outcomes:
-    workshop = order.workshop()
-    for lot in lots:
-        yield from workshop.work(lot)
+def _restore_here(spec: WorkerSpec, chunks: Iterable[Sequence[RestoreTask]]) -> Outcomes:
+    worker = spec.make_worker()
+    for chunk in chunks:
+        yield from worker.run(chunk)
 
 
-class _Tally:
-    """Counts outcomes and says now and then how far the work is."""
+class _ProgressLog:
+    """Counter of outcomes that logs the progress every few seconds."""
 
-    def __init__(self, total: int, say: Say, failed: int) -> None:
-        self._total, self._say = total, say
-        self.restored = self.done = 0
-        self.failed = failed
-        self.over = 0
-        self._began = self._told = self._first = time.monotonic()
+    def __init__(self, total: int, log: Log, failed: int) -> None:
+        self._total, self._log = total, log
+        self.counts: Counter[Status] = Counter({"failed": failed})
+        self.ended = 0
+        self._began = self._logged = self._first = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Time since the work began."""
         return time.monotonic() - self._began
 
-    def count(self, outcome: Outcome) -> None:
-        """Take note of what became of one photograph."""
+    def add(self, outcome: RestoreOutcome) -> None:
+        """Count one outcome; log the reason if it failed."""
         now = time.monotonic()
-        if not self.over:  # until then workers started and loaded their model
-            self._first = self._told = now
-        self.over += 1
-        self.restored += outcome.status == "restored"
-        self.done += outcome.status == "done"
+        if not self.ended:  # before the first outcome, workers started and loaded their model
+            self._first = self._logged = now
+        self.ended += 1
+        self.counts[outcome.status] += 1
         if outcome.status == "failed":
-            self.failed += 1
-            self._say(outcome.reason)
-        if now - self._told > _TELL_SECONDS:
-            self._told = now
-            rate = (self.over - 1) / (now - self._first)
-            left = (self._total - self.over) / rate
-            self._say(f"{self.over:,}/{self._total:,}  {rate:.3g} per second, {left / 60:.1f} min left")
+            self._log(outcome.reason)
+        if now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            rate = (self.ended - 1) / (now - self._first)
+            left = (self._total - self.ended) / rate
+            self._log(f"{self.ended:,}/{self._total:,}  {rate:.3g} per second, {left / 60:.1f} min left")
 
     def summary(self) -> str:
-        """Return the counts in words."""
-        done = f", {self.done:,} done already" if self.done else ""
-        failed = f", {self.failed:,} failed" if self.failed else ""
-        return f"{self.restored:,} restored{done}{failed} in {self.seconds:.1f} s"
+        """Return the counts and the time in words."""
+        return f"{summary(self.counts)} in {self.seconds:.1f} s"

@@ -1,7 +1,7 @@
-"""Which photographs INPUT stands for, and where each one's result goes.
+"""Find the photographs that inputs name, and the location of each result.
 
-An input is a file, a folder with all below it, a glob, or an object, prefix or glob of a bucket. Of folders and globs
-those files are taken whose names end like an image's; a file that is named by itself is always taken.
+An input is a file, a folder with everything below it, a glob, or an object, prefix or glob of a bucket. Folders and
+globs yield the files with an image's suffix; a file that is named itself is always used.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import SUFFIXES
 from shards.store import Store, open_store
 
-MARK = ".restored"
-"""In the name of a result that stands beside its photograph: NAME.restored.EXT."""
+RESULT_MARK = ".restored"
+"""In the name of a result beside its photograph: NAME.restored.EXT."""
 
-_GLOB = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
+_UNSUPPORTED_SUFFIXES = {".heic", ".gif", ".avif", ".jxl", ".pdf", ".raw"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectLocation:
     """One object of a store: a file of a folder, or a key of a bucket."""
 
     folder: str
@@ -37,116 +38,120 @@ class Place:
     @property
     def store(self) -> Store:
         """The store, opened once per process."""
-        return _opened(self.folder)
+        return _open_cached(self.folder)
 
     @property
     def uri(self) -> str:
-        """The whole name."""
+        """The full name."""
         return f"{self.folder.rstrip('/')}/{self.key}"
 
     def __str__(self) -> str:
-        """Return the name as a user would write it here."""
+        """Return the name as a user would type it in the working directory."""
         if "://" in self.folder:
             return self.uri
-        here = os.path.relpath(self.uri)
-        return self.uri if here.startswith("..") else here
+        relative = os.path.relpath(self.uri)
+        return self.uri if relative.startswith("..") else relative
 
     @property
     def identity(self) -> str:
-        """What two names of one file have in common: links are followed."""
+        """The full name with links resolved: equal for two names of one file."""
         return self.uri if "://" in self.folder else os.path.realpath(self.uri)
 
 
-_opened = lru_cache(maxsize=64)(open_store)
+_open_cached = lru_cache(maxsize=64)(open_store)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A photograph among the inputs."""
+class InputPhoto:
+    """A photograph that an input names."""
 
-    place: Place
+    location: ObjectLocation
     name: str
-    """Its path below the input that it was found by."""
+    """Path below the input."""
 
 
-def find_photographs(inputs: Sequence[str], out: str | None) -> tuple[list[Found], list[str]]:
-    """Return the photographs that the inputs stand for, in order and each once, and what is wrong with inputs.
+def find_photographs(inputs: Sequence[str], out: str | None) -> tuple[list[InputPhoto], list[str]]:
+    """Return the photographs that the inputs name, each once, and the problems of inputs without any.
 
-    What lies below `out` is left out, and without `out` what is called NAME.restored.EXT: those are results.
+    Results are excluded: what lies below `out` or, without `out`, is named NAME.restored.EXT.
     """
-    found: dict[str, Found] = {}
-    complaints = []
+    found: dict[str, InputPhoto] = {}
+    problems = []
     for given in inputs:
         before = len(found)
-        known = 0
-        for photograph in _of_bucket(given) if given.startswith("s3://") else _of_folder(given):
-            if _is_result(photograph, out):
+        duplicates = 0
+        for photo in _in_bucket(given) if given.startswith("s3://") else _in_folder(given):
+            if _is_result(photo, out):
                 continue
-            known += photograph.place.identity in found
-            found.setdefault(photograph.place.identity, photograph)
-        if len(found) == before and not known:
-            complaints.append(f"{given}: {_nothing(given)}")
-    return _told_apart(list(found.values())), complaints
+            duplicates += photo.location.identity in found
+            found.setdefault(photo.location.identity, photo)
+        if len(found) == before and not duplicates:
+            problems.append(f"{given}: {_why_empty(given)}")
+    return _with_unique_names(list(found.values())), problems
 
 
-def targets(found: Sequence[Found], out: str | None) -> list[Place]:
-    """Return where each result goes: below the folder `out`, to the one file `out`, or beside its photograph.
+def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[ObjectLocation]:
+    """Return the location of each result: below the folder `out`, at the file `out`, or beside the photograph.
 
-    Raises PhotoError when a result would replace a photograph or `out` cannot be meant.
+    Raises PhotoError if a result would replace a photograph, or `out` is one file for several photographs.
     """
     if out is None:
-        places = [_beside(photograph.place) for photograph in found]
+        locations = [_beside(photo.location) for photo in photos]
     elif _names_a_file(out):
-        if len(found) > 1:
-            raise PhotoError(f"-o {out} names a file, and there are {len(found)} photographs. Name a folder.")
-        places = [_place(out)]
+        if len(photos) > 1:
+            raise PhotoError(
+                f"-o {out} names a file, and there are {len(photos)} photographs. Name a folder."
+            )
+        locations = [_location(out)]
     else:
-        places = [Place(_folder(out), photograph.name) for photograph in found]
-    originals = {photograph.place.identity: photograph for photograph in found}
-    for place in places:
-        if place.identity in originals:
-            raise PhotoError(f"{place}: is the photograph itself. Choose another place for the results.")
-    return places
+        locations = [ObjectLocation(_folder(out), photo.name) for photo in photos]
+    originals = {photo.location.identity for photo in photos}
+    for location in locations:
+        if location.identity in originals:
+            raise PhotoError(
+                f"{location}: is the photograph itself. Choose another location for the results."
+            )
+    return locations
 
 
 # ------------------------------------------------------------------------------------------------ inputs
 
 
-def _of_folder(given: str) -> Iterator[Found]:
+def _in_folder(given: str) -> Iterator[InputPhoto]:
     path = Path(given).expanduser()
     if path.is_dir():
-        yield from (Found(_place(str(file)), file.relative_to(path).as_posix()) for file in _below(path))
+        for file in _images_below(path):
+            yield InputPhoto(_location(str(file)), file.relative_to(path).as_posix())
     elif path.exists():
-        yield Found(_place(str(path)), path.name)
-    elif _GLOB.search(given):
-        base = Path(_fixed(str(path)))
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        for file in matches:
+        yield InputPhoto(_location(str(path)), path.name)
+    elif _WILDCARD.search(given):
+        base = Path(_glob_base(str(path)))
+        for file in sorted(Path(match) for match in glob.glob(str(path), recursive=True)):
             if file.is_file() and _is_image(file.name):
-                yield Found(_place(str(file)), file.relative_to(base).as_posix())
+                yield InputPhoto(_location(str(file)), file.relative_to(base).as_posix())
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, sorted; hidden files and folders are left alone."""
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield the image files below a folder, sorted; hidden files and folders are skipped."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(files) if _is_image(name))
 
 
-def _of_bucket(given: str) -> Iterator[Found]:
+def _in_bucket(given: str) -> Iterator[InputPhoto]:
     name, _, path = given.removeprefix("s3://").partition("/")
     bucket, path = f"s3://{name}", path.strip("/")
-    pattern = _as_regex(path) if _GLOB.search(path) else None
-    base = _fixed(path) if pattern else path
-    for key in _opened(bucket).list(base):
+    pattern = _as_regex(path) if _WILDCARD.search(path) else None
+    base = _glob_base(path) if pattern else path
+    for key in _open_cached(bucket).list(base):
         name = key.removeprefix(base).lstrip("/")
         if key == path:
-            yield Found(Place(bucket, key), PurePosixPath(key).name)
+            yield InputPhoto(ObjectLocation(bucket, key), PurePosixPath(key).name)
         elif pattern is not None:
             if pattern.fullmatch(key) and _is_image(key):
-                yield Found(Place(bucket, key), name)
+                yield InputPhoto(ObjectLocation(bucket, key), name)
         elif (not base or key.startswith(f"{base}/")) and _is_image(name):
-            yield Found(Place(bucket, key), name)
+            yield InputPhoto(ObjectLocation(bucket, key), name)
 
 
 def _is_image(name: str) -> bool:
@@ -154,82 +159,80 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _is_result(photograph: Found, out: str | None) -> bool:
-    """Whether a search has come upon results: those of a folder OUT that lies below the input itself."""
+def _is_result(photo: InputPhoto, out: str | None) -> bool:
+    """Return whether a file found in an input is a result, of a folder `out` that lies below this input."""
     if out is None:
-        return PurePosixPath(photograph.place.key).stem.endswith(MARK)
+        return PurePosixPath(photo.location.key).stem.endswith(RESULT_MARK)
     if _names_a_file(out):
         return False
     results = f"{_folder(out)}/" if "://" in out else f"{os.path.realpath(_folder(out))}/"
-    base = photograph.place.uri[: -len(photograph.name)]
+    base = photo.location.uri[: -len(photo.name)]
     base = base if "://" in base else f"{os.path.realpath(base).rstrip('/')}/"
-    return photograph.place.identity.startswith(results) and results.startswith(base) and results != base
+    return photo.location.identity.startswith(results) and results.startswith(base) and results != base
 
 
-def _nothing(given: str) -> str:
-    if given.startswith("s3://") or _GLOB.search(given):
+def _why_empty(given: str) -> str:
+    if given.startswith("s3://") or _WILDCARD.search(given):
         return "matches no photograph."
     if Path(given).expanduser().is_dir():
-        return f"holds no photograph that is not a result already. Looked for {', '.join(SUFFIXES)}."
+        return f"has no photograph, apart from results. Suffixes of photographs: {', '.join(SUFFIXES)}."
     return "no such file or folder."
 
 
-def _fixed(pattern: str) -> str:
-    """Return the folder part of a glob before its first wildcard, with the slash."""
-    found = _GLOB.search(pattern)
+def _glob_base(pattern: str) -> str:
+    """Return the part of a glob up to the last slash before its first wildcard."""
+    found = _WILDCARD.search(pattern)
     return pattern[: pattern.rfind("/", 0, found.start() if found else None) + 1]
 
 
 def _as_regex(pattern: str) -> re.Pattern[str]:
-    """Return a glob as a regular expression: `*` and `?` stop at a slash, `**/` is any depth."""
+    """Return a glob as a regular expression: `*` and `?` do not match a slash, `**/` matches any depth."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile("".join(known.get(p) or (p if p.startswith("[") else re.escape(p)) for p in pieces))
 
 
-def _told_apart(found: list[Found]) -> list[Found]:
-    """Rename all by their paths below the deepest common folder where two would have one name."""
-    names = Counter(photograph.name for photograph in found)
+def _with_unique_names(photos: list[InputPhoto]) -> list[InputPhoto]:
+    """Return the photographs; if two have one name, all named by their paths below the deepest common folder."""
+    names = Counter(photo.name for photo in photos)
     if all(count == 1 for count in names.values()):
-        return found
-    paths = [photograph.place.uri.replace("://", "/").split("/") for photograph in found]
+        return photos
+    paths = [photo.location.uri.replace("://", "/").split("/") for photo in photos]
     same = takewhile(lambda parts: len(set(parts)) == 1, zip(*(path[:-1] for path in paths), strict=False))
     depth = len(list(same))
-    return [Found(p.place, "/".join(path[depth:])) for p, path in zip(found, paths, strict=True)]
+    return [InputPhoto(p.location, "/".join(path[depth:])) for p, path in zip(photos, paths, strict=True)]
 
 
-# ----------------------------------------------------------------------------------------------- outputs
+# ----------------------------------------------------------------------------------------------- results
 
 
 def _names_a_file(out: str) -> bool:
     if out.endswith("/") or ("://" not in out and Path(out).expanduser().is_dir()):
         return False
     suffix = PurePosixPath(out).suffix.lower()
-    if suffix in SUFFIXES:
-        return True
-    if suffix in {".heic", ".gif", ".avif", ".jxl", ".pdf", ".raw"}:
+    if suffix in _UNSUPPORTED_SUFFIXES:
         raise PhotoError(f"-o {out}: a result ends in one of {', '.join(SUFFIXES)}; a folder ends in /.")
-    return False
+    return suffix in SUFFIXES
 
 
 def _folder(out: str) -> str:
     return out.rstrip("/") if "://" in out else str(Path(out).expanduser().absolute())
 
 
-def _beside(place: Place) -> Place:
-    folder, name = os.path.split(place.key)
+def _beside(location: ObjectLocation) -> ObjectLocation:
+    folder, name = os.path.split(location.key)
     stem, suffix = os.path.splitext(name)
-    return Place(f"{place.folder}/{folder}".rstrip("/"), f"{stem}{MARK}{suffix}")
+    return ObjectLocation(f"{location.folder}/{folder}".rstrip("/"), f"{stem}{RESULT_MARK}{suffix}")
 
 
-def _place(name: str) -> Place:
+def _location(name: str) -> ObjectLocation:
     if "://" in name:
         folder, _, key = name.rpartition("/")
-        return Place(folder, key)
+        return ObjectLocation(folder, key)
     path = Path(name).expanduser().absolute()
-    return Place(str(path.parent), path.name)
+    return ObjectLocation(str(path.parent), path.name)
 
 
-def folders(places: Iterable[Place]) -> list[str]:
-    """Return the stores that places lie in, each once, in order."""
-    return list(dict.fromkeys(place.folder for place in places))
+def stores_of(locations: Iterable[ObjectLocation]) -> list[str]:
+    """Return the stores of these locations, each once, in order."""
+    return list(dict.fromkeys(location.folder for location in locations))

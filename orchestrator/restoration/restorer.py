@@ -1,8 +1,7 @@
-"""A model that is ready to restore: the one way from a photograph's bytes to the restored file's bytes.
+"""Restore photographs with a model: the common path of the command, the batch job and the service.
 
-The command, the batch job and the service all go through a `Restorer`. On the CPU its results depend on the number of
-threads in the last bit of a sum, so two of them give the same pixels where they compute with as many; otherwise a few
-pixels in 100,000 round to the next level.
+On a CPU the number of threads changes the order of sums. With equal numbers results are equal; otherwise a few
+pixels in 100,000 differ by one level.
 """
 
 from __future__ import annotations
@@ -27,65 +26,70 @@ from orchestrator.registry.resolve import ModelFile, find_model
 
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int, int], None]
-"""Called with (work done, all work) within one photograph."""
+"""Called with (work done, total work) within one photograph."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to restore: with the weights and the photograph this fixes the result."""
+class RestoreSettings:
+    """Settings that, with the weights and the photograph, determine the result."""
 
     precision: Precision = "fp32"
     """`bf16` runs matrix products and convolutions in bfloat16; the photograph itself stays fp32."""
     mode: Mode = "auto"
-    """As in `mirage.restore`."""
+    """See `mirage.restore`."""
     tile: int = 512
     """Side of a tile [px], for the mode `tiles`."""
     overlap: int = 64
     """Pixels that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings with a PhotoError."""
+        """Check the settings. Raises PhotoError."""
         if self.precision not in get_args(Precision):
-            raise PhotoError(f"precision {self.precision}: one of {', '.join(get_args(Precision))}.")
+            raise PhotoError(f"precision {self.precision}: must be one of {', '.join(get_args(Precision))}.")
         if self.mode not in get_args(Mode):
-            raise PhotoError(f"mode {self.mode}: one of {', '.join(get_args(Mode))}.")
+            raise PhotoError(f"mode {self.mode}: must be one of {', '.join(get_args(Mode))}.")
         if self.tile < TOTAL_STRIDE or self.tile % TOTAL_STRIDE:
             near = max(self.tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
-            raise PhotoError(f"tile {self.tile}: needs a multiple of {TOTAL_STRIDE} pixels. Nearest: {near}.")
+            raise PhotoError(
+                f"tile {self.tile}: must be a multiple of {TOTAL_STRIDE} pixels, for example {near}."
+            )
         if not 0 <= self.overlap <= self.tile // 2:
             raise PhotoError(
-                f"overlap {self.overlap}: at least 0 and at most half of the tile, {self.tile // 2}."
+                f"overlap {self.overlap}: must be at least 0 and at most half of the tile, {self.tile // 2}."
             )
 
     def digest(self, model_digest: str) -> str:
-        """Return 64 hexadecimal characters that name these settings with that model."""
-        said = {"model": model_digest, **asdict(self)}
+        """Return the SHA-256 of these settings with a model, in hexadecimal."""
+        values = {"model": model_digest, **asdict(self)}
         if self.mode != "tiles":
-            del said["tile"], said["overlap"]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+            del values["tile"], values["overlap"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Restorer:
-    """A model on a device, and how it is to restore."""
+    """A model on a device, with settings."""
 
-    def __init__(self, model: MIRAGE, settings: Settings | None = None) -> None:
+    def __init__(self, model: MIRAGE, settings: RestoreSettings | None = None) -> None:
         self.model = model.eval()
-        self.settings = settings or Settings()
+        self.settings = settings or RestoreSettings()
         self.device = model.output.weight.device
 
     def photograph(
         self, data: bytes, name: str, limits: Limits = LIMITS, progress: Progress | None = None
     ) -> bytes:
-        """Return the restored file of the bytes of a file called `name`, in its own format. Raises PhotoError."""
+        """Restore the bytes of an image file; return a file of the same format. Raises PhotoError.
+
+        `name` is for error messages.
+        """
         photo = decode(data, name, limits)
         return encode(self.pixels(photo, progress), photo)
 
     def pixels(self, photo: Photo, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Restore the pixels of a photograph, (3, h, w) in [0, 1]. Raises PhotoError when memory is short."""
+        """Restore the pixels of a photograph, (3, h, w) in [0, 1]. Raises PhotoError if memory is too small."""
         return self._restore(torch.from_numpy(photo.pixels), photo.name, progress)
 
     def pixels_of_several(self, photos: Sequence[Photo]) -> list[NDArray[np.float32]]:
-        """Restore photographs of one size at once, which a GPU does faster; to rounding the same as one by one."""
+        """Restore photographs of one size together: faster on a GPU, equal to single ones up to rounding."""
         if len(photos) == 1:
             return [self.pixels(photos[0])]
         batch = torch.from_numpy(np.stack([photo.pixels for photo in photos]))
@@ -110,7 +114,7 @@ class Restorer:
         except torch.OutOfMemoryError as error:
             size = " x ".join(map(str, reversed(degraded.shape[-2:])))
             raise PhotoError(
-                f"{name}: {size} pixels do not fit the memory of {self.device}. Restore it in mode strips."
+                f"{name}: {size} pixels do not fit into the memory of {self.device}. Use mode strips."
             ) from error
         return restored
 
@@ -120,15 +124,17 @@ class Restorer:
         return nullcontext()
 
 
-def open_restorer(model: str | ModelFile, device: str = "auto", settings: Settings | None = None) -> Restorer:
-    """Return a restorer with the model that is named, on `auto`, `cpu` or `cuda`. Raises PhotoError, RegistryError."""
+def open_restorer(
+    model: str | ModelFile, device: str = "auto", settings: RestoreSettings | None = None
+) -> Restorer:
+    """Return a restorer with the named model on `auto`, `cpu` or `cuda`. Raises PhotoError, RegistryError."""
     chosen = choose_device(device)
     named = find_model(model) if isinstance(model, str) else model
     return Restorer(named.load(chosen), settings)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `auto`, `cpu` or `cuda`. Raises PhotoError where it is not available."""
+    """Return the device `auto`, `cpu` or `cuda`. Raises PhotoError if it is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):

@@ -1,10 +1,10 @@
-"""What has been restored into a folder or a bucket, kept there, so that no photograph is restored twice.
+"""Index of the results in a folder or bucket, stored there, so that no photograph is restored twice.
 
-A folder of results holds `.mirage-restored/`: text files of one JSON record per line. Records are written before the
-results that they speak of. So a result is done when a record says by which model, settings and photograph it was
-made, and its bytes are those of the record; whatever a kill left half-way is not done and is made again.
+It lies in `.mirage-restored/`: text files with one JSON record per line. A record is written before its result. A
+result is complete if a record names its photograph, model and settings, and its bytes have the digest in the record;
+anything else that a killed process left is restored again.
 
-Each writer adds files of its own, named by their content; `merge` makes one of them.
+Each writer adds files named by their content; `merge` combines them into one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from shards.store import Store
 
 FOLDER = ".mirage-restored"
 _README = f"{FOLDER}/README.txt"
-_ABOUT = b"""Which photographs `mirage restore` has restored into this place, with which model and settings.
-It skips those the next time. Without this folder it no longer knows its results, and refuses to replace them.
+_ABOUT = b"""The photographs that `mirage restore` has restored into this folder, with model and settings.
+It skips them the next time. Without these files it does not recognise its results, and refuses to replace them.
 """
 _READERS = 16
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """How one result was made. Digests are SHA-256 in hexadecimal."""
+class ResultRecord:
+    """How one result was computed. Digests are SHA-256 in hexadecimal."""
 
     name: str
     """Key of the result."""
@@ -42,35 +42,35 @@ class Record:
     """Digest of the restored file."""
 
 
-class Ledger:
-    """The records of one store of results."""
+class ResultIndex:
+    """The records of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def prepare(self) -> None:
-        """Create the place of the results. Raises StoreError where nothing can be written."""
+        """Create the bucket or folder and the README. Raises StoreError if it cannot be written."""
         self._store.ensure_bucket()
-        if not self._store.exists(_README):  # else it may be of another version, with other words
+        if not self._store.exists(_README):  # one of another version may differ
             self._store.write(_README, _ABOUT)
 
-    def read(self) -> dict[str, tuple[Record, ...]]:
-        """Return all records by the name of their result."""
-        found: dict[str, tuple[Record, ...]] = {}
+    def read(self) -> dict[str, tuple[ResultRecord, ...]]:
+        """Return all records by the key of their result."""
+        found: dict[str, tuple[ResultRecord, ...]] = {}
         for text in self._parts().values():
             for line in text.splitlines():
                 record = self._record(line)
                 found[record.name] = (*found.get(record.name, ()), record)
         return found
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Write records down, before their results are written."""
+    def add(self, records: Sequence[ResultRecord]) -> None:
+        """Write records; call it before their results are written."""
         lines = "".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records)
         if lines:
             self._store.write(_part(lines.encode()), lines.encode())
 
     def merge(self) -> None:
-        """Write all records as one file and remove those that it replaces."""
+        """Write all records to one file and remove the others."""
         parts = self._parts()
         if len(parts) < 2:
             return
@@ -81,7 +81,7 @@ class Ledger:
                 self._store.delete(key)
 
     def _parts(self) -> dict[str, bytes]:
-        """Return all files of records by key; looks again where another command merged them meanwhile."""
+        """Return the content of all files by key; lists again if another process merged them meanwhile."""
         for attempts_left in reversed(range(_ATTEMPTS)):
             keys = [key for key in self._store.list(f"{FOLDER}/") if key.endswith(".jsonl")]
             try:
@@ -92,13 +92,13 @@ class Ledger:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _record(self, line: bytes) -> Record:
+    def _record(self, line: bytes) -> ResultRecord:
         try:
-            return Record(**json.loads(line))
+            return ResultRecord(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise PhotoError(
-                f"{self._store.uri}/{FOLDER}: holds a line that is no record. Remove the folder; results made so "
-                "far are then replaced with --overwrite only."
+                f"{self._store.uri}/{FOLDER}: has a line that is not a record. Remove the folder; the existing "
+                "results are then replaced only with --overwrite."
             ) from error
 
 

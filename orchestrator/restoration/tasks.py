@@ -1,14 +1,15 @@
-"""Restore many photographs, each once: what the command does here and the batch job does on a cluster.
+"""Restore many photographs, each exactly once: the work of `mirage restore` and of a batch job.
 
-plan      inputs, OUT and the ledger           → tasks: which photograph, where to, what is known of its result
-Workshop  a few tasks at a time, with a model  → outcomes: restored, done already, or failed and why
-finish    the ledger's many files              → one
+plan           inputs, OUT and the index of results   → tasks: source, target, what is known of the target
+RestoreWorker  a chunk of tasks, with a model         → outcomes: restored, skipped, or failed with a reason
+merge_indexes  the many files of an index             → one
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,71 +19,94 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode, format_for
-from orchestrator.restoration.locations import Found, Place, find_photographs, folders, targets
+from orchestrator.restoration.locations import (
+    InputPhoto,
+    ObjectLocation,
+    find_photographs,
+    result_locations,
+    stores_of,
+)
 from orchestrator.restoration.restorer import Progress, Restorer
-from orchestrator.restoration.result_index import Ledger, Record
+from orchestrator.restoration.result_index import ResultIndex, ResultRecord
 from shards.errors import StoreError, UnreachableStoreError
 
-PENDING_PIXELS = 2**24
-"""Photographs that wait for others of their size hold at most so many pixels."""
+MAX_WAITING_PIXELS = 2**24
+"""Pixels of photographs that wait for others of their size."""
 
-ASKED_ONE_BY_ONE = 100
-"""A bucket is listed where more objects than that are looked for."""
+LIST_THRESHOLD = 100
+"""Check more objects than this by listing their bucket, fewer one by one."""
+
+Status = Literal["restored", "skipped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One photograph to be restored."""
+class RestoreTask:
+    """One photograph to restore."""
 
-    source: Place
-    target: Place
-    records: tuple[Record, ...] = ()
-    """What the ledger says of the target."""
+    source: ObjectLocation
+    target: ObjectLocation
+    records: tuple[ResultRecord, ...] = ()
+    """Records of the target in the index."""
     exists: bool = False
-    """Whether there was something at the target when the work was planned."""
+    """Whether the target existed when the tasks were planned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one photograph."""
+class RestoreOutcome:
+    """The end of one task."""
 
-    task: Task
-    status: Literal["restored", "done", "failed"]
+    task: RestoreTask
+    status: Status
     reason: str = ""
-    """Why it failed, as a sentence with the name of the file."""
+    """Why it failed: a sentence with the name of the file."""
     seconds: float = 0.0
 
 
-def plan(inputs: Sequence[str], out: str | None, *, look: bool = False) -> tuple[list[Task], list[str]]:
-    """Return a task per photograph, and what is wrong with inputs that stand for none.
+def summary(counts: Counter[Status]) -> str:
+    """Return the number of photographs by status, in words."""
+    skipped = f", {counts['skipped']:,} already restored" if counts["skipped"] else ""
+    failed = f", {counts['failed']:,} failed" if counts["failed"] else ""
+    return f"{counts['restored']:,} restored{skipped}{failed}"
 
-    Prepares the places of the results, unless this is but a `look`. Raises PhotoError where results would replace
-    photographs, StoreError where they cannot be written.
+
+def plan(
+    inputs: Sequence[str], out: str | None, *, dry_run: bool = False
+) -> tuple[list[RestoreTask], list[str]]:
+    """Return one task per photograph, and the problems of inputs without photographs.
+
+    Prepares the stores of the results unless `dry_run`. Raises PhotoError if a result would replace a photograph,
+    StoreError if a store cannot be written.
     """
-    found, complaints = find_photographs(inputs, out)
-    places = targets(found, out)
-    tasks: dict[Place, Task] = {}
-    by_folder: dict[str, dict[Place, Found]] = {}
-    for place, photograph in zip(places, found, strict=True):
-        by_folder.setdefault(place.folder, {})[place] = photograph
-    for folder, here in by_folder.items():
-        ledger = Ledger(Place(folder, "").store)
-        if not look:
-            ledger.prepare()
-        records, there = ledger.read(), _existing(list(here))
-        for place, photograph in here.items():
-            tasks[place] = Task(photograph.place, place, records.get(place.key, ()), place.key in there)
-    return [tasks[place] for place in places], complaints
+    photos, problems = find_photographs(inputs, out)
+    targets = result_locations(photos, out)
+    tasks: dict[ObjectLocation, RestoreTask] = {}
+    by_store: dict[str, dict[ObjectLocation, InputPhoto]] = {}
+    for target, photo in zip(targets, photos, strict=True):
+        by_store.setdefault(target.folder, {})[target] = photo
+    for folder, members in by_store.items():
+        index = ResultIndex(ObjectLocation(folder, "").store)
+        if not dry_run:
+            index.prepare()
+        records, existing = index.read(), _existing_keys(list(members))
+        for target, photo in members.items():
+            tasks[target] = RestoreTask(
+                photo.location, target, records.get(target.key, ()), target.key in existing
+            )
+    return [tasks[target] for target in targets], problems
 
 
-def finish(tasks: Sequence[Task]) -> None:
-    """Make one file of the ledger's many, wherever results were written."""
-    for folder in folders(task.target for task in tasks):
-        Ledger(Place(folder, "").store).merge()
+def merge_indexes(tasks: Sequence[RestoreTask]) -> None:
+    """Merge the files of each index of results into one."""
+    for folder in stores_of(task.target for task in tasks):
+        ResultIndex(ObjectLocation(folder, "").store).merge()
 
 
-class Workshop:
-    """Restores tasks with a model that is opened when the first photograph needs it."""
+class RestoreWorker:
+    """Restorer of tasks; it loads its model when the first photograph needs it.
+
+    settings: digest of model and settings.
+    batch_size: number of photographs of one size that go through the model together.
+    """
 
     def __init__(
         self,
@@ -90,85 +114,87 @@ class Workshop:
         settings: str,
         *,
         overwrite: bool = False,
-        at_once: int = 1,
+        batch_size: int = 1,
         limits: Limits = LIMITS,
     ) -> None:
-        """`settings` is the digest of model and settings; `at_once` photographs of one size go through together."""
         self._open_model, self._settings = open_model, settings
-        self._overwrite, self._at_once, self._limits = overwrite, at_once, limits
+        self._overwrite, self._batch_size, self._limits = overwrite, batch_size, limits
         self._restorer: Restorer | None = None
 
-    def work(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Outcome]:
-        """Restore photographs whose results lie in one store, and write records and results.
+    def run(self, tasks: Sequence[RestoreTask], progress: Progress | None = None) -> list[RestoreOutcome]:
+        """Restore the photographs of tasks whose targets are in one store; write records, then results.
 
         A photograph that cannot be restored is an outcome. A store that does not answer or cannot be written is an
-        error, which loses nothing: whoever calls again with a new plan goes on from there.
+        error; nothing is lost, and a new plan continues from there.
         """
-        outcomes: list[Outcome] = []
-        made: list[tuple[Task, Record, bytes, float]] = []
+        outcomes: list[RestoreOutcome] = []
+        restored: list[tuple[RestoreTask, ResultRecord, bytes, float]] = []
         for batch in self._batches(tasks, outcomes):
             began = time.monotonic()
             try:
-                restored = self._restore([photo for _, photo, _ in batch], progress)
+                results = self._restore([photo for _, photo, _ in batch], progress)
             except PhotoError as error:
-                outcomes += [Outcome(task, "failed", str(error)) for task, _, _ in batch]
+                outcomes += [RestoreOutcome(task, "failed", str(error)) for task, _, _ in batch]
                 continue
             seconds = (time.monotonic() - began) / len(batch)
-            for (task, photo, digest), pixels in zip(batch, restored, strict=True):
+            for (task, photo, digest), pixels in zip(batch, results, strict=True):
                 try:
                     data = encode(pixels, photo, format_for(task.target.key, photo))
                 except PhotoError as error:
-                    outcomes.append(Outcome(task, "failed", str(error)))
+                    outcomes.append(RestoreOutcome(task, "failed", str(error)))
                     continue
-                record = Record(task.target.key, digest, self._settings, _digest(data))
-                made.append((task, record, data, seconds))
-        if made:
-            Ledger(made[0][0].target.store).add([record for _, record, _, _ in made])
-        for task, record, data, seconds in made:
-            outcomes.append(self._deliver(task, record, data, seconds))
+                record = ResultRecord(task.target.key, digest, self._settings, _digest(data))
+                restored.append((task, record, data, seconds))
+        if restored:
+            ResultIndex(restored[0][0].target.store).add([record for _, record, _, _ in restored])
+        for task, record, data, seconds in restored:
+            outcomes.append(self._write(task, record, data, seconds))
         return outcomes
 
     def _batches(
-        self, tasks: Sequence[Task], outcomes: list[Outcome]
-    ) -> Iterator[list[tuple[Task, Photo, str]]]:
-        """Yield photographs that are to be restored together; what needs no restoring goes to `outcomes`."""
-        waiting: dict[tuple[int, int], list[tuple[Task, Photo, str]]] = {}
+        self, tasks: Sequence[RestoreTask], outcomes: list[RestoreOutcome]
+    ) -> Iterator[list[tuple[RestoreTask, Photo, str]]]:
+        """Yield batches of photographs with their digests; append what needs no restoring to `outcomes`."""
+        waiting: dict[tuple[int, int], list[tuple[RestoreTask, Photo, str]]] = {}
         for task in tasks:
             try:
                 data = task.source.store.read(task.source.key)
                 digest = _digest(data)
                 if task.exists and self._is_done(task, digest):
-                    outcomes.append(Outcome(task, "done"))
+                    outcomes.append(RestoreOutcome(task, "skipped"))
                     continue
                 photo = decode(data, str(task.source), self._limits)
                 format_for(task.target.key, photo)
             except UnreachableStoreError:
                 raise
             except (PhotoError, StoreError) as error:
-                outcomes.append(Outcome(task, "failed", str(error)))
+                outcomes.append(RestoreOutcome(task, "failed", str(error)))
                 continue
             waiting.setdefault(photo.size, []).append((task, photo, digest))
             pending = sum(height * width * len(batch) for (height, width), batch in waiting.items())
             for size in list(waiting):
-                if len(waiting[size]) >= self._at_once or pending > PENDING_PIXELS:
+                if len(waiting[size]) >= self._batch_size or pending > MAX_WAITING_PIXELS:
                     yield waiting.pop(size)
         yield from waiting.values()
 
-    def _is_done(self, task: Task, photograph: str) -> bool:
-        """Whether the target is the result of this photograph with these settings; PhotoError when it is not ours."""
-        there = _digest(task.target.store.read(task.target.key))
-        wanted = Record(task.target.key, photograph, self._settings, there)
-        if wanted in task.records:
+    def _is_done(self, task: RestoreTask, photograph: str) -> bool:
+        """Return whether the target is the result of this photograph with these settings.
+
+        Raises PhotoError if it is something else that must not be replaced.
+        """
+        existing = _digest(task.target.store.read(task.target.key))
+        expected = ResultRecord(task.target.key, photograph, self._settings, existing)
+        if expected in task.records:
             return True
         if self._overwrite:
             return False
-        if there in [record.result for record in task.records]:
+        if existing in [record.result for record in task.records]:
             raise PhotoError(
                 f"{task.target}: is the result of another model, other settings or another photograph. "
                 "Choose another -o, or --overwrite."
             )
         raise PhotoError(
-            f"{task.target}: exists, and is no result that is known here. Choose another -o, or --overwrite."
+            f"{task.target}: exists and is not a known result. Choose another -o, or --overwrite."
         )
 
     def _restore(self, photos: list[Photo], progress: Progress | None) -> list[NDArray[np.float32]]:
@@ -178,28 +204,27 @@ class Workshop:
             return [self._restorer.pixels(photos[0], progress)]
         return self._restorer.pixels_of_several(photos)
 
-    def _deliver(self, task: Task, record: Record, data: bytes, seconds: float) -> Outcome:
-        """Write a result, once."""
+    def _write(self, task: RestoreTask, record: ResultRecord, data: bytes, seconds: float) -> RestoreOutcome:
+        """Write a result, unless another process has written the target since the plan."""
         store, key = task.target.store, task.target.key
         if task.exists:
             store.delete(key)
-        elif store.exists(key) and _digest(store.read(key)) != record.result:
-            # Written since the plan: by this very work before its process was killed and started again, or by others.
-            made = Ledger(store).read().get(key, ())
-            ours = Record(key, record.photograph, record.settings, _digest(store.read(key)))
-            if ours not in made:
-                return Outcome(task, "failed", f"{task.target}: something else was written there meanwhile.")
-            return Outcome(task, "done")
+        elif store.exists(key) and (existing := _digest(store.read(key))) != record.result:
+            # A restarted worker may find the result of the process before it.
+            ours = ResultRecord(key, record.photograph, record.settings, existing)
+            if ours not in ResultIndex(store).read().get(key, ()):
+                return RestoreOutcome(task, "failed", f"{task.target}: another process wrote it meanwhile.")
+            return RestoreOutcome(task, "skipped")
         store.write(key, data)
-        return Outcome(task, "restored", seconds=seconds)
+        return RestoreOutcome(task, "restored", seconds=seconds)
 
 
-def _existing(places: Sequence[Place]) -> set[str]:
-    """Return which keys of one store are taken: asked one by one, or by a listing where that is quicker."""
-    folder, store = places[0].folder, places[0].store
-    if "://" in folder and len(places) > ASKED_ONE_BY_ONE:
+def _existing_keys(locations: Sequence[ObjectLocation]) -> set[str]:
+    """Return the keys that exist of these, all in one store."""
+    folder, store = locations[0].folder, locations[0].store
+    if "://" in folder and len(locations) > LIST_THRESHOLD:
         return set(store.list())
-    return {place.key for place in places if store.exists(place.key)}
+    return {location.key for location in locations if store.exists(location.key)}
 
 
 def _digest(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Say what a restoration worker does and returns."""
+"""What a worker of a restoration job needs, and what it returns."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ import torch
 
 from mirage.weights import loads
 from orchestrator.imaging.photos import Limits
-from orchestrator.restoration.restorer import Restorer, Settings, choose_device
-from orchestrator.restoration.tasks import Outcome, Workshop
+from orchestrator.restoration.restorer import Restorer, RestoreSettings, choose_device
+from orchestrator.restoration.tasks import RestoreOutcome, RestoreWorker
 
-Outcomes = Generator[Outcome, None, None]
-"""In no particular order; closing it ends the work."""
+Outcomes = Generator[RestoreOutcome, None, None]
+"""Outcomes in any order; closing the generator ends the work."""
 
-
-LOT = 8
-"""Photographs that a worker takes at a time; a kill loses at most so many per worker."""
+CHUNK_SIZE = 8
+"""Photographs in one chunk of a worker; a killed worker repeats at most one chunk."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What each worker needs besides tasks: plain data, so that it pickles."""
+class WorkerSpec:
+    """Settings of the workers of a job; it can be pickled."""
 
     weights: bytes
     """The model, as safetensors."""
-    settings: Settings
+    settings: RestoreSettings
     digest: str
-    """Of model and settings."""
+    """Digest of model and settings."""
     gpu: bool
     threads: int
     overwrite: bool
     batch_size: int
     limits: Limits
 
-    def workshop(self) -> Workshop:
-        """Return a workshop whose model is loaded on the first photograph."""
+    def make_worker(self) -> RestoreWorker:
+        """Return a worker that loads its model with its first photograph."""
         torch.set_num_threads(self.threads)
 
-        def opened() -> Restorer:
+        def open_model() -> Restorer:
             return Restorer(loads(self.weights, choose_device("cuda" if self.gpu else "cpu")), self.settings)
 
-        return Workshop(
-            opened, self.digest, overwrite=self.overwrite, at_once=self.batch_size, limits=self.limits
+        return RestoreWorker(
+            open_model, self.digest, overwrite=self.overwrite, batch_size=self.batch_size, limits=self.limits
         )

@@ -1,4 +1,4 @@
-"""`mirage restore`: everything that is asked for, each photograph once, and no photograph lost."""
+"""`mirage restore` restores every photograph once and never replaces one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from mirage import MIRAGE
 from orchestrator.restoration.restorer import Restorer
-from orchestrator.restoration.result_index import FOLDER, Ledger, Record
+from orchestrator.restoration.result_index import FOLDER, ResultIndex, ResultRecord
 from shards.store import LocalStore, open_store
 from tests.claims import assert_one_clear_error, wait_until
 
@@ -33,7 +33,9 @@ def times(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
 
 
-def test_a_folder_comes_back_as_it_was_but_restored(folder: Path, restore: Command, model: MIRAGE) -> None:
+def test_a_folder_is_restored_with_all_formats_tags_and_depths(
+    folder: Path, restore: Command, model: MIRAGE
+) -> None:
     before = {name: (folder / name).read_bytes() for name in files(folder)}
     done = restore("in", "-o", "out")
     assert done.status == 0, done.text
@@ -55,21 +57,21 @@ def test_a_folder_comes_back_as_it_was_but_restored(folder: Path, restore: Comma
         assert (out / name).read_bytes() == restorer.photograph(before[name], name)
 
 
-def test_what_is_done_is_skipped_and_what_is_missing_is_made(folder: Path, restore: Command) -> None:
+def test_existing_results_are_skipped_and_missing_ones_restored(folder: Path, restore: Command) -> None:
     restore("in", "-o", "out")
     out = folder.parent / "out"
     first = times(out)
     again = restore("in", "-o", "out")
-    assert "0 restored, 6 done already" in again.text
+    assert "0 restored, 6 already restored" in again.text
     assert times(out) == first
     (out / "grey.png").unlink()
-    assert "1 restored, 5 done already" in restore("in", "-o", "out").text
+    assert "1 restored, 5 already restored" in restore("in", "-o", "out").text
     assert {name: at for name, at in times(out).items() if name != "grey.png"} == {
         name: at for name, at in first.items() if name != "grey.png"
     }
 
 
-def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) -> None:
+def test_the_index_is_read_completely_while_another_process_merges_it(tmp_path: Path) -> None:
     class Disturbed(LocalStore):
         """Another command merges right after the first listing."""
 
@@ -79,22 +81,22 @@ def test_a_ledger_is_read_whole_while_another_command_merges_it(tmp_path: Path) 
             keys = super().list(prefix)
             if not self.merged:
                 self.merged = True
-                Ledger(LocalStore(tmp_path)).merge()
+                ResultIndex(LocalStore(tmp_path)).merge()
             return keys
 
-    records = [Record(f"{name}.png", "photograph", "settings", "result") for name in "ab"]
+    records = [ResultRecord(f"{name}.png", "photograph", "settings", "result") for name in "ab"]
     for record in records:
-        Ledger(LocalStore(tmp_path)).add([record])
-    assert Ledger(Disturbed(tmp_path)).read() == {record.name: (record,) for record in records}
+        ResultIndex(LocalStore(tmp_path)).add([record])
+    assert ResultIndex(Disturbed(tmp_path)).read() == {record.name: (record,) for record in records}
 
 
-def test_the_ledger_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
+def test_the_index_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
     restore("in", "-o", "out")
     assert len(list((folder.parent / "out" / FOLDER).glob("*.jsonl"))) == 1
 
 
 @pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
-def test_a_result_that_is_not_this_one_is_replaced_only_on_demand(
+def test_another_file_at_the_target_is_replaced_only_with_overwrite(
     folder: Path, restore: Command, change: str
 ) -> None:
     restore("in/grey.png", "-o", "out")
@@ -115,7 +117,7 @@ def test_a_result_that_is_not_this_one_is_replaced_only_on_demand(
     assert result.read_bytes() == before
     assert restore("in/grey.png", "-o", "out", "--overwrite", *options).status == 0
     assert result.read_bytes() != before
-    assert "done already" in restore("in/grey.png", "-o", "out", *options).text
+    assert "already restored" in restore("in/grey.png", "-o", "out", *options).text
 
 
 BAD = {
@@ -125,7 +127,9 @@ BAD = {
 }
 
 
-def test_a_file_that_is_no_image_is_named_and_the_rest_goes_on(folder: Path, restore: Command) -> None:
+def test_a_file_that_is_no_image_is_reported_and_the_others_are_restored(
+    folder: Path, restore: Command
+) -> None:
     for name, (content, _) in BAD.items():
         cut = (folder / "turned.jpg").read_bytes()[:-400]
         (folder / name).write_bytes(cut if content is None else content)
@@ -154,7 +158,9 @@ def test_a_photograph_is_never_replaced(folder: Path, restore: Command) -> None:
     assert {name: (folder / name).read_bytes() for name in files(folder)} == before
 
 
-def test_a_hard_link_to_a_photograph_is_broken_not_written_through(folder: Path, restore: Command) -> None:
+def test_a_hard_link_to_a_photograph_is_replaced_without_changing_the_photograph(
+    folder: Path, restore: Command
+) -> None:
     (folder.parent / "out").mkdir()
     os.link(folder / "grey.png", folder.parent / "out" / "grey.png")
     before = (folder / "grey.png").read_bytes()
@@ -169,17 +175,19 @@ def test_one_name_in_two_folders_makes_two_results(folder: Path, restore: Comman
     assert files(folder.parent / "out") == ["trip/turned.jpg", "turned.jpg"]
 
 
-def test_a_result_without_out_stands_beside_and_is_no_input_next_time(folder: Path, restore: Command) -> None:
+def test_without_out_a_result_is_beside_its_photograph_and_no_input_next_time(
+    folder: Path, restore: Command
+) -> None:
     assert "1 restored" not in restore("in/grey.png").text  # one photograph needs no summary
     assert (folder / "grey.restored.png").is_file()
     done = restore("in")
-    assert "5 restored, 1 done already" in done.text
-    assert "0 restored, 6 done already" in restore("in").text
+    assert "5 restored, 1 already restored" in done.text
+    assert "0 restored, 6 already restored" in restore("in").text
 
 
-def test_results_below_their_input_are_no_inputs(folder: Path, restore: Command) -> None:
+def test_results_below_their_input_folder_are_no_inputs(folder: Path, restore: Command) -> None:
     assert "6 restored" in restore("in", "-o", "in/results").text
-    assert "0 restored, 6 done already" in restore("in", "-o", "in/results").text
+    assert "0 restored, 6 already restored" in restore("in", "-o", "in/results").text
 
 
 def test_a_file_as_out_chooses_the_format(folder: Path, restore: Command) -> None:
@@ -199,14 +207,14 @@ def test_a_wrong_suffix_does_not_change_the_format(folder: Path, restore: Comman
         assert image.format == "PNG"
 
 
-def test_an_out_that_cannot_be_written_is_said_before_any_work(folder: Path, restore: Command) -> None:
+def test_an_out_that_cannot_be_written_is_an_error_before_any_work(folder: Path, restore: Command) -> None:
     (folder.parent / "file").write_text("in the way")
     done = restore("in", "-o", "file/out")
     assert_one_clear_error(done, "file/out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_said_before_any_work(folder: Path, restore: Command) -> None:
+def test_a_read_only_folder_is_an_error_before_any_work(folder: Path, restore: Command) -> None:
     (folder.parent / "out").mkdir(mode=0o555)
     done = restore("in", "-o", "out")
     assert_one_clear_error(done, "permission denied")
@@ -215,10 +223,10 @@ def test_a_read_only_folder_is_said_before_any_work(folder: Path, restore: Comma
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mode", "fast"], "mode fast: one of auto, whole, strips, tiles."),
-        (["--precision", "fp16"], "precision fp16: one of fp32, bf16."),
+        (["--mode", "fast"], "mode fast: must be one of auto, whole, strips, tiles."),
+        (["--precision", "fp16"], "precision fp16: must be one of fp32, bf16."),
         (["--device", "tpu"], "device tpu is not available here. Known: auto, cpu, cuda."),
-        (["--tile", "100"], "tile 100: needs a multiple of 8 pixels. Nearest: 96."),
+        (["--tile", "100"], "tile 100: must be a multiple of 8 pixels, for example 96."),
         (
             ["--tile", "64", "--mode", "strips"],
             "--tile and --overlap go with --mode tiles, not with --mode strips.",
@@ -245,7 +253,7 @@ def test_a_wrong_option_is_one_line_and_restores_nothing(
     assert files(folder.parent / "out") == []
 
 
-def test_a_model_that_is_not_there_leaves_nothing_behind(folder: Path, restore: Command) -> None:
+def test_a_missing_model_leaves_nothing_behind(folder: Path, restore: Command) -> None:
     done = restore("in", "-o", "out", model="no-such-run")
     assert done.status == 2
     assert done.text.startswith("no-such-run: no such file, and no run of that name")
@@ -268,7 +276,7 @@ def test_compare_shows_photographs_beside_their_results_upright(folder: Path, re
     assert tall > 34 * (640 // 34) * 0.9  # 34 wide as stored, 34 tall as shown
 
 
-def test_bf16_and_strips_are_settings_of_their_own(folder: Path, restore: Command) -> None:
+def test_bf16_and_strips_change_the_digest_of_the_settings(folder: Path, restore: Command) -> None:
     plain = folder.parent / "a" / "grey.png"
     restore("in/grey.png", "-o", "a")
     for name, options in (("b", ["--precision", "bf16"]), ("c", ["--mode", "strips"])):
@@ -278,7 +286,7 @@ def test_bf16_and_strips_are_settings_of_their_own(folder: Path, restore: Comman
         assert apart.max() <= (1 if name == "c" else 20)
 
 
-def test_a_bucket_serves_as_input_and_as_output(folder: Path, restore: Command, bucket: str) -> None:
+def test_inputs_and_results_can_be_in_a_bucket(folder: Path, restore: Command, bucket: str) -> None:
     store = open_store(bucket)
     for name in files(folder):
         store.write(f"raw/{name}", (folder / name).read_bytes())
@@ -290,7 +298,7 @@ def test_a_bucket_serves_as_input_and_as_output(folder: Path, restore: Command, 
     assert restore("in", "-o", "out").status == 0
     for name in RESULTS:
         assert store.read(f"restored/{name}") == (folder.parent / "out" / name).read_bytes()
-    assert "0 restored, 6 done already" in restore(f"{bucket}/raw", "-o", f"{bucket}/restored").text
+    assert "0 restored, 6 already restored" in restore(f"{bucket}/raw", "-o", f"{bucket}/restored").text
     assert restore(f"{bucket}/raw/*.png", f"{bucket}/raw/trip/turned.jpg", "-o", "mixed").status == 0
     assert files(folder.parent / "mixed") == ["alpha.png", "deep.png", "grey.png", "turned.jpg"]
     refused = restore(f"{bucket}/raw", "-o", f"{bucket}/raw")
@@ -298,7 +306,7 @@ def test_a_bucket_serves_as_input_and_as_output(folder: Path, restore: Command, 
     assert "matches no photograph" in restore(f"{bucket}/none", "-o", "none").text
 
 
-def test_a_killed_command_goes_on_and_loses_no_result(folder: Path, weights: str) -> None:
+def test_a_killed_command_continues_and_loses_no_result(folder: Path, weights: str) -> None:
     for index in range(12):
         Image.fromarray(np.full((160, 200, 3), index, np.uint8)).save(folder / f"plain{index:02}.png")
     command = [sys.executable, "-m", "orchestrator", "restore", "in", "-o", "out", "-m", weights]

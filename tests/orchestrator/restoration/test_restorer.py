@@ -17,7 +17,7 @@ from mirage.weights import dumps
 from orchestrator.errors import PhotoError, RegistryError
 from orchestrator.imaging.photos import Limits, decode
 from orchestrator.registry.resolve import find_model
-from orchestrator.restoration.restorer import Restorer, Settings, open_restorer
+from orchestrator.restoration.restorer import Restorer, RestoreSettings, open_restorer
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri
@@ -61,39 +61,39 @@ def test_several_of_one_size_differ_from_one_by_one_by_one_level_at_most(model: 
 def test_bf16_is_close_to_fp32_and_keeps_the_depth(model: MIRAGE, mode: str) -> None:
     photo = decode(photograph(40, 56), "a.png")
     how = {"mode": mode, "tile": 16, "overlap": 8}
-    exact = Restorer(model, Settings(**how)).pixels(photo)
-    rough = Restorer(model, Settings(precision="bf16", **how)).pixels(photo)
+    exact = Restorer(model, RestoreSettings(**how)).pixels(photo)
+    rough = Restorer(model, RestoreSettings(precision="bf16", **how)).pixels(photo)
     assert rough.dtype == np.float32
     assert 0 < np.abs(exact - rough).max() < 0.05
     # A result that had gone through bfloat16 as a whole would be one of its 256 values between 0.5 and 1.
     assert len(np.unique(rough[(rough > 0.5) & (rough < 1)])) > 256
 
 
-def test_impossible_settings_name_what_is_possible() -> None:
+def test_invalid_settings_are_errors_that_name_the_valid_ones() -> None:
     for values, message in (
-        ({"mode": "fast"}, "mode fast: one of auto, whole, strips, tiles."),
-        ({"precision": "fp16"}, "precision fp16: one of fp32, bf16."),
-        ({"tile": 100}, "tile 100: needs a multiple of 8 pixels. Nearest: 96."),
-        ({"tile": 64, "overlap": 40}, "overlap 40: at least 0 and at most half of the tile, 32."),
+        ({"mode": "fast"}, "mode fast: must be one of auto, whole, strips, tiles."),
+        ({"precision": "fp16"}, "precision fp16: must be one of fp32, bf16."),
+        ({"tile": 100}, "tile 100: must be a multiple of 8 pixels, for example 96."),
+        ({"tile": 64, "overlap": 40}, "overlap 40: must be at least 0 and at most half of the tile, 32."),
     ):
-        with pytest.raises(PhotoError) as refusal:
-            Settings(**values)
-        assert str(refusal.value) == message
+        with pytest.raises(PhotoError) as error:
+            RestoreSettings(**values)
+        assert str(error.value) == message
 
 
-def test_the_digest_names_what_changes_the_pixels_and_nothing_else() -> None:
-    base = Settings().digest("a")
-    assert Settings().digest("b") != base
-    assert Settings(precision="bf16").digest("a") != base
-    assert Settings(tile=256).digest("a") == base  # without tiles
-    assert Settings(mode="tiles", tile=256).digest("a") != Settings(mode="tiles").digest("a")
+def test_the_digest_depends_on_every_setting_that_changes_the_pixels_and_on_no_other() -> None:
+    base = RestoreSettings().digest("a")
+    assert RestoreSettings().digest("b") != base
+    assert RestoreSettings(precision="bf16").digest("a") != base
+    assert RestoreSettings(tile=256).digest("a") == base  # without tiles
+    assert RestoreSettings(mode="tiles", tile=256).digest("a") != RestoreSettings(mode="tiles").digest("a")
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [(Limits(bytes=100), "a.png: takes 0.0 MiB, more than"), (Limits(pixels=700), "a.png: holds more than")],
 )
-def test_limits_are_the_callers(model: MIRAGE, limits: Limits, message: str) -> None:
+def test_a_caller_sets_the_limits(model: MIRAGE, limits: Limits, message: str) -> None:
     with pytest.raises(PhotoError, match=message):
         Restorer(model).photograph(photograph(), "a.png", limits)
 
@@ -104,7 +104,7 @@ def finished_run(folder: Path, model: MIRAGE) -> None:
     (folder / "result.json").write_text(json.dumps({"weights": "weights/abc.safetensors"}))
 
 
-def test_a_model_is_found_under_each_of_its_names(
+def test_a_model_is_found_by_each_of_its_names(
     model: MIRAGE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
@@ -130,6 +130,6 @@ def test_a_model_is_found_under_each_of_its_names(
         np.testing.assert_array_equal(open_restorer(name, "cpu").pixels(photo), expected, err_msg=name)
 
 
-def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
+def test_a_run_without_a_result_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"holds no finished run \(no result.json\)"):
         find_model(str(tmp_path))
