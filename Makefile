@@ -5,15 +5,16 @@ BIN    := $(VENV)/bin
 # Everything writes into $(VENV) and .mirage/; `make clean` removes both.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A process of tests for every core, at most 8; tests that share a server stay in one (tests/conftest.py).
-PYTEST   := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --durations=10
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n logical --maxprocesses 8
+PYTEST   := $(BIN)/python -m pytest --durations=10
+SPREAD   := $(PYTEST) --dist loadgroup -n logical --maxprocesses
+PARALLEL := OMP_NUM_THREADS=1 $(SPREAD) 8
 
 .PHONY: demo test test-slow quick check setup clean help mutants
 
 help:
 	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
 	@echo "make test       set up, then style, types, imports and the tests"
-	@echo "make test-slow  clusters, kills, servers, the whole main job (under 20 minutes)"
+	@echo "make test-slow  clusters, kills, servers, the whole main job (under 30 minutes)"
 	@echo "make quick      the tests that need no server and no cluster (under 3 minutes)"
 	@echo "make mutants    random changes in named modules, and which of them the tests notice (MUTANTS='--each 2 shards/cache.py')"
 	@echo "make check      style, types and import rules alone"
@@ -39,7 +40,8 @@ test: setup check
 
 test-slow: setup
 	@scripts/browser
-	@$(PYTEST) -n 2 -m slow
+	@$(SPREAD) 2 -m "slow and not cluster"
+	@$(PYTEST) -m "slow and cluster"
 
 mutants: setup
 	@$(BIN)/python scripts/mutants $(MUTANTS)

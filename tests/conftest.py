@@ -9,9 +9,6 @@ import pytest
 
 pytest.register_assert_rewrite("tests.claims")
 
-LONGEST_FIRST = ("cluster", "mlflow")
-"""Groups of tests that begin before the others, so that no process is left with a long one at the end."""
-
 ALLOWED_SKIPS = {
     "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/gpu.md)",
     "root may write anywhere": "CI runs as root in a container",
@@ -23,20 +20,9 @@ ALLOWED_SKIPS = {
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, and those of several files that share a server (`xdist_group`)."""
-
-    def group(item: pytest.Item) -> str:
-        mark = item.get_closest_marker("xdist_group")
-        if mark is None:
-            mark = pytest.mark.xdist_group(item.nodeid.split("::")[0]).mark
-            item.add_marker(pytest.mark.xdist_group(*mark.args))
-        return str(mark.args[0])
-
-    groups = {item: group(item) for item in items}
-    items.sort(
-        key=lambda item: (
-            LONGEST_FIRST.index(g) if (g := groups[item]) in LONGEST_FIRST else len(LONGEST_FIRST)
-        )
-    )
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 def forbidden_skip(reason: str) -> bool:

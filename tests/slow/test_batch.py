@@ -15,7 +15,7 @@ from orchestrator.restoration.result_index import FOLDER
 from tests.claims import wait_until
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
 PHOTOGRAPHS = 96
 JOB = """#!/usr/bin/env -S python -m orchestrator run

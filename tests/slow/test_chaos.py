@@ -13,7 +13,7 @@ import yaml
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.project import plain_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
 __all__ = ["home"]  # a fixture
 

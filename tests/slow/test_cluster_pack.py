@@ -8,7 +8,7 @@ import pytest
 
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.cluster]
 
 JOB = """#!/usr/bin/env -S python -m orchestrator run
 name: many

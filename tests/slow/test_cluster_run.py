@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.claims import BIN, Finished, assert_same_weights, assert_unchanged, final_weights
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
 
 def runs(project: Project, name: str) -> list[Path]:

@@ -14,7 +14,7 @@ from orchestrator.evaluation.scores import from_records, summarise
 from tests.claims import Finished, assert_unchanged
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.cluster]
 
 DEGRADATIONS = ("haze", "rain", "noise15", "noise25", "noise50")
 

@@ -31,7 +31,12 @@ from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, NOTICE_SECONDS, ON_LOOPBACK, Place, drain
 from tests.slow.project import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.cluster,
+]
 
 __all__ = ["home"]  # a fixture
 

@@ -9,7 +9,7 @@ from mirage import MIRAGE, ModelConfig, save
 from orchestrator.evaluation.image_results import ImageResult, from_parquet
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
 PACK_JOB = """#!/usr/bin/env -S python -m orchestrator run
 name: judged

@@ -29,7 +29,7 @@ from orchestrator.events import (
 from tests.orchestrator.conftest import SMALL, home
 from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place, drain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.cluster]
 
 __all__ = ["home"]  # a fixture
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SCRIPT = """
 import json, os

@@ -30,7 +30,7 @@ from tests.slow.serving import (
     until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.cluster]
 
 FLAGS = (
     "--min-replicas",

@@ -13,7 +13,7 @@ from orchestrator.sweeps.trial_table import Table, table_of
 from tests.claims import wait_until
 from tests.slow.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
 SWEEP = """#!/usr/bin/env -S python -m orchestrator run
 extends: small.yaml

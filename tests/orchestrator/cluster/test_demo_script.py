@@ -16,6 +16,8 @@ import pytest
 
 from orchestrator.cluster.local import lifecycle, ports, processes
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parents[3]
 
 

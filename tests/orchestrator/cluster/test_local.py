@@ -23,6 +23,8 @@ from orchestrator.cluster.local.state import ClusterState
 from orchestrator.errors import ClusterError
 from tests.claims import wait_until
 
+pytestmark = pytest.mark.cluster
+
 BIN = Path(sys.executable).parent
 
 
