@@ -15,20 +15,22 @@ from orchestrator.paths import home
 
 
 def report(
-    names: Sequence[str], results: Sequence[Path], out: Path | None, against: str | None
+    names: Sequence[str], results: Sequence[Path], out: Path | None, compare_with: str | None
 ) -> Iterator[str]:
     """Yield each table as text, then the names of the files. Raises EvaluationError.
 
     names: tables as the paper numbers them; none: all, and those of benchmarks that are not in the paper.
     results: folders of evaluations; none: all in this project's home folder.
     out: folder for tables.md, tables.csv and tables.json.
-    against: published row to compare with; None: the one that fits the model.
+    compare_with: published row to compare with; None: the one that fits the model.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise EvaluationError(f"--table {', '.join(unknown)}: one of {', '.join(NAMES)}.")
     summaries = _summaries(results)
-    made = [table for name in names or NAMES for table in paper_tables.make_tables(name, summaries, against)]
+    made = [
+        table for name in names or NAMES for table in paper_tables.make_tables(name, summaries, compare_with)
+    ]
     if not names:
         made += paper_tables.own_tables(summaries)
     for table in made:

@@ -56,14 +56,14 @@ class PaperTable:
 
 
 def make_tables(
-    name: str, summaries: Sequence[EvaluationSummary], against: str | None = None
+    name: str, summaries: Sequence[EvaluationSummary], compare_with: str | None = None
 ) -> list[PaperTable]:
     """Return the parts of the paper's table `name` with a measured line for every evaluation that has its columns.
 
-    `against` names the published row that measured ones are compared with; by default the row of the same name or
+    `compare_with` names the published row that measured ones are compared with; by default the row of the same name or
     size. Raises EvaluationError if an evaluation has a column under other protocols only.
     """
-    return [_table(table, summaries, against) for table in published(name)]
+    return [_table(table, summaries, compare_with) for table in published(name)]
 
 
 def own_tables(summaries: Sequence[EvaluationSummary]) -> list[PaperTable]:
@@ -91,7 +91,9 @@ def own_tables(summaries: Sequence[EvaluationSummary]) -> list[PaperTable]:
     return made
 
 
-def _table(table: PublishedTable, summaries: Sequence[EvaluationSummary], against: str | None) -> PaperTable:
+def _table(
+    table: PublishedTable, summaries: Sequence[EvaluationSummary], compare_with: str | None
+) -> PaperTable:
     columns = published("1")[0].columns if table.key in OF_AVERAGES else table.columns
     benchmarks = [column for column in columns if column != AVERAGE]
     lines = [TableLine("published", r.method, r.parameters, r.cells, r.facts) for r in table.rows]
@@ -104,7 +106,7 @@ def _table(table: PublishedTable, summaries: Sequence[EvaluationSummary], agains
         if not found:
             continue
         measured |= set(found)
-        reference = _reference(table, summary, against)
+        reference = _reference(table, summary, compare_with)
         for subset, suffix in (("all", ""), ("without-leak", ", without the leaked images of SOTS")):
             if not any(subset == of for scores in found.values() for _, of in scores):
                 continue
@@ -188,14 +190,16 @@ def _minus(cells: Cells, other: Cells) -> Cells:
     return difference
 
 
-def _reference(table: PublishedTable, summary: EvaluationSummary, against: str | None) -> PublishedRow | None:
+def _reference(
+    table: PublishedTable, summary: EvaluationSummary, compare_with: str | None
+) -> PublishedRow | None:
     """Return the published row to compare with: the one named, else of the same name, else MIRAGE of that size."""
-    if against is not None:
+    if compare_with is not None:
         for row in table.rows:
-            if row.method.lower().startswith(against.lower()):
+            if row.method.lower().startswith(compare_with.lower()):
                 return row
         raise EvaluationError(
-            f"--against {against}: no such row in this table. It has: {', '.join(r.method for r in table.rows)}."
+            f"--compare-with {compare_with}: no such row in this table. It has: {', '.join(r.method for r in table.rows)}."
         )
     for row in table.rows:
         if row.method.lower() == summary.model.name.lower():

@@ -71,10 +71,10 @@ def test_a_measured_row_stands_beside_its_difference_to_the_row_of_its_size() ->
     assert difference.cells["rain100l"]["psnr"] == pytest.approx(31.0 - 38.44)
     small = replace(WHOLE, parameters=9_678_983)
     assert "MIRAGE-S" in lines(paper_tables.make_tables("1", [small])[0], "difference")[0].method
-    named = paper_tables.make_tables("1", [WHOLE], against="PromptIR")[0]
+    named = paper_tables.make_tables("1", [WHOLE], compare_with="PromptIR")[0]
     assert "minus PromptIR" in lines(named, "difference")[0].method
     with pytest.raises(EvaluationError, match="It has: BRDNet"):
-        paper_tables.make_tables("1", [WHOLE], against="nobody")
+        paper_tables.make_tables("1", [WHOLE], compare_with="nobody")
 
 
 def test_columns_without_data_stay_empty_and_say_what_to_pack() -> None:
