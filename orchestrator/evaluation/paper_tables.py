@@ -199,7 +199,8 @@ def _reference(
             if row.method.lower().startswith(compare_with.lower()):
                 return row
         raise EvaluationError(
-            f"--compare-with {compare_with}: no such row in this table. It has: {', '.join(r.method for r in table.rows)}."
+            f"--compare-with {compare_with}: no such row in this table. "
+            f"It has: {', '.join(r.method for r in table.rows)}."
         )
     for row in table.rows:
         if row.method.lower() == summary.model.name.lower():

@@ -1,4 +1,4 @@
-"""A fresh model, and a job that judges it on the small dataset."""
+"""A new model, and a job that evaluates it on the small dataset."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluation_job(small_data: Dataset, at_home: Path, weights: Path, tmp_path: Path) -> MakeEvaluation:
-    """A job that judges a fresh model on the small dataset; its results stand apart from other tests'."""
+    """Return a function that makes a job that evaluates a new model on the small dataset, in a folder of its own."""
 
     def make(**changes: object) -> EvaluateJob:
         job = job_from_mapping(
             {
-                "name": "judge",
+                "name": "evaluate",
                 "kind": "evaluate",
                 "storage": str(tmp_path),
                 "model": {"weights": str(weights)},
                 "data": {"manifests": small_data.uris[0]},
                 "evaluate": {"degradations": ["rain", "noise25"]},
-                "track": {"experiment": "judging"},
+                "track": {"experiment": "evaluation"},
                 **changes,
             }
         )

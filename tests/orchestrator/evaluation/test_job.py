@@ -120,7 +120,7 @@ def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluati
     job = evaluation_job(name="tracked")
     _, folder = run(job)
     uri = resolve_tracking_uri()
-    found = runs.find_run(uri, evaluation.EVALUATION_TAG, folder.name, "judging")
+    found = runs.find_run(uri, evaluation.EVALUATION_TAG, folder.name, "evaluation")
     assert found is not None
     client = connect(uri)
     entity = client.get_run(found.id)
@@ -190,7 +190,7 @@ def test_a_registered_model_is_that_of_the_jobs_own_registry(
     registration.register(
         elsewhere,
         "elsewhere",
-        run_id=runs.start_run(elsewhere, "judging", "run", {}, {}),
+        run_id=runs.start_run(elsewhere, "evaluation", "run", {}, {}),
         weights=weights.read_bytes(),
         card="",
         metrics={},
@@ -198,7 +198,7 @@ def test_a_registered_model_is_that_of_the_jobs_own_registry(
         idempotency_key="one",
     )
     model = {"weights": "models:/elsewhere@candidate"}
-    _, folder = run(evaluation_job(model=model, track={"experiment": "judging", "uri": elsewhere}))
+    _, folder = run(evaluation_job(model=model, track={"experiment": "evaluation", "uri": elsewhere}))
     assert read_summary(folder).model.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
     with pytest.raises(OrchestratorError, match="elsewhere"):
         run(evaluation_job(model=model))

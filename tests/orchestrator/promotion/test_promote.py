@@ -171,7 +171,7 @@ def evaluation_folder(folder: Path, version: ModelVersion, uri: str, psnr: float
     folder.mkdir()
     (folder / "images.parquet").write_bytes(to_parquet(rows))
     (folder / "summary.json").write_bytes(
-        summary_bytes(EvaluationSummary(folder.name, "judge", model, 1, None, "0", ()))
+        summary_bytes(EvaluationSummary(folder.name, "evaluate", model, 1, None, "0", ()))
     )
     return folder
 
