@@ -1,4 +1,4 @@
-"""Crop and batch by step, as a job states them."""
+"""Crop size and batch size by step, from the stages of a job."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from shards.errors import MixtureError
 
 
 def declared(job: Training) -> tuple[CropStage, ...]:
-    """Return the stages of the job; one size is one stage."""
+    """Return the stages of the job. A single crop size is one stage."""
     crop = job.data.crop_pixels
     return (CropStage(from_step=0, pixels=crop),) if isinstance(crop, int) else crop
 
 
 def batches(job: Training) -> tuple[int, ...]:
-    """Return the global batch of every stage."""
+    """Return the global batch size of each stage."""
     return tuple(stage.batch or job.train.global_batch_size for stage in declared(job))
 
 
 def stages(job: Training, positions_per_epoch: int) -> CropSchedule:
-    """Return the job's stages by step: one that is given by epoch starts with the first step in that epoch.
+    """Return the job's stages by step. A stage given by epoch starts at the first step of that epoch.
 
-    Raises MixtureError when they are out of order.
+    Raises MixtureError when they are not in ascending order.
     """
     found: list[TrainingStage] = []
     for stage, batch in zip(declared(job), batches(job), strict=True):
@@ -37,7 +37,7 @@ def stages(job: Training, positions_per_epoch: int) -> CropSchedule:
             step = last.from_step + -(-ahead // last.batch)
         if found and step <= found[-1].from_step:
             raise MixtureError(
-                f"data.crop_pixels: the stage of {stage.pixels} pixels starts at step {step}, no later than the one "
+                f"data.crop_pixels: the stage of {stage.pixels} pixels starts at step {step}, not after the one "
                 f"before it, at step {found[-1].from_step}."
             )
         found.append(TrainingStage(step, stage.pixels, batch))

@@ -1,8 +1,4 @@
-"""The kinds of jobs: `kind:` in a file chooses which schema it is read with.
-
-A kind has a schema, the defaults it takes from what a file names, the combinations it forbids, and the keys that a
-file must itself say. What a kind does when it runs is in `dispatch`.
-"""
+"""Schemas of jobs that pack, evaluate and restore. `kind:` in a file selects the schema."""
 
 from __future__ import annotations
 
@@ -29,69 +25,71 @@ Protocol = Literal["rgb-crop16", "rgb-crop16-gaussian", "rgb", "rgb8", "y8", "y-
 
 
 class PackData(Section):
-    """What is packed, and where to."""
+    """What to pack, and where."""
 
     manifests: Annotated[Names, Field(min_length=1)]
-    """The dataset: a URI, or a name below `storage`."""
+    """The dataset to write: a URI, or a name below `storage`."""
     pack: Pack
+    """The raw photographs and how to pack them."""
 
 
 class PackJob(Section):
-    """A job of kind `pack`: raw photographs to verified shards."""
+    """A job of kind `pack`: write raw photographs as verified shards."""
 
     name: Name
     kind: Literal["pack"] = "pack"
     storage: str = ".mirage/folder"
-    """Where relative manifests live: `s3://bucket[/prefix]` or a folder."""
+    """Storage of relative `manifests`: s3://bucket[/prefix] or a folder."""
     data: PackData
 
 
 class EvaluatedModel(UserModel):
-    """The model that is judged: one of ours by its weights, or a class of anybody's."""
+    """The model to evaluate: a MIRAGE by its weights, or a user-defined model."""
 
     weights: str | None = None
     """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN, a .safetensors file, or a checkpoint of plain tensors."""
     name: str | None = None
-    """What tables call it; unset: from `class` or `weights`."""
+    """Its name in tables; unset: from `class` or `weights`."""
     recipe: str | None = None
-    """How it was trained, for the tables; unset: what the weights say of themselves."""
+    """Its training recipe in tables; unset: from the header of the weights."""
 
 
 class EvaluationData(Section):
-    """The benchmarks: the test splits of packed datasets."""
+    """Benchmarks: the test splits of packed datasets."""
 
     manifests: Annotated[Names, Field(min_length=1)]
     """Packed datasets: URIs, or names below `storage`."""
     cache_gib: float = Field(default=20.0, gt=0)
-    """Bound of each node's shard cache."""
+    """Maximum size of each node's shard cache in GiB."""
 
 
 class EvaluationOptions(Section):
-    """What is measured, and how."""
+    """What to measure, and how."""
 
     degradations: tuple[Degradation, ...] = ()
-    """Those of the test splits to judge; none given: all that they hold."""
+    """Degradations of the test splits to evaluate; unset: all."""
     protocols: Annotated[tuple[Protocol, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "rgb-crop16",
     )
-    """How pairs become numbers. Protocols that crop alike share one restoration."""
+    """How PSNR and SSIM are computed (docs/evaluation.md). Protocols with the same crop share one restoration."""
     noise: Literal["per-image", "release"] = "per-image"
-    """Noise keyed by seed, image and level; or one sequence over all images as the release draws it."""
+    """Noise seeded by seed, image and level, or one sequence over all images as in the authors' release."""
     lpips: Literal["none", "alex", "vgg"] = "none"
-    """Perceptual distance with this backbone; needs the extra `lpips` and its weights."""
+    """Backbone of the perceptual distance LPIPS; needs the extra `lpips` and its weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the model."""
     pictures: int = Field(default=1, ge=0)
-    """Best and worst images of each degradation to show, this many of either."""
+    """Number of best and of worst images of each degradation to show."""
 
 
 class EvaluateJob(Section):
-    """A job of kind `evaluate`: any model over any benchmark, image by image."""
+    """A job of kind `evaluate`: measure a model on benchmarks, image by image."""
 
     name: Name
     kind: Literal["evaluate"] = "evaluate"
     seed: Seed = 0
     storage: str = ".mirage/folder"
-    """Where relative manifests and the results live: `s3://bucket[/prefix]` or a folder."""
+    """Storage of relative `manifests` and of results: s3://bucket[/prefix] or a folder."""
     model: EvaluatedModel
     data: EvaluationData
     evaluate: EvaluationOptions = EvaluationOptions()
@@ -100,31 +98,32 @@ class EvaluateJob(Section):
 
 
 class Restoration(Section):
-    """Which photographs are restored, by which model, and how."""
+    """What to restore, by which model, and how."""
 
     model: str
     """A weights file, a checkpoint of the authors, a run, or `models:/NAME@ALIAS`."""
     inputs: Annotated[Names, Field(min_length=1)]
-    """Files, folders with all below them, globs, or `s3://bucket/prefix`; relative ones stand below the project."""
+    """Files, folders with everything below them, globs, or s3://bucket/prefix. Relative ones are in the project."""
     out: str
-    """A folder or `s3://bucket/prefix`: results keep their paths below their input."""
+    """Folder or s3://bucket/prefix of the results, which keep their paths below their input."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the model."""
     mode: Literal["auto", "whole", "strips", "tiles"] = "auto"
-    """`strips` is `whole` in little memory, `auto` chooses between them; `tiles` gives other pixels."""
+    """`strips` gives the result of `whole` in little memory; `auto` selects one of the two. `tiles` differs."""
     tile: int = 512
-    """Side of a tile [px], for the mode `tiles`."""
+    """Side of a tile in pixels, for mode `tiles`."""
     overlap: int = 64
-    """Pixels that neighbouring tiles share."""
+    """Pixels that adjacent tiles share."""
     batch_size: int = Field(default=1, ge=1)
-    """Photographs of one size that go through the model together; on a GPU more are faster."""
+    """Number of photographs of one size restored together. More are faster on a GPU."""
     max_megapixels: float = Field(default=179, gt=0, le=179)
-    """A larger photograph is refused before it is unpacked."""
+    """Maximum size of a photograph in megapixels. Larger ones are refused before they are decoded."""
     overwrite: bool = False
-    """Replace what stands where a result goes; a photograph never."""
+    """Replace existing results. Photographs are never replaced."""
 
 
 class RestoreJob(Section):
-    """A job of kind `restore`: photographs through a model, each once, on as many workers as there is room for."""
+    """A job of kind `restore`: restore photographs, each once, on several workers."""
 
     name: Name
     kind: Literal["restore"] = "restore"

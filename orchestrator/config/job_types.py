@@ -1,4 +1,4 @@
-"""List the kinds of job and the schema of each."""
+"""The kinds of job, and the schema of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.config.sweep_validation import of_sweep
 
 DEFAULT_KIND = "train"
-"""Kind of a file that names none."""
+"""Kind of a file without the key `kind`."""
 
 
 AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
@@ -24,15 +24,16 @@ AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
 
 @dataclass(frozen=True)
 class JobKind:
-    """What reading a job file needs to know of one kind of job."""
+    """A kind of job, as far as its file is concerned."""
 
     model: type[Any]
-    """Its schema."""
+    """Schema."""
     required: tuple[str, ...]
-    """Keys that the file must itself say."""
+    """Keys that the file must have."""
     conflicts: Callable[[Any], Iterator[validation.Conflict]]
+    """Yields the impossible combinations of a job."""
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {}
-    """From what the file gives, the partial job that its words stand for."""
+    """Returns the keys that the recipe and the setting of a file set."""
 
 
 def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:

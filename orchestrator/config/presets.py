@@ -1,8 +1,8 @@
-"""Named recipes and settings, as the partial jobs they stand for.
+"""Recipes and settings, as the keys that they set.
 
 The paper's text and the authors' release disagree (optimiser, schedule, SPD weight, augmentation, epochs, shallow
-tap); both are here under their own names, and every number says which one it used. Counts are the published ones:
-they serve `plan` while the data itself is out of reach.
+tap). Each is a recipe, and every result states its recipe. Sample counts are the published ones, for `mirage plan`
+without the data.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SettingPreset:
-    """A published benchmark combination, or (`own`) data of anybody's."""
+    """A published benchmark, or (`own`) the user's own data."""
 
     repeats: dict[str, int]
-    """Degradation -> repeats per epoch (the release's table)."""
+    """Degradation -> repeats per epoch, from the authors' release."""
     published: dict[str, int]
-    """Degradation -> training samples that the published datasets hold."""
+    """Degradation -> number of training samples in the published datasets."""
     evaluate: tuple[str, ...]
-    """Columns of the paper's table, in its order; of several with one degradation it stands once."""
+    """Degradations of the paper's table, in its order, each once."""
     length: Mapping[str, Mapping[str, int]]
-    """Recipe -> epochs or steps."""
-    otherwise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Section -> keys in which the setting departs from every recipe."""
+    """Recipe -> `epochs` or `steps`."""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Section -> keys that differ from every recipe."""
 
 
 _NOISE = {"noise15": 5144, "noise25": 5144, "noise50": 5144}
@@ -36,17 +36,17 @@ def _epochs(authors: int, paper: int) -> dict[str, dict[str, int]]:
     return {"authors": {"epochs": authors}, "paper": {"epochs": paper}, "fast": {"epochs": paper}}
 
 
-def _one(repeats: dict[str, int], published: dict[str, int]) -> SettingPreset:
-    """Return one degradation, for which the paper says 120 epochs and the release has no script."""
+def _single(repeats: dict[str, int], published: dict[str, int]) -> SettingPreset:
+    """Return the setting of one degradation: 120 epochs by the paper. The release has no script for it."""
     return SettingPreset(repeats, published, tuple(repeats), _epochs(120, 120))
 
 
 def _cdd11(*degradations: str) -> SettingPreset:
-    """Return a part of CDD-11, as the release's loader draws it.
+    """Return the setting of a part of CDD-11, sampled as by the release's loader.
 
-    A sample is a uniform draw of type and image, an epoch four times as many as there are images, which are not cut
-    to multiples of 16. The paper says 170 epochs; the release has no script, and its cosine would rise again after
-    its 150.
+    A sample is a uniform draw of type and image; an epoch has four times as many samples as there are images, which
+    are not cropped to multiples of 16. The paper says 170 epochs. The release has no script; its cosine schedule
+    would rise again after epoch 150.
     """
     return SettingPreset(
         dict.fromkeys(degradations, 4),
@@ -67,9 +67,9 @@ _TRIPLE = ("low_haze_rain", "low_haze_snow")
 _WEATHER = {"haze_rain": 8250, "snow": 9001, "raindrop": 818}
 
 SETTINGS = {
-    "dehaze": _one({"haze": 1}, {"haze": 72135}),
-    "derain": _one({"rain": 120}, {"rain": 200}),
-    "denoise": _one(_THRICE, _NOISE),
+    "dehaze": _single({"haze": 1}, {"haze": 72135}),
+    "derain": _single({"rain": 120}, {"rain": 200}),
+    "denoise": _single(_THRICE, _NOISE),
     "3deg": SettingPreset(
         {**_THRICE, "rain": 120, "haze": 1},
         {**_NOISE, "rain": 200, "haze": 72135},
@@ -90,7 +90,7 @@ SETTINGS = {
         dict.fromkeys(_WEATHER, 1),
         _WEATHER,
         ("snow", "haze_rain", "raindrop"),
-        # "300,000 iterations, the same as Histoformer" is all that the paper says; the release has no code for it.
+        # The paper says only "300,000 iterations, the same as Histoformer"; the release has no code for it.
         {recipe: {"steps": 300_000} for recipe in ("authors", "paper", "fast")},
         {"train": {"schedule": "cosine"}},
     ),
@@ -115,7 +115,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": {"shallow_tap": "patch_embed"},
         "loss": {"spd_weight": 0.05},
         "data": {"augmentation": "paper"},
-        # The text names Adam and cosine decay; the rate itself is lost in it, so it is the release's.
+        # The text names Adam and cosine decay, but no learning rate: this one is the release's.
         "train": {
             "optimizer": "adam",
             "learning_rate": 2e-4,
@@ -143,9 +143,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def defaults(recipe: str, setting: str, *, length_given: bool) -> dict[str, Any]:
-    """Return the partial job that `recipe` and `setting` stand for.
+    """Return the keys that `recipe` and `setting` set.
 
-    `length_given` says that the job names its own length, so the setting's does not apply.
+    With `length_given` the job sets its own length, and that of the setting is left out.
     """
     chosen = SETTINGS[setting]
     partial = {name: dict(keys) for name, keys in RECIPES[recipe].items()}
@@ -155,6 +155,6 @@ def defaults(recipe: str, setting: str, *, length_given: bool) -> dict[str, Any]
         partial["data"]["mixture"] = dict(chosen.repeats)
     if chosen.evaluate:
         partial["evaluate"] = {"degradations": chosen.evaluate}
-    for section, keys in chosen.otherwise.items():
+    for section, keys in chosen.overrides.items():
         partial.setdefault(section, {}).update(keys)
     return partial

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to get wrong on resume."""
+"""Learning rate as a pure function of the step, so a resume needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from orchestrator.config.schema import Train
 
-# Literals of the release's code (PROTOCOL 2.3): 15 warm-up epochs that start from zero.
 _RELEASE_WARMUP_EPOCHS = 15
+"""Warm-up epochs of the authors' release, which start from rate 0."""
 
 
 def total_steps(train: Train, steps_per_epoch: int) -> int:
@@ -20,22 +20,22 @@ def total_steps(train: Train, steps_per_epoch: int) -> int:
 
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of the step with index `step` (from 0)."""
-    highest = train.learning_rate * lr_scale(train.lr_scaling, train.global_batch_size)
+    """Return the learning rate of step `step`, from 0."""
+    peak = train.learning_rate * lr_scale(train.lr_scaling, train.global_batch_size)
     if train.schedule == "release":
-        return highest * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
+        return peak * _release_factor(step // steps_per_epoch, train.schedule_epochs or train.epochs)
     total = total_steps(train, steps_per_epoch)
     if step < train.warmup_steps:
-        return highest * (step + 1) / train.warmup_steps
+        return peak * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
-    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _release_factor(epoch: int, length: float | None) -> float:
-    """Return the release's factor for `epoch`.
+    """Return the factor of the release's schedule for `epoch`.
 
-    Its scheduler is stepped with an epoch counter that lags by one, so epoch e trains with the value meant for
-    e - 1, and epochs 0 and 1 both train with rate 0.
+    The release steps its scheduler with an epoch counter that lags by one: epoch e trains with the value of e - 1, and
+    epochs 0 and 1 both train with rate 0.
     """
     assert length is not None, "the job schema gives the release's schedule a length"
     lagging = max(0, epoch - 1)
@@ -49,13 +49,13 @@ LrScaling = Literal["fixed", "linear", "sqrt"]
 
 
 REFERENCE_BATCH = 32
-"""Images per step of the published recipes: what a rule for the learning rate scales from."""
+"""Images per step of the published recipes, for which their learning rates hold."""
 
 
 def lr_scale(rule: LrScaling, global_batch: int) -> float:
-    """Return what the learning rate is multiplied by when the batch is not the published 32.
+    """Return the factor of the learning rate for a batch size other than the published 32.
 
-    `linear` (Goyal et al., 2017) keeps the expected movement per image, `sqrt` the noise of the gradient; `fixed` is 1.
+    `linear` keeps the expected update per image (Goyal et al., 2017), `sqrt` the gradient noise; `fixed` is 1.
     """
     ratio = global_batch / REFERENCE_BATCH
     return {"fixed": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

@@ -1,8 +1,7 @@
-"""The schema of a training job: every key that its file may hold, with its unit, range and meaning.
+"""The schema of a training job: every key with its type, range, unit and meaning.
 
-A `Job` is fully resolved: recipe, setting and defaults are already in it, so it says all that a run does. How a
-file becomes one is in `jobfile`; what the named recipes and settings stand for is in `recipes`; the other kinds of
-jobs, which share these sections, are in `kinds`.
+A `Job` is resolved: it contains the values of its recipe, its setting and the defaults. `loader` makes one from a
+file, `presets` has the recipes and settings, and `job_schemas` the other kinds of jobs, which share these sections.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ Degradation = Literal[
 
 
 def as_tuple(value: Any) -> Any:
-    """Return a name that stands alone as a list of one."""
+    """Return a single name as a tuple of one name."""
     return (value,) if isinstance(value, str) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
-"""Several names; one alone may be written without brackets."""
+"""Several names. A single one may be written without brackets."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -90,11 +89,11 @@ SettingName = Literal[
     "allweather",
     "own",
 ]
-"""A name of `recipes.SETTINGS`."""
+"""A name of `presets.SETTINGS`."""
 
 
 class Section(BaseModel):
-    """A part of a job: frozen, and an unknown key is an error."""
+    """A section of a job: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
@@ -102,59 +101,56 @@ class Section(BaseModel):
 
 
 CLASS_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-"""How a class is named: package.module:Class."""
+"""Form of the name of a class: package.module:Class."""
 
 
 class UserModel(Section):
-    """A network of anybody's, in place of a MIRAGE."""
+    """A user-defined network instead of MIRAGE."""
 
     class_: str | None = Field(default=None, alias="class", pattern=CLASS_PATTERN)
-    """package.module:Class of another network; unset: a MIRAGE."""
+    """package.module:Class of a user-defined network; unset: MIRAGE."""
     path: str | None = None
-    """Folder that `class` is imported from; unset: what Python finds by itself."""
+    """Folder to import `class` from; unset: Python's own path."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of `class`."""
     stride: int = Field(default=8, ge=1)
-    """Sides that `class` takes are multiples of this many pixels; images are continued by reflection up to them."""
+    """Image sides must be multiples of this many pixels for `class`; images are padded by reflection."""
     tile: int | None = Field(default=None, ge=64)
-    """Side in pixels of the tiles in which `class` restores a larger image; unset: whole images only."""
+    """Side in pixels of the tiles in which `class` restores larger images; unset: whole images only."""
 
 
 class Model(UserModel):
-    """The network. `variant` names a published size; any other key given replaces that size's value.
-
-    With `class` it is another network, and the keys of a MIRAGE are not given.
-    """
+    """The network: a MIRAGE of a size `variant`, whose values the other keys replace, or a user-defined `class`."""
 
     variant: Literal["tiny", "small", "base"] = "tiny"
-    """Published size, tiny (T, 6.2 M parameters) or small (S, 9.7 M), or ours of the peers' size, base (28.3 M)."""
+    """Published size tiny (T, 6.2 M parameters) or small (S, 9.7 M), or our own size base (28.3 M)."""
     dim: int | None = Field(default=None, ge=2)
-    """Embedding width: channels at full resolution."""
+    """Number of channels at full resolution."""
     blocks: tuple[int, int, int, int] | None = None
-    """Blocks in encoder 1, 2, 3 and the latent; the decoders mirror the encoders."""
+    """Number of blocks in encoders 1, 2, 3 and the latent. The decoders have as many as the encoders."""
     refinement_blocks: int | None = Field(default=None, ge=0)
-    """Blocks after the last decoder."""
+    """Number of blocks after the last decoder."""
     heads: tuple[int, int, int, int] | None = None
-    """Attention heads per level."""
+    """Number of attention heads at each of the four levels."""
     ffn_expansion: float | None = Field(default=None, gt=0)
-    """Hidden width of the feed-forward network over its input."""
+    """Hidden width of the feed-forward network relative to its input."""
     branch_ratios: tuple[int, int, int] | None = None
-    """Attention : convolution : MLP shares of the channels."""
+    """Ratio of channels between the attention, convolution and MLP branches."""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
-    """Share of images for which a convolution branch is dropped in training."""
+    """Probability of dropping a convolution branch of an image in training."""
     shallow_tap: Literal["encoder1", "patch_embed"] | None = None
-    """Where the SPD term looks at shallow features: the release's code or the paper's appendix C.3."""
+    """Shallow features of the SPD term: encoder1 (the authors' code) or patch_embed (the paper's appendix C.3)."""
     batch_norm: Literal["synced", "local"] | None = None
-    """Statistics over the global batch, or over each worker's own share as the release does."""
+    """Batch-norm statistics over the global batch (synced), or per worker as in the authors' code (local)."""
     kernels: Literal["dynamic", "static"] | None = None
-    """7x7 kernels generated from each image, or learned ones (the paper's ablation)."""
+    """7x7 kernels generated from each image (dynamic), or learned (static; the paper's ablation)."""
     fusion: Literal["gated", "concatenation"] | None = None
-    """How the branches meet: each opens the others' gates, or side by side (the paper's ablation)."""
+    """How the branches are combined: by gates, or by concatenation (the paper's ablation)."""
     alignment: Literal["spd", "euclidean", "log_euclidean", "geodesic", "none"] | None = None
-    """What contrastive learning compares; `none` (with spd_weight 0) leaves its heads out."""
+    """Space in which the contrastive term compares features. `none` removes its heads; it needs loss.spd_weight 0."""
 
     def build(self) -> ModelConfig:
-        """Return the `mirage.ModelConfig` this section describes; ValueError when it is impossible."""
+        """Return the `mirage.ModelConfig` of this section. Raises ValueError when it is impossible."""
         from dataclasses import replace
 
         from mirage import ModelConfig
@@ -163,22 +159,25 @@ class Model(UserModel):
         return replace(base, **self.changes())
 
     def changes(self) -> dict[str, Any]:
-        """Return the given keys that replace a value of the variant's."""
+        """Return the keys that replace a value of the variant."""
         own = set(UserModel.model_fields) | {"variant"}
         return self.model_dump(exclude=own, exclude_none=True)
 
 
 class LossConfig(Section):
-    """Weights of the combined loss: L1 + Fourier + SPD contrastive."""
+    """Weights of the loss: L1 + Fourier + SPD contrastive."""
 
     l1_weight: float = Field(default=1.0, ge=0)
+    """Weight of the L1 term."""
     fourier_weight: float = Field(default=0.1, ge=0)
+    """Weight of the Fourier term."""
     spd_weight: float = Field(default=0.01, ge=0)
+    """Weight of the SPD contrastive term."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the contrastive term."""
+    """Temperature of the contrastive term."""
 
     def build(self) -> LossWeights:
-        """Return the weights as `mirage.loss` takes them."""
+        """Return the weights for `mirage.loss`."""
         from mirage.loss import LossWeights
 
         return LossWeights(
@@ -187,295 +186,321 @@ class LossConfig(Section):
 
 
 class Pack(Section):
-    """How to pack the data when no manifest is at `data.manifests` yet."""
+    """How to pack the data, if `data.manifests` does not exist yet."""
 
     source: PackSource
-    """`photographs`: those that ship in Python wheels. `synthetic`: degrade a folder of clean photographs. `pairs`:
-    a folder of pairs of your own. Any other: that published dataset; docs/datasets.md has what is expected."""
+    """`photographs`: degrade those that ship in Python wheels. `synthetic`: degrade your own clean photographs.
+    `pairs`: your own pairs. Others: published datasets (docs/datasets.md)."""
     root: str | None = None
     """Folder of the raw data (not for `photographs`)."""
     encoding: Literal["fast", "compact", "original"] = "fast"
-    """Lossless tiles, QOI (fast) or WebP (compact), or the bytes of the source files."""
+    """Lossless tiles as QOI (fast) or WebP (compact), or the bytes of the source files (original)."""
     jpeg: Literal["keep", "tile"] = "keep"
-    """Whether JPEG sources keep their bytes, or become tiles, which take several times the room."""
+    """Keep the bytes of JPEG files, or store them as tiles, which take several times the space."""
     shard_mib: int = Field(default=64, ge=1)
-    """Size at which a shard is closed, about."""
+    """Approximate size of a shard in MiB."""
     allow_partial: bool = False
-    """Pack what is there; what is missing is recorded in the manifest."""
+    """Pack what is there, and record what is missing in the manifest."""
 
     degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
-    """Which degradations to make (`photographs`, `synthetic`). Noise is drawn when a sample is read, never stored."""
+    """Degradations to make (`photographs`, `synthetic`). Noise is added when a sample is read; it is not stored."""
     held_out: Names = ()
-    """Photographs kept for evaluation, by their names without suffix (`synthetic`)."""
+    """Photographs for evaluation, by their names without suffix (`synthetic`)."""
     variants: int = Field(default=4, ge=1)
-    """Different draws of each degradation per training photograph (`photographs`, `synthetic`)."""
+    """Random draws of each degradation per training photograph (`photographs`, `synthetic`)."""
     seed: Seed = 0
-    """Of the synthetic degradations."""
+    """Random seed of the degradations (`photographs`, `synthetic`)."""
 
     degraded: str | None = None
-    """Pattern of the degraded files below `root` (`pairs`): input/{key}_*.png."""
+    """Pattern of the degraded files below `root`, for example input/{key}_*.png (`pairs`)."""
     clean: str | None = None
-    """Pattern of the clean files below `root` (`pairs`): target/{key}.png."""
+    """Pattern of the clean files below `root`, for example target/{key}.png (`pairs`)."""
     degradation: Degradation | None = None
-    """What harmed the degraded files (`pairs`)."""
+    """Degradation of the degraded files (`pairs`)."""
     held_out_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the clean files kept for evaluation (`pairs`)."""
+    """Share of the clean files for evaluation, 0 to 1 (`pairs`)."""
     licence: str = "not stated"
-    """Of the photographs (`pairs`, `synthetic`); it is written into the manifest."""
+    """Licence of the photographs, for the manifest (`pairs`, `synthetic`)."""
 
     split: Literal["train", "test", "all"] = "all"
-    """Which split of a published dataset."""
+    """Split to pack of a published dataset."""
     group: Literal["single", "double", "triple", "all"] = "all"
-    """Which degradations of `cdd11`."""
+    """Degradations to pack of `cdd11`."""
     list_file: str | None = None
-    """File with the official list of training files, one per line, for example hazy_outside.txt of OTS."""
+    """Official list of training files, one per line, for example hazy_outside.txt of OTS."""
     crops: bool = False
-    """Cut the training frames of `gopro` into crops of 512, 256 apart."""
+    """Cut the training frames of `gopro` into 512-pixel crops, 256 apart."""
     exclude_leaked: bool = False
-    """Leave out training scenes that are test images."""
+    """Leave out training scenes that are also test images."""
     expected: dict[str, int] = {}
-    """Pairs of each part of a published dataset instead of the published number, for a subset made on purpose."""
+    """Part of a published dataset -> its number of pairs, if you packed a subset of it."""
 
 
 class CropStage(Section):
-    """From one step or epoch on, crops of another size, and a batch of another size with them."""
+    """A stage of progressive training: a crop size, and optionally a batch size, from a step or an epoch on."""
 
     from_step: int | None = Field(default=None, ge=0)
+    """First step of the stage. The first stage starts at 0."""
     from_epoch: float | None = Field(default=None, ge=0)
-    """Give this or `from_step`; the first stage starts at 0."""
+    """First epoch of the stage, instead of `from_step`."""
     pixels: int = Field(ge=8)
+    """Side of the crops in pixels."""
     batch: int | None = Field(default=None, ge=1)
-    """Images per step over all workers; unset: `train.global_batch_size`."""
+    """Images per step of all workers together; unset: `train.global_batch_size`."""
 
 
 class Data(Section):
-    """What is trained on, and in which order."""
+    """The training data and its order."""
 
     manifests: Annotated[Names, Field(min_length=1)]
     """Packed datasets: URIs, or names below `storage`."""
     pack: Pack | None = None
+    """How to pack the dataset if it does not exist yet."""
     mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
-    """Degradation -> how many times each of its samples comes in an epoch."""
+    """Degradation -> repeats of each of its samples in an epoch."""
     weights: dict[Degradation, Annotated[float, Field(gt=0)]] | None = None
-    """Degradation -> its share of an epoch, in place of the repeats; any positive numbers."""
+    """Degradation -> its weight in an epoch, instead of the repeats. Any positive numbers."""
     samples_per_epoch: int | None = Field(default=None, ge=1)
-    """Length of an epoch that is shared by weights; unset: what the repeats would give."""
+    """Length of an epoch with `weights`; unset: the length that the repeats would give."""
     sampling: Literal["permutation", "replacement"] = "permutation"
+    """Draw each sample as often as its repeats say (permutation), or at random (replacement)."""
     tail: Literal["drop", "carry"] = "drop"
-    """The samples that do not fill the last batch of an epoch: dropped as the release does, or carried over."""
+    """Samples beyond the last full batch of an epoch: drop them as the authors' code does, or carry them over."""
     shuffle_window: int | None = Field(default=None, ge=1)
-    """For data larger than the cache: shards that samples come from at a time. Unset: from all of them."""
+    """Number of shards that samples are drawn from at a time, for data larger than the cache; unset: all."""
     crop_pixels: Annotated[int, Field(ge=8)] | tuple[CropStage, ...] = 128
-    """Side of the square crops, or a list of stages for progressive training."""
+    """Side of the square crops in pixels, or a list of stages for progressive training."""
     crop_multiple: Literal[16, 1] = 16
-    """Images are cut to multiples of this, centred, before a crop is drawn; the CDD-11 loader uses them whole."""
+    """Images are centre-cropped to multiples of this before a crop is drawn. 1 is for CDD-11, as in its own loader."""
     noise: Literal["release", "float"] = "release"
-    """Noisy images are clipped and truncated to 8 bits as the release does, or neither."""
+    """Clip and truncate noisy images to 8 bits as the authors' release does, or keep floats."""
     augmentation: Literal["release", "paper", "none"] = "release"
-    """One of the release's 7 non-identity dihedral transforms, the paper's flips, or none."""
+    """The 7 non-identity flips and rotations of the authors' release, the paper's flips, or none."""
     readers: int = Field(default=0, ge=0)
-    """Data-loading subprocesses per worker; 0 reads in the worker itself."""
+    """Data-loading processes per worker. 0 reads in the worker itself."""
     cache_gib: float = Field(default=20.0, gt=0)
-    """Bound of each node's shard cache."""
+    """Maximum size of each node's shard cache in GiB."""
     on_corrupt: Literal["fail", "skip"] = "fail"
-    """A damaged or missing sample stops the run, or another one stands in for it, counted and logged."""
+    """On a damaged or missing sample, stop the run, or replace it by another one, counted and logged."""
     ledger: bool = False
-    """Write the id of every sample that is consumed to the run's folder: `mirage ledger` checks it."""
+    """Write the id of every consumed sample to the run's folder. `mirage ledger` checks it."""
 
 
 class Train(Section):
-    """How long and how the weights move."""
+    """Length of the training, batch, optimiser, schedule and precision."""
 
     epochs: float | None = Field(default=None, gt=0)
+    """Length in epochs; set this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser updates; give this or `epochs`."""
+    """Length in optimiser steps; set this or `epochs`."""
     global_batch_size: int = Field(default=32, ge=1)
-    """Images per step over all workers."""
+    """Images per step of all workers together."""
     micro_batches: int = Field(default=1, ge=1)
-    """Forward-backward passes per step. Belongs to the job: statistics and negatives are the micro-batch's."""
+    """Forward-backward passes per step. Batch-norm statistics and contrastive negatives are those of a micro-batch."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
-    """What the rate becomes with a batch other than the published 32: itself, times batch / 32, or its root."""
+    """Scaling of the learning rate by batch / 32: none (fixed), linear or square root (sqrt)."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["release", "cosine"] = "release"
-    """`release`: its epoch-wise warm-up and cosine, including the two epochs at rate 0; `cosine`: per step."""
+    """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. `cosine`: per step."""
     schedule_epochs: float | None = Field(default=None, gt=0)
-    """Length that the release's cosine is drawn over (150 in its code, whatever `epochs` says)."""
+    """Length in epochs of the cosine of schedule `release` (150 in the authors' code, for any `epochs`)."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Linear warm-up of the `cosine` schedule."""
+    """Number of steps of linear warm-up of schedule `cosine`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """tf32 rounds what goes into matrix products and convolutions on NVIDIA GPUs; bf16 and fp16 compute the model in
-    16 bits, fp16 with a scaled loss. Weights, loss and optimiser are fp32 in all."""
+    """tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs. bf16 and fp16 compute the model in
+    16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest gradient norm; longer gradients are scaled down."""
+    """Maximum gradient norm; larger gradients are scaled down to it."""
     activation_checkpointing: Literal["none", "full_resolution", "all"] = "none"
-    """Blocks that run again in the backward pass: less memory for more time, the same numbers."""
+    """Blocks recomputed in the backward pass: less memory, more time, the same numbers."""
     compile: Literal["none", "blocks"] = "none"
-    """Whether training steps run blocks through torch.compile: the same numbers to rounding, after long compiling.
-    Where nothing can be compiled they stay eager, after one warning."""
+    """Run blocks through torch.compile in training: equal up to rounding, after a long compilation. Where compilation
+    is impossible they stay eager, with one warning."""
     deterministic: bool = False
-    """On GPUs, take only algorithms that repeat to the bit, at some speed; on CPUs steps repeat anyway."""
+    """Use only bit-reproducible algorithms on GPUs, at some cost of speed. On CPUs steps are always reproducible."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Exponential moving average of the weights per step; evaluated and registered instead of the raw ones."""
+    """Decay per step of an exponential moving average (EMA) of the weights, at most (1 + step) / (10 + step). The
+    averaged weights are evaluated and registered instead of the raw ones."""
 
 
 class EngineChoice(Section):
-    """Who synchronises the workers. The losses are the same to rounding, so a run may go on under another one."""
+    """Engine that synchronises the workers. Losses are equal up to rounding, so a run may resume with another one."""
 
     name: Literal["ddp", "deepspeed"] = "ddp"
-    """A model of this size needs no more than `ddp`; `deepspeed` is for larger ones and for those who measure it."""
+    """`ddp` is enough for models of this size; `deepspeed` divides the state of larger ones among workers."""
     zero_stage: int = Field(default=1, ge=0, le=3)
-    """What DeepSpeed's workers share out: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too."""
+    """What DeepSpeed divides among workers: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights."""
 
 
 class WorkerResources(Section):
-    """Processes that share the work of a job, and what each one holds."""
+    """Worker processes of a job and the resources of each."""
 
     min: int = Field(default=1, ge=1)
+    """Minimum number of workers."""
     max: int = Field(default=1, ge=1)
-    """As many workers start as the cluster has room for, from `min` to `max`."""
+    """Maximum number of workers. As many start as the cluster has resources for, at least `min`."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs per worker."""
     cpus: float = Field(default=1, gt=0)
+    """CPUs per worker."""
     startup_timeout_seconds: float = Field(default=600, gt=0)
-    """How long to wait for resources that other jobs hold, or for nodes that come on demand, before giving up."""
+    """Maximum time in seconds to wait for free resources or for autoscaled nodes before the job fails."""
     max_runtime_hours: float | None = Field(default=None, gt=0)
-    """Longest time the work may take before it is stopped, in such a way that it can go on later."""
+    """Maximum time in hours before the job stops, with its progress saved, so that it can resume."""
 
 
 class Workers(WorkerResources):
-    """Training processes."""
+    """Workers that train."""
 
     images_per_second: float | None = Field(default=None, gt=0)
-    """What one worker alone trains of this job, if you know: `mirage plan` then needs no earlier run and no guess."""
+    """Training speed of one worker alone in images per second, if you know it, for `mirage plan`."""
     memory_gib: float | None = Field(default=None, gt=0)
-    """What one worker may hold: `mirage plan` warns of more, and leaves such shapes out."""
+    """Memory of one worker in GiB. `mirage plan` warns if the job needs more."""
 
     max_failures: int = Field(default=3, ge=0)
-    """Worker deaths without a new checkpoint between them that are survived by resuming from the newest one."""
+    """Maximum number of worker failures in a row without a new checkpoint. Each resumes from the newest one."""
     collective_timeout_seconds: float = Field(default=300, ge=1)
-    """Longest time that a worker waits for the others in one exchange; then one is wedged, and all start anew."""
+    """Maximum time in seconds of one collective operation. After it a worker counts as hung, and all restart."""
     scale_up_delay_seconds: float = Field(default=60, gt=0)
-    """How long there must have been room for more workers, up to `max`, before the run is handed over to more."""
+    """Time in seconds for which resources for more workers must be free before the run restarts with more."""
 
 
 class Prices(Section):
-    """What a run is charged. `mirage plan --prices FILE` takes the same keys from a file beside a cluster's."""
+    """Prices, for `mirage plan`, which also takes them from a file: --prices FILE."""
 
     currency: str = "USD"
+    """Currency of all prices."""
     worker_hour: float | None = Field(default=None, ge=0)
-    """One worker with its share of a machine."""
+    """Price of one worker per hour, with its share of a machine."""
     head_hour: float = Field(default=0.0, ge=0)
-    """What runs beside the workers for as long: the head."""
+    """Price of the head node per hour."""
     egress_gib: float | None = Field(default=None, ge=0)
-    """Each GiB that leaves the store."""
+    """Price of each GiB read from the store."""
 
 
 class Checkpoint(Section):
-    """When the run is written down."""
+    """When checkpoints are written, and which are kept."""
 
     every_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(default=3, ge=1)
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: int = Field(default=1, ge=0)
-    """Best checkpoints kept besides, by `metric`."""
+    """Number of best checkpoints, by `metric`, to keep besides."""
     metric: str = Field(default="val/psnr", pattern=r"^val/[a-z0-9_/]+$")
-    """A metric of validation: val/psnr, the mean over the degradations, or one of theirs, val/5deg/haze/ssim."""
+    """Validation metric: val/psnr, the mean over the degradations, or for example val/5deg/haze/ssim."""
     order: Literal["max", "min"] = "max"
-    """Whether larger or smaller values of `metric` are better."""
+    """Whether larger (max) or smaller (min) values of `metric` are better."""
     keep_hours: float = Field(default=0.0, ge=0)
-    """All checkpoints younger than this are kept besides."""
+    """Age in hours below which every checkpoint is kept."""
 
 
 class Validation(Section):
-    """A quick look during training, on centre crops of held-out photographs."""
+    """Validation during training, on centre crops of held-out photographs."""
 
     every_steps: int = Field(default=5000, ge=1)
+    """Steps between validations."""
     photographs: int = Field(default=4, ge=1)
-    """Held-out photographs per degradation."""
+    """Number of held-out photographs per degradation."""
     crop_pixels: int = Field(default=256, ge=8)
+    """Side of the centre crops in pixels."""
 
 
 class Evaluate(Section):
-    """The judgement at the end, on whole held-out photographs."""
+    """Evaluation at the end, on whole held-out photographs."""
 
     degradations: tuple[Degradation, ...]
+    """Degradations to evaluate."""
     protocol: Literal["rgb-crop16", "rgb"] = "rgb-crop16"
+    """How PSNR and SSIM are computed (docs/evaluation.md)."""
 
 
 class Tracking(Section):
-    """Where the run is followed."""
+    """MLflow tracking."""
 
     experiment: str
+    """Name of the MLflow experiment."""
     uri: str | None = None
-    """MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+    """MLflow tracking URI; unset: the variable MLFLOW_TRACKING_URI, else SQLite in .mirage."""
 
 
 class Track(Tracking):
-    """Where the run is followed and its model is registered."""
+    """MLflow tracking, registration and logging of a training run."""
 
     register_as: Name | None = None
-    """Registered-model name; the new version gets the alias `candidate`."""
+    """Name of the registered model. The new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
+    """Steps between logged metrics."""
     system_metrics_seconds: float = Field(default=15, gt=0)
-    """How often each node's load is looked at, at the earliest; only together with the other numbers."""
+    """Minimum time in seconds between system metrics of a node. They are logged with the other metrics."""
     log: Literal["text", "json"] = "text"
-    """What the driver prints: lines for people, or one JSON object per event."""
+    """Format of the driver's output: text, or one JSON object per event."""
 
 
 class Profile(Section):
-    """A trace by torch's profiler, once at each start of the run, of worker 0."""
+    """A trace of worker 0 by torch.profiler at each start of the run."""
 
     steps: int = Field(default=20, ge=1)
+    """Number of steps to trace."""
     skip_first: int = Field(default=5, ge=0)
-    """Steps that are let pass first: the beginning is not typical."""
+    """Number of steps to skip first."""
 
 
 class Promote(Section):
-    """What a model must show before `mirage promote` moves an alias to it; unset leaves a gate out."""
+    """Gates that a model must pass before `mirage promote` moves an alias to it. An unset gate is not checked."""
 
     margin_db: float = Field(default=0.0, ge=0)
-    """Lower bound of the gain over the champion; at 0 the bound must lie above it."""
+    """Minimum gain over the champion in dB, by its lower confidence bound. With 0 the bound must be above 0."""
     max_drop_db: float = Field(default=0.1, ge=0)
-    """Most that one degradation may lose on average."""
+    """Maximum drop of one degradation on average in dB."""
     reference_db: float | None = None
-    """A published average PSNR that the paper's tables do not hold."""
+    """A published average PSNR in dB that is not in the paper's tables."""
     paper_row: str | None = None
-    """A row of the paper's tables, TABLE:METHOD, for example T2:MIRAGE-T; `mirage report` prints them."""
+    """A row of the paper's tables, TABLE:METHOD, for example T2:MIRAGE-T. `mirage report` prints them."""
     max_below_reference_db: float = Field(default=0.3, ge=0)
-    """How far below either of them the average may be."""
+    """How far the average may be below these two in dB."""
     parity: tuple[Literal["safetensors", "torchscript", "onnx", "release"], ...] = ("torchscript",)
-    """Formats in which the exported model must be the same."""
+    """Export formats in which the model must compute the same."""
     latency_seconds: float | None = Field(default=None, gt=0)
-    """Longest time that one image may take."""
+    """Maximum time for one image in seconds."""
     memory_gib: float | None = Field(default=None, gt=0)
-    """Most memory that one image may take."""
+    """Maximum memory for one image in GiB."""
     side_pixels: int = Field(default=512, ge=1)
-    """Side of the square image on which latency and memory are measured."""
+    """Side in pixels of the square image for latency and memory."""
 
 
 class Example(Section):
-    """One held-out photograph that the registered model restores to a PNG at the end."""
+    """A held-out photograph that is restored at the end of training and kept as PNG."""
 
     photograph: str
+    """Id of the photograph, as `mirage show` lists them."""
     degradation: Degradation
+    """Its degradation."""
 
 
 class Training(Section):
-    """All that says how a model is trained, of a job that trains one and of a sweep that trains many."""
+    """The keys of a job that trains a model, and of a sweep, which trains many."""
 
     name: Name
+    """Name of the job and beginning of the names of its runs."""
     recipe: Literal["authors", "paper", "fast"] = "authors"
-    """The authors' code, the paper's text, or ours. A number always says which."""
+    """Preset of hyperparameters. `authors` (old name: `release`): those of the authors' code, AdamW at 2e-4 with
+    weight decay 0.01, its schedule and augmentation, SPD weight 0.01, fp32. `paper`: those of the paper's text, Adam at
+    2e-4, cosine schedule, flips only, SPD weight 0.05, features of the patch embedding, fp32. `fast`: our own, AdamW at
+    1e-3 with 500 warm-up steps and a cosine schedule, SPD weight 0.05, bf16, gradient clipping at 1 and EMA 0.999; it
+    reproduces no published number. Keys of the job replace those of the recipe. Results state their recipe."""
     setting: SettingName
-    """Published benchmark combination: fixes mixture, degradations and protocol. `own`: data.mixture,
-    evaluate.degradations and the length are the job's to say."""
+    """Published benchmark, which sets data.mixture, evaluate.degradations, the protocol and the length. With `own` you
+    must set data.mixture, evaluate.degradations and train.steps (or train.epochs) yourself."""
     init_from: str | None = None
-    """Weights to begin from: models:/NAME@ALIAS, a run, or a file. Looked up once, when the run starts."""
+    """Initial weights: models:/NAME@ALIAS, a run, or a file. Resolved once, when the run starts."""
     seed: Seed = 0
+    """Random seed of weights, sample order, augmentation and noise."""
     storage: str = ".mirage/folder"
-    """Where relative manifests and the runs live: `s3://bucket[/prefix]` or a folder."""
+    """Storage of relative `manifests` and of runs: s3://bucket[/prefix] or a folder."""
     model: Model = Model()
     loss: LossConfig = LossConfig()
     data: Data
@@ -493,12 +518,11 @@ class Training(Section):
 
 
 class Job(Training):
-    """A job of kind `train`, resolved: pack what is missing, train, judge, register."""
+    """A job of kind `train`: pack missing data, train, evaluate and register a model."""
 
     kind: Literal["train"] = "train"
 
 
-# Keys that say where and how fast a job runs, not what it computes: they do not make it another run.
 NON_IDENTITY_KEYS = frozenset(
     {
         *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
@@ -506,3 +530,4 @@ NON_IDENTITY_KEYS = frozenset(
         *("train.activation_checkpointing", "train.compile", "train.deterministic"),
     }
 )
+"""Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""

@@ -39,7 +39,7 @@ def test_a_stage_by_epoch_starts_with_the_first_step_in_it(nowhere):
     assert crop_stages.stages(job, 80).stages == ((0, 64, 8), (15, 96, 4), (25, 128, 2))
     text = make_plan(job, strict=False).render()
     assert "8 x 64² pixels from step 0, 4 x 96² pixels from step" in text
-    with pytest.raises(MixtureError, match="no later than"):
+    with pytest.raises(MixtureError, match="not after the one before it"):
         crop_stages.stages(job, 4)
 
 
