@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.events import Event, read_log
-from tests.slow.project import plain_environment, wait_until
+from tests.claims import wait_until
+from tests.slow.project import plain_environment
 
 ENDLESS = 10**6
 NOTICE_SECONDS = 30
@@ -48,7 +49,7 @@ class Driver:
             assert not ended, self.output()
             return None
 
-        wait_until(has_come, timeout, f"{kind.__name__} {values}, in {self.output()}")
+        wait_until(has_come, f"{kind.__name__} {values}, in {self.log} and {self.errors}", timeout, every=1)
         return found[0]
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.cluster.local import ray_head
-from tests import claims
-from tests.claims import BIN, ROOT, Finished, run_command
+from tests.claims import BIN, ROOT, Finished, run_command, wait_until
 
 SMALL_JOB = """#!/usr/bin/env -S python -m orchestrator run
 name: small
@@ -68,9 +67,7 @@ class Project:
         """Submit a command and wait for the end of its job."""
         job = self.start(*words)
         ended = ("SUCCEEDED", "FAILED", "STOPPED")
-        status = claims.wait_until(
-            lambda: (s := self.status(job)) in ended and s, f"{words} ends", 400, every=0.5
-        )
+        status = wait_until(lambda: (s := self.status(job)) in ended and s, f"{words} ends", 400, every=0.5)
         return Finished(ended.index(status), self.logs(job))
 
     def write_job(self, name: str, text: str) -> None:
@@ -111,7 +108,7 @@ class Project:
 
     def wait_for(self, job: str, says: str, timeout: float = 400) -> str:
         """Wait until the job has printed a line that matches; return all it printed."""
-        return claims.wait_until(
+        return wait_until(
             lambda: (text := self.logs(job)) and re.search(says, text) and text, says, timeout, every=0.5
         )
 
@@ -121,12 +118,7 @@ class Project:
 
     def wait_for_status(self, job: str, status: str, timeout: float = 90) -> None:
         """Wait until Ray gives this state of the job."""
-        claims.wait_until(lambda: self.status(job) == status, f"the job is {status}", timeout, every=0.5)
-
-
-def wait_until(condition, timeout, what):
-    """Wait as `tests.claims.wait_until` does; driving.py still names the time before the event."""
-    return claims.wait_until(condition, what, timeout)
+        wait_until(lambda: self.status(job) == status, f"the job is {status}", timeout, every=0.5)
 
 
 def command_line(process: psutil.Process) -> str:
