@@ -65,9 +65,12 @@ class Project:
 
     def finish(self, *words: str) -> Finished:
         """Submit a command and wait for the end of its job."""
-        job = self.start(*words)
+        return self.wait_for_end(self.start(*words))
+
+    def wait_for_end(self, job: str) -> Finished:
+        """Wait until a job has ended; its status is 0 where it succeeded."""
         ended = ("SUCCEEDED", "FAILED", "STOPPED")
-        status = wait_until(lambda: (s := self.status(job)) in ended and s, f"{words} ends", 400, every=0.5)
+        status = wait_until(lambda: (s := self.status(job)) in ended and s, f"{job} ends", 400, every=0.5)
         return Finished(ended.index(status), self.logs(job))
 
     def write_job(self, name: str, text: str) -> None:
