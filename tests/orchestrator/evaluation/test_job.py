@@ -173,7 +173,7 @@ def test_nothing_named_means_everything_the_test_split_holds(evaluation_job: Mak
         ({"model": {"weights": "models:/nobody@candidate"}}, OrchestratorError, "nobody"),
         ({"evaluate": {"lpips": "alex"}}, OrchestratorError, r"pip install 'mirage-orchestrator\[lpips\]'"),
         ({"model": {}}, OrchestratorError, "model.weights.*is missing"),
-        ({"model": {"weights": "x", "arguments": {"a": 1}}}, OrchestratorError, "model.class is missing"),
+        ({"model": {"weights": "x", "arguments": {"a": 1}}}, OrchestratorError, "needs model.class"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_clear_error(
