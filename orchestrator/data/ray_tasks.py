@@ -1,7 +1,7 @@
-"""Independent pieces of work as Ray tasks: each on a core of its own, anywhere in the cluster.
+"""Run independent work as Ray tasks, one CPU core each, on any node of the cluster.
 
-A task that dies with its node is done again on another; one that fails says why. The nodes must see what the work
-reads (raw folders on a shared disk, say) and the store that it writes to.
+A task whose node dies is repeated on another one. All nodes need access to what the work reads, such as raw folders on
+a shared disk, and to the store that it writes to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ R = TypeVar("R")
 Tick = Callable[[int, str], None]
 
 _AHEAD = 2
-"""Tasks in flight per core: enough that none waits for the driver, few enough that their results fit in memory."""
+"""Tasks in flight per core: more would hold more results in memory, fewer would let cores wait for the driver."""
 _RETRIES = 3
 
 
@@ -30,34 +30,34 @@ class RayTasks:
     def __call__(
         self, work: Callable[[T, Tick], R], tasks: Sequence[T], on_rows: Tick
     ) -> Iterator[tuple[int, R]]:
-        """Index and result of every task, in the order in which they end."""
+        """Yield index and result of every task, in the order in which they end."""
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_do)
         waiting = iter(enumerate(tasks))
-        flying: dict[ray.ObjectRef[Any], int] = {}
+        in_flight: dict[ray.ObjectRef[Any], int] = {}
         try:
             while True:
-                for index, task in _first(waiting, _in_flight() - len(flying)):
-                    flying[remote.remote(work, task)] = index
-                if not flying:
+                for index, task in _first(waiting, _max_in_flight() - len(in_flight)):
+                    in_flight[remote.remote(work, task)] = index
+                if not in_flight:
                     return
-                (done,), _ = ray.wait(list(flying), num_returns=1)
-                index = flying.pop(done)
+                (done,), _ = ray.wait(list(in_flight), num_returns=1)
+                index = in_flight.pop(done)
                 result, rows = _fetch(done)
                 on_rows(*rows)
                 yield index, result
         finally:
-            for reference in flying:
+            for reference in in_flight:
                 ray.cancel(reference, force=True)
 
 
-def _in_flight() -> int:
+def _max_in_flight() -> int:
     """Return how many tasks to have in flight on the cluster as it is now."""
-    # A cluster that grows does so for tasks that wait: each look asks for as many nodes again as there are.
+    # An autoscaler adds nodes for waiting tasks, so the number is computed again each time.
     return _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _do(work: Callable[[T, Tick], R], task: T) -> tuple[R, tuple[int, str]]:
-    """Do one task and count its rows: a driver far away is told once, not row by row."""
+    """Do one task and count its rows, which are reported once at its end, not one by one."""
     rows, last = 0, ""
 
     def tick(more: int, id_: str) -> None:
@@ -77,8 +77,8 @@ def _fetch(reference: ray.ObjectRef[Any]) -> tuple[Any, tuple[int, str]]:
         raise
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"a task was lost {_RETRIES + 1} times ({error}). See `ray status`; what is done already is kept: "
-            "submit the job again to go on."
+            f"a task was lost {_RETRIES + 1} times ({error}). See `ray status`. Finished work is kept: "
+            "submit the job again to continue."
         ) from error
 
 

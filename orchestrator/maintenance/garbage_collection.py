@@ -1,15 +1,15 @@
-"""What a store holds that nothing refers to any more: found by looking at what refers to what, never by age alone.
+"""Find objects of a store that nothing refers to, by their references and never by age alone.
 
     a dataset    shards and listings that none of its manifests names (whatever the pointer says), and the records
                  of a packing that was never published
     a run        blobs that no checkpoint names; of a finished run also the checkpoints that are neither the newest
                  nor, by the job's own rule, among the best or young enough. A run that is not finished, and one whose
                  result names no rule, keeps all its checkpoints, a registered one everything
-    a proof      both runs of a `mirage prove-resume` that was killed, did not hold, or was told to keep them
+    a proof      both runs of a `mirage prove-resume` that was killed, failed, or kept its runs
     a folder     temporary files of writes that were killed
 
-Only objects whose names are of our making are ever considered. A folder in which anything unreferenced was written
-lately may be in use, by a packing or a run in progress, and is left alone; so is one whose records cannot be read.
+Only objects with names that MIRAGE writes are considered. A folder in which an unreferenced object was written lately
+may be in use by a packing or a run, and is skipped; so is one whose records cannot be read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PROOF = re.compile(
     rf"(?:.*/)?{FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
     rf"(?P<rest>(?:{'|'.join(RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
 )
-"""Where an object of a proof lies: the folder is named by the run, the seed and a number."""
+"""Key of an object of a proof; the folder is named by the run, the seed and a number."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,22 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What can go, and what was left alone for a reason."""
+class GarbageReport:
+    """The garbage in a store, and notes on what was skipped."""
 
     garbage: tuple[Garbage, ...]
     notes: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
-        """That removing it frees."""
+        """Total size of the garbage."""
         return sum(item.size for item in self.garbage)
 
 
-def find(store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS) -> Findings:
-    """Look through all of a store; nothing is changed. `registered_runs` are ids of runs that models came from."""
+def find(
+    store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS
+) -> GarbageReport:
+    """Find the garbage of a store; change nothing. `registered_runs` are the ids of runs with registered models."""
     roots: dict[str, dict[str, list[str]]] = {}
     proofs: dict[str, list[str]] = {}
     for key in store.list():
@@ -86,7 +88,7 @@ def find(store: Store, registered_runs: Collection[str], *, grace_hours: float =
         elif found is not None:
             kind = next(kind for kind in _NAMES if found[kind] is not None)
             roots.setdefault(found["root"], {}).setdefault(kind, []).append(key)
-    places: list[tuple[str, Callable[[], Iterable[tuple[str, str]]]]] = [
+    folders: list[tuple[str, Callable[[], Iterable[tuple[str, str]]]]] = [
         *(
             (root, partial(_of_root, store, root, keys, registered_runs))
             for root, keys in sorted(roots.items())
@@ -95,19 +97,19 @@ def find(store: Store, registered_runs: Collection[str], *, grace_hours: float =
     ]
     garbage: list[Garbage] = []
     notes: list[str] = []
-    for root, look in places:
+    for root, look in folders:
         where = f"{store.uri}/{root}".rstrip("/")
         try:
             free = list(look())
             stats = {key: store.stat(key) for key, _ in free}
         except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(f"{where}: left alone, what it refers to cannot be read: {error}")
+            notes.append(f"{where}: skipped, its references cannot be read: {error}")
             continue
         newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
         age_hours = (time.time() - newest) / 3600
         if free and age_hours < grace_hours:
             notes.append(
-                f"{where}: left alone, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
+                f"{where}: skipped, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
                 f"be in use. If it is not: --older-than {max(age_hours - 0.1, 0):.1f}"
             )
             continue
@@ -116,11 +118,11 @@ def find(store: Store, registered_runs: Collection[str], *, grace_hours: float =
         stat = store.stat(key)
         if time.time() - stat.modified_unix >= grace_hours * 3600:
             garbage.append(Garbage(key, stat.size, "left by a write that was killed"))
-    return Findings(tuple(garbage), tuple(notes))
+    return GarbageReport(tuple(garbage), tuple(notes))
 
 
 def remove(store: Store, garbage: Iterable[Garbage]) -> int:
-    """Delete what `find` found, records before what they name; returns how many objects."""
+    """Delete garbage, records before the objects that they name; return the number of objects."""
     order = {"packing": 0, "checkpoints": 0}
     removed = 0
     for item in sorted(garbage, key=lambda item: order.get(PurePosixPath(item.key).parent.name, 1)):
@@ -172,7 +174,7 @@ def _shards_of(dataset: Store, record: str) -> list[str]:
     try:
         return [shard[0] for shard in json.loads(dataset.read(record))["shards"]]
     except (ValueError, KeyError, TypeError, MissingObjectError):
-        return []  # a damaged record names nothing, and is garbage itself
+        return []  # a damaged record names nothing and is garbage itself
 
 
 def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
@@ -184,7 +186,7 @@ def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tup
         result = json.loads(store.read(root + RESULT))
         named = {root + str(result["weights"])}
         if RULE in result:
-            # Of the newest one is enough: the others are there in case it is damaged before the run goes on.
+            # The newest one is enough: the older ones are backups for a run that resumes.
             kept = replace(Retention(**result[RULE]), newest=1).kept(records, time.time())
         for key in records.keys() - kept:
             yield key, "checkpoint of a finished run, neither its newest nor its best"
@@ -194,4 +196,4 @@ def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tup
     needed = {f"{root}blobs/{blob}.safetensors" for key in kept for blob in records[key]["blobs"].values()}
     for key in keys.get("blobs", ()):
         if key not in needed:
-            yield key, "tensors of no checkpoint that stays"
+            yield key, "tensors of no checkpoint that is kept"

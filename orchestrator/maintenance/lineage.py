@@ -1,13 +1,13 @@
-"""From a registered model back to the photographs: every link with its digest, and whether it holds.
+"""Lineage of a registered model back to its photographs: each link with its digest and state.
 
-    model version ─ weights, files it carries, the code it carries
+    model version ─ weights, its files, its code
         └─ run ─ resolved job ─ result in the store
              └─ datasets: manifest ─ shards
                             └─ raw files
 
-A link is *verified* when its digest was computed anew and fits, *present* when what it names is there but was not read
-(`deep` reads shards and raw files), *unknown* when there is nothing here to check it against, and *broken* when it is
-gone or is not what was written. A model that came of a sweep has that as one more link.
+A link is *verified* if its digest was computed again and matches, *present* if its object exists but was not read
+(`deep` reads shards and raw files), *unknown* if there is nothing to check it against, and *broken* if its object is
+missing or has changed. A model that came from a sweep has one more link.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ State = Literal["verified", "present", "unknown", "broken"]
 
 _SIGNS: Mapping[State, str] = {"verified": "ok  ", "present": "here", "unknown": "?   ", "broken": "FAIL"}
 SHOWN = 12
-"""Links of one kind that are listed by name; broken ones always are."""
+"""Maximum number of links of one kind that are printed; broken ones are always printed."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """One link of the chain."""
+    """One link of the lineage, with the links below it."""
 
     what: str
     state: State
@@ -59,18 +59,18 @@ class Link:
     below: tuple[Link, ...] = ()
 
     def all(self) -> Iterator[Link]:
-        """Yield this link and all that hang from it."""
+        """Yield this link and all links below it."""
         yield self
         for link in self.below:
             yield from link.all()
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is broken here or below."""
+        """Whether neither this link nor one below it is broken."""
         return all(link.state != "broken" for link in self.all())
 
     def render(self, depth: int = 0) -> str:
-        """Return the tree as text, one line a link; of many links that hold, the first ones."""
+        """Return the tree as text, one line per link; of many unbroken links only the first ones."""
         digest = f"  {self.digest[:16]}" if self.digest else ""
         detail = f"  ({self.detail})" if self.detail else ""
         lines = [f"{_SIGNS[self.state]}  {'  ' * depth}{self.what}{digest}{detail}"]
@@ -85,16 +85,16 @@ class Link:
 
 
 def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[Path] = ()) -> Link:
-    """Return the chain behind a registered model.
+    """Return the lineage of a registered model.
 
-    `roots` are folders where the raw files may lie now; without them, where the job says. Raises RegistryError when
-    there is no such model; what is wrong behind it is in the links.
+    `roots` are folders with the raw files, by default those of the job. Raises RegistryError if there is no such model;
+    other problems are in the links.
     """
     version = versions.find(model, tracking_uri)
     job, told = _job(version, tracking_uri)
     links = [
         _weights(version, tracking_uri),
-        *(_carried(version, name, tracking_uri) for name in ("card.md", SCORES)),
+        *(_file_link(version, name, tracking_uri) for name in ("card.md", SCORES)),
         _code(version, tracking_uri),
         _run(version, tracking_uri, told, [] if job is None else [_result(version, job, deep)]),
     ]
@@ -105,7 +105,7 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
     return Link(version.uri, "verified" if links[0].state == "verified" else "broken", below=tuple(links))
 
 
-# --- what the version carries --------------------------------------------------------------------------------
+# --- files of the version --------------------------------------------------------------------------------
 
 
 def _weights(version: ModelVersion, tracking_uri: str) -> Link:
@@ -117,7 +117,7 @@ def _weights(version: ModelVersion, tracking_uri: str) -> Link:
     return Link("weights", "verified", digest)
 
 
-def _carried(version: ModelVersion, name: str, tracking_uri: str) -> Link:
+def _file_link(version: ModelVersion, name: str, tracking_uri: str) -> Link:
     digest = version.tags.get(versions.FILE_TAG + name, "")
     try:
         versions.read_file(version, name, tracking_uri)
@@ -127,7 +127,7 @@ def _carried(version: ModelVersion, name: str, tracking_uri: str) -> Link:
 
 
 def _code(version: ModelVersion, tracking_uri: str) -> Link:
-    """The package `mirage` that the version carries, and the release that trained it."""
+    """Check the package `mirage` in the version, and name the release that trained it."""
     told = f"trained by {version.tags.get(versions.CODE_VERSION_TAG, 'an unknown release')}, here {code_version()}"
     digest = version.tags.get(versions.CODE_TAG, "")
     if not digest:
@@ -139,8 +139,8 @@ def _code(version: ModelVersion, tracking_uri: str) -> Link:
 
 
 def _job(version: ModelVersion, tracking_uri: str) -> tuple[Job | None, Link]:
-    """The resolved job, and whether it and the data are those that the run is named after."""
-    link = _carried(version, JOB, tracking_uri)
+    """Return the resolved job, and whether the run's id is the hash of this job and its data."""
+    link = _file_link(version, JOB, tracking_uri)
     if link.state != "verified":
         return None, link
     try:
@@ -190,7 +190,7 @@ def _result(version: ModelVersion, job: Job, deep: bool) -> Link:
 
 
 def _sweep(version: ModelVersion, job: Job) -> Link:
-    """The sweep whose best trial became the model, and whether its book tells of that trial."""
+    """Check that the event log of the model's sweep has its trial."""
     name, number = version.tags[SWEEP_TAG], version.tags.get(TRIAL_TAG, "")
     uri = f"{below(job.storage, 'sweeps')}/{name}"
     try:
@@ -221,7 +221,7 @@ def _datasets(version: ModelVersion, job: Job, deep: bool, roots: Sequence[Path]
             yield Link(f"dataset {uri}", "broken", digest, str(error))
             continue
         shards = tuple(_shard(store, shard.key, shard.sha256, deep) for shard in manifest.shards)
-        raw = tuple(_listings(store, manifest, _places(job, roots), deep))
+        raw = tuple(_listings(store, manifest, _raw_folders(job, roots), deep))
         yield Link(
             f"dataset {manifest.name}",
             "verified",
@@ -247,8 +247,8 @@ def _shard(store: Store, key: str, digest: str, deep: bool) -> Link:
     return Link(key[:22] + "…", "verified", digest)
 
 
-def _places(job: Job, roots: Sequence[Path]) -> list[Path]:
-    """Folders where the raw files may lie."""
+def _raw_folders(job: Job, roots: Sequence[Path]) -> list[Path]:
+    """Return the folders that may contain the raw files."""
     spec = job.data.pack
     said = [Path(absolute_uri(spec.root))] if spec is not None and spec.root is not None else []
     return [*roots] or said
@@ -285,7 +285,7 @@ def _wheels() -> dict[str, Path]:
     for photograph in PHOTOGRAPHS:
         try:
             name, path = photograph_file(photograph)
-        except PackError:  # that wheel is not installed; its photographs are gone
+        except PackError:  # the wheel with this photograph is not installed
             continue
         found[name] = path
     return found

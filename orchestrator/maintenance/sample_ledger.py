@@ -1,4 +1,4 @@
-"""Proof of what a run consumed, from its ledger and, when it has finished, its result."""
+"""Check which samples a run consumed, by its ledger and its result."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shards.store import open_store
 
 
 def consumed(run: str) -> LedgerReport:
-    """Return what the ledger in a run's folder shows; raises `shards.LedgerError` unless it is whole.
+    """Return the report of a run's ledger; raises `shards.LedgerError` if it is incomplete.
 
-    That of a finished run must reach to its last position.
+    The ledger of a finished run must reach its last position.
     """
     store = open_store(absolute_uri(run))
     positions = None

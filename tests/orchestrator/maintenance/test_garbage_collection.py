@@ -115,7 +115,7 @@ def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(raw: Path, 
     grow_old(storage)
     found = find(storage, set())
     assert found.garbage == ()
-    assert "left alone" in found.notes[0]
+    assert "skipped" in found.notes[0]
     assert key in found.notes[0]
 
 
@@ -195,7 +195,7 @@ def test_a_proof_goes_when_it_is_old_and_what_else_lies_there_stays(storage: Loc
     storage.write("proofs/mine/killed/blobs/x", b"not ours either")
     found = find(storage, set())
     assert found.garbage == ()
-    assert f"{proof}: left alone, 6 unreferenced objects" in found.notes[0]
+    assert f"{proof}: skipped, 6 unreferenced objects" in found.notes[0]
     grow_old(storage)
     assert remove(storage, find(storage, set()).garbage) == 6
     assert storage.list() == [
@@ -230,7 +230,7 @@ def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore):
     grow_old(storage)
     found = find(storage, set())
     assert found.garbage == ()
-    assert "left alone" in found.notes[0]
+    assert "skipped" in found.notes[0]
 
 
 def test_what_a_killed_write_left_goes_when_it_is_old(raw: Path, storage: LocalStore):
