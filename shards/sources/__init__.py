@@ -1,7 +1,7 @@
-"""Where pairs come from: every source names its images and reads none until it is packed.
+"""Sources of pairs. A source names its images; they are read when it is packed.
 
-published  the paper's datasets, recognised on disk        pairs      two file patterns of a user's own
-synthetic  clean photographs, degraded here                catalogue  what published datasets there are
+published  the paper's datasets, found on disk by layout   pairs      two file patterns of a user's own
+synthetic  clean photographs, degraded by formula          catalogue  all published datasets by name
 """
 
 from shards.sources.catalogue import PUBLISHED

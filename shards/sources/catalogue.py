@@ -1,4 +1,4 @@
-"""Every published dataset by the name that `mirage pack` takes."""
+"""All published datasets, by their name in `mirage pack`."""
 
 from __future__ import annotations
 

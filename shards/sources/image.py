@@ -1,6 +1,6 @@
-"""Images that are known but not read yet: small, picklable, and equal when they are the same image.
+"""References to source images: small, picklable, and equal when they refer to the same image.
 
-A source names its images so; whoever packs a shard, in this process or on another machine, reads them there.
+The process that packs a shard, on this machine or another, reads the pixels.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ Image = NDArray[np.uint8]
 
 
 class SourceImage(Protocol):
-    """An image of a source."""
+    """Protocol of a reference to an image of a source."""
 
     @property
     def name(self) -> str:
-        """Where it is from, for messages."""
+        """Origin of the image, for messages."""
 
     @property
     def file(self) -> Path | None:
-        """File whose bytes are this very image; None when it is cut, made, or part of a larger file."""
+        """File that holds exactly this image; None when it is cropped, computed or part of a larger file."""
 
     @property
     def cache_key(self) -> str:
-        """Changes when the image does; tells an interrupted packing what it need not do again."""
+        """Text that changes when the image changes; a resumed packing skips images whose key is unchanged."""
 
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels, without decoding. Raises PackError."""
+        """Return height and width in pixels, without decoding. Raises PackError."""
 
     def pixels(self) -> Image:
-        """All pixels, (h, w, 3) uint8 RGB, not to be written to. Raises PackError."""
+        """Return all pixels, (h, w, 3) uint8 RGB, read-only. Raises PackError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,16 @@ class ImageFile:
 
     @property
     def cache_key(self) -> str:
-        """Name, bytes and time of change."""
+        """Path, size in bytes and modification time."""
         return _stamp(self.path)
 
     def size(self) -> tuple[int, int]:
-        """Height and width, from the file's header."""
+        """Return height and width from the file's header."""
         header = read_header(self.path)
         return header.height, header.width
 
     def pixels(self) -> Image:
-        """All pixels; those of the last few files are remembered."""
+        """Return all pixels; the last few files are cached."""
         return _read(self.path, _stamp(self.path))
 
 
@@ -87,7 +87,7 @@ class CroppedImage:
     height: int
     width: int
     of: tuple[int, int] | None = None
-    """Height and width that the image must have; None where any that holds the window will do."""
+    """Required height and width of the whole image; None: any that contains the window."""
 
     @property
     def name(self) -> str:
@@ -101,34 +101,34 @@ class CroppedImage:
 
     @property
     def cache_key(self) -> str:
-        """That of the image, and the window."""
+        """Key of the whole image, and the window."""
         return f"{self.whole.cache_key} {self.top},{self.left},{self.height},{self.width}"
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the window, which must lie in the image; raises PackError."""
+        """Return height and width of the window. Raises PackError when the image does not contain it."""
         height, width = self.whole.size()
         if self.of is not None and (height, width) != self.of:
             raise PackError(
                 f"{self.whole.name}: {width} x {height} pixels; windows are cut from {self.of[1]} x {self.of[0]}."
             )
         if self.top + self.height > height or self.left + self.width > width:
-            raise PackError(f"{self.whole.name}: {width} x {height} pixels are too few for its windows.")
+            raise PackError(f"{self.whole.name}: {width} x {height} pixels, too small for its windows.")
         return self.height, self.width
 
     def pixels(self) -> Image:
-        """The window."""
+        """Return the pixels of the window."""
         return self.whole.pixels()[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 @dataclass(frozen=True, slots=True)
 class HalvedImage:
-    """Half of another image's size, which takes the compression artefacts out of a JPEG."""
+    """Another image at half size, which removes the compression artefacts of a JPEG."""
 
     whole: SourceImage
 
     @property
     def name(self) -> str:
-        """That of the image."""
+        """Name of the whole image."""
         return self.whole.name
 
     @property
@@ -138,32 +138,32 @@ class HalvedImage:
 
     @property
     def cache_key(self) -> str:
-        """That of the image."""
+        """Key of the whole image, marked as halved."""
         return f"{self.whole.cache_key} halved"
 
     def size(self) -> tuple[int, int]:
-        """Half of the image's."""
+        """Return half of the image's height and width."""
         height, width = self.whole.size()
         return height // 2, width // 2
 
     def pixels(self) -> Image:
-        """Each pixel the mean of four."""
+        """Return the image with each pixel the mean of four."""
         return halve(self.whole.pixels())
 
 
 @dataclass(frozen=True, slots=True)
 class DegradedImage:
-    """Another image after one degradation, or several in CDD-11's order."""
+    """Another image after a synthetic degradation (`shards.degrade`)."""
 
     clean: SourceImage
     degradation: str
     seed: int
     draw: str
-    """Name of this draw; another name is another draw."""
+    """Name of this random draw; another name gives another draw."""
 
     @property
     def name(self) -> str:
-        """The image and what is done to it."""
+        """The clean image and the degradation."""
         return f"{self.clean.name} with {self.degradation}"
 
     @property
@@ -173,15 +173,15 @@ class DegradedImage:
 
     @property
     def cache_key(self) -> str:
-        """That of the image, and the draw."""
+        """Key of the clean image, and the draw."""
         return f"{self.clean.cache_key} {self.degradation},{self.seed},{self.draw}"
 
     def size(self) -> tuple[int, int]:
-        """The image's."""
+        """Return the clean image's height and width."""
         return self.clean.size()
 
     def pixels(self) -> Image:
-        """The degraded image."""
+        """Return the degraded pixels."""
         return degrade(self.clean.pixels(), self.degradation, self.seed, self.draw)
 
 
@@ -200,28 +200,28 @@ class MatlabImage:
 
     @property
     def file(self) -> None:
-        """None: the file holds other images too."""
+        """None: the file holds other images as well."""
         return None
 
     @property
     def cache_key(self) -> str:
-        """That of the file, and the index."""
+        """Key of the file, and the index."""
         return f"{_stamp(self.path)} {self.variable}[{self.index}]"
 
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Return height and width."""
         height, width = matlab_shape(self.path, self.variable)[1:3]
         return height, width
 
     def pixels(self) -> Image:
-        """The image."""
+        """Return the image at the index."""
         image: Image = np.ascontiguousarray(matlab_array(self.path, self.variable)[self.index])
         return image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InMemoryImage:
-    """An image that is in memory already."""
+    """An image in memory."""
 
     image: Image
     name: str = "an image in memory"
@@ -237,29 +237,29 @@ class InMemoryImage:
         return hashlib.sha256(self.image.tobytes()).hexdigest()
 
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Return height and width."""
         height, width = self.image.shape[:2]
         return int(height), int(width)
 
     def pixels(self) -> Image:
-        """The image."""
+        """Return the image."""
         return self.image
 
 
 def matlab_array(path: Path, variable: str) -> NDArray[Any]:
-    """The array [N, h, w, 3] of a MATLAB file; the last two are remembered."""
+    """Return the array [N, h, w, 3] of a MATLAB file; the last two are cached. Raises PackError."""
     return _matlab(path, variable, _stamp(path))
 
 
 def matlab_shape(path: Path, variable: str) -> tuple[int, ...]:
-    """Shape of an array of a MATLAB file, without reading it."""
+    """Return the shape of an array of a MATLAB file, without reading it. Raises PackError."""
     with _explained(path):
         from scipy.io import whosmat
 
         shapes = {name: tuple(shape) for name, shape, _ in whosmat(path)}
     if len(shapes.get(variable, ())) != 4:
         raise PackError(
-            f"{path}: variable {variable!r}, an array [N, h, w, 3], is not there; there are: "
+            f"{path}: variable {variable!r}, an array [N, h, w, 3], is missing; the file has: "
             f"{', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'none'}."
         )
     return shapes[variable]
@@ -267,12 +267,12 @@ def matlab_shape(path: Path, variable: str) -> tuple[int, ...]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what SciPy says of a file into an error that names it."""
+    """Turn SciPy's exceptions into errors that name the file."""
     try:
         yield
     except ImportError as error:
         raise PackError(
-            f"{path}: MATLAB arrays are read with SciPy, which is not here. "
+            f"{path}: MATLAB arrays are read with SciPy, which is not installed. "
             "Install it: pip install 'mirage-orchestrator[matlab]'."
         ) from error
     except NotImplementedError as error:

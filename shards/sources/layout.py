@@ -1,11 +1,12 @@
-"""How a published dataset may lie on disk, as data: patterns, pairing, counts, terms.
+"""Layouts of published datasets on disk, as data: file patterns, pairing, counts, terms.
 
     PublishedDataset "rain100l"
       DatasetPart "RainTrainL", train, 200 pairs
         FileLayout "original"        degraded rainy/rain-{key:d}.png     clean norain/norain-{key:d}.png
         FileLayout "AirNet tree"     ...
 
-Files belong together when the fields that both patterns of a layout capture are equal.
+Two files form a pair when the fields that both patterns of a layout capture are equal. Names of layouts, `where` and
+`terms` are part of the provenance in manifests: changing one changes the digests of newly packed datasets.
 """
 
 from __future__ import annotations
@@ -26,31 +27,31 @@ RESEARCH_ONLY = (
 
 @dataclass(frozen=True)
 class FileLayout:
-    """One way in which a part may lie on disk, whatever folder it lies in."""
+    """One possible layout of a part on disk, at any depth below the root."""
 
     name: str
     clean: str
     """Pattern of the clean files."""
     degraded: str | None = None
-    """Pattern of the degraded files; None for a part of clean images alone."""
+    """Pattern of the degraded files; None for a part of clean images only."""
     id: str | None = None
-    """Id of a pair, from the captured fields: `{seq}_{frame}`. None: the name of the file, without suffix."""
+    """Id of a pair from the captured fields, such as `{seq}_{frame}`. None: the file name without suffix."""
     pairs: int | None = None
-    """Pairs of the part in this layout, where it differs from the part's own count."""
+    """Number of pairs in this layout, where it differs from the part's own count."""
 
     @cached_property
     def clean_pattern(self) -> Pattern:
-        """The clean files."""
+        """Compiled pattern of the clean files."""
         return Pattern(self.clean)
 
     @cached_property
     def degraded_pattern(self) -> Pattern | None:
-        """The degraded files."""
+        """Compiled pattern of the degraded files."""
         return None if self.degraded is None else Pattern(self.degraded)
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
-        """Fields by which files are paired."""
+        """Names of the fields by which files are paired."""
         if self.degraded_pattern is None:
             return self.clean_pattern.fields
         return tuple(name for name in self.clean_pattern.fields if name in self.degraded_pattern.fields)
@@ -59,18 +60,18 @@ class FileLayout:
         """Raise PackError unless the patterns can pair files."""
         if not self.shared:
             raise PackError(
-                f"patterns {self.degraded!r} and {self.clean!r} capture no field of the same name. Mark what "
-                "partners have in common, for example input/{key}.png and target/{key}.png."
+                f"patterns {self.degraded!r} and {self.clean!r} capture no field of the same name. Give "
+                "both a common field, for example input/{key}.png and target/{key}.png."
             )
 
     def describe(self) -> str:
-        """The layout in one line."""
+        """Return the layout in one line."""
         return f"{self.degraded} with {self.clean}" if self.degraded else self.clean
 
 
 @dataclass(frozen=True)
 class MatlabLayout:
-    """A part that lies in two MATLAB files, each an array [N, h, w, 3]."""
+    """A part in two MATLAB files, each with an array [N, h, w, 3]."""
 
     name: str
     degraded: str
@@ -79,38 +80,42 @@ class MatlabLayout:
     clean_variable: str
 
     def describe(self) -> str:
-        """The layout in one line."""
+        """Return the layout in one line."""
         return f"{self.degraded} ({self.degraded_variable}) with {self.clean} ({self.clean_variable})"
 
 
 @dataclass(frozen=True)
 class PairLabel:
-    """Row label, and the name of the set it is from, of pairs whose degraded file matches a pattern."""
+    """Row label and source name of the pairs whose degraded file matches a pattern."""
 
     pattern: str
     degradation: str
     source: str
     pairs: int | None = None
-    """How many there are in the part."""
+    """Number of such pairs in the part."""
 
 
 @dataclass(frozen=True)
 class TestLeak:
-    """Training scenes that are test images too."""
+    """Training scenes that are also test images."""
 
     scenes: tuple[str, ...]
     """Names of degraded files up to the scene: `0025` for `0025_0.8_0.04.jpg`."""
     sentence: str
     published: bool
-    """Whether the published training set holds them, so that they stay unless one asks otherwise."""
+    """Whether the published training set contains them; if so, they are packed unless excluded on request."""
+
+    def holds(self, name: str) -> bool:
+        """Return whether a file of this name shows one of the scenes."""
+        return name.startswith(self.scenes)
 
 
 @dataclass(frozen=True)
 class VariantGrid:
-    """Every clean image comes degraded with every combination of these values."""
+    """Every clean image has one degraded image for every combination of these values."""
 
     name: str
-    """Name of the degraded file from the fields."""
+    """Pattern that gives the name of a degraded file from the fields."""
     values: Mapping[str, tuple[str, ...]]
 
 
@@ -121,26 +126,34 @@ class DatasetPart:
     name: str
     split: Split
     pairs: int | None
-    """How many there are; None where no source that we could check states it."""
+    """Published number of pairs; None where no source that we could check states it."""
     layouts: tuple[FileLayout | MatlabLayout, ...]
-    """In the order in which they are tried: those that say most first."""
+    """Layouts in the order in which they are tried, most specific first."""
     degradation: str = NOISE
     labels: tuple[PairLabel, ...] = ()
-    """Where the degradation differs between pairs: the first pattern that fits the degraded file's name."""
+    """For a part with several degradations: the first pattern that matches the degraded file's name decides."""
     by_type: Mapping[str, str] = field(default_factory=dict)
-    """Where the layout captures the degradation as `{type}`: type -> label."""
+    """Row label for each value of the captured field `{type}`, where the layout captures the degradation."""
     cleans: int | None = None
-    """Clean images, where several pairs share one."""
+    """Published number of clean images, where several pairs share one."""
     size: tuple[int, int] | None = None
-    """Height and width that every image has."""
+    """Height and width of every image, in pixels."""
     strangers: tuple[tuple[str, str], ...] = ()
-    """(pattern, sentence): files that tell another dataset, and which one."""
+    """(pattern, sentence): files of another dataset, and the message that names it."""
     wrong_counts: Mapping[int, str] = field(default_factory=dict)
-    """Pairs found -> sentence: another version of the dataset, known by its count."""
+    """Message for a number of pairs that identifies another version of the dataset."""
     leak: TestLeak | None = None
     grid: VariantGrid | None = None
     histogram: tuple[str, Mapping[str, int]] | None = None
-    """Captured field -> pairs for each of its values, where the layout captures it."""
+    """A captured field, and the published number of pairs for each of its values."""
+
+    def label_of(self, name: str, fields: Mapping[str, str]) -> PairLabel | None:
+        """Return the label of a pair by its file name and captured fields; None when no pattern matches."""
+        if self.by_type:
+            return PairLabel("*", self.by_type[fields["type"].lower()], self.name)
+        if not self.labels:
+            return PairLabel("*", self.degradation, self.name)
+        return next((x for x in self.labels if Pattern(x.pattern).match(name) is not None), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +163,8 @@ class PublishedDataset:
     title: str
     parts: tuple[DatasetPart, ...]
     where: str
-    """Where it is from."""
+    """Origin of the dataset, for people."""
     licence: str = "not stated in the repositories that use it"
     terms: str = RESEARCH_ONLY
     lists: Mapping[str, str] = field(default_factory=dict)
-    """md5 of an official list -> what it is."""
+    """Description of each official list, by its md5."""

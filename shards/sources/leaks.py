@@ -1,4 +1,4 @@
-"""Training scenes that are test scenes too, by the names of their files."""
+"""Training scenes that are also test scenes, by their file names."""
 
 _SCENES = """
 0025 0039 0058 0062 0070 0074 0077 0123 0129 0138 0140 0141 0176 0179 0202 0207 0208 0213 0215 0249 0251 0256 0259
@@ -11,4 +11,4 @@ OTS_SCENES_OF_SOTS = tuple(_SCENES.split())
 """The 75 scenes of OTS's official list that are in SOTS outdoor: 76 of its 500 images, since 0330 has two."""
 
 OUTDOOR_RAIN_TEST1 = tuple(f"im_{number:04}" for number in range(301, 351))
-"""The 50 scenes of Outdoor-Rain's Test1, which its training set holds too; AllWeather leaves them out."""
+"""The 50 scenes of Outdoor-Rain's Test1, also in its training set; AllWeather leaves them out."""

@@ -1,4 +1,4 @@
-"""What a source is: pairs in a fixed order, and what is known of them before any image is read."""
+"""Protocol of a source: pairs in a fixed order, and facts that are known before any image is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One sample before it is packed. Pairs that share a clean image come one after another."""
+    """One sample before it is packed. Pairs that share a clean image are adjacent."""
 
     id: str
     split: Split
@@ -23,9 +23,9 @@ class Pair:
     degraded: SourceImage | None
     clean: SourceImage
     source: str
-    """Name of the dataset it is from; the key of its licence."""
+    """Name of the original dataset; the key of its licence."""
     size: tuple[int, int] | None = None
-    """Height and width that both images must have, where the dataset has one size."""
+    """Required height and width of both images in pixels; None: any."""
 
 
 class Source(Protocol):
@@ -33,25 +33,25 @@ class Source(Protocol):
 
     @property
     def provenance(self) -> dict[str, object]:
-        """What was asked for, in JSON types; part of the dataset's digest. May read every file once."""
+        """Options and content digest in JSON types, part of the manifest's digest. May read every file once."""
 
     @property
     def listings(self) -> tuple[bytes, ...]:
-        """What the raw folders hold (`shards.listing`), one listing per folder. Reads every file once."""
+        """Listing of each raw folder (`shards.listing`). Reads every file once."""
 
     @property
     def problems(self) -> tuple[DataProblem, ...]:
-        """What is wrong with the raw data, as far as it shows without reading an image."""
+        """Problems of the raw data that are visible without reading an image."""
 
     @property
     def licences(self) -> Mapping[str, str]:
-        """Licence and attribution of each source that pairs name."""
+        """Licence and attribution of each source named by a pair."""
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
 
     def training_counts(self) -> dict[str, int]:
-        """Pairs of the training split by row label, known before any image is read."""
+        """Return the number of training pairs by row label."""
 
     def __iter__(self) -> Iterator[Pair]:
-        """Pairs in a fixed order."""
+        """Iterate over the pairs in a fixed order."""

@@ -1,4 +1,4 @@
-"""A user's own pairs: two file patterns whose captured fields say which files belong together."""
+"""A user's own pairs: two file patterns whose captured fields pair the files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from shards.sources.recognise import FileTree, match_layout
 
 
 class PairsSource:
-    """Pairs of the files that match two patterns relative to `root`, for example
+    """Pairs of the files that match two patterns relative to `root`.
 
         degraded  input/{scene}_*.png        clean  target/{scene}.png
 
-    Files belong together when the fields that both patterns capture are equal; so one clean file may serve many
-    degraded ones. `held_out` is the fraction of the test split, taken evenly over the clean files in sorted
-    order, so that no photograph is on both sides; 0 trains on all, 1 tests on all.
+    Two files form a pair when the fields that both patterns capture are equal, so one clean file may have many
+    degraded ones. `held_out` is the fraction of clean files in the test split, spread evenly over their sorted
+    order: no photograph is in both splits.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PairsSource:
             able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
             raise PackError(f"degradation {degradation!r} has no pairs; use one of {able}.")
         if not 0 <= held_out <= 1:
-            raise PackError(f"held_out is {held_out}; it is a fraction between 0 and 1.")
+            raise PackError(f"held_out is {held_out}; it must be between 0 and 1.")
         self._root, self._layout = root, FileLayout("your patterns", clean=clean, degraded=degraded)
         self._layout.check()
         found = match_layout(self._layout, FileTree.of(root), below="")
@@ -56,7 +56,7 @@ class PairsSource:
 
     @cached_property
     def provenance(self) -> dict[str, object]:
-        """What was asked for, and the digest of the files that were found."""
+        """The patterns and options, and the digest of the files found."""
         return {
             "source": "pairs",
             "degraded": self._layout.degraded,
@@ -68,7 +68,7 @@ class PairsSource:
 
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
-        """The files of all pairs, named below the root."""
+        """The files of all pairs, named relative to the root."""
         names = {name for entry in self._found.pairs for name in (entry.clean, entry.degraded) if name}
         return (list_folder(self._root, (self._root / name for name in names), self._on_hash),)
 
@@ -76,7 +76,7 @@ class PairsSource:
         return len(self._found.pairs)
 
     def training_counts(self) -> dict[str, int]:
-        """Pairs of the training split by row label."""
+        """Return the number of training pairs by row label."""
         tested = self._tested()
         return {self._degradation: sum(entry.clean not in tested for entry in self._found.pairs)}
 

@@ -1,11 +1,11 @@
-"""File patterns that capture: `rainy/rain-{key:d}.png` finds `rainy/rain-7.png` and knows that `key` is 7.
+"""File patterns with captured fields: `rainy/rain-{key:d}.png` matches `rainy/rain-7.png` with `key` = 7.
 
     {name}        captures part of a file or folder name, as little as fits
     {name:d}      digits            {name:f}   a decimal number            {name:a|b|c}   one of these
     (png|jpg)     one of these, not captured
     *             anything within one name            **/   any folders, or none
 
-Paths are relative, with `/`; upper and lower case are the same.
+Paths are relative, with `/`. Case is ignored.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern, ready to match paths."""
+    """A pattern that matches paths."""
 
     text: str
 
     def __post_init__(self) -> None:
         if any(sign in _TOKEN.sub("", self.text) for sign in "{}()"):
-            raise PackError(f"pattern {self.text!r} has a bracket without its partner.")
+            raise PackError(f"pattern {self.text!r} has an unbalanced bracket.")
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """Names that it captures, in order."""
+        """Names of the captured fields, in order."""
         return tuple(dict.fromkeys(m["name"] for m in _TOKEN.finditer(self.text) if m["name"]))
 
     def match(self, path: str) -> dict[str, str] | None:
-        """What the fields are in `path`; None if it is another kind of file."""
+        """Return the fields of `path`, or None when it does not match."""
         found = self._whole.fullmatch(path)
         return None if found is None else found.groupdict()
 
     def match_below(self, path: str) -> tuple[str, dict[str, str]] | None:
-        """Like `match` for a path whose first folders, the base, are not part of the pattern."""
+        """Match the end of `path`; return the folders before it (the base) and the fields, or None."""
         found = self._anywhere.fullmatch(path)
         if found is None:
             return None
@@ -52,7 +52,7 @@ class Pattern:
         return fields.pop("base_") or "", fields
 
     def fill(self, fields: Mapping[str, str]) -> str:
-        """The pattern with known fields put in, for messages."""
+        """Return the pattern with the known fields filled in."""
         return _TOKEN.sub(lambda m: fields.get(m["name"], m[0]) if m["name"] else m[0], self.text)
 
     @cached_property

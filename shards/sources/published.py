@@ -1,8 +1,7 @@
-"""A published dataset as a source: recognised on disk, held against its published counts."""
+"""A published dataset as a source: found on disk by its layout and compared with its published counts."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,18 +16,20 @@ from shards.progress import ProgressCallback
 from shards.sources.catalogue import PUBLISHED
 from shards.sources.families.cdd11 import GROUPS
 from shards.sources.image import CroppedImage, ImageFile, MatlabImage, SourceImage
-from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout, PairLabel, PublishedDataset, TestLeak
+from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout, PairLabel
+from shards.sources.official_list import OfficialList
 from shards.sources.pair import Pair
 from shards.sources.pattern import Pattern
+from shards.sources.published_counts import count_problems, published_problems
 from shards.sources.recognise import FilePair, FileTree, LayoutMatch, absence_problem, find_part
 
 CROP, STRIDE = 512, 256
-"""Restormer's crops of GoPro: 8 per frame of 1280 x 720, row by row."""
+"""Size and stride in pixels of Restormer's crops of GoPro: 8 per frame of 1280 x 720, row by row."""
 
 
 @dataclass(frozen=True)
 class PublishedOptions:
-    """What may be asked of a published dataset."""
+    """Options for packing a published dataset."""
 
     split: Literal["train", "test", "all"] = "all"
     group: str = "all"
@@ -36,11 +37,11 @@ class PublishedOptions:
     listing: Path | None = None
     """File with one name of a degraded (or clean-only) training file per line: only these are packed."""
     crops: bool = False
-    """GoPro: cut the training frames into crops of 512, 256 apart."""
+    """GoPro: cut the training frames into crops of 512 pixels, 256 apart."""
     exclude_leaked: bool = False
-    """Leave out training scenes that are test images."""
+    """Leave out training scenes that are also test images."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """Pairs of each part, by its name, instead of the published number; for a subset made on purpose."""
+    """Number of pairs by the name of a part, in place of the published number, for a deliberate subset."""
 
 
 class PublishedSource:
@@ -59,25 +60,33 @@ class PublishedSource:
         self._published, self._on_hash = PUBLISHED[name], on_hash
         self._check_options()
         self._tree = FileTree.of(root)
-        self._list = _OfficialList.read(self._options.listing) if self._options.listing else None
+        self._list = OfficialList.read(self._options.listing) if self._options.listing else None
         problems: list[DataProblem] = []
         self._pairs: list[Pair] = []
         self._layouts: dict[str, str] = {}
-        for part, found in self._recognised():
+        for part, found in self._find_parts():
             if found is None:
                 problems.append(absence_problem(part, self._tree))
                 continue
             self._layouts[part.name] = found.layout.name
-            self._pairs += self._pairs_of(part, found, problems)
+            problems += self._part_problems(part, found)
+            for files in self._selected(part, found):
+                label = part.label_of(files.name, files.fields)
+                if label is None:
+                    problems.append(
+                        DataProblem(f"{part.name}: {files.name} is of none of its sets.", "Remove it.")
+                    )
+                else:
+                    self._pairs += self._pairs_of(part, found.layout, files, label)
         if self._list is not None:
-            problems += self._list.unused()
+            problems += self._list.missing()
         self.problems: tuple[DataProblem, ...] = tuple(problems)
         sources = sorted({pair.source for pair in self._pairs})
         self.licences: Mapping[str, str] = {source: self._published.licence for source in sources}
 
     @cached_property
     def provenance(self) -> dict[str, object]:
-        """What was asked for, which layouts were recognised, and the digest of the files that were taken."""
+        """The options, the layouts found, and the digest of the selected files."""
         options = self._options
         asked: dict[str, object] = {"split": options.split}
         if self._name == "cdd11":
@@ -101,15 +110,15 @@ class PublishedSource:
 
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
-        """The files of all pairs, named below the root."""
-        files = {_file(picture) for pair in self._pairs for picture in (pair.degraded, pair.clean) if picture}
+        """The files of all pairs, named relative to the root."""
+        files = {_file(image) for pair in self._pairs for image in (pair.degraded, pair.clean) if image}
         return (list_folder(self._root, files, self._on_hash),)
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def training_counts(self) -> dict[str, int]:
-        """Pairs of the training split by row label."""
+        """Return the number of training pairs by row label."""
         return dict(Counter(pair.degradation for pair in self._pairs if pair.split == "train"))
 
     def __iter__(self) -> Iterator[Pair]:
@@ -129,8 +138,8 @@ class PublishedSource:
                 f"{self._name} has no part {unknown[0]!r}; there are {', '.join(part.name for part in parts)}."
             )
 
-    def _recognised(self) -> list[tuple[DatasetPart, LayoutMatch | None]]:
-        """Parts and where they are: first those whose count fits best, so that none takes another's files."""
+    def _find_parts(self) -> list[tuple[DatasetPart, LayoutMatch | None]]:
+        """Find each part; parts whose counts fit best choose first, so that no file is in two parts."""
         chosen = {
             part: find_part(part, self._tree, self._expected(part))
             for part in self._published.parts
@@ -150,205 +159,83 @@ class PublishedSource:
     def _expected(self, part: DatasetPart) -> int | None:
         return self._options.expected.get(part.name, part.pairs)
 
-    def _pairs_of(self, part: DatasetPart, found: LayoutMatch, problems: list[DataProblem]) -> list[Pair]:
-        options = self._options
-        given = part.name in options.expected
-        if part.leak is not None and options.exclude_leaked and not part.leak.published and not given:
-            # The published count is that of the set without them.
-            kept = tuple(entry for entry in found.pairs if not _leaks(part.leak, entry))
-            found = replace(found, pairs=kept)
-        entries = list(found.pairs)
-        problems += _named(part, found.orphans() if self._list is None else ())
-        expected = self._expected(part)
-        if isinstance(found.layout, FileLayout) and found.layout.pairs and not given:
-            expected = found.layout.pairs
-        if self._list is not None and part.split == "train":
-            entries = [entry for entry in entries if self._list.takes(entry)]
-        else:
-            problems += _count_findings(part, found, expected, given=given)
-        if part.leak is not None:
-            leaked = [entry for entry in entries if _leaks(part.leak, entry)]
-            if options.exclude_leaked:
-                entries = [entry for entry in entries if not _leaks(part.leak, entry)]
-            elif leaked and not part.leak.published:
-                examples = tuple(entry.degraded or entry.clean for entry in leaked)
-                remedy = "Take them away, or leave them out with --exclude-leaked."
-                problems.append(DataProblem(f"{part.name}: {part.leak.sentence}", remedy, examples))
-        if part.by_type:
-            entries = [e for e in entries if e.fields["type"].lower() in GROUPS[options.group]]
-        return [pair for entry in entries for pair in self._pair(part, found.layout, entry, problems)]
+    def _is_subset(self, part: DatasetPart) -> bool:
+        """Return whether the user states the number of pairs, so that published numbers do not apply."""
+        return part.name in self._options.expected
 
-    def _pair(
-        self,
-        part: DatasetPart,
-        layout: FileLayout | MatlabLayout,
-        entry: FilePair,
-        problems: list[DataProblem],
+    def _part_problems(self, part: DatasetPart, found: LayoutMatch) -> Iterator[DataProblem]:
+        """Yield unpaired files, wrong counts and leaked scenes of a part."""
+        if self._list is None:
+            for problem in found.orphans():
+                yield replace(problem, what=f"{part.name} ({part.split}): {problem.what}")
+        if self._list is None or part.split != "train":
+            yield from self._count_problems(part, found)
+        leak, excluded = part.leak, self._options.exclude_leaked
+        if leak is not None and not leak.published and not excluded:
+            leaked = [pair for pair in self._listed(part, found) if leak.holds(pair.name)]
+            if leaked:
+                remedy = "Remove them, or leave them out with --exclude-leaked."
+                names = tuple(pair.degraded or pair.clean for pair in leaked)
+                yield DataProblem(f"{part.name}: {leak.sentence}", remedy, names)
+
+    def _count_problems(self, part: DatasetPart, found: LayoutMatch) -> Iterator[DataProblem]:
+        if self._is_subset(part):
+            yield from count_problems(part, found, self._expected(part))
+            return
+        if part.leak is not None and not part.leak.published and self._options.exclude_leaked:
+            # The published count is that of the set without the leaked scenes.
+            found = replace(found, pairs=self._without_leaked(part, found.pairs))
+        own = found.layout.pairs if isinstance(found.layout, FileLayout) else None
+        yield from count_problems(part, found, own or self._expected(part))
+        yield from published_problems(part, found)
+
+    def _selected(self, part: DatasetPart, found: LayoutMatch) -> Sequence[FilePair]:
+        """Return the pairs to pack: those of the list, without leaked scenes if asked, of the CDD-11 group."""
+        pairs = self._listed(part, found)
+        if self._options.exclude_leaked:
+            pairs = self._without_leaked(part, pairs)
+        if part.by_type:
+            pairs = [p for p in pairs if p.fields["type"].lower() in GROUPS[self._options.group]]
+        return pairs
+
+    def _listed(self, part: DatasetPart, found: LayoutMatch) -> Sequence[FilePair]:
+        if self._list is None or part.split != "train":
+            return found.pairs
+        return [pair for pair in found.pairs if self._list.takes(pair)]
+
+    @staticmethod
+    def _without_leaked(part: DatasetPart, pairs: Sequence[FilePair]) -> tuple[FilePair, ...]:
+        return tuple(pair for pair in pairs if part.leak is None or not part.leak.holds(pair.name))
+
+    def _pairs_of(
+        self, part: DatasetPart, layout: FileLayout | MatlabLayout, files: FilePair, label: PairLabel
     ) -> Iterator[Pair]:
-        name = Path(entry.degraded or entry.clean).name
-        label = _label(part, name, entry)
-        if label is None:
-            problems.append(DataProblem(f"{part.name}: {name} is of none of its sets.", "Take it away."))
-            return
-        size = None if part.name in self._options.expected else part.size
+        """Yield the pair of two files, or one pair per crop."""
+        size = None if self._is_subset(part) else part.size
+        degraded: SourceImage | None
+        clean: SourceImage
         if isinstance(layout, MatlabLayout):
-            assert entry.degraded is not None
-            yield Pair(
-                f"{entry.index:04}",
-                part.split,
-                label.degradation,
-                MatlabImage(self._root / entry.degraded, layout.degraded_variable, entry.index),
-                MatlabImage(self._root / entry.clean, layout.clean_variable, entry.index),
-                label.source,
-                size,
-            )
-            return
-        id_ = Pattern(layout.id).fill(entry.fields) if layout.id else Path(name).stem
-        clean: SourceImage = ImageFile(self._root / entry.clean)
-        degraded = ImageFile(self._root / entry.degraded) if entry.degraded else None
-        if self._options.crops and part.split == "train" and part.size and layout.pairs is None:
-            for number, (top, left) in enumerate(_windows(*part.size), 1):
-                window = (top, left, CROP, CROP, part.size)
-                assert degraded is not None
-                yield Pair(
-                    f"{id_}-{number}",
-                    part.split,
-                    label.degradation,
-                    CroppedImage(degraded, *window),
-                    CroppedImage(clean, *window),
-                    label.source,
-                )
-            return
-        size = None if layout.pairs else size  # MoCE-IR's files are crops
+            assert files.degraded is not None
+            id_ = f"{files.index:04}"
+            degraded = MatlabImage(self._root / files.degraded, layout.degraded_variable, files.index)
+            clean = MatlabImage(self._root / files.clean, layout.clean_variable, files.index)
+        else:
+            id_ = Pattern(layout.id).fill(files.fields) if layout.id else Path(files.name).stem
+            degraded = ImageFile(self._root / files.degraded) if files.degraded else None
+            clean = ImageFile(self._root / files.clean)
+            if layout.pairs is not None:
+                size = None  # MoCE-IR's files are crops
+            elif self._options.crops and part.split == "train" and part.size and degraded is not None:
+                for number, (top, left) in enumerate(_corners(*part.size), 1):
+                    window = (top, left, CROP, CROP, part.size)
+                    crops = CroppedImage(degraded, *window), CroppedImage(clean, *window)
+                    yield Pair(f"{id_}-{number}", part.split, label.degradation, *crops, label.source)
+                return
         yield Pair(id_, part.split, label.degradation, degraded, clean, label.source, size)
 
 
-@dataclass(frozen=True)
-class _OfficialList:
-    """An official list: the files that belong to a training set."""
-
-    md5: str
-    names: tuple[str, ...]
-    seen: set[str] = field(default_factory=set)
-
-    @staticmethod
-    def read(path: Path) -> _OfficialList:
-        try:
-            data = path.read_bytes()
-            lines = [line.strip() for line in data.decode().splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise PackError(f"{path}: the list cannot be read as text ({error}).") from error
-        names = tuple(dict.fromkeys(_stem(line) for line in lines if line))
-        if not names:
-            raise PackError(f"{path}: the list is empty; it holds one file name per line.")
-        return _OfficialList(hashlib.md5(data, usedforsecurity=False).hexdigest(), names)
-
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.names)
-
-    def takes(self, entry: FilePair) -> bool:
-        """Whether the list names this pair."""
-        stem = _stem(entry.degraded or entry.clean)
-        if stem in self._known:
-            self.seen.add(stem)
-        return stem in self._known
-
-    def unused(self) -> list[DataProblem]:
-        """What the list names and the folder does not hold."""
-        absent = tuple(name for name in self.names if name not in self.seen)
-        if not absent:
-            return []
-        what = f"{len(absent)} of {len(self.names)} files of the list are not there."
-        return [DataProblem(what, "Complete the download.", absent)]
-
-    def record(self, published: PublishedDataset) -> dict[str, object]:
-        """The list in JSON types."""
-        known_as = published.lists.get(self.md5, "not an official list that this program knows")
-        return {"md5": self.md5, "names": len(self.names), "known_as": known_as}
-
-
-def _stem(line: str) -> str:
-    """A file's name without folders and suffix, and BSD's ids without the `a` that some copies put before them."""
-    name = line.rpartition("/")[2]
-    head, dot, tail = name.rpartition(".")
-    stem = head if dot and tail.isalpha() else name
-    return stem[1:] if stem[:1] == "a" and stem[1:].isdigit() else stem
-
-
-def _count_findings(
-    part: DatasetPart, found: LayoutMatch, expected: int | None, *, given: bool
-) -> list[DataProblem]:
-    """What the numbers tell of a part that was found. `given`: the user says how many, so only that is held."""
-    where = f"{part.name} ({part.split}, in {found.base or '.'}, laid out as: {found.layout.name})"
-    problems: list[DataProblem] = []
-    if expected is not None and len(found.pairs) != expected:
-        what = f"{where} has {len(found.pairs):,} pairs; the set has {expected:,}."
-        remedy = part.wrong_counts.get(len(found.pairs), "Complete the download, or name another --root.")
-        problems.append(DataProblem(what, remedy, _absent(part, found)))
-    if given:
-        return problems
-    cleans = len({entry.clean for entry in found.pairs})
-    if part.cleans is not None and cleans != part.cleans:
-        problems.append(
-            DataProblem(f"{where} has {cleans:,} clean images in use; the set has {part.cleans:,}.")
-        )
-    if part.histogram is not None:
-        name, counts = part.histogram
-        seen = Counter(entry.fields[name] for entry in found.pairs if name in entry.fields)
-        wrong = [f"{name}{key} has {seen[key]:,} of {n:,}" for key, n in counts.items() if seen[key] != n]
-        if seen and wrong:
-            problems.append(DataProblem(f"{where}: the folders are not complete.", examples=tuple(wrong)))
-    labelled = Counter(_label(part, Path(e.degraded or e.clean).name, e) for e in found.pairs)
-    for label in part.labels:
-        if label.pairs is not None and labelled[label] != label.pairs:
-            problems.append(
-                DataProblem(
-                    f"{where} has {labelled[label]:,} pairs of {label.source}; the set has {label.pairs:,}."
-                )
-            )
-    return problems
-
-
-def _absent(part: DatasetPart, found: LayoutMatch) -> tuple[str, ...]:
-    """Names of the missing degraded files, where the clean ones tell them."""
-    if part.grid is None or len(found.pairs) > (part.pairs or 0):
-        return ()
-    name = Pattern(part.grid.name)
-    there = {name.fill(entry.fields) for entry in found.pairs}
-    wanted = [
-        {"key": key, **values}
-        for key in sorted({entry.fields["key"] for entry in found.pairs})
-        for values in _product(part.grid.values)
-    ]
-    return tuple(text for text in map(name.fill, wanted) if text not in there)
-
-
-def _product(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    combined: list[dict[str, str]] = [{}]
-    for name, options in values.items():
-        combined = [{**one, name: option} for one in combined for option in options]
-    return combined
-
-
-def _named(part: DatasetPart, problems: Sequence[DataProblem]) -> list[DataProblem]:
-    return [DataProblem(f"{part.name} ({part.split}): {f.what}", f.remedy, f.examples) for f in problems]
-
-
-def _label(part: DatasetPart, name: str, entry: FilePair) -> PairLabel | None:
-    if part.by_type:
-        return PairLabel("*", part.by_type[entry.fields["type"].lower()], part.name)
-    if not part.labels:
-        return PairLabel("*", part.degradation, part.name)
-    return next((label for label in part.labels if Pattern(label.pattern).match(name) is not None), None)
-
-
-def _leaks(leak: TestLeak, entry: FilePair) -> bool:
-    return Path(entry.degraded or entry.clean).name.startswith(leak.scenes)
-
-
-def _windows(height: int, width: int) -> list[tuple[int, int]]:
-    """Corners of the crops: a stride apart, the last one at the edge."""
+def _corners(height: int, width: int) -> list[tuple[int, int]]:
+    """Return the top left corners of the crops, a stride apart, the last one at the edge."""
 
     def along(length: int) -> list[int]:
         return [*range(0, length - CROP, STRIDE), length - CROP]
@@ -356,8 +243,8 @@ def _windows(height: int, width: int) -> list[tuple[int, int]]:
     return [(top, left) for top in along(height) for left in along(width)]
 
 
-def _file(picture: SourceImage) -> Path:
-    while isinstance(picture, CroppedImage):
-        picture = picture.whole
-    assert isinstance(picture, ImageFile | MatlabImage), "published datasets are files"
-    return picture.path
+def _file(image: SourceImage) -> Path:
+    while isinstance(image, CroppedImage):
+        image = image.whole
+    assert isinstance(image, ImageFile | MatlabImage), "published datasets are files"
+    return image.path

@@ -1,7 +1,7 @@
-"""Which layout a folder has: by looking at the files that are there, never by what the folder is called above them.
+"""Find the layout of a dataset from the files below a folder; names of the folders above do not matter.
 
-Every layout of a part is tried at every depth. One that gives exactly the published number of pairs is taken; if
-none does, the nearest is, and what it lacks is told.
+Every layout of a part is tried at every depth. A layout with exactly the published number of pairs is chosen; if there
+is none, the nearest one is chosen and its problems are reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FileTree:
 
     @staticmethod
     def of(root: Path) -> FileTree:
-        """Look below `root`; hidden files and folders are left out."""
+        """List the image files below `root`, without hidden files and folders. Raises PackError."""
         if not root.is_dir():
             raise PackError(f"{root}: there is no such folder.")
         found: list[str] = []
@@ -51,57 +51,65 @@ class FileTree:
 
 @dataclass(frozen=True, slots=True)
 class FilePair:
-    """One pair of files, relative to the root."""
+    """One pair of files, as paths relative to the root."""
 
     degraded: str | None
     clean: str
     fields: Mapping[str, str]
     index: int = 0
-    """Of the image, in a MATLAB file."""
+    """Index of the image in a MATLAB array."""
+
+    @property
+    def name(self) -> str:
+        """Name of the degraded file, or of the clean one when there is no other."""
+        return (self.degraded or self.clean).rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class LayoutMatch:
-    """What one layout finds below one folder."""
+    """The files that one layout finds below one folder."""
 
     layout: FileLayout | MatlabLayout
     base: str
-    """The folder, relative to the root, with `/` at its end."""
+    """Folder relative to the root, with a final `/`; empty for the root itself."""
     pairs: tuple[FilePair, ...] = ()
-    lonely_degraded: tuple[str, ...] = ()
-    """Degraded files without partner, each with the partner that was looked for."""
-    lonely_clean: tuple[str, ...] = ()
-    doubles: tuple[str, ...] = ()
-    """Clean files beside another one for the same pair."""
+    unmatched_degraded: tuple[str, ...] = ()
+    """Degraded files without a clean one, each with the name that was looked for."""
+    unmatched_clean: tuple[str, ...] = ()
+    """Clean files without a degraded one."""
+    surplus_clean: tuple[str, ...] = ()
+    """Surplus clean files, each with the one that is used."""
 
     def files(self) -> Iterator[str]:
-        """The files of all pairs; those of a MATLAB array once for each of its images."""
+        """Yield the files of all pairs; those of a MATLAB array once for each image."""
         for entry in self.pairs:
             yield entry.clean
             if entry.degraded is not None:
                 yield entry.degraded
 
     def orphans(self) -> tuple[DataProblem, ...]:
-        """What has no partner, or more than one."""
+        """Return the problems of files with no partner, or with more than one."""
         problems = []
-        if self.lonely_degraded:
-            count = len(self.lonely_degraded)
+        if self.unmatched_degraded:
+            count = len(self.unmatched_degraded)
             problems.append(
                 DataProblem(
-                    f"Degraded images without a clean one ({count:,}).", examples=self.lonely_degraded
+                    f"Degraded images without a clean one ({count:,}).", examples=self.unmatched_degraded
                 )
             )
-        if self.lonely_clean:
-            count = len(self.lonely_clean)
-            problems.append(
-                DataProblem(f"Clean images without a degraded one ({count:,}).", examples=self.lonely_clean)
-            )
-        if self.doubles:
+        if self.unmatched_clean:
+            count = len(self.unmatched_clean)
             problems.append(
                 DataProblem(
-                    f"Clean images that are there twice ({len(self.doubles):,}).",
+                    f"Clean images without a degraded one ({count:,}).", examples=self.unmatched_clean
+                )
+            )
+        if self.surplus_clean:
+            problems.append(
+                DataProblem(
+                    f"Clean images that are there twice ({len(self.surplus_clean):,}).",
                     "Keep one of each.",
-                    self.doubles,
+                    self.surplus_clean,
                 )
             )
         return tuple(problems)
@@ -116,14 +124,14 @@ class _Files:
 
 
 def match_layout(layout: FileLayout, tree: FileTree, below: str | None = None) -> LayoutMatch | None:
-    """What the layout finds below the folder `below`, or below the one where it finds most."""
+    """Return the match below the folder `below`, by default below the folder with the most pairs."""
     return max(_matches(layout, tree, below), key=lambda found: len(found.pairs), default=None)
 
 
 def find_part(
     part: DatasetPart, tree: FileTree, pairs: int | None, taken: Collection[str] = frozenset()
 ) -> LayoutMatch | None:
-    """The layout and folder of a part that has `pairs` pairs; files of other parts are `taken`.
+    """Return the match with `pairs` pairs, or else the nearest; files in `taken` belong to other parts.
 
     Raises PackError when several folders fit equally well.
     """
@@ -134,7 +142,7 @@ def find_part(
     ]
     for layout in part.layouts:
         exact = [f for f in candidates if f.layout is layout and len(f.pairs) == _expected(layout, pairs)]
-        whole = [f for f in exact if not f.lonely_degraded] or exact
+        whole = [f for f in exact if not f.unmatched_degraded] or exact
         if len(whole) > 1:
             raise PackError(
                 f"{part.name}: {len(whole)} folders below {tree.root} fit equally well: "
@@ -146,7 +154,7 @@ def find_part(
 
 
 def absence_problem(part: DatasetPart, tree: FileTree) -> DataProblem:
-    """What was looked for, and what is there instead."""
+    """Return the problem that a part was not found, with what is there instead."""
     for pattern, sentence in part.strangers:
         stranger = Pattern(pattern)
         for file in tree.files:
@@ -196,26 +204,26 @@ def _below(pattern: Pattern, file: str, below: str) -> tuple[str, dict[str, str]
 
 def _pair(layout: FileLayout, base: str, files: _Files) -> LayoutMatch:
     cleans: dict[tuple[str, ...], str] = {}
-    doubles = []
+    surplus_clean = []
     for file, fields in files.clean:
         key = tuple(fields[name] for name in layout.shared)
         if key in cleans:
-            doubles.append(f"{file} beside {cleans[key]}")
+            surplus_clean.append(f"{file} beside {cleans[key]}")
         cleans.setdefault(key, file)
     if layout.degraded_pattern is None:
         pairs = [FilePair(None, file, fields) for file, fields in files.clean]
         return LayoutMatch(layout, base, tuple(pairs))
-    entries, lonely, served = [], [], set()
+    entries, unmatched, served = [], [], set()
     for file, fields in files.degraded:
         key = tuple(fields[name] for name in layout.shared)
         if key in cleans:
             served.add(key)
             entries.append(FilePair(file, cleans[key], fields))
         else:
-            lonely.append(f"{file} (looked for {base}{layout.clean_pattern.fill(fields)})")
+            unmatched.append(f"{file} (looked for {base}{layout.clean_pattern.fill(fields)})")
     entries.sort(key=lambda entry: (entry.clean, entry.degraded))
     alone = tuple(file for key, file in cleans.items() if key not in served)
-    return LayoutMatch(layout, base, tuple(entries), tuple(lonely), alone, tuple(doubles))
+    return LayoutMatch(layout, base, tuple(entries), tuple(unmatched), alone, tuple(surplus_clean))
 
 
 def _matlab(layout: MatlabLayout, tree: FileTree) -> list[LayoutMatch]:
@@ -234,7 +242,7 @@ def _matlab(layout: MatlabLayout, tree: FileTree) -> list[LayoutMatch]:
                 matlab_shape(tree.root / clean, layout.clean_variable)[0],
             )
             entries = [FilePair(degraded, clean, {}, index) for index in range(min(counts))]
-            lonely = [f"{degraded}[{index}]" for index in range(counts[1], counts[0])]
+            unmatched = [f"{degraded}[{index}]" for index in range(counts[1], counts[0])]
             alone = [f"{clean}[{index}]" for index in range(counts[0], counts[1])]
-            found.append(LayoutMatch(layout, base, tuple(entries), tuple(lonely), tuple(alone)))
+            found.append(LayoutMatch(layout, base, tuple(entries), tuple(unmatched), tuple(alone)))
     return found

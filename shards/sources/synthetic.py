@@ -1,4 +1,4 @@
-"""Synthetic pairs: clean photographs, degraded after published physics (`shards.degrade`)."""
+"""Synthetic pairs: clean photographs, degraded by published physical models (`shards.degrade`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TERMS = "synthetic degradations, not a published benchmark: no number measured 
 class PhotographSource:
     """Synthetic pairs from the photographs that ship in Python wheels (the demo).
 
-    Each training photograph is degraded `variants` times per degradation, each held-out one once. Noise
-    levels need one clean-only pair per photograph, whatever their number.
+    Each training photograph has `variants` draws of each degradation, each held-out one has a single draw. All
+    noise levels share one clean-only pair per photograph.
     """
 
     problems: tuple[DataProblem, ...] = ()
@@ -43,14 +43,14 @@ class PhotographSource:
 
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
-        """The photographs' files, named by package, folder and file."""
+        """The photograph files, named by package, folder and file."""
         return (list_files(dict(map(photograph_file, PHOTOGRAPHS))),)
 
     def __len__(self) -> int:
-        return sum(_pairs_of(self._kinds, self._draws(photograph.split)) for photograph in PHOTOGRAPHS)
+        return sum(_pair_count(self._kinds, self._draws(photograph.split)) for photograph in PHOTOGRAPHS)
 
     def training_counts(self) -> dict[str, int]:
-        """Pairs of the training split by row label."""
+        """Return the number of training pairs by row label."""
         photographs = sum(photograph.split == "train" for photograph in PHOTOGRAPHS)
         return _counts(self._kinds, photographs, self._variants)
 
@@ -71,7 +71,7 @@ class PhotographSource:
 class FolderSource:
     """Synthetic pairs from any folder of clean photographs.
 
-    `held_out` names the files of the test split, by their path inside the folder without suffix.
+    `held_out` lists the files of the test split, as paths inside the folder without suffix.
     """
 
     problems: tuple[DataProblem, ...] = ()
@@ -100,12 +100,12 @@ class FolderSource:
             self._files[name] = path
         missing = sorted(set(held_out) - self._files.keys())
         if missing:
-            raise PackError(f"{root}: held_out names {_first(missing)}, which the folder does not hold.")
+            raise PackError(f"{root}: held_out names {_first(missing)}, which is not in the folder.")
         self._held_out = frozenset(held_out)
 
     @cached_property
     def provenance(self) -> dict[str, object]:
-        """What was asked for, and the digest of what the folder holds."""
+        """The options, and the digest of the folder's files."""
         return {
             "source": "folder",
             "degradations": list(self._kinds),
@@ -118,14 +118,14 @@ class FolderSource:
 
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
-        """What the folder holds."""
+        """The files of the folder."""
         return (list_folder(self._root, self._files.values(), self._on_hash),)
 
     def __len__(self) -> int:
-        return sum(_pairs_of(self._kinds, self._draws(name)) for name in self._files)
+        return sum(_pair_count(self._kinds, self._draws(name)) for name in self._files)
 
     def training_counts(self) -> dict[str, int]:
-        """Pairs of the training split by row label."""
+        """Return the number of training pairs by row label."""
         return _counts(self._kinds, len(self._files) - len(self._held_out), self._variants)
 
     def __iter__(self) -> Iterator[Pair]:
@@ -139,16 +139,16 @@ class FolderSource:
 
 
 def _kinds(degradations: Sequence[str]) -> tuple[str, ...]:
-    """Row labels to make: `noise` once for all noise levels, then what must be synthesised."""
+    """Return the row labels to pack: `noise` once for all noise levels, then the synthetic degradations."""
     known = (*SIGMA, *SYNTHETIC)
     unknown = [name for name in degradations if name not in known]
     if unknown or not degradations:
-        raise PackError(f"degradations {unknown or 'none'}: use some of {', '.join(known)}.")
+        raise PackError(f"degradations {unknown or 'none'}: use {', '.join(known)}.")
     noise = (NOISE,) if any(name in SIGMA for name in degradations) else ()
     return noise + tuple(name for name in SYNTHETIC if name in degradations)
 
 
-def _pairs_of(kinds: tuple[str, ...], draws: int) -> int:
+def _pair_count(kinds: tuple[str, ...], draws: int) -> int:
     return sum(1 if kind == NOISE else draws for kind in kinds)
 
 

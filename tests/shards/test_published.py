@@ -334,7 +334,7 @@ def test_matlab_arrays_and_png_files_give_the_same_pairs(tmp_path: Path):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "not a readable MATLAB file"),
         (lambda path: path.write_bytes(b"<html>quota exceeded</html>"), "not a readable MATLAB file"),
-        (lambda path: scipy.io.savemat(path, {"other": np.zeros(3)}), "'test_gt'.*there are: other"),
+        (lambda path: scipy.io.savemat(path, {"other": np.zeros(3)}), "'test_gt'.*the file has: other"),
     ],
 )
 def test_a_matlab_file_that_is_not_what_it_should_be_is_named(tmp_path: Path, spoil, says: str):

@@ -263,7 +263,7 @@ def test_halving_is_the_mean_of_four():
         (lambda folder: FolderSource(folder, ["fog"]), "'fog'"),
         (
             lambda folder: FolderSource(folder, ["rain"], held_out=["dog"]),
-            "dog, which the folder does not hold",
+            "dog, which is not in the folder",
         ),
         (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "noise25"), "'noise25' has no pairs"),
         (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "rain", held_out=2), "between 0 and 1"),

@@ -1,1 +1,1 @@
-"""The published datasets, one module per degradation: layouts, counts, terms."""
+"""The published datasets, one module per degradation, with layouts, counts and terms."""

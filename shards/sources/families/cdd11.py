@@ -1,4 +1,4 @@
-"""CDD-11: one clean photograph under eleven degradations, single and composed."""
+"""CDD-11: one clean photograph under eleven single and combined degradations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GROUPS = {
     **{group: tuple(kind for kind in CDD11 if kind.count("_") + 1 == size) for group, size in _SIZES.items()},
     "all": tuple(CDD11),
 }
-"""Group of the paper -> the folders it takes."""
+"""Folders of each group in the paper."""
 
 PUBLISHED_PSNR = {
     **{"low": 12.00, "haze": 15.87, "rain": 22.02, "snow": 23.62, "low_haze": 14.94, "low_rain": 14.61},
@@ -24,7 +24,7 @@ PUBLISHED_PSNR = {
         "low_haze_snow": 14.63,
     },
 }
-"""Mean PSNR of the degraded test images against the clean ones, in dB, from OneRestore's sheet."""
+"""Mean PSNR of the degraded test images against the clean ones, in dB, as published by OneRestore."""
 
 
 def _part(name: str, folder: str, split: str, photographs: int) -> DatasetPart:

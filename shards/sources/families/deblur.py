@@ -1,4 +1,4 @@
-"""Deblurring: GoPro, its `blur` frames; `blur_gamma` is another dataset."""
+"""Deblurring: the `blur` frames of GoPro; `blur_gamma` is another dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoising: clean photographs only; noise is drawn when a sample is read."""
+"""Denoising: clean photographs only; noise is added when a sample is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low light: LOL-v1. The test part of LOL-v2-real lies in its training part: never mix the two."""
+"""Low light: LOL-v1. LOL-v2-real's test images are in its training part: never mix the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adverse weather: AllWeather for training, and the four sets it is tested on."""
+"""Adverse weather: AllWeather for training, and its four test sets."""
 
 from __future__ import annotations
 
