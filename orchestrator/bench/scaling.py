@@ -26,7 +26,7 @@ from mirage import ModelConfig
 from mirage.cost import parameters
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.scaling_worker import DEGRADATIONS, ScalingRow, WorkerSpec, WorkerTimes
+from orchestrator.bench.scaling_worker import DEGRADATIONS, ScalingRow, ScalingSpec, WorkerTimes
 from orchestrator.config.schedule import lr_scale
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
@@ -114,7 +114,7 @@ def measure_all(
             echo(f"measuring {workers} worker{'' if workers == 1 else 's'}")
             group = Path(folder) / str(workers)
             group.mkdir()
-            spec = WorkerSpec(
+            spec = ScalingSpec(
                 config=config.to_dict(),
                 workers=workers,
                 batch=options.batch,
@@ -129,7 +129,7 @@ def measure_all(
     return rows
 
 
-def _measure(spec: WorkerSpec) -> list[WorkerTimes]:
+def _measure(spec: ScalingSpec) -> list[WorkerTimes]:
     """Run a group of workers; return the times of each."""
     file = Path(spec.folder) / "spec.json"
     file.write_text(json.dumps(asdict(spec)))
@@ -154,7 +154,7 @@ def _measure(spec: WorkerSpec) -> list[WorkerTimes]:
     return [WorkerTimes(**json.loads(Path(out.name).read_text())) for out in outputs]
 
 
-def _row(spec: WorkerSpec, times: list[WorkerTimes]) -> ScalingRow:
+def _row(spec: ScalingSpec, times: list[WorkerTimes]) -> ScalingRow:
     """Return the times of the slowest worker, which the others wait for."""
     compute = max(statistics.median(t.alone) for t in times)
     together = max(statistics.median(t.together) for t in times)

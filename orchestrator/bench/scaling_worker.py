@@ -34,7 +34,7 @@ _WARM_UP = 1
 
 
 @dataclass(frozen=True)
-class WorkerSpec:
+class ScalingSpec:
     """What the workers of a group measure."""
 
     config: dict[str, Any]
@@ -87,7 +87,7 @@ class ScalingRow:
         return self.compute + self.communication + self.data
 
 
-def main(spec: WorkerSpec, rank: int) -> WorkerTimes:
+def main(spec: ScalingSpec, rank: int) -> WorkerTimes:
     """Measure as worker `rank`."""
     torch.set_num_threads(spec.threads)
     device = torch.device(spec.device, rank) if spec.device == "cuda" else torch.device("cpu")
@@ -112,7 +112,7 @@ def main(spec: WorkerSpec, rank: int) -> WorkerTimes:
     return WorkerTimes(alone, together, waited, gradients, small)
 
 
-def _steps(spec: WorkerSpec, engine: Engine, draw: Callable[[], Batch]) -> tuple[list[float], list[float]]:
+def _steps(spec: ScalingSpec, engine: Engine, draw: Callable[[], Batch]) -> tuple[list[float], list[float]]:
     """Take steps of a new model; return the seconds of each without waiting for data, and those of waiting."""
     torch.manual_seed(0)
     model = MIRAGE(_config(spec)).to(engine.device)
@@ -136,7 +136,7 @@ def _steps(spec: WorkerSpec, engine: Engine, draw: Callable[[], Batch]) -> tuple
     return took[_WARM_UP:], waited[_WARM_UP:]
 
 
-def _collective(spec: WorkerSpec, device: torch.device, numbers: int, repeats: int) -> float:
+def _collective(spec: ScalingSpec, device: torch.device, numbers: int, repeats: int) -> float:
     """Return the median seconds of an all-reduce of so many numbers; 0 for a single worker."""
     if spec.workers == 1:
         return 0.0
@@ -151,7 +151,7 @@ def _collective(spec: WorkerSpec, device: torch.device, numbers: int, repeats: i
 
 
 @contextmanager
-def _group(spec: WorkerSpec, rank: int, name: str) -> Iterator[None]:
+def _group(spec: ScalingSpec, rank: int, name: str) -> Iterator[None]:
     dist.init_process_group(
         "nccl" if spec.device == "cuda" else "gloo",
         init_method=f"file://{spec.folder}/{name}",
@@ -171,10 +171,10 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _config(spec: WorkerSpec) -> ModelConfig:
+def _config(spec: ScalingSpec) -> ModelConfig:
     return ModelConfig.from_dict(spec.config)
 
 
 if __name__ == "__main__":
-    spec = WorkerSpec(**json.loads(Path(sys.argv[1]).read_text()))
+    spec = ScalingSpec(**json.loads(Path(sys.argv[1]).read_text()))
     print(json.dumps(asdict(main(spec, int(sys.argv[2])))))
