@@ -3,7 +3,8 @@
     ShardsError
     ├── StoreError               a store cannot be reached, read or written as asked
     │   ├── UnreachableStoreError    it did not answer; it may be back later
-    │   └── MissingObjectError       it answers, and it has no such object
+    │   ├── MissingObjectError       it answers, and it has no such object
+    │   └── ObjectExistsError        the key holds other bytes
     ├── ManifestError            a manifest is missing, of another version, or lacks what was asked of it
     ├── CorruptObjectError       bytes that are not what their manifest or header says
     ├── PackError                raw data that cannot become shards
@@ -28,6 +29,10 @@ class UnreachableStoreError(StoreError):
 
 class MissingObjectError(StoreError):
     """The store answers, and it has no such object."""
+
+
+class ObjectExistsError(StoreError):
+    """The key holds other bytes, and objects are written once."""
 
 
 class ManifestError(ShardsError):

@@ -27,7 +27,9 @@ from orchestrator.tables import aligned
 from orchestrator.training.checkpoint import Checkpoints, Identity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
-from orchestrator.training.loop import Run, save, start, train_step
+from orchestrator.training.run_state import TrainingRun, start
+from orchestrator.training.saving import save
+from orchestrator.training.step import train_step
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack
@@ -189,7 +191,7 @@ def render(costs: list[CheckpointCost], options: argparse.Namespace) -> str:
     return "\n".join([title, *aligned(head, rows, "<>>>><")])
 
 
-def _train(run: Run, batch: Batch, steps: int) -> None:
+def _train(run: TrainingRun, batch: Batch, steps: int) -> None:
     for _ in range(steps):
         train_step(run, [batch])
 

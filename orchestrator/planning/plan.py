@@ -18,6 +18,7 @@ from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
 from orchestrator.planning.throughput import Throughput
 from shards.crop_schedule import CropSchedule
+from shards.dataset import Dataset
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.mixture import Mixture
 
@@ -170,7 +171,7 @@ class Plan:
         return f"{micro} images, whatever the number of workers"
 
 
-def make_plan(job: Job, *, strict: bool) -> Plan:
+def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan:
     """Return the plan of `job`.
 
     With `strict`, the data must be there (PlanError says what is missing). Without, data out of reach is a warning
@@ -179,7 +180,7 @@ def make_plan(job: Job, *, strict: bool) -> Plan:
     warnings: list[str] = []
     held_bytes, reachable = None, True
     try:
-        dataset = datasets.open_dataset(job)
+        dataset = dataset or datasets.open_dataset(job)
         held_bytes = sum(shard.size for manifest in dataset.manifests for shard in manifest.shards)
         datasets.check_holds(dataset, job)
         held, counts_from = datasets.counts(dataset, job), "manifest"

@@ -28,7 +28,7 @@ import safetensors.torch
 from torch import Tensor
 
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
-from shards.errors import MissingObjectError
+from shards.errors import MissingObjectError, ObjectExistsError
 from shards.store import Store
 
 log = logging.getLogger(__name__)
@@ -144,23 +144,21 @@ class Checkpoints:
             try:
                 record = self._record(name)
             except (DamagedCheckpointError, MissingObjectError):
-                continue  # `newest` reports it
+                continue  # `load_newest` reports it
             found[int(record["step"])] = record["metrics"]
         return found
 
-    def newest(self) -> str:
-        """Return the name of the newest checkpoint that reads back whole, or "" when there is none.
+    def load_newest(self) -> tuple[str, State] | None:
+        """Return name and content of the newest checkpoint that can be verified, or None.
 
-        A damaged one is reported and passed over.
+        A damaged one is reported and skipped.
         """
         for name in reversed(self.names()):
             try:
-                self.load(name)
+                return name, self.load(name)
             except (DamagedCheckpointError, MissingObjectError) as error:
-                log.warning("checkpoint %s is damaged and is passed over for the one before: %s", name, error)
-            else:
-                return name
-        return ""
+                log.warning("checkpoint %s is damaged; trying the one before: %s", name, error)
+        return None
 
     def load(self, name: str) -> State:
         """Return the checkpoint `name`, every byte of it verified."""
@@ -234,11 +232,13 @@ class Checkpoints:
         return False
 
     def _put(self, key: str, data: bytes) -> None:
-        """Write an object whose name comes from its content; other bytes under that name are damage."""
-        if self._store.exists(key) and self._store.read(key) != data:
-            log.warning("%s/%s is damaged and is written anew", self._store.uri, key)
+        """Write an object whose name is derived from its content; other bytes under that name are damaged."""
+        try:
+            self._store.write(key, data)
+        except ObjectExistsError:
+            log.warning("%s/%s is damaged and is written again", self._store.uri, key)
             self._store.delete(key)
-        self._store.write(key, data)
+            self._store.write(key, data)
 
     def _record(self, name: str) -> dict[str, Any]:
         key = _record_key(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from shards.errors import CorruptObjectError, StoreError
+from shards.errors import CorruptObjectError, ObjectExistsError
 
 
 def equal_blocks(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
@@ -22,8 +22,8 @@ def check_length(data: bytes, length: int, key: str, uri: str) -> bytes:
     return data
 
 
-def conflict(key: str, uri: str) -> StoreError:
+def conflict(key: str, uri: str) -> ObjectExistsError:
     """The error of writing other bytes under a key that is in use."""
-    return StoreError(
+    return ObjectExistsError(
         f"{uri}/{key} already holds other bytes, and objects are written once. Delete it if it is damaged."
     )

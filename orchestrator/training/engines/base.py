@@ -55,7 +55,7 @@ class Engine(Protocol):
         A norm that is not finite leaves weights and optimiser as they were.
         """
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+    def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
         """Return the context in which all of the model's weights can be read; entered by all workers together."""
 
     def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -69,19 +69,19 @@ class Engine(Protocol):
     ) -> None:
         """Put what `optimizer_state` returned, on any engine, into the optimiser; after `wrap`."""
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return `values` summed over the workers."""
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Return whether any worker says so; equal on all workers."""
 
-    def highest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest number that any worker gives; equal on all workers."""
 
-    def agree(self, text: str) -> str:
+    def broadcast_from_rank0(self, text: str) -> str:
         """Return what worker 0 says, on all workers."""
 
-    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
         """Return the rows of all workers, on all workers."""
 
 
@@ -138,7 +138,7 @@ class InProcessEngine:
         """Clip in place; an infinite bound only measures."""
         return nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+    def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
         """Return an empty context: every worker holds all weights."""
         return contextlib.nullcontext()
 
@@ -163,23 +163,23 @@ class InProcessEngine:
             slots.setdefault(index[name], {})[kind] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the values."""
         return values
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Return the flag."""
         return flag
 
-    def highest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the number."""
         return number
 
-    def agree(self, text: str) -> str:
+    def broadcast_from_rank0(self, text: str) -> str:
         """Return the text."""
         return text
 
-    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
         """Return the rows."""
         return rows
 

@@ -33,29 +33,29 @@ class DistributedEngine(InProcessEngine):
         # inherit the deadline of the first one.
         self._control = dist.new_group(backend="gloo", timeout=patience)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""
         summed = values.clone()
         dist.all_reduce(summed)
         return summed
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Return whether any worker's flag is set."""
-        return bool(self.highest(int(flag)))
+        return bool(self.all_reduce_max(int(flag)))
 
-    def highest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest of the workers' numbers."""
         numbers = torch.tensor([number])
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._control)
         return int(numbers.item())
 
-    def agree(self, text: str) -> str:
+    def broadcast_from_rank0(self, text: str) -> str:
         """Return worker 0's text."""
         box = [text]
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
         """Return every worker's rows, in rank order."""
         boxes: list[list[dict[str, object]]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(boxes, rows, group=self._control)

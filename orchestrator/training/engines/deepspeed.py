@@ -90,7 +90,7 @@ class DeepSpeedEngine(DistributedEngine):
             self.scale.update(bool(torch.isfinite(norm)))
         return norm
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+    def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
         """Gather the weights of stage 3 for the time of the context."""
         if self.stage < 3:
             return contextlib.nullcontext()

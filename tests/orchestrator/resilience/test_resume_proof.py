@@ -144,8 +144,9 @@ def forget_moments(job: Job, dataset: Dataset):
     def tamper(store: Store) -> None:
         identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
         checkpoints = Checkpoints(store, identity, keep=Retention(10**6))
-        name = checkpoints.newest()
-        state = checkpoints.load(name)
+        newest = checkpoints.load_newest()
+        assert newest is not None
+        name, state = newest
         optimizer = {
             key: torch.zeros_like(value) if key.endswith("exp_avg_sq") else value
             for key, value in state.tensors["optimizer"].items()

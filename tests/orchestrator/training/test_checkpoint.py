@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +117,46 @@ def test_a_checkpoint_holds_weights_that_load_by_themselves(
     assert record["step"] == 6
     model = mirage.load(tmp_path / record["weights"])
     assert same(model.state_dict(), weights(tmp_path))
+
+
+class Counting(LocalStore):
+    """A store that counts the reads of each object."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reads: Counter[str] = Counter()
+
+    def read(self, key: str) -> bytes:
+        self.reads[key] += 1
+        return super().read(key)
+
+
+def test_a_resumed_run_reads_its_newest_checkpoint_once_and_no_other(small_job, small_data, tmp_path) -> None:
+    job = small_job()
+    run(job, small_data, tmp_path, Listener(stop_after=4))
+    store, driver = Counting(tmp_path), Listener(stop_after=1)
+    train(job, small_data, store, InProcessEngine(CPU), driver, "test")
+    assert driver.resumed_at() == [4]
+    newest = next(key for key in store.list("checkpoints/") if key.startswith("checkpoints/000000004-"))
+    blobs = json.loads((tmp_path / newest).read_bytes())["blobs"].values()
+    assert [store.reads[f"blobs/{blob}.safetensors"] for blob in blobs] == [1, 1, 1]
+    assert sum(n for key, n in store.reads.items() if key.startswith("blobs/")) == 3
+
+
+def test_writing_a_checkpoint_again_reads_no_blob_through_the_store_and_mends_a_damaged_one(
+    tmp_path,
+) -> None:
+    assert written(tmp_path, Retention(5), state(1)) == [1]
+    record = next((tmp_path / "checkpoints").iterdir())
+    blob = next((tmp_path / "blobs").iterdir())
+    whole = blob.read_bytes()
+    record.unlink()
+    blob.chmod(0o644)
+    blob.write_bytes(b"damaged")
+    store = Counting(tmp_path)
+    checkpoints = Checkpoints(store, IDENTITY, keep=Retention(5))
+    checkpoints.save(state(1))
+    checkpoints.wait()
+    assert blob.read_bytes() == whole
+    assert not any(key.startswith("blobs/") for key in store.reads)  # `write` compares by itself
+    assert checkpoints.load_newest() is not None

@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     driver = Listener()
     with caplog.at_level(logging.WARNING):
         run(small_job(), small_data, folder, driver)
-    assert "is damaged and is passed over" in caplog.text
+    assert "is damaged; trying the one before" in caplog.text
     assert driver.resumed_at() == [2]
     assert same(weights(folder), uninterrupted)
 
@@ -228,7 +228,7 @@ def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -
         keep=Retention(2),
     )
     with pytest.raises(CheckpointError, match="Give the job another name"):
-        checkpoints.newest()
+        checkpoints.load_newest()
 
 
 def test_where_and_how_fast_it_runs_leaves_it_the_same_run(small_job, small_data) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from orchestrator.console import json_console
+from orchestrator.data import datasets
 from orchestrator.events import LogMessage, Metrics, ProfileWritten
 from orchestrator.runner import run_any
 from orchestrator.training.loss_breakdown import attributed, attribution
@@ -87,7 +88,10 @@ def test_a_run_that_ends_within_its_profile_leaves_what_there_is(small_job, smal
 
 
 @pytest.fixture
-def events(small_job, small_data, at_home) -> list[dict]:
+def events(small_job, small_data, at_home, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    opened: list[object] = []
+    open_dataset = datasets.open_dataset
+    monkeypatch.setattr(datasets, "open_dataset", lambda job: opened.append(job) or open_dataset(job))
     lines: list[str] = []
     job = small_job(
         name="json",
@@ -96,6 +100,7 @@ def events(small_job, small_data, at_home) -> list[dict]:
         example=None,
     )
     run_any(job, lines.append, in_process=True)
+    assert len(opened) == 1, "a job opens its dataset once"
     return [json.loads(line) for line in lines]
 
 

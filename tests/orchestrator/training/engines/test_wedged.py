@@ -28,15 +28,15 @@ def work(rank: int, meeting: Path, job: Job, what: str) -> None:
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=patience
     )
     engine = engine_for(job, torch.device("cpu"))
-    engine.highest(rank)
+    engine.all_reduce_max(rank)
     if rank == 1:
         time.sleep(60)
         os._exit(WEDGED)
     try:
         if what == "a flag":
-            engine.highest(rank)
+            engine.all_reduce_max(rank)
         else:
-            engine.sum(torch.ones(3))
+            engine.all_reduce_sum(torch.ones(3))
     except RuntimeError:
         os._exit(TOLD)
     os._exit(NOT_TOLD)

@@ -104,10 +104,10 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
                     loss = restoration_loss(output, clean[i, rows], WEIGHTS, share)
                 engine.backward(loss.total / scenario.micro_batches, last=last)
             loss_of_step = loss_of_step + loss.total.detach() / scenario.micro_batches
-        losses.append(engine.sum(loss_of_step))
+        losses.append(engine.all_reduce_sum(loss_of_step))
         norms.append(engine.step(optimizer, scenario.clip_norm))
         scales.append(engine.scale.factor if engine.scale else 1.0)
-    with engine.whole(model):
+    with engine.full_params(model):
         after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
         "losses": torch.stack(losses),

@@ -1,0 +1,26 @@
+"""Describe a run as its driver knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.config.schema import Job
+from orchestrator.planning.plan import Plan
+from orchestrator.training.run_location import Place
+from shards.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run of a training job; built once per submission."""
+
+    job: Job
+    dataset: Dataset
+    plan: Plan
+    location: Place
+    tracking_uri: str
+    tracking_id: str
+    """Id of the run in MLflow."""
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    """Tags that say what the run comes from, for example its sweep."""

@@ -1,0 +1,147 @@
+"""Publish a finished run: register its model, restore the example, write the report, and print the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import events
+from orchestrator.config.loader import dump_job
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
+from orchestrator.evaluation import run_report
+from orchestrator.evaluation.model_card import model_card
+from orchestrator.evaluation.previews import comparison_sheet, validation_items
+from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
+from orchestrator.events import Emit
+from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
+from orchestrator.models import network
+from orchestrator.planning import throughput
+from orchestrator.registry import registration, versions
+from orchestrator.registry.versions import ModelVersion
+from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
+from orchestrator.tracking import background, runs
+from orchestrator.tracking.uri import page_command, without_password
+from orchestrator.training.context import RunContext
+from orchestrator.version import code_version
+from shards.evaluation import EvalItem
+
+
+def publish(run: RunContext, emit: Emit) -> None:
+    """Publish the result in the run's folder. Repeating it changes nothing."""
+    result = json.loads(run.location.store.read(RESULT))
+    throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
+    scores = summarise(from_records(result["scores"]), run.job.evaluate.degradations)
+    averaging = "EMA" if result["averaged"] else "raw"
+    images = max(score.n for score in scores[:-1])  # the last one is the mean
+    legend = run_report.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
+    card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version())
+    weights = run.location.store.read(result["weights"])
+
+    registered = _register(run, result, scores, weights, card) if run.job.track.register_as else None
+    contents = {
+        **_pictures(run, weights, registered),
+        "report.md": run_report.markdown_report(scores, run.location.run_id, legend).encode(),
+        "scores.json": json.dumps(result["scores"], indent=1).encode(),
+        "model-card.md": card.encode(),
+    }
+    files = _write_changed(run.location.folder, contents)
+    if not runs.is_finished(run.tracking_uri, run.tracking_id):
+        background.log_metrics(run.tracking_uri, run.tracking_id, result["step"], as_metrics(scores, "test"))
+        runs.log_artifacts(run.tracking_uri, run.tracking_id, files)
+        runs.end_run(run.tracking_uri, run.tracking_id, "FINISHED")
+
+    report = [run_report.score_table(scores), legend, run_report.conclusion(scores)]
+    emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
+    if registered:
+        emit(events.ModelRegistered(registered.name, str(registered.version), registered.uri))
+    shown = {name: _short_path(path) for name, path in files.items()}
+    emit(events.RunFinished(run.location.run_id, shown, page_command(run.tracking_uri)))
+
+
+def without_secrets(job: Job) -> Job:
+    """Return the job without the password that its tracking URI may contain."""
+    if job.track.uri is None:
+        return job
+    return job.model_copy(
+        update={"track": job.track.model_copy(update={"uri": without_password(job.track.uri)})}
+    )
+
+
+def _register(
+    run: RunContext, result: Mapping[str, Any], scores: list[DegradationScore], weights: bytes, card: str
+) -> ModelVersion:
+    job = run.job
+    assert job.track.register_as is not None, "called for jobs that register"
+    return registration.register(
+        run.tracking_uri,
+        job.track.register_as,
+        run_id=run.tracking_id,
+        weights=weights,
+        card=card,
+        metrics=as_metrics(scores, "test"),
+        tags={
+            **{name: value for name, value in run.lineage.items() if not name.startswith("mlflow.")},
+            RUN_TAG: run.location.run_id,
+            "recipe": job.recipe,
+            "protocol": job.evaluate.protocol,
+            "data": ", ".join(run.dataset.digests),
+        },
+        idempotency_key=f"{run.location.run_id}:{result['weights']}",
+        files={JOB: dump_job(without_secrets(job)).encode(), SCORES: _scores_file(run, result)},
+    )
+
+
+def _scores_file(run: RunContext, result: Mapping[str, Any]) -> bytes:
+    """Return the score of every photograph, with what decides whether two models are comparable."""
+    protocol = {
+        "protocol": run.job.evaluate.protocol,
+        "data": list(run.dataset.digests),
+        "recipe": run.job.recipe,
+        "weights": "EMA" if result["averaged"] else "raw",
+    }
+    return json.dumps({**protocol, "scores": result["scores"]}, indent=1).encode()
+
+
+def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) -> dict[str, bytes]:
+    """Return the comparison sheet and the job's example, restored with the registered model if there is one."""
+    held_out = datasets.evaluation_set(run.dataset, run.job)
+    cpu = torch.device("cpu")
+    restore = network.restoring(network.read(run.job.model, weights))
+    pictures = {"sheet.png": comparison_sheet(validation_items(held_out, run.job.validation), restore, cpu)}
+    if run.job.example is None:
+        return pictures
+    item = _example(run.job, held_out.items(0, 1))
+    if registered is not None:
+        from mirage import load
+
+        restore = network.restoring(load(versions.weights_file(registered.uri, run.tracking_uri)))
+    restored = to_uint8(restore(to_float(item.degraded, cpu)))
+    return pictures | {"restored.png": png_bytes(restored), "degraded.png": png_bytes(item.degraded)}
+
+
+def _example(job: Job, items: Iterable[EvalItem]) -> EvalItem:
+    assert job.example is not None, "called for jobs with an example"
+    wanted = (job.example.photograph, job.example.degradation)
+    return next(item for item in items if (item.id, item.degradation) == wanted)
+
+
+def _write_changed(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
+    """Write the files whose content differs; return all paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        path = folder / name
+        if not (path.exists() and path.read_bytes() == content):
+            path.write_bytes(content)
+    return {name: folder / name for name in contents}
+
+
+def _short_path(path: Path) -> str:
+    """Return the path relative to the working directory if it is below it."""
+    here = os.path.relpath(path)
+    return here if not here.startswith("..") else str(path)

@@ -1,0 +1,130 @@
+"""The state of a run on one worker: build it at step 0 or from a checkpoint."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from mirage import MIRAGE, compile
+from mirage.loss import LossWeights
+from orchestrator.config.schema import Job
+from orchestrator.events import LogMessage
+from orchestrator.models import network
+from orchestrator.models.network import Network
+from orchestrator.planning.throughput import StepTimer
+from orchestrator.training import ema, initial_weights
+from orchestrator.training.checkpoint import State
+from orchestrator.training.driver import Driver
+from orchestrator.training.engines.base import Engine, trainable
+from shards.crop_schedule import CropSchedule
+from shards.store import Store
+from shards.stream import TrainStream
+
+
+@dataclass
+class TrainingRun:
+    """Model, optimizer and counters of a run on one worker."""
+
+    job: Job
+    engine: Engine
+    model: Network
+    """The plain model."""
+    wrapped: nn.Module
+    """The same model as the engine wrapped it."""
+    optimizer: torch.optim.Optimizer
+    loss_weights: LossWeights
+    ema: AveragedModel | None
+    steps_per_epoch: int
+    stages: CropSchedule
+    step: int = 0
+    skipped_steps: int = 0
+    consecutive_skips: int = 0
+    skipped_samples: int = 0
+    """Damaged samples that this worker left out since it started."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Metrics of the newest validation."""
+    clock: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def position(self) -> int:
+        """Number of samples that all workers have consumed: the whole state of the data."""
+        return self.stages.position_at(self.step)
+
+    def without_compilation(self) -> AbstractContextManager[None]:
+        """Return a context for everything but training steps: each image size would be compiled, to run once."""
+        return compile.eagerly() if self.job.train.compile == "blocks" else nullcontext()
+
+    def evaluation_model(self) -> Network:
+        """Return the model to validate, evaluate and register; all workers call this together."""
+        if self.ema is not None:
+            return ema.network_of(self.ema)
+        if not self.engine.sharded:
+            return self.model
+        # Workers evaluate different images, so none may need a parameter that another one holds.
+        copy = network.make(self.job.model).to(self.engine.device)
+        with self.engine.full_params(self.model):
+            copy.load_state_dict(self.model.state_dict())
+        return copy
+
+
+def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: State | None) -> TrainingRun:
+    """Return a run at step 0, or at the checkpoint `state`; `store` holds the weights that step 0 begins from."""
+    torch.manual_seed(job.seed)
+    model = network.make(job.model).to(engine.device)
+    if isinstance(model, MIRAGE):
+        model.drop_path_seed = job.seed
+        model.recompute(job.train.activation_checkpointing)
+        if job.loss.spd_weight == 0 and model.config.alignment != "none":
+            # Without its term the SPD head has no gradient, and DDP must not wait for one.
+            for head in (model.spd_shallow, model.spd_latent):
+                head.requires_grad_(False)
+    if state is not None:
+        model.load_state_dict(dict(state.tensors["model"]))
+    elif job.init_from is not None:
+        initial_weights.begin(job, model, store)
+    averaged = None
+    if job.train.ema_decay is not None:
+        averaged = ema.start(model)
+        if state is not None:
+            averaged.module.load_state_dict(dict(state.tensors["ema"]))
+    kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
+        [p for _, p in trainable(model)],
+        lr=job.train.learning_rate,
+        betas=job.train.betas,
+        weight_decay=job.train.weight_decay,
+        fused=True,
+    )
+    run = TrainingRun(
+        job=job,
+        engine=engine,
+        model=model,
+        wrapped=engine.wrap(model, optimizer),
+        optimizer=optimizer,
+        loss_weights=job.loss.build(),
+        ema=averaged,
+        steps_per_epoch=stream.order.steps_per_epoch,
+        stages=stream.stages,
+    )
+    if state is not None:
+        engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
+        if engine.scale is not None:
+            engine.scale.load(state.gradient_scale)
+        run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
+    return run
+
+
+def compile_blocks(run: TrainingRun, driver: Driver) -> None:
+    """Have the model's blocks compiled on all workers, or, where one of them cannot, on none, and say so once."""
+    obstacle = compile.obstacle(run.engine.device.type)
+    if not run.engine.all_reduce_any(bool(obstacle)):
+        compile.compile_blocks(run.model)
+    elif run.engine.rank == 0:
+        why = obstacle or "another worker finds no compiler."
+        driver.emit(
+            LogMessage(f"train.compile: nothing can be compiled, the blocks run eagerly: {why}", "warning")
+        )

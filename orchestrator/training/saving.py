@@ -1,0 +1,90 @@
+"""Write checkpoints of a run, and load the newest one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from orchestrator.config.identity import run_id
+from orchestrator.config.schema import Checkpoint, Job
+from orchestrator.errors import TrainingError
+from orchestrator.events import Metrics, Resumed
+from orchestrator.models import network
+from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.training.driver import Driver
+from orchestrator.training.engines.base import Engine
+from orchestrator.training.run_state import TrainingRun
+from shards.dataset import Dataset
+from shards.store import Store
+from shards.stream import TrainStream
+
+
+def open_checkpoints(job: Job, dataset: Dataset, store: Store, code_version: str) -> Checkpoints:
+    """Return the checkpoints of the job's run in `store`, the run's folder."""
+    return Checkpoints(
+        store,
+        Identity(run_id(job, dataset.digests), tuple(dataset.digests)),
+        keep=retention(job.checkpoint),
+        code_version=code_version,
+        header=network.header(job.model),
+    )
+
+
+def retention(rule: Checkpoint) -> Retention:
+    """Return the rule of the job's section `checkpoint`."""
+    return Retention(rule.keep, rule.keep_best, rule.metric, rule.order == "max", rule.keep_hours)
+
+
+def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
+    """Take a snapshot, which worker 0 writes in the background, and report how long the steps waited for it."""
+    began = time.monotonic()
+    if run.engine.rank != 0 and not run.engine.sharded:
+        return
+    optimizer = run.engine.optimizer_state(run.model, run.optimizer)
+    with run.engine.full_params(run.model):
+        model = _snapshot(run.model.state_dict())
+    if run.engine.rank != 0:
+        return
+    tensors = {"model": model, "optimizer": optimizer}
+    if run.ema is not None:
+        tensors["ema"] = _snapshot(run.ema.module.state_dict())
+    checkpoints.save(
+        State(
+            step=run.step,
+            position=run.position,
+            skipped_steps=run.skipped_steps,
+            tensors=tensors,
+            metrics=run.validation,
+            world_size=run.engine.world_size,
+            gradient_scale=run.engine.scale.state() if run.engine.scale else {},
+        )
+    )
+    values = {"perf/checkpoint_stall_seconds": time.monotonic() - began}
+    if checkpoints.write_seconds:
+        values["perf/checkpoint_write_seconds"] = checkpoints.write_seconds  # of the previous checkpoint
+    driver.emit(Metrics(run.step, values))
+
+
+def load_newest(
+    stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver
+) -> State | None:
+    """Return the newest valid checkpoint, None if there is none; worker 0 chooses it for all workers."""
+    found = checkpoints.load_newest() if engine.rank == 0 else None
+    name = engine.broadcast_from_rank0(found[0] if found else "")
+    if not name:
+        return None
+    state = found[1] if found else checkpoints.load(name)
+    if state.position != stream.stages.position_at(state.step):
+        raise TrainingError(
+            f"checkpoint {name} is at sample {state.position}, but step {state.step} of this job begins at "
+            f"{stream.stages.position_at(state.step)}. It was not written by this job."
+        )
+    if engine.rank == 0:
+        driver.emit(Resumed(name, state.step))
+    return state
+
+
+def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,67 @@
+"""Take one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mirage.collective import Share
+from mirage.loss import restoration_loss
+from orchestrator.config.schedule import learning_rate
+from orchestrator.errors import TrainingError
+from orchestrator.training import ema
+from orchestrator.training.loss_breakdown import attribution
+from orchestrator.training.run_state import TrainingRun
+from shards.stream import Batch
+
+MAX_CONSECUTIVE_SKIPS = 100
+"""A run with so many steps in a row without a finite gradient has diverged."""
+
+
+def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Advance `run` by one optimiser step; return this worker's share of the scalars, detached.
+
+    Sums over workers of the `loss/` terms are those of the global batch. A step whose gradient is not finite leaves
+    the weights unchanged and is counted.
+    """
+    run.model.train()
+    train = run.job.train
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(train, run.step, run.steps_per_epoch)
+
+    scalars: dict[str, Tensor] = {}
+    for i, batch in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        degraded, clean = batch.to_float(run.engine.device, run.job.seed, run.job.data.noise)
+        share = Share(*batch.share)
+        with run.engine.sync(last=last):
+            with run.engine.autocast():
+                output = run.wrapped(degraded, batch.positions.to(run.engine.device))
+            loss = restoration_loss(output, clean, run.loss_weights, share)
+            run.engine.backward(loss.total / len(micro_batches), last=last)
+        terms = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in loss.terms().items()}
+        for name, term in (
+            terms | attribution(run.job, output.image.detach(), clean, batch.degradations)
+        ).items():
+            scalars[name] = scalars[name] + term if i else term
+
+    norm = run.engine.step(run.optimizer, train.clip_norm)
+    if torch.isfinite(norm):
+        if run.ema is not None:
+            with run.engine.full_params(run.model):
+                ema.update(run.ema, run.model, train.ema_decay or 0.0, run.step)
+        run.consecutive_skips = 0
+    else:
+        run.skipped_steps += 1
+        run.consecutive_skips += 1
+        if run.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
+            raise TrainingError(
+                f"the gradients of the last {MAX_CONSECUTIVE_SKIPS} steps were not finite (step {run.step}): the run "
+                "has diverged. Lower train.learning_rate, set train.clip_norm, or use precision fp32."
+            )
+    run.step += 1
+    # The norm is equal everywhere, and what is returned is summed over the workers.
+    scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
+    return scalars
