@@ -39,4 +39,5 @@ def _blend(averages: list[Tensor], values: list[Tensor], updates: Tensor, *, wei
     if averages[0].is_floating_point():
         torch._foreach_lerp_(averages, values, weight)
     else:  # counters of BatchNorm
-        torch._foreach_copy_(averages, values)
+        for average, value in zip(averages, values, strict=True):
+            average.copy_(value)
