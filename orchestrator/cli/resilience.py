@@ -11,7 +11,7 @@ import typer
 from orchestrator.cli.app import PROOFS, JobFile, Set, command, emit, load_job_of, use_local_cluster
 
 if TYPE_CHECKING:
-    from orchestrator.resilience.fault_schedule import Kind
+    from orchestrator.resilience.fault_schedule import FaultKind
 
 NOT_PROVEN = 1
 """Exit status when the run with faults differs from the one without."""
@@ -59,15 +59,15 @@ def prove_resume(
     from orchestrator.resilience import resume_proof
 
     job = load_job_of(Job, job_file, overrides)
-    trial = resume_proof.Trial(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
+    config = resume_proof.ProofConfig(kills, seed, steps, workers or job.workers.min, tuple(on or ()))
     if in_process or "RAY_ADDRESS" not in os.environ:
-        proof = resume_proof.prove_resume(job, trial, emit, keep=keep)
+        proof = resume_proof.prove_resume(job, config, emit, keep=keep)
     else:
         from orchestrator.cluster.connection import connected
-        from orchestrator.resilience.ray_runs import on_ray
+        from orchestrator.resilience.ray_runs import run_on_ray
 
         with connected():
-            proof = resume_proof.prove_resume(job, trial, emit, keep=keep, runs=on_ray)
+            proof = resume_proof.prove_resume(job, config, emit, keep=keep, runner=run_on_ray)
     emit("\n" + proof.render())
     if not proof.holds:
         raise typer.Exit(NOT_PROVEN)
@@ -108,27 +108,27 @@ def chaos(
     from orchestrator.config.schema import Job
     from orchestrator.errors import PlanError
     from orchestrator.resilience.ray_chaos import chaos as inject_faults
-    from orchestrator.resilience.resume_proof import Trial, check_crew
+    from orchestrator.resilience.resume_proof import ProofConfig, check_worker_count
 
     job = load_job_of(Job, job_file, overrides)
-    trial, chosen = Trial(faults, seed, steps, workers), _kinds(only or ())
-    check_crew(job, trial)
+    config, chosen = ProofConfig(faults, seed, steps, workers), _kinds(only or ())
+    check_worker_count(job, config)
     if faults > steps:
         raise PlanError(
             f"{faults} faults need as many steps, and --steps is {steps}. Lower --faults or raise --steps."
         )
     with tempfile.TemporaryDirectory(prefix="mirage-chaos-") as folder:
-        verdict = inject_faults(
+        report = inject_faults(
             job,
-            trial,
+            config,
             Path(folder),
             emit,
             kinds=chosen,
             recovery_seconds=recovery_seconds,
             fault_seconds=fault_seconds,
         )
-    emit("\n" + verdict.render())
-    if not verdict.holds:
+    emit("\n" + report.render())
+    if not report.holds:
         raise typer.Exit(NOT_PROVEN)
 
 
@@ -146,13 +146,13 @@ def ledger(
     emit(consumed(run).render())
 
 
-def _kinds(only: Sequence[str]) -> list[Kind]:
+def _kinds(only: Sequence[str]) -> list[FaultKind]:
     """Return the kinds of faults whose first words are in `only`; all kinds if it is empty."""
     from orchestrator.errors import PlanError
-    from orchestrator.resilience.fault_schedule import KINDS
+    from orchestrator.resilience.fault_schedule import FAULT_KINDS
 
-    known = {kind.partition(" ")[0]: kind for kind in KINDS}
+    known = {kind.partition(" ")[0]: kind for kind in FAULT_KINDS}
     unknown = [name for name in only if name not in known]
     if unknown:
         raise PlanError(f"--only {unknown[0]}: choose from {', '.join(known)}.")
-    return [known[name] for name in known if name in only] or list(KINDS)
+    return [known[name] for name in known if name in only] or list(FAULT_KINDS)

@@ -11,29 +11,29 @@ from typing import Literal, get_args
 from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.resume_proof import Proof
 
-Kind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-KILLS: tuple[Kind, ...] = ("worker killed", "driver killed", "node lost")
+FaultKind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+KILL_KINDS: tuple[FaultKind, ...] = ("worker killed", "driver killed", "node lost")
 """After these other workers go on, from a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Blow:
+class ScheduledFault:
     """One thing that is done to the run once it has reached a step."""
 
-    kind: Kind
+    kind: FaultKind
     step: int
 
 
 @dataclass(frozen=True)
-class Survived:
-    """What came of a blow."""
+class FaultOutcome:
+    """What came of a fault."""
 
-    blow: Blow
+    fault: ScheduledFault
     at_step: int
     """The newest step that the driver had told when it fell."""
     seconds: float | None
-    """Until the next step was told, after a kill by other workers; None if none was, or the blow reached nobody."""
+    """Until the next step was told, after a kill by other workers; None if none was, or the fault reached nobody."""
     repeated: int = 0
     """Steps that were computed again."""
 
@@ -53,47 +53,53 @@ def newest_step(events: Iterable[Event]) -> int:
     return max((event.step for event in events if isinstance(event, Progress)), default=0)
 
 
-def blows(count: int, seed: int, steps: int, kinds: Sequence[Kind] = KINDS) -> list[Blow]:
+def schedule_faults(
+    count: int, seed: int, steps: int, kinds: Sequence[FaultKind] = FAULT_KINDS
+) -> list[ScheduledFault]:
     """Return `count` blows within `steps` steps: every kind once before any comes again, evenly spread."""
-    dice = random.Random(seed)
-    drawn: list[Kind] = []
+    rng = random.Random(seed)
+    drawn: list[FaultKind] = []
     while len(drawn) < count:
-        drawn += dice.sample(kinds, len(kinds))
+        drawn += rng.sample(kinds, len(kinds))
     span = steps / (count + 1)
     return [
-        Blow(kind, max(1, round(span * (n + 0.5 + dice.random() / 2))))
+        ScheduledFault(kind, max(1, round(span * (n + 0.5 + rng.random() / 2))))
         for n, kind in enumerate(drawn[:count])
     ]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ChaosReport:
     """What was done, what was survived, and what was lost."""
 
-    survived: Sequence[Survived]
+    outcomes: Sequence[FaultOutcome]
     store_faults: Mapping[str, int]
     """Requests to the store that met a fault, by its kind."""
     tracking_faults: int
     """Requests to MLflow that nobody answered."""
     proof: Proof
-    untracked: int
+    untracked_steps: int
     """Steps whose numbers are not in MLflow."""
 
     @property
     def holds(self) -> bool:
         """Whether everything was survived and nothing was lost."""
-        return self.proof.holds and not self.untracked and all(s.seconds is not None for s in self.survived)
+        return (
+            self.proof.holds
+            and not self.untracked_steps
+            and all(s.seconds is not None for s in self.outcomes)
+        )
 
     def render(self) -> str:
         """Return the table."""
         rows = [("fault", "injected", "survived", "training again after", "steps again")]
-        done = Counter(s.blow.kind for s in self.survived)
-        for kind in KINDS:
+        done = Counter(s.fault.kind for s in self.outcomes)
+        for kind in FAULT_KINDS:
             if done[kind]:
-                of_kind = [s for s in self.survived if s.blow.kind == kind]
+                of_kind = [s for s in self.outcomes if s.fault.kind == kind]
                 took = [s.seconds for s in of_kind if s.seconds is not None]
                 after = ", ".join(f"{seconds:.0f} s" for seconds in took) or "never"
-                again = ", ".join(str(s.repeated) for s in of_kind) if kind in KILLS else "-"
+                again = ", ".join(str(s.repeated) for s in of_kind) if kind in KILL_KINDS else "-"
                 rows.append((kind, str(done[kind]), str(len(took)), after, again))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         table = [
@@ -106,7 +112,7 @@ class Verdict:
                 "",
                 f"requests to the store that failed     {faults}",
                 f"requests to MLflow that failed        {self.tracking_faults}",
-                f"steps whose numbers MLflow lacks      {self.untracked}",
+                f"steps whose numbers MLflow lacks      {self.untracked_steps}",
                 self.proof.render().rpartition("\n")[0],
                 "NOTHING WAS LOST" if self.holds else "SOMETHING WAS LOST",
             ]

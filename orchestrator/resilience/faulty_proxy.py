@@ -20,7 +20,7 @@ _BLOCK = 1 << 16
 _TIMEOUT_SECONDS = 60.0
 
 
-class Fault(Enum):
+class RequestFault(Enum):
     """What happens to a request."""
 
     NONE = "passed on"
@@ -31,39 +31,39 @@ class Fault(Enum):
     TRUNCATED = "passed on, and the answer cut off in its body"
 
 
-FAULTS = tuple(fault for fault in Fault if fault is not Fault.NONE)
+REQUEST_FAULTS = tuple(fault for fault in RequestFault if fault is not RequestFault.NONE)
 
-Plan = Callable[[int], Fault]
+FaultPlan = Callable[[int], RequestFault]
 """Number of a request, from 0 -> what happens to it."""
 
 
-def drawn(share: float, seed: int) -> Plan:
+def random_faults(share: float, seed: int) -> FaultPlan:
     """Return a plan under which this share of the requests fails, each in a way drawn from the seed."""
 
-    def fault(number: int) -> Fault:
-        dice = random.Random(f"{seed}-{number}")
-        return dice.choice(FAULTS) if dice.random() < share else Fault.NONE
+    def fault(number: int) -> RequestFault:
+        rng = random.Random(f"{seed}-{number}")
+        return rng.choice(REQUEST_FAULTS) if rng.random() < share else RequestFault.NONE
 
     return fault
 
 
-def outage(number: int) -> Fault:
+def outage(number: int) -> RequestFault:
     """Fail every request at once, as when nobody listens."""
-    return Fault.RESET
+    return RequestFault.RESET
 
 
-def healthy(number: int) -> Fault:
+def healthy(number: int) -> RequestFault:
     """Pass every request on."""
-    return Fault.NONE
+    return RequestFault.NONE
 
 
 class FaultyProxy:
     """Listens on a free port of loopback and passes on to a port of loopback, as `plan` says; a context manager."""
 
-    def __init__(self, upstream_port: int, plan: Plan = healthy, stall_seconds: float = 2.0) -> None:
+    def __init__(self, upstream_port: int, plan: FaultPlan = healthy, stall_seconds: float = 2.0) -> None:
         self.plan = plan
         """May be replaced while requests come in."""
-        self.counts: Counter[Fault] = Counter()
+        self.counts: Counter[RequestFault] = Counter()
         """How many requests met which fate."""
         self._upstream = upstream_port
         self._stall_seconds = stall_seconds
@@ -89,7 +89,7 @@ class FaultyProxy:
     @property
     def injected(self) -> int:
         """How many requests have met a fault."""
-        return sum(count for fault, count in self.counts.items() if fault is not Fault.NONE)
+        return sum(count for fault, count in self.counts.items() if fault is not RequestFault.NONE)
 
     def _listen(self) -> None:
         while True:
@@ -113,20 +113,20 @@ class FaultyProxy:
         with self._lock:
             fault = self.plan(sum(self.counts.values()))
             self.counts[fault] += 1
-        if fault is Fault.ERROR:
+        if fault is RequestFault.ERROR:
             client.sendall(
                 b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\nRetry-After: 0\r\n\r\n"
             )
-        elif fault is Fault.RESET:
+        elif fault is RequestFault.RESET:
             _reset(client)
-        elif fault is Fault.STALL:
+        elif fault is RequestFault.STALL:
             time.sleep(self._stall_seconds)
             _reset(client)
         else:
             answer = _ask(self._upstream, request)
-            if fault is Fault.LOST_ANSWER:
+            if fault is RequestFault.LOST_ANSWER:
                 _reset(client)
-            elif fault is Fault.TRUNCATED:
+            elif fault is RequestFault.TRUNCATED:
                 head, _, body = answer.partition(b"\r\n\r\n")
                 client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
                 _reset(client)

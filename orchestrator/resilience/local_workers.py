@@ -32,11 +32,11 @@ from orchestrator.training.loop import train
 from shards.store import open_store
 
 _POLL_SECONDS = 0.05
-_A_WHILE = 3600
+_ONE_HOUR_SECONDS = 3600
 
 
 @dataclass(frozen=True)
-class Leg:
+class LocalSegment:
     """One start of a run: how many workers take it up, and how it ends."""
 
     job: Mapping[str, Any]
@@ -45,21 +45,22 @@ class Leg:
     run_uri: str
     world_size: int
     steps: int
-    """Steps to take in this leg."""
-    killed: int | None = None
+    """Steps to take in this segment."""
+    victim: int | None = None
     """The worker that dies by SIGKILL right after the last of them, before a checkpoint; None: all stop with one."""
     code_version: str = ""
 
 
-def run_leg(leg: Leg, timeout_seconds: float = _A_WHILE) -> None:
-    """Run `leg` to its end. Raises TrainingError when a worker ends in another way than it was meant to."""
+def run_local_segment(segment: LocalSegment, timeout_seconds: float = _ONE_HOUR_SECONDS) -> None:
+    """Run `segment` to its end. Raises TrainingError when a worker ends in another way than it was meant to."""
     # A server that has imported everything once forks the workers: torch alone takes seconds to import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with tempfile.TemporaryDirectory(prefix="mirage-leg-") as folder:
-        ranks = range(leg.world_size)
+    with tempfile.TemporaryDirectory(prefix="mirage-segment-") as folder:
+        ranks = range(segment.world_size)
         workers = [
-            context.Process(target=_work, args=(leg, rank, Path(folder), dict(os.environ))) for rank in ranks
+            context.Process(target=_work, args=(segment, rank, Path(folder), dict(os.environ)))
+            for rank in ranks
         ]
         try:
             for worker in workers:
@@ -69,13 +70,15 @@ def run_leg(leg: Leg, timeout_seconds: float = _A_WHILE) -> None:
             for worker in workers:
                 worker.kill()
                 worker.join()
-        wanted = {leg.killed: -signal.SIGKILL} if leg.killed is not None else dict.fromkeys(ranks, 0)
-        for rank, expected in wanted.items():
+        expected_status = (
+            {segment.victim: -signal.SIGKILL} if segment.victim is not None else dict.fromkeys(ranks, 0)
+        )
+        for rank, expected in expected_status.items():
             if status.get(rank) != expected:
-                said = _said(Path(folder), rank).read_text(errors="replace").splitlines()
+                output = _output_file(Path(folder), rank).read_text(errors="replace").splitlines()
                 raise TrainingError(
-                    f"worker {rank} of {leg.world_size} ended with status {status.get(rank)}, not {expected}:\n"
-                    + "\n".join(said[-8:])
+                    f"worker {rank} of {segment.world_size} ended with status {status.get(rank)}, not {expected}:\n"
+                    + "\n".join(output[-8:])
                 )
 
 
@@ -88,62 +91,73 @@ def _wait(workers: list[ForkServerProcess], deadline: float) -> dict[int, int]:
         time.sleep(_POLL_SECONDS)
 
 
-def _said(folder: Path, rank: int) -> Path:
+def _output_file(folder: Path, rank: int) -> Path:
     return folder / f"worker-{rank}.txt"
 
 
-class _Listener:
-    """A driver that nobody watches, and which ends the leg when its steps are taken."""
+class _HeadlessDriver:
+    """A driver that nobody watches, and which ends the segment when its steps are taken."""
 
-    def __init__(self, leg: Leg, rank: int) -> None:
-        self._left = leg.steps
-        self._dies = leg.killed == rank
-        self._all_live = leg.killed is None
+    def __init__(self, segment: LocalSegment, rank: int) -> None:
+        self._steps_left = segment.steps
+        self._is_victim = segment.victim == rank
+        self._all_survive = segment.victim is None
 
     def emit(self, event: Event) -> None:
         if line := text(event):
             print(line, flush=True)  # to this worker's output file, which is shown if it fails
 
     def control_signal(self, step: int) -> ControlSignal:
-        self._left -= 1
-        if self._left > 0:
+        self._steps_left -= 1
+        if self._steps_left > 0:
             return ControlSignal.CONTINUE
-        if self._dies:
+        if self._is_victim:
             os.kill(os.getpid(), signal.SIGKILL)
-        if not self._all_live:
-            time.sleep(_A_WHILE)  # until the parent, which sees the other one die, ends this one too
+        if not self._all_survive:
+            time.sleep(_ONE_HOUR_SECONDS)  # until the parent, which sees the other one die, ends this one too
         return ControlSignal.STOP
 
 
-def _work(leg: Leg, rank: int, folder: Path, environment: Mapping[str, str]) -> None:
-    """Take part in a leg; what is printed goes to a file."""
-    with _said(folder, rank).open("wb") as output:
+def _work(segment: LocalSegment, rank: int, folder: Path, environment: Mapping[str, str]) -> None:
+    """Take part in a segment; what is printed goes to a file."""
+    with _output_file(folder, rank).open("wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
     try:
-        _train(leg, rank, folder / "meeting")
+        _train(segment, rank, folder / "rendezvous")
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # threads of gloo may wait for workers that are gone
 
 
-def _train(leg: Leg, rank: int, meeting: Path) -> None:
-    job = job_from_mapping(leg.job)
+def _train(segment: LocalSegment, rank: int, rendezvous: Path) -> None:
+    job = job_from_mapping(segment.job)
     assert isinstance(job, Job), "only training resumes"
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     device = torch.device("cpu")
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(leg.world_size))
-    alone = leg.world_size == 1 and job.engine.name == "ddp"
-    if not alone:
-        patience = timedelta(seconds=job.workers.collective_timeout_seconds)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(segment.world_size))
+    single = segment.world_size == 1 and job.engine.name == "ddp"
+    if not single:
+        timeout = timedelta(seconds=job.workers.collective_timeout_seconds)
         dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=leg.world_size, timeout=patience
+            "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=segment.world_size,
+            timeout=timeout,
         )
-    engine = InProcessEngine(device, job.train.precision) if alone else engine_for(job, device)
-    dataset = datasets.open_dataset_at(tuple(leg.manifests), tuple(leg.digests), job.data)
-    train(job, dataset, open_store(leg.run_uri), engine, _Listener(leg, rank), leg.code_version)
-    if not alone:
+    engine = InProcessEngine(device, job.train.precision) if single else engine_for(job, device)
+    dataset = datasets.open_dataset_at(tuple(segment.manifests), tuple(segment.digests), job.data)
+    train(
+        job,
+        dataset,
+        open_store(segment.run_uri),
+        engine,
+        _HeadlessDriver(segment, rank),
+        segment.code_version,
+    )
+    if not single:
         dist.destroy_process_group()

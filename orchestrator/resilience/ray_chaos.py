@@ -35,17 +35,17 @@ from orchestrator.errors import ClusterError
 from orchestrator.events import Event, read_log
 from orchestrator.resilience import resume_proof
 from orchestrator.resilience.fault_schedule import (
-    KINDS,
-    Blow,
-    Kind,
-    Survived,
-    Verdict,
-    blows,
+    FAULT_KINDS,
+    ChaosReport,
+    FaultKind,
+    FaultOutcome,
+    ScheduledFault,
     newest_step,
     repeated_steps,
+    schedule_faults,
 )
-from orchestrator.resilience.faulty_proxy import FaultyProxy, drawn, healthy, outage
-from orchestrator.resilience.resume_proof import Trial
+from orchestrator.resilience.faulty_proxy import FaultyProxy, healthy, outage, random_faults
+from orchestrator.resilience.resume_proof import ProofConfig
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
@@ -59,61 +59,64 @@ _OBJECT_STORE_BYTES = 10**8
 
 def chaos(
     job: Job,
-    trial: Trial,
+    config: ProofConfig,
     folder: Path,
-    say: Echo,
+    echo: Echo,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[FaultKind] = FAULT_KINDS,
     recovery_seconds: float = 300,
     fault_seconds: float = 20,
-) -> Verdict:
-    """Train the first steps of `job` while it is harmed `trial.kills` times, and compare with a run left alone.
+) -> ChaosReport:
+    """Train the first steps of `job` while it is harmed `config.kills` times, and compare with a run left alone.
 
     Store and tracking fail for `fault_seconds`, and longer if no request met a fault in that time.
     """
     with ExitStack() as stack:
-        scene = stack.enter_context(_scene(job, trial, folder))
-        scene.patience, scene.fault_seconds = recovery_seconds, fault_seconds
-        survived = [scene.strike(blow, say) for blow in blows(trial.kills, trial.seed, trial.steps, kinds)]
-        scene.wait_for_step(trial.steps)
-        scene.stop()
-        os.environ.update(scene.direct)
-        dataset = datasets.open_dataset(scene.job)
-        run = run_id(scene.job, dataset.digests)
+        cluster = stack.enter_context(_chaos_cluster(job, config, folder))
+        cluster.recovery_seconds, cluster.fault_seconds = recovery_seconds, fault_seconds
+        outcomes = [
+            cluster.inject(fault, echo)
+            for fault in schedule_faults(config.kills, config.seed, config.steps, kinds)
+        ]
+        cluster.wait_for_step(config.steps)
+        cluster.stop()
+        os.environ.update(cluster.direct_environment)
+        dataset = datasets.open_dataset(cluster.job)
+        run = run_id(cluster.job, dataset.digests)
         killed = open_store(f"{_BUCKET}/runs/{run}")
         reference = open_store(f"{_BUCKET}/reference")
         last = resume_proof.newest_step(killed)
-        whole = replace(trial, steps=last)
-        say(f"reference: {last} steps on {trial.workers} workers, left alone")
-        resume_proof.in_processes(
-            scene.job, dataset, reference, [resume_proof.Stretch(trial.workers)], last, say
+        whole = replace(config, steps=last)
+        echo(f"reference: {last} steps on {config.workers} workers, left alone")
+        resume_proof.run_in_processes(
+            cluster.job, dataset, reference, [resume_proof.RunSegment(config.workers)], last, echo
         )
-        return Verdict(
-            survived=survived,
-            store_faults={f.value: n for f, n in scene.store.counts.items() if f.name != "NONE"},
-            tracking_faults=scene.tracking.injected,
+        return ChaosReport(
+            outcomes=outcomes,
+            store_faults={f.value: n for f, n in cluster.store.counts.items() if f.name != "NONE"},
+            tracking_faults=cluster.tracking.injected,
             proof=resume_proof.compare(reference, killed, whole),
-            untracked=_untracked(scene, run, last),
+            untracked_steps=_untracked(cluster, run, last),
         )
 
 
 @dataclass
-class _Scene:
+class _ChaosCluster:
     job: Job
     file: Path
     folder: Path
-    cluster: Any
+    ray_cluster: Any
     nodes: list[Any]
     store: FaultyProxy
     tracking: FaultyProxy
     environment: Mapping[str, str]
-    direct: Mapping[str, str]
+    direct_environment: Mapping[str, str]
     """The way to the store past the proxy."""
-    mlflow: str
+    mlflow_uri: str
     """The way to MLflow past the proxy."""
-    dice: random.Random
-    patience: float = 300
-    """Seconds that the run may take to go on after a blow."""
+    rng: random.Random
+    recovery_seconds: float = 300
+    """Seconds that the run may take to go on after a fault."""
     fault_seconds: float = 20
     driver: subprocess.Popen[bytes] | None = None
     logs: list[Path] = field(default_factory=list)
@@ -151,41 +154,41 @@ class _Scene:
         """Return after how many seconds `condition` held; None if it did not in time."""
         began = time.monotonic()
         while not condition():
-            if time.monotonic() - began > self.patience:
+            if time.monotonic() - began > self.recovery_seconds:
                 return None
             if self.driver is not None and self.driver.poll() is not None:
                 raise ClusterError(f"the driver ended:\n{_last_lines(self.errors)}")
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def strike(self, blow: Blow, say: Echo) -> Survived:
+    def inject(self, fault: ScheduledFault, echo: Echo) -> FaultOutcome:
         """Wait until the run is there, do it, and wait until it goes on."""
-        if self.wait_for_step(blow.step) is None:
-            return Survived(blow, self.step(), None)
+        if self.wait_for_step(fault.step) is None:
+            return FaultOutcome(fault, self.step(), None)
         events = self.events()
         at, seen = newest_step(events), len(events)
-        say(f"step {at}: {blow.kind}")
-        if blow.kind == "store faulty":
-            plan = drawn(_STORE_FAULTS, self.dice.randrange(2**32))
-            return Survived(blow, at, self._disturb(self.store, plan))
-        if blow.kind == "tracking away":
-            return Survived(blow, at, self._disturb(self.tracking, outage))
+        echo(f"step {at}: {fault.kind}")
+        if fault.kind == "store faulty":
+            plan = random_faults(_STORE_FAULTS, self.rng.randrange(2**32))
+            return FaultOutcome(fault, at, self._fail_requests(self.store, plan))
+        if fault.kind == "tracking away":
+            return FaultOutcome(fault, at, self._fail_requests(self.tracking, outage))
         began = time.monotonic()
-        struck = {
+        injected = {
             "worker killed": self._kill_worker,
             "driver killed": self._kill_driver,
-            "node lost": self._lose_node,
-        }[blow.kind]()
-        if not struck:
-            return Survived(blow, at, None)
-        went_on = self.wait_until(lambda: repeated_steps(self.events()[seen:], at) is not None)
+            "node lost": self._replace_node,
+        }[fault.kind]()
+        if not injected:
+            return FaultOutcome(fault, at, None)
+        continued = self.wait_until(lambda: repeated_steps(self.events()[seen:], at) is not None)
         seconds = time.monotonic() - began
         repeated = repeated_steps(self.events()[seen:], at) or 0
-        # Beyond where it was, so that the next blow does not fall on work that is done again.
-        return Survived(
-            blow,
+        # Beyond where it was, so that the next fault does not fall on work that is done again.
+        return FaultOutcome(
+            fault,
             at,
-            seconds if went_on is not None and self.wait_for_step(at + 1) is not None else None,
+            seconds if continued is not None and self.wait_for_step(at + 1) is not None else None,
             repeated,
         )
 
@@ -198,7 +201,7 @@ class _Scene:
         except subprocess.TimeoutExpired as error:
             raise ClusterError(f"the driver did not stop:\n{_last_lines(self.errors)}") from error
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Leave no driver behind."""
         if self.driver is not None:
             self.driver.kill()
@@ -208,14 +211,14 @@ class _Scene:
         """Kill one of the workers; say whether there was one in time."""
         found: list[psutil.Process] = []
 
-        def there_are_some() -> bool:
-            found[:] = train_workers(self.nodes)
+        def found_any() -> bool:
+            found[:] = training_processes(self.nodes)
             return bool(found)
 
-        if self.wait_until(there_are_some) is None:
+        if self.wait_until(found_any) is None:
             return False
         try:
-            self.dice.choice(sorted(found, key=lambda p: p.pid)).kill()
+            self.rng.choice(sorted(found, key=lambda p: p.pid)).kill()
         except psutil.NoSuchProcess:
             return False
         return True
@@ -227,13 +230,13 @@ class _Scene:
         self.start()
         return True
 
-    def _lose_node(self) -> bool:
-        lost = self.nodes.pop(self.dice.randrange(len(self.nodes)))
-        self.cluster.remove_node(lost, allow_graceful=False)
-        self.nodes.append(_add_node(self.cluster, self.job.workers.cpus))
+    def _replace_node(self) -> bool:
+        lost = self.nodes.pop(self.rng.randrange(len(self.nodes)))
+        self.ray_cluster.remove_node(lost, allow_graceful=False)
+        self.nodes.append(_add_node(self.ray_cluster, self.job.workers.cpus))
         return True
 
-    def _disturb(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
+    def _fail_requests(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
         """Let requests fail for a while; return how long the run then took to go on."""
         before = proxy.injected
         proxy.plan = plan
@@ -246,45 +249,45 @@ class _Scene:
 
 
 @contextmanager
-def _scene(job: Job, trial: Trial, folder: Path) -> Iterator[_Scene]:
+def _chaos_cluster(job: Job, config: ProofConfig, folder: Path) -> Iterator[_ChaosCluster]:
     with ExitStack() as stack:
         server = s3_server.new(None)
         (folder / "s3").mkdir()
         process = s3_server.start(server, folder / "s3", folder / "s3.txt", f"chaos-{os.getpid()}")
         stack.callback(lambda: psutil.Process(process.pid).kill())
         store = stack.enter_context(FaultyProxy(server.port))
-        cluster = stack.enter_context(_cluster())
+        ray_cluster = stack.enter_context(_ray_cluster())
         port = free_port()
         wait_for_mlflow = stack.enter_context(_mlflow(folder, port))
         tracking = stack.enter_context(FaultyProxy(port))
-        nodes = [_add_node(cluster, job.workers.cpus) for _ in range(trial.workers)]
+        nodes = [_add_node(ray_cluster, job.workers.cpus) for _ in range(config.workers)]
         wait_for_mlflow()
-        harmed = _harmed(job, trial, f"http://127.0.0.1:{tracking.port}")
+        chaos_job = _chaos_job(job, config, f"http://127.0.0.1:{tracking.port}")
         file = folder / "job.yaml"
-        file.write_text(dump_job(harmed))
+        file.write_text(dump_job(chaos_job))
         direct = server.environment()
         environment = {
             **os.environ,
             **direct,
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
             "MIRAGE_HOME": os.environ.get("MIRAGE_HOME", str(Path.cwd() / ".mirage")),
-            "RAY_ADDRESS": cluster.address,
+            "RAY_ADDRESS": ray_cluster.address,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
         }
-        scene = _Scene(
-            harmed, file, folder, cluster, nodes, store, tracking, environment, direct, f"http://127.0.0.1:{port}",
-            random.Random(trial.seed),
+        cluster = _ChaosCluster(
+            chaos_job, file, folder, ray_cluster, nodes, store, tracking, environment, direct, f"http://127.0.0.1:{port}",
+            random.Random(config.seed),
         )  # fmt: skip
-        scene.start()
-        stack.callback(scene.end)
-        yield scene
+        cluster.start()
+        stack.callback(cluster.close)
+        yield cluster
 
 
-def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
+def _chaos_job(job: Job, config: ProofConfig, tracking: str) -> Job:
     """Return the job with its own store and MLflow, a ledger, many checkpoints, and a fixed number of workers."""
-    every = max(1, min(job.checkpoint.every_steps, trial.steps // (2 * trial.kills + 2)))
+    every = max(1, min(job.checkpoint.every_steps, config.steps // (2 * config.kills + 2)))
     tracked = {"uri": tracking, "every_steps": 1, "register_as": None, "log": "json"}
-    workers = {"min": trial.workers, "max": trial.workers, "max_failures": 3 + trial.kills}
+    workers = {"min": config.workers, "max": config.workers, "max_failures": 3 + config.kills}
     return job.model_copy(
         update={
             "storage": _BUCKET,
@@ -300,7 +303,7 @@ def _harmed(job: Job, trial: Trial, tracking: str) -> Job:
 
 
 @contextmanager
-def _cluster() -> Iterator[Any]:
+def _ray_cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from ray.cluster_utils import Cluster
 
@@ -308,16 +311,16 @@ def _cluster() -> Iterator[Any]:
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
     head["dashboard_port"] = free_port()  # another cluster of this machine may have the usual one
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
+    ray_cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
     try:
-        yield cluster
+        yield ray_cluster
     finally:
-        cluster.shutdown()
+        ray_cluster.shutdown()
 
 
-def _add_node(cluster: Any, cpus: float) -> Any:
+def _add_node(ray_cluster: Any, cpus: float) -> Any:
     size = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
-    return cluster.add_node(**size)
+    return ray_cluster.add_node(**size)
 
 
 @contextmanager
@@ -364,7 +367,7 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def train_workers(nodes: Iterable[Any]) -> list[psutil.Process]:
+def training_processes(nodes: Iterable[Any]) -> list[psutil.Process]:
     """Return the training processes of these nodes; this machine may run those of another cluster too."""
     raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
     ours = {child.pid for raylet in raylets for child in raylet.children(recursive=True)}
@@ -372,12 +375,14 @@ def train_workers(nodes: Iterable[Any]) -> list[psutil.Process]:
     return [p for p in running if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
 
-def _untracked(scene: _Scene, run: str, last: int) -> int:
-    tracked = runs.find_run(scene.mlflow, RUN_TAG, run, scene.job.track.experiment)
+def _untracked(cluster: _ChaosCluster, run: str, last: int) -> int:
+    tracked = runs.find_run(cluster.mlflow_uri, RUN_TAG, run, cluster.job.track.experiment)
     if tracked is None:
         return last
-    told = {metric.step for metric in connect(scene.mlflow).get_metric_history(tracked.id, "loss/total")}
-    return len(set(range(1, last + 1)) - told)
+    logged = {
+        metric.step for metric in connect(cluster.mlflow_uri).get_metric_history(tracked.id, "loss/total")
+    }
+    return len(set(range(1, last + 1)) - logged)
 
 
 def _last_lines(file: Path) -> str:

@@ -16,7 +16,7 @@ from orchestrator.config.schema import Job
 from orchestrator.console import Echo, text_console
 from orchestrator.errors import TrainingError
 from orchestrator.events import Event, WorkerKilled
-from orchestrator.resilience.resume_proof import Stretch, many
+from orchestrator.resilience.resume_proof import RunSegment, format_workers
 from orchestrator.signals import on_stop
 from orchestrator.training.assignment import Assignment, assignment_of
 from orchestrator.training.driver import ControlSignal
@@ -27,52 +27,52 @@ from shards.dataset import Dataset
 from shards.store import Store
 
 
-def on_ray(
-    job: Job, dataset: Dataset, store: Store, stretches: Sequence[Stretch], stop: int, say: Echo
+def run_on_ray(
+    job: Job, dataset: Dataset, store: Store, segments: Sequence[RunSegment], stop: int, echo: Echo
 ) -> None:
-    """Run `job` in the folder `store` through all stretches until step `stop`.
+    """Run `job` in the folder `store` through all segments until step `stop`.
 
     Raises PlanError when the cluster can never hold it, TrainingError when it ended in another way than was meant.
     """
     where = assignment_of(job, dataset, Place(run_id(job, dataset.digests), store.uri, Path()))
-    for stretch in stretches:
-        last = stretch is stretches[-1]
-        deaths = ", ".join(f"worker {worker} after step {step}" for step, worker in stretch.deaths)
-        say(f"{many(stretch.workers)}; to be killed: {deaths or 'none'}")
-        _run(job, where, stretch, stop if last else None, say)
+    for segment in segments:
+        last = segment is segments[-1]
+        kills = ", ".join(f"worker {worker} after step {step}" for step, worker in segment.kills)
+        echo(f"{format_workers(segment.workers)}; to be killed: {kills or 'none'}")
+        _run(job, where, segment, stop if last else None, echo)
 
 
-def _run(job: Job, where: Assignment, stretch: Stretch, stop: int | None, say: Echo) -> None:
-    """Take one stretch; `stop` is None when it ends with its last death."""
-    restarts = len(stretch.deaths) - (stop is None)
-    crew = {"min": stretch.workers, "max": stretch.workers, "max_failures": restarts}
-    job = job.model_copy(update={"workers": job.workers.model_copy(update=crew)})
-    schedule = KillSchedule(stop or 10**9, stretch.deaths)
+def _run(job: Job, where: Assignment, segment: RunSegment, stop: int | None, echo: Echo) -> None:
+    """Take one segment; `stop` is None when it ends with its last kill."""
+    restarts = len(segment.kills) - (stop is None)
+    worker_settings = {"min": segment.workers, "max": segment.workers, "max_failures": restarts}
+    job = job.model_copy(update={"workers": job.workers.model_copy(update=worker_settings)})
+    schedule = KillSchedule(stop or 10**9, segment.kills)
     assignment = replace(where, job=job.model_dump(mode="json"), kill_schedule=asdict(schedule))
-    driver = _Witness(say)
+    driver = _KillCountingDriver(echo)
     stop_requested = threading.Event()
     try:
         with on_stop(stop_requested.set):
             outcome = launch(job, assignment, driver, stop_requested, retry_on_progress=False)
     except FailureLimitReachedError:
-        if stop is not None or driver.deaths < len(stretch.deaths):
+        if stop is not None or driver.kills < len(segment.kills):
             raise
         return
     if outcome.step != stop:
         raise TrainingError(f"the run was {outcome.status} at step {outcome.step}: nothing is proven.")
-    if driver.deaths < len(stretch.deaths):
-        raise TrainingError(f"{driver.deaths} of {len(stretch.deaths)} workers died: nothing is proven.")
+    if driver.kills < len(segment.kills):
+        raise TrainingError(f"{driver.kills} of {len(segment.kills)} workers died: nothing is proven.")
 
 
-class _Witness:
+class _KillCountingDriver:
     """A driver that shows what happens and counts the deaths; nothing is tracked."""
 
-    def __init__(self, say: Echo) -> None:
-        self._print = text_console(say)
-        self.deaths = 0
+    def __init__(self, echo: Echo) -> None:
+        self._print = text_console(echo)
+        self.kills = 0
 
     def emit(self, event: Event) -> None:
-        self.deaths += isinstance(event, WorkerKilled)
+        self.kills += isinstance(event, WorkerKilled)
         self._print(event)
 
     def control_signal(self, step: int) -> ControlSignal:

@@ -27,7 +27,7 @@ from orchestrator.data import datasets
 from orchestrator.data.job import pack_what_is_missing
 from orchestrator.errors import PlanError
 from orchestrator.paths import below
-from orchestrator.resilience.local_workers import Leg, run_leg
+from orchestrator.resilience.local_workers import LocalSegment, run_local_segment
 from orchestrator.run_files import FOLDER, RUNS
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
@@ -44,52 +44,56 @@ KEEP_ALL = 10**6
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RunSegment:
     """What one number of workers does of a run."""
 
     workers: int
-    deaths: tuple[tuple[int, int], ...] = ()
+    kills: tuple[tuple[int, int], ...] = ()
     """(step, worker): after each of these steps that worker dies by SIGKILL, before a checkpoint, and as many begin
-    anew; after the last of them, in all but the last stretch, the next number of workers does."""
+    anew; after the last of them, in all but the last segment, the next number of workers does."""
 
 
-Runs = Callable[[Job, Dataset, Store, Sequence[Stretch], int, Echo], None]
-"""How a run is taken in its folder through stretches until a step, at which it stops with a checkpoint."""
+SegmentRunner = Callable[[Job, Dataset, Store, Sequence[RunSegment], int, Echo], None]
+"""How a run is taken in its folder through segments until a step, at which it stops with a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProofConfig:
     """What is done to the job."""
 
     kills: int
     seed: int
     steps: int
     workers: int
-    others: tuple[int, ...] = ()
+    resume_workers: tuple[int, ...] = ()
     """Numbers of workers that take over after a kill, in turn; empty: the same."""
 
     @property
-    def same_world(self) -> bool:
-        """Whether every leg has the same number of workers."""
-        return set(self.others) <= {self.workers}
+    def same_world_size(self) -> bool:
+        """Whether every segment has the same number of workers."""
+        return set(self.resume_workers) <= {self.workers}
 
-    def world(self, leg: int) -> int:
-        """Return the number of workers of a leg, from 0."""
-        return self.workers if leg == 0 or not self.others else self.others[(leg - 1) % len(self.others)]
+    def world_size(self, segment: int) -> int:
+        """Return the number of workers of a segment, from 0."""
+        return (
+            self.workers
+            if segment == 0 or not self.resume_workers
+            else self.resume_workers[(segment - 1) % len(self.resume_workers)]
+        )
 
     def kill_steps(self) -> list[int]:
         """Return the steps after which a worker dies, ascending."""
         return sorted(random.Random(self.seed).sample(range(1, self.steps), self.kills))
 
-    def stretches(self) -> list[Stretch]:
+    def segments(self) -> list[RunSegment]:
         """Return who dies when, and who takes over."""
         rng = random.Random(self.seed)
-        found = [Stretch(self.workers)]
-        for leg, step in enumerate(self.kill_steps()):
-            death = (step, rng.randrange(found[-1].workers))
-            found[-1] = replace(found[-1], deaths=(*found[-1].deaths, death))
-            if self.world(leg + 1) != found[-1].workers:
-                found.append(Stretch(self.world(leg + 1)))
+        found = [RunSegment(self.workers)]
+        for segment, step in enumerate(self.kill_steps()):
+            kill = (step, rng.randrange(found[-1].workers))
+            found[-1] = replace(found[-1], kills=(*found[-1].kills, kill))
+            if self.world_size(segment + 1) != found[-1].workers:
+                found.append(RunSegment(self.world_size(segment + 1)))
         return found
 
 
@@ -106,12 +110,12 @@ class Proof:
     positions: int
     attempts: int
     """Starts that wrote a ledger, as each does before a checkpoint; one that died before its first is not counted."""
-    same_world: bool
+    same_world_size: bool
 
     @property
     def holds(self) -> bool:
         """Whether the job resumed exactly."""
-        return not self.ledger and bool(self.compared) and not (self.same_world and self.different)
+        return not self.ledger and bool(self.compared) and not (self.same_world_size and self.different)
 
     def render(self) -> str:
         """Return the proof as text."""
@@ -129,7 +133,7 @@ class Proof:
             first = min(self.different)
             equal = f"different from step {first} on ({', '.join(self.different[first])})"
         lines.append(f"state                  {equal}")
-        if not self.same_world:
+        if not self.same_world_size:
             lines.append(
                 "                       (other numbers of workers add in another order: not required)"
             )
@@ -140,31 +144,31 @@ class Proof:
 
 def prove_resume(
     job: Job,
-    trial: Trial,
-    say: Echo,
+    config: ProofConfig,
+    echo: Echo,
     *,
     keep: bool = False,
-    runs: Runs | None = None,
+    runner: SegmentRunner | None = None,
 ) -> Proof:
-    """Run the first `trial.steps` steps of `job` twice and compare; `runs` is `in_processes` if not given.
+    """Run the first `config.steps` steps of `job` twice and compare; `runner` is `run_in_processes` if not given.
 
     What the runs wrote goes when the proof holds, unless told to `keep` it. Raises an error of `orchestrator.errors`
     when the job cannot be run so.
     """
-    runs = runs or in_processes
-    pack_what_is_missing(job, say)
+    runner = runner or run_in_processes
+    pack_what_is_missing(job, echo)
     dataset = datasets.open_dataset(job)
-    trial, job = watched(job, dataset, trial)
-    reference, killed = (open_store(uri) for uri in folders(job, dataset, trial))
+    config, job = instrument(job, dataset, config)
+    reference, killed = (open_store(uri) for uri in run_folders(job, dataset, config))
     for store in (reference, killed):
         if job.init_from is not None:
             initial_weights.keep(job, store, resolve_tracking_uri(job.track.uri))
-    say(f"reference: {trial.steps} steps on {many(trial.workers)}, left alone")
-    runs(job, dataset, reference, [Stretch(trial.workers)], trial.steps, say)
-    runs(job, dataset, killed, trial.stretches(), trial.steps, say)
-    proof = compare(reference, killed, trial)
+    echo(f"reference: {config.steps} steps on {format_workers(config.workers)}, left alone")
+    runner(job, dataset, reference, [RunSegment(config.workers)], config.steps, echo)
+    runner(job, dataset, killed, config.segments(), config.steps, echo)
+    proof = compare(reference, killed, config)
     if keep or not proof.holds:
-        say(f"both runs stay in {reference.uri.rpartition('/')[0]}")
+        echo(f"both runs stay in {reference.uri.rpartition('/')[0]}")
     else:
         for store in (reference, killed):
             for key in store.list():
@@ -174,23 +178,28 @@ def prove_resume(
     return proof
 
 
-def check_crew(job: Job, trial: Trial) -> None:
+def check_worker_count(job: Job, config: ProofConfig) -> None:
     """Raise PlanError when there are more workers than images for them."""
-    images, crew = job.train.global_batch_size // job.train.micro_batches, max((trial.workers, *trial.others))
-    if crew > images:
-        raise PlanError(f"{crew} workers cannot share a micro-batch of {images} images: each needs one.")
+    images, worker_count = (
+        job.train.global_batch_size // job.train.micro_batches,
+        max((config.workers, *config.resume_workers)),
+    )
+    if worker_count > images:
+        raise PlanError(
+            f"{worker_count} workers cannot share a micro-batch of {images} images: each needs one."
+        )
 
 
-def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
-    """Return trial and job as they are run: with a ledger, and with enough checkpoints that are all kept.
+def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofConfig, Job]:
+    """Return config and job as they are run: with a ledger, and with enough checkpoints that are all kept.
 
     None of it makes it another run. Raises PlanError when there are not steps enough.
     """
-    check_crew(job, trial)
+    check_worker_count(job, config)
     most = total_steps(job.train, datasets.train_stream(dataset, job).order.steps_per_epoch)
-    steps = min(trial.steps, most)
-    if trial.kills >= steps:
-        raise PlanError(f"{trial.kills} kills need more than {steps} steps. Lower --kills or raise --steps.")
+    steps = min(config.steps, most)
+    if config.kills >= steps:
+        raise PlanError(f"{config.kills} kills need more than {steps} steps. Lower --kills or raise --steps.")
     every = min(job.checkpoint.every_steps, max(1, steps // _CHECKPOINTS))
     changed = job.model_copy(
         update={
@@ -199,21 +208,21 @@ def watched(job: Job, dataset: Dataset, trial: Trial) -> tuple[Trial, Job]:
             "track": job.track.model_copy(update={"every_steps": 1}),
         }
     )
-    return Trial(trial.kills, trial.seed, steps, trial.workers, trial.others), changed
+    return ProofConfig(config.kills, config.seed, steps, config.workers, config.resume_workers), changed
 
 
-def folders(job: Job, dataset: Dataset, trial: Trial) -> tuple[str, str]:
+def run_folders(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[str, str]:
     """Return new folders of the store for the two runs; a number by chance keeps two proofs of one job apart."""
     number = secrets.randbelow(10**9)
-    base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{trial.seed}-{number}"
+    base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{config.seed}-{number}"
     open_store(base).ensure_bucket()
     return f"{base}/{RUNS[0]}", f"{base}/{RUNS[1]}"
 
 
-def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
+def compare(reference: Store, killed: Store, config: ProofConfig) -> Proof:
     """Return what checkpoints and ledgers of the two runs have in common."""
     one, other = _blobs(reference), _blobs(killed)
-    common = tuple(sorted(step for step in one.keys() & other.keys() if step <= trial.steps))
+    common = tuple(sorted(step for step in one.keys() & other.keys() if step <= config.steps))
     different = {
         step: parts
         for step in common
@@ -233,29 +242,31 @@ def compare(reference: Store, killed: Store, trial: Trial) -> Proof:
             wrong = f"only {shared} positions are in both ledgers"
     except LedgerError as error:
         wrong = str(error)
-    return Proof(common, different, wrong, positions, attempts, trial.same_world)
+    return Proof(common, different, wrong, positions, attempts, config.same_world_size)
 
 
-def in_processes(
+def run_in_processes(
     job: Job,
     dataset: Dataset,
     store: Store,
-    stretches: Sequence[Stretch],
+    segments: Sequence[RunSegment],
     stop: int,
-    say: Echo,
+    echo: Echo,
     *,
-    between: Callable[[Store], None] = lambda store: None,
+    after_kill: Callable[[Store], None] = lambda store: None,
 ) -> None:
-    """Do what `Runs` says in plain processes; `between` is called with the folder after each death."""
-    for stretch in stretches:
-        for step, victim in stretch.deaths:
+    """Do what `SegmentRunner` says in plain processes; `after_kill` is called with the folder after each death."""
+    for segment in segments:
+        for step, victim in segment.kills:
             begins = newest_step(store)
-            say(f"from step {begins} to {step} on {many(stretch.workers)}: worker {victim} is killed")
-            _run(job, dataset, store, stretch.workers, step - begins, victim)
-            between(store)
+            echo(
+                f"from step {begins} to {step} on {format_workers(segment.workers)}: worker {victim} is killed"
+            )
+            _run(job, dataset, store, segment.workers, step - begins, victim)
+            after_kill(store)
     begins = newest_step(store)
-    say(f"from step {begins} to {stop} on {many(stretches[-1].workers)}: the end")
-    _run(job, dataset, store, stretches[-1].workers, stop - begins, None)
+    echo(f"from step {begins} to {stop} on {format_workers(segments[-1].workers)}: the end")
+    _run(job, dataset, store, segments[-1].workers, stop - begins, None)
 
 
 def newest_step(store: Store) -> int:
@@ -266,17 +277,17 @@ def newest_step(store: Store) -> int:
 def _run(job: Job, dataset: Dataset, store: Store, world: int, steps: int, victim: int | None) -> None:
     if steps == 0:
         return
-    leg = Leg(
+    segment = LocalSegment(
         job=job.model_dump(mode="json", exclude_none=True),
         manifests=datasets.manifest_uris(job),
         digests=tuple(dataset.digests),
         run_uri=store.uri,
         world_size=world,
         steps=steps,
-        killed=victim,
+        victim=victim,
         code_version=code_version(),
     )
-    run_leg(leg)
+    run_local_segment(segment)
 
 
 def _records(store: Store) -> list[tuple[int, str]]:
@@ -292,6 +303,6 @@ def _position(store: Store, step: int) -> int:
     return next(int(json.loads(store.read(key))["position"]) for at, key in _records(store) if at == step)
 
 
-def many(count: int) -> str:
+def format_workers(count: int) -> str:
     """Return so many workers in words."""
     return f"{count} worker{'' if count == 1 else 's'}"

@@ -90,7 +90,7 @@ def test_rewording_the_console_changes_no_consumer(
 ) -> None:
     """With every text replaced, chaos counts the same steps and a proof still finds the run exact."""
     from orchestrator.resilience.fault_schedule import newest_step, repeated_steps
-    from orchestrator.resilience.resume_proof import Trial, prove_resume
+    from orchestrator.resilience.resume_proof import ProofConfig, prove_resume
 
     monkeypatch.setattr(console, "text", lambda event: "reworded")
     lines: list[str] = []
@@ -101,5 +101,5 @@ def test_rewording_the_console_changes_no_consumer(
     assert newest_step(found) == 31
     assert repeated_steps(found, at_step=40) == 10
     job = small_job(storage=str(tmp_path), train={"steps": 100}, validation={"every_steps": 100})
-    proof = prove_resume(job, Trial(kills=1, seed=0, steps=4, workers=1), lambda line: None)
+    proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=4, workers=1), lambda line: None)
     assert proof.holds, proof.render()

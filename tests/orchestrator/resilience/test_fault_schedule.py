@@ -15,37 +15,39 @@ from orchestrator.cluster.local import s3_server
 from orchestrator.errors import PlanError
 from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.fault_schedule import (
-    KINDS,
-    Survived,
-    Verdict,
-    blows,
+    FAULT_KINDS,
+    ChaosReport,
+    FaultOutcome,
     newest_step,
     repeated_steps,
+    schedule_faults,
 )
-from orchestrator.resilience.faulty_proxy import Fault, FaultyProxy, drawn
-from orchestrator.resilience.resume_proof import Proof, Trial, prove_resume
+from orchestrator.resilience.faulty_proxy import FaultyProxy, RequestFault, random_faults
+from orchestrator.resilience.resume_proof import Proof, ProofConfig, prove_resume
 
-WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, same_world=True)
+WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, same_world_size=True)
 
 
-def verdict(**changes: object) -> Verdict:
-    survived = [Survived(blow, blow.step, 12.0) for blow in blows(5, seed=0, steps=100)]
-    return replace(Verdict(survived, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
+def report(**changes: object) -> ChaosReport:
+    outcomes = [FaultOutcome(fault, fault.step, 12.0) for fault in schedule_faults(5, seed=0, steps=100)]
+    return replace(ChaosReport(outcomes, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
 
 
 def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
-    drawn_blows = blows(7, seed=3, steps=70)
-    assert {blow.kind for blow in drawn_blows[:5]} == set(KINDS)
-    steps = [blow.step for blow in drawn_blows]
+    scheduled = schedule_faults(7, seed=3, steps=70)
+    assert {fault.kind for fault in scheduled[:5]} == set(FAULT_KINDS)
+    steps = [fault.step for fault in scheduled]
     assert steps == sorted(set(steps))
     assert steps[0] > 0
     assert steps[-1] < 70
-    assert drawn_blows == blows(7, seed=3, steps=70)
-    assert drawn_blows != blows(7, seed=4, steps=70)
+    assert scheduled == schedule_faults(7, seed=3, steps=70)
+    assert scheduled != schedule_faults(7, seed=4, steps=70)
 
 
 def test_only_the_kinds_that_are_asked_for_fall() -> None:
-    assert {blow.kind for blow in blows(4, seed=0, steps=50, kinds=["node lost", "store faulty"])} == {
+    assert {
+        fault.kind for fault in schedule_faults(4, seed=0, steps=50, kinds=["node lost", "store faulty"])
+    } == {
         "node lost",
         "store faulty",
     }
@@ -67,8 +69,8 @@ def test_repeated_steps_follow_from_the_events_since_a_kill() -> None:
 
 
 def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
-    text = verdict().render()
-    for kind in KINDS:
+    text = report().render()
+    for kind in FAULT_KINDS:
         assert f"{kind}" in text
     assert "12 s" in text
     assert "3 x HTTP 503" in text
@@ -78,14 +80,14 @@ def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
 @pytest.mark.parametrize(
     "loss",
     [
-        {"untracked": 1},
+        {"untracked_steps": 1},
         {"proof": replace(WHOLE, different={4: ("model",)})},
         {"proof": replace(WHOLE, ledger="position 3 is missing")},
-        {"survived": [Survived(blows(1, 0, 10)[0], 4, None)]},
+        {"outcomes": [FaultOutcome(schedule_faults(1, 0, 10)[0], 4, None)]},
     ],
 )
 def test_any_loss_is_told(loss: dict[str, object]) -> None:
-    lost = verdict(**loss)
+    lost = report(**loss)
     assert not lost.holds
     assert lost.render().endswith("SOMETHING WAS LOST")
 
@@ -105,10 +107,10 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPr
 
 def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, faulty: FaultyProxy) -> None:
     job = small_job(storage="s3://faulty", train={"steps": 100}, validation={"every_steps": 100})
-    faulty.plan = drawn(0.1, seed=5)
-    proof = prove_resume(job, Trial(kills=1, seed=0, steps=8, workers=1), print)
+    faulty.plan = random_faults(0.1, seed=5)
+    proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=8, workers=1), print)
     assert proof.holds, proof.render()
-    kinds = {fault for fault in faulty.counts if fault is not Fault.NONE}
+    kinds = {fault for fault in faulty.counts if fault is not RequestFault.NONE}
     assert len(kinds) >= 3
 
 

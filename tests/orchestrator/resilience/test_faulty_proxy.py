@@ -13,7 +13,14 @@ import pytest
 
 from orchestrator.cluster.local import s3_server
 from orchestrator.cluster.local.s3_server import S3Server
-from orchestrator.resilience.faulty_proxy import FAULTS, Fault, FaultyProxy, drawn, healthy, outage
+from orchestrator.resilience.faulty_proxy import (
+    REQUEST_FAULTS,
+    FaultyProxy,
+    RequestFault,
+    healthy,
+    outage,
+    random_faults,
+)
 from shards.errors import UnreachableStoreError
 from shards.store import S3Store, retry
 from shards.store.retry import ATTEMPTS
@@ -55,25 +62,25 @@ def test_without_faults_it_is_not_noticed(proxy: FaultyProxy) -> None:
     assert bucket.read_range("a/b", 5, 7) == content(3)[5:12]
     assert bucket.list() == ["a/b"]
     assert proxy.injected == 0
-    assert proxy.counts[Fault.NONE] >= 4
+    assert proxy.counts[RequestFault.NONE] >= 4
 
 
 def test_a_store_holds_what_was_written_whatever_happens_on_the_way(proxy: FaultyProxy) -> None:
     bucket = store("faulty")
     # Never so often in a row that the store gives up: a run would then be restarted, which is another test's.
-    draw = drawn(0.5, seed=7)
-    proxy.plan = lambda n: draw(n) if n % ATTEMPTS else Fault.NONE
+    draw = random_faults(0.5, seed=7)
+    proxy.plan = lambda n: draw(n) if n % ATTEMPTS else RequestFault.NONE
     for number in range(40):
         bucket.write(f"objects/{number:03d}", content(number))
     assert [bucket.read(f"objects/{number:03d}") for number in range(40)] == [content(n) for n in range(40)]
     assert len(bucket.list("objects/")) == 40
-    assert {fault for fault in FAULTS if proxy.counts[fault]} == set(FAULTS)
+    assert {fault for fault in REQUEST_FAULTS if proxy.counts[fault]} == set(REQUEST_FAULTS)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_every_kind_of_fault_alone_is_survived(proxy: FaultyProxy, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", REQUEST_FAULTS)
+def test_every_kind_of_fault_alone_is_survived(proxy: FaultyProxy, fault: RequestFault) -> None:
     bucket = store("kinds")
-    proxy.plan = lambda n: Fault.NONE if n % 2 else fault
+    proxy.plan = lambda n: RequestFault.NONE if n % 2 else fault
     name = f"{fault.name.lower()}/object"
     bucket.write(name, content(5))
     assert bucket.read(name) == content(5)
@@ -92,16 +99,16 @@ def test_an_outage_is_named_and_its_end_is_noticed(proxy: FaultyProxy) -> None:
 
 
 def test_the_seed_says_which_requests_fail() -> None:
-    draws = [drawn(0.3, seed=1)(n) for n in range(500)]
-    assert draws == [drawn(0.3, seed=1)(n) for n in range(500)]
-    assert draws != [drawn(0.3, seed=2)(n) for n in range(500)]
-    failed = sum(fault is not Fault.NONE for fault in draws)
+    draws = [random_faults(0.3, seed=1)(n) for n in range(500)]
+    assert draws == [random_faults(0.3, seed=1)(n) for n in range(500)]
+    assert draws != [random_faults(0.3, seed=2)(n) for n in range(500)]
+    failed = sum(fault is not RequestFault.NONE for fault in draws)
     assert 100 < failed < 200
-    assert [drawn(0.0, seed=1)(n) for n in range(50)] == [Fault.NONE] * 50
+    assert [random_faults(0.0, seed=1)(n) for n in range(50)] == [RequestFault.NONE] * 50
 
 
 def test_the_server_itself_is_only_as_faulty_as_the_plan(proxy: FaultyProxy, tmp_path: Path) -> None:
-    proxy.plan = lambda n: Fault.ERROR
+    proxy.plan = lambda n: RequestFault.ERROR
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/", timeout=5)
     assert caught.value.code == 503

@@ -19,13 +19,13 @@ from orchestrator.errors import PlanError
 from orchestrator.events import Event, WorkerKilled, read_log, to_dict
 from orchestrator.maintenance.garbage_collection import find, remove
 from orchestrator.resilience.resume_proof import (
-    Stretch,
-    Trial,
-    folders,
-    in_processes,
+    ProofConfig,
+    RunSegment,
+    instrument,
     newest_step,
     prove_resume,
-    watched,
+    run_folders,
+    run_in_processes,
 )
 from orchestrator.training.checkpoint import Checkpoints, Identity, Retention
 from orchestrator.training.driver import ControlSignal
@@ -40,25 +40,25 @@ def endless(small_job) -> Job:
 
 
 def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
-    steps = Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
-    assert steps == Trial(kills=4, seed=1, steps=30, workers=1).kill_steps()
-    assert steps != Trial(kills=4, seed=2, steps=30, workers=1).kill_steps()
+    steps = ProofConfig(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps == ProofConfig(kills=4, seed=1, steps=30, workers=1).kill_steps()
+    assert steps != ProofConfig(kills=4, seed=2, steps=30, workers=1).kill_steps()
     assert sorted(set(steps)) == steps
     assert steps[0] > 0
     assert steps[-1] < 30
 
 
 def test_who_dies_and_who_takes_over() -> None:
-    same = Trial(kills=3, seed=1, steps=30, workers=2)
-    (only,) = same.stretches()
-    assert [step for step, _ in only.deaths] == same.kill_steps()
-    assert {worker for _, worker in only.deaths} <= {0, 1}
-    first, second, third, last = replace(same, others=(3, 1)).stretches()
+    same = ProofConfig(kills=3, seed=1, steps=30, workers=2)
+    (only,) = same.segments()
+    assert [step for step, _ in only.kills] == same.kill_steps()
+    assert {worker for _, worker in only.kills} <= {0, 1}
+    first, second, third, last = replace(same, resume_workers=(3, 1)).segments()
     assert [s.workers for s in (first, second, third, last)] == [2, 3, 1, 3]
-    assert [step for s in (first, second, third) for step, _ in s.deaths] == same.kill_steps()
-    assert last.deaths == ()
-    assert replace(same, kills=1, others=(2,)).stretches() == [
-        Stretch(2, replace(same, kills=1).stretches()[0].deaths)
+    assert [step for s in (first, second, third) for step, _ in s.kills] == same.kill_steps()
+    assert last.kills == ()
+    assert replace(same, kills=1, resume_workers=(2,)).segments() == [
+        RunSegment(2, replace(same, kills=1).segments()[0].kills)
     ]
 
 
@@ -106,7 +106,7 @@ def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, s
     lines: list[str] = []
     proofs = Path(endless.storage) / "proofs"
     before = sorted(proofs.rglob("*"))
-    proof = prove_resume(endless, Trial(kills=1, seed=2, steps=8, workers=2), lines.append)
+    proof = prove_resume(endless, ProofConfig(kills=1, seed=2, steps=8, workers=2), lines.append)
     assert proof.holds, proof.render()
     assert proof.compared == (2, 4, 6, 8)
     assert not proof.different
@@ -119,9 +119,11 @@ def test_a_run_killed_on_two_workers_is_bit_equal_at_every_checkpoint(endless, s
 
 def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_data) -> None:
     job = endless.model_copy(update={"train": endless.train.model_copy(update={"global_batch_size": 4})})
-    proof = prove_resume(job, Trial(kills=1, seed=0, steps=6, workers=1, others=(3,)), print, keep=True)
+    proof = prove_resume(
+        job, ProofConfig(kills=1, seed=0, steps=6, workers=1, resume_workers=(3,)), print, keep=True
+    )
     assert proof.holds, proof.render()
-    assert not proof.same_world
+    assert not proof.same_world_size
     assert proof.positions == 24
     assert_kept(job)
 
@@ -159,10 +161,13 @@ def forget_moments(job: Job, dataset: Dataset):
 
 
 def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
-    trial = Trial(kills=1, seed=0, steps=8, workers=1)
-    assert trial.kill_steps()[0] > 2
+    config = ProofConfig(kills=1, seed=0, steps=8, workers=1)
+    assert config.kill_steps()[0] > 2
     proof = prove_resume(
-        endless, trial, print, runs=partial(in_processes, between=forget_moments(endless, small_data))
+        endless,
+        config,
+        print,
+        runner=partial(run_in_processes, after_kill=forget_moments(endless, small_data)),
     )
     assert not proof.holds
     assert "different from step" in proof.render()
@@ -181,9 +186,9 @@ def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> 
 
     proof = prove_resume(
         endless,
-        Trial(kills=1, seed=4, steps=6, workers=1, others=(2,)),
+        ProofConfig(kills=1, seed=4, steps=6, workers=1, resume_workers=(2,)),
         print,
-        runs=partial(in_processes, between=swap),
+        runner=partial(run_in_processes, after_kill=swap),
     )
     assert not proof.holds
     assert "another" in proof.render()
@@ -191,18 +196,18 @@ def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> 
 
 def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
     with pytest.raises(PlanError, match="need more than 3 steps"):
-        watched(endless, small_data, Trial(kills=3, seed=0, steps=3, workers=1))
+        instrument(endless, small_data, ProofConfig(kills=3, seed=0, steps=3, workers=1))
     with pytest.raises(PlanError, match="9 workers cannot share a micro-batch of 6"):
-        watched(endless, small_data, Trial(kills=1, seed=0, steps=5, workers=1, others=(9,)))
+        instrument(endless, small_data, ProofConfig(kills=1, seed=0, steps=5, workers=1, resume_workers=(9,)))
     two = endless.model_copy(update={"train": endless.train.model_copy(update={"micro_batches": 2})})
     with pytest.raises(PlanError, match="4 workers cannot share a micro-batch of 3"):
-        watched(two, small_data, Trial(kills=1, seed=0, steps=5, workers=4))
+        instrument(two, small_data, ProofConfig(kills=1, seed=0, steps=5, workers=4))
 
 
 def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_data) -> None:
-    trial = Trial(kills=1, seed=77, steps=4, workers=1)
-    one = folders(endless, small_data, trial)
+    config = ProofConfig(kills=1, seed=77, steps=4, workers=1)
+    one = run_folders(endless, small_data, config)
     assert "/proofs/" in one[0]
     open_store(one[0]).write("x", b"")
-    assert folders(endless, small_data, trial) != one
+    assert run_folders(endless, small_data, config) != one
     assert newest_step(open_store(one[0])) == 0
