@@ -387,7 +387,7 @@ def test_a_tracker_that_could_not_send_everything_says_where_the_rest_waits(
         tracker = background.Tracker(uri, run_id, tmp_path)
         report(tracker, range(3))
         assert tracker.close() is complete
-        assert ("has not taken everything; the rest waits in" in caplog.text) is not complete
+        assert ("has not received everything; the rest is in" in caplog.text) is not complete
 
 
 def test_a_journal_gives_whole_steps_up_to_the_limit_but_always_one(tmp_path: Path) -> None:
