@@ -1,4 +1,4 @@
-"""Shapes of a cluster for one job, sorted by what they cost: workers, precision, engine, recomputation."""
+"""Cluster shapes for a job, sorted by cost: workers, precision, engine, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from orchestrator.config import crop_stages, validation
 from orchestrator.config.schema import EngineChoice, Job
 from orchestrator.planning.estimate import GIB, ComputeRate, Estimate, Records, estimate, rate_of
 from orchestrator.planning.plan import Plan
+from orchestrator.tables import aligned
 from shards.crop_schedule import CropSchedule
 
 _WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -18,11 +19,11 @@ _ENGINES = (
     *(EngineChoice(name="deepspeed", zero_stage=stage) for stage in (1, 2, 3)),
 )
 MAX_ROWS = 24
-"""Rows of the table; the rest is counted."""
+"""Maximum number of rows in the table."""
 
 
 def shapes(job: Job) -> Iterator[tuple[Job, int]]:
-    """Yield (job, workers) of every shape that the job's rules allow; more workers than images are none."""
+    """Yield (job, workers) of every possible shape of the job."""
     smallest = min(crop_stages.batches(job))
     counts = sorted({n for n in (*_WORKERS, job.workers.min, job.workers.max)})
     precisions = ("fp32", "bf16") if job.workers.gpus else (job.train.precision,)
@@ -44,14 +45,14 @@ def shapes(job: Job) -> Iterator[tuple[Job, int]]:
 
 
 def compare(job: Job, stages: CropSchedule, total_steps: int, records: Records) -> list[tuple[Job, Estimate]]:
-    """Return every shape that fits with what it takes, the cheapest first, the quicker of equals before."""
+    """Return every shape that fits into memory with its estimate, the cheapest first, then the fastest."""
     limit = job.workers.memory_gib
     found = []
     for shape, workers in shapes(job):
-        took = estimate(shape, stages, total_steps, workers, _rate(job, shape, stages, records))
-        if limit is None or took.memory.total <= limit * GIB:
-            found.append((shape, took))
-    return sorted(found, key=lambda row: (row[1].money or row[1].worker_hours, row[1].hours))
+        needs = estimate(shape, stages, total_steps, workers, _rate(job, shape, stages, records))
+        if limit is None or needs.memory.total <= limit * GIB:
+            found.append((shape, needs))
+    return sorted(found, key=lambda row: (row[1].cost or row[1].worker_hours, row[1].hours))
 
 
 def render(plan: Plan) -> str:
@@ -60,34 +61,50 @@ def render(plan: Plan) -> str:
     rows = compare(job, plan.stages, plan.total_steps, plan.records)
     if not rows:
         return (
-            f"no shape fits into workers.memory_gib {job.workers.memory_gib:g}: raise it, lower "
-            "train.global_batch_size, or train on smaller crops."
+            f"no shape fits into workers.memory_gib ({job.workers.memory_gib:g}): raise it, lower "
+            "train.global_batch_size, or use smaller crops."
         )
     unit = job.prices.currency if job.prices.worker_hour is not None else "worker hours"
-    lines = [
-        f"{'workers':>7}  {'precision':<9}  {'engine':<8}  {'recompute':<15}  {'GiB each':>8}  "
-        f"{'s/step':>8}  {'talking':>7}  {'hours':>9}  {unit:>12}"
-    ]
-    for shape, took in rows[:MAX_ROWS]:
-        engine = "ddp" if shape.engine.name == "ddp" else f"ZeRO {shape.engine.zero_stage}"
-        cost = took.worker_hours if took.money is None else took.money
-        lines.append(
-            f"{took.workers:>7}  {shape.train.precision:<9}  {engine:<8}  {shape.train.activation_checkpointing:<15}  "
-            f"{took.memory.total / GIB:>8.1f}  {took.step_seconds:>8.3f}  {100 * took.communication:>5.1f} %  "
-            f"{took.hours:>9,.1f}  {cost:>12,.1f}"
+    head = (
+        "workers",
+        "precision",
+        "engine",
+        "recomputed",
+        "GiB each",
+        "s/step",
+        "communication",
+        "hours",
+        unit,
+    )
+    cells = [
+        (
+            f"{needs.workers}",
+            shape.train.precision,
+            "ddp" if shape.engine.name == "ddp" else f"ZeRO {shape.engine.zero_stage}",
+            shape.train.activation_checkpointing,
+            f"{needs.memory.total / GIB:.1f}",
+            f"{needs.step_seconds:.3f}",
+            f"{100 * needs.communication:.1f} %",
+            f"{needs.hours:,.1f}",
+            f"{needs.worker_hours if needs.cost is None else needs.cost:,.1f}",
         )
+        for shape, needs in rows[:MAX_ROWS]
+    ]
+    lines = aligned(head, cells, "><<<>>>>>")
     if len(rows) > MAX_ROWS:
-        lines.append(f"and {len(rows) - MAX_ROWS} dearer shapes")
-    sources = dict.fromkeys(took.rate.source for _, took in rows)
-    lines.append(f"rates: {'; '.join(sources)}. Messages: 50 µs, 25 Gbit/s a worker, assumed.")
+        lines.append(f"and {len(rows) - MAX_ROWS} more expensive shapes")
+    sources = dict.fromkeys(needs.rate.source for _, needs in rows)
     lines.append(
-        "Memory is without the temporaries of the backward pass, hours without checkpoints, validation and restarts."
+        f"speed from {'; '.join(sources)}. Network assumed: 50 µs per message, 25 Gbit/s per worker."
+    )
+    lines.append(
+        "Memory is without temporary buffers of the backward pass, hours without checkpoints, validation and restarts."
     )
     return "\n".join(lines)
 
 
 def _rate(job: Job, shape: Job, stages: CropSchedule, records: Records) -> ComputeRate:
-    """The rate of a shape: what the job states is stated of its own precision."""
+    """Return the rate of a shape. workers.images_per_second holds only for the job's own precision."""
     if shape.train.precision != job.train.precision and job.workers.images_per_second is not None:
         workers = shape.workers.model_copy(update={"images_per_second": None})
         return rate_of(shape.model_copy(update={"workers": workers}), stages, records)

@@ -1,9 +1,9 @@
-"""What a job takes: memory of a worker, time, money and what leaves the store; each says what it rests on.
+"""Estimates of a job: memory per worker, time, cost and egress.
 
-Time is work over rate. The work of a step is counted: three times the forward pass's multiply-adds, and those of blocks
-that run again. The rate is one worker's, and comes from the job (`workers.images_per_second`), from earlier runs in
-the same store, or, failing both, from an assumption that is told. Communication is added by
-`orchestrator.planning.scaling_model`."""
+Time is work over speed. The work of a step is three times the multiply-adds of the forward pass, plus those of
+recomputed blocks. The speed is that of one worker: stated by the job (`workers.images_per_second`), measured in earlier
+runs of the same store, or assumed. `scaling_model` adds the communication.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from shards.crop_schedule import CropSchedule, TrainingStage
 GIB = 2**30
 
 ASSUMED_NETWORK = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
-"""Between workers, where nobody measured: 50 µs a message, 25 Gbit/s a worker."""
+"""Assumed network between workers: 50 µs per message, 25 Gbit/s per worker."""
 
 _CPU_RATE = 12e9
-"""Multiply-adds of training per second and core: T, 2 crops of 128², 2.6 s a step (docs/benchmarks.md)."""
+"""Multiply-adds of training per second and core: MIRAGE-T, 2 crops of 128², 2.6 s per step (docs/benchmarks.md)."""
 _GPU_RATE = {"fp32": 400 * 3 * 5.31e9, "bf16": 800 * 3 * 5.31e9}
-"""The same per GPU: 400 crops of 128² a second of T in fp32, 800 in bf16. A guess: no GPU has run this yet."""
+"""The same per GPU: 400 crops of 128² per second of MIRAGE-T in fp32, 800 in bf16. A guess, not measured."""
 
 
 Records = Sequence[tuple[Job, Throughput]]
@@ -37,7 +37,7 @@ Records = Sequence[tuple[Job, Throughput]]
 
 @dataclass(frozen=True)
 class ComputeRate:
-    """Multiply-adds per second that one worker alone trains, and who says so."""
+    """Training speed of one worker alone in multiply-adds per second, and its source."""
 
     per_second: float
     source: str
@@ -46,49 +46,49 @@ class ComputeRate:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one worker while a step runs."""
+    """Memory of one worker during a step, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
-    averaged: int
+    ema: int
     activations: int
-    """Kept for the backward pass, of all images of a micro-batch that the worker holds, and the block that is back."""
+    """Activations of the worker's share of a micro-batch, including one recomputed block."""
 
     @property
     def total(self) -> int:
-        """All of it, without the temporaries of the backward pass."""
-        return self.weights + self.gradients + self.optimizer + self.averaged + self.activations
+        """Return the sum, which excludes temporary buffers of the backward pass."""
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job takes on one number of workers."""
+    """Estimate of a job for one number of workers."""
 
     workers: int
     memory: MemoryEstimate
     step_seconds: float
-    """Mean over the run."""
+    """Mean seconds of a step over the run."""
     communication: float
-    """Share of that."""
+    """Share of communication in it."""
     hours: float
-    money: float | None
-    """For workers and head; None without a price."""
+    cost: float | None
+    """Cost of workers and head; None without a price."""
     rate: ComputeRate
 
     @property
     def worker_hours(self) -> float:
-        """Hours of all workers together."""
+        """Return the hours of all workers together."""
         return self.hours * self.workers
 
 
 def largest_share(job: Job, batch: int, workers: int) -> int:
-    """Return the most images of a micro-batch that one of the workers holds."""
+    """Return the number of images of a micro-batch in the largest worker's share."""
     return math.ceil(batch // job.train.micro_batches / workers)
 
 
 def memory(job: Job, workers: int) -> MemoryEstimate:
-    """Return what one of `workers` holds at the stage of crops that takes most."""
+    """Return the memory of one of `workers` at the crop stage that needs the most."""
     config, train, engine = job.model.build(), job.train, job.engine
     precision = _precision(job)
     form: Form = "composed" if job.workers.gpus else "regions"
@@ -104,63 +104,65 @@ def memory(job: Job, workers: int) -> MemoryEstimate:
         weights=whole // (workers if zero == 3 else 1),
         gradients=whole // (workers if zero >= 2 else 1),
         optimizer=2 * whole // (workers if zero >= 1 else 1),
-        averaged=whole if train.ema_decay else 0,
+        ema=whole if train.ema_decay else 0,
         activations=kept + cast_bytes(config, precision),
     )
 
 
 def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
-    """Return the rate of one of the job's workers: stated, measured in earlier runs, or assumed."""
+    """Return the speed of one of the job's workers: stated, measured in earlier runs, or assumed."""
     stated, first = job.workers.images_per_second, stages.stages[0]
     if stated is not None:
         return ComputeRate(
             stated * _work(job, first.pixels), f"workers.images_per_second {stated:g}", measured=True
         )
-    alike = [(other, pace) for other, pace in records if _comparable(job, other)]
-    if alike:
-        rates = [_measured(other, pace) for other, pace in alike]
-        devices = ", ".join(sorted({pace.device for _, pace in alike}))
-        runs = "1 earlier run" if len(alike) == 1 else f"{len(alike)} earlier runs"
+    similar = [(other, measured) for other, measured in records if _comparable(job, other)]
+    if similar:
+        rates = [_measured_rate(other, measured) for other, measured in similar]
+        devices = ", ".join(sorted({measured.device for _, measured in similar}))
+        runs = "1 earlier run" if len(similar) == 1 else f"{len(similar)} earlier runs"
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
         return ComputeRate(per, f"{runs} on {devices}", measured=True)
     if job.workers.gpus:
         per = _GPU_RATE[_precision(job)]
         return ComputeRate(
             per,
-            f"a guess of {per / 1e12:.1f} T multiply-adds/s a GPU; no GPU has run this yet",
+            f"a guess of {per / 1e12:.1f} T multiply-adds/s per GPU, not measured",
             measured=False,
         )
     per = _CPU_RATE * job.workers.cpus
     return ComputeRate(
-        per, f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s a core (docs/benchmarks.md)", measured=False
+        per,
+        f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s per core (docs/benchmarks.md)",
+        measured=False,
     )
 
 
 def estimate(job: Job, stages: CropSchedule, total_steps: int, workers: int, rate: ComputeRate) -> Estimate:
-    """Return what the job takes on `workers`. ValueError when they are more than a micro-batch has images."""
-    seconds, talking = 0.0, 0.0
+    """Return the estimate for `workers`. Raises ValueError when a micro-batch has fewer images than workers."""
+    seconds, communication = 0.0, 0.0
     for stage, steps in _spans(stages, total_steps):
-        step, communication = step_seconds(job, stage, workers, rate)
-        seconds += steps * step
-        talking += steps * communication
+        per_step, communicating = step_seconds(job, stage, workers, rate)
+        seconds += steps * per_step
+        communication += steps * communicating
     hours = seconds / 3600
     prices = job.prices
-    money = None
+    cost = None
     if prices.worker_hour is not None:
-        money = hours * (workers * prices.worker_hour + prices.head_hour)
+        cost = hours * (workers * prices.worker_hour + prices.head_hour)
     return Estimate(
         workers=workers,
         memory=memory(job, workers),
         step_seconds=seconds / total_steps,
-        communication=talking / seconds,
+        communication=communication / seconds,
         hours=hours,
-        money=money,
+        cost=cost,
         rate=rate,
     )
 
 
 def step_seconds(job: Job, stage: TrainingStage, workers: int, rate: ComputeRate) -> tuple[float, float]:
-    """Return the seconds of a step and those of them that workers talk."""
+    """Return the seconds of a step, and the part of them that is communication."""
     config = job.model.build()
     blocks = sum(s.blocks for s in config.stages()) if config.batch_norm == "synced" else 0
     load = StepCost(
@@ -172,47 +174,46 @@ def step_seconds(job: Job, stage: TrainingStage, workers: int, rate: ComputeRate
     )
     machine = WorkerSpeed(step_seconds=0.0, image_seconds=_work(job, stage.pixels) / rate.per_second)
     point = predict(workers, stage.batch, load, machine, ASSUMED_NETWORK)
-    again = (
-        1.5 if job.engine.name == "deepspeed" and job.engine.zero_stage == 3 else 1.0
-    )  # weights are gathered twice
-    talking = point.communication + (again - 1) * point.gradients
-    return point.compute + talking, talking
+    communication = point.communication
+    if job.engine.name == "deepspeed" and job.engine.zero_stage == 3:  # it also gathers the weights twice
+        communication += 0.5 * point.gradients
+    return point.compute + communication, communication
 
 
 def checkpoint_bytes(job: Job) -> int:
-    """Return the size of one checkpoint: weights, two moments, the average."""
+    """Return the bytes of one checkpoint: weights, two moments, EMA."""
     return 4 * parameters(job.model.build()) * (3 + bool(job.train.ema_decay))
 
 
-def egress(job: Job, held: int, epochs: float, workers: int) -> int:
-    """Return what leaves the store: `held` bytes of shards for each node, again each epoch where its cache is smaller.
+def egress(job: Job, packed: int, epochs: float, workers: int) -> int:
+    """Return the bytes read from the store: all `packed` bytes per node, in each epoch if its cache is smaller.
 
-    Each worker is taken to be on a node of its own, which is the dearest.
+    Each worker is assumed on its own node, which is the most expensive case.
     """
-    times = 1.0 if held <= job.data.cache_gib * GIB else max(1.0, epochs)
-    return int(workers * held * times)
+    times = 1.0 if packed <= job.data.cache_gib * GIB else max(1.0, epochs)
+    return int(workers * packed * times)
 
 
 def _work(job: Job, side: int) -> float:
-    """Multiply-adds that training does for one image of `side` pixels."""
+    """Return the multiply-adds of training for one image of `side` pixels."""
     config = job.model.build()
     return 3.0 * macs(config, side, side) + recomputed_macs(
         config, side, side, job.train.activation_checkpointing
     )
 
 
-def _measured(job: Job, pace: Throughput) -> float:
-    """Multiply-adds per second of one worker, on CPUs per core, of a run that is over; what it talked is left out."""
+def _measured_rate(job: Job, measured: Throughput) -> float:
+    """Return the multiply-adds per second of a worker (on CPUs, of a core) of a finished run, without communication."""
     stage = crop_stages.stages(job, 1).stages[-1]
-    guess = ComputeRate(1.0, "", measured=True)
-    _, talking = step_seconds(job, stage, pace.workers, guess)
-    computing = max(pace.seconds_per_step - talking, pace.seconds_per_step / 2)
-    images = job.train.micro_batches * largest_share(job, stage.batch, pace.workers)
+    any_rate = ComputeRate(1.0, "", measured=True)
+    _, communication = step_seconds(job, stage, measured.workers, any_rate)
+    computing = max(measured.seconds_per_step - communication, measured.seconds_per_step / 2)
+    images = job.train.micro_batches * largest_share(job, stage.batch, measured.workers)
     return images * _work(job, stage.pixels) / computing / (1 if job.workers.gpus else job.workers.cpus)
 
 
 def _comparable(job: Job, other: Job) -> bool:
-    """Whether a run of `other` says how fast `job` goes: the same kind of device, precision and way to run blocks."""
+    """Return whether both jobs use the same kind of device, precision and compilation."""
     return (
         other.model.class_ is None
         and bool(job.workers.gpus) == bool(other.workers.gpus)
@@ -226,7 +227,7 @@ def _precision(job: Job) -> Precision:
 
 
 def _spans(stages: CropSchedule, total: int) -> list[tuple[TrainingStage, int]]:
-    """Each stage of crops with the steps that it lasts."""
+    """Return each crop stage with its number of steps."""
     starts = [*(stage.from_step for stage in stages.stages[1:]), total]
     spans = zip(stages.stages, starts, strict=True)
     return [(stage, min(end, total) - stage.from_step) for stage, end in spans if stage.from_step < total]

@@ -1,18 +1,17 @@
-"""How a training step scales over workers: a model of its costs, all of them stated.
+"""Model of how the cost of a training step scales with the number of workers.
 
-    step      computing the slowest worker's share + waiting for data + communicating what is not hidden
-    run       steps + checkpoints + what preemptions undo and the restarts they cost
+    step      compute of the slowest worker + waits for data + communication that is not overlapped
+    run       steps + checkpoints + work lost to preemptions and restarts
 
 Communication of one step, per micro-batch where it is inside the model:
 
-    gradients      one ring all-reduce of 4 bytes a parameter, after the last micro-batch: 2 (p - 1) messages of 1/p;
-                   among very many workers a pipelined tree, where that is quicker
+    gradients      one ring all-reduce of 4 bytes per parameter, after the last micro-batch: 2 (p - 1) messages of
+                   1/p; with very many workers a pipelined tree, where that is faster
     batch norm     two small all-reduces for each of the model's blocks (35 of T: 70), one forward and one backward
     negatives      the embeddings of the global micro-batch, summed as zero-padded rows, forward and backward
 
-A small all-reduce is taken as a tree, 2 ceil(log2 p) messages, whose time is latency. Nothing is hidden behind the
-backward pass unless `hidden` says how much of the gradients' reduction is. Pure arithmetic: what is put in was measured
-(`mirage bench scaling`) or assumed, and whoever prints a result says which.
+A small all-reduce is a tree of 2 ceil(log2 p) messages, dominated by latency. Only the share `hidden` of the gradients'
+all-reduce overlaps with the backward pass. The inputs are measured (`mirage bench scaling`) or assumed.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from statistics import NormalDist
 
 @dataclass(frozen=True)
 class Network:
-    """What joins the workers."""
+    """The network between the workers."""
 
     latency_seconds: float
-    """Of one message."""
+    """Latency of one message."""
     bytes_per_second: float
-    """Of one worker's link, each way."""
+    """Bandwidth of one worker's link, in each direction."""
 
     def ring(self, size: float, workers: int) -> float:
-        """Seconds of a ring all-reduce of `size` bytes."""
+        """Return the seconds of a ring all-reduce of `size` bytes."""
         if workers == 1:
             return 0.0
         messages = 2 * (workers - 1)
         return messages * self.latency_seconds + messages / workers * size / self.bytes_per_second
 
     def all_reduce(self, size: float, workers: int) -> float:
-        """Seconds of an all-reduce by the quicker of a ring and a pipelined tree, as NCCL chooses: rings when few."""
+        """Return the seconds of an all-reduce by the faster of a ring and a pipelined tree, as NCCL chooses."""
         if workers == 1:
             return 0.0
         messages = 2 * math.ceil(math.log2(workers))
@@ -47,7 +46,7 @@ class Network:
         return min(self.ring(size, workers), tree)
 
     def tree(self, size: float, workers: int) -> float:
-        """Seconds of a small all-reduce: up a binary tree and down again."""
+        """Return the seconds of a small all-reduce: up and down a binary tree."""
         if workers == 1:
             return 0.0
         messages = 2 * math.ceil(math.log2(workers))
@@ -56,48 +55,49 @@ class Network:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step of a job asks for, whatever runs it."""
+    """Work and messages of one step, on any hardware."""
 
     parameters: int
+    """Number of parameters."""
     blocks: int
-    """Blocks with synchronised batch norm: each takes one small reduction forward and one backward."""
+    """Number of blocks with synchronised batch norm: one small all-reduce forward and one backward each."""
     norm_channels: int
-    """Mean width of those norms."""
+    """Mean number of channels of those norms."""
     embedding: int
-    """Numbers that an image contributes to InfoNCE, both depths together."""
+    """Number of InfoNCE features of an image, both depths together."""
     micro_batches: int = 1
 
 
 @dataclass(frozen=True)
 class WorkerSpeed:
-    """What one worker is, and how reliable."""
+    """Speed and reliability of one worker."""
 
     step_seconds: float
-    """Of a step that holds no images: the optimiser, launches."""
+    """Fixed time of a step: optimiser, launches."""
     image_seconds: float
-    """That each further image of the worker's share takes."""
+    """Time per image of the worker's share."""
     data_seconds: float = 0.0
-    """Spent waiting for data, per step."""
+    """Wait for data per step."""
     spread: float = 0.0
-    """Standard deviation of a worker's time over its mean, independent from step to step: what makes stragglers."""
+    """Standard deviation of a worker's step time over its mean, independent between steps."""
     preemptions_per_hour: float = 0.0
-    """Of one worker."""
+    """Preemptions per hour of one worker."""
 
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """How a run is kept safe."""
+    """Checkpoint interval, and the costs of a checkpoint and a restart."""
 
     checkpoint_steps: int = 500
     checkpoint_seconds: float = 0.0
-    """That training stands still for one checkpoint."""
+    """Time that training stops for one checkpoint."""
     restart_seconds: float = 60.0
-    """From a lost worker to the next step."""
+    """Time from the loss of a worker to the next step."""
 
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """One number of workers: seconds of a step by cause, and what is left of it over a run."""
+    """Result for one number of workers: seconds of a step by cause."""
 
     workers: int
     global_batch: int
@@ -107,48 +107,48 @@ class ScalingPoint:
     gradients: float
     norms: float
     negatives: float
-    kept: float
-    """Share of the time of a run that is steps which count: the rest is checkpoints, restarts and work done twice."""
+    useful: float
+    """Share of a run's time that is progress; the rest is checkpoints, restarts and lost work."""
 
     @property
     def communication(self) -> float:
-        """Seconds of all messages that nothing hides."""
+        """Return the seconds of all messages that are not overlapped."""
         return self.gradients + self.norms + self.negatives
 
     @property
     def step(self) -> float:
-        """Seconds of a step."""
+        """Return the seconds of a step."""
         return self.compute + self.straggling + self.data + self.communication
 
     @property
     def images_per_second(self) -> float:
-        """Over a run, with its losses."""
-        return self.kept * self.global_batch / self.step
+        """Return the images per second over a run, including lost time."""
+        return self.useful * self.global_batch / self.step
 
 
 def straggler_excess(workers: int, spread: float) -> float:
-    """Return by how much of the mean the slowest of `workers` exceeds it (Blom's approximation for normal times)."""
+    """Return the excess of the slowest of `workers` over the mean, relative to it (Blom's approximation)."""
     return spread * NormalDist().inv_cdf((workers - 0.375) / (workers + 0.25)) if workers > 1 else 0.0
 
 
 def useful_share(step: float, preemptions_per_second: float, policy: CheckpointPolicy) -> float:
-    """Return the share of time that is progress, when preemptions come without memory at this rate over all workers.
+    """Return the share of time that is progress, with memoryless preemptions at this rate of all workers together.
 
-    A stretch between two checkpoints succeeds whole or is done again after a restart (Daly, 2006).
+    A checkpoint interval either completes or is repeated after a restart (Daly, 2006).
     """
-    stretch = policy.checkpoint_steps * step
+    interval = policy.checkpoint_steps * step
     if preemptions_per_second == 0:
-        return stretch / (stretch + policy.checkpoint_seconds)
-    exponent = preemptions_per_second * (stretch + policy.checkpoint_seconds)
+        return interval / (interval + policy.checkpoint_seconds)
+    exponent = preemptions_per_second * (interval + policy.checkpoint_seconds)
     if exponent > 700:
         return 0.0
-    return stretch / ((1 / preemptions_per_second + policy.restart_seconds) * math.expm1(exponent))
+    return interval / ((1 / preemptions_per_second + policy.restart_seconds) * math.expm1(exponent))
 
 
 def best_checkpoint_steps(step: float, preemptions_per_second: float, checkpoint_seconds: float) -> int:
-    """Return the interval that loses least, after Young's formula."""
+    """Return the best checkpoint interval in steps, by Young's formula."""
     if preemptions_per_second == 0:
-        raise ValueError("without preemptions the best interval is none")
+        raise ValueError("without preemptions no checkpoint interval is best")
     seconds = math.sqrt(2 * max(checkpoint_seconds, step) / preemptions_per_second)
     return max(1, round(seconds / step))
 
@@ -162,9 +162,10 @@ def predict(
     policy: CheckpointPolicy | None = None,
     hidden: float = 0.0,
 ) -> ScalingPoint:
-    """Return the point of `workers` that share `global_batch` images.
+    """Return the times of `workers` that share `global_batch` images.
 
-    `hidden`: share of the gradients' reduction behind the backward pass. ValueError with less than one image each.
+    `hidden` is the share of the gradients' all-reduce that overlaps with the backward pass. Raises ValueError when a
+    worker gets no image.
     """
     micro_batch = global_batch // cost.micro_batches
     if workers > micro_batch:
@@ -183,14 +184,14 @@ def predict(
         gradients=(1 - hidden) * network.all_reduce(4 * cost.parameters, workers),
         norms=norms,
         negatives=negatives,
-        kept=1.0,
+        useful=1.0,
     )
     rate = workers * speed.preemptions_per_hour / 3600
-    return replace(point, kept=useful_share(point.step, rate, policy or CheckpointPolicy()))
+    return replace(point, useful=useful_share(point.step, rate, policy or CheckpointPolicy()))
 
 
 def efficiency(point: ScalingPoint, one: ScalingPoint) -> float:
-    """Return what a worker yields at `point` over what it yields alone, at `one`."""
+    """Return the throughput per worker at `point` relative to one worker alone, at `one`."""
     return point.images_per_second / point.workers / (one.images_per_second / one.workers)
 
 
@@ -202,7 +203,7 @@ def strong(
     network: Network,
     policy: CheckpointPolicy,
 ) -> list[ScalingPoint]:
-    """Return one point for each number of workers that share one batch."""
+    """Return the results for several numbers of workers that share one batch (strong scaling)."""
     return [predict(n, global_batch, cost, speed, network, policy) for n in counts]
 
 
@@ -214,5 +215,5 @@ def weak(
     network: Network,
     policy: CheckpointPolicy,
 ) -> list[ScalingPoint]:
-    """Return one point for each number of workers that take `each` images apiece: the global batch grows with them."""
+    """Return the results for several numbers of workers with `each` images per worker (weak scaling)."""
     return [predict(n, n * each, cost, speed, network, policy) for n in counts]

@@ -1,9 +1,8 @@
-"""How fast runs went: measured in the run, kept beside the runs of a store, read by `plan` for the next one.
+"""Throughput of runs: measured in a run, stored beside the runs of a store, read by `plan` for the next one.
 
-    <storage>/timings/<run>.json      {"job": what decides the time, "pace": what was measured}
+    <storage>/timings/<run>.json      {"job": the sections that decide the speed, "pace": the measurement}
 
-Only finished runs leave one. A plan takes those on the same kind of device and in the same precision, and turns them
-into multiply-adds per second of one worker.
+Only finished runs are stored. A plan uses those on the same kind of device and in the same precision.
 """
 
 from __future__ import annotations
@@ -25,70 +24,70 @@ from orchestrator.paths import below
 from shards.errors import MissingObjectError, ShardsError
 from shards.store import Store, open_store
 
-_LEAST_STEPS = 5
-"""Fewer say nothing: the first ones warm up."""
-_MOST_RECORDS = 40
-"""Of one store that a plan reads."""
-_DECIDES = ("model", "data", "train", "engine", "workers")
+_MIN_STEPS = 5
+"""Minimum number of measured steps; the first ones are slow."""
+_MAX_RECORDS = 40
+"""Maximum number of records of a store that a plan reads."""
+_SPEED_SECTIONS = ("model", "data", "train", "engine", "workers")
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a run measured of itself, on worker 0."""
+    """Throughput of a run, measured by worker 0."""
 
     seconds_per_step: float
-    """Median from the end of one step to the end of the next, waiting for data included."""
+    """Median time from the end of one step to the end of the next, including waits for data."""
     steps: int
     workers: int
     device: str
 
 
 class StepTimer:
-    """Notes the ends of steps."""
+    """Measures the time between ends of steps."""
 
     def __init__(self) -> None:
         self._ends: deque[float] = deque(maxlen=2000)
 
     def step_ended(self) -> None:
-        """Note it."""
+        """Record the end of a step."""
         self._ends.append(time.monotonic())
 
-    def pace(self, workers: int, device: torch.device) -> Throughput | None:
-        """Return the pace so far, None while it says nothing."""
+    def throughput(self, workers: int, device: torch.device) -> Throughput | None:
+        """Return the throughput so far, None with too few steps."""
         ends = list(self._ends)
         steps = len(ends) - 1
-        if steps < _LEAST_STEPS:
+        if steps < _MIN_STEPS:
             return None
         seconds = statistics.median(b - a for a, b in pairwise(ends))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         return Throughput(seconds, steps, workers, name)
 
 
-def store_throughput(job: Job, run: str, pace: Mapping[str, Any] | None) -> None:
-    """Keep what the finished `run` measured beside the runs of its store."""
-    if pace is None:
+def store_throughput(job: Job, run: str, throughput: Mapping[str, Any] | None) -> None:
+    """Store the throughput of the finished `run` in the store of its job."""
+    if throughput is None:
         return
-    content = job.model_dump(mode="json", include=set(_DECIDES))
-    record = {"job": content, "pace": pace}
+    content = job.model_dump(mode="json", include=set(_SPEED_SECTIONS))
+    record = {"job": content, "pace": throughput}
     _timings(job.storage).write(f"{run}.json", json.dumps(record, sort_keys=True).encode())
 
 
-def as_record(pace: Throughput | None) -> dict[str, Any] | None:
-    """Return it as JSON values."""
-    return None if pace is None else asdict(pace)
+def as_record(throughput: Throughput | None) -> dict[str, Any] | None:
+    """Return the throughput as JSON values."""
+    return None if throughput is None else asdict(throughput)
 
 
 def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
-    """Return what earlier runs in the job's store measured, each with its job; nothing where the store is out of reach.
+    """Return the jobs and throughputs of earlier runs in the job's store; none where it cannot be reached.
 
-    Records of another version's schema are passed over.
+    Records that this version cannot read are ignored.
     """
     from pydantic import ValidationError
 
     found: list[tuple[Job, Throughput]] = []
     try:
         store = _timings(job.storage)
-        for key in store.list()[-_MOST_RECORDS:]:
+        for key in store.list()[-_MAX_RECORDS:]:
             record = json.loads(store.read(key))
             values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
             try:

@@ -137,7 +137,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "skipped_steps": run.skipped_steps,
         "scores": as_records(scores),
         RULE: asdict(retention(run.job.checkpoint)),
-        "pace": as_record(run.clock.pace(run.engine.world_size, run.engine.device)),
+        "pace": as_record(run.clock.throughput(run.engine.world_size, run.engine.device)),
         "finished_unix": int(time.time()),
     }
     store.write(RESULT, json.dumps(result, indent=1).encode())

@@ -36,26 +36,26 @@ def planned(tmp_path: Path, *overrides: str) -> Plan:
     return make_plan(load_job("jobs/5deg.yaml", [f"storage={tmp_path}", *overrides]), strict=False)
 
 
-def test_a_stated_rate_gives_hours_and_money_by_hand(tmp_path: Path) -> None:
+def test_a_stated_rate_gives_hours_and_cost_by_hand(tmp_path: Path) -> None:
     plan = planned(
         tmp_path,
         *("workers.images_per_second=100", "workers.max=1", "prices={worker_hour: 2, head_hour: 0.5}"),
     )
     (one,) = plan.estimates
     assert one.hours == pytest.approx(762_300 * 32 / 100 / 3600)
-    assert one.money == pytest.approx(one.hours * 2.5)
+    assert one.cost == pytest.approx(one.hours * 2.5)
     text = plan.render()
-    assert f"USD {one.money:,.2f} on 1 worker" in text
+    assert f"USD {one.cost:,.2f} on 1 worker" in text
     assert "roughly" not in text
 
 
-def test_without_prices_or_runs_a_plan_says_what_it_assumes(tmp_path: Path) -> None:
+def test_without_prices_or_runs_a_plan_states_its_assumptions(tmp_path: Path) -> None:
     text = planned(tmp_path).render()
     assert "time       roughly" in text
     assert "guess" in text
-    assert "no GPU has run this yet" in text
-    assert "no price is known" in text
-    assert "a core (docs/benchmarks.md)" in planned(tmp_path, *ON_CPUS).render()
+    assert "not measured" in text
+    assert "cost       unknown" in text
+    assert "per core (docs/benchmarks.md)" in planned(tmp_path, *ON_CPUS).render()
 
 
 def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> Non
     plan = planned(tmp_path, "engine={name: deepspeed, zero_stage: 3}", "train.ema_decay=0.9")
     shared = memory(plan.job, 4)
     assert (shared.weights, shared.optimizer) == (6_207_412, 2 * 6_207_412)
-    assert shared.averaged == 4 * 6_207_412
+    assert shared.ema == 4 * 6_207_412
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_a_lower_precision_keeps_copies_of_the_weights_beside_what_the_images_ta
     assert of_no_image[1] == cast_bytes(ModelConfig.tiny(), "bf16") > 0
 
 
-def test_what_a_plan_prints_of_memory_is_the_estimates_sum(tmp_path: Path) -> None:
+def test_the_printed_memory_is_the_sum_of_the_estimate(tmp_path: Path) -> None:
     plan = planned(tmp_path, "workers={min: 1, max: 8}")
     few, many = (each.memory for each in plan.estimates)
-    state = few.weights + few.gradients + few.optimizer + few.averaged
+    state = few.weights + few.gradients + few.optimizer + few.ema
     line = next(line for line in plan.render().splitlines() if line.startswith("memory"))
-    assert f" {few.total / GIB:.2f} GiB a worker at 1, {many.total / GIB:.2f} at 8: " in line
+    assert f" {few.total / GIB:.2f} GiB per worker with 1 worker, {many.total / GIB:.2f} with 8: " in line
     assert f": {state / GIB:.2f} weights" in line
-    assert f"; {few.activations / GIB:.2f} " in line
+    assert f", {few.activations / GIB:.2f} activations" in line
     assert few.total == state + few.activations
 
 
@@ -111,7 +111,7 @@ def test_a_price_is_told_in_its_currency_for_each_number_of_workers_and_its_abse
 ) -> None:
     costs = "prices={worker_hour: 2, currency: EUR}"
     plan = planned(tmp_path, "workers={min: 1, max: 8}", costs)
-    few, many = (each.money for each in plan.estimates)
+    few, many = (each.cost for each in plan.estimates)
     assert f"EUR {few:,.2f} on 1 worker, EUR {many:,.2f} on 8 workers" in plan.render()
     assert "no price" not in plan.render()
 
@@ -139,20 +139,20 @@ def test_earlier_runs_come_before_guesses_and_scale_with_the_work(tmp_path: Path
     assert took.step_seconds == pytest.approx(8.0 * ratio)
 
 
-def test_a_run_on_two_workers_foretells_itself(tmp_path: Path) -> None:
+def test_a_run_on_two_workers_predicts_itself(tmp_path: Path) -> None:
     plan = planned(tmp_path, *ON_CPUS)
     rate = rate_of(plan.job, plan.stages, [measured(plan.job, 5.0, workers=2)])
     assert estimate(plan.job, plan.stages, plan.total_steps, 2, rate).step_seconds == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("other", ["train.precision=bf16", "workers.gpus=0", "train.compile=blocks"])
-def test_runs_of_another_kind_say_nothing(other: str, tmp_path: Path) -> None:
+def test_runs_of_another_kind_are_not_used(other: str, tmp_path: Path) -> None:
     plan = planned(tmp_path, "recipe=fast", "train.precision=fp32")
     foreign = planned(tmp_path, "recipe=fast", "train.precision=fp32", other)
     assert not rate_of(plan.job, plan.stages, [measured(foreign.job, 1.0)]).measured
 
 
-def test_crops_in_stages_take_each_its_own_time(tmp_path: Path) -> None:
+def test_each_crop_stage_has_its_own_time(tmp_path: Path) -> None:
     stages = "data.crop_pixels=[{from_step: 0, pixels: 64}, {from_step: 60, pixels: 128, batch: 8}]"
     plan = planned(
         tmp_path, *ON_CPUS, "train={epochs: null, steps: 100, schedule: cosine}", stages, "workers.max=1"
@@ -165,7 +165,7 @@ def test_crops_in_stages_take_each_its_own_time(tmp_path: Path) -> None:
 def test_shapes_are_sorted_by_cost_and_keep_the_jobs_rules(tmp_path: Path) -> None:
     plan = planned(tmp_path, "prices.worker_hour=2", "workers.memory_gib=10")
     rows = compare(plan.job, plan.stages, plan.total_steps, plan.records)
-    costs = [took.money for _, took in rows]
+    costs = [took.cost for _, took in rows]
     assert costs == sorted(costs)
     assert {took.workers for _, took in rows} == {1, 2, 4, 8, 16, 32}
     assert {shape.train.precision for shape, _ in rows} == {"fp32", "bf16"}
@@ -175,7 +175,7 @@ def test_shapes_are_sorted_by_cost_and_keep_the_jobs_rules(tmp_path: Path) -> No
     assert all(one.train.micro_batches == plan.job.train.micro_batches for one, _ in rows)
     text = plan_shapes(load_job("jobs/5deg.yaml", [f"storage={tmp_path}", "prices.worker_hour=2"]))
     assert "USD" in text.splitlines()[0]
-    assert "dearer shapes" in text
+    assert "more expensive shapes" in text
 
 
 def test_recomputation_costs_time_and_saves_memory_in_every_pair_of_shapes(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_recomputation_costs_time_and_saves_memory_in_every_pair_of_shapes(tmp_p
 
 def test_where_nothing_fits_the_table_says_what_to_change(tmp_path: Path) -> None:
     job = load_job("jobs/5deg.yaml", [f"storage={tmp_path}", "workers.memory_gib=0.03"])
-    assert "no shape fits into workers.memory_gib 0.03" in plan_shapes(job)
+    assert "no shape fits into workers.memory_gib (0.03)" in plan_shapes(job)
 
 
 def test_more_workers_than_images_are_refused_by_job_and_shapes(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_clock_wants_some_steps_and_takes_their_median(monkeypatch: pytest.Mon
         monkeypatch.setattr(throughput.time, "monotonic", lambda: next(left))
         for _ in ends:
             clock.step_ended()
-        return clock.pace(1, torch.device("cpu"))
+        return clock.throughput(1, torch.device("cpu"))
 
     assert clocked([0, 1, 2]) is None
     found = clocked([0, 1, 2, 3, 60, 61, 62])
@@ -270,4 +270,4 @@ def test_planning_imports_neither_ray_nor_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip().endswith("[]"), done.stderr
-    assert "dearer shapes" in done.stdout
+    assert "more expensive shapes" in done.stdout

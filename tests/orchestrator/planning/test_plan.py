@@ -46,7 +46,7 @@ def test_data_out_of_reach_is_an_error_for_a_run(nowhere) -> None:
 
 def test_a_job_that_packs_plans_with_what_it_will_pack(nowhere) -> None:
     plan = make_plan(load_job("jobs/demo.yaml", [nowhere]), strict=False)
-    assert plan.counts_from == "to be packed"
+    assert plan.counts_source == "to be packed"
     assert not plan.warnings
     assert min(count for count, _ in plan.samples.values()) > 0
 

@@ -125,8 +125,8 @@ def test_without_preemptions_only_checkpoints_cost() -> None:
 
 def test_preemptions_of_thousands_of_workers_leave_nothing_and_say_so() -> None:
     spot = replace(MACHINE, preemptions_per_hour=0.05)
-    assert predict(4096, 131_072, LOAD, spot, WIRE, CheckpointPolicy(checkpoint_steps=100_000)).kept == 0
-    few, many = (predict(n, 32 * n, LOAD, spot, WIRE, CALM).kept for n in (8, 1024))
+    assert predict(4096, 131_072, LOAD, spot, WIRE, CheckpointPolicy(checkpoint_steps=100_000)).useful == 0
+    few, many = (predict(n, 32 * n, LOAD, spot, WIRE, CALM).useful for n in (8, 1024))
     assert few > 0.95 > many
 
 
