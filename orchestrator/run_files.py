@@ -8,7 +8,7 @@ pass
 RESULT = "result.json"
 
 
-RULE = "checkpoint_rule"
+RETENTION_RULE = "checkpoint_rule"
 """Key of a result: by which rule the job keeps checkpoints, the fields of a `Retention`."""
 
 
@@ -23,8 +23,8 @@ SCORES, JOB = "scores.json", "job.yaml"
 """What a trained version carries besides: its score on every held-out photograph, and the job that trained it."""
 
 
-FOLDER = "proofs"
+PROOFS_FOLDER = "proofs"
 
 
-RUNS = ("reference", "killed")
+PROOF_RUNS = ("reference", "killed")
 """Below the storage: `proofs/<run>-<seed>-<number>/` holds the two runs."""

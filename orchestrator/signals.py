@@ -9,14 +9,14 @@ from types import FrameType
 
 
 @contextmanager
-def on_stop(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` on SIGTERM or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
+def on_stop(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` on SIGTERM or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
 
     Only the main thread may enter it.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        act()
+        callback()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 

@@ -24,7 +24,7 @@ from orchestrator.config.schema import Job
 from orchestrator.events import Event, Measured
 from orchestrator.models import network
 from orchestrator.tables import aligned
-from orchestrator.training.checkpoint import Checkpoints, Identity
+from orchestrator.training.checkpoint import Checkpoints, RunIdentity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.run_state import TrainingRun, start
@@ -107,7 +107,7 @@ def measure(
     )
     batch = next(stream.steps(0, 1, 0))
     run = start(job, InProcessEngine(environment.device, job.train.precision), stream, store, None)
-    checkpoints = Checkpoints(store, Identity("bench", ()), keep=1, header=network.header(job.model))
+    checkpoints = Checkpoints(store, RunIdentity("bench", ()), keep=1, header=network.header(job.model))
     _train(run, batch, _WARM_UP)
     save(run, checkpoints, _MetricsDriver())  # the first one opens connections and allocates buffers
     checkpoints.wait()

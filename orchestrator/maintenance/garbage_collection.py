@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.run_files import FOLDER, RESULT, RULE, RUNS
+from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_RULE
 from orchestrator.training.checkpoint import Retention
 from shards.errors import MissingObjectError, ShardsError
 from shards.listing import listing_key
@@ -46,8 +46,8 @@ _KEY = re.compile(
     r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _NAMES.items()) + ")"
 )
 _PROOF = re.compile(
-    rf"(?:.*/)?{FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
-    rf"(?P<rest>(?:{'|'.join(RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
+    rf"(?:.*/)?{PROOFS_FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
+    rf"(?P<rest>(?:{'|'.join(PROOF_RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
 )
 """Key of an object of a proof; the folder is named by the run, the seed and a number."""
 
@@ -185,9 +185,9 @@ def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tup
     if "result" in keys:
         result = json.loads(store.read(root + RESULT))
         named = {root + str(result["weights"])}
-        if RULE in result:
+        if RETENTION_RULE in result:
             # The newest one is enough: the older ones are backups for a run that resumes.
-            kept = replace(Retention(**result[RULE]), newest=1).kept(records, time.time())
+            kept = replace(Retention(**result[RETENTION_RULE]), newest=1).kept(records, time.time())
         for key in records.keys() - kept:
             yield key, "checkpoint of a finished run, neither its newest nor its best"
         for key in keys.get("weights", ()):

@@ -18,11 +18,11 @@ from orchestrator.errors import TrainingError
 from orchestrator.events import Event, WorkerKilled
 from orchestrator.resilience.resume_proof import RunSegment, format_workers
 from orchestrator.signals import on_stop
-from orchestrator.training.assignment import Assignment, assignment_of
+from orchestrator.training.assignment import WorkerAssignment, worker_assignment
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.fault_injection import KillSchedule
 from orchestrator.training.ray_launcher import FailureLimitReachedError, launch
-from orchestrator.training.run_location import Place
+from orchestrator.training.run_location import RunLocation
 from shards.dataset import Dataset
 from shards.store import Store
 
@@ -34,7 +34,7 @@ def run_on_ray(
 
     Raises PlanError when the cluster can never hold it, TrainingError when it ended in another way than was meant.
     """
-    where = assignment_of(job, dataset, Place(run_id(job, dataset.digests), store.uri, Path()))
+    where = worker_assignment(job, dataset, RunLocation(run_id(job, dataset.digests), store.uri, Path()))
     for segment in segments:
         last = segment is segments[-1]
         kills = ", ".join(f"worker {worker} after step {step}" for step, worker in segment.kills)
@@ -42,7 +42,7 @@ def run_on_ray(
         _run(job, where, segment, stop if last else None, echo)
 
 
-def _run(job: Job, where: Assignment, segment: RunSegment, stop: int | None, echo: Echo) -> None:
+def _run(job: Job, where: WorkerAssignment, segment: RunSegment, stop: int | None, echo: Echo) -> None:
     """Take one segment; `stop` is None when it ends with its last kill."""
     restarts = len(segment.kills) - (stop is None)
     worker_settings = {"min": segment.workers, "max": segment.workers, "max_failures": restarts}

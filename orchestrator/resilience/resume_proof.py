@@ -28,7 +28,7 @@ from orchestrator.data.job import pack_what_is_missing
 from orchestrator.errors import PlanError
 from orchestrator.paths import below
 from orchestrator.resilience.local_workers import LocalSegment, run_local_segment
-from orchestrator.run_files import FOLDER, RUNS
+from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
 from orchestrator.version import code_version
@@ -162,7 +162,7 @@ def prove_resume(
     reference, killed = (open_store(uri) for uri in run_folders(job, dataset, config))
     for store in (reference, killed):
         if job.init_from is not None:
-            initial_weights.keep(job, store, resolve_tracking_uri(job.track.uri))
+            initial_weights.store_weights(job, store, resolve_tracking_uri(job.track.uri))
     echo(f"reference: {config.steps} steps on {format_workers(config.workers)}, left alone")
     runner(job, dataset, reference, [RunSegment(config.workers)], config.steps, echo)
     runner(job, dataset, killed, config.segments(), config.steps, echo)
@@ -214,9 +214,9 @@ def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofCo
 def run_folders(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[str, str]:
     """Return new folders of the store for the two runs; a number by chance keeps two proofs of one job apart."""
     number = secrets.randbelow(10**9)
-    base = f"{below(job.storage, FOLDER)}/{run_id(job, dataset.digests)}-{config.seed}-{number}"
+    base = f"{below(job.storage, PROOFS_FOLDER)}/{run_id(job, dataset.digests)}-{config.seed}-{number}"
     open_store(base).ensure_bucket()
-    return f"{base}/{RUNS[0]}", f"{base}/{RUNS[1]}"
+    return f"{base}/{PROOF_RUNS[0]}", f"{base}/{PROOF_RUNS[1]}"
 
 
 def compare(reference: Store, killed: Store, config: ProofConfig) -> Proof:

@@ -34,7 +34,7 @@ from orchestrator.tracking import runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
 from orchestrator.training.driver import Driver, JobOutcome
 from orchestrator.training.job import end_run, run_job, train_in_process
-from orchestrator.training.run_location import Place
+from orchestrator.training.run_location import RunLocation as Place
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.store import Store, open_store

@@ -17,10 +17,10 @@ from orchestrator.cluster.ray_internals_autoscaler import is_autoscaling, max_cl
 from orchestrator.config.schema import Job, Workers
 from orchestrator.console import Echo
 from orchestrator.errors import PlanError
-from orchestrator.training.assignment import assignment_of
+from orchestrator.training.assignment import worker_assignment as assignment_of
 from orchestrator.training.driver import Driver, JobOutcome
 from orchestrator.training.ray_launcher import launch
-from orchestrator.training.run_location import Place
+from orchestrator.training.run_location import RunLocation as Place
 from shards.dataset import Dataset
 
 _NO_LIMIT = 10**9

@@ -23,10 +23,12 @@ from orchestrator.sweeps.controller import Watch
 from orchestrator.sweeps.trial_table import Trial
 from orchestrator.tracking import background, runs
 from orchestrator.training import initial_weights
-from orchestrator.training.checkpoint import METRIC, Checkpoints, Identity, Retention
+from orchestrator.training.checkpoint import METRIC, Checkpoints, Retention
+from orchestrator.training.checkpoint import RunIdentity as Identity
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.job import end_run, open_run, track
-from orchestrator.training.run_location import Place, place_of
+from orchestrator.training.run_location import RunLocation as Place
+from orchestrator.training.run_location import locate_run as place_of
 from shards.dataset import Dataset
 
 log = logging.getLogger(__name__)

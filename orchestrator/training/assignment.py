@@ -8,13 +8,13 @@ from typing import Any
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.paths import home
-from orchestrator.training.run_location import Place
+from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerAssignment:
     """What a worker needs to know besides the job: plain data, so that it pickles."""
 
     job: dict[str, Any]
@@ -28,13 +28,13 @@ class Assignment:
     """The fields of a `KillSchedule`, in a proof."""
 
 
-def assignment_of(job: Job, dataset: Dataset, place: Place) -> Assignment:
+def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> WorkerAssignment:
     """Return what the workers of a run need to know."""
-    return Assignment(
+    return WorkerAssignment(
         job=job.model_dump(mode="json"),
         manifests=datasets.manifest_uris(job),
         digests=tuple(dataset.digests),
-        run_uri=place.uri,
+        run_uri=location.uri,
         code_version=code_version(),
         home=str(home()),
     )

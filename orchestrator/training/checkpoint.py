@@ -39,7 +39,7 @@ METRIC = "val/psnr"
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a checkpoint belongs to; it resumes nothing else."""
 
     run_id: str
@@ -48,7 +48,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class State:
+class CheckpointState:
     """A moment of a run. Tensors are on the CPU and no longer change."""
 
     step: int
@@ -97,7 +97,7 @@ class Checkpoints:
     def __init__(
         self,
         store: Store,
-        identity: Identity,
+        identity: RunIdentity,
         *,
         keep: Retention | int,
         code_version: str = "",
@@ -120,7 +120,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, state: State) -> None:
+    def save(self, state: CheckpointState) -> None:
         """Begin to write `state`; waits for the one before, so that two snapshots never pile up."""
         self.wait()
         self._pending = self._writer.submit(self._write, state)
@@ -148,7 +148,7 @@ class Checkpoints:
             found[int(record["step"])] = record["metrics"]
         return found
 
-    def load_newest(self) -> tuple[str, State] | None:
+    def load_newest(self) -> tuple[str, CheckpointState] | None:
         """Return name and content of the newest checkpoint that can be verified, or None.
 
         A damaged one is reported and skipped.
@@ -160,7 +160,7 @@ class Checkpoints:
                 log.warning("checkpoint %s is damaged; trying the one before: %s", name, error)
         return None
 
-    def load(self, name: str) -> State:
+    def load(self, name: str) -> CheckpointState:
         """Return the checkpoint `name`, every byte of it verified."""
         record = self._record(name)
         owner = record["identity"]
@@ -178,7 +178,7 @@ class Checkpoints:
                     f"{self._store.uri}/{_blob_key(blob)} does not match its checksum."
                 )
             tensors[part] = safetensors.torch.load(data)
-        return State(
+        return CheckpointState(
             step=record["step"],
             position=record["position"],
             skipped_steps=record["skipped_steps"],
@@ -188,7 +188,7 @@ class Checkpoints:
             gradient_scale=record.get("gradient_scale", {}),
         )
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: CheckpointState) -> None:
         began = time.monotonic()
         weights = "ema" if "ema" in state.tensors else "model"
         blobs = {}
@@ -202,7 +202,7 @@ class Checkpoints:
         self._prune()
         self.write_seconds = time.monotonic() - began
 
-    def _put_record(self, state: State, blobs: Mapping[str, str], weights: str) -> None:
+    def _put_record(self, state: CheckpointState, blobs: Mapping[str, str], weights: str) -> None:
         record = {
             "format": FORMAT,
             "identity": asdict(self._identity),

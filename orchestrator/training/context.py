@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.config.schema import Job
 from orchestrator.planning.plan import Plan
-from orchestrator.training.run_location import Place
+from orchestrator.training.run_location import RunLocation
 from shards.dataset import Dataset
 
 
@@ -18,7 +18,7 @@ class RunContext:
     job: Job
     dataset: Dataset
     plan: Plan
-    location: Place
+    location: RunLocation
     tracking_uri: str
     tracking_id: str
     """Id of the run in MLflow."""

@@ -22,12 +22,12 @@ from shards.store import Store
 
 FOLDER = "initial/"
 _HEADS = "spd_"
-_FREE = ("drop_path", "batch_norm", "shallow_tap", "alignment", "spd_channels", "spd_embed_dim")
+_MAY_DIFFER = ("drop_path", "batch_norm", "shallow_tap", "alignment", "spd_channels", "spd_embed_dim")
 """Keys of a model that may differ from those of the weights: they change no tensor, or only the SPD heads."""
 
 
-def keep(job: Job, store: Store, tracking_uri: str) -> str:
-    """Find the weights that the job begins from and keep them in the run's folder; return their digest.
+def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
+    """Find the weights that the job begins from and store_weights them in the run's folder; return their digest.
 
     What was kept before stays. Raises RegistryError or ModelError: nothing of that name, or not of this network.
     """
@@ -38,7 +38,7 @@ def keep(job: Job, store: Store, tracking_uri: str) -> str:
     assert job.init_from is not None, "asked for by the job"
     found = store.list(FOLDER)
     if not found:
-        named = find_model(_placed(job.init_from), tracking_uri)
+        named = find_model(_absolute_file(job.init_from), tracking_uri)
         if job.model.class_ is None:
             try:
                 data = dumps(named.load(torch.device("cpu")))
@@ -46,20 +46,23 @@ def keep(job: Job, store: Store, tracking_uri: str) -> str:
                 raise ModelError(f"init_from {job.init_from}: {error}") from error
         else:
             data = named.path.read_bytes()
-        fill(network.make(job.model), data, job.init_from)
+        load_bytes(network.make(job.model), data, job.init_from)
         found = [FOLDER + hashlib.sha256(data).hexdigest()]
         store.write(found[0], data)
     return found[0].removeprefix(FOLDER)
 
 
-def begin(job: Job, model: Network, store: Store) -> None:
+keep = store_weights  # `orchestrator.sweeps` calls it so
+
+
+def load_stored(job: Job, model: Network, store: Store) -> None:
     """Give `model` the weights that the job begins from."""
     assert job.init_from is not None, "asked for by the job"
     (kept,) = store.list(FOLDER)
-    fill(model, store.read(kept), job.init_from)
+    load_bytes(model, store.read(kept), job.init_from)
 
 
-def fill(model: Network, data: bytes, where: str) -> None:
+def load_bytes(model: Network, data: bytes, where: str) -> None:
     """Give `model` the weights in `data`. SPD heads of another form stay as they are. Raises ModelError."""
     if not isinstance(model, MIRAGE):
         user_model.load_weights(model.inner, data, f"init_from {where}")
@@ -72,7 +75,7 @@ def fill(model: Network, data: bytes, where: str) -> None:
         differ = [
             f"{key} is {theirs[key]} there and {value} here"
             for key, value in ours.items()
-            if key not in _FREE and theirs[key] != value
+            if key not in _MAY_DIFFER and theirs[key] != value
         ]
         raise ModelError(
             f"init_from {where}: the weights are of another network: {'; '.join(differ)}. "
@@ -81,7 +84,7 @@ def fill(model: Network, data: bytes, where: str) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def _placed(name: str) -> str:
+def _absolute_file(name: str) -> str:
     """Return a relative file as one below the project, wherever Ray runs the job; other names as they are."""
     is_file = ":/" not in name and ("/" in name or bool(Path(name).suffix))
     return absolute_uri(name) if is_file else name

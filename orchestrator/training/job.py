@@ -26,14 +26,14 @@ from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
-from orchestrator.training.assignment import assignment_of
+from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.context import RunContext
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
 from orchestrator.training.publication import publish, without_secrets
-from orchestrator.training.run_location import Place, place_of
+from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 
@@ -55,31 +55,33 @@ def run_job(
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)
     echo(plan.render() + "\n")
-    place = place_of(job, dataset)
-    place.store.ensure_bucket()
+    location = locate_run(job, dataset)
+    location.store.ensure_bucket()
 
-    found = runs.find_run(uri, RUN_TAG, place.run_id, job.track.experiment)
-    known = found.id if found else None
-    finished = place.store.exists(RESULT)
+    found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
+    existing_id = found.id if found else None
+    finished = location.store.exists(RESULT)
     if job.init_from is not None and not finished:
-        digest = initial_weights.keep(job, place.store, uri)
+        digest = initial_weights.store_weights(job, location.store, uri)
         echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
-    tracked = known if finished and known else open_run(job, plan, place, uri, known, lineage)
-    run = RunContext(job, dataset, plan, place, uri, tracked, lineage or {})
+    tracking_id = (
+        existing_id if finished and existing_id else open_run(job, plan, location, uri, existing_id, lineage)
+    )
+    run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage or {})
     if finished:
-        emit(events.RunAlreadyFinished(place.run_id))
+        emit(events.RunAlreadyFinished(location.run_id))
         publish(run, emit)
         return JobOutcome("finished", plan.total_steps, plan.total_steps)
-    emit(events.RunStarted(place.run_id, known is not None))
+    emit(events.RunStarted(location.run_id, existing_id is not None))
     outcome = _train(run, emit, in_process=in_process)
     if outcome.status == "stopped":
-        end_run(uri, tracked, "KILLED")
+        end_run(uri, tracking_id, "KILLED")
         emit(events.RunStopped(outcome.step))
         return outcome
     try:
         publish(run, emit)
     except BaseException:
-        end_run(uri, tracked, "FAILED")
+        end_run(uri, tracking_id, "FAILED")
         raise
     return outcome
 
@@ -92,19 +94,19 @@ def _alone(job: Job) -> Job:
 def open_run(
     job: Job,
     plan: Plan,
-    place: Place,
+    location: RunLocation,
     uri: str,
-    known: str | None,
+    existing_id: str | None,
     lineage: Mapping[str, str] | None = None,
-    chosen: Mapping[str, object] | None = None,
+    extra_params: Mapping[str, object] | None = None,
 ) -> str:
-    """Open the run in MLflow, anew or the `known` one again, and return its id there. Raises TrackingError.
+    """Open the run in MLflow, anew or the `existing_id` one again, and return its id there. Raises TrackingError.
 
-    `lineage` become tags of it, `chosen` parameters beside those of the job.
+    `lineage` become tags of it, `extra_params` parameters beside those of the job.
     """
     tags = {
         **(lineage or {}),
-        RUN_TAG: place.run_id,
+        RUN_TAG: location.run_id,
         "mirage.setting": job.setting,
         "mirage.recipe": job.recipe,
         "mirage.code_version": code_version(),
@@ -115,16 +117,18 @@ def open_run(
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
-        **(chosen or {}),
+        **(extra_params or {}),
     }
-    tracked = runs.start_run(uri, job.track.experiment, place.run_id, tags, params, resume_id=known)
-    if known is None:
+    tracking_id = runs.start_run(
+        uri, job.track.experiment, location.run_id, tags, params, resume_id=existing_id
+    )
+    if existing_id is None:
         runs.log_artifacts(
             uri,
-            tracked,
+            tracking_id,
             {"job.yaml": dump_job(without_secrets(job)).encode(), "plan.txt": plan.render().encode()},
         )
-    return tracked
+    return tracking_id
 
 
 def _train(run: RunContext, emit: Emit, *, in_process: bool) -> JobOutcome:
@@ -150,7 +154,7 @@ def _train_on_cluster(run: RunContext, driver: _RunDriver) -> JobOutcome:
     from orchestrator.training.ray_launcher import launch
 
     with connected():
-        spec = assignment_of(run.job, run.dataset, run.location)
+        spec = worker_assignment(run.job, run.dataset, run.location)
         return launch(run.job, spec, driver, driver.stop)
 
 
@@ -165,15 +169,15 @@ def _log_profiles(run: RunContext) -> None:
             log.warning("the traces are in %s/%s only: %s", run.location.uri, FOLDER, error)
 
 
-def end_run(uri: str, tracked: str, status: str) -> None:
+def end_run(uri: str, tracking_id: str, status: str) -> None:
     """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
     try:
-        runs.end_run(uri, tracked, status)
+        runs.end_run(uri, tracking_id, status)
     except TrackingError as error:
         log.warning("the run in MLflow stays open: %s", error)
 
 
-def train_in_process(job: Job, dataset: Dataset, place: Place, driver: Driver) -> JobOutcome:
+def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: Driver) -> JobOutcome:
     """Train in this process until the end, or until `driver` signals it to stop."""
     if job.engine.name != "ddp":
         raise PlanError(
@@ -183,7 +187,7 @@ def train_in_process(job: Job, dataset: Dataset, place: Place, driver: Driver) -
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     engine = InProcessEngine(device, job.train.precision)
-    return train(job, dataset, place.store, engine, driver, code_version())
+    return train(job, dataset, location.store, engine, driver, code_version())
 
 
 class _RunDriver:

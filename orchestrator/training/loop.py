@@ -26,8 +26,8 @@ from orchestrator.data import datasets
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
 from orchestrator.planning.throughput import as_record
-from orchestrator.run_files import RESULT, RULE
-from orchestrator.training.determinism import repeatable
+from orchestrator.run_files import RESULT, RETENTION_RULE
+from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.monitor import Monitor
@@ -45,7 +45,7 @@ def train(
     job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
 ) -> JobOutcome:
     """Train `job` until its end or until a stop or restart is requested; all results go to `store`, its folder."""
-    with repeatable(job.train.deterministic):
+    with deterministic_algorithms(job.train.deterministic):
         return _train(job, dataset, store, engine, driver, code_version)
 
 
@@ -136,7 +136,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "averaged": run.ema is not None,
         "skipped_steps": run.skipped_steps,
         "scores": as_records(scores),
-        RULE: asdict(retention(run.job.checkpoint)),
+        RETENTION_RULE: asdict(retention(run.job.checkpoint)),
         "pace": as_record(run.clock.throughput(run.engine.world_size, run.engine.device)),
         "finished_unix": int(time.time()),
     }

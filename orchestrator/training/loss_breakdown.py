@@ -12,7 +12,9 @@ from orchestrator.config.schema import Job
 _SUM, _COUNT = "l1_sum/", "images/"
 
 
-def attribution(job: Job, restored: Tensor, clean: Tensor, degradations: Sequence[str]) -> dict[str, Tensor]:
+def degradation_sums(
+    job: Job, restored: Tensor, clean: Tensor, degradations: Sequence[str]
+) -> dict[str, Tensor]:
     """Return sums of L1 and numbers of images per degradation of the job's mixture.
 
     They are meant to be summed over steps and workers, so that every degradation is named whether or not it is here.
@@ -29,7 +31,7 @@ def attribution(job: Job, restored: Tensor, clean: Tensor, degradations: Sequenc
     }
 
 
-def attributed(job: Job, values: Mapping[str, float]) -> dict[str, float]:
+def with_breakdown(job: Job, values: Mapping[str, float]) -> dict[str, float]:
     """Return `values` with `loss_of/<degradation>`, its mean L1, and `loss_share/<term>` in place of the sums.
 
     A degradation that no image had since the last time has no value.

@@ -12,10 +12,10 @@ from torch import Tensor
 from orchestrator.config.schedule import learning_rate
 from orchestrator.events import Metrics, ProfileWritten, Progress
 from orchestrator.training.driver import Driver
-from orchestrator.training.loss_breakdown import attributed
-from orchestrator.training.profiling import Profiling
+from orchestrator.training.loss_breakdown import with_breakdown
+from orchestrator.training.profiling import StepProfiler
 from orchestrator.training.run_state import TrainingRun
-from orchestrator.training.system_metrics import NodeMeter
+from orchestrator.training.system_metrics import NodeMetrics
 from shards.store import Store
 
 T = TypeVar("T")
@@ -32,9 +32,9 @@ class Monitor:
         self._waited_seconds = 0.0
         self._steps: list[dict[str, Tensor]] = []
         """Scalars of the steps since the previous log."""
-        self._node = NodeMeter.of_this_worker(run.engine.device)
+        self._node = NodeMetrics.of_this_worker(run.engine.device)
         profile = run.job.profile if run.engine.rank == 0 else None
-        self._profiling = Profiling(profile, run.step, store) if profile else None
+        self._profiling = StepProfiler(profile, run.step, store) if profile else None
 
     def timed(self, data: Iterator[T]) -> Iterator[T]:
         """Yield from `data` and add up how long it takes to arrive."""
@@ -57,7 +57,7 @@ class Monitor:
         now = time.monotonic()
         if self._node is not None and now - self._node_read_at >= run.job.track.system_metrics_seconds:
             self._node_read_at = now
-            self._driver.emit(Metrics(run.step, self._node.look()))
+            self._driver.emit(Metrics(run.step, self._node.read()))
 
     def log(self) -> None:
         """Report means since the previous log; single steps are too noisy. All workers call this together."""
@@ -65,7 +65,7 @@ class Monitor:
         names = sorted(self._steps[0])
         mean = torch.stack([torch.stack([step[n].float() for n in names]) for step in self._steps]).mean(0)
         means = dict(zip(names, engine.all_reduce_sum(mean).tolist(), strict=True))
-        values = attributed(run.job, means)
+        values = with_breakdown(run.job, means)
         values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
         values |= self._throughput()
         values["optim/skipped_steps"] = float(run.skipped_steps)

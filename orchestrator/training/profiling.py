@@ -16,7 +16,7 @@ from shards.store import Store
 FOLDER = "profile"
 
 
-class Profiling:
+class StepProfiler:
     """Traces `job.profile.steps` steps of one worker, after some that are let pass; told of every step's end."""
 
     def __init__(self, profile: Profile, first_step: int, store: Store) -> None:

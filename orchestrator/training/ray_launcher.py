@@ -33,11 +33,11 @@ from orchestrator.cluster.ray_internals_nodes import draining_nodes
 from orchestrator.config.schema import Job
 from orchestrator.console import message_echo
 from orchestrator.errors import PlanError, TrainingError
-from orchestrator.training.assignment import Assignment
+from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.elasticity import ElasticityPolicy
 from orchestrator.training.ray_driver_relay import DriverRelay, SigtermFlag
-from orchestrator.training.ray_worker import work
+from orchestrator.training.ray_worker import run_worker
 from shards.store import open_store
 
 _POLL_SECONDS = 0.5
@@ -64,7 +64,7 @@ class FailureLimitReachedError(TrainingError):
 
 def launch(
     job: Job,
-    assignment: Assignment,
+    assignment: WorkerAssignment,
     driver: Driver,
     stop: threading.Event,
     *,
@@ -108,7 +108,7 @@ class _WorkerGroup:
     def __init__(
         self,
         job: Job,
-        assignment: Assignment,
+        assignment: WorkerAssignment,
         driver: Driver,
         stop: threading.Event,
         deadline: float | None,
@@ -161,7 +161,7 @@ class _WorkerGroup:
     def _trainer(self, workers: int | tuple[int, int]) -> TorchTrainer:
         need = self._job.workers
         return TorchTrainer(
-            work,
+            run_worker,
             train_loop_config={"assignment": asdict(self._assignment), "relay": self._relay},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
@@ -260,7 +260,7 @@ def _on_dead_nodes(members: dict[int, str]) -> dict[int, str]:
     return {rank: node for rank, node in members.items() if node not in alive}
 
 
-def _newest_checkpoint(assignment: Assignment) -> str:
+def _newest_checkpoint(assignment: WorkerAssignment) -> str:
     """Return the newest checkpoint's name, verified or not, or ""; if it changes, the run makes progress."""
     return max(open_store(assignment.run_uri).list("checkpoints/"), default="")
 

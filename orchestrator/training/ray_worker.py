@@ -17,7 +17,7 @@ import torch
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.errors import OrchestratorError
-from orchestrator.training.assignment import Assignment
+from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import Driver, JobOutcome
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
@@ -29,9 +29,9 @@ from shards.store import open_store
 _PACKAGES = ("orchestrator", "shards", "mirage")
 
 
-def work(config: dict[str, Any]) -> dict[str, Any]:
+def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Take part in a run as one worker; return its `JobOutcome` as a mapping."""
-    assignment, relay = Assignment(**config["assignment"]), config["relay"]
+    assignment, relay = WorkerAssignment(**config["assignment"]), config["relay"]
     if ray.get(relay.failure.remote()):
         # The attempt before failed for a reason that trying again does not cure.
         return asdict(JobOutcome("failed", 0, 0))
@@ -42,15 +42,15 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     os.environ["MIRAGE_HOME"] = assignment.home
     # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
     torch.set_num_threads(max(1, int(job.workers.cpus)))
-    place = ray.train.get_context()
-    rank = place.get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
     driver = RemoteDriver(relay, rank)
     handler = DriverLogHandler(driver)
     node = ray.get_runtime_context().get_node_id()
-    group = ray.get(relay.join.remote(rank, place.get_world_size(), node))
-    faulty: Driver = driver
+    group = ray.get(relay.join.remote(rank, context.get_world_size(), node))
+    run_driver: Driver = driver
     if assignment.kill_schedule is not None:
-        faulty = FaultInjectingDriver(driver, KillSchedule(**assignment.kill_schedule), rank, group)
+        run_driver = FaultInjectingDriver(driver, KillSchedule(**assignment.kill_schedule), rank, group)
     for package in _PACKAGES:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
@@ -58,7 +58,9 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device = ray.train.torch.get_device()
         engine = engine_for(job, device)
         dataset = datasets.open_dataset_at(assignment.manifests, assignment.digests, job.data)
-        outcome = train(job, dataset, open_store(assignment.run_uri), engine, faulty, assignment.code_version)
+        outcome = train(
+            job, dataset, open_store(assignment.run_uri), engine, run_driver, assignment.code_version
+        )
     except UnreachableStoreError:
         raise  # the store may be back when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:

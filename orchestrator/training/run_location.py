@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where the parts of one run are."""
 
     run_id: str
@@ -32,7 +32,7 @@ class Place:
         return open_store(self.uri)
 
 
-def place_of(job: Job, dataset: Dataset) -> Place:
+def locate_run(job: Job, dataset: Dataset) -> RunLocation:
     """Return where the run of `job` on this data is."""
     name = run_id(job, dataset.digests)
-    return Place(name, f"{below(job.storage, 'runs')}/{name}", home() / "runs" / name)
+    return RunLocation(name, f"{below(job.storage, 'runs')}/{name}", home() / "runs" / name)

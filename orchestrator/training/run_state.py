@@ -17,7 +17,7 @@ from orchestrator.models import network
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
 from orchestrator.training import ema, initial_weights
-from orchestrator.training.checkpoint import State
+from orchestrator.training.checkpoint import CheckpointState
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine, trainable
 from shards.crop_schedule import CropSchedule
@@ -71,7 +71,9 @@ class TrainingRun:
         return copy
 
 
-def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: State | None) -> TrainingRun:
+def start(
+    job: Job, engine: Engine, stream: TrainStream, store: Store, state: CheckpointState | None
+) -> TrainingRun:
     """Return a run at step 0, or at the checkpoint `state`; `store` holds the weights that step 0 begins from."""
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
@@ -85,7 +87,7 @@ def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: St
     if state is not None:
         model.load_state_dict(dict(state.tensors["model"]))
     elif job.init_from is not None:
-        initial_weights.begin(job, model, store)
+        initial_weights.load_stored(job, model, store)
     averaged = None
     if job.train.ema_decay is not None:
         averaged = ema.start(model)
@@ -112,8 +114,8 @@ def start(job: Job, engine: Engine, stream: TrainStream, store: Store, state: St
     )
     if state is not None:
         engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
-        if engine.scale is not None:
-            engine.scale.load(state.gradient_scale)
+        if engine.loss_scale is not None:
+            engine.loss_scale.load(state.gradient_scale)
         run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
     return run
 

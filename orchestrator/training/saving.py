@@ -12,7 +12,7 @@ from orchestrator.config.schema import Checkpoint, Job
 from orchestrator.errors import TrainingError
 from orchestrator.events import Metrics, Resumed
 from orchestrator.models import network
-from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun
@@ -25,7 +25,7 @@ def open_checkpoints(job: Job, dataset: Dataset, store: Store, code_version: str
     """Return the checkpoints of the job's run in `store`, the run's folder."""
     return Checkpoints(
         store,
-        Identity(run_id(job, dataset.digests), tuple(dataset.digests)),
+        RunIdentity(run_id(job, dataset.digests), tuple(dataset.digests)),
         keep=retention(job.checkpoint),
         code_version=code_version,
         header=network.header(job.model),
@@ -51,14 +51,14 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
     if run.ema is not None:
         tensors["ema"] = _snapshot(run.ema.module.state_dict())
     checkpoints.save(
-        State(
+        CheckpointState(
             step=run.step,
             position=run.position,
             skipped_steps=run.skipped_steps,
             tensors=tensors,
             metrics=run.validation,
             world_size=run.engine.world_size,
-            gradient_scale=run.engine.scale.state() if run.engine.scale else {},
+            gradient_scale=run.engine.loss_scale.state() if run.engine.loss_scale else {},
         )
     )
     values = {"perf/checkpoint_stall_seconds": time.monotonic() - began}
@@ -69,7 +69,7 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
 
 def load_newest(
     stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver
-) -> State | None:
+) -> CheckpointState | None:
     """Return the newest valid checkpoint, None if there is none; worker 0 chooses it for all workers."""
     found = checkpoints.load_newest() if engine.rank == 0 else None
     name = engine.broadcast_from_rank0(found[0] if found else "")

@@ -12,7 +12,7 @@ from mirage.loss import restoration_loss
 from orchestrator.config.schedule import learning_rate
 from orchestrator.errors import TrainingError
 from orchestrator.training import ema
-from orchestrator.training.loss_breakdown import attribution
+from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
 from shards.stream import Batch
 
@@ -43,7 +43,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
             run.engine.backward(loss.total / len(micro_batches), last=last)
         terms = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in loss.terms().items()}
         for name, term in (
-            terms | attribution(run.job, output.image.detach(), clean, batch.degradations)
+            terms | degradation_sums(run.job, output.image.detach(), clean, batch.degradations)
         ).items():
             scalars[name] = scalars[name] + term if i else term
 

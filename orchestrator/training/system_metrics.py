@@ -12,7 +12,7 @@ import torch
 _MIB = 2**20
 
 
-class NodeMeter:
+class NodeMetrics:
     """Looks at this node; of several workers on a node the first one has it."""
 
     def __init__(self, node: int, device: torch.device) -> None:
@@ -23,13 +23,13 @@ class NodeMeter:
         self._totals = _totals()
 
     @classmethod
-    def of_this_worker(cls, device: torch.device) -> NodeMeter | None:
+    def of_this_worker(cls, device: torch.device) -> NodeMetrics | None:
         """Return the meter of this worker's node, None when another worker of the node has it."""
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return None
         return cls(int(os.environ.get("NODE_RANK", "0")), device)
 
-    def look(self) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         """Return values and rates since the last look."""
         now, totals = time.monotonic(), _totals()
         passed = max(now - self._then, 1e-9)

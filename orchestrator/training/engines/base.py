@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from orchestrator.training.engines.loss_scale import GradientScale
+from orchestrator.training.engines.loss_scale import LossScale
 
 if TYPE_CHECKING:
     pass
@@ -29,7 +29,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
-    scale: GradientScale | None
+    loss_scale: LossScale | None
     """Of the loss, in fp16."""
     sharded: bool
     """Whether each worker holds a part only, so that all must take part in reading weights or optimiser state."""
@@ -95,7 +95,7 @@ class InProcessEngine:
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
         self.precision = precision
-        self.scale = GradientScale() if precision == "fp16" else None
+        self.loss_scale = LossScale() if precision == "fp16" else None
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True
 
@@ -110,11 +110,11 @@ class InProcessEngine:
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients."""
-        self.scaled(share).backward()  # type: ignore[no-untyped-call]
+        self.scale_loss(share).backward()  # type: ignore[no-untyped-call]
 
-    def scaled(self, share: Tensor) -> Tensor:
+    def scale_loss(self, share: Tensor) -> Tensor:
         """Return the share multiplied by the loss scale, if there is one."""
-        return share if self.scale is None else share * self.scale.factor
+        return share if self.loss_scale is None else share * self.loss_scale.factor
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Return an empty context: there is nobody to talk to."""
@@ -123,14 +123,16 @@ class InProcessEngine:
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """Take the loss scale off again, clip, update, clear."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.scale is not None:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self.scale.factor)
+        if self.loss_scale is not None:
+            torch._foreach_mul_(
+                [p.grad for p in parameters if p.grad is not None], 1 / self.loss_scale.factor
+            )
         norm = self.clip(parameters, max_norm)
         finite = bool(torch.isfinite(norm))
         if finite:
             optimizer.step()
-        if self.scale is not None:
-            self.scale.update(finite)
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
         optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -20,18 +20,18 @@ from orchestrator.training.engines.base import InProcessEngine
 class DistributedEngine(InProcessEngine):
     """One of several processes of an initialised `torch.distributed` world: what they tell each other.
 
-    Without `patience` a worker waits half an hour for a flag or a name of another's, as torch does by itself.
+    Without `control_timeout` a worker waits half an hour for a flag or a name of another's, as torch does by itself.
     """
 
     def __init__(
-        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+        self, device: torch.device, precision: str = "fp32", control_timeout: timedelta | None = None
     ) -> None:
         super().__init__(device, precision)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU. A new group does not
         # inherit the deadline of the first one.
-        self._control = dist.new_group(backend="gloo", timeout=patience)
+        self._control = dist.new_group(backend="gloo", timeout=control_timeout)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""
@@ -66,9 +66,9 @@ class DDPEngine(DistributedEngine):
     """DistributedDataParallel: gloo on CPU, NCCL on GPUs."""
 
     def __init__(
-        self, device: torch.device, precision: str = "fp32", patience: timedelta | None = None
+        self, device: torch.device, precision: str = "fp32", control_timeout: timedelta | None = None
     ) -> None:
-        super().__init__(device, precision, patience)
+        super().__init__(device, precision, control_timeout)
         self._wrapped: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
@@ -84,7 +84,7 @@ class DDPEngine(DistributedEngine):
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
-        (self.scaled(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
+        (self.scale_loss(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Return DDP's `no_sync` for all but the last micro-batch."""

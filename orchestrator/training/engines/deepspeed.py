@@ -12,7 +12,6 @@ of fp16's loss is ours too; from stage 1 on DeepSpeed is told it before each ste
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from orchestrator.training.engines.base import trainable
 from orchestrator.training.engines.ddp import DistributedEngine
+from orchestrator.training.engines.deepspeed_internals import import_deepspeed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -37,18 +37,18 @@ class DeepSpeedEngine(DistributedEngine):
         stage: int,
         micro_batches: int,
         clip_norm: float | None,
-        patience: timedelta | None = None,
+        control_timeout: timedelta | None = None,
     ) -> None:
-        super().__init__(device, precision, patience)
+        super().__init__(device, precision, control_timeout)
         self.stage = stage
         self.sharded = stage > 0
         self._micro_batches = micro_batches
         self._clip_norm = clip_norm
-        self._deep: Any = None
+        self._deepspeed: Any = None
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model in a DeepSpeed engine, which from now on owns its parameters' storage."""
-        self._deep, *_ = _deepspeed(self.device).initialize(
+        self._deepspeed, *_ = import_deepspeed(self.device).initialize(
             model=_InAutocast(model, self),
             optimizer=optimizer,
             model_parameters=[p for _, p in trainable(model)],
@@ -63,20 +63,22 @@ class DeepSpeedEngine(DistributedEngine):
                 "steps_per_print": 2**62,
             },
         )
-        wrapped: nn.Module = self._deep
+        wrapped: nn.Module = self._deepspeed
         return wrapped
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate gradients; DeepSpeed averages over workers, and the shares are meant to be summed."""
-        if self.scale is not None and self.stage > 0:
-            self._deep.optimizer.override_loss_scale(self.scale.factor)  # it multiplies the loss by it
+        if self.loss_scale is not None and self.stage > 0:
+            self._deepspeed.optimizer.override_loss_scale(
+                self.loss_scale.factor
+            )  # it multiplies the loss by it
         else:
-            share = self.scaled(share)
-        self._deep.backward(share * self.world_size, scale_wrt_gas=False)
+            share = self.scale_loss(share)
+        self._deepspeed.backward(share * self.world_size, scale_wrt_gas=False)
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
         """Tell DeepSpeed which micro-batch is the step's last."""
-        self._deep.set_gradient_accumulation_boundary(last)
+        self._deepspeed.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
@@ -84,17 +86,17 @@ class DeepSpeedEngine(DistributedEngine):
         if self.stage == 0:
             return super().step(optimizer, max_norm)
         assert max_norm == self._clip_norm, "DeepSpeed was told at its start how to clip"
-        self._deep.step()
-        norm = torch.as_tensor(self._deep.get_global_grad_norm(), device=self.device)
-        if self.scale is not None:
-            self.scale.update(bool(torch.isfinite(norm)))
+        self._deepspeed.step()
+        norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
+        if self.loss_scale is not None:
+            self.loss_scale.update(bool(torch.isfinite(norm)))
         return norm
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
         """Gather the weights of stage 3 for the time of the context."""
         if self.stage < 3:
             return contextlib.nullcontext()
-        gathered: AbstractContextManager[object] = _deepspeed(self.device).zero.GatheredParameters(
+        gathered: AbstractContextManager[object] = import_deepspeed(self.device).zero.GatheredParameters(
             list(model.parameters())
         )
         return gathered
@@ -126,7 +128,7 @@ class DeepSpeedEngine(DistributedEngine):
         if not state:
             return
         steps = next(value for key, value in state.items() if key.endswith("/step"))
-        zero = self._deep.optimizer
+        zero = self._deepspeed.optimizer
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:
             moments = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
@@ -143,7 +145,7 @@ class DeepSpeedEngine(DistributedEngine):
         mapping = parameter._hp_mapping
         if mapping is None:
             return
-        (flat,) = self._deep.optimizer.single_partition_of_fp32_groups
+        (flat,) = self._deepspeed.optimizer.single_partition_of_fp32_groups
         ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
         piece = value.narrow(0, ours.start, ours.numel)
         optimizer.state[flat][kind].narrow(0, theirs.start, theirs.numel).copy_(piece)
@@ -170,16 +172,3 @@ class _InAutocast(nn.Module):
     def forward(self, degraded: Tensor, keys: Tensor) -> object:
         with self._engine[0].autocast():
             return self.model(degraded, keys)
-
-
-def _deepspeed(device: torch.device) -> Any:
-    """Return the package, told to use this kind of device and to build nothing."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import deepspeed.ops
-
-    if device.type == "cpu":
-        # Shared-memory collectives are compiled for a minute at first use, and fail without a compiler; gloo does.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

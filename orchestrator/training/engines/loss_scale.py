@@ -9,30 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-FIRST = 65536.0
-GROWS_AFTER = 2000
+INITIAL_SCALE = 65536.0
+GROWTH_INTERVAL = 2000
 """Finite steps in a row."""
 
 
 @dataclass
-class GradientScale:
+class LossScale:
     """The factor, and how long it has held."""
 
-    factor: float = FIRST
-    held: int = 0
+    factor: float = INITIAL_SCALE
+    finite_steps: int = 0
 
     def update(self, finite: bool) -> None:
         """Note whether a step's gradients were finite."""
-        self.held = self.held + 1 if finite else 0
+        self.finite_steps = self.finite_steps + 1 if finite else 0
         if not finite:
             self.factor /= 2
-        elif self.held == GROWS_AFTER:
-            self.factor, self.held = 2 * self.factor, 0
+        elif self.finite_steps == GROWTH_INTERVAL:
+            self.factor, self.finite_steps = 2 * self.factor, 0
 
     def state(self) -> dict[str, float]:
         """Return what a checkpoint holds."""
-        return {"factor": self.factor, "held": self.held}
+        return {"factor": self.factor, "held": self.finite_steps}
 
     def load(self, state: Mapping[str, float]) -> None:
         """Go on from what `state` returned; one without a factor begins anew."""
-        self.factor, self.held = state.get("factor", FIRST), int(state.get("held", 0))
+        self.factor, self.finite_steps = state.get("factor", INITIAL_SCALE), int(state.get("held", 0))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from orchestrator.maintenance.garbage_collection import find, remove
-from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from shards.manifest import POINTER, load_manifest
 from shards.pack import pack
 from shards.processes import RowsCallback
@@ -123,11 +123,11 @@ DEFAULT = Retention()
 
 
 def checkpointed(storage: LocalStore, run: str, scores: list[float], **more: list[float]) -> Checkpoints:
-    kept = Checkpoints(LocalStore(storage.root / "runs" / run), Identity(run, ("d",)), keep=len(scores))
+    kept = Checkpoints(LocalStore(storage.root / "runs" / run), RunIdentity(run, ("d",)), keep=len(scores))
     for step, score in enumerate(scores, 1):
         tensors = {"model": {"w": torch.full((4,), float(step))}}
         others = {f"val/5deg/haze/{name}": values[step - 1] for name, values in more.items()}
-        kept.save(State(step, step * 8, 0, tensors, {"val/psnr": score, **others}))
+        kept.save(CheckpointState(step, step * 8, 0, tensors, {"val/psnr": score, **others}))
     kept.wait()
     return kept
 
@@ -187,8 +187,8 @@ def test_a_proof_goes_when_it_is_old_and_what_else_lies_there_stays(storage: Loc
     proof = "proofs/small-0123456789-7-0"
     for run in ("reference", "killed"):
         store = LocalStore(storage.root / proof / run)
-        kept = Checkpoints(store, Identity("small", ("d",)), keep=9)
-        kept.save(State(1, 8, 0, {"model": {"w": torch.ones(4)}}))
+        kept = Checkpoints(store, RunIdentity("small", ("d",)), keep=9)
+        kept.save(CheckpointState(1, 8, 0, {"model": {"w": torch.ones(4)}}))
         kept.wait()
         store.write("ledger/0001/000000000-worker-0-of-1.jsonl", b"{}")
         store.write("notes.txt", b"not ours")

@@ -27,7 +27,7 @@ from orchestrator.resilience.resume_proof import (
     run_folders,
     run_in_processes,
 )
-from orchestrator.training.checkpoint import Checkpoints, Identity, Retention
+from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from shards.dataset import Dataset
@@ -144,7 +144,7 @@ def forget_moments(job: Job, dataset: Dataset):
     """Take the optimiser's second moments out of the newest checkpoint, and sign it as if it had been written so."""
 
     def tamper(store: Store) -> None:
-        identity = Identity(run_id(job, dataset.digests), tuple(dataset.digests))
+        identity = RunIdentity(run_id(job, dataset.digests), tuple(dataset.digests))
         checkpoints = Checkpoints(store, identity, keep=Retention(10**6))
         newest = checkpoints.load_newest()
         assert newest is not None

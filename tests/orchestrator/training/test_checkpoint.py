@@ -14,22 +14,22 @@ import torch
 import mirage
 from orchestrator.errors import JobFileError
 from orchestrator.events import Event, Progress
-from orchestrator.training.checkpoint import Checkpoints, Identity, Retention, State
+from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.loop import train
 from shards.store import LocalStore
 from tests.orchestrator.training.test_loop import CPU, Listener, run, same, weights
 
-IDENTITY = Identity("run", ("data",))
+IDENTITY = RunIdentity("run", ("data",))
 
 
-def state(step: int, **metrics: float) -> State:
+def state(step: int, **metrics: float) -> CheckpointState:
     tensors = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"w/step": torch.tensor(step)}}
     named = {name.replace("_", "/"): value for name, value in metrics.items()}
-    return State(step, 8 * step, 0, tensors, named)
+    return CheckpointState(step, 8 * step, 0, tensors, named)
 
 
-def written(folder: Path, keep: Retention, *states: State) -> list[int]:
+def written(folder: Path, keep: Retention, *states: CheckpointState) -> list[int]:
     checkpoints = Checkpoints(LocalStore(folder), IDENTITY, keep=keep)
     for each in states:
         checkpoints.save(each)

@@ -22,7 +22,7 @@ from orchestrator.data import datasets
 from orchestrator.errors import CheckpointError, TrainingError
 from orchestrator.events import Event, Image, LogMessage, Measured, Resumed
 from orchestrator.maintenance.sample_ledger import consumed
-from orchestrator.run_files import RESULT, RULE
+from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.checkpoint import Retention
 from orchestrator.training.driver import ControlSignal, JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
@@ -220,11 +220,11 @@ def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -
     run(small_job(), small_data, tmp_path, Listener(stop_after=2))
     other = small_job(seed=1)
     assert run_id(other, small_data.digests) != run_id(small_job(), small_data.digests)
-    from orchestrator.training.checkpoint import Checkpoints, Identity, Retention
+    from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 
     checkpoints = Checkpoints(
         LocalStore(tmp_path),
-        Identity(run_id(other, small_data.digests), tuple(small_data.digests)),
+        RunIdentity(run_id(other, small_data.digests), tuple(small_data.digests)),
         keep=Retention(2),
     )
     with pytest.raises(CheckpointError, match="Give the job another name"):
@@ -440,7 +440,7 @@ def test_a_result_says_by_which_rule_its_checkpoints_were_kept(small_job, small_
     rule = {"keep": 4, "keep_best": 2, "metric": "val/5deg/haze/ssim", "order": "min", "keep_hours": 3}
     run(small_job(checkpoint=rule), small_data, tmp_path)
     result = json.loads((tmp_path / RESULT).read_bytes())
-    assert Retention(**result[RULE]) == Retention(4, 2, "val/5deg/haze/ssim", False, 3)
+    assert Retention(**result[RETENTION_RULE]) == Retention(4, 2, "val/5deg/haze/ssim", False, 3)
 
 
 def test_crops_and_batches_that_grow_survive_a_stop_bit_for_bit(small_job, small_data, tmp_path) -> None:

@@ -14,21 +14,21 @@ from orchestrator.errors import JobFileError
 from orchestrator.training import checkpoint
 from orchestrator.training.driver import JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
-from orchestrator.training.engines.loss_scale import FIRST, GROWS_AFTER, GradientScale
+from orchestrator.training.engines.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from orchestrator.training.loop import train
 from shards.store import LocalStore
 from tests.orchestrator.training.test_loop import CPU, Listener, run, same, weights
 
 
 def test_the_scale_halves_after_an_overflow_and_doubles_after_long_calm() -> None:
-    scale = GradientScale()
+    scale = LossScale()
     scale.update(finite=False)
-    assert scale.factor == FIRST / 2
-    for _ in range(GROWS_AFTER):
-        assert scale.factor == FIRST / 2
+    assert scale.factor == INITIAL_SCALE / 2
+    for _ in range(GROWTH_INTERVAL):
+        assert scale.factor == INITIAL_SCALE / 2
         scale.update(finite=True)
-    assert scale.factor == FIRST
-    other = GradientScale()
+    assert scale.factor == INITIAL_SCALE
+    other = LossScale()
     other.load(scale.state())
     assert other == scale
 
@@ -56,8 +56,8 @@ def test_fp16_trains_skips_an_overflow_and_halves_its_scale(small_job, small_dat
     engine, driver = Half(), Listener()
     run(half_job(small_job), small_data, tmp_path, driver, engine)
     assert driver.scalars[6]["optim/skipped_steps"] >= 1
-    assert engine.scale is not None
-    assert engine.scale.factor < FIRST
+    assert engine.loss_scale is not None
+    assert engine.loss_scale.factor < INITIAL_SCALE
     assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
     assert driver.scalars[6]["optim/grad_norm"] < 1e3  # the scale has been taken off
 
@@ -68,8 +68,8 @@ def test_fp16_and_bf16_take_nearly_the_steps_of_fp32(small_job, small_data, tmp_
         driver = Listener()
         job = small_job(train={"precision": precision})
         engine = InProcessEngine(CPU, precision)
-        if engine.scale is not None:
-            engine.scale.factor = 1024.0
+        if engine.loss_scale is not None:
+            engine.loss_scale.factor = 1024.0
         run(job, small_data, tmp_path / precision, driver, engine)
         terms[precision] = driver.scalars[6]
     whole = terms["fp32"]
@@ -88,7 +88,7 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale(small_job, small_data, tmp_path
     for folder in (stopped, forgetful):
         assert run(job, small_data, folder, Listener(stop_after=4), Half()) == JobOutcome("stopped", 4, 6)
     record = json.loads(max((stopped / "checkpoints").iterdir()).read_bytes())
-    assert record["gradient_scale"]["factor"] < FIRST
+    assert record["gradient_scale"]["factor"] < INITIAL_SCALE
 
     engine = InProcessEngine(CPU, "fp16")
     run(job, small_data, stopped, engine=engine)

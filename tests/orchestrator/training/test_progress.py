@@ -12,8 +12,8 @@ from orchestrator.console import json_console
 from orchestrator.data import datasets
 from orchestrator.events import LogMessage, Metrics, ProfileWritten
 from orchestrator.runner import run_any
-from orchestrator.training.loss_breakdown import attributed, attribution
-from orchestrator.training.system_metrics import NodeMeter
+from orchestrator.training.loss_breakdown import degradation_sums, with_breakdown
+from orchestrator.training.system_metrics import NodeMetrics
 from tests.orchestrator.training.test_loop import Listener, run
 
 
@@ -36,14 +36,14 @@ def test_the_loss_is_told_by_degradation_and_by_term(small_job, small_data, tmp_
 def test_sums_by_degradation_are_those_of_the_images(small_job) -> None:
     job = small_job()
     restored, clean = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 4, 4)
-    found = attribution(job, restored, clean, ["haze", "rain", "haze"])
+    found = degradation_sums(job, restored, clean, ["haze", "rain", "haze"])
     each = (restored - clean).abs().mean((1, 2, 3))
     assert float(found["l1_sum/haze"]) == pytest.approx(float(each[0] + each[2]))
     assert float(found["images/haze"]) == 2
     assert float(found["images/blur"]) == 0
     whole = {name: float(value) for name, value in found.items()}
     whole |= {"loss/total": 1.0, "loss/l1": 1.0, "loss/fourier": 0.0, "loss/spd": 0.0}
-    told = attributed(job, whole)
+    told = with_breakdown(job, whole)
     assert told["loss_of/rain"] == pytest.approx(float(each[1]))
     assert "loss_of/blur" not in told
     assert not any(name.startswith(("l1_sum", "images")) for name in told)
@@ -51,14 +51,14 @@ def test_sums_by_degradation_are_those_of_the_images(small_job) -> None:
 
 def test_a_node_tells_its_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_RANK", "3")
-    meter = NodeMeter.of_this_worker(torch.device("cpu"))
+    meter = NodeMetrics.of_this_worker(torch.device("cpu"))
     assert meter is not None
-    values = meter.look()
+    values = meter.read()
     assert all(name.startswith("system/node-3/") for name in values)
     assert 0 < values["system/node-3/memory_percent"] < 100
     assert values["system/node-3/disk_read_mib_per_second"] >= 0
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert NodeMeter.of_this_worker(torch.device("cpu")) is None
+    assert NodeMetrics.of_this_worker(torch.device("cpu")) is None
 
 
 def test_a_run_looks_at_its_node_as_often_as_asked(small_job, small_data, tmp_path) -> None:

@@ -81,8 +81,8 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     engine = engine_for(scenario, len(shares))
-    if engine.scale is not None:
-        engine.scale.factor = 2.0**19  # too large for half: steps are skipped until it fits
+    if engine.loss_scale is not None:
+        engine.loss_scale.factor = 2.0**19  # too large for half: steps are skipped until it fits
     called = engine.wrap(model, optimizer)
     losses, norms, scales = [], [], []
     for step in range(scenario.steps if not scenario.broken else 2):
@@ -106,7 +106,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
             loss_of_step = loss_of_step + loss.total.detach() / scenario.micro_batches
         losses.append(engine.all_reduce_sum(loss_of_step))
         norms.append(engine.step(optimizer, scenario.clip_norm))
-        scales.append(engine.scale.factor if engine.scale else 1.0)
+        scales.append(engine.loss_scale.factor if engine.loss_scale else 1.0)
     with engine.full_params(model):
         after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
