@@ -1,1 +1,1 @@
-"""A job file becomes a trained, evaluated, registered model, on Ray."""
+"""Train, evaluate and register image restoration models from job files, on Ray."""

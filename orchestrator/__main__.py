@@ -1,4 +1,4 @@
-"""`python -m orchestrator` is the `mirage` command: the shebang of every job file uses it."""
+"""Run the `mirage` command as `python -m orchestrator`, which the shebang of every job file uses."""
 
 from orchestrator.cli import main
 

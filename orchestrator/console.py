@@ -60,15 +60,15 @@ def text(event: Event) -> str:
         case events.LogMessage(message, level):
             return message if level == "info" else f"{level}: {message}"
         case events.RunStarted(run_id, resumed):
-            return f"run {run_id}" + (" goes on" if resumed else "")
+            return f"run {run_id}" + (" resumes" if resumed else "")
         case events.RunAlreadyFinished(run_id):
             return (
-                f"run {run_id} is finished already; this is its result. To train anew, change the job: "
+                f"run {run_id} is finished already; this is its result. To train again, change the job: "
                 "--set seed=1"
             )
         case events.RunStopped(step):
-            where = f"at step {step} with a checkpoint" if step else "before it began"
-            return f"stopped {where}. Submit the job again to go on."
+            where = f"at step {step} with a checkpoint" if step else "before the first step"
+            return f"stopped {where}. Submit the job again to resume."
         case events.ModelRegistered(name, version, uri):
             return f"model      {name} version {version}, alias candidate   {uri}"
         case events.RunFinished(_, files, tracking):
@@ -82,18 +82,18 @@ def text(event: Event) -> str:
             return "1 worker trains" if workers == 1 else f"{workers} workers train"
         case events.WorkersLost(nodes, ranks, waiting_for):
             lost = f"lost node {_short(nodes)} with worker {', '.join(map(str, ranks))}"
-            return f"{lost}: waiting for room for {waiting_for}"
+            return f"{lost}: waiting for resources for {waiting_for}"
         case events.RestartRequested():
-            return f"{_restart_reason(event)}: the run writes a checkpoint at its next step and regroups"
+            return f"{_restart_reason(event)}: the run writes a checkpoint at its next step and restarts its workers"
         case events.StopRequested(reason):
             before = f"{reason}\n" if reason else ""
-            return f"{before}stopping: the run writes a checkpoint at its next step and ends"
+            return f"{before}stopping: the run writes a checkpoint at its next step and stops"
         case events.WorkersRestarting(step):
-            return f"another group of workers goes on from step {step}"
+            return f"another group of workers resumes from step {step}"
         case events.WorkersFailed(error):
             return f"{error}\nThe run made progress before it failed; restarting it."
         case events.WorkerKilled(rank, step):
-            return f"worker {rank} is killed after step {step}"
+            return f"killing worker {rank} after step {step}"
         case events.Resumed(checkpoint, step):
             return f"resumed from checkpoint {checkpoint} at step {step}"
         case events.ProfileWritten(uri):
@@ -115,10 +115,10 @@ def _restart_reason(event: events.RestartRequested) -> str:
     match event:
         case events.NodesDraining(nodes, ranks, seconds):
             when = f" in {seconds:.0f} s" if seconds is not None else ""
-            return f"node {_short(nodes)} goes{when}, with worker {', '.join(map(str, ranks))}"
+            return f"node {_short(nodes)} leaves{when}, with worker {', '.join(map(str, ranks))}"
         case events.CapacityAvailable(more):
-            return f"there is room for {count(more, 'more worker')}"
-    return "a worker was told to end"
+            return f"the cluster has capacity for {count(more, 'more worker')}"
+    return "a worker received SIGTERM"
 
 
 def _short(nodes: Iterable[str]) -> str:

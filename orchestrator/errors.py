@@ -1,28 +1,28 @@
-"""Every error that a user can cause or cure, as one tree.
+"""Define the errors that a user can cause or fix, as one tree.
 
     OrchestratorError
-    ├── JobFileError        the job file does not say something that can be run; carries every problem at once
-    ├── PlanError           the job is well formed but cannot be done: data, cluster or workers do not allow it
-    ├── ClusterError        the local cluster, a port, a process; submission
+    ├── JobFileError        the job file is not valid; the message lists every problem
+    ├── PlanError           the job is valid, but the data, the cluster or the workers cannot run it
+    ├── ClusterError        the local cluster, a port, a process, a submission
     ├── CheckpointError     a checkpoint of another run or another version
-    │   └── DamagedCheckpointError   bytes that are not what was written; the one before it serves
-    ├── TrainingError       the run itself failed: a worker, a deadline, a loss that is not finite
+    │   └── DamagedCheckpointError   its checksum does not match; the previous one is used
+    ├── TrainingError       the run failed: a worker, a timeout, a loss that is not finite
     ├── TrackingError       MLflow cannot be reached or refuses
     ├── RegistryError       a model cannot be registered or found
-    ├── ModelError          a user's own network cannot be imported, built, filled or called
-    ├── SweepError          a sweep cannot go on, or there is none of that name
+    ├── ModelError          a user-defined network cannot be imported, built, loaded or called
+    ├── SweepError          a sweep cannot continue, or does not exist
     ├── EvaluationError     results cannot be measured, read or compared
-    ├── ExportError         a model cannot be written in another format, or is not the same there
+    ├── ExportError         a model cannot be exported, or the export computes something else
     ├── PhotoError          a file is not an image that can be restored
-    │   └── ResultError      the file is good, what the model made of it is no image
-    └── ServiceError        the service cannot start as it was asked to
+    │   └── ResultError      the file is valid, but the output of the model is not an image
+    └── ServiceError        the service cannot start with these settings
 
-A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
+A message names the value, its location, and what to do. Bugs are not in this tree: they print a traceback.
 """
 
 
 class OrchestratorError(Exception):
-    """Root of everything that the command line prints without a traceback."""
+    """Base class of the errors that the command line prints without a traceback."""
 
 
 class JobFileError(OrchestratorError):
@@ -30,7 +30,7 @@ class JobFileError(OrchestratorError):
 
 
 class PlanError(OrchestratorError):
-    """A well-formed job that this data or this cluster does not allow."""
+    """A valid job that this data or this cluster cannot run."""
 
 
 class ClusterError(OrchestratorError):
@@ -42,7 +42,7 @@ class CheckpointError(OrchestratorError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose bytes are not what was written."""
+    """A checkpoint whose checksum does not match."""
 
 
 class TrainingError(OrchestratorError):
@@ -58,19 +58,19 @@ class RegistryError(OrchestratorError):
 
 
 class ModelError(OrchestratorError):
-    """A network of the user's own that cannot be imported, built, filled with weights or called."""
+    """A user-defined network that cannot be imported, built, loaded with weights or called."""
 
 
 class SweepError(OrchestratorError):
-    """A sweep that cannot go on, or that is not there."""
+    """A sweep that cannot continue or does not exist."""
 
 
 class EvaluationError(OrchestratorError):
-    """Results that cannot be measured, read, or put into one table."""
+    """Results that cannot be measured, read or compared."""
 
 
 class ExportError(OrchestratorError):
-    """A model cannot be written in another format, or computes something else there."""
+    """A model that cannot be exported, or whose export computes something else."""
 
 
 class PhotoError(OrchestratorError):
@@ -78,8 +78,8 @@ class PhotoError(OrchestratorError):
 
 
 class ResultError(PhotoError):
-    """What the model made of a photograph is no image."""
+    """The output of a model for a photograph is not an image."""
 
 
 class ServiceError(OrchestratorError):
-    """The service cannot start: a flag, a port, a token, a model that fails its trial."""
+    """The service cannot start: a flag, a port, a token, or a model that fails its smoke test."""

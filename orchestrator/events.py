@@ -1,4 +1,4 @@
-"""Events that workers, drivers and their consumers exchange.
+"""Define the events that workers, drivers and their consumers exchange.
 
 A worker emits an event; the driver passes it on. `orchestrator.console` renders events as text or JSON, MLflow tracks
 those with metrics, and chaos, proofs and sweeps act on them. Nothing parses the rendered text, so its wording is free.
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True)
 class Event:
-    """A base class; each subclass is registered under its name in snake case."""
+    """Base class of events; each subclass is registered under its name in snake case."""
 
     types: ClassVar[dict[str, type[Event]]] = {}
     kind: ClassVar[str] = ""
@@ -113,12 +113,12 @@ class WorkersLost(Event):
 
 @dataclass(frozen=True)
 class RestartRequested(Event):
-    """Base class: the workers will write a checkpoint and make way for another group."""
+    """Base class: the workers will write a checkpoint and exit; another group replaces them."""
 
 
 @dataclass(frozen=True)
 class NodesDraining(RestartRequested):
-    """Nodes with workers are about to leave."""
+    """Nodes with workers are draining."""
 
     nodes: tuple[str, ...]
     ranks: tuple[int, ...]
@@ -128,7 +128,7 @@ class NodesDraining(RestartRequested):
 
 @dataclass(frozen=True)
 class CapacityAvailable(RestartRequested):
-    """The cluster has had room for more workers for long enough."""
+    """The cluster has had capacity for more workers for `scale_up_delay_seconds`."""
 
     more_workers: int
 
@@ -235,7 +235,7 @@ class Image(Event):
 def to_dict(event: Event) -> dict[str, Any]:
     """Return the event as values that JSON can hold: its kind, its fields, and each metric under its own name.
 
-    A metric that is not finite becomes None. `Image` is not supported, its bytes have no place in a log.
+    A metric that is not finite becomes None. Raises TypeError for an `Image`.
     """
     if isinstance(event, Image):
         raise TypeError("images are not serialised")

@@ -1,4 +1,4 @@
-"""Where a machine keeps what jobs leave on it, and how a job's storage names become absolute."""
+"""Locate the home folder, and make a job's storage names absolute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def home() -> Path:
 def absolute_uri(storage: str) -> str:
     """Return `storage` unchanged when it has a scheme, else as an absolute folder.
 
-    A relative folder stands below the project that owns the home folder, not below the working directory.
+    A relative folder is resolved against the parent of the home folder, not against the working directory.
     """
     if "://" in storage:
         return storage.rstrip("/")
@@ -27,7 +27,7 @@ def absolute_uri(storage: str) -> str:
 
 
 def below(storage: str, name: str) -> str:
-    """Return `name` as a URI: itself when it says where it is, else below `storage`."""
+    """Return `name` as a URI: below `storage`, unless it has a scheme or is a path."""
     if "://" in name or name.startswith((".", "/", "~")):
         return absolute_uri(name)
     return f"{absolute_uri(storage)}/{name}"

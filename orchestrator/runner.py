@@ -1,4 +1,4 @@
-"""What a job of each kind does when it runs and when it is planned: the one table from kinds to code."""
+"""Map each kind of job to the functions that run and plan it."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from orchestrator.training.job import run_job
 
 @dataclass(frozen=True)
 class Action:
-    """How jobs of one kind run and are planned."""
+    """The functions that run and plan jobs of one kind."""
 
     run: Callable[[Any, Echo, bool], JobOutcome]
-    """(job, say, in_process) to how it ended."""
+    """(job, echo, in_process) -> outcome."""
     plan: Callable[[Any], str]
-    """What the job will do and take, as text."""
+    """Job -> what it will do and cost, as text."""
 
 
-def _train(job: Job, say: Echo, in_process: bool) -> JobOutcome:
-    return run_job(job, say, in_process=in_process)
+def _train(job: Job, echo: Echo, in_process: bool) -> JobOutcome:
+    return run_job(job, echo, in_process=in_process)
 
 
-def _pack(job: PackJob, say: Echo, in_process: bool) -> JobOutcome:
-    run_pack(job, say, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
+def _pack(job: PackJob, echo: Echo, in_process: bool) -> JobOutcome:
+    run_pack(job, echo, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
     return JobOutcome("finished", 0, 0)
 
 
-def _evaluate(job: EvaluateJob, say: Echo, in_process: bool) -> JobOutcome:
-    ended = run_evaluation(job, say, in_process=in_process)
+def _evaluate(job: EvaluateJob, echo: Echo, in_process: bool) -> JobOutcome:
+    ended = run_evaluation(job, echo, in_process=in_process)
     return JobOutcome(ended.status, ended.done, ended.images)
 
 
-def _restore(job: RestoreJob, say: Echo, in_process: bool) -> JobOutcome:
-    stopped = run_restore(job, say, in_process=in_process)
+def _restore(job: RestoreJob, echo: Echo, in_process: bool) -> JobOutcome:
+    stopped = run_restore(job, echo, in_process=in_process)
     return JobOutcome("stopped" if stopped else "finished", 0, 0)
 
 
-def _sweep(job: SweepJob, say: Echo, in_process: bool) -> JobOutcome:
-    return run_sweep(job, say, in_process=in_process)
+def _sweep(job: SweepJob, echo: Echo, in_process: bool) -> JobOutcome:
+    return run_sweep(job, echo, in_process=in_process)
 
 
 ACTIONS: dict[str, Action] = {
@@ -65,18 +65,18 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def run_any(job: AnyJob, say: Echo, *, in_process: bool = False) -> JobOutcome:
-    """Run `job` to its end, whatever its kind; `in_process` does without Ray."""
-    return ACTIONS[job.kind].run(job, say, in_process)
+def run_any(job: AnyJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
+    """Run a job of any kind; `in_process` does not use Ray."""
+    return ACTIONS[job.kind].run(job, echo, in_process)
 
 
 def plan_any(job: AnyJob) -> str:
-    """Return what `job` will do and take, whatever its kind."""
+    """Return what a job of any kind will do and cost."""
     return ACTIONS[job.kind].plan(job)
 
 
 def plan_shapes(job: AnyJob) -> str:
-    """Return the shapes of a cluster for `job`, sorted by cost. PlanError for kinds that do not train."""
+    """Return cluster shapes for `job`, sorted by cost. Raises PlanError for kinds that do not train."""
     from orchestrator.planning import cluster_shapes
 
     if not isinstance(job, Job) or job.model.class_ is not None:

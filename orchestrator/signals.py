@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM (what `ray job stop` and SLURM send) and Ctrl-C."""
+"""Handle requests to stop: SIGTERM, which `ray job stop` and SLURM send, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 def on_stop(callback: Callable[[], None]) -> Iterator[None]:
     """Call `callback` on SIGTERM or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
 
-    Only the main thread may enter it.
+    Only the main thread may use it.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

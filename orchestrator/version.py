@@ -1,4 +1,4 @@
-"""Which code made a result."""
+"""Identify the code that produced a result."""
 
 from __future__ import annotations
 

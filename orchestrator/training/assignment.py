@@ -15,21 +15,21 @@ from shards.dataset import Dataset
 
 @dataclass(frozen=True)
 class WorkerAssignment:
-    """What a worker needs to know besides the job: plain data, so that it pickles."""
+    """The input of a worker: plain data, so that it can be pickled."""
 
     job: dict[str, Any]
     manifests: tuple[str, ...]
     digests: tuple[str, ...]
-    """Which data it is: restarted workers read this, whatever was packed meanwhile."""
+    """Digests of the manifests: restarted workers read the same data even if it was packed again."""
     run_uri: str
     code_version: str
     home: str
     kill_schedule: dict[str, Any] | None = None
-    """The fields of a `KillSchedule`, in a proof."""
+    """Fields of a `KillSchedule`; only proofs set it."""
 
 
 def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> WorkerAssignment:
-    """Return what the workers of a run need to know."""
+    """Return the assignment of a run; all its workers get the same one."""
     return WorkerAssignment(
         job=job.model_dump(mode="json"),
         manifests=datasets.manifest_uris(job),

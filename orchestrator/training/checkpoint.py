@@ -1,16 +1,16 @@
-"""Checkpoints: everything a run needs to go on exactly, written once, verified when read, never unpickled.
+"""Write and read checkpoints: the complete state of a run, verified by checksums, without pickle.
 
 Layout below the run's own folder in the store:
 
     blobs/<sha256>.safetensors          model, EMA and optimiser tensors, named by their content
-    checkpoints/<step>-<digest>.json    one per checkpoint: which blobs, the position, what it belongs to
+    checkpoints/<step>-<digest>.json    one per checkpoint: its blobs, position and run
 
 The blob of the EMA, or of the model in a run without one, is a weights file that `mirage.load` reads: its header
 holds the configuration. The record names it as `weights`.
 
-The JSON comes last and carries its own checksum: a reader sees a whole checkpoint or none. Order, augmentation,
-noise and DropPath are functions of (seed, position), and the learning rate is one of the step, so `position` is all
-the random and scheduler state there is.
+The JSON is written last and has its own checksum, so a checkpoint is complete or invisible. Sample order,
+augmentation, noise and DropPath depend on (seed, position) alone, and the learning rate on the step, so no state of
+random generators or schedulers is stored.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 METRIC = "val/psnr"
-"""The validation metric by which the best checkpoint is told; larger is better."""
+"""Validation metric that ranks checkpoints; larger is better."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a checkpoint belongs to; it resumes nothing else."""
+    """The run and data that a checkpoint belongs to; it cannot resume any other."""
 
     run_id: str
     manifests: tuple[str, ...]
@@ -49,37 +49,37 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """A moment of a run. Tensors are on the CPU and no longer change."""
+    """A snapshot of a run. Tensors are on the CPU and must not change."""
 
     step: int
     position: int
     skipped_steps: int
     tensors: Mapping[str, Mapping[str, Tensor]]
-    """`model`, `optimizer` and, when the run keeps one, `ema`: name -> tensor."""
+    """`model`, `optimizer` and, if the run has one, `ema`: name -> tensor."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest validation, by which the best checkpoint is told."""
+    """Metrics of the newest validation; they rank the checkpoint."""
     world_size: int = 1
     gradient_scale: Mapping[str, float] = field(default_factory=dict)
-    """Of fp16; empty in other precisions."""
+    """State of the fp16 loss scale; empty in other precisions."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: those that any of these rules keeps."""
+    """Rules for keeping checkpoints; one is kept if any rule keeps it."""
 
     newest: int = 3
     best: int = 1
     metric: str = METRIC
-    """A metric of validation, by which the best are told."""
+    """Validation metric that ranks the best."""
     larger_is_better: bool = True
     hours: float = 0.0
-    """All that are younger."""
+    """Keep all checkpoints younger than this, in hours."""
 
     def kept(self, records: Mapping[str, Mapping[str, Any]], now: float) -> set[str]:
-        """Return the names of the records that stay; `now` is Unix time."""
+        """Return the names of the records to keep; `now` is Unix time."""
         newest = sorted(records)[-self.newest :]
         scored = [name for name in sorted(records) if self.metric in records[name]["metrics"]]
-        # Of equals the earliest, so that a later one which saw no new validation does not take its place.
+        # The earliest of equals: a later checkpoint without a new validation must not replace it.
         sign = -1 if self.larger_is_better else 1
         best = sorted(scored, key=lambda name: sign * float(records[name]["metrics"][self.metric]))[
             : self.best
@@ -103,12 +103,12 @@ class Checkpoints:
         code_version: str = "",
         header: Mapping[str, str] | None = None,
     ) -> None:
-        """`keep` may be the number of the newest alone. `header` makes a weights file of the blob with the weights.
+        """Open the checkpoints in `store`, the run's folder; an integer `keep` keeps that many of the newest.
 
-        It has one entry at most, as the order of several is not fixed.
+        `header` is written into the blob with the weights, so that it is a weights file; it has at most one entry.
         """
         assert header is None or len(header) <= 1, (
-            "several entries would come in any order, and change the digest"
+            "the order of several entries is not fixed, and it changes the digest"
         )
         self._store = store
         self._identity = identity
@@ -116,17 +116,17 @@ class Checkpoints:
         self._code_version = code_version
         self._header = dict(header or {})
         self.write_seconds = 0.0
-        """How long the last one took to write, in the background."""
+        """Duration of the latest write, in the background."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, state: CheckpointState) -> None:
-        """Begin to write `state`; waits for the one before, so that two snapshots never pile up."""
+        """Start writing `state` after waiting for the previous write, so that only one snapshot is in memory."""
         self.wait()
         self._pending = self._writer.submit(self._write, state)
 
     def wait(self) -> None:
-        """Return when the newest `save` is complete; raises what went wrong in it."""
+        """Wait for the newest `save`; raise its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -138,7 +138,7 @@ class Checkpoints:
         ]
 
     def metrics(self) -> dict[int, Mapping[str, float]]:
-        """Return step -> what was known of the run there, of every record that reads back whole."""
+        """Return step -> metrics of every valid record."""
         found: dict[int, Mapping[str, float]] = {}
         for name in self.names():
             try:
@@ -149,9 +149,9 @@ class Checkpoints:
         return found
 
     def load_newest(self) -> tuple[str, CheckpointState] | None:
-        """Return name and content of the newest checkpoint that can be verified, or None.
+        """Return name and content of the newest valid checkpoint, or None.
 
-        A damaged one is reported and skipped.
+        Damaged ones are logged and skipped.
         """
         for name in reversed(self.names()):
             try:
@@ -161,7 +161,7 @@ class Checkpoints:
         return None
 
     def load(self, name: str) -> CheckpointState:
-        """Return the checkpoint `name`, every byte of it verified."""
+        """Return the checkpoint `name` after verifying its checksums. Raises CheckpointError."""
         record = self._record(name)
         owner = record["identity"]
         mine = json.loads(json.dumps(asdict(self._identity)))
@@ -222,7 +222,7 @@ class Checkpoints:
         self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
 
     def _is_recorded(self, step: int, blobs: Mapping[str, str]) -> bool:
-        """Return whether a run that came here before has left this very checkpoint."""
+        """Return whether an earlier attempt wrote the same checkpoint."""
         for name in self.names():
             if name.startswith(f"{step:09d}-"):
                 try:
@@ -232,11 +232,11 @@ class Checkpoints:
         return False
 
     def _put(self, key: str, data: bytes) -> None:
-        """Write an object whose name is derived from its content; other bytes under that name are damaged."""
+        """Write an object named by its content; replace one with other content, which is damaged."""
         try:
             self._store.write(key, data)
         except ObjectExistsError:
-            log.warning("%s/%s is damaged and is written again", self._store.uri, key)
+            log.warning("%s/%s is damaged; writing it again", self._store.uri, key)
             self._store.delete(key)
             self._store.write(key, data)
 
@@ -258,13 +258,13 @@ class Checkpoints:
         return record  # type: ignore[no-any-return]
 
     def _prune(self) -> None:
-        """Delete what no rule keeps; records go before the blobs that only they name."""
+        """Delete checkpoints that no rule keeps, each record before its blobs."""
         records = {}
         for name in self.names():
             try:
                 records[name] = self._record(name)
             except DamagedCheckpointError as error:
-                log.warning("checkpoint %s is damaged and is left where it is: %s", name, error)
+                log.warning("checkpoint %s is damaged; not deleting it: %s", name, error)
         kept = self._keep.kept(records, time.time())
         needed = {blob for name in kept for blob in records[name]["blobs"].values()}
         for name in records.keys() - kept:

@@ -1,4 +1,4 @@
-"""Describe a run as its driver knows it."""
+"""Define the context of a run in its driver."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ class RunContext:
     tracking_id: str
     """Id of the run in MLflow."""
     lineage: Mapping[str, str] = field(default_factory=dict)
-    """Tags that say what the run comes from, for example its sweep."""
+    """MLflow tags for the origin of the run, for example its sweep."""

@@ -1,4 +1,4 @@
-"""Algorithms that give equal bits for equal inputs, on GPUs too."""
+"""Select deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 import torch.utils.deterministic
 
 _settings: Any = torch.utils.deterministic
-"""Type checkers do not know its attribute."""
+"""Typed as Any: type checkers do not know `fill_uninitialized_memory`."""
 
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Let torch take only algorithms that repeat to the bit for the time of the block, if `enabled`.
+    """Restrict torch to deterministic algorithms in the block, if `enabled`.
 
-    On a CPU all that a training step takes do so anyway, and so do our kernels everywhere. An operation that has no
-    such algorithm raises RuntimeError.
+    On CPUs a training step is deterministic without it, and so are our kernels on every device. In the block, an
+    operation without a deterministic algorithm raises RuntimeError.
     """
     if not enabled:
         yield
         return
     filling = _settings.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS does not repeat
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     torch.use_deterministic_algorithms(True)
-    _settings.fill_uninitialized_memory = False  # finds reads of it, for time
+    _settings.fill_uninitialized_memory = False  # only for debugging, and slow
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""The weights that a run begins from: what `init_from` names, found once and kept in the run's own folder.
+"""Store and load the initial weights of a run, which `init_from` names.
 
-A name may come to mean other weights while a run goes on (an alias moves, a file is replaced). So the driver looks it
-up when the run starts and writes the bytes down, under their digest; workers, and every later submission, read those.
+A name may refer to other weights later (an alias moves, a file is replaced). So the driver resolves it once, when the
+run starts, and stores the bytes in the run's folder under their digest; workers and later submissions read that copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shards.store import Store
 FOLDER = "initial/"
 _HEADS = "spd_"
 _MAY_DIFFER = ("drop_path", "batch_norm", "shallow_tap", "alignment", "spd_channels", "spd_embed_dim")
-"""Keys of a model that may differ from those of the weights: they change no tensor, or only the SPD heads."""
+"""Keys of `model` that may differ from those of the weights: they change no tensor, or only the SPD heads."""
 
 
 def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
@@ -35,7 +35,7 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
         find_model,  # it finds runs by their results, which training writes
     )
 
-    assert job.init_from is not None, "asked for by the job"
+    assert job.init_from is not None, "called only for jobs with init_from"
     found = store.list(FOLDER)
     if not found:
         named = find_model(_absolute_file(job.init_from), tracking_uri)
@@ -56,14 +56,14 @@ keep = store_weights  # `orchestrator.sweeps` calls it so
 
 
 def load_stored(job: Job, model: Network, store: Store) -> None:
-    """Give `model` the weights that the job begins from."""
-    assert job.init_from is not None, "asked for by the job"
+    """Load the stored initial weights into `model`."""
+    assert job.init_from is not None, "called only for jobs with init_from"
     (kept,) = store.list(FOLDER)
     load_bytes(model, store.read(kept), job.init_from)
 
 
 def load_bytes(model: Network, data: bytes, where: str) -> None:
-    """Give `model` the weights in `data`. SPD heads of another form stay as they are. Raises ModelError."""
+    """Load weights into `model`. SPD heads of another shape keep their values. Raises ModelError."""
     if not isinstance(model, MIRAGE):
         user_model.load_weights(model.inner, data, f"init_from {where}")
         return
@@ -78,13 +78,13 @@ def load_bytes(model: Network, data: bytes, where: str) -> None:
             if key not in _MAY_DIFFER and theirs[key] != value
         ]
         raise ModelError(
-            f"init_from {where}: the weights are of another network: {'; '.join(differ)}. "
-            "Give the section `model` the values of the weights."
+            f"init_from {where}: the weights belong to another network: {'; '.join(differ)}. "
+            "Set the section `model` to the values of the weights."
         )
     model.load_state_dict(fitting, strict=False)
 
 
 def _absolute_file(name: str) -> str:
-    """Return a relative file as one below the project, wherever Ray runs the job; other names as they are."""
+    """Return the absolute path of a relative file below the project; other names unchanged."""
     is_file = ":/" not in name and ("/" in name or bool(Path(name).suffix))
     return absolute_uri(name) if is_file else name

@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 def run_job(
     job: Job, echo: Echo, *, in_process: bool = False, lineage: Mapping[str, str] | None = None
 ) -> JobOutcome:
-    """Train `job` to its end and say what a user wants to know on the way.
+    """Train `job` to its end and print its progress.
 
-    `in_process` trains in this process, without Ray. `lineage`: tags of the run in MLflow and of the registered version
-    that say what it comes from. Raises an error of `orchestrator.errors` or `shards.errors`.
+    `in_process` trains in this process, without Ray. `lineage`: tags for the origin of the run in MLflow and of
+    the registered version. Raises an error of `orchestrator.errors` or `shards.errors`.
     """
     emit = console(echo, job.track.log, job.name)
     echo = message_echo(emit)
@@ -87,7 +87,7 @@ def run_job(
 
 
 def _alone(job: Job) -> Job:
-    """Return the job with one worker, as it is trained in this process; it is the same run."""
+    """Return the job with one worker; it is the same run."""
     return job.model_copy(update={"workers": job.workers.model_copy(update={"min": 1, "max": 1})})
 
 
@@ -100,9 +100,9 @@ def open_run(
     lineage: Mapping[str, str] | None = None,
     extra_params: Mapping[str, object] | None = None,
 ) -> str:
-    """Open the run in MLflow, anew or the `existing_id` one again, and return its id there. Raises TrackingError.
+    """Start a run in MLflow, or reopen `existing_id`; return its id. Raises TrackingError.
 
-    `lineage` become tags of it, `extra_params` parameters beside those of the job.
+    `lineage`: more tags. `extra_params`: parameters in addition to those of the job.
     """
     tags = {
         **(lineage or {}),
@@ -170,7 +170,7 @@ def _log_profiles(run: RunContext) -> None:
 
 
 def end_run(uri: str, tracking_id: str, status: str) -> None:
-    """End the MLflow run; that MLflow is away must not hide how the run itself ended."""
+    """End the MLflow run; if MLflow is unreachable, only log it, so that the outcome of the run is not hidden."""
     try:
         runs.end_run(uri, tracking_id, status)
     except TrackingError as error:

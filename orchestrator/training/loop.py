@@ -77,9 +77,8 @@ def _train(
         if last or signal or run.step % job.checkpoint.every_steps == 0:
             if ledger is not None:
                 ledger.flush()
-                engine.all_reduce_any(
-                    False
-                )  # wait until all workers have flushed what this checkpoint implies
+                # Wait until all workers have flushed the samples of this checkpoint.
+                engine.all_reduce_any(False)
             save(run, checkpoints, driver)
         if signal and not last:
             checkpoints.wait()

@@ -1,4 +1,4 @@
-"""What the loss consists of: the share of each term, and the L1 distance of each degradation's images."""
+"""Break the loss down by term and by degradation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SUM, _COUNT = "l1_sum/", "images/"
 def degradation_sums(
     job: Job, restored: Tensor, clean: Tensor, degradations: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return sums of L1 and numbers of images per degradation of the job's mixture.
+    """Return the sum of L1 distances and the number of images for each degradation of the job's mixture.
 
-    They are meant to be summed over steps and workers, so that every degradation is named whether or not it is here.
+    Every degradation has an entry, also without images here, so that the values can be summed over steps and workers.
     restored, clean: (b, 3, h, w).
     """
     names = sorted(job.data.mixture)
     each = (restored.float() - clean.float()).abs().mean((1, 2, 3))  # (b,)
-    # Made on the CPU and copied at once: the device is not waited for.
+    # Built on the CPU and copied once, without synchronising with the device.
     of = torch.tensor([[name == d for name in names] for d in degradations], dtype=each.dtype)
     sums, counts = each @ of.to(each.device), of.sum(0)
     return {
@@ -32,9 +32,9 @@ def degradation_sums(
 
 
 def with_breakdown(job: Job, values: Mapping[str, float]) -> dict[str, float]:
-    """Return `values` with `loss_of/<degradation>`, its mean L1, and `loss_share/<term>` in place of the sums.
+    """Return `values` with mean L1 `loss_of/<degradation>` and `loss_share/<term>` in place of the sums.
 
-    A degradation that no image had since the last time has no value.
+    A degradation without images has no value.
     """
     found = {name: value for name, value in values.items() if not name.startswith((_SUM, _COUNT))}
     for name in job.data.mixture:

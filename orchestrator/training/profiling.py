@@ -1,4 +1,4 @@
-"""A trace of some steps by torch's profiler, left in the run's folder: `chrome://tracing` and Perfetto show it."""
+"""Trace some steps with torch's profiler, for `chrome://tracing` or Perfetto."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = "profile"
 
 
 class StepProfiler:
-    """Traces `job.profile.steps` steps of one worker, after some that are let pass; told of every step's end."""
+    """A profiler of `profile.steps` steps of one worker, after `profile.skip_first` steps."""
 
     def __init__(self, profile: Profile, first_step: int, store: Store) -> None:
         self._begins = first_step + profile.skip_first
@@ -27,7 +27,7 @@ class StepProfiler:
         self.step_taken(first_step)
 
     def step_taken(self, step: int, *, last: bool = False) -> str:
-        """Begin or end the trace where it is time; return the key that it was written under, or ""."""
+        """Start or end the trace if due; return the key of the written trace, or ""."""
         if self._profiler is None and self._begins <= step < self._ends:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():

@@ -155,7 +155,7 @@ class _WorkerGroup:
             return JobOutcome(**result.return_value)
         raise FailureLimitReachedError(
             f"training failed after {self._job.workers.max_failures} restarts: {_root_cause(result)}\n"
-            "Submit the job again to go on from its newest checkpoint."
+            "Submit the job again to resume from its newest checkpoint."
         ) from result
 
     def _trainer(self, workers: int | tuple[int, int]) -> TorchTrainer:
@@ -208,7 +208,9 @@ class _WorkerGroup:
 
     def _is_stopping(self) -> bool:
         if self._deadline and time.monotonic() > self._deadline and not self._stop.is_set():
-            self._stop_reason = f"workers.max_runtime_hours ({self._job.workers.max_runtime_hours:g}) is over"
+            self._stop_reason = (
+                f"workers.max_runtime_hours ({self._job.workers.max_runtime_hours:g}) has passed"
+            )
             self._stop.set()
         return self._stop.is_set()
 
@@ -225,9 +227,9 @@ class _WorkerGroup:
         if time.monotonic() - since > timeout:
             self._relay.set_signal.remote(ControlSignal.STOP)  # in case a group starts after all
             raise PlanError(
-                f"no group of workers has begun within workers.startup_timeout_seconds ({timeout:g} s). "
-                "See what the cluster waits for: ray status. "
-                "Submit the job again to go on from its newest checkpoint."
+                f"no group of workers started within workers.startup_timeout_seconds ({timeout:g} s). "
+                "Run `ray status` to see what the cluster is waiting for. "
+                "Submit the job again to resume from its newest checkpoint."
             )
 
     def _wait_for_replacement(self, lost: dict[int, str], workers: int) -> None:

@@ -1,6 +1,4 @@
-"""One worker of a Ray Train group: it opens what the assignment names and takes part in
-`orchestrator.training.loop`.
-"""
+"""Run one worker of a Ray Train group."""
 
 from __future__ import annotations
 
@@ -33,14 +31,14 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Take part in a run as one worker; return its `JobOutcome` as a mapping."""
     assignment, relay = WorkerAssignment(**config["assignment"]), config["relay"]
     if ray.get(relay.failure.remote()):
-        # The attempt before failed for a reason that trying again does not cure.
+        # The previous attempt failed for a reason that a restart cannot fix.
         return asdict(JobOutcome("failed", 0, 0))
     from orchestrator.data import datasets
 
     job = job_from_mapping(assignment.job)
-    assert isinstance(job, Job), "only training is launched here"
+    assert isinstance(job, Job), "only training jobs have workers"
     os.environ["MIRAGE_HOME"] = assignment.home
-    # The number of threads changes the order of sums, and with it the last bit: it is the job's, not the machine's.
+    # The number of threads changes the order of sums, and so the last bit: the job sets it, not the machine.
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -62,7 +60,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             job, dataset, open_store(assignment.run_uri), engine, run_driver, assignment.code_version
         )
     except UnreachableStoreError:
-        raise  # the store may be back when Ray restarts the group
+        raise  # the store may be reachable again when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:
         ray.get(relay.fail.remote(str(error)))
         raise

@@ -64,7 +64,7 @@ class TrainingRun:
             return ema.network_of(self.ema)
         if not self.engine.sharded:
             return self.model
-        # Workers evaluate different images, so none may need a parameter that another one holds.
+        # Workers evaluate different images, so each needs all parameters.
         copy = network.make(self.job.model).to(self.engine.device)
         with self.engine.full_params(self.model):
             copy.load_state_dict(self.model.state_dict())
@@ -74,14 +74,14 @@ class TrainingRun:
 def start(
     job: Job, engine: Engine, stream: TrainStream, store: Store, state: CheckpointState | None
 ) -> TrainingRun:
-    """Return a run at step 0, or at the checkpoint `state`; `store` holds the weights that step 0 begins from."""
+    """Return a run at step 0, or at the checkpoint `state`; `store` holds the initial weights."""
     torch.manual_seed(job.seed)
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
         model.drop_path_seed = job.seed
         model.recompute(job.train.activation_checkpointing)
         if job.loss.spd_weight == 0 and model.config.alignment != "none":
-            # Without its term the SPD head has no gradient, and DDP must not wait for one.
+            # Without its loss term the SPD head has no gradient, and DDP would wait for one.
             for head in (model.spd_shallow, model.spd_latent):
                 head.requires_grad_(False)
     if state is not None:
@@ -121,12 +121,10 @@ def start(
 
 
 def compile_blocks(run: TrainingRun, driver: Driver) -> None:
-    """Have the model's blocks compiled on all workers, or, where one of them cannot, on none, and say so once."""
+    """Compile the model's blocks if all workers can; otherwise on no worker, with one warning."""
     obstacle = compile.obstacle(run.engine.device.type)
     if not run.engine.all_reduce_any(bool(obstacle)):
         compile.compile_blocks(run.model)
     elif run.engine.rank == 0:
-        why = obstacle or "another worker finds no compiler."
-        driver.emit(
-            LogMessage(f"train.compile: nothing can be compiled, the blocks run eagerly: {why}", "warning")
-        )
+        why = obstacle or "another worker has no compiler."
+        driver.emit(LogMessage(f"train.compile: cannot compile, the blocks run eagerly: {why}", "warning"))

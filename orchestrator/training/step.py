@@ -62,6 +62,6 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
                 "has diverged. Lower train.learning_rate, set train.clip_norm, or use precision fp32."
             )
     run.step += 1
-    # The norm is equal everywhere, and what is returned is summed over the workers.
+    # The norm is equal on all workers, and scalars are summed over the workers.
     scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
     return scalars

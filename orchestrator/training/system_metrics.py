@@ -1,4 +1,4 @@
-"""What a node does while it trains: processor, memory, disk, network and GPU, as rates since the last look."""
+"""Measure the load of a node: processor, memory, disk, network and GPU."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _MIB = 2**20
 
 
 class NodeMetrics:
-    """Looks at this node; of several workers on a node the first one has it."""
+    """The load of this node; only the first worker of each node measures it."""
 
     def __init__(self, node: int, device: torch.device) -> None:
         self._prefix = f"system/node-{node}"
         self._device = device
-        psutil.cpu_percent()  # the first answer is meaningless
+        psutil.cpu_percent()  # the first value is meaningless
         self._then = time.monotonic()
         self._totals = _totals()
 
     @classmethod
     def of_this_worker(cls, device: torch.device) -> NodeMetrics | None:
-        """Return the meter of this worker's node, None when another worker of the node has it."""
+        """Return the metrics of this worker's node, or None if another worker measures it."""
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return None
         return cls(int(os.environ.get("NODE_RANK", "0")), device)
 
     def read(self) -> dict[str, float]:
-        """Return values and rates since the last look."""
+        """Return current values, and rates since the previous call."""
         now, totals = time.monotonic(), _totals()
         passed = max(now - self._then, 1e-9)
         values = {
@@ -48,7 +48,7 @@ class NodeMetrics:
 
 
 def _totals() -> Mapping[str, int]:
-    """Return the bytes that have passed since the node was started."""
+    """Return the bytes read, written, received and sent since the node was started."""
     disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
     return {
         "disk_read_mib_per_second": disk.read_bytes if disk else 0,

@@ -1,8 +1,7 @@
-"""Engines: what differs between one process and many when a step is taken.
+"""Define the interface of engines, which distribute a training step, and the engine for one process.
 
-An engine owns the place in the world (rank, device), the wrapping of the model, precision, gradient
-synchronisation, clipping, and the few things that workers must agree on. `train` reads the same on all of them.
-The loss that an engine is given is this process's *share*: summed over the workers it is the loss of the global
+An engine owns rank and device, the wrapping of the model, precision, gradient synchronisation, clipping, and
+collectives. The loss passed to an engine is this worker's *share*: the sum over workers is the loss of the global
 batch (`mirage.loss`).
 """
 
@@ -12,81 +11,78 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.training.engines.loss_scale import LossScale
 
-if TYPE_CHECKING:
-    pass
-
 
 class Engine(Protocol):
-    """What the training loop asks of the processes it runs on."""
+    """The interface between the training loop and the processes that it runs on."""
 
     rank: int
     world_size: int
     device: torch.device
     loss_scale: LossScale | None
-    """Of the loss, in fp16."""
+    """Loss scale; None unless the precision is fp16."""
     sharded: bool
-    """Whether each worker holds a part only, so that all must take part in reading weights or optimiser state."""
+    """True if each worker holds only a part, so that all must take part in reading weights or optimiser state."""
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the module to call in training; its parameters are those of `model`, which `optimizer` moves.
+        """Return the module to call in training; it has the parameters of `model`, which `optimizer` updates.
 
-        Load the model's weights before: an engine may copy them.
+        Load the model's weights first: an engine may copy them.
         """
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context that a forward pass runs in."""
+        """Return the context of a forward pass."""
 
     def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients of this worker's share; they cross the network with the `last` one."""
+        """Accumulate gradients of this worker's share; the `last` call of a step synchronises them."""
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
-        """Return the context for one micro-batch: only the `last` of a step talks to other workers."""
+        """Return the context of one micro-batch: only the `last` of a step communicates."""
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
 
-        A norm that is not finite leaves weights and optimiser as they were.
+        Skips the update if the norm is not finite.
         """
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Return the context in which all of the model's weights can be read; entered by all workers together."""
+        """Return a context in which all of the model's weights can be read; all workers enter it together."""
 
     def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Return the whole optimiser state on the CPU, `<parameter>/<kind>` -> tensor; asked of all workers together.
+        """Return the full optimiser state on the CPU, `<parameter>/<kind>` -> tensor; all workers call this together.
 
-        The same names and shapes on every engine and for any number of workers.
+        Names and shapes do not depend on the engine or the number of workers.
         """
 
     def load_optimizer_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
     ) -> None:
-        """Put what `optimizer_state` returned, on any engine, into the optimiser; after `wrap`."""
+        """Load a state that `optimizer_state` of any engine returned; call it after `wrap`."""
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return `values` summed over the workers."""
 
     def all_reduce_any(self, flag: bool) -> bool:
-        """Return whether any worker says so; equal on all workers."""
+        """Return whether the flag is set on any worker; equal on all workers."""
 
     def all_reduce_max(self, number: int) -> int:
-        """Return the largest number that any worker gives; equal on all workers."""
+        """Return the largest number of all workers; equal on all workers."""
 
     def broadcast_from_rank0(self, text: str) -> str:
-        """Return what worker 0 says, on all workers."""
+        """Return worker 0's text, on all workers."""
 
     def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
         """Return the rows of all workers, on all workers."""
 
 
 class InProcessEngine:
-    """One process, no Ray and no network: debugging, tests, and one GPU on a desk."""
+    """An engine for one process without Ray."""
 
     rank = 0
     world_size = 1
@@ -104,7 +100,7 @@ class InProcessEngine:
         return model
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return autocast to the 16 bits that the job asks for."""
+        """Return autocast to the job's 16-bit type, if it has one."""
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype=kind) if kind else contextlib.nullcontext()
 
@@ -117,11 +113,11 @@ class InProcessEngine:
         return share if self.loss_scale is None else share * self.loss_scale.factor
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
-        """Return an empty context: there is nobody to talk to."""
+        """Return an empty context: there are no other workers."""
         return contextlib.nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Take the loss scale off again, clip, update, clear."""
+        """Unscale, clip, update and clear the gradients."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.loss_scale is not None:
             torch._foreach_mul_(
@@ -145,7 +141,7 @@ class InProcessEngine:
         return contextlib.nullcontext()
 
     def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Return the optimiser's own state under the names of the parameters."""
+        """Return the optimiser's state under the names of the parameters."""
         names = [name for name, _ in trainable(model)]
         state = optimizer.state_dict()["state"]
         return {
@@ -157,7 +153,7 @@ class InProcessEngine:
     def load_optimizer_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
     ) -> None:
-        """Load it as the optimiser's own."""
+        """Load the state of each parameter by its name."""
         index = {name: i for i, (name, _) in enumerate(trainable(model))}
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -187,5 +183,5 @@ class InProcessEngine:
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters that an optimiser moves, by name, in the order in which it is given them."""
+    """Return the trainable parameters by name, in the optimiser's order."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

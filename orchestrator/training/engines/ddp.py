@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-if TYPE_CHECKING:
-    pass
 from orchestrator.training.engines.base import InProcessEngine
 
 
 class DistributedEngine(InProcessEngine):
-    """One of several processes of an initialised `torch.distributed` world: what they tell each other.
+    """The collectives of an engine in an initialised `torch.distributed` world.
 
-    Without `control_timeout` a worker waits half an hour for a flag or a name of another's, as torch does by itself.
+    control_timeout: longest wait for another worker's flag or text; None: torch's default, 30 minutes.
     """
 
     def __init__(
@@ -29,8 +26,8 @@ class DistributedEngine(InProcessEngine):
         super().__init__(device, precision)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        # Flags and names travel on the CPU, so that agreeing on them never waits for a GPU. A new group does not
-        # inherit the deadline of the first one.
+        # Flags and text use gloo on the CPU, so that they never wait for a GPU. A new group does not inherit the
+        # timeout of the default group.
         self._control = dist.new_group(backend="gloo", timeout=control_timeout)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -63,7 +60,7 @@ class DistributedEngine(InProcessEngine):
 
 
 class DDPEngine(DistributedEngine):
-    """DistributedDataParallel: gloo on CPU, NCCL on GPUs."""
+    """An engine with DistributedDataParallel: gloo on CPUs, NCCL on GPUs."""
 
     def __init__(
         self, device: torch.device, precision: str = "fp32", control_timeout: timedelta | None = None
@@ -74,7 +71,7 @@ class DDPEngine(DistributedEngine):
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model in DistributedDataParallel.
 
-        Buffers are not broadcast: BatchNorm's statistics are synchronised where they are made.
+        Buffers are not broadcast: BatchNorm synchronises its own statistics.
         """
         ids = [self.device.index] if self.device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
@@ -83,7 +80,7 @@ class DDPEngine(DistributedEngine):
         return self._wrapped
 
     def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients; DDP averages over workers, and the shares are meant to be summed."""
+        """Accumulate gradients; DDP averages over workers, but shares must be summed."""
         (self.scale_loss(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:

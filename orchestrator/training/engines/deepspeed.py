@@ -1,12 +1,11 @@
-"""DeepSpeed's ZeRO behind the same protocol as the other engines.
+"""Train with DeepSpeed ZeRO.
 
-Stage 0 shares nothing, 1 the optimiser's state, 2 the gradients as well, 3 the weights too. Losses equal those of
-DistributedDataParallel to rounding. What `optimizer_state` returns is whole, so that a checkpoint knows nothing of
-stage or number of workers and any engine goes on from it: with some 20 MiB per moment, gathering costs less than
-DeepSpeed's own files and their conversion.
+Stage 0 shards nothing, stage 1 the optimiser state, stage 2 also the gradients, stage 3 also the weights. Losses equal
+those of DistributedDataParallel up to rounding. `optimizer_state` gathers the full state (about 20 MiB per moment), so
+checkpoints do not depend on the stage or the number of workers, and any engine can resume from them.
 
-Precision is ours, not DeepSpeed's: weights are fp32 and autocast surrounds the model, as on every engine. The scale
-of fp16's loss is ours too; from stage 1 on DeepSpeed is told it before each step, and takes it off before it clips.
+Precision is handled as on the other engines: fp32 weights, autocast around the model, and our loss scale for fp16. From
+stage 1 on DeepSpeed gets the scale before each step and unscales before it clips.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine(DistributedEngine):
-    """ZeRO of stage 0 to 3 in an initialised `torch.distributed` world."""
+    """An engine with ZeRO stages 0 to 3 in an initialised `torch.distributed` world."""
 
     def __init__(
         self,
@@ -47,14 +46,14 @@ class DeepSpeedEngine(DistributedEngine):
         self._deepspeed: Any = None
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the model in a DeepSpeed engine, which from now on owns its parameters' storage."""
+        """Return the model in a DeepSpeed engine, which then owns the storage of its parameters."""
         self._deepspeed, *_ = import_deepspeed(self.device).initialize(
             model=_InAutocast(model, self),
             optimizer=optimizer,
             model_parameters=[p for _, p in trainable(model)],
             dist_init_required=False,
             config={
-                # The shares of a batch may differ in size, so that DeepSpeed is told of micro-batches only.
+                # Shares of a batch may differ in size, so DeepSpeed only gets the number of micro-batches.
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": self._micro_batches,
                 "gradient_clipping": self._clip_norm or 0.0,
@@ -67,11 +66,11 @@ class DeepSpeedEngine(DistributedEngine):
         return wrapped
 
     def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients; DeepSpeed averages over workers, and the shares are meant to be summed."""
+        """Accumulate gradients; DeepSpeed averages over workers, but shares must be summed."""
         if self.loss_scale is not None and self.stage > 0:
             self._deepspeed.optimizer.override_loss_scale(
                 self.loss_scale.factor
-            )  # it multiplies the loss by it
+            )  # DeepSpeed multiplies the loss by it
         else:
             share = self.scale_loss(share)
         self._deepspeed.backward(share * self.world_size, scale_wrt_gas=False)
@@ -82,10 +81,10 @@ class DeepSpeedEngine(DistributedEngine):
         return contextlib.nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Clip, update, clear; DeepSpeed itself passes over a gradient that is not finite."""
+        """Clip, update and clear; DeepSpeed itself skips gradients that are not finite."""
         if self.stage == 0:
             return super().step(optimizer, max_norm)
-        assert max_norm == self._clip_norm, "DeepSpeed was told at its start how to clip"
+        assert max_norm == self._clip_norm, "DeepSpeed was initialised with another clip norm"
         self._deepspeed.step()
         norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
         if self.loss_scale is not None:
@@ -93,7 +92,7 @@ class DeepSpeedEngine(DistributedEngine):
         return norm
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Gather the weights of stage 3 for the time of the context."""
+        """Return a context that gathers the weights in stage 3."""
         if self.stage < 3:
             return contextlib.nullcontext()
         gathered: AbstractContextManager[object] = import_deepspeed(self.device).zero.GatheredParameters(
@@ -121,7 +120,7 @@ class DeepSpeedEngine(DistributedEngine):
     def load_optimizer_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
     ) -> None:
-        """Give each worker its part of the moments."""
+        """Load this worker's part of the moments."""
         if self.stage == 0:
             super().load_optimizer_state(model, optimizer, state)
             return
@@ -141,7 +140,7 @@ class DeepSpeedEngine(DistributedEngine):
     def _put_partitioned(
         self, parameter: Any, kind: str, value: Tensor, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Stages 1 and 2: this worker's piece of one flat vector over all parameters, which may be none of this one."""
+        """Copy this worker's piece of a parameter into its flat vector (stages 1 and 2); it may have no piece."""
         mapping = parameter._hp_mapping
         if mapping is None:
             return
@@ -153,7 +152,7 @@ class DeepSpeedEngine(DistributedEngine):
     def _put_sharded(
         self, parameter: Any, kind: str, value: Tensor, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Stage 3: every parameter is cut in equal pieces, the last one padded."""
+        """Copy this worker's piece of a parameter (stage 3): equal pieces, the last one padded."""
         from deepspeed.utils import safe_set_local_optimizer_state
 
         size = parameter.ds_tensor.numel()
@@ -162,12 +161,12 @@ class DeepSpeedEngine(DistributedEngine):
 
 
 class _InAutocast(nn.Module):
-    """The model in this engine's autocast, which DeepSpeed turns off around what it calls."""
+    """The model in this engine's autocast, which DeepSpeed disables around the module that it calls."""
 
     def __init__(self, model: nn.Module, engine: DeepSpeedEngine) -> None:
         super().__init__()
         self.model = model
-        self._engine = [engine]  # not a part of the module
+        self._engine = [engine]  # in a list: not a submodule
 
     def forward(self, degraded: Tensor, keys: Tensor) -> object:
         with self._engine[0].autocast():

@@ -1,7 +1,7 @@
-"""Loss scaling for fp16: its exponent is too short for small gradients, so the loss is multiplied before them.
+"""Scale the loss for fp16, whose exponent range is too small for small gradients.
 
-The factor is found by trying: it doubles after many steps whose gradients were finite, and halves after one whose
-were not, which moves no weight. It is the same on all workers, and part of a checkpoint.
+The factor doubles after `GROWTH_INTERVAL` steps with finite gradients, and halves after a step without, which is
+skipped. It is equal on all workers and part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 INITIAL_SCALE = 65536.0
 GROWTH_INTERVAL = 2000
-"""Finite steps in a row."""
+"""Consecutive steps with finite gradients before the factor doubles."""
 
 
 @dataclass
 class LossScale:
-    """The factor, and how long it has held."""
+    """The factor, and the number of finite steps since it changed."""
 
     factor: float = INITIAL_SCALE
     finite_steps: int = 0
 
     def update(self, finite: bool) -> None:
-        """Note whether a step's gradients were finite."""
+        """Update the factor after a step."""
         self.finite_steps = self.finite_steps + 1 if finite else 0
         if not finite:
             self.factor /= 2
@@ -30,9 +30,9 @@ class LossScale:
             self.factor, self.finite_steps = 2 * self.factor, 0
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         return {"factor": self.factor, "held": self.finite_steps}
 
     def load(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` returned; one without a factor begins anew."""
+        """Load what `state` returned; an empty state resets to the initial values."""
         self.factor, self.finite_steps = state.get("factor", INITIAL_SCALE), int(state.get("held", 0))
