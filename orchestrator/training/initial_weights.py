@@ -27,9 +27,10 @@ _MAY_DIFFER = ("drop_path", "batch_norm", "shallow_tap", "alignment", "spd_chann
 
 
 def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
-    """Find the weights that the job begins from and store_weights them in the run's folder; return their digest.
+    """Resolve the job's initial weights, store them in the run's folder, and return their digest.
 
-    What was kept before stays. Raises RegistryError or ModelError: nothing of that name, or not of this network.
+    Weights that are already stored are not resolved again. Raises RegistryError if the name is unknown, ModelError if
+    the weights do not fit the network.
     """
     from orchestrator.registry.resolve import (
         find_model,  # it finds runs by their results, which training writes
@@ -52,7 +53,7 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
     return found[0].removeprefix(FOLDER)
 
 
-keep = store_weights  # `orchestrator.sweeps` calls it so
+keep = store_weights  # the name that `orchestrator.sweeps` uses
 
 
 def load_stored(job: Job, model: Network, store: Store) -> None:
