@@ -1,7 +1,7 @@
-"""Crop and batch by step: progressive training as a function of the step and of the position, with no state.
+"""Crop size and batch size by step, for progressive training.
 
-stages    128 pixels x 32 from step 0, 256 pixels x 8 from step 92,000
-step ⇄ position, and the crop and batch of both
+For example 128 pixels x 32 images from step 0, and 256 pixels x 8 images from step 92,000. A stateless mapping between
+step and position, with the crop and batch size of each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shards.errors import MixtureError
 
 
 class TrainingStage(NamedTuple):
-    """From one step on: the side of the crop, and the images of a step over all workers."""
+    """From one step on: the side of the crop in pixels, and the images per step over all workers."""
 
     from_step: int
     pixels: int
@@ -24,7 +24,7 @@ class TrainingStage(NamedTuple):
 
 @dataclass(frozen=True)
 class CropSchedule:
-    """All stages of a run, the first from step 0."""
+    """The stages of a run; the first starts at step 0."""
 
     stages: tuple[TrainingStage, ...]
 
@@ -33,7 +33,7 @@ class CropSchedule:
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise MixtureError(
                 f"stages start at steps {', '.join(map(str, starts)) or 'none'}: the first must start at 0, and "
-                "each of the others later than the one before."
+                "each later one after the one before it."
             )
         for stage in self.stages:
             if stage.pixels < 1 or stage.batch < 1:
@@ -41,25 +41,25 @@ class CropSchedule:
 
     @classmethod
     def constant(cls, pixels: int, batch: int) -> CropSchedule:
-        """One crop and one batch from the first step to the last."""
+        """Return a schedule with one crop size and batch size."""
         return cls((TrainingStage(0, pixels, batch),))
 
     def at_step(self, step: int) -> TrainingStage:
-        """Stage of the step with this index."""
+        """Return the stage of a step."""
         return self.stages[bisect_right(self.stages, step, key=lambda stage: stage.from_step) - 1]
 
     def position_at(self, step: int) -> int:
-        """Samples that are consumed before the step with this index."""
+        """Return the number of samples that are consumed before a step."""
         number = bisect_right(self.stages, step, key=lambda stage: stage.from_step) - 1
         stage = self.stages[number]
         return self._starts()[number] + (step - stage.from_step) * stage.batch
 
     def at_position(self, position: int) -> TrainingStage:
-        """Stage of the step that consumes a position."""
+        """Return the stage of the step that consumes a position."""
         return self.stages[bisect_right(self._starts(), position) - 1]
 
     def _starts(self) -> Sequence[int]:
-        """Position at which each stage begins."""
+        """Return the position at which each stage starts."""
         starts = [0]
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
             starts.append(starts[-1] + (stage.from_step - before.from_step) * before.batch)

@@ -1,9 +1,8 @@
-"""Synthetic degradations after the published physics: rain, haze, motion blur, low light, snow, and CDD-11's
-compositions of them.
+"""Synthetic degradations by published physical models: rain, haze, motion blur, low light, snow, and combinations.
 
-They make a demonstration possible on any clean photographs. They are not the benchmarks' own data, and no
-number measured on them compares with a published one. Every function takes an RGB image, (h, w, 3) uint8,
-and a generator, and is deterministic in both.
+They allow a demonstration on any clean photographs. They are not the benchmarks' own data, so no number measured on
+them is comparable with a published one. Every function takes an RGB image, (h, w, 3) uint8, and a generator, and is
+deterministic in both.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Map = NDArray[np.float32]
 
 
 def degrade(clean: Image, degradation: str, seed: int, name: str) -> Image:
-    """`clean` after one degradation; a function of the seed and of the name of this draw."""
+    """Return `clean` after one degradation, drawn from the seed and the name of this draw. Raises PackError."""
     if degradation not in SYNTHETIC:
         raise PackError(
             f"degradation {degradation!r} cannot be synthesised; there are {', '.join(SYNTHETIC)}."
@@ -36,7 +35,7 @@ def degrade(clean: Image, degradation: str, seed: int, name: str) -> Image:
 
 
 def rain(clean: Image, rng: np.random.Generator) -> Image:
-    """Streaks of one direction, added: I + R."""
+    """Add rain streaks of one direction: I + R."""
     height, width, _ = clean.shape
     angle = np.deg2rad(rng.uniform(60, 120))
     streaks = np.zeros((height, width), np.float32)
@@ -47,7 +46,7 @@ def rain(clean: Image, rng: np.random.Generator) -> Image:
 
 
 def haze(clean: Image, rng: np.random.Generator) -> Image:
-    """Koschmieder's law I t + A (1 - t) with t = exp(-beta d) over a smooth synthetic depth d in [0, 1]."""
+    """Apply Koschmieder's law I t + A (1 - t), t = exp(-beta d), over a smooth synthetic depth d in [0, 1]."""
     depth = _depth(clean.shape[0], clean.shape[1], rng)
     beta, airlight = rng.uniform(0.7, 2.0), rng.uniform(0.7, 0.98)
     transmission = np.exp(-beta * (0.1 + 0.9 * depth))[..., None]
@@ -55,21 +54,21 @@ def haze(clean: Image, rng: np.random.Generator) -> Image:
 
 
 def haze_cdd11(clean: Image, rng: np.random.Generator) -> Image:
-    """CDD-11's haze: the same law with no depth above 0.7, and its ranges of density and airlight."""
+    """Apply CDD-11's haze: the same law with depth up to 0.7 and its ranges of density and airlight."""
     depth = np.minimum(_depth(clean.shape[0], clean.shape[1], rng), 0.7)
     transmission = np.exp(-rng.uniform(1, 2) * depth)[..., None]
     return _quantise(clean / 255 * transmission + rng.uniform(0.6, 0.9) * (1 - transmission))
 
 
 def blur(clean: Image, rng: np.random.Generator) -> Image:
-    """Motion along one straight line during the exposure."""
+    """Blur by motion along a straight line during the exposure."""
     kernel = _line(int(rng.integers(8, 18)), rng.uniform(0, np.pi))
     channels = [_filter(clean[..., channel].astype(np.float32), kernel) for channel in range(3)]
     return _quantise(np.stack(channels, axis=2) / 255)
 
 
 def lowlight(clean: Image, rng: np.random.Generator) -> Image:
-    """A short exposure: gamma and gain, then photon (shot) noise and read noise."""
+    """Simulate a short exposure: gamma and gain, then photon (shot) noise and read noise."""
     exposed = np.exp(rng.uniform(np.log(0.06), np.log(0.25))) * (clean / 255) ** rng.uniform(1.0, 1.4)
     photons = rng.uniform(500, 2000)  # at full scale
     shot = rng.standard_normal(clean.shape) * np.sqrt(exposed / photons)
@@ -77,9 +76,9 @@ def lowlight(clean: Image, rng: np.random.Generator) -> Image:
 
 
 def lowlight_cdd11(clean: Image, rng: np.random.Generator) -> Image:
-    """CDD-11's low light: I = R L with L the smoothed brightest channel, shown as R L^gamma, and noise.
+    """Apply CDD-11's low light: I = R L, with L the smoothed brightest channel, becomes R L^gamma plus noise.
 
-    Lamps and skies stay bright, which a short exposure (`lowlight`) would not leave.
+    Lamps and skies stay bright, unlike in a short exposure (`lowlight`).
     """
     light = np.maximum(_smooth(clean.max(axis=2) / 255, reach=12), 1e-3)[..., None]
     gamma, noise = rng.uniform(2, 3), rng.uniform(0.03, 0.08)
@@ -87,7 +86,7 @@ def lowlight_cdd11(clean: Image, rng: np.random.Generator) -> Image:
 
 
 def snow(clean: Image, rng: np.random.Generator) -> Image:
-    """Bright flakes of several sizes, in front of the scene: I (1 - m) + m."""
+    """Draw bright flakes of several sizes in front of the scene: I (1 - m) + m."""
     height, width, _ = clean.shape
     angle = rng.uniform(0, np.pi)
     flakes = np.zeros((height, width), np.float32)
@@ -107,7 +106,7 @@ _PHYSICS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
 }
 
 _ORDER = {"low": lowlight_cdd11, "rain": rain, "snow": snow, "haze": haze_cdd11}
-"""In which CDD-11 composes: the scene is dark, rain and snow fall in it, haze lies over all."""
+"""Degradations in CDD-11's order of composition: first low light, then rain or snow, then haze."""
 
 _COMPOSED = {
     name: tuple(_ORDER[part] for part in _ORDER if part in folder.split("_"))
@@ -116,7 +115,7 @@ _COMPOSED = {
 }
 
 SYNTHETIC = (*_PHYSICS, *_COMPOSED)
-"""Degradations that `degrade` can make. Noise is not among them: it is drawn when a sample is read."""
+"""Degradations that `degrade` supports. Noise is not one of them: it is added when a sample is read."""
 
 
 def _quantise(image: NDArray[np.floating]) -> Image:
@@ -125,7 +124,7 @@ def _quantise(image: NDArray[np.floating]) -> Image:
 
 
 def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
-    """Far at the top, near at the bottom, with smooth hills: in [0, 1]."""
+    """Return a synthetic depth map in [0, 1]: far at the top, near at the bottom, with smooth hills."""
     coarse = rng.random((5, 6)).astype(np.float32)
     hills = _upsample(coarse, height, width)
     slope = np.linspace(1, 0, height, dtype=np.float32)[:, None]
@@ -136,7 +135,7 @@ def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
 
 
 def _smooth(image: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Mean over a square of 2 `reach` + 1 pixels; the border is continued."""
+    """Return the mean over a square of 2 `reach` + 1 pixels; the border is repeated outwards."""
     side = 2 * reach + 1
     for axis in (0, 1):
         widths = [(reach + 1, reach) if a == axis else (0, 0) for a in (0, 1)]
@@ -149,7 +148,7 @@ def _smooth(image: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
 
 
 def _upsample(coarse: Map, height: int, width: int) -> Map:
-    """Bicosine interpolation: no creases at the grid lines."""
+    """Interpolate by cosines in both directions, without creases at the grid lines."""
     rows, top, below = _between(height, coarse.shape[0])
     columns, left, right = _between(width, coarse.shape[1])
     upper = coarse[top][:, left] * (1 - columns) + coarse[top][:, right] * columns
@@ -164,7 +163,7 @@ def _between(size: int, grid: int) -> tuple[Map, NDArray[np.intp], NDArray[np.in
 
 
 def _line(length: int, angle: float) -> Map:
-    """Straight line through the centre, `length` pixels long, antialiased, with sum 1."""
+    """Return an antialiased kernel of a straight line of `length` pixels through the centre, with sum 1."""
     radius = length // 2 + 1
     kernel: Map = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
     for distance in np.linspace(-(length - 1) / 2, (length - 1) / 2, 4 * length):
@@ -177,7 +176,7 @@ def _line(length: int, angle: float) -> Map:
 
 
 def _disc(radius: float) -> Map:
-    """Soft disc with sum 1."""
+    """Return a kernel of a disc with a soft edge, with sum 1."""
     reach = int(np.ceil(radius)) + 1
     grid = np.arange(-reach, reach + 1)
     distance = np.hypot(grid[:, None], grid[None, :])
@@ -187,7 +186,7 @@ def _disc(radius: float) -> Map:
 
 
 def _filter(image: Map, kernel: Map) -> Map:
-    """Correlation with a small sparse kernel, borders reflected; a sum in fixed order, so bit-stable."""
+    """Correlate with a small sparse kernel, borders reflected; the fixed order of the sum makes it bit-exact."""
     reach = kernel.shape[0] // 2
     padded = np.pad(image, reach, mode="reflect")
     out = np.zeros_like(image)

@@ -1,55 +1,55 @@
-"""Every error of this package that a user can cause or cure, as one tree.
+"""All errors of this package that a user can cause or fix.
 
     ShardsError
-    ├── StoreError               a store cannot be reached, read or written as asked
-    │   ├── UnreachableStoreError    it did not answer; it may be back later
-    │   ├── MissingObjectError       it answers, and it has no such object
-    │   └── ObjectExistsError        the key holds other bytes
-    ├── ManifestError            a manifest is missing, of another version, or lacks what was asked of it
-    ├── CorruptObjectError       bytes that are not what their manifest or header says
-    ├── PackError                raw data that cannot become shards
-    ├── MixtureError             data and mixture that do not make a training stream
-    └── LedgerError              what a run wrote of its samples has a hole or contradicts itself
+    ├── StoreError               a request to a store failed
+    │   ├── UnreachableStoreError    the store did not answer; a later attempt may succeed
+    │   ├── MissingObjectError       the store has no such object
+    │   └── ObjectExistsError        the key already holds other bytes
+    ├── ManifestError            a manifest is missing, unreadable, or lacks what was requested
+    ├── CorruptObjectError       bytes that contradict their manifest or header
+    ├── PackError                raw data that cannot be packed
+    ├── MixtureError             a mixture or schedule that is impossible with the data
+    └── LedgerError              a sample ledger has a gap or contradicts itself
 
-A message says what value, where it stands, and what to do. Bugs are not in this tree: they stay tracebacks.
+A message names the value, its location, and the remedy. Bugs are not ShardsErrors: they keep their tracebacks.
 """
 
 
 class ShardsError(Exception):
-    """Root of everything that this package raises for a user to read."""
+    """Base class of the errors of this package that are shown to users."""
 
 
 class StoreError(ShardsError):
-    """A store cannot be reached, read or written as asked."""
+    """A failed request to a store."""
 
 
 class UnreachableStoreError(StoreError):
-    """The store did not answer, however often it was asked; it may be back later."""
+    """A store that did not answer after all attempts; a later attempt may succeed."""
 
 
 class MissingObjectError(StoreError):
-    """The store answers, and it has no such object."""
+    """An object that the store does not have."""
 
 
 class ObjectExistsError(StoreError):
-    """The key holds other bytes, and objects are written once."""
+    """A write to a key that already holds other bytes; objects are written once."""
 
 
 class ManifestError(ShardsError):
-    """A manifest is missing, of another version, or does not hold what was asked of it."""
+    """A manifest that is missing, unreadable, or lacks what was requested."""
 
 
 class CorruptObjectError(ShardsError):
-    """Bytes that are not what their manifest or header says."""
+    """Bytes that contradict their manifest or header."""
 
 
 class PackError(ShardsError):
-    """Raw data that cannot become shards; nothing was published."""
+    """Raw data that cannot be packed; nothing was published."""
 
 
 class MixtureError(ShardsError):
-    """Data and mixture that do not make a training stream."""
+    """A mixture or schedule that is impossible with the data."""
 
 
 class LedgerError(ShardsError):
-    """What a run wrote down of its samples has a hole or contradicts itself."""
+    """A sample ledger that has a gap or contradicts itself."""

@@ -1,4 +1,4 @@
-"""Held-out samples, whole and in a fixed order, with noise that depends on the sample alone."""
+"""Held-out samples: whole images in a fixed order, with noise that depends on the sample only."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class EvalItem:
     degraded: Image
     clean: Image
     source: str = ""
-    """Dataset that the image is from."""
+    """Name of the original dataset."""
 
 
 class EvaluationSet:
-    """The test split under the given degradations, sorted by degradation (as given) and id.
+    """The test split under the given degradations, in their order and then by id.
 
-    Images are centre-cropped to multiples of `multiple` pixels, as the all-in-one benchmarks do (16; CDD-11
-    uses 1). Noise is keyed by seed, id and level, so it does not depend on the order or on who evaluates; with
-    `noise="release"` it is the authors' one sequence over all images of the split (`shards.release_noise`).
+    Images are centre-cropped to multiples of `multiple` pixels, as in the all-in-one benchmarks (16; CDD-11 uses 1).
+    Noise is seeded by seed, id and level, so it does not depend on the order or the worker; `noise="release"` is the
+    authors' single sequence over all images of the split (`shards.release_noise`).
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class EvaluationSet:
     def __getitem__(self, index: int) -> EvalItem:
         degradation, row = self._entries[index]
         window = centre_window(row.clean.height, row.clean.width, self.multiple)
-        degraded, clean = self.dataset.read(row)  # whole, so that checksums are verified
+        degraded, clean = self.dataset.read(row)  # whole images, so that checksums are verified
         clean = window.of(clean)
         degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
         return EvalItem(row.id, degradation, degraded, clean, row.source)
 
     def name(self, index: int) -> tuple[str, str]:
-        """Degradation and id of an item, without reading it."""
+        """Return degradation and id of an item, without reading it."""
         degradation, row = self._entries[index]
         return degradation, row.id
 
     def first(self, count: int) -> list[int]:
-        """Indices of the first `count` items of each degradation."""
+        """Return the indices of the first `count` items of each degradation."""
         taken: dict[str, int] = {}
         chosen = []
         for index, (degradation, _) in enumerate(self._entries):
@@ -98,7 +98,7 @@ class EvaluationSet:
         return chosen
 
     def items(self, start: int = 0, stride: int = 1) -> Iterator[EvalItem]:
-        """Every `stride`-th item from `start` on: the part of one of `stride` workers."""
+        """Iterate over every `stride`-th item from `start` on, the share of one of `stride` workers."""
         return (self[index] for index in range(start, len(self), stride))
 
     def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:

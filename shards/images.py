@@ -1,4 +1,4 @@
-"""Image files in: 8-bit RGB or one clear error that names the file."""
+"""Read image files as 8-bit RGB, or raise an error that names the file."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ _READABLE = {"RGB", "L", "P", "1"}
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What an image file says of itself."""
+    """The header of an image file."""
 
     height: int
     width: int
     format: str
-    """As Pillow names it: PNG, JPEG ..."""
+    """Format as Pillow names it: PNG, JPEG ..."""
     mode: str
-    """As Pillow names it, with `;16` behind when a channel has 16 bits."""
+    """Mode as Pillow names it, with the suffix `;16` when a channel has 16 bits."""
     plain: bool
-    """Whether it is grey or RGB of 8 bits, without alpha."""
+    """Whether the image is 8-bit grey or RGB without alpha."""
 
 
 def read_header(path: Path) -> ImageHeader:
-    """What the header of a file says; its pixels are not read."""
+    """Read the header of a file, without its pixels. Raises PackError."""
     with _explained(str(path)), PilImage.open(path) as image:
         return _header(image)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels of a file, (h, w, 3) uint8 RGB; grey becomes three equal channels.
+    """Return the pixels of a file, (h, w, 3) uint8 RGB; grey becomes three equal channels. Raises PackError.
 
-    16-bit, alpha and CMYK files are refused rather than converted: what they lose would be silent.
-    Orientation tags are not applied, since the published pairs were made without them.
+    16-bit, alpha and CMYK files are refused: a conversion would lose information silently. Orientation tags are not
+    applied, since the published pairs were made without them.
     """
     with _explained(str(path)), PilImage.open(path) as image:
         return _rgb(image, str(path))
 
 
 def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
-    """`read_image` for the bytes of a file; `where` names them in errors."""
+    """Do `read_image` on the bytes of a file; `where` names them in errors."""
     with _explained(where), PilImage.open(io.BytesIO(data)) as image:
         return _rgb(image, where)
 
 
 def reduce_image(data: bytes, where: str) -> NDArray[np.uint8]:
-    """What any file shows, (h, w, 3) uint8 RGB, for people to look at: alpha and the lower of 16 bits are lost."""
+    """Return any image reduced to (h, w, 3) uint8 RGB for display: alpha and the lower of 16 bits are lost."""
     with _explained(where), PilImage.open(io.BytesIO(data)) as image:
         if not image.mode.startswith(("I", "F")):
             return np.array(image.convert("RGB"))
@@ -69,7 +69,7 @@ def reduce_image(data: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All bytes of a file. Raises PackError."""
+    """Return all bytes of a file. Raises PackError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -77,7 +77,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_samples(data: bytes, where: str) -> NDArray[Any]:
-    """All that a file holds, with its own channels and depth: RGBA, 16-bit RGB ...; plain files as RGB."""
+    """Return all samples of a file with its own channels and depth (RGBA, 16-bit RGB ...); plain files as RGB."""
     with _explained(where), PilImage.open(io.BytesIO(data)) as image:
         header = _header(image)
         if header.plain:
@@ -98,14 +98,12 @@ def _png_samples(data: bytes, where: str) -> NDArray[Any]:
     try:
         samples: NDArray[Any] = imagecodecs.png_decode(data)
     except imagecodecs.PngError as error:
-        raise PackError(
-            f"{where}: not a readable image ({error}). Replace the file or take it away."
-        ) from error
+        raise PackError(f"{where}: not a readable image ({error}). Replace or remove the file.") from error
     return samples
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder and its subfolders, sorted; hidden files are left out."""
+    """Return the sorted image files of a folder and its subfolders, without hidden ones. Raises PackError."""
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder.")
     found = sorted(
@@ -119,7 +117,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Half the size, each pixel the mean of four: takes the compression artefacts out of a JPEG."""
+    """Return the image at half size, each pixel the mean of four; this removes JPEG compression artefacts."""
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     quads = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
     mean: NDArray[np.uint8] = np.round(quads.mean(axis=(1, 3))).astype(np.uint8)
@@ -134,7 +132,7 @@ def _header(image: PilImage.Image) -> ImageHeader:
 
 
 def _is_deep(image: PilImage.Image) -> bool:
-    """Whether a channel has more than 8 bits in the file; Pillow opens 16-bit RGB files as if it had 8."""
+    """Return whether a channel has more than 8 bits in the file; Pillow opens 16-bit RGB files as 8-bit."""
     stored_as = str(getattr(image, "tile", ""))  # how Pillow will unpack it: RGB;16B
     return image.mode.startswith(("I", "F")) or ";16" in stored_as
 
@@ -151,7 +149,7 @@ def _rgb(image: PilImage.Image, where: str) -> NDArray[np.uint8]:
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn what a broken file causes into an error that names it."""
+    """Turn the exceptions of a broken file into an error that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PilImage.DecompressionBombWarning)
@@ -159,8 +157,6 @@ def _explained(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise PackError(f"{where}: there is no such file.") from error
     except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning) as error:
-        raise PackError(f"{where}: {error}. Nothing photographic is that large; take it away.") from error
+        raise PackError(f"{where}: {error}. No photograph is that large; remove it.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PackError(
-            f"{where}: not a readable image ({error}). Replace the file or take it away."
-        ) from error
+        raise PackError(f"{where}: not a readable image ({error}). Replace or remove the file.") from error

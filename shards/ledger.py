@@ -1,10 +1,10 @@
-"""Which sample stood at which position of a run, written down, so that anybody can check "each exactly once".
+"""Ledger of the samples that a run consumed, to check that every position was consumed exactly once.
 
     ledger/<attempt>/<first step>-worker-<rank>-of-<world>.jsonl
 
-A piece is written once, before the checkpoint that counts on it. One line is one batch of one worker:
+A file is written once, before the checkpoint that includes its steps. One line is one batch of one worker:
 `{"step", "samples": [[position, degradation, id], …], "skipped": [[position, degradation, id, why], …]}`. Every start
-of a run is a new attempt. What an attempt repeats after a resume must be what the one before it did.
+of a run is a new attempt. Positions that are repeated after a resume must have the same samples as before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Sample = tuple[str, str]
 
 
 class SampleLedger:
-    """What one worker of one attempt consumed; `flush` writes what has come since the last time as one object."""
+    """Writer of one worker's ledger in one attempt; each `flush` writes one object."""
 
     def __init__(self, store: Store, attempt: int, rank: int = 0, world_size: int = 1) -> None:
         self._store, self._folder = store, f"{FOLDER}/{attempt:04d}"
@@ -35,7 +35,7 @@ class SampleLedger:
         self._lines: list[str] = []
 
     def record(self, step: int, batch: Batch) -> None:
-        """Note a batch that the step with this index has consumed."""
+        """Record a batch that a step has consumed."""
         if self._first is None:
             self._first = step
         samples = list(zip(batch.positions.tolist(), batch.degradations, batch.ids, strict=True))
@@ -43,7 +43,7 @@ class SampleLedger:
         self._lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
 
     def flush(self) -> None:
-        """Write down what was noted."""
+        """Write the batches recorded since the last flush."""
         if self._lines:
             key = f"{self._folder}/{self._first:09d}-{self._worker}.jsonl"
             self._store.write(key, "".join(self._lines).encode())
@@ -52,52 +52,52 @@ class SampleLedger:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """What a ledger shows of a run."""
+    """Summary of a run's ledger."""
 
     samples: dict[int, Sample]
-    """Degradation and id at every position."""
+    """Degradation and id of the sample at every position."""
     attempts: int
     repeated: int
-    """Positions that two attempts wrote down, with the same samples: they were consumed again after a resume.
+    """Number of positions in the ledgers of two attempts, with the same samples: repeated after a resume.
 
-    What an attempt consumed after its last checkpoint it did not come to write down."""
+    Positions that an attempt consumed after its last checkpoint may be missing from its ledger."""
     skipped: dict[int, tuple[str, str, str]]
-    """Position, and the degradation, id and damage of the sample that another one stood in for."""
+    """Degradation, id and error of each damaged sample that was replaced, by position."""
 
     def render(self) -> str:
-        """The findings in words."""
+        """Return the report as text."""
         last = max(self.samples, default=-1)
         lines = [
             f"positions 0 to {last:,}: each exactly once, over {self.attempts} attempt"
             f"{'' if self.attempts == 1 else 's'}",
-            f"written down by two attempts, with the same samples: {self.repeated:,}",
-            f"left out as damaged: {len(self.skipped):,}",
+            f"repeated after a resume, with the same samples: {self.repeated:,}",
+            f"damaged samples that were replaced: {len(self.skipped):,}",
         ]
-        told = [
+        replaced = [
             f"  {position:>9}  {d}  {id_}: {why}" for position, (d, id_, why) in sorted(self.skipped.items())
         ]
-        return "\n".join([*lines, *told[:20], *(["  …"] if len(told) > 20 else [])])
+        return "\n".join([*lines, *replaced[:20], *(["  …"] if len(replaced) > 20 else [])])
 
 
 def next_attempt(store: Store) -> int:
-    """Number of the attempt that begins now, from 0."""
-    return max((attempt for attempt, _ in _pieces(store)), default=-1) + 1
+    """Return the number of the next attempt, from 0."""
+    return max((attempt for attempt, _ in _files(store)), default=-1) + 1
 
 
 def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
-    """All that the ledger in a run's folder says; LedgerError unless each position is there exactly once.
+    """Read the ledger in a run's folder. Raises LedgerError unless every position is there exactly once.
 
-    `positions` is how many the run has consumed. Without it the run may still be under way, and what is behind
-    the last one that all workers have written is left aside.
+    `positions` is the number that the run has consumed. Without it the run may be in progress: positions after the
+    first gap are ignored if the last attempt wrote them.
     """
-    found: dict[int, tuple[Sample, int]] = {}
+    found: dict[int, tuple[Sample, int]] = {}  # sample and attempt
     shared: dict[
         tuple[Sample, int], tuple[Sample, int]
-    ] = {}  # positions that show the same sample hold one object
+    ] = {}  # one object for all positions with equal content
     skipped: dict[int, tuple[str, str, str]] = {}
     attempts: set[int] = set()
     repeated = 0
-    for attempt, key in _pieces(store):
+    for attempt, key in _files(store):
         attempts.add(attempt)
         for position, sample in _lines(store, key, skipped):
             before, earlier = found.get(position, (sample, -1))
@@ -108,26 +108,34 @@ def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
             repeated += earlier >= 0
             found[position] = shared.setdefault((sample, attempt), (sample, attempt))
     if not found:
-        raise LedgerError(f"{store.uri} holds no ledger. A run writes one under `data: {{ledger: true}}`.")
-    whole = next((n for n in range(len(found) + 1) if n not in found), 0)
-    if positions is not None and (whole < positions or len(found) > positions):
-        what = f"{whole} is missing" if whole < positions else f"{max(found)} should not be there"
-        raise LedgerError(f"{store.uri}: the run consumed {positions} positions, and {what} in its ledger.")
-    behind = [n for n in found if n > whole and found[n][1] < max(attempts)]
-    if behind:
-        raise LedgerError(
-            f"{store.uri}: position {whole} is missing, and later ones are there, such as {min(behind)}."
-        )
+        raise LedgerError(f"{store.uri} has no ledger. A run writes one under `data: {{ledger: true}}`.")
+    complete = _complete_positions(store, found, max(attempts), positions)
     return LedgerReport(
-        {n: found[n][0] for n in range(whole)},
+        {position: found[position][0] for position in range(complete)},
         len(attempts),
         repeated,
-        {n: lost for n, lost in skipped.items() if n < whole},
+        {position: lost for position, lost in skipped.items() if position < complete},
     )
 
 
-def _pieces(store: Store) -> list[tuple[int, str]]:
-    """Attempt and key of every piece, attempt by attempt."""
+def _complete_positions(
+    store: Store, found: dict[int, tuple[Sample, int]], last_attempt: int, positions: int | None
+) -> int:
+    """Return the number of positions before the first gap. Raises LedgerError when the gap is an error."""
+    complete = next((n for n in range(len(found) + 1) if n not in found), 0)
+    if positions is not None and (complete < positions or len(found) > positions):
+        what = f"{complete} is missing" if complete < positions else f"{max(found)} should not be there"
+        raise LedgerError(f"{store.uri}: the run consumed {positions} positions, and {what} in its ledger.")
+    later = [n for n, (_, attempt) in found.items() if n > complete and attempt < last_attempt]
+    if later:
+        raise LedgerError(
+            f"{store.uri}: position {complete} is missing, and later ones are there, such as {min(later)}."
+        )
+    return complete
+
+
+def _files(store: Store) -> list[tuple[int, str]]:
+    """Return attempt and key of every file, attempt by attempt."""
     matches = [_KEY.fullmatch(key) for key in store.list(f"{FOLDER}/")]
     return sorted((int(match[1]), match[0]) for match in matches if match)
 

@@ -1,9 +1,9 @@
-"""Which raw files a dataset was packed from: one line per file, kept beside the shards under its own digest.
+"""Listing of the raw files of a dataset: one line per file, stored beside the shards under its own digest.
 
     <name>\\0<bytes>\\0<sha256>\\n        sorted by name; names are relative to the folder, parts joined by `/`
 
-Where the folder lies has no say: the same files give the same listing anywhere. A manifest names the digests of
-its listings in `provenance["sources"]`, so the chain from a model to its raw photographs can be checked.
+The same files give the same listing in any folder. A manifest names the digests of its listings in
+`provenance["sources"]`, so that a model can be traced back to its raw photographs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """One raw file as it was when the dataset was packed."""
+    """One raw file at the time of packing."""
 
     name: str
     size: int
@@ -33,7 +33,7 @@ class ListedFile:
 
 
 def list_files(files: Mapping[str, Path], on_progress: ProgressCallback | None = None) -> bytes:
-    """Return the listing of `files`, name to file. Reads each once, several at a time."""
+    """Return the listing of `files` (name to file); read each once, several at a time."""
     names, lines = sorted(files), []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="listing") as readers:
         measured = readers.map(measure, (files[name] for name in names))
@@ -45,12 +45,12 @@ def list_files(files: Mapping[str, Path], on_progress: ProgressCallback | None =
 
 
 def list_folder(root: Path, files: Iterable[Path], on_progress: ProgressCallback | None = None) -> bytes:
-    """Return the listing of `files`, all of them below `root`."""
+    """Return the listing of `files` below `root`."""
     return list_files({path.relative_to(root).as_posix(): path for path in files}, on_progress)
 
 
 def measure(path: Path) -> tuple[int, str]:
-    """Return a file's bytes and sha256."""
+    """Return a file's size in bytes and its sha256. Raises PackError."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,7 +60,7 @@ def measure(path: Path) -> tuple[int, str]:
 
 
 def digest_of(listing: bytes) -> str:
-    """Return a listing's identity."""
+    """Return the sha256 of a listing, its identity."""
     return hashlib.sha256(listing).hexdigest()
 
 
@@ -70,7 +70,7 @@ def listing_key(digest: str) -> str:
 
 
 def read_listing(store: Store, digest: str) -> tuple[ListedFile, ...]:
-    """Return the files of the listing with this digest; CorruptObjectError when it is not what was written."""
+    """Return the files of a listing. Raises CorruptObjectError when it does not match its digest."""
     data = store.read(listing_key(digest))
     if digest_of(data) != digest:
         raise CorruptObjectError(f"{store.uri}/{listing_key(digest)} does not match its digest. Pack again.")

@@ -1,8 +1,8 @@
-"""The signed list of shards: which samples there are, and at which bytes.
+"""The manifest of a packed dataset: its samples, and the shard and bytes of every image.
 
-A manifest is one gzipped JSON object at `manifests/<sha256 of the JSON>.json.gz`, written after all of its
-shards; the pointer `manifest` names the digest. A reader therefore sees a whole dataset or none.
-docs/shards.md tells the format.
+A manifest is one gzipped JSON object at `manifests/<sha256 of the JSON>.json.gz`, written after all of its shards; the
+pointer `manifest` holds the digest. A reader therefore sees a whole dataset or none. docs/shards.md specifies the
+format.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from shards.sample import NOISE, row_degradation
 from shards.store import Store
 
 READABLE = (1, 2)
-"""Versions of the format. Version 2 may hold source files as they are; a manifest of tiles alone is of version 1."""
+"""Readable versions of the format. Version 2 has images of encoding `original`; version 1 has tiles only."""
 ORIGINAL = "original"
-"""Encoding of a member that is the bytes of a source file."""
+"""Encoding of an image that is the unchanged source file."""
 POINTER = "manifest"
 MAX_BYTES = 1 << 30
-"""Of an unpacked manifest: far above that of any dataset, far below what a forged archive can unpack to."""
+"""Maximum size of an uncompressed manifest; a forged archive can decompress to much more."""
 Split = Literal["train", "test"]
 
 
@@ -37,20 +37,20 @@ class Member:
     """One image inside a shard."""
 
     shard: int
-    """Index into the manifest's shards."""
+    """Index of the shard in the manifest."""
     offset: int
-    """First byte of the image, counted from the start of the shard."""
+    """Offset of the image's first byte in the shard."""
     size: int
     crc32: int
     encoding: str
-    """`tiles-qoi`, `tiles-webp`, or `original`: the bytes of the source file."""
+    """`tiles-qoi`, `tiles-webp`, or `original` (the unchanged source file)."""
     height: int
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One sample. Rows of degradation `noise` hold a clean image only."""
+    """One sample. Rows with degradation `noise` have a clean image only."""
 
     id: str
     split: Split
@@ -62,7 +62,7 @@ class ManifestRow:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar."""
+    """One tar file of a dataset."""
 
     key: str
     size: int
@@ -71,34 +71,34 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a reader has to know of one packed dataset."""
+    """Description of one packed dataset, complete for a reader."""
 
     name: str
     shards: tuple[Shard, ...]
     rows: tuple[ManifestRow, ...]
     licences: dict[str, str] = field(default_factory=dict)
-    """Licence and attribution of each source that rows name."""
+    """Licence and attribution of each source named by a row."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """How the dataset was made; no times, so that packing again gives the same digest."""
+    """How the dataset was packed; without times, so that packing again gives the same digest."""
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of the canonical bytes: the identity of this dataset."""
+        """Sha256 of the canonical bytes, the identity of the dataset."""
         return hashlib.sha256(to_bytes(self)).hexdigest()
 
     @property
     def version(self) -> int:
-        """Lowest version of the format that can say what it holds."""
+        """Lowest version of the format that can represent the content."""
         members = (member for row in self.rows for member in (row.clean, row.degraded) if member is not None)
         return 2 if any(member.encoding == ORIGINAL for member in members) else 1
 
     def rows_of(self, split: str, degradation: str) -> tuple[ManifestRow, ...]:
-        """Rows that can show `degradation`; every noise level is served by the clean-only rows."""
+        """Return the rows of a degradation; every noise level has the clean-only rows."""
         label = row_degradation(degradation)
         return tuple(row for row in self.rows if row.split == split and row.degradation == label)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Samples by split and row degradation, for example `{"train": {"noise": 17, "rain": 34}}`."""
+        """Return the number of samples by split and row degradation: `{"train": {"noise": 17, "rain": 34}}`."""
         found: dict[str, dict[str, int]] = {}
         for (split, degradation), number in sorted(
             Counter((r.split, r.degradation) for r in self.rows).items()
@@ -108,12 +108,12 @@ class Manifest:
 
 
 def manifest_key(digest: str) -> str:
-    """Key of the manifest with this digest."""
+    """Return the key of the manifest with this digest."""
     return f"manifests/{digest}.json.gz"
 
 
 def publish(store: Store, manifest: Manifest) -> None:
-    """Write the manifest and point to it. Every shard must be in the store already."""
+    """Write the manifest and move the pointer to it. All its shards must be in the store already."""
     key = manifest_key(manifest.digest)
     if store.exists(key):
         _read(store, manifest.digest)  # not compared byte by byte: another zlib compresses differently
@@ -124,21 +124,24 @@ def publish(store: Store, manifest: Manifest) -> None:
 
 
 def load_manifest(store: Store, digest: str | None = None) -> Manifest:
-    """The manifest that the store points to, or the one with this digest."""
+    """Return the manifest with this digest, by default the one that the pointer names.
+
+    Raises ManifestError, or CorruptObjectError when it does not match its digest.
+    """
     if digest is None:
         pointed = store.read_pointer(POINTER)
         if pointed is None:
             raise ManifestError(f"{store.uri} holds no manifest. Pack a dataset there, or correct the URI.")
         if re.fullmatch(rb"[0-9a-f]{64}", pointed) is None:
             raise ManifestError(
-                f"{store.uri}/{POINTER} points to {pointed[:80]!r}, which is no digest. Pack again."
+                f"{store.uri}/{POINTER} points to {pointed[:80]!r}, which is not a digest. Pack again."
             )
         digest = pointed.decode()
     return _read(store, digest)
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """Canonical JSON. Images that several rows share are listed once, and rows refer to them by index."""
+    """Return the manifest as canonical JSON; an image that several rows share is listed once."""
     members: dict[Member, int] = {}
 
     def index(member: Member | None) -> int | None:
@@ -161,7 +164,7 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def from_bytes(data: bytes, where: str) -> Manifest:
-    """Inverse of `to_bytes`; `where` names the object in errors."""
+    """Parse the JSON of `to_bytes`; `where` names the object in errors. Raises ManifestError."""
     try:
         content = json.loads(data)
         version = content["version"]
@@ -196,10 +199,12 @@ def from_bytes(data: bytes, where: str) -> Manifest:
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What no reader should have to ask again."""
+    """Raise ManifestError unless the manifest is consistent."""
     for shard in manifest.shards:
         if re.fullmatch("[0-9a-f]+", str(shard.sha256)) is None:  # it names a file of the cache
-            raise ManifestError(f"{where}: shard {shard.key!r} has sha256 {shard.sha256!r}, which is none.")
+            raise ManifestError(
+                f"{where}: shard {shard.key!r} has sha256 {shard.sha256!r}, which is not a digest."
+            )
     seen: set[tuple[str, str, str]] = set()
     for row in manifest.rows:
         if row.split not in ("train", "test"):
@@ -208,7 +213,7 @@ def _check(manifest: Manifest, where: str) -> None:
             )
         if (row.degraded is None) != (row.degradation == NOISE):
             raise ManifestError(
-                f"{where}: row {row.id!r} ({row.degradation}) must hold a degraded image iff not noise."
+                f"{where}: row {row.id!r} ({row.degradation}) must have a degraded image unless it is noise."
             )
         if (row.split, row.degradation, row.id) in seen:
             raise ManifestError(f"{where}: sample {row.id!r} ({row.degradation}) is listed twice.")
@@ -216,10 +221,10 @@ def _check(manifest: Manifest, where: str) -> None:
         for member in filter(None, (row.degraded, row.clean)):
             if not 0 <= member.shard < len(manifest.shards):
                 raise ManifestError(
-                    f"{where}: row {row.id!r} lies in shard {member.shard}, which is not listed."
+                    f"{where}: row {row.id!r} is in shard {member.shard}, which is not listed."
                 )
             if not 0 <= member.offset <= manifest.shards[member.shard].size - member.size:
-                raise ManifestError(f"{where}: row {row.id!r} lies outside of its shard.")
+                raise ManifestError(f"{where}: row {row.id!r} is outside its shard.")
 
 
 def _read(store: Store, digest: str) -> Manifest:
@@ -228,7 +233,7 @@ def _read(store: Store, digest: str) -> Manifest:
     try:
         packed = store.read(key)
     except MissingObjectError as error:
-        raise ManifestError(f"{where} is missing although it is pointed to. Pack again.") from error
+        raise ManifestError(f"{where} is missing although the pointer names it. Pack again.") from error
     try:
         with gzip.open(io.BytesIO(packed)) as file:
             data = file.read(MAX_BYTES + 1)
@@ -238,7 +243,7 @@ def _read(store: Store, digest: str) -> Manifest:
         ) from error
     if len(data) > MAX_BYTES:
         raise CorruptObjectError(
-            f"{where} unpacks to more than {MAX_BYTES:,} bytes; no manifest does. Delete it."
+            f"{where} decompresses to more than {MAX_BYTES:,} bytes, the maximum of a manifest. Delete it."
         )
     if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptObjectError(f"{where} does not match its digest. Delete it and pack again.")

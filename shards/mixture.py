@@ -16,9 +16,9 @@ from shards.errors import MixtureError
 
 @dataclass(frozen=True, slots=True)
 class MixtureEntry:
-    """One degradation of a mixture: `count` distinct samples, each seen `repeat` times per epoch.
+    """One degradation of a mixture: `count` distinct samples, each used `repeat` times per epoch.
 
-    A fraction means that over the epochs each sample is seen that often, to within one.
+    With a fractional `repeat`, over many epochs every sample is used equally often, to within one.
     """
 
     degradation: str
@@ -35,13 +35,13 @@ class MixtureEntry:
 
     @property
     def per_epoch(self) -> int:
-        """Samples of this degradation in one epoch."""
+        """Number of samples of this degradation in one epoch."""
         return int(self.count * self.repeat)
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What one epoch is made of."""
+    """The composition of one epoch."""
 
     entries: tuple[MixtureEntry, ...]
 
@@ -51,18 +51,18 @@ class Mixture:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples in one full epoch, repeats included."""
+        """Number of samples in one epoch, including repeats."""
         return sum(entry.per_epoch for entry in self.entries)
 
 
 def weighted_mixture(
     counts: Mapping[str, int], weights: Mapping[str, float], samples_per_epoch: int
 ) -> Mixture:
-    """The mixture whose epochs hold each degradation in proportion to its weight, to within one sample."""
+    """Return a mixture with each degradation in proportion to its weight, to within one sample per epoch."""
     if sorted(counts) != sorted(weights):
         raise MixtureError(
-            f"weights are given for {', '.join(weights) or 'nothing'}, and the mixture is of "
-            f"{', '.join(counts) or 'nothing'}. Give one weight to each."
+            f"weights are given for {', '.join(weights) or 'nothing'}, and the mixture has "
+            f"{', '.join(counts) or 'nothing'}. Give each degradation one weight."
         )
     if not all(math.isfinite(weight) and weight > 0 for weight in weights.values()):
         raise MixtureError(f"weights must be above 0: {dict(weights)}.")
@@ -86,7 +86,7 @@ def weighted_mixture(
 
 
 class SampleIndices(NamedTuple):
-    """Which samples stand at some positions."""
+    """The samples at some positions."""
 
     entry: NDArray[np.int64]  # (n,)  index into mixture.entries
     sample: NDArray[np.int64]  # (n,)  index into the entry's samples, in [0, count)

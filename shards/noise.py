@@ -1,8 +1,8 @@
-"""Gaussian noise as a function of (seed, key, pixel), computed where the images are.
+"""Gaussian noise as a function of (seed, key, pixel), computed on the device of the images.
 
-Every value comes from an integer hash of its own counter, so a sample's noise does not depend on the batch,
-the worker or the device that it is drawn on. (Logarithm and cosine are taken in float64: two devices could
-disagree only where a value lies within rounding of a grey level.)
+Every value comes from an integer hash of its own counter, so a sample's noise does not depend on the batch, the worker
+or the device. Logarithm and cosine use float64: two devices can differ only where a value is within rounding error of
+a grey level.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LOW = 0xFFFFFFFF
 
 
 def add_noise(clean: Tensor, sigma: Tensor, keys: Tensor, seed: int, rule: NoiseRule = "release") -> Tensor:
-    """Images with Gaussian noise of standard deviation `sigma`, in grey levels.
+    """Add Gaussian noise of standard deviation `sigma`, in grey levels.
 
-    `clean` is (b, 3, h, w) uint8, `sigma` (b,) float, `keys` (b,) int64. `rule="release"` clips to [0, 255]
-    and truncates to uint8, as the authors do (truncation, not rounding: the mean falls by half a level);
-    `rule="float"` returns float32 grey levels, neither clipped nor quantised. `sigma` 0 changes nothing.
+    `clean` is (b, 3, h, w) uint8, `sigma` (b,) float, `keys` (b,) int64. `rule="release"` clips to [0, 255] and
+    truncates to uint8 as the authors do, which lowers the mean by half a level. `rule="float"` returns float32 grey
+    levels, neither clipped nor quantised. `sigma` 0 adds nothing.
     """
     noisy = clean.double() + _normal(clean.shape, keys, seed) * sigma.double().view(-1, 1, 1, 1)
     if rule == "float":
@@ -35,7 +35,7 @@ def add_noise(clean: Tensor, sigma: Tensor, keys: Tensor, seed: int, rule: Noise
 
 
 def _normal(shape: torch.Size, keys: Tensor, seed: int) -> Tensor:
-    """Standard normal values of `shape` (b, c, h, w), float64: Box-Muller on two 32-bit uniforms per pair."""
+    """Return standard normal values of `shape` (b, c, h, w), float64, by Box-Muller on 32-bit uniforms."""
     count = math.prod(shape[1:])
     pairs = torch.arange((count + 1) // 2, device=keys.device, dtype=torch.int64)
     stream = _hash(keys + _hash(torch.full_like(keys, seed)))  # (b,)
@@ -49,7 +49,7 @@ def _normal(shape: torch.Size, keys: Tensor, seed: int) -> Tensor:
 
 
 def _hash(value: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in wrapping signed arithmetic."""
+    """Apply the finaliser of SplitMix64, in wrapping signed arithmetic."""
     value = value + _GOLDEN
     value = (value ^ _shift(value, 30)) * _MIX_1
     value = (value ^ _shift(value, 27)) * _MIX_2
@@ -57,5 +57,5 @@ def _hash(value: Tensor) -> Tensor:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own is arithmetic."""
+    """Shift right logically; torch shifts arithmetically."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,9 +1,8 @@
-"""Which sample stands at which position of the training stream: pure functions, no list, no state but one
-integer.
+"""The order of training samples: a pure function from a position to a sample.
 
-A *position* counts the samples that all workers together have consumed since step 0. Every epoch is a keyed
-permutation of the mixture, so a stream can be entered at any position, by any number of workers, and each
-position still means the same sample. Checkpoints store the position and nothing else.
+A *position* counts the samples that all workers together have consumed since step 0. Every epoch is a keyed permutation
+of the mixture, so any number of workers can start at any position and find the same samples. A checkpoint stores the
+position only.
 
     position ──▶ epoch, offset ──▶ permuted offset ──▶ entry of the mixture, sample of that entry
 """
@@ -29,11 +28,11 @@ Sampling = Literal["permutation", "replacement"]
 class SampleOrder:
     """The order of a training run: a function of the seed, the mixture and the position.
 
-    `tail="drop"` leaves out the last incomplete step of an epoch, as the authors' loader does, so that an
-    epoch is a whole number of steps; `tail="carry"` lets a step reach into the next epoch and leaves out
-    nothing. `sampling="permutation"` shows each sample `repeat` times per epoch. `sampling="replacement"`
-    draws every position on its own, each entry with a chance in proportion to `count * repeat`, and then a
-    sample of it uniformly. `windows` keeps samples that lie in the same shards together.
+    `tail="drop"` omits the last incomplete step of an epoch, as the authors' loader does, so that an epoch is a whole
+    number of steps; with `tail="carry"` a step may extend into the next epoch and nothing is omitted.
+    `sampling="permutation"` uses each sample `repeat` times per epoch. `sampling="replacement"` draws every position
+    independently: an entry with probability proportional to `count * repeat`, then one of its samples uniformly.
+    `windows` keeps samples of the same shards together.
     """
 
     mixture: Mixture
@@ -53,27 +52,27 @@ class SampleOrder:
             )
         if self.windows is not None and self.sampling == "replacement":
             raise MixtureError(
-                "a window is of a permutation: sampling with replacement has no order to keep."
+                "a window needs sampling by permutation; sampling with replacement cannot have one."
             )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps in an epoch; with `tail="carry"` the remainder belongs to a step across the border."""
+        """Number of whole steps in an epoch; with `tail="carry"` the rest is part of a step that spans two epochs."""
         return self.mixture.samples_per_epoch // self.global_batch_size
 
     @property
     def positions_per_epoch(self) -> int:
-        """Positions that one epoch spans: all its samples, or those that fill whole steps."""
+        """Number of positions in an epoch: all its samples, or those in whole steps."""
         if self.tail == "carry":
             return self.mixture.samples_per_epoch
         return self.steps_per_epoch * self.global_batch_size
 
     def epoch_of(self, position: int) -> int:
-        """Epoch that a position belongs to, from 0."""
+        """Return the epoch of a position, from 0."""
         return position // self.positions_per_epoch
 
     def draw(self, positions: NDArray[np.int64]) -> SampleIndices:
-        """Samples at the given positions, which may lie in different epochs."""
+        """Return the samples at the given positions, which may be in different epochs."""
         epochs, offsets = np.divmod(positions.astype(np.int64), self.positions_per_epoch)
         entry, sample = np.empty((2, len(positions)), np.int64)
         for epoch in np.unique(epochs):
@@ -81,11 +80,11 @@ class SampleOrder:
             slots = self._slots(int(epoch), offsets[inside])
             entry[inside], sample[inside] = self.place(int(epoch), slots)
             if self.sampling == "replacement":
-                sample[inside] = self._redrawn(int(epoch), offsets[inside], entry[inside], sample[inside])
+                sample[inside] = self._redraw(int(epoch), offsets[inside], entry[inside], sample[inside])
         return SampleIndices(entry, sample)
 
     def place(self, epoch: int, slots: NDArray[np.int64]) -> SampleIndices:
-        """Entry and sample of slots of an epoch: entry by entry, `per_epoch` slots each."""
+        """Return entry and sample of slots of an epoch, which are numbered entry by entry, `per_epoch` each."""
         ends = np.cumsum([entry.per_epoch for entry in self.mixture.entries])
         entry = np.searchsorted(ends, slots, side="right").astype(np.int64)
         first = np.array([0, *ends[:-1]], np.int64)[entry]
@@ -97,7 +96,7 @@ class SampleOrder:
         return SampleIndices(entry, sample)
 
     def substitute(self, position: int, attempt: int, entry: int) -> int:
-        """Sample of `entry` that stands in at `position` for one that cannot be read; another each attempt."""
+        """Return the sample of `entry` that replaces an unreadable one at `position`; it depends on the attempt."""
         keys = keys_of(self.seed, attempt, "substitute")
         return int(uniform(np.array([position]), self.mixture.entries[entry].count, keys)[0])
 
@@ -110,10 +109,10 @@ class SampleOrder:
             permute(offsets, size, keys) if self.sampling == "permutation" else uniform(offsets, size, keys)
         )
 
-    def _redrawn(
+    def _redraw(
         self, epoch: int, offsets: NDArray[np.int64], entry: NDArray[np.int64], sample: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Samples of entries with a fraction, whose slots are no multiple of their samples: drawn anew."""
+        """Draw the samples of entries with a fractional repeat again, since their slots do not cover all samples."""
         for index, e in enumerate(self.mixture.entries):
             if e.repeat % 1 and (inside := entry == index).any():
                 keys = keys_of(self.seed, epoch, f"replacement {index}")
@@ -121,7 +120,7 @@ class SampleOrder:
         return sample
 
     def _rotated(self, epoch: int, index: int, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Samples of an entry with a fraction: a new permutation on every pass, which epochs may cut anywhere."""
+        """Return samples of an entry with a fractional repeat: one permutation per pass; a pass may span epochs."""
         entry = self.mixture.entries[index]
         passes, within = np.divmod(epoch * entry.per_epoch + slots, entry.count)
         sample = np.empty_like(within)
@@ -133,7 +132,7 @@ class SampleOrder:
 
 
 def share(global_batch_size: int, world_size: int, rank: int) -> tuple[int, int]:
-    """Start and count of one worker's part of a global batch: 32 over 3 workers is 11 + 11 + 10."""
+    """Return start and count of one worker's share of a global batch: 32 over 3 workers is 11 + 11 + 10."""
     if not 0 <= rank < world_size <= global_batch_size:
         raise MixtureError(
             f"worker {rank} of {world_size} has no share of global_batch_size {global_batch_size}: "

@@ -1,12 +1,12 @@
-"""Pairs in, WebDataset shards and a manifest out.
+"""Pack a source of image pairs into WebDataset shards and a manifest.
 
-    scan_source   every header is looked at; what is wrong is one report, and nothing is written
-    plan     groups of pairs are shared out over shards, by their sizes alone: a function of the source
-    pack     each shard is a task of its own, done here, in processes or on a cluster, in any order
-    publish  the manifest, last
+    scan     read every header; report all problems together before anything is written
+    plan     distribute groups of pairs over shards by their sizes, as a function of the source alone
+    pack     run one task per shard, in this process, in several or on a cluster, in any order
+    publish  write the manifest last
 
-Shards are named by their content and every finished one leaves a record, so packing can be killed at any moment: a
-reader sees the whole dataset or none, and packing again writes only what is missing and ends in the same bytes.
+Shards are named by their content and every finished shard leaves a record, so packing is resumable: a reader sees the
+whole dataset or none, and running it again after an interruption writes only what is missing, with the same bytes.
 """
 
 from __future__ import annotations
@@ -50,68 +50,65 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
-    on_look: ProgressCallback | None = None,
+    on_scan: ProgressCallback | None = None,
 ) -> Manifest:
-    """Write `source` to `store` and publish it; returns the manifest.
+    """Write `source` to `store`, publish it and return the manifest. Raises PackError.
 
-    The same pairs and options give the same bytes, so a second run changes nothing. A shard is closed when what it
-    holds is estimated at `shard_bytes`. JPEG sources keep their bytes unless `keep_jpeg` is false: tiles of them take
-    several times the room. With `allow_partial` what cannot be packed is left out and recorded in the manifest.
-    `on_look` is called as images are looked at, and then `on_progress` as pairs are packed.
+    The same pairs and options give the same bytes. A shard is closed when its estimated size reaches `shard_bytes`.
+    JPEG sources keep their bytes unless `keep_jpeg` is false, since tiles of them are several times larger. With
+    `allow_partial`, images that cannot be packed are left out and recorded in the manifest. `on_scan` is called as
+    headers are read, then `on_progress` as pairs are packed.
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    known = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_look)
-    if known.problems and not allow_partial:
-        raise PackError(render_report(name, [*known.problems, *undecodable_images(known)]))
-    if not known.pairs:
+    scan = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_scan)
+    if scan.problems and not allow_partial:
+        raise PackError(render_report(name, [*scan.problems, *undecodable_images(scan)]))
+    if not scan.pairs:
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
-    check_pairs(known.pairs)
+    check_pairs(scan.pairs)
     store.ensure_bucket()
-    tasks = [
-        ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(known, shard_bytes, encoding)
-    ]
-    packed = _work(tasks, runner, len(known.pairs), on_progress)
+    tasks = [ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(scan, shard_bytes)]
+    packed = _run(tasks, runner, len(scan.pairs), on_progress)
     misses = [miss for part in packed for miss in part.misses]
-    problems = [*known.problems, *_missed(misses)]
-    if misses and not allow_partial:
+    problems = [*scan.problems, *_missed(misses)]
+    shards = tuple(part.shard for part in packed if part.shard is not None)
+    if not shards or (misses and not allow_partial):
         raise PackError(render_report(name, problems))
-    manifest = Manifest(
-        name,
-        tuple(part.shard for part in packed if part.shard is not None),
-        tuple(_rows(packed)),
-        dict(source.licences),
-        {
-            **source.provenance,
-            "sources": [_store_listing(store, listing) for listing in source.listings],
-            "encoding": encoding,
-            "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
-            "shard_bytes": shard_bytes,
-            "missing": [problem.record() for problem in problems],
-            "input_psnr": _psnr(packed),
-            "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
-        },
-    )
-    if not manifest.rows:
-        raise PackError(render_report(name, problems))
-    gone = [shard.key for shard in manifest.shards if not store.exists(shard.key)]
-    if gone:
-        raise PackError(f"{store.uri}/{gone[0]} went away while the others were packed. Pack again.")
-    publish(store, manifest)
-    for task in tasks:
-        store.delete(f"{RECORDS}{task.digest()}.json")
+    provenance = {
+        **source.provenance,
+        "sources": [_store_listing(store, listing) for listing in source.listings],
+        "encoding": encoding,
+        "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
+        "shard_bytes": shard_bytes,
+        "missing": [problem.record() for problem in problems],
+        "input_psnr": _mean_psnr(packed),
+        "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
+    }
+    manifest = Manifest(name, shards, tuple(_rows(packed)), dict(source.licences), provenance)
+    _publish(store, manifest, tasks)
     return manifest
 
 
-def _plan(known: SourceScan, shard_bytes: int, encoding: str) -> Iterator[list[tuple[int, tuple[Pair, ...]]]]:
-    """Groups of the pairs that share a clean image, shared out over shards."""
+def _publish(store: Store, manifest: Manifest, tasks: Sequence[ShardTask]) -> None:
+    """Publish the manifest of shards that are all in the store, then delete the records of its tasks."""
+    for shard in manifest.shards:
+        if not store.exists(shard.key):
+            raise PackError(f"{store.uri}/{shard.key} was deleted while others were packed. Pack again.")
+    publish(store, manifest)
+    for task in tasks:
+        store.delete(f"{RECORDS}{task.digest()}.json")
+
+
+def _plan(scan: SourceScan, shard_bytes: int) -> Iterator[list[tuple[int, tuple[Pair, ...]]]]:
+    """Yield the groups of each shard; a group holds the pairs that share a clean image."""
     shard: list[tuple[int, tuple[Pair, ...]]] = []
     size = 0
-    for number, (clean, group) in enumerate(groupby(known.pairs, key=lambda pair: pair.clean)):
+    for number, (clean, group) in enumerate(groupby(scan.pairs, key=lambda pair: pair.clean)):
         pairs = tuple(group)
         shard.append((number, pairs))
-        size += known.looks[clean].bytes
-        size += sum(known.looks[pair.degraded].bytes for pair in pairs if pair.degraded is not None)
+        size += scan.infos[clean].bytes
+        size += sum(scan.infos[pair.degraded].bytes for pair in pairs if pair.degraded is not None)
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0
@@ -119,10 +116,10 @@ def _plan(known: SourceScan, shard_bytes: int, encoding: str) -> Iterator[list[t
         yield shard
 
 
-def _work(
+def _run(
     tasks: Sequence[ShardTask], runner: TaskRunner, total: int, on_progress: ProgressCallback | None
 ) -> list[PackedShard]:
-    """Results in the order of the tasks, whatever order they end in."""
+    """Return the results in the order of the tasks."""
     done = 0
 
     def on_rows(rows: int, id_: str) -> None:
@@ -136,7 +133,7 @@ def _work(
 
 
 def _rows(packed: Sequence[PackedShard]) -> Iterator[ManifestRow]:
-    """All rows, their members in the shards of the whole dataset."""
+    """Yield all rows, with shards numbered over the whole dataset."""
     number = 0
     for part in packed:
         if part.shard is None:
@@ -159,8 +156,8 @@ def _missed(misses: Sequence[tuple[str, str]]) -> list[DataProblem]:
     ]
 
 
-def _psnr(packed: Sequence[PackedShard]) -> Mapping[str, Mapping[str, float]]:
-    """Mean PSNR of the degraded images against the clean ones, in dB, by split and degradation."""
+def _mean_psnr(packed: Sequence[PackedShard]) -> Mapping[str, Mapping[str, float]]:
+    """Return the mean PSNR of degraded against clean images, in dB, by split and degradation."""
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for part in packed:
         for split, degradation, pairs, total in part.psnr:

@@ -1,33 +1,23 @@
-"""Compute keyed permutations."""
+"""Keyed permutations and uniform draws of integers."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
-
 _ROUNDS = 6
-
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
 _SCRAMBLE = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def permute(offsets: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Image of `offsets` under a keyed bijection of [0, size).
+    """Map `offsets` by a keyed bijection of [0, size).
 
-    A balanced Feistel network permutes the next power of four; values that land outside are sent through
-    again until they land inside (cycle walking), which keeps it a bijection. Fewer than four passes are
-    expected.
+    A balanced Feistel network permutes the next power of four. Values outside [0, size) are permuted again until they
+    are inside (cycle walking), which preserves the bijection. The expected number of passes is below four.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -43,12 +33,12 @@ def permute(offsets: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> 
 
 
 def permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The whole keyed permutation of [0, size) for one epoch, for tests and small sets."""
+    """Return the complete keyed permutation of [0, size) for one epoch, for tests and small sets."""
     return permute(np.arange(size, dtype=np.int64), size, keys_of(seed, epoch, "permutation"))
 
 
 def keys_of(seed: int, epoch: int, purpose: str) -> NDArray[np.uint64]:
-    """Keys of the rounds of one permutation or draw."""
+    """Return the round keys of one permutation or draw."""
     digest = hashlib.blake2b(
         struct.pack("<qq", seed, epoch) + purpose.encode(), digest_size=8 * _ROUNDS, person=b"sample order"
     ).digest()
@@ -64,7 +54,7 @@ def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 def uniform(offsets: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Independent uniform draws from [0, size), one per offset; the modulus' bias is below size / 2**64."""
+    """Draw uniformly from [0, size), independently for each offset; the bias of the modulus is below size / 2**64."""
     mixed = offsets.astype(np.uint64)
     for key in keys:
         mixed = _mix(mixed, key)

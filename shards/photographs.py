@@ -1,6 +1,6 @@
-"""Real photographs that ship inside Python wheels, for a demonstration without any download.
+"""Real photographs from Python wheels, for a demonstration without downloads.
 
-Split by photograph, never by crop, so that what is evaluated was not seen in training.
+The split is by photograph, so that no evaluated photograph was seen in training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.images import halve, read_image
 
 @dataclass(frozen=True, slots=True)
 class DemoPhotograph:
-    """One photograph of a wheel."""
+    """One photograph in a wheel."""
 
     name: str
     package: str
@@ -27,7 +27,7 @@ class DemoPhotograph:
     split: Literal["train", "test"]
     licence: str
     halved: bool = False
-    """Large JPEGs are halved, which takes their compression artefacts out of the clean image."""
+    """Whether the image is reduced to half size, which removes its JPEG compression artefacts."""
 
 
 _SKIMAGE, _SKLEARN, _MATPLOTLIB = "skimage", "sklearn", "matplotlib"
@@ -63,11 +63,11 @@ PHOTOGRAPHS = (
 
 
 def photograph_file(photograph: DemoPhotograph) -> tuple[str, Path]:
-    """Return the photograph's name within the wheels and its file; the package is found, not imported."""
+    """Return the photograph's name within the wheels and its file, without importing the package."""
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or spec.origin is None:
         raise PackError(
-            f"photograph {photograph.name!r} ships in the package {photograph.package!r}, which is not here. "
+            f"photograph {photograph.name!r} is in the package {photograph.package!r}, which is not installed. "
             "Install it: pip install 'mirage-orchestrator[demo]'."
         )
     inside = f"{_FOLDERS[photograph.package]}/{photograph.file}"
@@ -75,6 +75,6 @@ def photograph_file(photograph: DemoPhotograph) -> tuple[str, Path]:
 
 
 def read_photograph(photograph: DemoPhotograph) -> NDArray[np.uint8]:
-    """Pixels, (h, w, 3) uint8 RGB, read from the installed package."""
+    """Return the pixels, (h, w, 3) uint8 RGB, from the installed package."""
     image = read_image(photograph_file(photograph)[1])
     return halve(image) if photograph.halved else image

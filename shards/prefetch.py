@@ -1,4 +1,4 @@
-"""Shards on their way into the node's cache before a reader asks for them."""
+"""Download shards into the node's cache before they are read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shards.errors import ShardsError
 log = logging.getLogger(__name__)
 
 PrefetchWindow = tuple[int, Sequence[int]]
-"""Position after the last one of a window, and the shards that the window reads."""
+"""End position of a window, and its shards."""
 
 
 class Prefetcher:
-    """A thread that fetches the window that is being read and the next one, and then waits for the reader.
+    """A thread that downloads the current window and the next one, and then waits for the reader.
 
-    The cache lets one process of a node fetch each shard, so every worker may have a prefetcher. What cannot be
-    fetched is left to the reader, who says so.
+    Every worker may have a prefetcher, since the cache lets one process of a node download each shard. Errors are left
+    to the reader, which reports them.
     """
 
     def __init__(self, dataset: Dataset, windows: Iterable[PrefetchWindow]) -> None:
@@ -40,7 +40,7 @@ class Prefetcher:
         self._thread.join()
 
     def reached(self, position: int) -> None:
-        """Tell that the stream has come to a position."""
+        """Notify the thread that the stream has reached a position."""
         with self._moved:
             self._position = position
             self._moved.notify()
@@ -55,8 +55,8 @@ class Prefetcher:
             log.info("prefetching ended: %s", error)
 
     def _due(self) -> Iterator[int]:
-        """Shards to fetch, each when its time has come: when the window before its own is being read."""
-        ends = [-1, -1]  # of the two windows before
+        """Yield shards to download, each window while the window before it is read."""
+        ends = [-1, -1]  # end positions of the two previous windows
         for end, shards in self._windows:
             with self._moved:
                 while not self._stopped and self._position < ends[0]:

@@ -1,4 +1,4 @@
-"""What is wrong with raw data, as one report: what was found, the first misses by name, what to do."""
+"""Problems of raw data, reported together: what was found, the first examples by name, and the remedy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class DataProblem:
-    """One thing that is wrong."""
+    """One problem of raw data."""
 
     what: str
-    """A sentence: what was expected, what is there."""
+    """Sentence that says what was expected and what was found."""
     remedy: str = ""
+    """Sentence that says what to do."""
     examples: tuple[str, ...] = ()
-    """The misses by name, as many as are known; the report shows the first few."""
+    """Names of the affected files; a report shows the first few."""
 
     def render(self) -> str:
-        """The problem in one paragraph."""
+        """Return the problem as one paragraph."""
         text = self.what
         if self.examples:
             more = len(self.examples) - _SHOWN
@@ -28,15 +29,17 @@ class DataProblem:
         return f"{text} {self.remedy}".rstrip()
 
     def record(self) -> dict[str, object]:
-        """The problem in JSON types, complete, for a manifest."""
+        """Return the complete problem in JSON types, for a manifest."""
         return {"what": self.what, "examples": list(self.examples)}
 
 
 def render_report(name: str, problems: Sequence[DataProblem]) -> str:
-    """The report of a dataset that cannot be packed as it is."""
+    """Return the report of a dataset that cannot be packed as it is."""
     lines = [f"{name}: {_problems(len(problems))}, so nothing was published."]
     lines += [f"  {number}. {problem.render()}" for number, problem in enumerate(problems, 1)]
-    lines.append("Mend the data and pack again, or pack what is there with --allow-partial: it is recorded.")
+    lines.append(
+        "Fix the data and pack again, or pack the valid part with --allow-partial, which the manifest records."
+    )
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""Work spread over processes of this machine, results in any order, nothing left behind when it is killed.
+"""Run tasks in several processes of this machine.
 
-A process ends by itself when the one that started it dies: its pipe breaks. One that dies (for want of memory,
-say) is an error that says so, never a hang.
+A worker process ends when its parent dies, because its pipe breaks. A worker that dies, for example out of memory,
+is reported as an error.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from shards.errors import PackError, ShardsError
 T = TypeVar("T")
 R = TypeVar("R")
 RowsCallback = Callable[[int, str], None]
-"""Called with the number of rows that are done since the last call, and the id of the last of them."""
+"""Called with the number of rows finished since the last call, and the id of the last one."""
 
 
 class TaskRunner(Protocol):
-    """Somewhere to do tasks: here, in processes, on a cluster."""
+    """Protocol of an executor of tasks: in this process, in several, or on a cluster."""
 
     def __call__(
         self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
     ) -> Iterator[tuple[int, R]]:
-        """Index and result of every task, in the order in which they end. `work` must be importable by name."""
+        """Yield index and result of every task as they finish. `work` must be importable by name."""
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def run_inline(
     work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
 ) -> Iterator[tuple[int, R]]:
-    """One task after another in this process."""
+    """Run the tasks one after another in this process."""
     for index, task in enumerate(tasks):
         yield index, work(task, on_rows)
 
 
 class ProcessPool:
-    """Tasks in at most `jobs` processes; one task, or one job, stays in this process."""
+    """Executor with at most `jobs` processes; a single task or job runs in this process."""
 
     def __init__(self, jobs: int) -> None:
         if jobs < 1:
-            raise PackError(f"jobs is {jobs}; at least one process is needed.")
+            raise PackError(f"jobs is {jobs}; it must be at least 1.")
         self.jobs = jobs
 
     def __call__(
         self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
     ) -> Iterator[tuple[int, R]]:
-        """Index and result of every task, in the order in which they end."""
+        """Yield index and result of every task as they finish."""
         if min(self.jobs, len(tasks)) < 2:
             yield from run_inline(work, tasks, on_rows)
             return
@@ -102,13 +102,13 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
         process.join(10)
         return PackError(
             f"a packing process ended unexpectedly (exit status {process.exitcode}). If memory ran out, use fewer "
-            "with --jobs. What is packed already is kept: pack again to go on."
+            "processes with --jobs. Finished shards are kept: run the same command again to continue."
         )
 
 
 def _serve(connection: Connection, work: Callable[[Any, RowsCallback], Any]) -> None:
-    """Do tasks until there are none, or until whoever sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us, which ends us
+    """Run tasks until there are no more, or until the parent process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     try:
         while (item := connection.recv()) is not None:
             index, task = item

@@ -1,8 +1,8 @@
-"""How work that takes long tells how far it is."""
+"""Progress callback of long operations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 ProgressCallback = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is in all, and the name of what was done last."""
+"""Called with the number of finished items, the total, and the name of the last finished item."""

@@ -1,7 +1,7 @@
-"""What a sample is: the vocabulary of degradations.
+"""Names of degradations.
 
-A sample is one clean photograph and what harmed it. Gaussian noise is drawn when a sample is read, so a
-manifest stores no noisy image: one clean-only row, labelled `noise`, serves every noise level.
+A sample is a clean photograph and one degradation of it. Gaussian noise is added when a sample is read, so a manifest
+stores no noisy image: one clean-only row, labelled `noise`, serves every noise level.
 """
 
 CDD11 = {
@@ -10,14 +10,14 @@ CDD11 = {
     **{"haze_rain": "haze_rain", "haze_snow": "haze_snow"},
     **{"low_haze_rain": "low_haze_rain", "low_haze_snow": "low_haze_snow"},
 }
-"""CDD-11's eleven folders -> our name of what they show. Compositions keep the published name."""
+"""Degradation of each of CDD-11's eleven folders. Combinations keep the published name."""
 
 DEGRADATIONS = (
     *("noise15", "noise25", "noise50", "rain", "haze", "blur", "lowlight", "snow"),
     *(name for name in CDD11.values() if "_" in name),
     *("raindrop", "underwater", "toled", "poled"),
 )
-"""Every degradation that a job can name."""
+"""All degradations that a job can name."""
 
 SIGMA = {"noise15": 15, "noise25": 25, "noise50": 50}
 """Standard deviation of the Gaussian noise, in grey levels of 0 to 255."""
@@ -27,5 +27,5 @@ NOISE = "noise"
 
 
 def row_degradation(degradation: str) -> str:
-    """Label that rows of `degradation` carry in a manifest: `noise` for every noise level, else the name."""
+    """Return the row label of a degradation in a manifest: `noise` for every noise level, else its name."""
     return NOISE if degradation in SIGMA else degradation

@@ -1,6 +1,6 @@
-"""A look at every image of a source before it is packed: headers only, several at a time.
+"""Scan the headers of all images of a source before it is packed.
 
-What cannot be packed is found here and told in one report, before any shard is written.
+Images that cannot be packed are reported together before any shard is written.
 """
 
 from __future__ import annotations
@@ -19,156 +19,158 @@ from shards.sources.image import SourceImage
 from shards.sources.pair import Pair, Source
 
 ENCODINGS = (*tiles.CODECS, "original")
-"""`fast` and `compact` are lossless tiles, `original` is the bytes of the source files."""
+"""`fast` and `compact` are lossless tiles, `original` keeps the bytes of the source files."""
 
 JPEG = "JPEG"
 _READERS = 8
-_BYTES_PER_PIXEL = {"fast": 1.6, "compact": 1.1}  # of photographs, about; shards are planned with it
+_BYTES_PER_PIXEL = {"fast": 1.6, "compact": 1.1}  # rough average for photographs, to plan shards
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What is known of one image before it is read."""
+    """Facts about one image from its header."""
 
     height: int
     width: int
     bytes: int
-    """That it will take in a shard, about."""
-    trouble: str = ""
-    """Why it cannot be packed, with the file's name."""
+    """Estimated bytes in a shard."""
+    problem: str = ""
+    """Reason why it cannot be packed, with the file's name; empty if it can."""
     kind: str = ""
-    """Which sort of trouble, for the report."""
+    """Kind of the problem, a key of `_REMEDIES`."""
 
 
 @dataclass(frozen=True)
 class SourceScan:
-    """The pairs of a source that can be packed, and what is wrong with the others."""
+    """The pairs of a source that can be packed, and the problems of the others."""
 
     pairs: tuple[Pair, ...]
-    looks: dict[SourceImage, ImageInfo]
+    infos: dict[SourceImage, ImageInfo]
     problems: tuple[DataProblem, ...]
 
 
 _REMEDIES = {
-    "cannot be read": "Replace the files or take them away.",
+    "cannot be read": "Replace or remove the files.",
     "are not 8-bit grey or RGB": "Convert them, or keep all files as they are with --encoding original.",
-    "have no source bytes": "They are cut, made or part of a larger file: use --encoding fast or compact.",
+    "have no source bytes": "They are cropped, computed or part of a larger file: use --encoding fast or compact.",
     "differ in size from their partner": "Replace them with the right ones.",
-    "have another size than the dataset's": "These are not the dataset's files: download them again.",
+    "have another size than the dataset's": "They are not the dataset's files: download them again.",
 }
 
 
 def scan_source(
     source: Source, encoding: str, *, keep_jpeg: bool = True, on_progress: ProgressCallback | None = None
 ) -> SourceScan:
-    """Look at every image that `source` names."""
+    """Read the header of every image of `source`, several at a time."""
     pairs = tuple(source)
-    pictures = dict.fromkeys(picture for pair in pairs for picture in _pictures(pair))
-    looks: dict[SourceImage, ImageInfo] = {}
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan_source") as readers:
-        seen = readers.map(lambda picture: _look(picture, encoding, keep_jpeg), pictures)
-        for picture, look in zip(pictures, seen, strict=True):
-            looks[picture] = look
+    images = dict.fromkeys(image for pair in pairs for image in _images(pair))
+    infos: dict[SourceImage, ImageInfo] = {}
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan") as readers:
+        seen = readers.map(lambda image: _info(image, encoding, keep_jpeg), images)
+        for image, info in zip(images, seen, strict=True):
+            infos[image] = info
             if on_progress is not None:
-                on_progress(len(looks), len(pictures), picture.name)
-    troubles: dict[str, dict[str, None]] = {}
+                on_progress(len(infos), len(images), image.name)
+    problems_by_kind: dict[str, dict[str, None]] = {}
     kept = []
     for pair in pairs:
-        told = list(_troubles(pair, looks))
-        for kind, text in told:
-            troubles.setdefault(kind, {})[text] = None
-        if not told:
+        found = list(_pair_problems(pair, infos))
+        for kind, text in found:
+            problems_by_kind.setdefault(kind, {})[text] = None
+        if not found:
             kept.append(pair)
     problems = [
         DataProblem(f"Images that {kind} ({len(texts):,}).", _REMEDIES[kind], tuple(texts))
-        for kind, texts in sorted(troubles.items())
+        for kind, texts in sorted(problems_by_kind.items())
     ]
-    return SourceScan(tuple(kept), looks, (*source.problems, *problems))
+    return SourceScan(tuple(kept), infos, (*source.problems, *problems))
 
 
 def undecodable_images(known: SourceScan) -> list[DataProblem]:
-    """Decode every image that looked well, so that a report that is due anyway names the truncated ones too."""
-    pictures = dict.fromkeys(picture for pair in known.pairs for picture in _pictures(pair))
-    files = [picture for picture in pictures if picture.file is not None]
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan_source") as readers:
-        broken = tuple(text for text in readers.map(_decoding, files) if text)
+    """Decode every image with a valid header; return the problem of those that cannot be decoded.
+
+    Used when a report is needed anyway, so that it also names truncated files.
+    """
+    images = dict.fromkeys(image for pair in known.pairs for image in _images(pair))
+    files = [image for image in images if image.file is not None]
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="scan") as readers:
+        broken = tuple(text for text in readers.map(_decoding_problem, files) if text)
     return [unreadable_problem("Images", broken)] if broken else []
 
 
 def without_remedy(message: str) -> str:
-    """What a message says of a file, without what to do: a report says that once for all."""
+    """Return a message about a file without its remedy, which a report states once."""
     head, end, _ = message.partition("). ")
     return head + end[:1]
 
 
 def unreadable_problem(what: str, texts: tuple[str, ...]) -> DataProblem:
-    """The finding for images whose headers are right and whose pixels are not."""
+    """Return the problem of images whose headers are valid and whose pixels are not."""
     return DataProblem(f"{what} that could not be read whole ({len(texts):,}).", "Replace the files.", texts)
 
 
-def _decoding(picture: SourceImage) -> str:
-    assert picture.file is not None
+def _decoding_problem(image: SourceImage) -> str:
+    """Return why an image cannot be decoded, or an empty text."""
+    assert image.file is not None
     try:
-        if read_header(picture.file).plain:
-            picture.pixels()
+        if read_header(image.file).plain:
+            image.pixels()
         else:
-            read_samples(read_bytes(picture.file), picture.name)
+            read_samples(read_bytes(image.file), image.name)
     except PackError as error:
         return without_remedy(str(error))
     return ""
 
 
 def check_pairs(pairs: Iterable[Pair]) -> None:
-    """Raise PackError for pairs that no manifest can hold: whoever made the source has to mend it."""
+    """Raise PackError for pairs that no manifest can hold; the source that yields them is wrong."""
     seen: set[tuple[str, str, str]] = set()
     for pair in pairs:
         if (pair.degraded is None) != (pair.degradation == NOISE):
             raise PackError(
-                f"pair {pair.id!r}: only {NOISE!r} goes without a degraded image, not {pair.degradation!r}."
+                f"pair {pair.id!r}: only {NOISE!r} has no degraded image, not {pair.degradation!r}."
             )
         key = (pair.split, pair.degradation, pair.id)
         if key in seen:
-            raise PackError(f"pair {pair.id!r} ({pair.degradation}) comes twice; names must be unique.")
+            raise PackError(f"pair {pair.id!r} ({pair.degradation}) comes twice; ids must be unique.")
         seen.add(key)
 
 
-def _pictures(pair: Pair) -> list[SourceImage]:
+def _images(pair: Pair) -> list[SourceImage]:
     return [pair.clean] if pair.degraded is None else [pair.clean, pair.degraded]
 
 
-def _look(picture: SourceImage, encoding: str, keep_jpeg: bool) -> ImageInfo:
+def _info(image: SourceImage, encoding: str, keep_jpeg: bool) -> ImageInfo:
     try:
-        if picture.file is None:
-            height, width = picture.size()
+        if image.file is None:
+            height, width = image.size()
             if encoding == "original":
-                return ImageInfo(height, width, 0, picture.name, "have no source bytes")
+                return ImageInfo(height, width, 0, image.name, "have no source bytes")
             return ImageInfo(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
-        header, size = read_header(picture.file), picture.file.stat().st_size
+        header, size = read_header(image.file), image.file.stat().st_size
     except PackError as error:
         return ImageInfo(0, 0, 0, without_remedy(str(error)), "cannot be read")
     height, width = header.height, header.width
     if encoding == "original":
         return ImageInfo(height, width, size)
     if not header.plain:
-        return ImageInfo(
-            height, width, 0, f"{picture.name} (mode {header.mode})", "are not 8-bit grey or RGB"
-        )
+        return ImageInfo(height, width, 0, f"{image.name} (mode {header.mode})", "are not 8-bit grey or RGB")
     kept = keep_jpeg and header.format == JPEG
     return ImageInfo(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
 
 
-def _troubles(pair: Pair, looks: dict[SourceImage, ImageInfo]) -> Iterator[tuple[str, str]]:
-    """Sorts of trouble with a pair, each with a text that names the image."""
-    found = [(picture, looks[picture]) for picture in _pictures(pair)]
-    broken = [look for _, look in found if look.trouble]
-    for look in broken:
-        yield look.kind, look.trouble
+def _pair_problems(pair: Pair, infos: dict[SourceImage, ImageInfo]) -> Iterator[tuple[str, str]]:
+    """Yield the kinds of problems of a pair, each with a text that names the image."""
+    found = [(image, infos[image]) for image in _images(pair)]
+    broken = [info for _, info in found if info.problem]
+    for info in broken:
+        yield info.kind, info.problem
     if broken:
         return
-    for picture, look in found:
-        if pair.size is not None and (look.height, look.width) != pair.size:
+    for image, info in found:
+        if pair.size is not None and (info.height, info.width) != pair.size:
             height, width = pair.size
-            text = f"{picture.name} ({look.width} x {look.height}, not {width} x {height})"
+            text = f"{image.name} ({info.width} x {info.height}, not {width} x {height})"
             yield "have another size than the dataset's", text
             return
     (clean, ours), (other, theirs) = found[0], found[-1]

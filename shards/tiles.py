@@ -1,4 +1,4 @@
-"""Lossless image container made of tiles: a crop decodes only the tiles that it touches.
+"""Lossless image container made of tiles; a crop decodes only the tiles that it overlaps.
 
 Layout, little-endian:
 
@@ -12,8 +12,7 @@ Layout, little-endian:
     16      4(n+1) start of each tile, u32, counted from the end of this table; the last is the length
     ...            n tiles, row by row; those at the right and bottom edge are smaller
 
-`fast` is QOI (about 4/3 of a PNG's bytes, the quickest to decode), `compact` is lossless WebP (smaller than
-a PNG). Both return exactly the pixels that went in.
+`fast` is QOI (about 4/3 of a PNG's bytes, fastest to decode), `compact` is lossless WebP (smaller than a PNG).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ Buffer = bytes | memoryview
 
 TILE = 64
 CODECS = {"fast": "tiles-qoi", "compact": "tiles-webp"}
-"""Encoding that a user asks for, and its name in a manifest."""
+"""Name in a manifest of each encoding that a user can choose."""
 
 _MAGIC = b"MTI1"
 _HEADER = struct.Struct("<4sIIHBB")
 _CODEC_IDS = {"fast": 0, "compact": 1}
-_MAX_PIXELS = 1 << 28  # 268 megapixels: nothing photographic is larger, a forged header may claim to be
+_MAX_PIXELS = 1 << 28  # 268 megapixels: larger than any photograph; a forged header may claim more
 _DAMAGED = (imagecodecs.QoiError, imagecodecs.WebpError, ValueError)
 
 
@@ -51,7 +50,7 @@ class _TileHeader(NamedTuple):
 
 
 def encode(image: Image, codec: str = "fast", tile: int = TILE) -> bytes:
-    """Container with the pixels of `image`, (h, w, 3) uint8 RGB."""
+    """Encode `image`, (h, w, 3) uint8 RGB. Raises PackError."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise PackError(f"an image must be 8-bit RGB, (h, w, 3); got {image.dtype} of shape {image.shape}.")
     if codec not in _CODEC_IDS:
@@ -71,24 +70,24 @@ def encode(image: Image, codec: str = "fast", tile: int = TILE) -> bytes:
 
 
 def shape(buffer: Buffer) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Return height and width in pixels. Raises CorruptObjectError."""
     header = _header(buffer)
     return header.height, header.width
 
 
 def decode(buffer: Buffer) -> Image:
-    """All pixels, (h, w, 3) uint8."""
+    """Return all pixels, (h, w, 3) uint8. Raises CorruptObjectError."""
     header = _header(buffer)
     return _crop(buffer, header, 0, 0, header.height, header.width)
 
 
 def crop(buffer: Buffer, top: int, left: int, height: int, width: int) -> Image:
-    """Pixels of one window, (height, width, 3) uint8, equal to the same slice of `decode(buffer)`."""
+    """Return one window, (height, width, 3) uint8, equal to the same slice of `decode(buffer)`."""
     header = _header(buffer)
     inside = 0 <= top <= top + height <= header.height and 0 <= left <= left + width <= header.width
     if not inside or height < 1 or width < 1:
         raise ValueError(
-            f"window {width} x {height} at ({left}, {top}) leaves {header.width} x {header.height} pixels"
+            f"window {width} x {height} at ({left}, {top}) is outside {header.width} x {header.height} pixels"
         )
     return _crop(buffer, header, top, left, height, width)
 
@@ -124,9 +123,7 @@ def _header(buffer: Buffer) -> _TileHeader:
         raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes ends inside its table of tiles.")
     starts = np.frombuffer(buffer, "<u4", rows * columns + 1, _HEADER.size).astype(np.int64) + base
     if starts[0] != base or starts[-1] != len(buffer) or (np.diff(starts) < 1).any():
-        raise CorruptObjectError(
-            f"a tiled image of {len(buffer)} bytes has a table of tiles that does not fit it."
-        )
+        raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes has an inconsistent table of tiles.")
     return _TileHeader(height, width, tile, codec, columns, starts)
 
 

@@ -1,12 +1,11 @@
-"""An order for data that is larger than the cache: samples of a few shards at a time, and then of the next few.
+"""Windowed order for data that is larger than the cache: samples come from a few shards at a time.
 
-    slots of an epoch ── ordinary permutation ──▶ sorted by window, stably
+    slots of an epoch ── ordinary permutation ──▶ sorted stably by window
 
-A slot is one showing of one sample. Slots of the same shard and the same pass over it are a block (a sample
-that comes 120 times in an epoch is in 120 blocks, so that it is spread over the epoch). Blocks are permuted,
-and every `size` of them are a window: at any place of the stream, samples come from `size` shards at most.
-It is the ordinary permutation in all other respects, and a function of the seed, the epoch and the packed
-data alone, never of a cache.
+A slot is one use of one sample. Slots of the same shard and the same pass over it form a block; a sample that is used
+120 times in an epoch is in 120 blocks, so that its uses are spread over the epoch. Blocks are permuted, and `size`
+consecutive blocks form a window, so samples come from at most `size` shards at a time. Otherwise the order is the
+ordinary permutation. It depends on the seed, the epoch and the packed data only, not on the cache.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from shards.errors import MixtureError
 from shards.mixture import Mixture, SampleIndices
 from shards.permutation import keys_of, permute
 
-_KEPT = 2  # epochs: a batch may lie across their border
+_KEPT = 2  # epochs: a batch may span two
 
 
 class SlotOrder(Protocol):
-    """What windows need to know of the order that they belong to, a `shards.order.SampleOrder`."""
+    """The part of `shards.order.SampleOrder` that windows use."""
 
     @property
     def mixture(self) -> Mixture:
@@ -46,26 +45,26 @@ class SlotOrder(Protocol):
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of one epoch."""
+    """The windowed order of one epoch."""
 
     slots: NDArray[np.int64]
-    """(n,) slot at every offset of the epoch"""
+    """(n,) slot at every offset of the epoch."""
     ends: NDArray[np.int64]
-    """(w,) offset after the last one of every window"""
+    """(w,) end offset of every window."""
     shards: tuple[tuple[int, ...], ...]
-    """Shards that every window's samples lie in"""
+    """Shards of every window."""
 
     def window_of(self, offset: int) -> int:
-        """Window that an offset of the epoch lies in."""
+        """Return the window of an offset."""
         return int(np.searchsorted(self.ends, offset, side="right"))
 
 
 class ShardWindows:
-    """Windows of `size` shards; `shards` tells the shard of each sample, entry by entry."""
+    """Windows of `size` shards; `shards` holds the shard of each sample, entry by entry."""
 
     def __init__(self, shards: Sequence[NDArray[np.int64]], size: int) -> None:
         if size < 1:
-            raise MixtureError(f"a window of {size} shards holds no sample; it must be at least 1.")
+            raise MixtureError(f"a window has {size} shards; it must have at least 1.")
         self.shards, self.size = tuple(shards), size
         self._arranged: dict[int, EpochOrder] = {}
 
@@ -73,18 +72,18 @@ class ShardWindows:
         return {**self.__dict__, "_arranged": {}}
 
     def arrange(self, order: SlotOrder, epoch: int) -> EpochOrder:
-        """The order of an epoch; the last few are remembered."""
+        """Return the order of an epoch; the last few are cached."""
         found = self._arranged.get(epoch)
         if found is None:
             found = self._arrange(order, epoch)
             kept = list(self._arranged.items())[1 - _KEPT :]
             self._arranged = dict(
                 [*kept, (epoch, found)]
-            )  # replaced, not changed: the prefetcher reads it too
+            )  # replaced, not mutated: the prefetch thread reads it too
         return found
 
     def ahead(self, order: SlotOrder, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """The window at a position, the next one, and so on: the position where it ends, and its shards."""
+        """Yield the window at a position and all later ones, as end position and shards."""
         epoch, offset = divmod(position, order.positions_per_epoch)
         while True:
             arrangement = self.arrange(order, epoch)

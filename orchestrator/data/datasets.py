@@ -218,7 +218,7 @@ def _pack(
         shard_bytes=spec.shard_mib << 20,
         runner=runner,
         on_progress=watch and watch.pack,
-        on_look=watch and watch.look,
+        on_scan=watch and watch.look,
     )
 
 

@@ -96,7 +96,10 @@ def test_what_was_left_out_is_told(tmp_path):
     ledger.flush()
     found = read_ledger(store, 4)
     assert found.skipped == {2: ("rain", "broken", "its shard is truncated")}
-    assert "left out as damaged: 1\n          2  rain  broken: its shard is truncated" in found.render()
+    assert (
+        "damaged samples that were replaced: 1\n          2  rain  broken: its shard is truncated"
+        in found.render()
+    )
 
 
 def test_pieces_are_written_once_and_a_run_without_any_is_said(tmp_path):

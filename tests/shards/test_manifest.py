@@ -74,7 +74,7 @@ def test_a_store_without_a_manifest_says_so(store: Store):
 
 def test_a_pointer_to_nothing_is_said(store: Store):
     store.write_pointer(POINTER, b"0" * 64)
-    with pytest.raises(ManifestError, match="missing although it is pointed to"):
+    with pytest.raises(ManifestError, match="missing although the pointer names it"):
         load_manifest(store)
 
 

@@ -243,7 +243,7 @@ def test_a_stand_in_is_another_sample_of_the_entry_and_the_same_for_all():
 
 
 def test_weights_that_cannot_be_are_said():
-    with pytest.raises(MixtureError, match="one weight to each"):
+    with pytest.raises(MixtureError, match="Give each degradation one weight"):
         weighted_mixture({"a": 3}, {"b": 1.0}, 10)
     with pytest.raises(MixtureError, match="above 0"):
         weighted_mixture({"a": 3}, {"a": 0.0}, 10)

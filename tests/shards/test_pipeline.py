@@ -151,6 +151,7 @@ def test_the_same_data_gives_the_same_tar(packed: tuple[str, Manifest], cache: S
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own defaults warn
 def test_ray_data_reads_shards_and_streamed_tars(
     packed: tuple[str, Manifest], cache: ShardCache, source: FolderSource, tmp_path: Path
 ):

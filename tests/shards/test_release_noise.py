@@ -26,7 +26,7 @@ def as_the_script_draws() -> dict[tuple[str, int], np.ndarray]:
 def test_every_image_has_the_scripts_noise_in_any_order(
     mark: int, backwards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(release_noise, "_MARK", mark)
+    monkeypatch.setattr(release_noise, "_STATE_INTERVAL", mark)
     expected = as_the_script_draws()
     noise, sizes = ReleaseNoise(SIZES), dict(SIZES)
     for name, sigma in sorted(expected, reverse=backwards):

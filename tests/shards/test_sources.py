@@ -161,7 +161,7 @@ def test_looking_packing_and_hashing_tell_how_far_they_are(root: Path, tmp_path:
 
     source = PairsSource(root, "rainy/{key}.png", "clean/{key}.png", "rain", on_hash=watch("hash"))
     store = LocalStore(tmp_path / "told")
-    pack(source, store, name="told", on_progress=watch("pack"), on_look=watch("look"))
+    pack(source, store, name="told", on_progress=watch("pack"), on_scan=watch("look"))
     images = 2 * len(source)
     assert told["look"] == told["hash"] == [(n, images) for n in range(1, images + 1)]
     assert told["pack"] == [(n, len(source)) for n in range(1, len(source) + 1)]
