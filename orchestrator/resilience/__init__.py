@@ -1,1 +1,1 @@
-"""Prove that failures lose nothing: resume proofs, chaos and a faulty proxy."""
+"""Inject faults into training runs and check that nothing is lost."""

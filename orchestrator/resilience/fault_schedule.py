@@ -1,4 +1,4 @@
-"""What `mirage chaos` does to a run, and how it tells what came of it; how it is done is in `cluster.harm`."""
+"""Fault schedule and report of `mirage chaos`; `ray_chaos` injects the faults."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Literal, get_args
 
 from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.resume_proof import Proof
+from orchestrator.tables import aligned
 
-FaultKind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking away"]
+FaultKind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking unavailable"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 KILL_KINDS: tuple[FaultKind, ...] = ("worker killed", "driver killed", "node lost")
-"""After these other workers go on, from a checkpoint."""
+"""Faults after which new workers resume from a checkpoint."""
 
 
 @dataclass(frozen=True)
 class ScheduledFault:
-    """One thing that is done to the run once it has reached a step."""
+    """A fault to inject when the run has reached a step."""
 
     kind: FaultKind
     step: int
@@ -27,21 +28,21 @@ class ScheduledFault:
 
 @dataclass(frozen=True)
 class FaultOutcome:
-    """What came of a fault."""
+    """Result of one injected fault."""
 
     fault: ScheduledFault
     at_step: int
-    """The newest step that the driver had told when it fell."""
+    """Newest step that the driver had reported at injection."""
     seconds: float | None
-    """Until the next step was told, after a kill by other workers; None if none was, or the fault reached nobody."""
+    """Time until training continued; None if it did not, or if the fault had no target."""
     repeated: int = 0
-    """Steps that were computed again."""
+    """Number of steps that were computed again."""
 
 
 def repeated_steps(events: Sequence[Event], at_step: int) -> int | None:
-    """Return how many steps other workers repeat after a kill, None before they have taken one.
+    """Return how many steps new workers repeat after a kill, or None before their first step.
 
-    `events`: those since the kill. `at_step`: the newest step before it.
+    events: those after the kill. at_step: newest reported step before it.
     """
     started = next((n for n, e in enumerate(events) if isinstance(e, WorkersStarted | Resumed)), len(events))
     first = next((e.step for e in events[started:] if isinstance(e, Progress)), None)
@@ -56,7 +57,7 @@ def newest_step(events: Iterable[Event]) -> int:
 def schedule_faults(
     count: int, seed: int, steps: int, kinds: Sequence[FaultKind] = FAULT_KINDS
 ) -> list[ScheduledFault]:
-    """Return `count` blows within `steps` steps: every kind once before any comes again, evenly spread."""
+    """Return `count` faults spread over `steps` steps, with every kind used once before any repeats."""
     rng = random.Random(seed)
     drawn: list[FaultKind] = []
     while len(drawn) < count:
@@ -70,20 +71,20 @@ def schedule_faults(
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """What was done, what was survived, and what was lost."""
+    """Injected faults, their outcomes and what was lost."""
 
     outcomes: Sequence[FaultOutcome]
     store_faults: Mapping[str, int]
-    """Requests to the store that met a fault, by its kind."""
+    """Number of failed requests to the store by kind of fault."""
     tracking_faults: int
-    """Requests to MLflow that nobody answered."""
+    """Number of failed requests to MLflow."""
     proof: Proof
     untracked_steps: int
-    """Steps whose numbers are not in MLflow."""
+    """Number of steps without metrics in MLflow."""
 
     @property
     def holds(self) -> bool:
-        """Whether everything was survived and nothing was lost."""
+        """Whether training recovered from every fault and nothing was lost."""
         return (
             self.proof.holds
             and not self.untracked_steps
@@ -91,8 +92,8 @@ class ChaosReport:
         )
 
     def render(self) -> str:
-        """Return the table."""
-        rows = [("fault", "injected", "survived", "training again after", "steps again")]
+        """Return the report as text."""
+        rows = list[tuple[str, ...]]()
         done = Counter(s.fault.kind for s in self.outcomes)
         for kind in FAULT_KINDS:
             if done[kind]:
@@ -101,18 +102,15 @@ class ChaosReport:
                 after = ", ".join(f"{seconds:.0f} s" for seconds in took) or "never"
                 again = ", ".join(str(s.repeated) for s in of_kind) if kind in KILL_KINDS else "-"
                 rows.append((kind, str(done[kind]), str(len(took)), after, again))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        table = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        head = ("fault", "injected", "survived", "recovery time", "repeated steps")
         faults = ", ".join(f"{count} x {what}" for what, count in sorted(self.store_faults.items())) or "none"
         return "\n".join(
             [
-                *table,
+                *aligned(head, rows),
                 "",
-                f"requests to the store that failed     {faults}",
-                f"requests to MLflow that failed        {self.tracking_faults}",
-                f"steps whose numbers MLflow lacks      {self.untracked_steps}",
+                f"failed requests to the store     {faults}",
+                f"failed requests to MLflow        {self.tracking_faults}",
+                f"steps without metrics in MLflow  {self.untracked_steps}",
                 self.proof.render().rpartition("\n")[0],
                 "NOTHING WAS LOST" if self.holds else "SOMETHING WAS LOST",
             ]

@@ -1,6 +1,6 @@
-"""A faulty HTTP proxy before a real server: some requests fail, in the ways in which networks and servers fail.
+"""HTTP proxy that makes some requests to a real server fail as networks and servers do.
 
-Which request fails and how is drawn from a seed. Requests are passed on byte for byte, so that signatures stay valid;
+A seed determines which requests fail and how. Requests are forwarded byte for byte to keep their signatures valid;
 each connection carries one request.
 """
 
@@ -21,24 +21,24 @@ _TIMEOUT_SECONDS = 60.0
 
 
 class RequestFault(Enum):
-    """What happens to a request."""
+    """How the proxy treats a request."""
 
-    NONE = "passed on"
-    ERROR = "HTTP 503 without being passed on"
-    LOST_ANSWER = "passed on, and the connection reset in place of the answer"
-    RESET = "connection reset before anything is passed on"
-    STALL = "no answer for a while, then a reset"
-    TRUNCATED = "passed on, and the answer cut off in its body"
+    NONE = "forwarded"
+    ERROR = "HTTP 503 without forwarding"
+    LOST_RESPONSE = "forwarded, connection reset instead of a response"
+    RESET = "connection reset without forwarding"
+    STALL = "no response for a while, then connection reset"
+    TRUNCATED = "forwarded, response body truncated"
 
 
 REQUEST_FAULTS = tuple(fault for fault in RequestFault if fault is not RequestFault.NONE)
 
 FaultPlan = Callable[[int], RequestFault]
-"""Number of a request, from 0 -> what happens to it."""
+"""Function from the number of a request, counted from 0, to its fault."""
 
 
 def random_faults(share: float, seed: int) -> FaultPlan:
-    """Return a plan under which this share of the requests fails, each in a way drawn from the seed."""
+    """Return a plan in which a share of the requests (0 to 1) fails, each with a random fault."""
 
     def fault(number: int) -> RequestFault:
         rng = random.Random(f"{seed}-{number}")
@@ -48,23 +48,23 @@ def random_faults(share: float, seed: int) -> FaultPlan:
 
 
 def outage(number: int) -> RequestFault:
-    """Fail every request at once, as when nobody listens."""
+    """Reset every connection, as if the server were down."""
     return RequestFault.RESET
 
 
 def healthy(number: int) -> RequestFault:
-    """Pass every request on."""
+    """Forward every request."""
     return RequestFault.NONE
 
 
 class FaultyProxy:
-    """Listens on a free port of loopback and passes on to a port of loopback, as `plan` says; a context manager."""
+    """Proxy from a free loopback port to another, with faults according to `plan`; a context manager."""
 
     def __init__(self, upstream_port: int, plan: FaultPlan = healthy, stall_seconds: float = 2.0) -> None:
         self.plan = plan
-        """May be replaced while requests come in."""
+        """Fault plan; may be replaced while the proxy runs."""
         self.counts: Counter[RequestFault] = Counter()
-        """How many requests met which fate."""
+        """Number of requests by fault, `NONE` included."""
         self._upstream = upstream_port
         self._stall_seconds = stall_seconds
         self._lock = threading.Lock()
@@ -81,14 +81,14 @@ class FaultyProxy:
         self.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         # Closing alone does not wake the thread that waits in accept.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     @property
     def injected(self) -> int:
-        """How many requests have met a fault."""
+        """Number of requests that failed."""
         return sum(count for fault, count in self.counts.items() if fault is not RequestFault.NONE)
 
     def _listen(self) -> None:
@@ -105,11 +105,11 @@ class FaultyProxy:
             try:
                 request = _read_request(client)
                 if request is not None:
-                    self._answer(client, request)
+                    self._respond(client, request)
             except OSError:
                 _reset(client)
 
-    def _answer(self, client: socket.socket, request: bytes) -> None:
+    def _respond(self, client: socket.socket, request: bytes) -> None:
         with self._lock:
             fault = self.plan(sum(self.counts.values()))
             self.counts[fault] += 1
@@ -123,26 +123,26 @@ class FaultyProxy:
             time.sleep(self._stall_seconds)
             _reset(client)
         else:
-            answer = _ask(self._upstream, request)
-            if fault is RequestFault.LOST_ANSWER:
+            response = _forward(self._upstream, request)
+            if fault is RequestFault.LOST_RESPONSE:
                 _reset(client)
             elif fault is RequestFault.TRUNCATED:
-                head, _, body = answer.partition(b"\r\n\r\n")
+                head, _, body = response.partition(b"\r\n\r\n")
                 client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
                 _reset(client)
             else:
-                client.sendall(answer)
+                client.sendall(response)
 
 
-def _ask(port: int, request: bytes) -> bytes:
-    """Return the whole answer of the server, which closes the connection behind it."""
+def _forward(port: int, request: bytes) -> bytes:
+    """Send a request to the server and return its whole response; the server then closes the connection."""
     with socket.create_connection(("127.0.0.1", port), _TIMEOUT_SECONDS) as server:
         server.sendall(request)
         return b"".join(iter(lambda: server.recv(_BLOCK), b""))
 
 
 def _read_request(client: socket.socket) -> bytes | None:
-    """Return one request, changed so that the server closes the connection behind its answer; None if none came."""
+    """Return one request, changed to make the server close the connection, or None if the client sent none."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = client.recv(_BLOCK)
@@ -158,24 +158,24 @@ def _read_request(client: socket.socket) -> bytes | None:
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
         while not body.endswith(b"0\r\n\r\n"):
-            body += _some(client)
+            body += _receive(client)
     else:
         while len(body) < int(fields.get(b"content-length", b"0")):
-            body += _some(client)
-    # Neither is among the fields that a signature covers.
+            body += _receive(client)
+    # Signatures cover neither of these headers.
     own = (b"connection", b"expect")
     kept = [line for line in lines if line.partition(b":")[0].strip().lower() not in own]
     return b"\r\n".join([first, *kept, b"Connection: close", b"", b""]) + body
 
 
-def _some(client: socket.socket) -> bytes:
+def _receive(client: socket.socket) -> bytes:
     more = client.recv(_BLOCK)
     if not more:
-        raise ConnectionResetError("the client closed the connection within its request")
+        raise ConnectionResetError("the client closed the connection before the end of its request")
     return more
 
 
 def _reset(client: socket.socket) -> None:
-    """Close the connection by a reset, as a server that dies does."""
+    """Reset the connection, as a crashing server does."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()

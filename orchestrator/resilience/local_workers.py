@@ -1,4 +1,4 @@
-"""A group of workers as plain processes of this machine, over gloo: a run without Ray that can be killed at a step."""
+"""Local worker group without Ray: processes that use gloo and can be killed at a given step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ONE_HOUR_SECONDS = 3600
 
 @dataclass(frozen=True)
 class LocalSegment:
-    """One start of a run: how many workers take it up, and how it ends."""
+    """One start of a run on local workers, and how it ends."""
 
     job: Mapping[str, Any]
     manifests: tuple[str, ...]
@@ -45,15 +45,15 @@ class LocalSegment:
     run_uri: str
     world_size: int
     steps: int
-    """Steps to take in this segment."""
+    """Number of steps to run."""
     victim: int | None = None
-    """The worker that dies by SIGKILL right after the last of them, before a checkpoint; None: all stop with one."""
+    """Rank that gets SIGKILL after the last step, before a checkpoint; None: all stop with a checkpoint."""
     code_version: str = ""
 
 
 def run_local_segment(segment: LocalSegment, timeout_seconds: float = _ONE_HOUR_SECONDS) -> None:
-    """Run `segment` to its end. Raises TrainingError when a worker ends in another way than it was meant to."""
-    # A server that has imported everything once forks the workers: torch alone takes seconds to import.
+    """Run `segment` to its end. Raises TrainingError if a worker does not end as specified."""
+    # The fork server imports torch once for all workers; the import takes seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory(prefix="mirage-segment-") as folder:
@@ -83,7 +83,7 @@ def run_local_segment(segment: LocalSegment, timeout_seconds: float = _ONE_HOUR_
 
 
 def _wait(workers: list[ForkServerProcess], deadline: float) -> dict[int, int]:
-    """Return the exit status of the workers that ended, once all have or the first one has died."""
+    """Wait until all workers have ended or one has failed; return exit statuses by rank."""
     while True:
         ended = {rank: code for rank, worker in enumerate(workers) if (code := worker.exitcode) is not None}
         if len(ended) == len(workers) or any(ended.values()) or time.monotonic() > deadline:
@@ -96,7 +96,7 @@ def _output_file(folder: Path, rank: int) -> Path:
 
 
 class _HeadlessDriver:
-    """A driver that nobody watches, and which ends the segment when its steps are taken."""
+    """Headless driver that stops the segment after its number of steps."""
 
     def __init__(self, segment: LocalSegment, rank: int) -> None:
         self._steps_left = segment.steps
@@ -105,7 +105,7 @@ class _HeadlessDriver:
 
     def emit(self, event: Event) -> None:
         if line := text(event):
-            print(line, flush=True)  # to this worker's output file, which is shown if it fails
+            print(line, flush=True)  # to the output file, which is shown if the worker fails
 
     def control_signal(self, step: int) -> ControlSignal:
         self._steps_left -= 1
@@ -114,12 +114,12 @@ class _HeadlessDriver:
         if self._is_victim:
             os.kill(os.getpid(), signal.SIGKILL)
         if not self._all_survive:
-            time.sleep(_ONE_HOUR_SECONDS)  # until the parent, which sees the other one die, ends this one too
+            time.sleep(_ONE_HOUR_SECONDS)  # the parent kills this worker once the victim has ended
         return ControlSignal.STOP
 
 
 def _work(segment: LocalSegment, rank: int, folder: Path, environment: Mapping[str, str]) -> None:
-    """Take part in a segment; what is printed goes to a file."""
+    """Run one worker with its output redirected to a file."""
     with _output_file(folder, rank).open("wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -130,12 +130,12 @@ def _work(segment: LocalSegment, rank: int, folder: Path, environment: Mapping[s
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # threads of gloo may wait for workers that are gone
+        os._exit(1)  # gloo threads may wait for ended workers
 
 
 def _train(segment: LocalSegment, rank: int, rendezvous: Path) -> None:
     job = job_from_mapping(segment.job)
-    assert isinstance(job, Job), "only training resumes"
+    assert isinstance(job, Job), "only training jobs resume"
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     device = torch.device("cpu")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(segment.world_size))

@@ -1,9 +1,9 @@
-"""A run on a cluster of several nodes on this machine, with its own S3 and MLflow servers behind faulty proxies.
+"""Inject faults into a run on a local Ray cluster of several nodes, with S3 and MLflow behind faulty proxies.
 
     driver (a process) ──► Ray: a head without CPUs and a node for each worker ──► proxy ──► rclone serve s3
            └──────────────────────────────────────────────────────────────────────► proxy ──► mlflow server
 
-Everything lies in a temporary folder and ends with the command; the job's own runs are not touched.
+All files are in a temporary folder and all processes end with the command; the job's own runs are not touched.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from shards.store import open_store
 
 _BUCKET = "s3://chaos"
 _STORE_FAULTS = 0.25
-"""Share of the requests to the store that fail while it is faulty."""
+"""Share of the requests to the store that fail during a "store faulty" fault."""
 _OBJECT_STORE_BYTES = 10**8
 
 
@@ -67,9 +67,9 @@ def chaos(
     recovery_seconds: float = 300,
     fault_seconds: float = 20,
 ) -> ChaosReport:
-    """Train the first steps of `job` while it is harmed `config.kills` times, and compare with a run left alone.
+    """Inject `config.kills` faults into the first steps of `job`, and compare with a run without faults.
 
-    Store and tracking fail for `fault_seconds`, and longer if no request met a fault in that time.
+    Store and tracking fail for `fault_seconds`, and longer if no request failed in that time.
     """
     with ExitStack() as stack:
         cluster = stack.enter_context(_chaos_cluster(job, config, folder))
@@ -87,7 +87,7 @@ def chaos(
         reference = open_store(f"{_BUCKET}/reference")
         last = resume_proof.newest_step(killed)
         whole = replace(config, steps=last)
-        echo(f"reference: {last} steps on {config.workers} workers, left alone")
+        echo(f"reference: {last} steps on {config.workers} workers, without faults")
         resume_proof.run_in_processes(
             cluster.job, dataset, reference, [resume_proof.RunSegment(config.workers)], last, echo
         )
@@ -102,6 +102,8 @@ def chaos(
 
 @dataclass
 class _ChaosCluster:
+    """Local cluster with a driver and servers, into which faults are injected."""
+
     job: Job
     file: Path
     folder: Path
@@ -111,16 +113,16 @@ class _ChaosCluster:
     tracking: FaultyProxy
     environment: Mapping[str, str]
     direct_environment: Mapping[str, str]
-    """The way to the store past the proxy."""
+    """Environment variables to reach the store without the proxy."""
     mlflow_uri: str
-    """The way to MLflow past the proxy."""
+    """Address of MLflow without the proxy."""
     rng: random.Random
     recovery_seconds: float = 300
-    """Seconds that the run may take to go on after a fault."""
+    """Maximum seconds until training continues after a fault."""
     fault_seconds: float = 20
     driver: subprocess.Popen[bytes] | None = None
     logs: list[Path] = field(default_factory=list)
-    """The JSON logs of all drivers so far."""
+    """JSON logs of all drivers so far."""
 
     @property
     def errors(self) -> Path:
@@ -147,11 +149,11 @@ class _ChaosCluster:
         return newest_step(self.events())
 
     def wait_for_step(self, step: int) -> float | None:
-        """Return after how many seconds a step was told; None if it was not in time."""
+        """Wait until a step is reported; return the seconds it took, or None after `recovery_seconds`."""
         return self.wait_until(lambda: self.step() >= step)
 
     def wait_until(self, condition: Callable[[], bool]) -> float | None:
-        """Return after how many seconds `condition` held; None if it did not in time."""
+        """Wait until `condition` holds; return the seconds it took, or None after `recovery_seconds`."""
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > self.recovery_seconds:
@@ -162,7 +164,7 @@ class _ChaosCluster:
         return time.monotonic() - began
 
     def inject(self, fault: ScheduledFault, echo: Echo) -> FaultOutcome:
-        """Wait until the run is there, do it, and wait until it goes on."""
+        """Wait for the step of `fault`, inject it, and wait until training continues."""
         if self.wait_for_step(fault.step) is None:
             return FaultOutcome(fault, self.step(), None)
         events = self.events()
@@ -171,7 +173,7 @@ class _ChaosCluster:
         if fault.kind == "store faulty":
             plan = random_faults(_STORE_FAULTS, self.rng.randrange(2**32))
             return FaultOutcome(fault, at, self._fail_requests(self.store, plan))
-        if fault.kind == "tracking away":
+        if fault.kind == "tracking unavailable":
             return FaultOutcome(fault, at, self._fail_requests(self.tracking, outage))
         began = time.monotonic()
         injected = {
@@ -184,7 +186,7 @@ class _ChaosCluster:
         continued = self.wait_until(lambda: repeated_steps(self.events()[seen:], at) is not None)
         seconds = time.monotonic() - began
         repeated = repeated_steps(self.events()[seen:], at) or 0
-        # Beyond where it was, so that the next fault does not fall on work that is done again.
+        # Wait for a new step, since the next fault must not hit repeated steps.
         return FaultOutcome(
             fault,
             at,
@@ -193,8 +195,8 @@ class _ChaosCluster:
         )
 
     def stop(self) -> None:
-        """Ask the driver to stop with a checkpoint, and wait."""
-        assert self.driver is not None, "a run is under way"
+        """Stop the driver with a checkpoint. Raises ClusterError after 300 seconds."""
+        assert self.driver is not None, "the driver has been started"
         self.driver.send_signal(signal.SIGTERM)
         try:
             self.driver.wait(300)
@@ -202,13 +204,13 @@ class _ChaosCluster:
             raise ClusterError(f"the driver did not stop:\n{_last_lines(self.errors)}") from error
 
     def close(self) -> None:
-        """Leave no driver behind."""
+        """Kill the driver."""
         if self.driver is not None:
             self.driver.kill()
             self.driver.wait()
 
     def _kill_worker(self) -> bool:
-        """Kill one of the workers; say whether there was one in time."""
+        """Kill a random worker; return False if none was found within `recovery_seconds`."""
         found: list[psutil.Process] = []
 
         def found_any() -> bool:
@@ -224,7 +226,7 @@ class _ChaosCluster:
         return True
 
     def _kill_driver(self) -> bool:
-        assert self.driver is not None, "a run is under way"
+        assert self.driver is not None, "the driver has been started"
         self.driver.kill()
         self.driver.wait()
         self.start()
@@ -237,7 +239,7 @@ class _ChaosCluster:
         return True
 
     def _fail_requests(self, proxy: FaultyProxy, plan: Callable[[int], Any]) -> float | None:
-        """Let requests fail for a while; return how long the run then took to go on."""
+        """Make requests fail for `fault_seconds`; return the seconds until training then continued, or None."""
         before = proxy.injected
         proxy.plan = plan
         try:
@@ -284,7 +286,7 @@ def _chaos_cluster(job: Job, config: ProofConfig, folder: Path) -> Iterator[_Cha
 
 
 def _chaos_job(job: Job, config: ProofConfig, tracking: str) -> Job:
-    """Return the job with its own store and MLflow, a ledger, many checkpoints, and a fixed number of workers."""
+    """Return the job with the cluster's store and MLflow, a ledger, frequent checkpoints and fixed `workers`."""
     every = max(1, min(job.checkpoint.every_steps, config.steps // (2 * config.kills + 2)))
     tracked = {"uri": tracking, "every_steps": 1, "register_as": None, "log": "json"}
     workers = {"min": config.workers, "max": config.workers, "max_failures": 3 + config.kills}
@@ -307,10 +309,10 @@ def _ray_cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from ray.cluster_utils import Cluster
 
-    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray writes there, whichever folder it is told to use
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray always writes here too, whatever its temp dir
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
-    head["dashboard_port"] = free_port()  # another cluster of this machine may have the usual one
+    head["dashboard_port"] = free_port()  # another local cluster may use the default port
     ray_cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
     try:
         yield ray_cluster
@@ -325,7 +327,7 @@ def _add_node(ray_cluster: Any, cpus: float) -> Any:
 
 @contextmanager
 def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
-    """Start an MLflow server; what is given returns once it answers."""
+    """Start an MLflow server; yield a function that waits until it responds."""
 
     def wait() -> None:
         deadline = time.monotonic() + 180
@@ -361,14 +363,14 @@ def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
 
 def _is_healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
 
 
 def training_processes(nodes: Iterable[Any]) -> list[psutil.Process]:
-    """Return the training processes of these nodes; this machine may run those of another cluster too."""
+    """Return the training processes of these nodes, without those of other clusters on this machine."""
     raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
     ours = {child.pid for raylet in raylets for child in raylet.children(recursive=True)}
     running = psutil.process_iter(["cmdline"])

@@ -1,8 +1,8 @@
-"""The runs of a proof on the connected Ray cluster, as `mirage run` would launch them.
+"""Run the segments of a resume proof on the connected Ray cluster, as `mirage run` does.
 
-Where the next workers are as many, Ray itself starts them in place of those that died; another number of workers takes
-over as a job that is submitted again. SIGKILL comes from within, at the very step
-(`orchestrator.training.fault_injection`)."""
+Within a segment, Ray restarts killed workers. A segment with another number of workers is launched like a resubmitted
+job. Workers send SIGKILL to themselves at the scheduled step (`orchestrator.training.fault_injection`).
+"""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from shards.store import Store
 def run_on_ray(
     job: Job, dataset: Dataset, store: Store, segments: Sequence[RunSegment], stop: int, echo: Echo
 ) -> None:
-    """Run `job` in the folder `store` through all segments until step `stop`.
+    """Run all segments of `job` in the folder `store` until step `stop`.
 
-    Raises PlanError when the cluster can never hold it, TrainingError when it ended in another way than was meant.
+    Raises PlanError if the cluster can never fit the job, TrainingError if the run does not end as specified.
     """
     where = worker_assignment(job, dataset, RunLocation(run_id(job, dataset.digests), store.uri, Path()))
     for segment in segments:
         last = segment is segments[-1]
         kills = ", ".join(f"worker {worker} after step {step}" for step, worker in segment.kills)
-        echo(f"{format_workers(segment.workers)}; to be killed: {kills or 'none'}")
+        echo(f"{format_workers(segment.workers)}; scheduled kills: {kills or 'none'}")
         _run(job, where, segment, stop if last else None, echo)
 
 
 def _run(job: Job, where: WorkerAssignment, segment: RunSegment, stop: int | None, echo: Echo) -> None:
-    """Take one segment; `stop` is None when it ends with its last kill."""
+    """Run one segment; `stop` is None if it ends with its last kill."""
     restarts = len(segment.kills) - (stop is None)
     worker_settings = {"min": segment.workers, "max": segment.workers, "max_failures": restarts}
     job = job.model_copy(update={"workers": job.workers.model_copy(update=worker_settings)})
@@ -59,13 +59,13 @@ def _run(job: Job, where: WorkerAssignment, segment: RunSegment, stop: int | Non
             raise
         return
     if outcome.step != stop:
-        raise TrainingError(f"the run was {outcome.status} at step {outcome.step}: nothing is proven.")
+        raise TrainingError(f"the run was {outcome.status} at step {outcome.step}, not {stop}: inconclusive.")
     if driver.kills < len(segment.kills):
-        raise TrainingError(f"{driver.kills} of {len(segment.kills)} workers died: nothing is proven.")
+        raise TrainingError(f"{driver.kills} of {len(segment.kills)} workers were killed: inconclusive.")
 
 
 class _KillCountingDriver:
-    """A driver that shows what happens and counts the deaths; nothing is tracked."""
+    """Driver that prints events and counts kills, without tracking."""
 
     def __init__(self, echo: Echo) -> None:
         self._print = text_console(echo)

@@ -1,13 +1,13 @@
-"""Proof that a job resumes exactly: killed at random steps and resumed, it is what it is when left alone.
+"""Prove that a job resumes exactly: kill and resume a run at random steps, and compare it with an uninterrupted run.
 
-    reference   begin ──────────────────────────────────────────► step N
-    killed      begin ──► ✗   resume ─────► ✗   resume ─────────► step N      the same, or another number of workers
+    reference   start ──────────────────────────────────────────► step N
+    killed      start ──► ✗   resume ─────► ✗   resume ─────────► step N      on the same or another number of workers
 
-On a Ray cluster that is how a job runs there (`cluster.proving`), without one it is plain processes of this machine.
+The runs use a Ray cluster (`ray_runs`) or plain local processes (`local_workers`).
 
-Both write a checkpoint every few steps, whose tensors are named by their content: equal names are equal bits. On the
-same number of workers every checkpoint must have the same weights, averaged weights and optimiser state; on another
-one sums are taken in another order, and the ledger must show the same sample at every position, each once.
+Both runs write a checkpoint every few steps, with tensors named by their hash. With the same number of workers,
+weights, EMA and optimizer state of every checkpoint must be bit-equal. With another number, sums are computed in
+another order: the ledgers must show the same sample at every position, each exactly once.
 """
 
 from __future__ import annotations
@@ -38,78 +38,79 @@ from shards.ledger import read_ledger
 from shards.store import LocalStore, Store, open_store
 
 _CHECKPOINTS = 4
-"""Written in the steps that are looked at, at least."""
+"""Minimum number of checkpoints per run, if there are enough steps."""
 KEEP_ALL = 10**6
-"""Checkpoints."""
+"""Value of `checkpoint.keep` that keeps every checkpoint."""
 
 
 @dataclass(frozen=True)
 class RunSegment:
-    """What one number of workers does of a run."""
+    """Part of a run with one number of workers."""
 
     workers: int
     kills: tuple[tuple[int, int], ...] = ()
-    """(step, worker): after each of these steps that worker dies by SIGKILL, before a checkpoint, and as many begin
-    anew; after the last of them, in all but the last segment, the next number of workers does."""
+    """(step, rank) of each kill: that worker gets SIGKILL after that step, before a checkpoint.
+
+    The workers then restart; after the last kill of a segment, the next segment starts instead, if there is one.
+    """
 
 
 SegmentRunner = Callable[[Job, Dataset, Store, Sequence[RunSegment], int, Echo], None]
-"""How a run is taken in its folder through segments until a step, at which it stops with a checkpoint."""
+"""Function that runs segments of a job in a folder until a step, where the run stops with a checkpoint."""
 
 
 @dataclass(frozen=True)
 class ProofConfig:
-    """What is done to the job."""
+    """Settings of a proof."""
 
     kills: int
     seed: int
     steps: int
     workers: int
     resume_workers: tuple[int, ...] = ()
-    """Numbers of workers that take over after a kill, in turn; empty: the same."""
+    """Numbers of workers after each kill, repeated in turn; empty: no change."""
 
     @property
     def same_world_size(self) -> bool:
-        """Whether every segment has the same number of workers."""
+        """Whether the number of workers never changes."""
         return set(self.resume_workers) <= {self.workers}
 
-    def world_size(self, segment: int) -> int:
-        """Return the number of workers of a segment, from 0."""
-        return (
-            self.workers
-            if segment == 0 or not self.resume_workers
-            else self.resume_workers[(segment - 1) % len(self.resume_workers)]
-        )
+    def world_size(self, kill_count: int) -> int:
+        """Return the number of workers after `kill_count` kills."""
+        if kill_count == 0 or not self.resume_workers:
+            return self.workers
+        return self.resume_workers[(kill_count - 1) % len(self.resume_workers)]
 
     def kill_steps(self) -> list[int]:
-        """Return the steps after which a worker dies, ascending."""
+        """Return the steps after which a worker is killed, in ascending order."""
         return sorted(random.Random(self.seed).sample(range(1, self.steps), self.kills))
 
     def segments(self) -> list[RunSegment]:
-        """Return who dies when, and who takes over."""
+        """Return the segments of the killed run, with random kill steps and victims."""
         rng = random.Random(self.seed)
         found = [RunSegment(self.workers)]
-        for segment, step in enumerate(self.kill_steps()):
+        for kill_count, step in enumerate(self.kill_steps(), 1):
             kill = (step, rng.randrange(found[-1].workers))
             found[-1] = replace(found[-1], kills=(*found[-1].kills, kill))
-            if self.world_size(segment + 1) != found[-1].workers:
-                found.append(RunSegment(self.world_size(segment + 1)))
+            if self.world_size(kill_count) != found[-1].workers:
+                found.append(RunSegment(self.world_size(kill_count)))
         return found
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What two runs of one job have in common."""
+    """Comparison of two runs of one job."""
 
     compared: tuple[int, ...]
-    """Steps of the checkpoints that both have."""
+    """Steps of the checkpoints that both runs have."""
     different: dict[int, tuple[str, ...]]
-    """Step -> what differs there, of weights, averaged weights and optimiser state."""
+    """Names of the differing parts (weights, EMA, optimizer state) by step."""
     ledger: str
-    """"" when both ledgers show the same sample at every position, each once; else what is wrong."""
+    """Error in the ledgers; empty if both show the same sample at every position, each once."""
     positions: int
+    """Number of sample positions in both ledgers."""
     attempts: int
-    """Starts that wrote a ledger, as each does before a checkpoint; one that died before its first is not counted."""
+    """Number of starts of the killed run that wrote a ledger, without those killed before their first checkpoint."""
     same_world_size: bool
 
     @property
@@ -128,14 +129,14 @@ class Proof:
             + (f"WRONG: {self.ledger}" if self.ledger else "the same ones in both runs, each exactly once"),
         ]
         if not self.different:
-            equal = "bit-equal: weights, averaged weights, optimiser state, at every one of them"
+            equal = "bit-equal: weights, EMA and optimizer state of every checkpoint"
         else:
             first = min(self.different)
             equal = f"different from step {first} on ({', '.join(self.different[first])})"
         lines.append(f"state                  {equal}")
         if not self.same_world_size:
             lines.append(
-                "                       (other numbers of workers add in another order: not required)"
+                "                       (not required: another number of workers changes the order of sums)"
             )
         exactly = "RESUMES EXACTLY" if not self.different else "THE SAME SAMPLES, EACH ONCE"
         lines.append(exactly if self.holds else "DOES NOT RESUME EXACTLY")
@@ -150,10 +151,10 @@ def prove_resume(
     keep: bool = False,
     runner: SegmentRunner | None = None,
 ) -> Proof:
-    """Run the first `config.steps` steps of `job` twice and compare; `runner` is `run_in_processes` if not given.
+    """Run the first `config.steps` steps of `job` twice and compare; `runner` defaults to `run_in_processes`.
 
-    What the runs wrote goes when the proof holds, unless told to `keep` it. Raises an error of `orchestrator.errors`
-    when the job cannot be run so.
+    Deletes both runs if the proof holds, unless `keep` is set. Raises an error of `orchestrator.errors` if the job
+    cannot run.
     """
     runner = runner or run_in_processes
     pack_what_is_missing(job, echo)
@@ -163,23 +164,23 @@ def prove_resume(
     for store in (reference, killed):
         if job.init_from is not None:
             initial_weights.store_weights(job, store, resolve_tracking_uri(job.track.uri))
-    echo(f"reference: {config.steps} steps on {format_workers(config.workers)}, left alone")
+    echo(f"reference: {config.steps} steps on {format_workers(config.workers)}, without kills")
     runner(job, dataset, reference, [RunSegment(config.workers)], config.steps, echo)
     runner(job, dataset, killed, config.segments(), config.steps, echo)
     proof = compare(reference, killed, config)
     if keep or not proof.holds:
-        echo(f"both runs stay in {reference.uri.rpartition('/')[0]}")
+        echo(f"both runs are kept in {reference.uri.rpartition('/')[0]}")
     else:
         for store in (reference, killed):
             for key in store.list():
                 store.delete(key)
-            if isinstance(store, LocalStore):  # a bucket has no empty folders
+            if isinstance(store, LocalStore):  # buckets have no empty folders to remove
                 shutil.rmtree(store.root.parent, ignore_errors=True)
     return proof
 
 
 def check_worker_count(job: Job, config: ProofConfig) -> None:
-    """Raise PlanError when there are more workers than images for them."""
+    """Raise PlanError if there are more workers than images in a micro-batch."""
     images, worker_count = (
         job.train.global_batch_size // job.train.micro_batches,
         max((config.workers, *config.resume_workers)),
@@ -191,9 +192,9 @@ def check_worker_count(job: Job, config: ProofConfig) -> None:
 
 
 def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofConfig, Job]:
-    """Return config and job as they are run: with a ledger, and with enough checkpoints that are all kept.
+    """Return settings and job for the proof: with a ledger, and with enough checkpoints, all of them kept.
 
-    None of it makes it another run. Raises PlanError when there are not steps enough.
+    The run identity does not change. Raises PlanError if there are too few steps for the kills.
     """
     check_worker_count(job, config)
     most = total_steps(job.train, datasets.train_stream(dataset, job).order.steps_per_epoch)
@@ -212,7 +213,7 @@ def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofCo
 
 
 def run_folders(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[str, str]:
-    """Return new folders of the store for the two runs; a number by chance keeps two proofs of one job apart."""
+    """Return new folders in the store for both runs; a random number separates proofs of the same job."""
     number = secrets.randbelow(10**9)
     base = f"{below(job.storage, PROOFS_FOLDER)}/{run_id(job, dataset.digests)}-{config.seed}-{number}"
     open_store(base).ensure_bucket()
@@ -220,7 +221,7 @@ def run_folders(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[str, s
 
 
 def compare(reference: Store, killed: Store, config: ProofConfig) -> Proof:
-    """Return what checkpoints and ledgers of the two runs have in common."""
+    """Compare checkpoints and ledgers of two runs."""
     one, other = _blobs(reference), _blobs(killed)
     common = tuple(sorted(step for step in one.keys() & other.keys() if step <= config.steps))
     different = {
@@ -255,22 +256,22 @@ def run_in_processes(
     *,
     after_kill: Callable[[Store], None] = lambda store: None,
 ) -> None:
-    """Do what `SegmentRunner` says in plain processes; `after_kill` is called with the folder after each death."""
+    """Run segments in local processes, as a `SegmentRunner`; call `after_kill` with the folder after each kill."""
     for segment in segments:
         for step, victim in segment.kills:
-            begins = newest_step(store)
+            start_step = newest_step(store)
             echo(
-                f"from step {begins} to {step} on {format_workers(segment.workers)}: worker {victim} is killed"
+                f"from step {start_step} to {step} on {format_workers(segment.workers)}: worker {victim} is killed"
             )
-            _run(job, dataset, store, segment.workers, step - begins, victim)
+            _run(job, dataset, store, segment.workers, step - start_step, victim)
             after_kill(store)
-    begins = newest_step(store)
-    echo(f"from step {begins} to {stop} on {format_workers(segments[-1].workers)}: the end")
-    _run(job, dataset, store, segments[-1].workers, stop - begins, None)
+    start_step = newest_step(store)
+    echo(f"from step {start_step} to {stop} on {format_workers(segments[-1].workers)}: no kill")
+    _run(job, dataset, store, segments[-1].workers, stop - start_step, None)
 
 
 def newest_step(store: Store) -> int:
-    """Return the step of the newest checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint, 0 if there is none."""
     return max((step for step, _ in _records(store)), default=0)
 
 
@@ -304,5 +305,5 @@ def _position(store: Store, step: int) -> int:
 
 
 def format_workers(count: int) -> str:
-    """Return so many workers in words."""
+    """Return a number of workers as text, such as "1 worker"."""
     return f"{count} worker{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The parts of `mirage chaos` that need no cluster: what falls when, the table, and a store that fails under a run."""
+"""Parts of `mirage chaos` that need no cluster: fault schedule, report, and a run on a failing store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(**changes: object) -> ChaosReport:
     return replace(ChaosReport(outcomes, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
 
 
-def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
+def test_every_kind_of_fault_is_scheduled_once_before_any_repeats() -> None:
     scheduled = schedule_faults(7, seed=3, steps=70)
     assert {fault.kind for fault in scheduled[:5]} == set(FAULT_KINDS)
     steps = [fault.step for fault in scheduled]
@@ -44,7 +44,7 @@ def test_every_kind_of_blow_falls_before_any_falls_again() -> None:
     assert scheduled != schedule_faults(7, seed=4, steps=70)
 
 
-def test_only_the_kinds_that_are_asked_for_fall() -> None:
+def test_only_the_selected_kinds_are_scheduled() -> None:
     assert {
         fault.kind for fault in schedule_faults(4, seed=0, steps=50, kinds=["node lost", "store faulty"])
     } == {
@@ -68,7 +68,7 @@ def test_repeated_steps_follow_from_the_events_since_a_kill() -> None:
     assert repeated_steps([WorkersStarted(1), *progress(1)], at_step=3) == 3
 
 
-def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
+def test_the_report_lists_every_fault_and_that_nothing_was_lost() -> None:
     text = report().render()
     for kind in FAULT_KINDS:
         assert f"{kind}" in text
@@ -86,7 +86,7 @@ def test_the_table_names_what_was_done_and_that_nothing_was_lost() -> None:
         {"outcomes": [FaultOutcome(schedule_faults(1, 0, 10)[0], 4, None)]},
     ],
 )
-def test_any_loss_is_told(loss: dict[str, object]) -> None:
+def test_any_loss_is_reported(loss: dict[str, object]) -> None:
     lost = report(**loss)
     assert not lost.holds
     assert lost.render().endswith("SOMETHING WAS LOST")
@@ -105,7 +105,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPr
     psutil.Process(process.pid).kill()
 
 
-def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, faulty: FaultyProxy) -> None:
+def test_a_killed_run_on_a_failing_store_loses_nothing(small_job, faulty: FaultyProxy) -> None:
     job = small_job(storage="s3://faulty", train={"steps": 100}, validation={"every_steps": 100})
     faulty.plan = random_faults(0.1, seed=5)
     proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=8, workers=1), print)
@@ -115,14 +115,16 @@ def test_a_run_on_a_failing_store_that_is_killed_too_loses_nothing(small_job, fa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("options", "message"),
     [
         (("--workers", "9"), "9 workers cannot share a micro-batch of 8 images"),
         (("--faults", "30", "--steps", "20"), "30 faults need as many steps"),
         (("--only", "moon"), "--only moon: choose from worker"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_starts(words: tuple[str, ...], told: str) -> None:
-    result = CliRunner().invoke(app, ["chaos", "jobs/demo.yaml", *words])
+def test_impossible_options_are_refused_before_anything_starts(
+    options: tuple[str, ...], message: str
+) -> None:
+    result = CliRunner().invoke(app, ["chaos", "jobs/demo.yaml", *options])
     assert isinstance(result.exception, PlanError)
-    assert told in str(result.exception)
+    assert message in str(result.exception)

@@ -1,4 +1,4 @@
-"""The faulty proxy, before the real S3 server: what is written through it is what is read, whatever it does."""
+"""A faulty proxy in front of a real S3 server: reads return what was written, whatever requests fail."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def content(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest() * (1 + 37 * number)
 
 
-def test_without_faults_it_is_not_noticed(proxy: FaultyProxy) -> None:
+def test_without_faults_every_request_succeeds(proxy: FaultyProxy) -> None:
     bucket = store("plain")
     bucket.write("a/b", content(3))
     assert bucket.read("a/b") == content(3)
@@ -65,9 +65,9 @@ def test_without_faults_it_is_not_noticed(proxy: FaultyProxy) -> None:
     assert proxy.counts[RequestFault.NONE] >= 4
 
 
-def test_a_store_holds_what_was_written_whatever_happens_on_the_way(proxy: FaultyProxy) -> None:
+def test_reads_return_what_was_written_under_random_faults(proxy: FaultyProxy) -> None:
     bucket = store("faulty")
-    # Never so often in a row that the store gives up: a run would then be restarted, which is another test's.
+    # Fewer failures in a row than the store retries.
     draw = random_faults(0.5, seed=7)
     proxy.plan = lambda n: draw(n) if n % ATTEMPTS else RequestFault.NONE
     for number in range(40):
@@ -88,7 +88,7 @@ def test_every_kind_of_fault_alone_is_survived(proxy: FaultyProxy, fault: Reques
     assert proxy.counts[fault] >= 2
 
 
-def test_an_outage_is_named_and_its_end_is_noticed(proxy: FaultyProxy) -> None:
+def test_an_outage_raises_and_reads_work_after_it(proxy: FaultyProxy) -> None:
     bucket = store("outage")
     bucket.write("x", b"x")
     proxy.plan = outage
@@ -98,7 +98,7 @@ def test_an_outage_is_named_and_its_end_is_noticed(proxy: FaultyProxy) -> None:
     assert bucket.read("x") == b"x"
 
 
-def test_the_seed_says_which_requests_fail() -> None:
+def test_the_seed_determines_which_requests_fail() -> None:
     draws = [random_faults(0.3, seed=1)(n) for n in range(500)]
     assert draws == [random_faults(0.3, seed=1)(n) for n in range(500)]
     assert draws != [random_faults(0.3, seed=2)(n) for n in range(500)]
@@ -107,7 +107,7 @@ def test_the_seed_says_which_requests_fail() -> None:
     assert [random_faults(0.0, seed=1)(n) for n in range(50)] == [RequestFault.NONE] * 50
 
 
-def test_the_server_itself_is_only_as_faulty_as_the_plan(proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_client_without_retries_sees_the_fault(proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.plan = lambda n: RequestFault.ERROR
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/", timeout=5)

@@ -1,4 +1,4 @@
-"""`mirage prove-resume`: a run that is killed and resumed is the run that is left alone; a broken one is told."""
+"""`mirage prove-resume`: a killed and resumed run equals an uninterrupted one; a broken resume is detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def endless(small_job) -> Job:
     return small_job(train={"steps": 100}, validation={"every_steps": 100}, workers={"max": 4})
 
 
-def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
+def test_the_seed_determines_the_kill_steps() -> None:
     steps = ProofConfig(kills=4, seed=1, steps=30, workers=1).kill_steps()
     assert steps == ProofConfig(kills=4, seed=1, steps=30, workers=1).kill_steps()
     assert steps != ProofConfig(kills=4, seed=2, steps=30, workers=1).kill_steps()
@@ -48,7 +48,7 @@ def test_steps_of_the_kills_are_drawn_from_the_seed() -> None:
     assert steps[-1] < 30
 
 
-def test_who_dies_and_who_takes_over() -> None:
+def test_segments_contain_every_kill_and_the_numbers_of_workers_in_turn() -> None:
     same = ProofConfig(kills=3, seed=1, steps=30, workers=2)
     (only,) = same.segments()
     assert [step for step, _ in only.kills] == same.kill_steps()
@@ -62,8 +62,8 @@ def test_who_dies_and_who_takes_over() -> None:
     ]
 
 
-class Deaf:
-    """A driver that wants nothing."""
+class SilentDriver:
+    """Driver that always continues."""
 
     def emit(self, event: Event) -> None:
         print(json.dumps(to_dict(event)))
@@ -78,10 +78,10 @@ class Deaf:
 SCHEDULE = KillSchedule(stop_step=9, kills=((3, 1), (5, 0)))
 
 
-def test_a_worker_dies_at_its_step_and_tells_so_first() -> None:
+def test_a_worker_reports_its_kill_and_dies_at_the_scheduled_step() -> None:
     script = (
         "from tests.orchestrator.resilience.test_resume_proof import *\n"
-        "driver = FaultInjectingDriver(Deaf(), SCHEDULE, rank=1, group=1)\n"
+        "driver = FaultInjectingDriver(SilentDriver(), SCHEDULE, rank=1, group=1)\n"
         "for step in range(1, 9): print(step); driver.control_signal(step)"
     )
     root = Path(__file__).parents[3]
@@ -93,9 +93,11 @@ def test_a_worker_dies_at_its_step_and_tells_so_first() -> None:
     assert read_log(done.stdout) == [WorkerKilled(rank=1, step=3)]
 
 
-def test_the_other_workers_go_on_and_the_last_group_stops_at_the_last_step() -> None:
+def test_other_workers_continue_and_the_last_group_stops_at_the_stop_step() -> None:
     def signals(rank: int, group: int, steps: tuple[int, ...]) -> list[ControlSignal]:
-        return [FaultInjectingDriver(Deaf(), SCHEDULE, rank, group).control_signal(step) for step in steps]
+        return [
+            FaultInjectingDriver(SilentDriver(), SCHEDULE, rank, group).control_signal(step) for step in steps
+        ]
 
     assert signals(0, 1, (2, 3, 9)) == [ControlSignal.CONTINUE] * 3
     assert signals(1, 2, (5, 9)) == [ControlSignal.CONTINUE] * 2
@@ -129,7 +131,7 @@ def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_da
 
 
 def assert_kept(job: Job) -> None:
-    """Both runs are there, and `mirage gc` knows what they are and removes them."""
+    """Check that both runs exist and that `mirage gc` recognizes and removes them."""
     store = open_store(job.storage)
     kept = store.list("proofs/")
     for run in ("reference", "killed"):
@@ -141,7 +143,7 @@ def assert_kept(job: Job) -> None:
 
 
 def forget_moments(job: Job, dataset: Dataset):
-    """Take the optimiser's second moments out of the newest checkpoint, and sign it as if it had been written so."""
+    """Return a function that zeroes the second moments in the newest checkpoint and writes it with a valid checksum."""
 
     def tamper(store: Store) -> None:
         identity = RunIdentity(run_id(job, dataset.digests), tuple(dataset.digests))
@@ -160,7 +162,7 @@ def forget_moments(job: Job, dataset: Dataset):
     return tamper
 
 
-def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
+def test_a_resume_that_forgets_moments_is_detected(endless, small_data) -> None:
     config = ProofConfig(kills=1, seed=0, steps=8, workers=1)
     assert config.kill_steps()[0] > 2
     proof = prove_resume(
@@ -175,7 +177,7 @@ def test_a_resume_that_forgets_moments_is_told(endless, small_data) -> None:
     assert_kept(endless)
 
 
-def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> None:
+def test_a_ledger_with_another_sample_is_detected(endless, small_data) -> None:
     def swap(store: Store) -> None:
         key = store.list("ledger/")[0]
         first, *rest = store.read(key).decode().splitlines()
@@ -194,7 +196,7 @@ def test_a_ledger_with_a_hole_or_another_sample_is_told(endless, small_data) -> 
     assert "another" in proof.render()
 
 
-def test_what_cannot_be_proven_is_refused(endless, small_data) -> None:
+def test_impossible_proofs_are_refused(endless, small_data) -> None:
     with pytest.raises(PlanError, match="need more than 3 steps"):
         instrument(endless, small_data, ProofConfig(kills=3, seed=0, steps=3, workers=1))
     with pytest.raises(PlanError, match="9 workers cannot share a micro-batch of 6"):
