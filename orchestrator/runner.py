@@ -81,7 +81,7 @@ def plan_shapes(job: AnyJob) -> str:
 
     if not isinstance(job, Job) or job.model.class_ is not None:
         raise PlanError(
-            f"--shapes compares what training a MIRAGE costs; {job.name} is of kind {job.kind}"
-            + (" and trains a class of its own." if isinstance(job, Job) else ".")
+            f"--shapes compares the cost of training MIRAGE; {job.name} is of kind {job.kind}"
+            + (" and trains a user-defined model." if isinstance(job, Job) else ".")
         )
     return cluster_shapes.render(make_plan(job, strict=False))

@@ -1,4 +1,4 @@
-"""Decide when a group of workers is replaced: its nodes are leaving, or the cluster has room for more workers."""
+"""Decide when a group of workers is replaced: its nodes are leaving, or the cluster has capacity for more workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.events import CapacityAvailable, NodesDraining, RestartRequest
 
 
 class ElasticityPolicy:
-    """The decisions about one group of workers."""
+    """The policy for replacing one group of workers."""
 
     def __init__(self, workers: Workers, clock: Callable[[], float] = time.monotonic) -> None:
         self._workers = workers

@@ -33,12 +33,12 @@ def open_checkpoints(job: Job, dataset: Dataset, store: Store, code_version: str
 
 
 def retention(rule: Checkpoint) -> Retention:
-    """Return the rule of the job's section `checkpoint`."""
+    """Return the retention rules of the section `checkpoint`."""
     return Retention(rule.keep, rule.keep_best, rule.metric, rule.order == "max", rule.keep_hours)
 
 
 def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
-    """Take a snapshot, which worker 0 writes in the background, and report how long the steps waited for it."""
+    """Take a snapshot, which worker 0 writes in the background, and report the time that training was blocked."""
     began = time.monotonic()
     if run.engine.rank != 0 and not run.engine.sharded:
         return
