@@ -1,4 +1,4 @@
-"""Pictures side by side: degraded, restored and clean, one row per degradation."""
+"""Draw a grid of captioned images, for example degraded, restored and clean in each row."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def image_grid(
     captions: Sequence[Sequence[str]] | None = None,
     cell: int = CELL_PIXELS,
 ) -> Image.Image:
-    """Return a sheet of `rows` of pictures (h, w, 3) with a title per column and a label per row.
+    """Return a grid of `rows` of images (h, w, 3) with a title per column and a label per row.
 
-    Pictures wider than `cell` pixels are reduced; narrower ones are enlarged by whole pixels, so that their grain
-    is seen as it is. `captions` stand under their pictures, for example "24.31 dB"; an empty one is a blank.
+    Images wider than `cell` pixels are reduced. Narrower ones are enlarged by whole factors, which keeps their pixels
+    visible. `captions` are drawn below the images, for example "24.31 dB".
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     line = TEXT_PIXELS + 8

@@ -1,11 +1,11 @@
-"""Photographs in and out, as files or as bytes: what they hold beside their pixels outlives a restoration.
+"""Read and write photographs, as files or bytes, and keep their metadata through a restoration.
 
-Size, format, bit depth (8 or 16), grey or colour, alpha, EXIF, ICC profile, XMP and resolution are kept.
-Pixels are taken as stored: no profile is applied and no orientation executed, since both are kept and viewers
-apply them to the result as they did to the original. Alpha passes through unrestored.
+Size, format, bit depth (8 or 16), grey or colour, alpha, EXIF, ICC profile, XMP and resolution are kept. Pixels are
+used as stored: no profile and no orientation is applied, since viewers apply both to the result as they did to the
+original. Alpha is copied, not restored.
 
-Pillow reads what has 8 bits. It has no mode for 16-bit colour, so imagecodecs reads and writes those pixels,
-and PNG chunks and TIFF tags are carried over by hand.
+Pillow reads 8-bit files. It has no mode for 16-bit colour, so imagecodecs reads and writes those pixels, and this
+module copies PNG chunks and TIFF tags.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-# Relative, because each registered version carries a copy of this module and of the errors (`registry`).
+# Relative, because each registered model version contains a copy of this module and of the errors.
 from ..errors import PhotoError, ResultError
 
 __all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo", "write_photo"]
@@ -33,16 +34,16 @@ __all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo", "write
 
 @dataclass(frozen=True)
 class Limits:
-    """What a photograph may take; a file beyond is refused before its pixels are unpacked."""
+    """Maximum size of a photograph. A larger file is refused before its pixels are decoded."""
 
     bytes: int = 2**30
-    """Of the file."""
+    """Size of the file in bytes."""
     pixels: int = 178_956_970
-    """Height times width. The default is Pillow's own limit for a decompression bomb: 0.5 GiB of 8-bit colour."""
+    """Height times width. The default is Pillow's limit for a decompression bomb: 0.5 GiB of 8-bit colour."""
 
 
 LIMITS = Limits()
-"""For files that the user has chosen; a service that takes them from anyone sets its own."""
+"""Limits for files that the user chose. A service with files of strangers sets its own."""
 
 SUFFIXES = {
     ".jpg": "JPEG",
@@ -56,26 +57,26 @@ SUFFIXES = {
 _HOLDS_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _HOLDS_16_BITS = frozenset({"PNG", "TIFF"})
 
-# Ancillary PNG chunks that stay true when the pixels change.
+# Ancillary PNG chunks that stay valid when the pixels change.
 _KEPT_CHUNKS = frozenset(
     [b"eXIf", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"tEXt", b"iTXt", b"zTXt", b"tIME"]
 )
-# TIFF tags that say how pixels are laid out in the file; the writer states them anew.
+# TIFF tags about the layout of pixels in the file; the writer sets its own.
 _LAYOUT_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, *range(277, 282), 284, 292, 293, 317, 320, *range(322, 326), 330}
     | {*range(338, 342), 347, *range(512, 515), *range(529, 533)}
 )
-# Tags that stand beside EXIF in other formats: XMP, IPTC, Photoshop's, the ICC profile.
+# TIFF tags that other formats store outside EXIF: XMP, IPTC, Photoshop's, the ICC profile.
 _TIFF_ONLY_TAGS = frozenset({700, 33723, 34377, 34675, 37724})
 
-# What Pillow and imagecodecs raise for damaged files; Pillow's TIFF reader also trips over missing or odd tags.
+# Errors of Pillow and imagecodecs for damaged files, including missing or invalid TIFF tags.
 DECODE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error),
     *(imagecodecs.PngError, imagecodecs.TiffError),
 )
 
 _ORIENTATION = 274
-# Pillow turns a TIFF (and no other format) upright while it loads; these turn it back.
+# Pillow applies the orientation of a TIFF (and of no other format) when it loads it; these undo it.
 _AS_STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,49 +90,50 @@ _AS_STORED = {
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph and what has to be kept of its file."""
+    """A photograph and the metadata of its file."""
 
     name: str
-    """What messages call it: a path, or what the sender named it."""
+    """Name in messages: a path, or the sender's file name."""
     pixels: NDArray[np.float32]
-    """(3, h, w) in [0, 1]; a grey photograph has three equal channels."""
+    """(3, h, w) in [0, 1]. A grey photograph has three equal channels."""
     format: str
     """JPEG, PNG, TIFF, WEBP or BMP."""
     bits: int = 8
     grey: bool = False
     alpha: NDArray[np.uint8] | NDArray[np.uint16] | None = None
-    """(h, w), in the file's own depth."""
+    """(h, w), in the file's depth."""
     exif: bytes = b""
-    """For TIFF every tag that is not about layout, with its sub-directories."""
+    """EXIF block. For TIFF every tag that is not about layout, with its sub-directories."""
     icc: bytes = b""
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
     comment: bytes = b""
     chunks: tuple[bytes, ...] = ()
-    """PNG only: whole chunks, carried over as they are."""
+    """PNG only: whole chunks, copied unchanged."""
     lossless: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)."""
+        """Return (height, width)."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
 @contextmanager
 def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Open the bytes of an image file of a known format. Only its header is read; Pillow's errors come as they are."""
+    """Open an image file of a known format and read its header only. Raises Pillow's errors."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about metadata, and about Pillow's own limit of pixels: callers have theirs
+        # Warnings are about metadata, and about Pillow's own limit of pixels: callers check theirs.
+        warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=sorted(set(SUFFIXES.values()))) as image:
             yield image
 
 
 def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
-    """Unpack the bytes of a JPEG, PNG, TIFF, WebP or BMP file, which messages call `name`. Raises PhotoError."""
+    """Decode a JPEG, PNG, TIFF, WebP or BMP file, called `name` in messages. Raises PhotoError."""
     if len(data) > limits.bytes:
-        raise PhotoError(f"{name}: takes {len(data) / 2**20:.1f} MiB, more than {limits.bytes / 2**20:.1f}.")
+        raise PhotoError(
+            f"{name}: has {len(data) / 2**20:.1f} MiB, more than the limit of {limits.bytes / 2**20:.1f}."
+        )
     try:
         with open_image(data) as image:
             if image.width * image.height > limits.pixels:
@@ -148,29 +150,31 @@ def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
 
 
 def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) -> bytes:
-    """Return `restored`, (3, h, w) in [0, 1], as the bytes of a file like that of `like`.
+    """Return `restored`, (3, h, w) in [0, 1], as the bytes of a file with the format and metadata of `like`.
 
-    `kind` may name another format; then EXIF and ICC profile are kept, and the depth where that format has 16
-    bits. JPEG and lossy WebP are written at quality 95, JPEG without chroma subsampling. Raises ResultError where
-    `restored` is not finite, PhotoError where the format cannot hold it.
+    With another format `kind`, EXIF and ICC profile are kept, and the depth if that format has 16 bits. JPEG and
+    lossy WebP are written at quality 95, JPEG without chroma subsampling. Raises ResultError when `restored` is not
+    finite, PhotoError when the format cannot hold it.
     """
     kind = kind or like.format
     if restored.shape != like.pixels.shape:
         raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
     if not np.isfinite(restored).all():
-        raise ResultError(f"{like.name}: the model's result is not finite. Use another model.")
+        raise ResultError(
+            f"{like.name}: the model's result has values that are not finite. Use another model."
+        )
     _check_alpha(like.name, kind, like)
     samples = _to_samples(restored, like, like.bits if kind in _HOLDS_16_BITS else 8)
     try:
         return _encode(kind, samples, like)
-    except (OSError, ValueError) as error:  # too many pixels a side, too long an EXIF block
+    except (OSError, ValueError) as error:  # for example too many pixels per side, or too long an EXIF block
         raise PhotoError(f"{like.name}: cannot be written as {kind} ({error}). Use .png.") from error
 
 
 def format_for(name: str, like: Photo) -> str:
-    """Return the format of a result called `name`: its suffix decides, unless that is the photograph's own.
+    """Return the format of a result called `name`, by its suffix, or the photograph's if both have the same suffix.
 
-    A PNG that is called .jpg stays one under that suffix. Raises PhotoError where the format cannot hold it.
+    So a PNG file with the suffix .jpg stays a PNG. Raises PhotoError when the format cannot hold the photograph.
     """
     suffix = Path(name).suffix.lower()
     if suffix == Path(like.name).suffix.lower():
@@ -184,7 +188,7 @@ def format_for(name: str, like: Photo) -> str:
 
 
 def read_photo(path: str | Path, limits: Limits = LIMITS) -> Photo:
-    """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError: which file, and what is wrong with it."""
+    """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -193,13 +197,13 @@ def read_photo(path: str | Path, limits: Limits = LIMITS) -> Photo:
 
 
 def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) -> None:
-    """Write `restored` as a file in the format that the suffix of `path` names; whole or not at all.
+    """Write `restored` atomically, in the format of the suffix of `path`. Raises PhotoError.
 
-    The photograph that was read is never overwritten. Raises PhotoError.
+    The photograph that was read is never overwritten.
     """
     path, source = Path(path), Path(like.name)
     if path.exists() and source.exists() and path.samefile(source):
-        raise PhotoError(f"{path}: is the photograph itself. Choose another name for the result.")
+        raise PhotoError(f"{path} is the photograph itself. Choose another name for the result.")
     data = encode(restored, like, format_for(str(path), like))
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -212,49 +216,69 @@ def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) ->
 
 def _check_alpha(name: str, kind: str, like: Photo) -> None:
     if like.alpha is not None and kind not in _HOLDS_ALPHA:
-        raise PhotoError(f"{name}: {like.name} is partly transparent, which {kind} cannot hold. Use .png.")
+        raise PhotoError(f"{name}: {like.name} has transparency, which {kind} cannot store. Use .png.")
 
 
 def _too_large(name: str, limits: Limits) -> PhotoError:
-    return PhotoError(f"{name}: holds more than {limits.pixels / 1e6:.0f} million pixels. Split it.")
+    return PhotoError(f"{name}: has more than {limits.pixels / 1e6:.0f} million pixels. Split it.")
 
 
 # ----------------------------------------------------------------------------------------------- reading
 
 
 def _decode(name: str, data: bytes, image: Image.Image) -> Photo:
-    kind = "JPEG" if image.format == "MPO" else str(image.format)  # an MPO's first picture is a plain JPEG
+    """Return the photograph of an open image and its file's bytes."""
+    kind = (
+        "JPEG" if image.format == "MPO" else str(image.format)
+    )  # the first picture of an MPO is a plain JPEG
     pictures = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
-        raise PhotoError(f"{name}: holds {pictures} pictures, a photograph is one. Split it.")
+        raise PhotoError(f"{name}: holds {pictures} pictures, and a photograph has one. Split the file.")
+    # Before the pixels, because Pillow drops the orientation of a TIFF when it loads them.
     exif = _tiff_tags(image) if kind == "TIFF" else image.info.get("exif") or b""
-    width, height = (image.tag_v2[256], image.tag_v2[257]) if kind == "TIFF" else image.size  # type: ignore[attr-defined]
-    samples = _samples_16(name, data, image) if _has_16_bits(kind, data, image) else _samples_8(name, image)
-    if samples.shape[:2] != (height, width) or samples.shape[2] > 4:
-        raise PhotoError(f"{name}: has an unusual layout {samples.shape}. Save it as RGB first.")
-    top = np.float32(np.iinfo(samples.dtype).max)
+    samples = _samples(name, kind, data, image)
     channels = samples.shape[2]
     has_alpha = channels in (2, 4)
-    colour = samples[..., : channels - has_alpha]  # (h, w, 1 or 3)
-    pixels = np.broadcast_to(np.moveaxis(colour, 2, 0), (3, *colour.shape[:2])).astype(np.float32) / top
-    info = image.info
     return Photo(
         name=name,
-        pixels=pixels,
+        pixels=_to_rgb(samples[..., : channels - has_alpha]),
         format=kind,
         bits=samples.dtype.itemsize * 8,
         grey=channels < 3,
         alpha=samples[..., -1].copy() if has_alpha else None,
-        exif=exif,
-        icc=info.get("icc_profile") or b"",
-        xmp=info.get("xmp") or b"",
-        dpi=info.get("dpi"),
-        comment=info.get("comment") or b"" if kind == "JPEG" else b"",
-        chunks=tuple(whole for name, whole in _png_chunks(data) if name in _KEPT_CHUNKS)
-        if kind == "PNG"
-        else (),
         lossless=kind in ("PNG", "TIFF", "BMP") or (kind == "WEBP" and b"VP8L" in _webp_chunks(data)),
+        exif=exif,
+        **_metadata(kind, data, image),
     )
+
+
+def _metadata(kind: str, data: bytes, image: Image.Image) -> dict[str, Any]:
+    """Return the fields of `Photo` with other metadata of a loaded image: a PNG may have some after its pixels."""
+    info = image.info
+    kept = (chunk for name, chunk in _png_chunks(data) if name in _KEPT_CHUNKS) if kind == "PNG" else ()
+    return {
+        "icc": info.get("icc_profile") or b"",
+        "xmp": info.get("xmp") or b"",
+        "dpi": info.get("dpi"),
+        "comment": info.get("comment") or b"" if kind == "JPEG" else b"",
+        "chunks": tuple(kept),
+    }
+
+
+def _samples(name: str, kind: str, data: bytes, image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return the (h, w, c) samples of the file, c from 1 to 4, in its own depth."""
+    width, height = (image.tag_v2[256], image.tag_v2[257]) if kind == "TIFF" else image.size  # type: ignore[attr-defined]
+    samples = _samples_16(name, data, image) if _has_16_bits(kind, data, image) else _samples_8(name, image)
+    if samples.shape[:2] != (height, width) or samples.shape[2] > 4:
+        raise PhotoError(f"{name}: has an unusual layout {samples.shape}. Save it as RGB first.")
+    return samples
+
+
+def _to_rgb(colour: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return (h, w, 1 or 3) samples as (3, h, w) in [0, 1]."""
+    maximum = np.float32(np.iinfo(colour.dtype).max)
+    planes = np.broadcast_to(np.moveaxis(colour, 2, 0), (3, *colour.shape[:2]))
+    return planes.astype(np.float32) / maximum
 
 
 def _has_16_bits(kind: str, data: bytes, image: Image.Image) -> bool:
@@ -264,22 +288,20 @@ def _has_16_bits(kind: str, data: bytes, image: Image.Image) -> bool:
 
 
 def _samples_16(name: str, data: bytes, image: Image.Image) -> NDArray[np.uint16]:
-    """Return (h, w, c) of a PNG or TIFF file with 16 bits per sample."""
+    """Return the (h, w, c) samples of a PNG or TIFF file with 16 bits per sample."""
     if image.format == "PNG":
         samples = np.asarray(imagecodecs.png_decode(data))
     else:
         samples = np.asarray(imagecodecs.tiff_decode(data))
-        # Photometric: 1 and 2 are grey and RGB. Extra samples: 2 is alpha that is not multiplied in.
+        # Photometric (262): 1 and 2 are grey and RGB. Extra samples (338): 2 is alpha that is not premultiplied.
         tags = image.tag_v2  # type: ignore[attr-defined]
         if samples.dtype != np.uint16 or tags.get(262) not in (1, 2) or tags.get(338, (2,)) != (2,):
-            raise PhotoError(
-                f"{name}: has an unusual kind of 16-bit samples. Save it as plain grey or RGB first."
-            )
+            raise PhotoError(f"{name}: has unusual 16-bit samples. Save it as plain grey or RGB first.")
     return samples.reshape(*samples.shape[:2], -1)
 
 
 def _samples_8(name: str, image: Image.Image) -> NDArray[np.uint8]:
-    """Return (h, w, c) of a file with at most 8 bits per sample; a palette is resolved."""
+    """Return the (h, w, c) samples of a file with at most 8 bits per sample, with palette colours resolved."""
     orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
     image.load()
     if orientation in _AS_STORED:
@@ -299,8 +321,13 @@ def _samples_8(name: str, image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _tiff_tags(image: Image.Image) -> bytes:
+    """Return the tags of a TIFF that are not about layout, as an EXIF block."""
     tags = image.getexif()
-    for directory in (34665, 34853, 40965):  # EXIF, GPS, interoperability: read now, written with the rest
+    for directory in (
+        34665,
+        34853,
+        40965,
+    ):  # EXIF, GPS, interoperability: loads them, so that `_without` copies them
         if directory in tags:
             tags.get_ifd(directory)
     return _without(tags, _LAYOUT_TAGS)
@@ -315,7 +342,7 @@ def _without(tags: Image.Exif, left_out: frozenset[int]) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (type, whole chunk) of a PNG file."""
+    """Yield (type, whole chunk) of each chunk of a PNG file."""
     at = 8
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -324,7 +351,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _webp_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield the types of a WebP file's chunks."""
+    """Yield the type of each chunk of a WebP file."""
     at = 12
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -338,10 +365,10 @@ def _webp_chunks(data: bytes) -> Iterator[bytes]:
 def _to_samples(
     restored: NDArray[np.float32], like: Photo, bits: int
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Return (h, w, c), for grey (h, w), in the file's depth, rounded to nearest, with alpha as it was."""
-    dtype, top = (np.uint16, 65535) if bits == 16 else (np.uint8, 255)
+    """Return (h, w, c) samples, or (h, w) for grey, in `bits`, rounded to nearest, with the original alpha."""
+    dtype, maximum = (np.uint16, 65535) if bits == 16 else (np.uint8, 255)
     colour = restored.mean(axis=0, keepdims=True) if like.grey else restored
-    samples = np.rint(np.clip(colour, 0, 1).astype(np.float64) * top).astype(dtype)
+    samples = np.rint(np.clip(colour, 0, 1).astype(np.float64) * maximum).astype(dtype)
     if like.alpha is not None:
         alpha = like.alpha if like.alpha.dtype == dtype else (like.alpha >> 8).astype(dtype)
         samples = np.concatenate([samples, alpha[None]])
@@ -393,7 +420,7 @@ def _portable_exif(like: Photo) -> bytes:
 
 
 def _encode_png(samples: NDArray[np.uint8] | NDArray[np.uint16], like: Photo) -> bytes:
-    """Return a PNG with the kept chunks right after its header, where every one of them may stand."""
+    """Return a PNG with the kept chunks right after its header, where each of them is allowed."""
     kept = list(like.chunks)
     if like.format != "PNG" and like.icc:
         kept.append(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(like.icc)))
@@ -409,7 +436,7 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _encode_tiff(samples: NDArray[np.uint8] | NDArray[np.uint16], like: Photo) -> bytes:
-    """Return a TIFF whose pixels are one uncompressed strip behind the tags."""
+    """Return a TIFF whose pixels are one uncompressed strip after the tags."""
     height, width = samples.shape[:2]
     channels = samples.size // (height * width)
     tags = Image.Exif()
@@ -422,10 +449,10 @@ def _encode_tiff(samples: NDArray[np.uint8] | NDArray[np.uint16], like: Photo) -
     tags[258] = (8 * samples.itemsize,) * channels
     tags[259] = 1  # no compression
     tags[262] = 1 if channels < 3 else 2  # black is zero, RGB
-    tags[273] = 0  # Pillow adds where the tags end
+    tags[273] = 0  # Pillow adds the offset of the end of the tags
     tags[277] = channels
     tags[278] = height
     tags[279] = len(pixels)
     if channels in (2, 4):
-        tags[338] = 2  # alpha that is not multiplied in
+        tags[338] = 2  # alpha that is not premultiplied
     return bytes(tags.tobytes().removeprefix(b"Exif\0\0")) + pixels

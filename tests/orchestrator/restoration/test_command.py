@@ -193,7 +193,7 @@ def test_results_below_their_input_folder_are_no_inputs(folder: Path, restore: C
 def test_a_file_as_out_chooses_the_format(folder: Path, restore: Command) -> None:
     assert restore("in/deep.tif", "-o", "new/b.png").status == 0
     assert imagecodecs.png_decode((folder.parent / "new" / "b.png").read_bytes()).dtype == np.uint16
-    assert "partly transparent" in restore("in/alpha.png", "-o", "b.jpg").text
+    assert "has transparency" in restore("in/alpha.png", "-o", "b.jpg").text
     assert (
         "names a file, and there are 2 photographs" in restore("in/*.tif", "in/grey.png", "-o", "c.png").text
     )

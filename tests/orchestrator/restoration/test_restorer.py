@@ -91,7 +91,7 @@ def test_the_digest_depends_on_every_setting_that_changes_the_pixels_and_on_no_o
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [(Limits(bytes=100), "a.png: takes 0.0 MiB, more than"), (Limits(pixels=700), "a.png: holds more than")],
+    [(Limits(bytes=100), "a.png: has 0.0 MiB, more than"), (Limits(pixels=700), "a.png: has more than")],
 )
 def test_a_caller_sets_the_limits(model: MIRAGE, limits: Limits, message: str) -> None:
     with pytest.raises(PhotoError, match=message):
