@@ -7,7 +7,7 @@ from typing import Literal
 
 from orchestrator.config.schema import Train
 
-_RELEASE_WARMUP_EPOCHS = 15
+RELEASE_WARMUP_EPOCHS = 15
 """Warm-up epochs of the authors' release, which start from rate 0."""
 
 
@@ -39,10 +39,10 @@ def _release_factor(epoch: int, length: float | None) -> float:
     """
     assert length is not None, "the job schema gives the release's schedule a length"
     lagging = max(0, epoch - 1)
-    if lagging < _RELEASE_WARMUP_EPOCHS:
-        return lagging / (_RELEASE_WARMUP_EPOCHS - 1)
-    rest = max(1.0, length - _RELEASE_WARMUP_EPOCHS)
-    return 0.5 * (1 + math.cos(math.pi * (lagging - _RELEASE_WARMUP_EPOCHS) / rest))
+    if lagging < RELEASE_WARMUP_EPOCHS:
+        return lagging / (RELEASE_WARMUP_EPOCHS - 1)
+    rest = max(1.0, length - RELEASE_WARMUP_EPOCHS)
+    return 0.5 * (1 + math.cos(math.pi * (lagging - RELEASE_WARMUP_EPOCHS) / rest))
 
 
 LrScaling = Literal["fixed", "linear", "sqrt"]

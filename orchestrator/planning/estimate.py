@@ -42,6 +42,8 @@ class ComputeRate:
     per_second: float
     source: str
     measured: bool
+    busy: bool = False
+    """Whether it was measured while the machine was busy with other work."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,14 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
             stated * _work(job, first.pixels), f"workers.images_per_second {stated:g}", measured=True
         )
     similar = [(other, measured) for other, measured in records if _comparable(job, other)]
+    quiet = [record for record in similar if not record[1].is_busy]
+    similar, busy = (quiet or similar), not quiet
     if similar:
         rates = [_measured_rate(other, measured) for other, measured in similar]
         devices = ", ".join(sorted({measured.device for _, measured in similar}))
         runs = "1 earlier run" if len(similar) == 1 else f"{len(similar)} earlier runs"
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
-        return ComputeRate(per, f"{runs} on {devices}", measured=True)
+        return ComputeRate(per, f"{runs} on {devices}", measured=True, busy=busy)
     if job.workers.gpus:
         per = _GPU_RATE[_precision(job)]
         return ComputeRate(

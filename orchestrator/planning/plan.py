@@ -16,6 +16,7 @@ from orchestrator.errors import PlanError
 from orchestrator.models import user_model
 from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
+from orchestrator.planning.pitfalls import pitfalls
 from orchestrator.planning.throughput import Throughput
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
@@ -217,6 +218,7 @@ def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan
                 f"a worker needs {needed:.1f} GiB, more than workers.memory_gib ({job.workers.memory_gib:g}). "
                 "List what fits: mirage plan --shapes"
             )
+    warnings += pitfalls(job, order.mixture, steps, estimates[0].rate if estimates else None)
     return Plan(
         job=job,
         **_costs(job),

@@ -8,6 +8,7 @@ Only finished runs are stored. A plan uses those on the same kind of device and 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections import deque
@@ -28,6 +29,8 @@ _MIN_STEPS = 5
 """Minimum number of measured steps; the first ones are slow."""
 _MAX_RECORDS = 40
 """Maximum number of records of a store that a plan reads."""
+_BUSY_LOAD = 1.5
+"""Load per core above which a machine counts as busy with other work."""
 _SPEED_SECTIONS = ("model", "data", "train", "engine", "workers")
 
 
@@ -40,6 +43,13 @@ class Throughput:
     steps: int
     workers: int
     device: str
+    load_per_core: float | None = None
+    """Load average of the machine over its cores at the end; None in records of older versions."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether other work slowed the run down: it loads each core with at most about one process."""
+        return self.load_per_core is not None and self.load_per_core > _BUSY_LOAD
 
 
 class StepTimer:
@@ -60,7 +70,8 @@ class StepTimer:
             return None
         seconds = statistics.median(b - a for a, b in pairwise(ends))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        return Throughput(seconds, steps, workers, name)
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        return Throughput(seconds, steps, workers, name, load)
 
 
 def store_throughput(job: Job, run: str, throughput: Mapping[str, Any] | None) -> None:
