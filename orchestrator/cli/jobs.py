@@ -35,7 +35,7 @@ def plan(
     job_file: JobFile,
     overrides: Set = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Print the job with every key and its value instead.")
+        bool, typer.Option("--resolved", help="Print the resolved job instead: every key with its value.")
     ] = False,
     shapes: Annotated[
         bool,
@@ -50,12 +50,12 @@ def plan(
     ] = None,
 ) -> None:
     """Check a job file, and print its data, steps, memory, time and cost. Needs no Ray and no GPU."""
-    from orchestrator.config.loader import dump_job, load_job, overrides_from
+    from orchestrator.config.loader import load_job, overrides_from, show_job
 
     given = overrides_from(prices, "prices") if prices else []
     job = load_job(job_file, [*given, *(overrides or ())])
     if resolved:
-        emit(dump_job(job).rstrip())
+        emit(show_job(job).rstrip())
         return
     use_local_cluster()
     from orchestrator.runner import plan_any, plan_shapes

@@ -12,7 +12,7 @@ import difflib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.renamed import Key, with_current_names
+from orchestrator.config.schema import Training
 from orchestrator.errors import JobFileError
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,30 @@ def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
 def dump_job(job: AnyJob) -> str:
     """Return the resolved job as YAML. Reading it back gives an equal job."""
     return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+
+
+def show_job(job: AnyJob) -> str:
+    """Return the resolved job as YAML for reading: sizes of a MIRAGE have values, and unset keys are left out.
+
+    An unset key that the recipe or the setting sets by default stays `null`.
+    """
+    content = job.model_dump(mode="json")
+    if isinstance(job, Training) and job.model.class_ is None:
+        sizes = json.loads(json.dumps(asdict(job.model.build())))
+        content["model"] |= {key: sizes[key] for key in content["model"].keys() & sizes.keys()}
+    return str(yaml.safe_dump(_without_unset(content, KINDS[job.kind].defaults(content)), sort_keys=False))
+
+
+def _without_unset(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` without the keys that are None and have no other value in `defaults`."""
+    shown: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping):
+            shown[key] = _without_unset(value, default if isinstance(default, Mapping) else {})
+        elif value is not None or default is not None:
+            shown[key] = value
+    return shown
 
 
 def json_schema() -> dict[str, Any]:

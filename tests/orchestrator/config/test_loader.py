@@ -12,7 +12,8 @@ import yaml
 
 from orchestrator.config.job_schemas import PackJob
 from orchestrator.config.job_types import KINDS, AnyJob
-from orchestrator.config.loader import dump_job, job_from_mapping, json_schema, load_job
+from orchestrator.config.loader import dump_job, job_from_mapping, json_schema, load_job, show_job
+from orchestrator.config.schema import Training
 from orchestrator.errors import JobFileError
 from orchestrator.runner import ACTIONS
 
@@ -43,6 +44,33 @@ def test_a_resolved_job_reads_back_as_itself() -> None:
     for path in JOBS:
         job = load_job(path)
         assert job_from_mapping(yaml.safe_load(dump_job(job))) == job
+
+
+@pytest.mark.parametrize("path", JOBS, ids=str)
+def test_a_job_is_shown_with_values_instead_of_null_and_reads_back_as_the_same_training(path: Path) -> None:
+    job = load_job(path)
+    again = job_from_mapping(yaml.safe_load(show_job(job)))
+    if isinstance(job, Training) and isinstance(again, Training):
+        assert again.model.build() == job.model.build()
+        again = again.model_copy(update={"model": job.model})
+    assert again == job
+    assert "null" not in show_job(job)
+
+
+def test_a_shown_job_has_the_sizes_of_its_model() -> None:
+    shown = yaml.safe_load(show_job(load_job("jobs/5deg.yaml")))
+    assert shown["model"]["blocks"] == [3, 5, 5, 7]
+    assert shown["model"]["refinement_blocks"] == 2
+    assert "steps" not in shown["train"]
+
+
+def test_a_shown_key_that_was_emptied_stays_null() -> None:
+    job = load_job("jobs/demo.yaml", ["train.ema_decay=null"])
+    shown = yaml.safe_load(show_job(job))
+    assert shown["train"]["ema_decay"] is None
+    again = job_from_mapping(shown)
+    assert isinstance(again, Training)
+    assert again.train.ema_decay is None
 
 
 def test_release_and_paper_recipes_differ_where_the_sources_do() -> None:
