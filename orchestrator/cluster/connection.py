@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,7 +51,21 @@ def connected() -> Iterator[None]:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
             "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
         ) from error
+    _reinstall_signal_handlers()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reinstall_signal_handlers() -> None:
+    """Install this process's handlers of SIGTERM and SIGINT again: `ray.init` replaces them below Python.
+
+    Without it, SIGTERM ends the driver at once, and the workers write no checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may install handlers, and has them
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, handler)
