@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import local, pack, datasets, jobs, sweeps  # isort: skip
+from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
 
@@ -16,6 +16,7 @@ __all__ = [
     "app",
     "datasets",
     "evaluation",
+    "init",
     "jobs",
     "local",
     "main",

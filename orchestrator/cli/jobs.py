@@ -14,6 +14,7 @@ from orchestrator.cli.app import (
     Set,
     command,
     emit,
+    emit_error,
     load_job_of,
     use_local_cluster,
 )
@@ -58,9 +59,12 @@ def plan(
         emit(show_job(job).rstrip())
         return
     use_local_cluster()
+    from orchestrator.config.starter import submit_problem
     from orchestrator.runner import plan_any, plan_shapes
 
     emit(plan_shapes(job) if shapes else plan_any(job))
+    if problem := submit_problem(job_file):
+        emit_error(f"warning: {problem}")
 
 
 @command(

@@ -26,9 +26,9 @@ from packaging.version import Version
 
 from orchestrator.cluster.local import lifecycle, ports, processes, ray_head, s3_server
 from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
+from orchestrator.config.starter import FIRST_LINE
 from orchestrator.errors import ClusterError
 
-SHEBANG = "#!/usr/bin/env -S python -m orchestrator run"
 _GIB = 1 << 30
 _DISK_GIB = (2.0, 10.0)  # the demo with its installation needs about eight
 _MEMORY_GIB = (2.0, 6.0)  # a Ray head needs about one and a half, each training worker about one
@@ -240,14 +240,14 @@ def job_files(files: list[Path]) -> CheckResult:
     if not files:
         return CheckResult("job files", "warn", "no jobs/*.yaml here", "run it in the project root")
     no_bit = [file.name for file in files if not os.access(file, os.X_OK)]
-    no_line = [file.name for file in files if not file.read_text().startswith(SHEBANG + "\n")]
+    no_line = [file.name for file in files if not file.read_text().startswith(FIRST_LINE + "\n")]
     if no_bit:
         return CheckResult(
             "job files", "warn", f"not executable: {', '.join(no_bit)}", "chmod +x jobs/*.yaml"
         )
     if no_line:
         return CheckResult(
-            "job files", "warn", f"first line missing: {', '.join(no_line)}", f"line 1: {SHEBANG}"
+            "job files", "warn", f"first line missing: {', '.join(no_line)}", f"line 1: {FIRST_LINE}"
         )
     return CheckResult("job files", "ok", f"{len(files)} executable job files")
 

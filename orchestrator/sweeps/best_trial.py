@@ -7,12 +7,11 @@ import yaml
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import candidate, put
+from orchestrator.config.starter import FIRST_LINE
 from orchestrator.config.sweep_schema import SweepJob, shown
 from orchestrator.errors import SweepError
 from orchestrator.sweeps.controller import trial_name
 from orchestrator.sweeps.trial_table import Trial
-
-_FIRST_LINE = "#!/usr/bin/env -S python -m orchestrator run\n"
 
 
 def winning_job(job: SweepJob, sweep: str, trial: Trial, name: str | None = None) -> Job:
@@ -47,4 +46,4 @@ def as_file(job: SweepJob, sweep: str, trial: Trial, name: str) -> str:
         f"# Trial {trial.number} of sweep {sweep}: {chosen}.\n"
         f"# There: {trial.psnr:.2f} dB validation PSNR at step {trial.step}, {trial.costs.parameters:,} parameters.\n"
     )
-    return _FIRST_LINE + head + str(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False))
+    return f"{FIRST_LINE}\n" + head + str(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.local import ports, processes, s3_server
+from orchestrator.config.starter import FIRST_LINE
 from orchestrator.maintenance import doctor
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +57,7 @@ def test_too_little_memory_fails_and_little_warns() -> None:
 def test_a_job_file_without_its_bit_or_its_first_line_is_named(tmp_path: Path) -> None:
     good, no_bit, no_line = (tmp_path / name for name in ("good.yaml", "no_bit.yaml", "no_line.yaml"))
     for file in (good, no_bit):
-        file.write_text(f"{doctor.SHEBANG}\nname: x\n")
+        file.write_text(f"{FIRST_LINE}\nname: x\n")
     no_line.write_text("name: x\n")
     good.chmod(0o755)
     no_line.chmod(0o755)

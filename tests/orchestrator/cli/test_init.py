@@ -1,0 +1,109 @@
+"""`mirage init` writes a job file that `mirage plan` accepts, for own photographs and for own pairs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.config.loader import load_job
+from orchestrator.config.schema import Job
+from orchestrator.config.starter import FIRST_LINE, submit_problem
+from tests.claims import assert_one_clear_error, mirage
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with twenty clean photographs, which are also ten pairs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+    for side in ("in", "gt"):
+        (tmp_path / "photos" / side).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 256, (96, 112, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / side / f"{number}.png")
+    return tmp_path
+
+
+PAIRS = ("--degraded", "in/{key}.png", "--clean", "gt/{key}.png", "--degradation", "rain")
+
+
+def loaded(path: str) -> Job:
+    job = load_job(path)
+    assert isinstance(job, Job)
+    return job
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--degradation", "rain", "--degradation", "noise25"), PAIRS, (*PAIRS, "--gpu", "--steps", "20")],
+    ids=["photographs", "pairs", "gpu"],
+)
+def test_a_plan_of_the_written_job_passes(options: tuple[str, ...]) -> None:
+    written = mirage("init", "mine", "--root", "photos", *options)
+    assert written.status == 0, written.text
+    planned = mirage("plan", "jobs/mine.yaml")
+    assert planned.status == 0, planned.text
+    assert "registers  mine" in planned.text
+    warnings = [line for line in planned.text.splitlines() if line.startswith("warning")]
+    assert [line for line in warnings if "a batch repeats samples" not in line] == []
+    assert bool(warnings) == ("--gpu" in options)  # its batch of 32 is larger than these few pairs
+
+
+def test_the_written_job_can_be_submitted_as_it_is() -> None:
+    mirage("init", "mine", "--root", "photos", *PAIRS)
+    path = Path("jobs/mine.yaml")
+    assert path.read_text().splitlines()[0] == FIRST_LINE
+    assert os.access(path, os.X_OK)
+    assert submit_problem(path) == ""
+
+
+def test_every_fifth_photograph_is_kept_for_evaluation() -> None:
+    mirage("init", "mine", "--root", "photos", "--degradation", "rain")
+    pack = loaded("jobs/mine.yaml").data.pack
+    assert pack is not None
+    assert pack.held_out == ("gt/0", "gt/5", "in/0", "in/5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--root is missing"),
+        (("--root", "photos"), "--degradation is missing"),
+        (("--root", "nowhere", "--degradation", "rain"), "--root nowhere: no such folder"),
+        (("--root", "photos", "--degraded", "in/{key}.png"), "--degraded and --clean belong together"),
+        (
+            ("--root", "photos", *PAIRS, "--degradation", "haze"),
+            "pairs have one degradation, and 2 are named",
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_writes_nothing(options: tuple[str, ...], message: str) -> None:
+    assert_one_clear_error(mirage("init", "mine", *options), message)
+    assert not Path("jobs/mine.yaml").exists()
+
+
+def test_an_unknown_degradation_is_refused_with_the_known_ones() -> None:
+    done = mirage("init", "mine", "--root", "photos", "--degradation", "rane")
+    assert done.status == 2
+    assert 'Did you mean "rain"' in done.text
+    assert not Path("jobs/mine.yaml").exists()
+
+
+def test_an_existing_file_is_not_replaced() -> None:
+    mirage("init", "mine", "--root", "photos", *PAIRS)
+    assert_one_clear_error(
+        mirage("init", "mine", "--root", "photos", *PAIRS), "jobs/mine.yaml exists already"
+    )
+
+
+def test_a_plan_says_why_a_file_cannot_be_submitted() -> None:
+    mirage("init", "mine", "--root", "photos", *PAIRS)
+    path = Path("jobs/mine.yaml")
+    path.chmod(0o644)
+    assert f"make it executable with chmod +x {path}" in mirage("plan", path).text
+    path.write_text(path.read_text().partition("\n")[2])
+    assert f"its first line must be {FIRST_LINE}" in mirage("plan", path).text
