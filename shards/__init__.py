@@ -2,8 +2,8 @@
 
     source ──▶ pack ──▶ store: shards, manifest ──▶ Dataset ──▶ TrainStream, EvaluationSet
 
-Names are loaded on first use: importing the package costs nothing, and the order and the noise work where
-neither boto3 nor webdataset is installed. `pack` itself is `shards.pack.pack`.
+Names are imported on first use, so importing the package is cheap, and order and noise work without boto3 and
+webdataset. The function `pack` is `shards.pack.pack`.
 """
 
 from importlib import import_module

@@ -19,7 +19,7 @@ from shards.errors import PackError
 from shards.listing import digest_of, listing_key
 from shards.manifest import Manifest, ManifestRow, Member, publish
 from shards.problems import DataProblem, render_report
-from shards.processes import TaskRunner, run_inline
+from shards.processes import TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
 from shards.scan import (
     ENCODINGS,
@@ -69,7 +69,8 @@ def pack(
     check_pairs(scan.pairs)
     store.ensure_bucket()
     tasks = [ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(scan, shard_bytes)]
-    packed = _run(tasks, runner, len(scan.pairs), on_progress)
+    results = dict(runner(pack_shard, tasks, count_rows(on_progress, len(scan.pairs))))
+    packed = [results[index] for index in range(len(tasks))]  # in the order of the plan
     misses = [miss for part in packed for miss in part.misses]
     problems = [*scan.problems, *_missed(misses)]
     shards = tuple(part.shard for part in packed if part.shard is not None)
@@ -114,22 +115,6 @@ def _plan(scan: SourceScan, shard_bytes: int) -> Iterator[list[tuple[int, tuple[
             shard, size = [], 0
     if shard:
         yield shard
-
-
-def _run(
-    tasks: Sequence[ShardTask], runner: TaskRunner, total: int, on_progress: ProgressCallback | None
-) -> list[PackedShard]:
-    """Return the results in the order of the tasks."""
-    done = 0
-
-    def on_rows(rows: int, id_: str) -> None:
-        nonlocal done
-        done += rows
-        if on_progress is not None:
-            on_progress(done, total, id_)
-
-    results: dict[int, PackedShard] = dict(runner(pack_shard, tasks, on_rows))
-    return [results[index] for index in range(len(tasks))]
 
 
 def _rows(packed: Sequence[PackedShard]) -> Iterator[ManifestRow]:

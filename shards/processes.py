@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol, TypeVar
 
 from shards.errors import PackError, ShardsError
+from shards.progress import ProgressCallback
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,6 +30,19 @@ class TaskRunner(Protocol):
         self, work: Callable[[T, RowsCallback], R], tasks: Sequence[T], on_rows: RowsCallback
     ) -> Iterator[tuple[int, R]]:
         """Yield index and result of every task as they finish. `work` must be importable by name."""
+
+
+def count_rows(on_progress: ProgressCallback | None, total: int) -> RowsCallback:
+    """Return a callback that adds up the finished rows of all tasks and reports the sum."""
+    done = 0
+
+    def on_rows(rows: int, id_: str) -> None:
+        nonlocal done
+        done += rows
+        if on_progress is not None:
+            on_progress(done, total, id_)
+
+    return on_rows
 
 
 def available_cores() -> int:

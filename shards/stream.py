@@ -1,10 +1,9 @@
-"""Batches of a training run: order + dataset → the same global stream for any workers, readers and
-interruptions.
+"""Batches of a training run: the same global stream for any number of workers and readers, also after interruptions.
 
     position ── order ──▶ row ── window, orientation ──▶ uint8 pixels ── batch ──▶ device: float, noise
 
-Readers deliver uint8. Noise and the conversion to float happen on the device that trains. Everything random
-is keyed by the position.
+Readers deliver uint8; noise and the conversion to float happen on the training device. All random choices are seeded by
+the position.
 """
 
 from __future__ import annotations
@@ -38,37 +37,37 @@ log = logging.getLogger(__name__)
 
 OnCorrupt = Literal["fail", "skip"]
 
-_SUBSTITUTES = 20  # samples that may be damaged in a row before a run that skips them is stopped
-_LOOKED_AT = 4096  # positions that the prefetcher looks through at a time
+_MAX_CONSECUTIVE_SKIPS = 20  # consecutive damaged samples after which a run that skips them stops
+_LOOKAHEAD = 4096  # positions per step of the prefetcher
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One worker's part of a global micro-batch. Axes: b images of this share, h w pixels."""
+    """One worker's share of a global micro-batch. Axes: b images of the share, h x w pixels."""
 
     degraded: Tensor
-    """(b, 3, h, w) uint8; equal to `clean` where noise is still to be drawn."""
+    """(b, 3, h, w) uint8; equal to `clean` where noise will be added."""
     clean: Tensor
-    """(b, 3, h, w) uint8"""
+    """(b, 3, h, w) uint8."""
     sigma: Tensor
-    """(b,) float32, grey levels; 0 where no noise is drawn"""
+    """(b,) float32, standard deviation of the noise in grey levels; 0: no noise."""
     positions: Tensor
-    """(b,) int64, places in the global stream"""
+    """(b,) int64, positions in the global stream."""
     degradations: list[str]
     ids: list[str]
     share: tuple[int, int]
-    """First image of this share within the global micro-batch, and the size of that."""
+    """Index of the share's first image in the global micro-batch, and the size of the micro-batch."""
     skipped: list[tuple[int, str, str, str]] = field(default_factory=list)
-    """Position, degradation, id and damage of every sample that another one stands in for."""
+    """Position, degradation, id and error of every damaged sample that was replaced."""
 
     def to_float(
         self, device: torch.device | str, seed: int, rule: NoiseRule = "release"
     ) -> tuple[Tensor, Tensor]:
-        """Degraded and clean as float32 RGB on a device, noise drawn there, keyed by position.
+        """Return degraded and clean as float32 RGB in [0, 1] on a device, with noise added there.
 
-        In [0, 1]; under `rule="float"` noise may lead out of it.
+        Noise is seeded by `seed` and position. Under `rule="float"` noisy values may be outside [0, 1].
         """
-        noisy = self.sigma.nonzero().flatten()  # found here, on the CPU: no wait for the device
+        noisy = self.sigma.nonzero().flatten()  # on the CPU, to avoid a synchronisation with the device
         degraded, clean = (image.to(device, non_blocking=True) for image in (self.degraded, self.clean))
         if len(noisy):
             rows = noisy.to(device, non_blocking=True)
@@ -78,7 +77,7 @@ class Batch:
         return degraded.float() / 255, clean.float() / 255
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        """Return the batch in page-locked memory; torch's DataLoader calls this."""
         return replace(
             self,
             degraded=self.degraded.pin_memory(),
@@ -89,27 +88,27 @@ class Batch:
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch of all workers together."""
+    """Positions and crop size of a micro-batch of all workers together."""
 
     first: int
-    """Position of its first image."""
+    """Position of the first image."""
     total: int
-    """Images in it."""
+    """Number of images."""
     pixels: int
-    """Side of its crops."""
+    """Side of the crops in pixels."""
 
 
 class TrainStream:
-    """Training samples of a dataset, mixed by `(degradation, repeat)` pairs or as a whole `Mixture`.
+    """Training samples of a dataset, mixed by `(degradation, repeat)` pairs or by a `Mixture`.
 
-    A step's global batch is cut into `micro_batches` of equal size, which the workers share. `readers`
-    subprocesses prepare batches ahead; 0 prepares them in this process. Images too small for the crop are
-    reported at once, by name.
+    A step's global batch is divided into `micro_batches` of equal size, which the workers share. `readers` subprocesses
+    prepare batches ahead; with 0, this process does. `window` is a number of shards, for data larger than the cache
+    (`shards.windows`). `stages` change crop and batch size by step, in place of `crop_pixels`. Images are cut to
+    multiples of `multiple` pixels before a crop is drawn: 16 in the all-in-one benchmarks, 1 for whole images.
+    `on_corrupt="skip"` replaces a damaged or missing sample by another one of the same degradation, the same for every
+    worker.
 
-    `window` is a number of shards, for data larger than the cache: see `shards.windows`. `stages` let
-    crop and batch grow by step, in place of `crop_pixels`. `multiple` is what images are cut to before a crop
-    is drawn: 16 as in the all-in-one benchmarks, 1 for whole images. `on_corrupt="skip"` lets another sample of
-    the same degradation stand in for one that is damaged or missing: the same one whoever reads it.
+    Raises MixtureError for a mixture without samples, for images smaller than the crop, and for impossible batches.
     """
 
     def __init__(
@@ -134,41 +133,39 @@ class TrainStream:
         self.augmentation: Augmentation = augmentation
         self.on_corrupt, self.readers = on_corrupt, readers
         self.stages = stages or CropSchedule.constant(crop_pixels, global_batch_size)
-        named = (
-            [e.degradation for e in mixture.entries]
-            if isinstance(mixture, Mixture)
-            else [name for name, _ in mixture]
-        )
-        self._rows = [dataset.rows("train", degradation) for degradation in named]
-        for degradation, rows in zip(named, self._rows, strict=True):
-            if not rows:
-                raise MixtureError(
-                    f"{', '.join(dataset.uris)}: no training samples of {degradation!r}; there are "
-                    f"{dataset.available('train')}. Pack it, or take it out of the mixture."
-                )
-            _check_sizes(rows, max(stage.pixels for stage in self.stages.stages), multiple)
-        mixed = mixture if isinstance(mixture, Mixture) else self._mixture(mixture)
+        if isinstance(mixture, Mixture):
+            self._rows = [self._training_rows(entry.degradation) for entry in mixture.entries]
+            mixed = mixture
+        else:
+            self._rows = [self._training_rows(degradation) for degradation, _ in mixture]
+            mixed = Mixture(
+                tuple(MixtureEntry(d, len(rows), n) for (d, n), rows in zip(mixture, self._rows, strict=True))
+            )
         for entry, rows in zip(mixed.entries, self._rows, strict=True):
             if entry.count != len(rows):
                 raise MixtureError(
-                    f"the mixture counts {entry.count} samples of {entry.degradation!r}, and the data holds "
+                    f"the mixture counts {entry.count} samples of {entry.degradation!r}, and the data has "
                     f"{len(rows)}."
                 )
-        windows = None if window is None else ShardWindows(self._shards(), window)
-        self.order = SampleOrder(mixed, seed, global_batch_size, tail, sampling, windows)
         for stage in self.stages.stages:
             if stage.batch % micro_batches:
                 raise MixtureError(
                     f"micro_batches: {micro_batches} does not divide the global batch of {stage.batch}."
                 )
+        windows = None if window is None else ShardWindows(self._shards(), window)
+        self.order = SampleOrder(mixed, seed, global_batch_size, tail, sampling, windows)
         self.micro_batches = micro_batches
-        self._check_room(window)
+        self._warn_if_cache_is_small(window)
 
-    def _mixture(self, pairs: Sequence[tuple[str, int]]) -> Mixture:
-        counts = [len(rows) for rows in self._rows]
-        return Mixture(
-            tuple(MixtureEntry(name, n, repeat) for (name, repeat), n in zip(pairs, counts, strict=True))
-        )
+    def _training_rows(self, degradation: str) -> Sequence[ManifestRow]:
+        rows = self.dataset.rows("train", degradation)
+        if not rows:
+            raise MixtureError(
+                f"{', '.join(self.dataset.uris)}: no training samples of {degradation!r}; there are "
+                f"{self.dataset.available('train')}. Pack it, or remove it from the mixture."
+            )
+        _check_sizes(rows, max(stage.pixels for stage in self.stages.stages), self.multiple)
+        return rows
 
     def steps(
         self,
@@ -177,9 +174,9 @@ class TrainStream:
         rank: int = 0,
         stop_position: int | None = None,
     ) -> Iterator[Batch]:
-        """This worker's part of every micro-batch from a position on, for all whole ones before the stop.
+        """Yield this worker's share of every micro-batch from a position on.
 
-        A step takes `micro_batches` of them; positions run through them without a gap.
+        The last one is the last complete micro-batch before `stop_position`. A step has `micro_batches` of them.
         """
         with Prefetcher(self.dataset, self._ahead(start_position)) as prefetcher:
             for batch in self._batches(
@@ -188,12 +185,12 @@ class TrainStream:
                 prefetcher.reached(int(batch.positions[0]))
                 for position, degradation, id_, why in batch.skipped:
                     log.warning(
-                        "position %d: another sample for %s of %s: %s", position, id_, degradation, why
+                        "position %d: replaced damaged sample %s of %s: %s", position, id_, degradation, why
                     )
                 yield batch
 
     def parts(self, start_position: int = 0, stop_position: int | None = None) -> Iterator[MicroBatch]:
-        """All micro-batches from a position on."""
+        """Yield all micro-batches from a position on."""
         position = start_position
         while True:
             stage = self.stages.at_position(position)
@@ -204,7 +201,7 @@ class TrainStream:
             position += total
 
     def batch(self, positions: Sequence[int], offset: int, part: MicroBatch) -> Batch:
-        """The samples at the given positions, which start `offset` images into their micro-batch."""
+        """Return the samples at the given positions, which start `offset` images into the micro-batch `part`."""
         where = np.asarray(positions, np.int64)
         draw = self.order.draw(where)
         size = part.pixels
@@ -215,9 +212,9 @@ class TrainStream:
             zip(where.tolist(), draw.entry.tolist(), draw.sample.tolist(), strict=True)
         ):
             degradation = self.order.mixture.entries[entry].degradation
-            row, (harmed, intact), lost = self._read(position, entry, sample, size)
-            clean[index] = intact
-            degraded[index] = intact if harmed is None else harmed
+            row, (degraded_crop, clean_crop), lost = self._read(position, entry, sample, size)
+            clean[index] = clean_crop
+            degraded[index] = clean_crop if degraded_crop is None else degraded_crop
             degradations.append(degradation)
             ids.append(row.id)
             skipped += [(position, degradation, id_, why) for id_, why in lost]
@@ -233,19 +230,19 @@ class TrainStream:
         )
 
     def crop(self, position: int, row: ManifestRow, size: int) -> tuple[Image | None, Image]:
-        """The crop of a row that stands at a position: degraded (None in a clean-only row) and clean."""
+        """Return the crop of a row at a position: degraded (None in a clean-only row) and clean, (size, size, 3)."""
         rng = keyed_rng(self.seed, position)
         window = draw_crop(rng, centre_window(row.clean.height, row.clean.width, self.multiple), size)
         mode = draw_orientation(rng, self.augmentation)
-        harmed, intact = self.dataset.read(row, window)
-        return None if harmed is None else orient(harmed, mode), orient(intact, mode)
+        degraded, clean = self.dataset.read(row, window)
+        return None if degraded is None else orient(degraded, mode), orient(clean, mode)
 
     def _read(
         self, position: int, entry: int, sample: int, size: int
     ) -> tuple[ManifestRow, tuple[Image | None, Image], list[tuple[str, str]]]:
-        """Row and crop at a position, and the id and damage of each row that could not be read there."""
+        """Return row and crop at a position, and id and error of each row that could not be read there."""
         lost: list[tuple[str, str]] = []
-        for attempt in range(_SUBSTITUTES):
+        for attempt in range(_MAX_CONSECUTIVE_SKIPS):
             row = self._rows[entry][sample]
             try:
                 return row, self.crop(position, row, size), lost
@@ -255,7 +252,7 @@ class TrainStream:
                 lost.append((row.id, str(error)))
                 sample = self.order.substitute(position, attempt, entry)
         raise CorruptObjectError(
-            f"position {position}: {_SUBSTITUTES} samples in a row cannot be read; the last: {lost[-1][1]}"
+            f"position {position}: {_MAX_CONSECUTIVE_SKIPS} consecutive samples cannot be read; the last: {lost[-1][1]}"
         )
 
     def _batches(self, reader: _WorkerShare, parts: Iterable[MicroBatch]) -> Iterator[Batch]:
@@ -265,7 +262,7 @@ class TrainStream:
                 batch = reader.read(part)
                 yield batch.pin_memory() if pin else batch
             return
-        # A server process that forks: it does not inherit this process's threads, locks or CUDA context.
+        # Children of a fork server do not inherit this process's threads, locks or CUDA context.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["shards.stream"])
         loader = DataLoader(
@@ -285,7 +282,7 @@ class TrainStream:
         return [np.array([self.dataset.shard_of(row) for row in rows], np.int64) for rows in self._rows]
 
     def _ahead(self, start_position: int) -> Iterator[PrefetchWindow]:
-        """What to fetch, and until when it is read: windows, or everything in the order of its first use."""
+        """Yield the shards to prefetch: by window, or all of them in the order of first use if the cache holds all."""
         total, _, room = self.dataset.remote_bytes()
         if total == 0:
             return
@@ -295,26 +292,26 @@ class TrainStream:
             shards = self._shards()
             seen: set[int] = set()
             end = start_position + self.order.positions_per_epoch
-            for first in range(start_position, end, _LOOKED_AT):
-                draw = self.order.draw(np.arange(first, min(end, first + _LOOKED_AT)))
+            for first in range(start_position, end, _LOOKAHEAD):
+                draw = self.order.draw(np.arange(first, min(end, first + _LOOKAHEAD)))
                 needed = [int(shards[e][s]) for e, s in zip(draw.entry, draw.sample, strict=True)]
                 yield start_position, [shard for shard in dict.fromkeys(needed) if shard not in seen]
                 seen.update(needed)
 
-    def _check_room(self, window: int | None) -> None:
+    def _warn_if_cache_is_small(self, window: int | None) -> None:
         total, largest, room = self.dataset.remote_bytes()
         needed = total if window is None else min(total, 2 * window * largest)
         if needed > room:
             what = "the data" if window is None else f"two windows of {window} shards"
             log.warning(
-                "%s may take %.1f GiB, and the cache holds %.1f: shards are going to be fetched again and again. "
+                "%s may take %.1f GiB, and the cache holds %.1f: shards will be downloaded repeatedly. "
                 "Raise cache_gib, or %s window.",
                 *(what, needed / 2**30, room / 2**30, "set a" if window is None else "lower the"),
             )
 
 
 class _WorkerShare(TorchDataset["Batch | ShardsError"]):
-    """One worker's share of any micro-batch, which torch's DataLoader can read elsewhere."""
+    """One worker's share of any micro-batch, as a map-style dataset for torch's DataLoader."""
 
     def __init__(self, stream: TrainStream, world_size: int, rank: int) -> None:
         self._stream, self._world_size, self._rank = stream, world_size, rank
@@ -324,7 +321,7 @@ class _WorkerShare(TorchDataset["Batch | ShardsError"]):
         return self._stream.batch(range(part.first + offset, part.first + offset + count), offset, part)
 
     def __getitem__(self, part: MicroBatch) -> Batch | ShardsError:
-        # Returned, not raised: DataLoader would wrap the message in a traceback of the subprocess.
+        # Returned, not raised: DataLoader would wrap it in a traceback of the subprocess.
         try:
             return self.read(part)
         except ShardsError as error:

@@ -22,7 +22,7 @@ from shards.images import read_samples
 from shards.listing import read_listing
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
 from shards.pipeline import read_groups
-from shards.processes import RowsCallback, TaskRunner, run_inline
+from shards.processes import RowsCallback, TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
 from shards.store import LocalStore, Store
 
@@ -82,16 +82,8 @@ def verify(
         for number, shard in enumerate(manifest.shards)
     ]
     images = sum(len(task.images) for task in tasks)
-    done = 0
-
-    def on_images(count: int, id_: str) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(done, images, id_)
-
     problems = list(_listing_problems(store, manifest))
-    for _, found in sorted(runner(check_shard, tasks, on_images)):
+    for _, found in sorted(runner(check_shard, tasks, count_rows(on_progress, images))):
         problems += found
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

@@ -1,8 +1,7 @@
-"""A job's data: find it, pack it where the job says how, and count what an epoch draws from it."""
+"""The datasets of a job: locate, pack and open them, and build its mixture, order, stream and evaluation set."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,15 +32,16 @@ from shards.stream import TrainStream
 if TYPE_CHECKING:
     from webdataset import DataPipeline
 
-log = logging.getLogger(__name__)
-
 
 class PackCallbacks(NamedTuple):
-    """Who is told how far packing is, in the order in which it goes: of images, of samples, of raw files."""
+    """Progress callbacks of packing."""
 
-    look: ProgressCallback
+    scan: ProgressCallback
+    """Called for every image whose header was read."""
     pack: ProgressCallback
+    """Called for every packed pair."""
     hash: ProgressCallback
+    """Called for every raw file that was hashed."""
 
 
 def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
@@ -50,27 +50,27 @@ def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
 
 
 def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> Dataset:
-    """Return the very data that `digests` name at `uris`, whatever was published there since."""
+    """Open the datasets with these manifest digests at `uris`, whatever was published there since."""
     return Dataset(uris, _cache(spec.cache_gib), digests)
 
 
 def open_uris(uris: Sequence[str], cache_gib: float = 20.0) -> Dataset:
-    """Return packed datasets by URI or folder, apart from any job; raises `shards.ShardsError`."""
+    """Open packed datasets by URI or folder. Raises ShardsError."""
     return Dataset([absolute_uri(uri) for uri in uris], _cache(cache_gib))
 
 
 def open_pipeline_at(uri: str, split: str | None, degradation: str | None) -> DataPipeline:
-    """Return the samples of a packed dataset as a WebDataset pipeline; raises `shards.ShardsError`."""
+    """Return the samples of a packed dataset as a WebDataset pipeline. Raises ShardsError."""
     return open_pipeline(absolute_uri(uri), _cache(20.0), split=split, degradation=degradation)
 
 
 def open_dataset(job: Job) -> Dataset:
-    """Return the job's packed data; raises `shards.ShardsError` when it cannot be reached."""
+    """Open the job's packed datasets as one. Raises ShardsError."""
     return Dataset(manifest_uris(job), _cache(job.data.cache_gib))
 
 
 def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Dataset]:
-    """Return each packed dataset that the job judges on, one by one; those of `digests` where they are given."""
+    """Open each benchmark of the job as a dataset of its own, by `digests` where given. Raises ShardsError."""
     uris = manifest_uris(job)
     asked: Sequence[Sequence[str]] = [(digest,) for digest in digests] or [()] * len(uris)
     cache = _cache(job.data.cache_gib)
@@ -78,12 +78,12 @@ def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Datas
 
 
 def ensure_packed(
-    job: Job | PackJob, watch: PackCallbacks | None = None, runner: TaskRunner | None = None
+    job: Job | PackJob, callbacks: PackCallbacks | None = None, runner: TaskRunner | None = None
 ) -> bool:
-    """Pack the job's data unless it is there already; return whether anything was packed.
+    """Pack the job's data unless it is already packed; return whether anything was packed.
 
     `runner` executes the shard tasks; the default is one process per core of this machine.
-    Raises PlanError when what is there was packed with other settings: nothing is overwritten.
+    Raises PlanError when the data was packed with other settings; nothing is overwritten.
     """
     spec = job.data.pack
     if spec is None:
@@ -91,56 +91,56 @@ def ensure_packed(
     (uri,) = manifest_uris(job)
     store = open_store(uri)
     store.ensure_bucket()
-    source = source_of(spec, watch and watch.hash)
+    source = source_of(spec, callbacks and callbacks.hash)
     if _holds(store, source, spec):
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    _pack(spec, source, store, name, ProcessPool(available_cores()) if runner is None else runner, watch)
+    _pack(spec, source, store, name, ProcessPool(available_cores()) if runner is None else runner, callbacks)
     return True
 
 
 def pack_dataset(
-    spec: Mapping[str, object], out: str, watch: PackCallbacks | None = None, jobs: int = 1
+    spec: Mapping[str, object], out: str, callbacks: PackCallbacks | None = None, jobs: int = 1
 ) -> tuple[Manifest, str]:
-    """Pack what `spec`, the content of a `data.pack` section, describes; return the manifest and its URI.
+    """Pack the dataset described by `spec` (a `data.pack` section); return the manifest and its URI.
 
-    `jobs` is the number of processes.
+    `jobs` is the number of processes. Raises PlanError, or ShardsError.
     """
     try:
         chosen = Pack.model_validate(spec)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise PlanError(f"{told}. See: mirage pack --help") from None
+        errors = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PlanError(f"{errors}. See: mirage pack --help") from None
     conflicts = [f"--{key.replace('_', '-')} {message}" for key, message in source_conflicts(chosen)]
     if conflicts:
         raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)
-    source, store = source_of(chosen, watch and watch.hash), open_store(uri)
+    source, store = source_of(chosen, callbacks and callbacks.hash), open_store(uri)
     store.ensure_bucket()
     _holds(store, source, chosen)
     name = uri.rsplit("/", 1)[-1]
-    return _pack(chosen, source, store, name, ProcessPool(jobs), watch), uri
+    return _pack(chosen, source, store, name, ProcessPool(jobs), callbacks), uri
 
 
 def source_counts(spec: Pack) -> dict[str, int]:
-    """Return how many training samples packing `spec` gives, by row label. Raises PackError without the source."""
+    """Return the number of training samples that packing `spec` gives, by row label. Raises PackError."""
     return source_of(spec).training_counts()
 
 
 def planned_counts(job: Job) -> dict[str, int]:
-    """Return how many training samples packing will give for each degradation of the job's mixture."""
+    """Return the number of training samples that packing will give for each degradation of the job's mixture."""
     assert job.data.pack is not None, "only a job that packs has planned counts"
     held = source_of(job.data.pack).training_counts()
     return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
 
 
 def counts(dataset: Dataset, job: Job) -> dict[str, int]:
-    """Return how many training samples the data holds for each degradation of the job's mixture."""
+    """Return the number of training samples for each degradation of the job's mixture."""
     return {d: len(dataset.rows("train", row_degradation(d))) for d in job.data.mixture}
 
 
 def check_holds(dataset: Dataset, job: Job) -> None:
-    """Raise PlanError unless the data has samples for all that the job trains on and evaluates."""
+    """Raise PlanError unless the data has samples of every degradation that the job trains on or evaluates."""
     missing = [f"data.mixture trains on {d}" for d, n in counts(dataset, job).items() if n == 0]
     missing += [
         f"evaluate.degradations names {d}"
@@ -162,7 +162,7 @@ def check_holds(dataset: Dataset, job: Job) -> None:
 
 
 def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
-    """Return what an epoch of the job is made of, when the data holds that many samples of each degradation."""
+    """Return the job's mixture, for `held` samples of each degradation in the data."""
     mixed = Mixture(tuple(MixtureEntry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
     if job.data.weights is None:
         return mixed
@@ -172,7 +172,7 @@ def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
 
 
 def order(job: Job, held: Mapping[str, int]) -> SampleOrder:
-    """Return the order of the job's samples, but for the window, which takes the data itself."""
+    """Return the order of the job's samples without a window, which needs the opened data."""
     return SampleOrder(
         mixture(job, held), job.seed, job.train.global_batch_size, job.data.tail, job.data.sampling
     )
@@ -200,13 +200,13 @@ def train_stream(dataset: Dataset, job: Job) -> TrainStream:
 
 
 def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
-    """Return the held-out photographs of every degradation that the job evaluates."""
+    """Return the held-out images of every degradation that the job evaluates."""
     multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 
 
 def _pack(
-    spec: Pack, source: Source, store: Store, name: str, runner: TaskRunner, watch: PackCallbacks | None
+    spec: Pack, source: Source, store: Store, name: str, runner: TaskRunner, callbacks: PackCallbacks | None
 ) -> Manifest:
     return pack(
         source,
@@ -217,23 +217,26 @@ def _pack(
         allow_partial=spec.allow_partial,
         shard_bytes=spec.shard_mib << 20,
         runner=runner,
-        on_progress=watch and watch.pack,
-        on_scan=watch and watch.look,
+        on_progress=callbacks and callbacks.pack,
+        on_scan=callbacks and callbacks.scan,
     )
 
 
 def _holds(store: Store, source: Source, spec: Pack) -> bool:
-    """Return whether `store` holds what packing `source` gives; PlanError when it holds something else."""
+    """Return whether `store` already holds what packing `source` gives. Raises PlanError if it differs."""
     if store.read_pointer(POINTER) is None:
         return False
     jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
-    found = {"jpeg": "tiled", **load_manifest(store).provenance}  # all were, before there was a choice
+    found = {
+        "jpeg": "tiled",
+        **load_manifest(store).provenance,
+    }  # before the option existed, all JPEG files were tiled
     wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
     different = [key for key, value in wanted.items() if found.get(key) != value]
     if different:
-        told = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
+        differences = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
         raise PlanError(
-            f"{store.uri} holds a dataset that was packed otherwise: {told}. "
+            f"{store.uri} holds a dataset that was packed with other settings: {differences}. "
             "Nothing is overwritten: give the new dataset another name."
         )
     return True

@@ -1,4 +1,4 @@
-"""Packing as a job: make a dataset where a job says how, unless it is there already."""
+"""Jobs of kind `pack`: pack a dataset unless it is already packed."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from shards.processes import TaskRunner
 from shards.progress import ProgressCallback
 from shards.store import open_store
 
-_TELL_SECONDS = 2.0
-_PHASES = ("looking at", "packing", "hashing")
+_REPORT_SECONDS = 2.0
+_PHASES = ("scanning", "packing", "hashing")
 
 
-def run_pack(job: PackJob, say: Echo, *, on_cluster: bool = False) -> None:
-    """Pack the job's data and say what the dataset holds.
+def run_pack(job: PackJob, echo: Echo, *, on_cluster: bool = False) -> None:
+    """Pack the job's data and print a summary of the dataset.
 
-    On a cluster every shard is a task of its own, wherever there is room; else processes of this machine share them.
+    With `on_cluster`, each shard is packed by a Ray task on any node; otherwise by processes of this machine.
     """
     if on_cluster:
         from orchestrator.cluster.connection import connected
         from orchestrator.data.ray_tasks import RayTasks
 
         with connected():
-            say("every shard is a task of the cluster")
-            packed = pack_what_is_missing(job, say, RayTasks())
+            echo("each shard is packed by a Ray task")
+            packed = pack_if_missing(job, echo, RayTasks())
     else:
-        packed = pack_what_is_missing(job, say)
+        packed = pack_if_missing(job, echo)
     (uri,) = datasets.manifest_uris(job)
     manifest = load_manifest(open_store(uri))
     if not packed:
-        say(f"{uri} is packed already; nothing is changed.")
-    say(_held(manifest))
+        echo(f"{uri} is already packed; nothing was changed.")
+    echo(_summary(manifest))
 
 
 def plan_pack(job: PackJob) -> str:
-    """Return what packing will make and what is there already. Raises PlanError where the source is not there."""
+    """Return a description of what will be packed and what is already there. Raises PackError."""
     (uri,) = datasets.manifest_uris(job)
     spec = job.data.pack
     lines = [
@@ -52,19 +52,21 @@ def plan_pack(job: PackJob) -> str:
     for degradation, count in datasets.source_counts(spec).items():
         lines.append(f"             train {degradation:<9} {count:>7,}")
     try:
-        there = load_manifest(open_store(uri))
+        existing = load_manifest(open_store(uri))
     except ShardsError:
-        return "\n".join([*lines, "there now  nothing"])
-    return "\n".join([*lines, f"there now  manifest {there.digest[:16]} of {len(there.rows):,} samples"])
+        return "\n".join([*lines, "existing   nothing"])
+    return "\n".join(
+        [*lines, f"existing   manifest {existing.digest[:16]} of {len(existing.rows):,} samples"]
+    )
 
 
-def pack_what_is_missing(job: Job | PackJob, say: Echo, runner: TaskRunner | None = None) -> bool:
-    """Pack the job's data unless it is there or the job does not say how; return whether anything was packed."""
+def pack_if_missing(job: Job | PackJob, echo: Echo, runner: TaskRunner | None = None) -> bool:
+    """Pack the job's data if the job says how and it is not packed yet; return whether anything was packed."""
     packed = datasets.ensure_packed(
-        job, datasets.PackCallbacks(*(_progress(say, what) for what in _PHASES)), runner
+        job, datasets.PackCallbacks(*(_progress(echo, what) for what in _PHASES)), runner
     )
     if packed:
-        say("packed " + ", ".join(datasets.manifest_uris(job)))
+        echo("packed " + ", ".join(datasets.manifest_uris(job)))
     return packed
 
 
@@ -74,20 +76,20 @@ def _draws(spec: Pack) -> str:
     return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
 
 
-def _progress(say: Echo, what: str) -> ProgressCallback:
-    """Return a progress callback that says where packing is, now and then."""
+def _progress(echo: Echo, what: str) -> ProgressCallback:
+    """Return a progress callback that prints at most one line every two seconds."""
     last = [time.monotonic()]
 
     def progress(done: int, total: int, name: str) -> None:
         now = time.monotonic()
-        if now - last[0] > _TELL_SECONDS or done == total:
+        if now - last[0] > _REPORT_SECONDS or done == total:
             last[0] = now
-            say(f"{what} {done}/{total}  {name}")
+            echo(f"{what} {done}/{total}  {name}")
 
     return progress
 
 
-def _held(manifest: Manifest) -> str:
+def _summary(manifest: Manifest) -> str:
     lines = [
         f"{len(manifest.rows):,} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     ]

@@ -1,4 +1,4 @@
-"""Raw data as a job or a command describes it, as a source that can be packed."""
+"""Sources of raw data, as described by a job or a command."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from shards.sources import (
 
 
 def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
-    """Return the source that `spec`, free of conflicts, describes. Raises PackError when it is not there.
+    """Return the source described by a validated `spec`. Raises PackError when its files are missing.
 
-    `on_hash` is called as the raw files are read for their digests.
+    `on_hash` is called as raw files are hashed.
     """
     if spec.source == "photographs":
         return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)

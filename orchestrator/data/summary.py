@@ -1,4 +1,4 @@
-"""What packed datasets hold, for people: counts, sizes, terms, and pictures."""
+"""Descriptions of packed datasets for people: counts, sizes, terms and contact sheets."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from shards.sample import CDD11
 from shards.sources.families.cdd11 import PUBLISHED_PSNR
 
 _PER_ROW = 3
-"""Samples of each degradation on a contact sheet."""
+"""Number of samples of each degradation on a contact sheet."""
 
 
 def describe(uri: str, manifest: Manifest) -> str:
-    """Return what a manifest says, as text."""
+    """Return a description of a manifest as text."""
     facts = manifest.provenance
     stored = sum(shard.size for shard in manifest.shards)
     lines = [
@@ -56,22 +56,22 @@ def describe(uri: str, manifest: Manifest) -> str:
 
 
 def contact_sheet(dataset: Dataset) -> Image.Image:
-    """Return a sheet with a few samples of every split and degradation, degraded beside clean."""
+    """Return a contact sheet with a few samples of every split and degradation, degraded beside clean."""
     (manifest,) = dataset.manifests
     rows, labels = [], []
     for split, counts in manifest.counts().items():
         for degradation in counts:
             held = [row for row in manifest.rows if (row.split, row.degradation) == (split, degradation)]
             chosen = [held[i * len(held) // _PER_ROW] for i in range(min(_PER_ROW, len(held)))]
-            pictures = [picture for row in chosen for picture in _side_by_side(dataset, row)]
-            blank = np.full_like(pictures[0], 255)
-            rows.append([*pictures, *[blank] * (2 * _PER_ROW - len(pictures))])
+            images = [image for row in chosen for image in _side_by_side(dataset, row)]
+            blank = np.full_like(images[0], 255)
+            rows.append([*images, *[blank] * (2 * _PER_ROW - len(images))])
             labels.append(f"{split} {degradation}")
     return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
 
 
 def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicatePair]) -> Image.Image:
-    """Return a sheet of pairs of photographs that show the same."""
+    """Return a contact sheet of pairs of equal photographs."""
     rows, labels, captions = [], [], []
     for number, pair in enumerate(duplicates, 1):
         place = [dataset.row_of(photograph.uri, photograph.row) for photograph in (pair.first, pair.second)]

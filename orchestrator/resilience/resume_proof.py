@@ -24,7 +24,7 @@ from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
 from orchestrator.console import Echo
 from orchestrator.data import datasets
-from orchestrator.data.job import pack_what_is_missing
+from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import PlanError
 from orchestrator.paths import below
 from orchestrator.resilience.local_workers import LocalSegment, run_local_segment
@@ -157,7 +157,7 @@ def prove_resume(
     cannot run.
     """
     runner = runner or run_in_processes
-    pack_what_is_missing(job, echo)
+    pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     config, job = instrument(job, dataset, config)
     reference, killed = (open_store(uri) for uri in run_folders(job, dataset, config))

@@ -19,7 +19,7 @@ from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.console import Echo
 from orchestrator.data import datasets
-from orchestrator.data.job import pack_what_is_missing
+from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import SweepError, TrackingError
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
@@ -58,7 +58,7 @@ def run_sweep(job: SweepJob, say: Echo, *, in_process: bool = False) -> JobOutco
     """
     uri = resolve_tracking_uri(job.track.uri)
     base = plain(job)
-    pack_what_is_missing(base, say)
+    pack_if_missing(base, say)
     say(plan_sweep(job) + "\n")
     dataset = datasets.open_dataset(base)
     name = sweep_id(job, dataset)

@@ -16,7 +16,7 @@ from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
-from orchestrator.data.job import pack_what_is_missing
+from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import PlanError, TrackingError
 from orchestrator.events import Emit, Event
 from orchestrator.paths import home
@@ -51,7 +51,7 @@ def run_job(
     emit = console(echo, job.track.log, job.name)
     echo = message_echo(emit)
     uri = resolve_tracking_uri(job.track.uri)
-    pack_what_is_missing(job, echo)
+    pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)
     echo(plan.render() + "\n")

@@ -1,14 +1,13 @@
-"""Where objects live: a local folder or an S3 bucket, behind one small protocol.
+"""Object stores: a local folder or an S3 bucket behind one small protocol.
 
-Objects are write-once: a key means the same bytes for ever, so a reader can never meet half of an old
-object and half of a new one (real S3 servers allow that on overwriting). The only mutable objects are
-*pointers*: tiny, carrying their own checksum, and read again when it does not fit. Nothing here relies on
-conditional requests, ETags, status 206 or page sizes, since servers differ in all of them.
+Objects are write-once: a key always has the same bytes, so a reader never sees a mixture of an old and a new object,
+which S3 servers allow when an object is overwritten. The only mutable objects are *pointers*, which are small and carry
+their own checksum. Nothing relies on conditional requests, ETags, status 206 or page sizes, since servers differ.
 
-    protocol  what a store is            once     objects are written once, and read whole
-    local     a folder                   files    a file is whole or not there; its errors in words
-    s3        a bucket, by boto3         retry    what is tried again, what is refused, in words
-                                         pointer  the one thing that moves
+    protocol  interface of a store       write_once  checks of write-once objects
+    local     a folder                   files       atomic writes of local files
+    s3        an S3 bucket               retry       retries and error messages of S3
+                                         pointer     mutable pointers
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["LocalStore", "S3Store", "Store", "open_store"]
 
 
 def open_store(uri: str) -> Store:
-    """Store at `s3://bucket/prefix`, `file:///folder` or a plain path."""
+    """Return the store at `s3://bucket/prefix`, `file:///folder` or a plain path. Raises StoreError."""
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")  # a key may hold `?` and `#`
         if not bucket:
@@ -34,5 +33,5 @@ def open_store(uri: str) -> Store:
     if uri.startswith("file://"):
         return LocalStore(Path(unquote(urlsplit(uri).path)))
     if "://" in uri:
-        raise StoreError(f"{uri!r}: only s3://bucket/prefix, file:///folder and plain paths are understood.")
+        raise StoreError(f"{uri!r}: only s3://bucket/prefix, file:///folder and plain paths are supported.")
     return LocalStore(Path(uri))

@@ -1,4 +1,4 @@
-"""Local files: one is whole or not there, and what the file system refuses is said in words."""
+"""Atomic writes of local files, and file system errors as StoreErrors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shards.errors import MissingObjectError, StoreError
 T = TypeVar("T")
 
 BLOCK = 8 << 20
+"""Bytes in memory at a time while a file is copied or compared."""
 TEMPORARY = ".tmp-"
-"""What the name of a file begins with while it is written."""
-"""Bytes that are held at a time while a file is copied or compared."""
+"""Prefix of a file's name while it is written."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def translate_os_errors(uri: str, key: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
-    """Fill a temporary file and rename it: a kill leaves all of `path` or none of it."""
+    """Write a temporary file and rename it: after a kill, `path` is complete or unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
@@ -54,10 +54,10 @@ def write_atomically(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
 
 
 def copy(source: IO[bytes], target: IO[bytes]) -> int:
-    """Copy one open file to another; the number of bytes."""
+    """Copy one open file to another; return the number of bytes."""
     return sum(map(target.write, blocks(source)))
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """What is left of a file, block by block."""
+    """Iterate over the rest of a file, block by block."""
     return iter(lambda: file.read(BLOCK), b"")

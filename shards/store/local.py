@@ -13,32 +13,32 @@ from shards.store.protocol import ObjectStat
 
 
 class LocalStore:
-    """Objects as plain files of one folder."""
+    """Objects as plain files in one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.uri = str(self.root)
 
     def path(self, key: str) -> Path:
-        """File that holds an object."""
+        """Return the file of an object. Raises StoreError for a key that leaves the folder."""
         if not key or key.startswith("/") or ".." in key.split("/"):
             raise StoreError(f"{key!r} is not a key of a store: it must be relative and without '..'.")
         return self.root / key
 
     def read(self, key: str) -> bytes:
-        """All bytes of an object."""
+        """Return all bytes of an object."""
         with self._explained(key):
             return self.path(key).read_bytes()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on."""
+        """Return `length` bytes of an object from `start` on."""
         with self._explained(key), self.path(key).open("rb") as file:
             file.seek(start)
             data = file.read(length)
         return write_once.check_length(data, length, key, self.uri)
 
     def write(self, key: str, data: bytes) -> None:
-        """Write once."""
+        """Write an object once."""
         path = self.path(key)
         with self._explained(key):
             if path.exists():
@@ -48,7 +48,7 @@ class LocalStore:
             write_atomically(path, lambda file: file.write(data))
 
     def write_file(self, key: str, path: Path) -> None:
-        """Write once from a file."""
+        """Write an object once from a file."""
         target = self.path(key)
         with self._explained(key), path.open("rb") as source:
             if target.exists():
@@ -59,28 +59,28 @@ class LocalStore:
             write_atomically(target, lambda file: copy(source, file))
 
     def read_pointer(self, key: str) -> bytes | None:
-        """Content of a mutable pointer."""
+        """Return the content of a mutable pointer."""
         return pointer.read_pointer(self, key)
 
     def write_pointer(self, key: str, data: bytes) -> None:
-        """Move a pointer."""
+        """Replace the content of a pointer."""
         sealed = pointer.seal(data)
         with self._explained(key):
             write_atomically(self.path(key), lambda file: file.write(sealed))
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
         with self._explained(key):
             return self.path(key).is_file()
 
     def stat(self, key: str) -> ObjectStat:
-        """Size and age of an object."""
+        """Return size and age of an object."""
         with self._explained(key):
             found = self.path(key).stat()
         return ObjectStat(found.st_size, found.st_mtime)
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted keys that start with `prefix`."""
+        """Return the sorted keys that start with `prefix`."""
         base = self.root / prefix.rpartition("/")[0]
         with self._explained(prefix):
             files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(TEMPORARY))
@@ -88,7 +88,7 @@ class LocalStore:
             return sorted(key for key in keys if key.startswith(prefix))
 
     def unfinished(self) -> Sequence[str]:
-        """Keys of temporary files."""
+        """Return the keys of temporary files."""
         with self._explained(""):
             files = (p for p in self.root.rglob(f"{TEMPORARY}*") if p.is_file())
             return sorted(file.relative_to(self.root).as_posix() for file in files)

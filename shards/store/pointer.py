@@ -1,4 +1,4 @@
-"""Pointers: the only objects that change. Each carries the sha256 of its content before it."""
+"""Pointers, the only mutable objects. Each starts with the sha256 of its content."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _DIGEST = 64  # hexadecimal characters of a sha256
 
 
 def seal(data: bytes) -> bytes:
-    """Content with its checksum before it."""
+    """Return the content preceded by its checksum."""
     return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
 
 
 def read_pointer(store: Store, key: str) -> bytes | None:
-    """Content of a pointer, None if it was never written; read again while it does not fit."""
+    """Return the content of a pointer, None if it was never written; retry while its checksum does not match.
+
+    Raises CorruptObjectError after the last attempt.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             sealed = store.read(key)
@@ -30,7 +33,7 @@ def read_pointer(store: Store, key: str) -> bytes | None:
         data = sealed[_DIGEST + 1 :]
         if seal(data) == sealed:
             return data
-        time.sleep(0.1 * 2**attempt)  # a reader can meet a pointer that is being moved
+        time.sleep(0.1 * 2**attempt)  # it may be in the middle of an update
     raise CorruptObjectError(
-        f"{store.uri}/{key}: the pointer does not fit its own checksum. Publish again, or restore a copy."
+        f"{store.uri}/{key}: the pointer does not match its own checksum. Publish again, or restore a copy."
     )

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of storage."""
+"""Protocol of an object store."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """What a store knows of an object."""
+    """Size and age of an object."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified_unix: float
-    """When it was written, in seconds since 1970, by the store's own clock."""
+    """Time of the write by the store's clock, in seconds since 1970."""
 
 
 class Store(Protocol):
-    """What the rest of the package asks of storage. Keys are relative, with `/` between their parts."""
+    """An object store. Keys are relative, with `/` between their parts. All methods raise StoreError."""
 
     uri: str
 
     def read(self, key: str) -> bytes:
-        """All bytes of an object."""
+        """Return all bytes of an object."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on."""
+        """Return `length` bytes of an object from `start` on."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Write once: the same bytes again are fine, other bytes under the same key are an error."""
+        """Write an object once; writing the same bytes again is allowed, other bytes are an error."""
 
     def write_file(self, key: str, path: Path) -> None:
-        """`write` for a file of any size, in bounded memory."""
+        """Do `write` with a file of any size, in bounded memory."""
 
     def read_pointer(self, key: str) -> bytes | None:
-        """Content of a mutable pointer, None if it was never written."""
+        """Return the content of a mutable pointer, None if it was never written."""
 
     def write_pointer(self, key: str, data: bytes) -> None:
-        """Move a pointer; readers see the old content or the new one."""
+        """Replace the content of a pointer; readers see the old or the new content."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
 
     def stat(self, key: str) -> ObjectStat:
-        """Size and age of an object."""
+        """Return size and age of an object."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted keys that start with `prefix`."""
+        """Return the sorted keys that start with `prefix`."""
 
     def unfinished(self) -> Sequence[str]:
-        """Sorted keys of what writes left that were killed half-way; nothing reads them, `delete` removes them."""
+        """Return the sorted keys of partial objects left by killed writes; `delete` removes them."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Remove an object, if it exists."""
 
     def download(self, key: str, path: Path) -> None:
-        """Copy an object to a local file, in bounded memory. The file is complete when this returns."""
+        """Copy an object to a local file, in bounded memory."""
 
     def ensure_bucket(self) -> None:
-        """Create the folder or bucket when it is not there yet."""
+        """Create the folder or bucket if it does not exist."""

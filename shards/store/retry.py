@@ -1,7 +1,6 @@
-"""What is tried again when S3 fails, and what every failure means in words.
+"""Retries of S3 requests, and error messages for their failures.
 
-A server that is away or busy is asked again, with pauses that double, and then named. A refusal is final at
-once.
+A request to an unreachable or busy server is retried with exponential backoff. A refused request is not retried.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 4
-"""Times that a request is made before its server is given up."""
+"""Number of attempts before a request fails."""
 
 _FIRST_PAUSE_SECONDS = 0.4
 _BUSY = {429, 500, 502, 503, 504}  # HTTP statuses of a server that may answer the same request later
 
 
 class IncompleteError(Exception):
-    """A body shorter than announced; tried again."""
+    """A response body shorter than announced; the request is retried."""
 
 
 class RequestTarget(Protocol):
-    """Where a request goes, for messages."""
+    """Protocol of the target of a request, for messages."""
 
     uri: str
     bucket: str
 
     def endpoint(self) -> str:
-        """URL of the server."""
+        """Return the URL of the server."""
 
 
 def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
-    """Run `action`; what fails on the way is tried again, a refusal is explained."""
+    """Run `action` with retries. Raises UnreachableStoreError, MissingObjectError or StoreError."""
     import botocore.exceptions as aws
     from boto3.exceptions import S3UploadFailedError
     from urllib3.exceptions import ProtocolError
 
     broken = (
-        ProtocolError,  # reset while an answer that is not streamed was read, which botocore passes on as it is
+        ProtocolError,  # a connection reset during a read, which botocore does not wrap
         aws.ConnectionError,
         aws.HTTPClientError,  # timed out, closed, cut off while the body was read
         aws.IncompleteReadError,
@@ -64,7 +63,7 @@ def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
             if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:
                 _refused(place, key, error)
             failure = error
-        except (aws.BotoCoreError, ValueError) as error:  # no S3 server, or no URL that could be one
+        except (aws.BotoCoreError, ValueError) as error:  # not an S3 server, or not a URL
             raise StoreError(
                 f"{place.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
             ) from error
@@ -99,7 +98,7 @@ def _refused(place: RequestTarget, key: str, error: Exception) -> NoReturn:
 
 
 def _response(error: Exception) -> dict[str, Any]:
-    """What the server answered; an upload in parts hides it one error deeper."""
+    """Return the server's response; for multipart uploads it is in the exception's context."""
     cause = error if hasattr(error, "response") else error.__context__
     response: dict[str, Any] = getattr(cause, "response", {})
     return response

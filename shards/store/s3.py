@@ -1,4 +1,4 @@
-"""A store in a bucket, by boto3, which no other module imports but `retry` for its exceptions."""
+"""A store in an S3 bucket. Only this module and `retry` (for its exceptions) import boto3."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PART = 16 << 20
-"""Objects larger than this are sent in parts of this many bytes, four at a time."""
+"""Size in bytes above which an object is uploaded in parts of this size, four at a time."""
 
 
 class S3Store:
-    """Objects of one bucket under one prefix, by boto3.
+    """Objects of one bucket under one prefix.
 
     Credentials, region and endpoint come from the standard AWS variables and files (`AWS_ACCESS_KEY_ID`,
-    `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, ...). The client is made on first use and again after a
+    `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, ...). The client is created on first use and again after a
     fork, so a store can be pickled and sent to other processes.
     """
 
@@ -43,19 +43,19 @@ class S3Store:
         return S3Store, (self.bucket, self.prefix)
 
     def read(self, key: str) -> bytes:
-        """All bytes of an object."""
+        """Return all bytes of an object."""
         return self._attempt(key, lambda client: self._body(client, key))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on."""
+        """Return `length` bytes of an object from `start` on."""
         if length == 0:
-            return b""  # HTTP has no word for it
+            return b""  # HTTP has no empty range
         span = f"bytes={start}-{start + length - 1}"
         data = self._attempt(key, lambda client: self._body(client, key, Range=span))
         return write_once.check_length(data, length, key, self.uri)
 
     def write(self, key: str, data: bytes) -> None:
-        """Write once."""
+        """Write an object once."""
         size = self._size(key)
         if size is None:
             self._send(key, lambda: io.BytesIO(data))
@@ -63,7 +63,7 @@ class S3Store:
             raise write_once.conflict(key, self.uri)
 
     def write_file(self, key: str, path: Path) -> None:
-        """Write once from a file, in parts when it is large."""
+        """Write an object once from a file, in parts when it is large."""
         size = self._size(key)
         if size is None:
             self._send(key, lambda: path.open("rb"))
@@ -75,24 +75,24 @@ class S3Store:
                 raise write_once.conflict(key, self.uri)
 
     def read_pointer(self, key: str) -> bytes | None:
-        """Content of a mutable pointer."""
+        """Return the content of a mutable pointer."""
         return pointer.read_pointer(self, key)
 
     def write_pointer(self, key: str, data: bytes) -> None:
-        """Move a pointer."""
+        """Replace the content of a pointer."""
         self._put(key, pointer.seal(data))
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
         return self._size(key) is not None
 
     def stat(self, key: str) -> ObjectStat:
-        """Size and age of an object."""
+        """Return size and age of an object."""
         head = self._attempt(key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key)))
         return ObjectStat(int(head["ContentLength"]), head["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted keys that start with `prefix`."""
+        """Return the sorted keys that start with `prefix`."""
 
         def pages(client: Any) -> list[str]:
             found = client.get_paginator("list_objects_v2").paginate(
@@ -105,7 +105,7 @@ class S3Store:
         return sorted(key[skip:] for key in keys)
 
     def unfinished(self) -> Sequence[str]:
-        """None: an object appears whole. Parts of killed uploads are the server's, removed by its own rule."""
+        """Return nothing: objects appear whole, and parts of killed uploads expire by the bucket's own rule."""
         return []
 
     def delete(self, key: str) -> None:
@@ -130,7 +130,7 @@ class S3Store:
             self._attempt(key, fetch)
 
     def ensure_bucket(self) -> None:
-        """Create the bucket when it is not there yet."""
+        """Create the bucket if it does not exist."""
 
         def make(client: Any) -> None:
             names = [bucket["Name"] for bucket in client.list_buckets().get("Buckets", [])]
@@ -143,7 +143,7 @@ class S3Store:
         except UnreachableStoreError:
             raise
         except StoreError:
-            # An account may use a bucket without the right to make one; another process may be faster.
+            # The account may lack the right to create buckets, or another process was faster.
             self._attempt("", lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
 
     def _full(self, key: str) -> str:
@@ -157,7 +157,7 @@ class S3Store:
         return data
 
     def _send(self, key: str, source: Callable[[], IO[bytes]]) -> None:
-        """Upload, in parts when it is large; parts of an upload that fails are taken back."""
+        """Upload, in parts when it is large; the parts of a failed upload are removed."""
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
@@ -192,7 +192,7 @@ class S3Store:
         return retry.with_retries(self, key, lambda: action(self._connection()))
 
     def endpoint(self) -> str:
-        """URL of the server, for messages."""
+        """Return the URL of the server, for messages."""
         return str(self._connection().meta.endpoint_url)
 
 
@@ -205,7 +205,7 @@ def _client() -> BaseClient:
         s3={"addressing_style": "path"},
         connect_timeout=5,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 1},  # `_attempt` repeats, and nothing else
+        retries={"mode": "standard", "total_max_attempts": 1},  # only `_attempt` retries
         max_pool_connections=16,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

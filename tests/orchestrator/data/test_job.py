@@ -19,12 +19,12 @@ def test_a_pack_job_plans_packs_once_and_is_then_done(at_home: Path, tmp_path: P
         }
     )
     assert "train rain" in plan_any(job)
-    assert "there now  nothing" in plan_any(job)
+    assert "existing   nothing" in plan_any(job)
     said: list[str] = []
     run_any(job, said.append)
     assert "train rain            6" in said[-1]
     assert "test  rain            1" in said[-1]
     digest = said[-1].split("manifest ")[1].split()[0]
-    assert f"there now  manifest {digest}" in plan_any(job)
+    assert f"existing   manifest {digest}" in plan_any(job)
     run_any(job, said.append)
-    assert any("packed already" in line for line in said)
+    assert any("already packed" in line for line in said)
