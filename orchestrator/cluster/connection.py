@@ -40,32 +40,35 @@ def connected() -> Iterator[None]:
     inherited = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
     environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(inherited)}}
     try:
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": environment},
-            namespace="mirage",
-        )
+        with _own_signal_handlers():
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": environment},
+                namespace="mirage",
+            )
     except ConnectionError as error:
         raise ClusterError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
             "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
         ) from error
-    _reinstall_signal_handlers()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _reinstall_signal_handlers() -> None:
-    """Install this process's handlers of SIGTERM and SIGINT again: `ray.init` replaces them below Python.
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep this process's handlers of SIGTERM and SIGINT: `ray.init` replaces them with ones that exit at once.
 
-    Without it, SIGTERM ends the driver at once, and the workers write no checkpoint.
+    With Ray's own, SIGTERM would end the driver before the workers have written a checkpoint.
     """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
     if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may install handlers, and has them
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handler = signal.getsignal(number)
+        return  # only the main thread may install handlers
+    for number, handler in handlers.items():
         if callable(handler):
             signal.signal(number, handler)
