@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import START, command, emit
+from orchestrator.cli.app import START, command, emit, use_local_cluster
 
 
 @command(START, "mirage doctor")
@@ -68,3 +68,20 @@ def env() -> None:
 
     for name, value in lifecycle.environment(Path.cwd()).items():
         emit(f"export {name}={shlex.quote(value)}")
+
+
+@command(START, "mirage ui", "mirage ui --port 5001 --no-browser")
+def ui(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of MLflow's server.", show_default="a free one")
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
+    ] = True,
+) -> None:
+    """Open MLflow's page with this project's experiments. It is served until Ctrl-C."""
+    use_local_cluster()
+    from orchestrator.tracking.page import open_page
+    from orchestrator.tracking.uri import resolve_tracking_uri
+
+    open_page(resolve_tracking_uri(), port, emit, browser=browser)

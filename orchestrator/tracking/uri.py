@@ -45,21 +45,23 @@ def page_command(uri: str) -> str:
         return without_password(uri)
     program = Path(sys.executable).with_name("mlflow")
     on_path = shutil.which("mlflow")
-    command = [
-        "mlflow" if on_path and Path(on_path) == program else _short(program),
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{_short(database)}",
-        "--artifacts-destination",
-        _short(artifact_folder(database)),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(_free_port(5000)),
-        "--workers",
-        "1",
+    name = "mlflow" if on_path and Path(on_path) == program else _short(program)
+    options = _server_options(_short(database), _short(artifact_folder(database)), _free_port(5000))
+    return shlex.join([name, *options])
+
+
+def server_command(database: Path, port: int | None = None) -> tuple[list[str], str]:
+    """Return the command that serves a SQLite store on loopback, and the address. `port` None takes a free one."""
+    number = port or _free_port(5000)
+    options = _server_options(str(database), str(artifact_folder(database)), number)
+    return [sys.executable, "-m", "mlflow", *options], f"http://127.0.0.1:{number}"
+
+
+def _server_options(database: str, artifacts: str, port: int) -> list[str]:
+    return [
+        *("server", "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", artifacts),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
-    return shlex.join(command)
 
 
 def artifact_folder(database: Path) -> Path:
