@@ -2,7 +2,7 @@
 # A job on SLURM: a Ray cluster for its time, one worker per GPU, ended with it.
 #   sbatch jobs/clusters/slurm.sh jobs/5deg.yaml [--set key=value …]          from the project's root, after `make setup`
 # The storage must be reachable from all nodes: s3://… with AWS_* in the environment, or a folder of a shared file system.
-# Preempted or out of time, it is told 120 s before: the run writes a checkpoint, SLURM queues the job again, and it goes on.
+# SLURM signals preemption or the time limit 120 s ahead: the run writes a checkpoint, is queued again and resumes.
 #SBATCH --job-name=mirage
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -19,7 +19,7 @@ set -euo pipefail
 [ -x .venv/bin/ray ] || { echo "slurm.sh: no .venv here. Submit from the project's root, after: make setup" >&2; exit 2; }
 export PATH=$PWD/.venv/bin:$PATH
 
-# Others have accounts on these nodes: whoever has no token gets no answer from the cluster, the job port included.
+# Other users have accounts on these nodes: the cluster, including its job port, answers only with a token.
 umask 077
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.mirage/slurm-$SLURM_JOB_ID.token
 mkdir -p .mirage

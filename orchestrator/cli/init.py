@@ -11,7 +11,7 @@ import typer
 from orchestrator.cli.app import START, command, emit
 
 _EVERY = 5
-"""One of so many photographs is kept for evaluation."""
+"""One of this many photographs is kept for evaluation."""
 
 
 @command(
@@ -95,7 +95,7 @@ def init(
 
 
 def _ask(option: str, question: str) -> str:
-    """Return the answer to a question; PlanError where nobody can answer."""
+    """Return the answer to a question. Raises PlanError outside a terminal."""
     from orchestrator.errors import PlanError
 
     if not sys.stdin.isatty():

@@ -45,7 +45,7 @@ def export(
         int | None, typer.Option(help="Number of another trial than the best.", show_default=False)
     ] = None,
 ) -> None:
-    """Write the job of the winning trial as a job file of its own, which trains, judges and registers."""
+    """Write the job of the best trial as a job file, which trains, evaluates and registers a model."""
     use_local_cluster()
     from orchestrator.sweeps.lookup import export_job, find_sweep
 

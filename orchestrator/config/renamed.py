@@ -51,8 +51,8 @@ def with_current_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         for path, section in _sections(current, parents):
             if old in section and new not in section:
                 section[new] = section.pop(old)
-                told = f"{'.'.join((*path, old))} is now called {'.'.join((*path, new))}"
-                renamed.append(Renamed((*path, old), (*path, new), told))
+                message = f"{'.'.join((*path, old))} is now called {'.'.join((*path, new))}"
+                renamed.append(Renamed((*path, old), (*path, new), message))
     for pattern, replacements in VALUES.items():
         *parents, name = pattern.split(".")
         for path, section in _sections(current, parents):

@@ -398,7 +398,7 @@ class Checkpoint(Section):
     """Age in hours below which every checkpoint is kept."""
 
 
-class Validation(Section):
+class ValidationOptions(Section):
     """Validation during training, on centre crops of held-out photographs."""
 
     every_steps: int = Field(default=5000, ge=1)
@@ -509,7 +509,7 @@ class Training(Section):
     workers: Workers = Workers()
     prices: Prices = Prices()
     checkpoint: Checkpoint = Checkpoint()
-    validation: Validation = Validation()
+    validation: ValidationOptions = ValidationOptions()
     evaluate: Evaluate
     track: Track
     promote: Promote = Promote()

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mirage.metrics import psnr
-from orchestrator.config.schema import Validation
+from orchestrator.config.schema import ValidationOptions
 from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import encode_png, to_float, to_uint8
 from shards.evaluation import EvalItem, EvaluationSet
 
 
-def validation_items(held_out: EvaluationSet, validation: Validation) -> list[EvalItem]:
+def validation_items(held_out: EvaluationSet, validation: ValidationOptions) -> list[EvalItem]:
     """Return centre crops of the first held-out photographs of each degradation, the same ones every time."""
     items = []
     for index in held_out.first(validation.photographs):

@@ -87,34 +87,34 @@ def test_every_problem_is_reported_at_once_with_its_line(tmp_path: Path) -> None
         tmp_path,
         MINIMAL + "loss:\n  spd_wieght: 0.1\ntrain:\n  global_batch_size: many\nmodel: {variant: tny}\n",
     )
-    told = problems(path)
-    assert f"{path}:6" in told
-    assert 'Did you mean "spd_weight"?' in told
-    assert f"{path}:8" in told
-    assert "train.global_batch_size" in told
-    assert f"{path}:9" in told
-    assert 'Did you mean "tiny"?' in told
-    assert told.endswith("3 problems. Nothing was started.")
+    message = problems(path)
+    assert f"{path}:6" in message
+    assert 'Did you mean "spd_weight"?' in message
+    assert f"{path}:8" in message
+    assert "train.global_batch_size" in message
+    assert f"{path}:9" in message
+    assert 'Did you mean "tiny"?' in message
+    assert message.endswith("3 problems. Nothing was started.")
 
 
 def test_impossible_combinations_name_the_nearest_possible(tmp_path: Path) -> None:
-    told = problems(write(tmp_path, MINIMAL + "workers: {min: 1, max: 64}\n"), "data.crop_pixels=100")
-    assert "--set data.crop_pixels=100" in told
-    assert "Nearest: 96 or 104" in told
-    assert "64 workers cannot share a micro-batch of 32" in told
+    message = problems(write(tmp_path, MINIMAL + "workers: {min: 1, max: 64}\n"), "data.crop_pixels=100")
+    assert "--set data.crop_pixels=100" in message
+    assert "Nearest: 96 or 104" in message
+    assert "64 workers cannot share a micro-batch of 32" in message
 
 
 def test_a_key_that_nobody_knows_hides_no_impossible_combination(tmp_path: Path) -> None:
-    told = problems(write(tmp_path, MINIMAL + "loss: {spd_wieght: 0.1}\n"), "data.crop_pixels=100")
-    assert 'Did you mean "spd_weight"?' in told
-    assert "Nearest: 96 or 104" in told
-    assert told.endswith("2 problems. Nothing was started.")
+    message = problems(write(tmp_path, MINIMAL + "loss: {spd_wieght: 0.1}\n"), "data.crop_pixels=100")
+    assert 'Did you mean "spd_weight"?' in message
+    assert "Nearest: 96 or 104" in message
+    assert message.endswith("2 problems. Nothing was started.")
 
 
 def test_a_wrong_setting_is_one_problem_and_not_its_consequences(tmp_path: Path) -> None:
-    told = problems(write(tmp_path, MINIMAL.replace("5deg", "5dge")))
-    assert "1 problem." in told
-    assert "setting" in told
+    message = problems(write(tmp_path, MINIMAL.replace("5deg", "5dge")))
+    assert "1 problem." in message
+    assert "setting" in message
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_odd_values_are_problems_and_no_tracebacks(override: str) -> None:
 
 def test_a_row_that_the_papers_tables_do_not_hold_is_a_problem() -> None:
     assert load_job("jobs/demo.yaml", ["promote.paper_row=T2:MIRAGE-S"]).promote.paper_row == "T2:MIRAGE-S"
-    told = problems(Path("jobs/demo.yaml"), "promote.paper_row=T2:MIRAGE-XL")
-    assert "promote.paper_row" in told
-    assert "no such row" in told
-    assert "MIRAGE-S" in told
+    message = problems(Path("jobs/demo.yaml"), "promote.paper_row=T2:MIRAGE-XL")
+    assert "promote.paper_row" in message
+    assert "no such row" in message
+    assert "MIRAGE-S" in message
 
 
 PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photographs}}\n"
@@ -191,27 +191,27 @@ PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photograp
 
 def test_keys_of_another_kind_are_problems_that_say_whose_they_are(tmp_path: Path) -> None:
     path = write(tmp_path, PACK + "train:\n  steps: 3\nseeed: 1\n")
-    told = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
-    assert f"{path}:4" in told
-    assert "is a key of jobs of kind train or sweep; this job is of kind pack" in told
-    assert "--set data.crop_pixels=64" in told
-    assert 'Did you mean "variants"?' in told
-    assert f"{path}:6" in told
-    assert told.endswith("4 problems. Nothing was started.")
+    message = problems(path, "data.crop_pixels=64", "data.pack.varaints=2")
+    assert f"{path}:4" in message
+    assert "is a key of jobs of kind train or sweep; this job is of kind pack" in message
+    assert "--set data.crop_pixels=64" in message
+    assert 'Did you mean "variants"?' in message
+    assert f"{path}:6" in message
+    assert message.endswith("4 problems. Nothing was started.")
 
 
 def test_an_unknown_kind_suggests_a_known_one(tmp_path: Path) -> None:
-    told = problems(write(tmp_path, PACK.replace("kind: pack", "kind: pak")))
-    assert 'Did you mean "pack"?' in told
-    assert "job.yaml:2" in told
+    message = problems(write(tmp_path, PACK.replace("kind: pack", "kind: pak")))
+    assert 'Did you mean "pack"?' in message
+    assert "job.yaml:2" in message
     assert "is ['pack']" in problems(write(tmp_path, PACK.replace("kind: pack", "kind: [pack]")))
 
 
 def test_a_pack_job_must_say_what_to_pack(tmp_path: Path) -> None:
     assert "data.pack" in problems(write(tmp_path, "name: mine\nkind: pack\ndata: {manifests: mine}\n"))
-    told = problems(write(tmp_path, PACK.replace("photographs", "synthetic")), "data.manifests=[a, b]")
-    assert "name the folder of clean photographs" in told
-    assert "exactly one dataset" in told
+    message = problems(write(tmp_path, PACK.replace("photographs", "synthetic")), "data.manifests=[a, b]")
+    assert "name the folder of clean photographs" in message
+    assert "exactly one dataset" in message
 
 
 def test_a_kind_can_be_inherited(tmp_path: Path) -> None:
