@@ -1,4 +1,4 @@
-"""A test that CI does not run proves nothing, so a skip there is a failure unless its reason is listed."""
+"""What tests/conftest.py promises: no silent skip in CI, and the tests of a file in one process."""
 
 from __future__ import annotations
 
@@ -22,6 +22,27 @@ class TestCase(unittest.TestCase):
 def test_that_is_expected_to_fail(): assert False
 """
 MODULE = "import pytest\npytest.skip('a whole module', allow_module_level=True)"
+
+FILES = """
+import os, pathlib, pytest
+@pytest.mark.parametrize("i", range(6))
+def test_where_it_runs(i):
+    pathlib.Path(__file__).with_suffix("." + os.environ["PYTEST_XDIST_WORKER"]).touch()
+"""
+
+
+def test_all_tests_of_a_file_run_in_one_process(tmp_path: Path) -> None:
+    """pytest-xdist 3.8 reads the groups with pytest below 9.2 only, and says nothing where it ignores them."""
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *")
+    for name in ("test_a", "test_b"):
+        (tmp_path / f"{name}.py").write_text(FILES)
+    done = run_command(
+        *(sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path),
+        *("-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"),
+        environment={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert " 12 passed in " in done.text.splitlines()[-1], done.text
+    assert sorted(path.stem for path in tmp_path.glob("*.gw*")) == ["test_a", "test_b"]
 
 
 @pytest.mark.parametrize(
