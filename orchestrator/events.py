@@ -182,6 +182,17 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True)
+class CheckpointWritten(Event):
+    """A checkpoint is complete in the store, and those that no rule keeps are deleted."""
+
+    step: int
+    checkpoint: str
+    """Name of the checkpoint."""
+    kept: Mapping[str, Mapping[str, float]]
+    """Validation metrics of each checkpoint in the store, by name."""
+
+
+@dataclass(frozen=True)
 class ProfileWritten(Event):
     """A trace of the profiler is in the store."""
 

@@ -34,6 +34,8 @@ from orchestrator.registry.versions import (
     sha256,
 )
 from orchestrator.run_files import WEIGHTS
+from orchestrator.tracking.checkpoints import log_model_metrics
+from orchestrator.tracking.inputs import InputDataset
 from orchestrator.version import code_version
 
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
@@ -41,6 +43,14 @@ REQUIREMENTS = ("imagecodecs", "mlflow", "numpy", "pillow", "safetensors", "torc
 """What a version needs besides the code in it; pinned to the versions installed here."""
 PHOTOS_PACKAGE = "mirage_photos"
 """Name in a version of the package that reads and writes image files."""
+MODEL_DESCRIPTION = """\
+Image restoration models, registered by `mirage run`. The description of a version is its model card.
+
+- Alias `candidate`: the newest version. Alias `champion`: the version that `mirage promote` chose.
+- Restore photographs: `mirage restore PHOTO -m models:/NAME@champion`
+- In Python: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`, float32 of (n, 3, height, width)
+"""
+"""Description of a new registered model on MLflow's page, in Markdown."""
 MAX_DESCRIPTION = 5000
 """Longest description that MLflow's database holds, in characters."""
 
@@ -55,14 +65,16 @@ def register(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
     idempotency_key: str,
+    measured_on: InputDataset | None = None,
     alias: str = "candidate",
     files: Mapping[str, bytes] | None = None,
 ) -> ModelVersion:
     """Register `weights`, a MIRAGE as safetensors, as a new version that `alias` points to.
 
     The card becomes the version's description. The card and `files` (name → contents) are stored beside the weights;
-    metrics and tags become tags. A repeated call with the same key creates no second version, so a driver that died
-    may call again; of two calls at once, the version with the lower number stays. Raises RegistryError.
+    metrics become tags and, as measured on `measured_on`, metrics of the model; tags become tags. A repeated call
+    with the same key creates no second version, so a driver that died may call again; of two calls at once, the
+    version with the lower number stays. Raises RegistryError.
     """
     try:
         loads(weights)
@@ -82,6 +94,8 @@ def register(
             }
             with _process_wide_uri(tracking_uri):
                 model_id = _log_model(client, name, run_id, {WEIGHTS: weights, **carried})
+                of_model = {key.removeprefix("test/"): value for key, value in metrics.items()}
+                log_model_metrics(client, run_id, model_id, 0, of_model, measured_on)
                 _create_version(client, name, model_id, run_id, _description(card), facts)
         version, *duplicates = _versions_with_key(client, name, idempotency_key)
         for duplicate in duplicates:  # from another process at the same time, which deletes it as well
@@ -168,7 +182,7 @@ def _create_version(
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=MODEL_DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -67,7 +67,7 @@ class Trials:
         known = found.id if found else trial.tracked
         lineage = {**self.lineage(trial.number), PARENT_TAG: self.parent}
         chosen = {f"sweep.{knob}": shown(value) for knob, value in trial.values.items()}
-        tracked = open_run(job, plan, place, self.uri, known or None, lineage, chosen)
+        tracked = open_run(job, self.dataset, plan, place, self.uri, known or None, lineage, chosen)
         if job.init_from is not None and not place.store.exists(RESULT):
             initial_weights.keep(job, place.store, self.uri)
         watch.started(place.run_id, tracked, _devices(job), plan.total_steps)

@@ -18,10 +18,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.errors import TrackingError
 from orchestrator.tracking.client import connect, one_line, tracking_errors
 from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics
 from orchestrator.tracking.uri import without_password
@@ -66,6 +67,7 @@ class Tracker:
         self._closing = threading.Event()
         self._lost = 0
         self._complete = False
+        self._action: Callable[[], None] | None = None
         self._journal: Journal | None = None
         try:
             self._journal = Journal.create(spool, run_id)
@@ -89,6 +91,13 @@ class Tracker:
             if self._journal:
                 self._journal.add_image(name, png, step)
 
+    def run_soon(self, action: Callable[[], None]) -> None:
+        """Call `action` in the background after what was logged before; if several wait, only the newest is called.
+
+        If it raises TrackingError, that is logged and metrics are sent as before.
+        """
+        self._action = action
+
     def close(self, timeout: float = 30.0) -> bool:
         """Send what is left, for at most `timeout` seconds; return whether everything has arrived.
 
@@ -104,6 +113,14 @@ class Tracker:
                 self._spool,
             )
         return self._complete
+
+    def _run_action(self) -> None:
+        action, self._action = self._action, None
+        if action is not None:
+            try:
+                action()
+            except TrackingError as error:
+                log.warning("%s", error)
 
     @contextmanager
     def _counting_losses(self) -> Iterator[None]:
@@ -127,6 +144,7 @@ class Tracker:
                         _replay(self._uri, self._run_id, abandoned)
                     sender = _Sender(self._uri, self._run_id)
                 sender.send(journal)
+                self._run_action()
             except Exception as error:
                 if first_error:
                     log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,12 @@ from typing import Any
 
 from orchestrator.tracking.client import connect, tracking_errors
 from orchestrator.tracking.uri import artifact_folder, sqlite_file
+from orchestrator.version import git_commit
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Make MLflow's page show an experiment as model development; without it, some open as GenAI projects."""
+DESCRIPTION_TAG = "mlflow.note.content"
+"""Holds the description of a run on MLflow's page, in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,21 @@ def start_run(
         for start in range(0, len(items), 100):  # MLflow takes at most 100 per request
             client.log_batch(run_id, params=items[start : start + 100])
     return run_id
+
+
+def source_tags(name: str) -> dict[str, str]:
+    """Return the tags that MLflow's page shows as source and user of a run; `name` says what started it."""
+    tags = {"mlflow.source.name": name, "mlflow.source.type": "JOB", "mlflow.user": _user()}
+    if commit := git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this user id, as in some containers
+        return "unknown"
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -136,10 +158,12 @@ def _tracked(run: Any) -> TrackedRun:
 def _experiment_id(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
+        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # created by MLflow or by an earlier release
+            client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
         return str(found.experiment_id)
     database = sqlite_file(uri)
     location = artifact_folder(database).as_uri() if database else None
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
 
 
 @contextmanager

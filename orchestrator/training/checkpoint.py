@@ -64,6 +64,16 @@ class CheckpointState:
 
 
 @dataclass(frozen=True)
+class WrittenCheckpoint:
+    """A checkpoint that is complete in the store."""
+
+    name: str
+    step: int
+    kept: Mapping[str, Mapping[str, float]]
+    """Metrics of each checkpoint in the store after old ones were deleted, by name."""
+
+
+@dataclass(frozen=True)
 class Retention:
     """Rules for keeping checkpoints; one is kept if any rule keeps it."""
 
@@ -118,18 +128,19 @@ class Checkpoints:
         self.write_seconds = 0.0
         """Duration of the latest write, in the background."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: Future[WrittenCheckpoint] | None = None
 
     def save(self, state: CheckpointState) -> None:
         """Start writing `state` after waiting for the previous write, so that only one snapshot is in memory."""
         self.wait()
         self._pending = self._writer.submit(self._write, state)
 
-    def wait(self) -> None:
-        """Wait for the newest `save`; raise its error."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+    def wait(self) -> WrittenCheckpoint | None:
+        """Wait for the newest `save` and return what it wrote; None if there is none to wait for. Raises its error."""
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
 
     def names(self) -> list[str]:
         """Return the checkpoints' names, oldest first."""
@@ -188,7 +199,7 @@ class Checkpoints:
             gradient_scale=record.get("gradient_scale", {}),
         )
 
-    def _write(self, state: CheckpointState) -> None:
+    def _write(self, state: CheckpointState) -> WrittenCheckpoint:
         began = time.monotonic()
         weights = "ema" if "ema" in state.tensors else "model"
         blobs = {}
@@ -197,12 +208,13 @@ class Checkpoints:
             data = safetensors.torch.save(dict(tensors), header or None)
             blobs[part] = hashlib.sha256(data).hexdigest()
             self._put(_blob_key(blobs[part]), data)
-        if not self._is_recorded(state.step, blobs):
-            self._put_record(state, blobs, weights)
-        self._prune()
+        name = self._recorded(state.step, blobs) or self._put_record(state, blobs, weights)
+        kept = self._prune()
         self.write_seconds = time.monotonic() - began
+        return WrittenCheckpoint(name, state.step, {name: record["metrics"] for name, record in kept.items()})
 
-    def _put_record(self, state: CheckpointState, blobs: Mapping[str, str], weights: str) -> None:
+    def _put_record(self, state: CheckpointState, blobs: Mapping[str, str], weights: str) -> str:
+        """Write the record and return its name."""
         record = {
             "format": FORMAT,
             "identity": asdict(self._identity),
@@ -220,16 +232,17 @@ class Checkpoints:
         digest = _digest(record)
         name = f"{state.step:09d}-{digest[:12]}"
         self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
+        return name
 
-    def _is_recorded(self, step: int, blobs: Mapping[str, str]) -> bool:
-        """Return whether an earlier attempt wrote the same checkpoint."""
+    def _recorded(self, step: int, blobs: Mapping[str, str]) -> str:
+        """Return the name of the same checkpoint if an earlier attempt wrote it, else ""."""
         for name in self.names():
             if name.startswith(f"{step:09d}-"):
                 try:
-                    return bool(self._record(name)["blobs"] == blobs)
+                    return name if self._record(name)["blobs"] == blobs else ""
                 except DamagedCheckpointError:
                     continue
-        return False
+        return ""
 
     def _put(self, key: str, data: bytes) -> None:
         """Write an object named by its content; replace one with other content, which is damaged."""
@@ -257,8 +270,8 @@ class Checkpoints:
             )
         return record  # type: ignore[no-any-return]
 
-    def _prune(self) -> None:
-        """Delete checkpoints that no rule keeps, each record before its blobs."""
+    def _prune(self) -> dict[str, dict[str, Any]]:
+        """Delete checkpoints that no rule keeps, each record before its blobs; return the kept records by name."""
         records = {}
         for name in self.names():
             try:
@@ -272,6 +285,12 @@ class Checkpoints:
         for name in records.keys() - kept:
             for blob in set(records[name]["blobs"].values()) - needed:
                 self._store.delete(_blob_key(blob))
+        return {name: records[name] for name in sorted(kept)}
+
+
+def step_of(name: str) -> int:
+    """Return the step of the checkpoint `name`."""
+    return int(name.partition("-")[0])
 
 
 def _blob_key(digest: str) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -24,9 +25,12 @@ from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
 from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
-from orchestrator.tracking.uri import resolve_tracking_uri
+from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
+from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
+from orchestrator.tracking.uri import resolve_tracking_uri, without_password
 from orchestrator.training import initial_weights
 from orchestrator.training.assignment import worker_assignment
+from orchestrator.training.checkpoint import step_of
 from orchestrator.training.context import RunContext
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import InProcessEngine
@@ -65,7 +69,9 @@ def run_job(
         digest = initial_weights.store_weights(job, location.store, uri)
         echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
     tracking_id = (
-        existing_id if finished and existing_id else open_run(job, plan, location, uri, existing_id, lineage)
+        existing_id
+        if finished and existing_id
+        else open_run(job, dataset, plan, location, uri, existing_id, lineage)
     )
     run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage or {})
     if finished:
@@ -93,6 +99,7 @@ def _alone(job: Job) -> Job:
 
 def open_run(
     job: Job,
+    dataset: Dataset,
     plan: Plan,
     location: RunLocation,
     uri: str,
@@ -111,6 +118,8 @@ def open_run(
         "mirage.recipe": job.recipe,
         "mirage.code_version": code_version(),
         "mirage.data": ", ".join(datasets.manifest_uris(job)),
+        **runs.source_tags(f"mirage run, job {job.name}"),
+        runs.DESCRIPTION_TAG: _description(job, plan, location),
     }
     params = {
         **runs.flat_params(without_secrets(job).model_dump(mode="json", exclude_none=True)),
@@ -128,12 +137,34 @@ def open_run(
             tracking_id,
             {"job.yaml": dump_job(without_secrets(job)).encode(), "plan.txt": plan.render().encode()},
         )
+        validated, evaluated = validation_input(job, dataset), evaluation_input(job, dataset)
+        log_inputs(uri, tracking_id, [*inputs_of(dataset, "train", "training"), *validated, *evaluated])
     return tracking_id
+
+
+def validation_input(job: Job, dataset: Dataset) -> list[InputDataset]:
+    """Return the photographs that are validated during the run."""
+    return inputs_of(dataset, "test", "validation", job.validation.photographs)
+
+
+def evaluation_input(job: Job, dataset: Dataset) -> list[InputDataset]:
+    """Return the photographs that the run is evaluated on at its end."""
+    return inputs_of(dataset, "test", "evaluation")
+
+
+def _description(job: Job, plan: Plan, location: RunLocation) -> str:
+    """Return the description of the run on MLflow's page, in Markdown."""
+    return (
+        f"{job.model.class_ or f'MIRAGE {job.model.variant}'} ({plan.parameters / 1e6:.2f} M parameters), "
+        f"recipe `{job.recipe}`, {plan.total_steps} steps on {', '.join(job.data.mixture)}.\n\n"
+        f"Checkpoints and result: `{without_password(location.uri)}`. To resume or report the run, submit `job.yaml` "
+        "(see Artifacts) again."
+    )
 
 
 def _train(run: RunContext, emit: Emit, *, in_process: bool) -> JobOutcome:
     tracker = background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool")
-    driver = _RunDriver(emit, tracker)
+    driver = _RunDriver(emit, tracker, run)
     try:
         with on_stop(driver.stop.set):
             if in_process:
@@ -193,16 +224,45 @@ def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: 
 class _RunDriver:
     """A driver that prints and tracks events, and stops the run when `stop` is set."""
 
-    def __init__(self, emit: Emit, tracker: background.Tracker) -> None:
+    def __init__(self, emit: Emit, tracker: background.Tracker, run: RunContext) -> None:
         self.stop = threading.Event()
-        self._emit, self._tracker = emit, tracker
+        self._emit, self._tracker, self._run = emit, tracker, run
 
     def emit(self, event: Event) -> None:
         track(event, self._tracker)
+        if isinstance(event, events.CheckpointWritten):
+            self._tracker.run_soon(partial(_track_checkpoints, self._run, event.kept))
         self._emit(event)
 
     def control_signal(self, step: int) -> ControlSignal:
         return ControlSignal.STOP if self.stop.is_set() else ControlSignal.CONTINUE
+
+
+def _track_checkpoints(run: RunContext, kept: Mapping[str, Mapping[str, float]]) -> None:
+    """Show the kept checkpoints in MLflow. Raises TrackingError."""
+    job = run.job
+    prefixes = (f"val/{job.setting}/", "val/")
+    checkpoints = [
+        TrackedCheckpoint(
+            f"{without_password(run.location.uri)}/checkpoints/{name}.json",
+            step_of(name),
+            {_without_prefix(key, prefixes): value for key, value in metrics.items()},
+        )
+        for name, metrics in kept.items()
+    ]
+    params = {"recipe": job.recipe, "setting": job.setting, "plan.parameters": run.plan.parameters}
+    validated_on = validation_input(job, run.dataset)
+    sync_checkpoints(
+        run.tracking_uri,
+        run.tracking_id,
+        checkpoints,
+        params,
+        validated_on[0] if len(validated_on) == 1 else None,
+    )
+
+
+def _without_prefix(key: str, prefixes: Sequence[str]) -> str:
+    return next((key.removeprefix(prefix) for prefix in prefixes if key.startswith(prefix)), key)
 
 
 def track(event: Event, tracker: background.Tracker) -> None:

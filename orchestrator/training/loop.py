@@ -32,7 +32,7 @@ from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
-from orchestrator.training.saving import load_newest, open_checkpoints, retention, save
+from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
 from orchestrator.training.step import train_step
 from orchestrator.training.validation import evaluate, validate
 from shards.dataset import Dataset
@@ -81,11 +81,11 @@ def _train(
                 engine.all_reduce_any(False)
             save(run, checkpoints, driver)
         if signal and not last:
-            checkpoints.wait()
+            finish_saving(checkpoints, driver)
             status = "stopped" if signal is ControlSignal.STOP else "restarting"
             return JobOutcome(status, run.step, total)
 
-    checkpoints.wait()
+    finish_saving(checkpoints, driver)
     _finish(run, dataset, store)
     return JobOutcome("finished", run.step, total)
 

@@ -26,6 +26,7 @@ from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
 from orchestrator.tracking import background, runs
+from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
 from orchestrator.version import code_version
@@ -78,6 +79,7 @@ def _register(
 ) -> ModelVersion:
     job = run.job
     assert job.track.register_as is not None, "called for jobs that register"
+    evaluated = inputs_of(run.dataset, "test", "evaluation")
     return registration.register(
         run.tracking_uri,
         job.track.register_as,
@@ -85,6 +87,7 @@ def _register(
         weights=weights,
         card=card,
         metrics=as_metrics(scores, "test"),
+        measured_on=evaluated[0] if len(evaluated) == 1 else None,
         tags={
             **{name: value for name, value in run.lineage.items() if not name.startswith("mlflow.")},
             RUN_TAG: run.location.run_id,

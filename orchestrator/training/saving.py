@@ -10,7 +10,7 @@ from torch import Tensor
 from orchestrator.config.identity import run_id
 from orchestrator.config.schema import Checkpoint, Job
 from orchestrator.errors import TrainingError
-from orchestrator.events import Metrics, Resumed
+from orchestrator.events import CheckpointWritten, Metrics, Resumed
 from orchestrator.models import network
 from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from orchestrator.training.driver import Driver
@@ -47,6 +47,7 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
         model = _snapshot(run.model.state_dict())
     if run.engine.rank != 0:
         return
+    finish_saving(checkpoints, driver)
     tensors = {"model": model, "optimizer": optimizer}
     if run.ema is not None:
         tensors["ema"] = _snapshot(run.ema.module.state_dict())
@@ -65,6 +66,12 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
     if checkpoints.write_seconds:
         values["perf/checkpoint_write_seconds"] = checkpoints.write_seconds  # of the previous checkpoint
     driver.emit(Metrics(run.step, values))
+
+
+def finish_saving(checkpoints: Checkpoints, driver: Driver) -> None:
+    """Wait until the newest checkpoint is in the store, and report it."""
+    if written := checkpoints.wait():
+        driver.emit(CheckpointWritten(written.step, written.name, written.kept))
 
 
 def load_newest(

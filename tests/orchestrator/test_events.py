@@ -32,6 +32,7 @@ EXAMPLES: list[Event] = [
     events.WorkersFailed("a worker died"),
     events.WorkerKilled(1, 3),
     events.Resumed("000000030-0123456789ab", 30),
+    events.CheckpointWritten(30, "000000030-0123456789ab", {"000000030-0123456789ab": {"val/psnr": 20.5}}),
     events.ProfileWritten("s3://bucket/profile.json.gz"),
     events.Metrics(3, {"system/node-0/cpu_percent": 12.5}),
     events.Progress(3, {"loss/total": 0.5, "perf/images_per_second": 8.0, "perf/data_wait": 0.01}, 20, 61.0),
@@ -79,9 +80,9 @@ def test_metrics_alone_print_no_text() -> None:
     assert not lines
 
 
-def test_every_event_but_metrics_and_images_has_a_text() -> None:
+def test_every_event_but_metrics_checkpoints_and_images_has_a_text() -> None:
     assert [event for event in EXAMPLES if not text(event)] == [
-        event for event in EXAMPLES if isinstance(event, events.Metrics)
+        event for event in EXAMPLES if isinstance(event, events.Metrics | events.CheckpointWritten)
     ]
 
 
