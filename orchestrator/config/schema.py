@@ -438,6 +438,9 @@ class Track(Tracking):
     """Minimum time in seconds between system metrics of a node. They are logged with the other metrics."""
     log: Literal["text", "json"] = "text"
     """Format of the driver's output: text, or one JSON object per event."""
+    also: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics and pictures are shown besides MLflow. TensorBoard's files are in the run's folder; W&B is offline
+    unless the environment sets WANDB_MODE."""
 
 
 class Profile(Section):

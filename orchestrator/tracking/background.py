@@ -18,13 +18,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import TrackingError
 from orchestrator.tracking.client import connect, one_line, tracking_errors
 from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics
+from orchestrator.tracking.mirrors import Mirror
 from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Tracker:
     1.8e308, and one such point flattens a whole chart.
     """
 
-    def __init__(self, uri: str, run_id: str, spool: Path) -> None:
-        self._uri, self._run_id, self._spool = uri, run_id, spool
+    def __init__(self, uri: str, run_id: str, spool: Path, mirrors: Sequence[Mirror] = ()) -> None:
+        self._uri, self._run_id, self._spool, self._mirrors = uri, run_id, spool, mirrors
         self._closing = threading.Event()
         self._lost = 0
         self._complete = False
@@ -84,12 +85,16 @@ class Tracker:
         with self._counting_losses():
             if self._journal:
                 self._journal.add(step, finite)
+        for mirror in self._mirrors:
+            mirror.metrics(step, finite)
 
     def image(self, name: str, png: bytes, step: int) -> None:
         """Log a PNG of one step. Returns at once and never raises."""
         with self._counting_losses():
             if self._journal:
                 self._journal.add_image(name, png, step)
+        for mirror in self._mirrors:
+            mirror.image(name, png, step)
 
     def run_soon(self, action: Callable[[], None]) -> None:
         """Call `action` in the background after what was logged before; if several wait, only the newest is called.
@@ -103,6 +108,8 @@ class Tracker:
 
         What has not arrived stays on disk for the next process of this run, or for `sync`.
         """
+        for mirror in self._mirrors:
+            mirror.close()
         self._journal = None
         self._closing.set()
         self._thread.join(timeout)

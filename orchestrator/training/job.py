@@ -27,6 +27,7 @@ from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
+from orchestrator.tracking.mirrors import check_installed, open_mirrors
 from orchestrator.tracking.uri import resolve_tracking_uri, without_password
 from orchestrator.training import initial_weights
 from orchestrator.training.assignment import worker_assignment
@@ -55,6 +56,7 @@ def run_job(
     emit = console(echo, job.track.log, job.name)
     echo = message_echo(emit)
     uri = resolve_tracking_uri(job.track.uri)
+    check_installed(job.track.also)
     pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)
@@ -163,7 +165,9 @@ def _description(job: Job, plan: Plan, location: RunLocation) -> str:
 
 
 def _train(run: RunContext, emit: Emit, *, in_process: bool) -> JobOutcome:
-    tracker = background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool")
+    track = run.job.track
+    mirrors = open_mirrors(track.also, track.experiment, run.location.run_id, run.location.folder)
+    tracker = background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool", mirrors)
     driver = _RunDriver(emit, tracker, run)
     try:
         with on_stop(driver.stop.set):
