@@ -15,7 +15,7 @@ from orchestrator.errors import TrackingError
 from orchestrator.tracking.uri import server_command, sqlite_file, without_password
 
 _START_SECONDS = 120.0
-_EXPERIMENTS = "/#/experiments"
+_EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow opens in its GenAI mode otherwise
 
 
 def open_page(uri: str, port: int | None, echo: Callable[[str], None], *, browser: bool) -> None:

@@ -19,7 +19,7 @@ from tests.claims import wait_until
 def test_the_page_of_a_server_is_its_address_without_the_password() -> None:
     printed: list[str] = []
     open_page("http://me:secret@mlflow:5000/", None, printed.append, browser=False)
-    assert printed == ["http://***@mlflow:5000/#/experiments"]
+    assert printed == ["http://***@mlflow:5000/#/experiments?workflowType=machine_learning"]
 
 
 def test_a_project_without_runs_is_a_clear_error(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_the_page_is_served_until_ctrl_c_and_no_process_is_left(
     with (tmp_path / "log").open("w") as log:
         page = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        printed = f"http://127.0.0.1:{closed_port}/#/experiments"
+        printed = f"http://127.0.0.1:{closed_port}/#/experiments?workflowType=machine_learning"
         log_file = tmp_path / "log"
         wait_until(
             lambda: page.poll() is not None or printed in log_file.read_text(), "the address is printed", 200

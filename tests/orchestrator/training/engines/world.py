@@ -42,16 +42,17 @@ class Scenario:
 
 SCENARIOS = {
     "ddp": Scenario("ddp"),
-    "ddp, 2 micro-batches": Scenario("ddp", micro_batches=2),
+    "ddp, 2 micro-batches": Scenario("ddp", micro_batches=2, steps=6),
     "broken batch norm": Scenario("ddp", broken="batch norm"),
     "broken negatives": Scenario("ddp", broken="negatives"),
     "broken drop path": Scenario("ddp", broken="drop path"),
     "ddp, fp32": Scenario("ddp", torch.float32),
-    "ddp, fp32, 2 micro-batches": Scenario("ddp", torch.float32, 2),
-    "ddp, fp32, clipped": Scenario("ddp", torch.float32, clip_norm=0.05),
-    **{f"zero {stage}": Scenario(f"zero {stage}", torch.float32) for stage in range(4)},
-    "zero 2, 2 micro-batches": Scenario("zero 2", torch.float32, 2),
-    "zero 1, clipped": Scenario("zero 1", torch.float32, clip_norm=0.05),
+    "ddp, fp32, 2 micro-batches": Scenario("ddp", torch.float32, 2, steps=6),
+    "ddp, fp32, clipped": Scenario("ddp", torch.float32, clip_norm=0.05, steps=6),
+    **{f"zero {stage}": Scenario(f"zero {stage}", torch.float32) for stage in (1, 3)},
+    **{f"zero {stage}": Scenario(f"zero {stage}", torch.float32, steps=6) for stage in (0, 2)},
+    "zero 2, 2 micro-batches": Scenario("zero 2", torch.float32, 2, steps=6),
+    "zero 1, clipped": Scenario("zero 1", torch.float32, clip_norm=0.05, steps=6),
     **{
         f"{engine}, fp16": Scenario(engine, torch.float32, 1, 0.05, "fp16", steps=6)
         for engine in ("ddp", "zero 0", "zero 1", "zero 2", "zero 3")
