@@ -68,12 +68,11 @@ def log_inputs(tracking_uri: str, run_id: str, inputs: Iterable[InputDataset]) -
 def _entity(one: InputDataset) -> DatasetInput:
     from mlflow.entities import Dataset as MlflowDataset
     from mlflow.entities import DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     scheme = one.uri.partition("://")[0] if "://" in one.uri else "local"
     profile = {"samples": sum(one.samples.values()), "samples_by_degradation": dict(one.samples)}
     entity = MlflowDataset(
         one.name, one.short_digest, scheme, json.dumps({"uri": one.uri}), profile=json.dumps(profile)
     )
-    tags = [InputTag(MLFLOW_DATASET_CONTEXT, one.context), InputTag("mirage.digest", one.digest)]
+    tags = [InputTag("mlflow.data.context", one.context), InputTag("mirage.digest", one.digest)]
     return DatasetInput(entity, tags)

@@ -108,7 +108,7 @@ class WeightsAndBiases:
             id=run_name,
             resume="allow",
             dir=str(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=os.environ.get("WANDB_MODE", "offline"),
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
