@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
-from orchestrator.cli import evaluation, models, restore, serve, resilience  # isort: skip
+from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "restore",
     "serve",
     "sweeps",
+    "webhooks",
 ]
 
 

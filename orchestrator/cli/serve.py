@@ -36,7 +36,17 @@ def serve(
             show_default="MIRAGE_SERVE_TOKEN, if set",
         ),
     ] = None,
-    poll: Annotated[float, typer.Option(help="Seconds between checks of the alias.")] = 3,
+    webhook_secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the secret of MLflow's webhook. See `mirage webhooks`.",
+            show_default="MIRAGE_WEBHOOK_SECRET, if set",
+        ),
+    ] = None,
+    poll: Annotated[
+        float | None,
+        typer.Option(help="Seconds between checks of the alias.", show_default="3; 60 with a webhook"),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(metavar="auto|cpu|cuda", help="Device of a replica.", rich_help_panel=_REPLICAS),
@@ -83,8 +93,10 @@ def serve(
     use_local_cluster()
     from orchestrator.restoration.restorer import choose_device
     from orchestrator.serving.auth import read_token
+    from orchestrator.serving.front_end import Secrets
     from orchestrator.serving.serve import serve as run
     from orchestrator.serving.settings import ServiceSettings
+    from orchestrator.serving.webhook import read_webhook_secret
 
     settings = ServiceSettings.from_flags(
         host=host,
@@ -100,4 +112,5 @@ def serve(
         threads=threads,
         poll=poll,
     )
-    run(model, settings, read_token(token_file), emit_error)
+    secrets = Secrets(read_token(token_file), read_webhook_secret(webhook_secret_file))
+    run(model, settings, secrets, emit_error)

@@ -1,4 +1,4 @@
-"""The optional bearer token of the service."""
+"""The secrets of the service: the optional bearer token of its clients, and how any secret is read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ def read_token(file: Path | None) -> str | None:
 
     Raises ServiceError if the file or the variable holds no valid token.
     """
+    return read_secret(file, "--token-file", VARIABLE)
+
+
+def read_secret(file: Path | None, flag: str, variable: str) -> str | None:
+    """Return the secret in `file`, which `flag` names, else in the environment variable, else None.
+
+    Raises ServiceError if the file or the variable does not hold one word of ASCII characters.
+    """
     if file is None:
-        token, source = os.environ.get(VARIABLE), VARIABLE
+        secret, source = os.environ.get(variable), variable
     else:
         try:
-            token, source = file.read_text().strip(), f"--token-file {file}"
+            secret, source = file.read_text().strip(), f"{flag} {file}"
         except (OSError, UnicodeDecodeError) as error:
-            raise ServiceError(f"--token-file {file}: cannot be read ({error}).") from error
-    if token is None:
+            raise ServiceError(f"{flag} {file}: cannot be read ({error}).") from error
+    if secret is None:
         return None
-    if not token or not token.isascii() or any(c.isspace() for c in token):
-        raise ServiceError(f"{source}: a token is one word of ASCII characters.")
-    return token
+    if not secret or not secret.isascii() or any(c.isspace() for c in secret):
+        raise ServiceError(f"{source}: a token or secret is one word of ASCII characters.")
+    return secret
 
 
 def allows(token: str | None, authorization: str | None) -> bool:

@@ -23,3 +23,15 @@ class Backend(Protocol):
     async def restore(self, data: bytes, model: ServedModel) -> RestoredImage | RestoreFailure:
         """Restore one image file; raises ReplicasFailedError. Cancelling it drops the work."""
         ...
+
+
+class ManagedBackend(Backend, Protocol):
+    """A backend whose front end counts its replicas and tests new models in them."""
+
+    def smoke_test(self, model: ServedModel) -> str:
+        """Restore the probe image in a replica; return what is wrong with the model, or ""."""
+        ...
+
+    def count_replicas(self) -> None:
+        """Update `replicas`."""
+        ...

@@ -28,6 +28,10 @@ class Metrics:
         self._requests = Counter(
             "mirage_requests", "Requests to /restore, by HTTP status.", ["status"], registry=registry
         )
+        self._webhooks = Counter(
+            "mirage_webhook_deliveries", "Deliveries of MLflow's webhook, by HTTP status.", ["status"],
+            registry=registry,
+        )  # fmt: skip
         self._seconds = histogram(
             "mirage_request_seconds", "Time from the head of a request to its response.", _SECONDS
         )
@@ -57,6 +61,10 @@ class Metrics:
         """Count a request to /restore."""
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
+
+    def webhook_delivered(self, status: int) -> None:
+        """Count a delivery of MLflow's webhook."""
+        self._webhooks.labels(str(status)).inc()
 
     def image_restored(self, image: RestoredImage) -> None:
         """Count a restored image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.serving import webhook
 from orchestrator.serving.settings import ServiceSettings
 from orchestrator.version import code_version
 
@@ -22,8 +23,17 @@ _ERRORS = {
     "504": "Restoring took too long.",
 }
 
+_WEBHOOK = {
+    "summary": "Delivery of MLflow's webhook, signed with its secret",
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+    "responses": {
+        "200": {"description": "The delivery is authentic."},
+        "401": {"description": "The signature is wrong, or the delivery is too old."},
+    },
+}
 
-def openapi(settings: ServiceSettings, secured: bool) -> dict[str, Any]:
+
+def openapi(settings: ServiceSettings, *, secured: bool, has_webhook: bool = False) -> dict[str, Any]:
     """Return the OpenAPI description of a service; `secured` adds the bearer token."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     restore: dict[str, Any] = {
@@ -78,6 +88,7 @@ def openapi(settings: ServiceSettings, secured: bool) -> dict[str, Any]:
             },
             "/model": {"get": _json("The active model: name, version, recipe, scores.")},
             "/metrics": {"get": metrics},
+            **({webhook.PATH: {"post": _WEBHOOK}} if has_webhook else {}),
         },
         "components": {
             "schemas": {

@@ -25,7 +25,7 @@ from orchestrator.cluster.local.ray_head import OBJECT_STORE_BYTES
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import Limits
 from orchestrator.serving.backend import ReplicasFailedError
-from orchestrator.serving.ray_loopback import SETUP_HOOK
+from orchestrator.serving.ray_loopback import LoopbackOnly
 from orchestrator.serving.replica import Replica, RestoredImage, RestoreFailure
 from orchestrator.serving.served_model import ServedModel
 from orchestrator.serving.settings import ServiceSettings
@@ -39,14 +39,15 @@ MAX_ATTEMPTS = 3
 START_SECONDS = 300.0
 _KEPT_WEIGHTS = 3
 _POLL_SECONDS = 0.2
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class RestoreDeployment:
     """The deployment: a `Replica` in its own process."""
 
-    def __init__(self, limits: Limits, max_batch: int, device: str, threads: int) -> None:
-        self._replica = Replica(limits, max_batch, device, threads)
+    def __init__(self, settings: ServiceSettings, loopback: LoopbackOnly) -> None:
+        limits = Limits(settings.max_bytes, settings.max_pixels)
+        self._replica = Replica(limits, settings.max_batch, settings.device, threads_of(settings))
 
     async def restore(self, data: bytes, digest: str, weights: list[Any]) -> RestoredImage | RestoreFailure:
         """Call `Replica.restore`; `weights` holds one reference, which is read only when needed."""
@@ -79,10 +80,9 @@ def bind_replicas(settings: ServiceSettings) -> serve.Application:
             upscale_delay_s=5,
             downscale_delay_s=120,
         ),
-        logging_config=_LOGGING,
+        logging_config=LOGGING,
     )
-    limits = Limits(settings.max_bytes, settings.max_pixels)
-    return deployment.bind(limits, settings.max_batch, settings.device, threads_of(settings))
+    return deployment.bind(settings, LoopbackOnly())
 
 
 class ServeBackend:
@@ -181,18 +181,14 @@ def _wait_until_running(app: str) -> None:
 
 
 def threads_of(settings: ServiceSettings) -> int:
-    """Return the number of CPU threads of a replica."""
+    """Return the number of CPU threads of a replica on this node."""
     return settings.threads or max((os.cpu_count() or 1) // settings.max_replicas, 1)
 
 
 @contextmanager
 def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
-    options = {
-        "logging_level": logging.WARNING,
-        "log_to_driver": False,
-        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
-    }
+    options = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
         try:
             ray.init(address=address, **options)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable
-from functools import partial
 
 from orchestrator.cluster.local import ray_head
 from orchestrator.errors import ServiceError
-from orchestrator.serving import served_model
-from orchestrator.serving.active_model import ActiveModel
-from orchestrator.serving.alias_watcher import AliasWatcher
+from orchestrator.serving import served_model, webhook
+from orchestrator.serving.front_end import FrontEnd, Secrets, assemble
 from orchestrator.serving.http_server import HttpServer, listen
-from orchestrator.serving.service import Service
 from orchestrator.serving.settings import ServiceSettings
 from orchestrator.signals import on_stop
+from orchestrator.tracking.uri import resolve_tracking_uri
 
-log = logging.getLogger(__name__)
 
-
-def serve(model: str, settings: ServiceSettings, token: str | None, emit: Callable[[str], None]) -> None:
+def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callable[[str], None]) -> None:
     """Serve `model` until SIGTERM or Ctrl-C; then finish the requests in flight.
 
     Raises ServiceError and RegistryError before it accepts requests.
@@ -32,48 +26,35 @@ def serve(model: str, settings: ServiceSettings, token: str | None, emit: Callab
         os.environ.update({**ray_head.ENVIRONMENT, "RAY_AUTH_MODE": ray_head.auth_mode()})
     from orchestrator.serving.ray_serve import replicas
 
+    tracking_uri = resolve_tracking_uri()
     with listen(settings.host, settings.port) as listening:
         settings = settings.at(listening.getsockname()[1])
-        first = served_model.load_model(model)
+        first = served_model.load_model(model, tracking_uri)
         with replicas(settings) as backend:
-            if problem := backend.smoke_test(first):
-                raise ServiceError(f"{model}: {first.label} failed its smoke test: {problem}")
-            active = ActiveModel(first)
-            service = Service(settings, active, backend, token)
-            watcher = watcher_of(model, active, backend.smoke_test)
-            service.registry_error = lambda: watcher.last_error if watcher else ""
-            stop = threading.Event()
-            with on_stop(stop.set), HttpServer(service.app, listening, settings.timeout_seconds) as server:
-                emit(_greeting(settings, active, model, token))
-                while not stop.wait(settings.poll_seconds):
+            front = assemble(model, tracking_uri, first, settings, backend, secrets)
+            service, monitor = front.service, front.monitor
+            with (
+                on_stop(monitor.stop),
+                HttpServer(service.app, listening, settings.timeout_seconds) as server,
+            ):
+
+                def check() -> None:
                     if not server.running:
                         raise ServiceError("the HTTP server has stopped; see the messages above")
-                    backend.count_replicas()
-                    if watcher is not None:
-                        watcher.poll()
+
+                emit(_greeting(settings, front, model, secrets))
+                monitor.run(check)
                 service.draining = True
                 emit(f"draining: {service.admission.in_flight} requests in flight")
 
 
-def watcher_of(
-    model: str, active: ActiveModel, smoke_test: Callable[[served_model.ServedModel], str]
-) -> AliasWatcher | None:
-    """Return a watcher of the alias that `model` names, or None if it names a fixed version or a file."""
-    if not served_model.is_alias(model):
-        return None
-    return AliasWatcher(
-        active,
-        partial(served_model.current_version, model),
-        partial(served_model.load_model, model),
-        smoke_test,
-    )
-
-
-def _greeting(settings: ServiceSettings, active: ActiveModel, model: str, token: str | None) -> str:
+def _greeting(settings: ServiceSettings, front: FrontEnd, model: str, secrets: Secrets) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    lines = [f"serving {active.current.label} at http://{host}:{settings.port}/"]
+    lines = [f"serving {front.service.active.current.label} at http://{host}:{settings.port}/"]
     if served_model.is_alias(model):
-        lines.append(f"  watching {model} every {settings.poll_seconds:g} s")
-    if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        interval = settings.poll_interval(secrets.webhook is not None)
+        told = f", and when MLflow sends an event to {webhook.PATH}" if secrets.webhook else ""
+        lines.append(f"  watching {model} every {interval:g} s{told}")
+    if secrets.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         lines.append(f"  no token: anybody who can reach {settings.host} can use it; see --token-file")
     return "\n".join(lines)

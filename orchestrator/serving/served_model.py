@@ -80,19 +80,19 @@ def is_alias(model: str) -> bool:
     return model.startswith("models:/") and "@" in model
 
 
-def current_version(model: str) -> str:
+def current_version(model: str, tracking_uri: str | None = None) -> str:
     """Return the version that an alias points to now. Raises RegistryError."""
-    return str(versions.describe(model, resolve_tracking_uri()).version)
+    return str(versions.describe(model, resolve_tracking_uri(tracking_uri)).version)
 
 
-def load_model(model: str) -> ServedModel:
-    """Load the model that `model` names. Raises RegistryError."""
+def load_model(model: str, tracking_uri: str | None = None) -> ServedModel:
+    """Load the model that `model` names, by default from this project's registry. Raises RegistryError."""
     described = None
     exact = model
     if model.startswith("models:/"):
-        described = versions.describe(model, resolve_tracking_uri())
+        described = versions.describe(model, resolve_tracking_uri(tracking_uri))
         exact = f"models:/{described.name}/{described.version}"  # the alias may move meanwhile
-    named = find_model(exact)
+    named = find_model(exact, tracking_uri)
     try:
         network = named.load(torch.device("cpu"))
     except WeightsError as error:

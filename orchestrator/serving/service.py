@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.imaging.photos import DECODE_ERRORS, open_image
-from orchestrator.serving import metrics
+from orchestrator.serving import metrics, webhook
 from orchestrator.serving.active_model import ActiveModel
 from orchestrator.serving.admission import AdmissionControl
 from orchestrator.serving.auth import allows
@@ -28,6 +28,7 @@ from orchestrator.serving.page import SAMPLES, page, samples
 from orchestrator.serving.replica import RestoredImage, RestoreFailure
 from orchestrator.serving.request_body import BodyError, read_body
 from orchestrator.serving.settings import ServiceSettings
+from orchestrator.serving.webhook import Delivery, DeliveryError, DeliveryVerifier, read_delivery
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,12 @@ class Service:
     """The HTTP application of one service, with its model, its replicas and its admission control."""
 
     def __init__(
-        self, settings: ServiceSettings, active: ActiveModel, backend: Backend, token: str | None
+        self,
+        settings: ServiceSettings,
+        active: ActiveModel,
+        backend: Backend,
+        token: str | None,
+        verifier: DeliveryVerifier | None = None,
     ) -> None:
         self.settings = settings
         self.active = active
@@ -62,8 +68,11 @@ class Service:
         self.metrics = metrics.Metrics(settings.max_in_flight)
         self.draining = False
         self.registry_error: Callable[[], str] = lambda: ""
+        self.alias_moved: Callable[[], None] = lambda: None
+        """Called for an authentic delivery of the webhook; thread-safe."""
         self._token = token
-        self._openapi = openapi(settings, token is not None)
+        self._verifier = verifier
+        self._openapi = openapi(settings, secured=token is not None, has_webhook=verifier is not None)
         self.app = Starlette(
             routes=[
                 Route("/", self._page),
@@ -73,6 +82,7 @@ class Service:
                 Route("/model", self._model),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._describe),
+                *([Route(webhook.PATH, self._webhook, methods=["POST"])] if verifier else []),
             ],
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         )
@@ -90,6 +100,9 @@ class Service:
         except ClientDisconnect:
             status = CLIENT_DISCONNECTED
             response = Response(status_code=CLIENT_DISCONNECTED)
+        except asyncio.CancelledError:  # Serve's proxies cancel the request of a client that disconnects
+            status = CLIENT_DISCONNECTED
+            raise
         finally:
             self.metrics.request_ended(status, perf_counter() - start)
         return response
@@ -199,6 +212,20 @@ class Service:
             rejected=self.active.rejected is not None,
         )
         return Response(text, media_type=metrics.CONTENT_TYPE)
+
+    async def _webhook(self, request: Request) -> Response:
+        assert self._verifier is not None
+        try:
+            delivery = self._verifier.verify(request.headers, await read_delivery(request.stream()))
+        except DeliveryError as error:
+            self.metrics.webhook_delivered(error.status)
+            return _error(error.status, str(error))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_DISCONNECTED)
+        if delivery is Delivery.ALIAS_MOVED:
+            self.alias_moved()
+        self.metrics.webhook_delivered(200)
+        return JSONResponse({"status": 200, "result": delivery.value})
 
     async def _describe(self, request: Request) -> Response:
         return JSONResponse(self._openapi)

@@ -11,6 +11,9 @@ from orchestrator.imaging.photos import LIMITS
 
 MEGABYTE = 1_000_000
 MEGAPIXEL = 1_000_000
+POLL_SECONDS = 3.0
+POLL_SECONDS_WITH_WEBHOOK = 60.0
+"""Polling is then the fallback for deliveries that are lost."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class ServiceSettings:
     device: str = "cpu"
     threads: int = 0
     """CPU threads of a replica; 0 divides the machine's cores by `max_replicas`."""
-    poll_seconds: float = 3.0
-    """Interval between two looks at the registry's alias."""
+    poll_seconds: float | None = None
+    """Interval between two looks at the registry's alias; None: 3 s, or 60 s with a webhook."""
 
     def __post_init__(self) -> None:
         for flag, value, most in (
@@ -50,8 +53,9 @@ class ServiceSettings:
             if getattr(self, name) < low:
                 raise ServiceError(f"{_flag(name)} {getattr(self, name)}: must be at least {low}.")
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):
-            if getattr(self, name) <= 0:
-                raise ServiceError(f"{_flag(name)} {getattr(self, name):g}: must be more than 0 seconds.")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ServiceError(f"{_flag(name)} {value:g}: must be more than 0 seconds.")
         if self.max_replicas < self.min_replicas:
             raise ServiceError(
                 f"--max-replicas {self.max_replicas}: must be at least --min-replicas, {self.min_replicas}."
@@ -59,7 +63,7 @@ class ServiceSettings:
 
     @classmethod
     def from_flags(
-        cls, *, max_megabytes: float, max_megapixels: float, timeout: float, poll: float, **others: Any
+        cls, *, max_megabytes: float, max_megapixels: float, timeout: float, poll: float | None, **others: Any
     ) -> ServiceSettings:
         """Return the settings for values of the flags of `mirage serve`. Raises ServiceError."""
         return cls(
@@ -69,6 +73,12 @@ class ServiceSettings:
             poll_seconds=poll,
             **others,
         )
+
+    def poll_interval(self, has_webhook: bool) -> float:
+        """Return the interval between two looks at the registry's alias [s]."""
+        if self.poll_seconds is not None:
+            return self.poll_seconds
+        return POLL_SECONDS_WITH_WEBHOOK if has_webhook else POLL_SECONDS
 
     def at(self, port: int) -> ServiceSettings:
         """Return these settings with another port."""

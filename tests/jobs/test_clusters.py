@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -15,8 +16,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
 
 from orchestrator.config.loader import load_job
+from orchestrator.serving.arguments import ApplicationArguments
 from tests.claims import BIN
 
 CLUSTERS = Path("jobs/clusters")
@@ -36,27 +41,40 @@ def unknown(values: dict[str, Any], kind: str) -> set[str]:
     return set(values) - set(KUBERAY["fields"][kind])
 
 
-def groups(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    cluster = job["spec"]["rayClusterSpec"]
+def cluster_of(resource: dict[str, Any]) -> dict[str, Any]:
+    """Return the cluster that a RayJob or a RayService starts."""
+    spec = resource["spec"]
+    return dict(spec["rayClusterSpec"] if resource["kind"] == "RayJob" else spec["rayClusterConfig"])
+
+
+def groups(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    cluster = cluster_of(resource)
     yield cluster["headGroupSpec"]
     yield from cluster["workerGroupSpecs"]
 
 
-def test_every_field_of_the_ray_job_is_kuberays(ray_job: dict[str, Any]) -> None:
-    assert (ray_job["apiVersion"], ray_job["kind"]) == (KUBERAY["apiVersion"], "RayJob")
-    spec, cluster = ray_job["spec"], ray_job["spec"]["rayClusterSpec"]
-    assert not unknown(spec, "RayJobSpec")
+@pytest.mark.parametrize(("file", "kind"), [("kuberay", "RayJob"), ("kuberay-serve", "RayService")])
+def test_every_field_is_kuberays(file: str, kind: str) -> None:
+    resource = yaml.safe_load((CLUSTERS / f"{file}.yaml").read_text())
+    assert (resource["apiVersion"], resource["kind"]) == (KUBERAY["apiVersion"], kind)
+    cluster = cluster_of(resource)
+    assert not unknown(resource["spec"], f"{kind}Spec")
     assert not unknown(cluster, "RayClusterSpec")
     assert not unknown(cluster["autoscalerOptions"], "AutoscalerOptions")
     assert not unknown(cluster["authOptions"], "AuthOptions")
     assert not unknown(cluster["headGroupSpec"], "HeadGroupSpec")
     assert not any(unknown(group, "WorkerGroupSpec") for group in cluster["workerGroupSpecs"])
-    assert spec["submissionMode"] in KUBERAY["submissionMode"]
-    for group in groups(ray_job):
+    assert cluster["rayVersion"] == version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    for group in groups(resource):
         pod = group["template"]["spec"]
         assert set(pod) <= POD_SPEC
         assert all(set(container) <= CONTAINER for container in pod["containers"])
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_submission_mode_is_one_of_kuberays(ray_job: dict[str, Any]) -> None:
+    assert ray_job["spec"]["submissionMode"] in KUBERAY["submissionMode"]
 
 
 def test_a_slip_in_a_field_would_be_found(ray_job: dict[str, Any]) -> None:
@@ -69,7 +87,6 @@ def test_the_head_is_safe_and_runs_no_worker(ray_job: dict[str, Any]) -> None:
     assert head["serviceType"] == "ClusterIP"
     assert "tolerations" not in head["template"]["spec"]
     assert spot["minReplicas"] == 0
-    assert ray_job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_a_workers_pod_holds_one_worker_of_the_job(ray_job: dict[str, Any]) -> None:
@@ -87,8 +104,37 @@ def test_a_notice_leaves_time_to_drain_within_the_pods_grace(ray_job: dict[str, 
     assert 60 <= int(drain["value"]) < pod["terminationGracePeriodSeconds"]
 
 
-def test_the_ray_of_the_cluster_is_the_pinned_one(ray_job: dict[str, Any]) -> None:
-    assert ray_job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+@pytest.fixture
+def ray_service() -> dict[str, Any]:
+    return dict(yaml.safe_load((CLUSTERS / "kuberay-serve.yaml").read_text()))
+
+
+def test_the_applications_of_the_ray_service_are_valid_by_rays_own_schema(
+    ray_service: dict[str, Any],
+) -> None:
+    config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    module, _, name = application.import_path.partition(":")
+    built = getattr(importlib.import_module(module), name)(application.args)
+    assert isinstance(built, serve.Application)
+    with pytest.raises(ValidationError):
+        ServeDeploySchema.model_validate({"applications": [{"import_path": "no colon"}]})
+
+
+def test_a_pod_of_the_ray_service_holds_a_replica_and_outlives_its_requests(
+    ray_service: dict[str, Any],
+) -> None:
+    head, workers = groups(ray_service)
+    (application,) = yaml.safe_load(ray_service["spec"]["serveConfigV2"])["applications"]
+    settings = ApplicationArguments.parse(application["args"]).settings()
+    pod = workers["template"]["spec"]
+    asked = pod["containers"][0]["resources"]["requests"]
+    assert settings.device == "cuda"
+    assert (int(asked["cpu"]), asked["nvidia.com/gpu"]) == (settings.threads, "1")
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (settings.min_replicas, settings.max_replicas)
+    assert pod["terminationGracePeriodSeconds"] > settings.timeout_seconds
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert head["serviceType"] == "ClusterIP"
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from tests.claims import wait_until
 
+WEBHOOKS = {
+    "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": "A" * 43 + "=",
+    "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+    "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds until a new webhook is known; MLflow's default is a minute
+}
+"""What a server needs to send events to a service on loopback, besides MLflow's defaults."""
+
 
 class Server:
     """`mlflow server` on loopback; its store outlives it."""
@@ -27,7 +35,7 @@ class Server:
     def start(self) -> None:
         """Start and wait until it answers."""
         # Its runner of background jobs, which is not used, would start nine more processes that import MLflow.
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **WEBHOOKS}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, start_new_session=True, env=environment

@@ -1,4 +1,4 @@
-"""A registry of small models, a running `mirage serve`, and clients that count what became of every request."""
+"""A registry of small models, a running service, and clients that count what became of every request."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ from PIL import Image
 
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
+from orchestrator.cluster.local import lifecycle
 from orchestrator.registry import registration, versions
+from orchestrator.serving.webhook import PATH, sign
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
+from tests.claims import BIN
 from tests.slow.project import Project
 
 NAME = "served"
+TOKEN, SECRET = "token-of-the-clients", "secret-of-the-webhook"
 SMALL = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1), drop_path=0.0)
 GOOD, BETTER, NOT_A_NUMBER, CORRUPT = "1", "2", "3", "4"
 
@@ -85,11 +89,17 @@ class Serving:
     port: int
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
+    application: str = ""
+    """Name of the Serve application that the replicas belong to."""
+    token: str = ""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
-            connection.request(method, path, body)
+            authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            connection.request(method, path, body, {**authorization, **(headers or {})})
             got = connection.getresponse()
             return Reply(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
         finally:
@@ -97,6 +107,18 @@ class Serving:
 
     def restore(self, data: bytes) -> Reply:
         return self.request("POST", "/restore", data)
+
+    def deliver(self, alias: str) -> Reply:
+        """Send what MLflow's webhook sends when `alias` moves."""
+        data = {"name": NAME, "alias": alias, "version": "-"}
+        body = json.dumps({"entity": "model_version_alias", "action": "created", "data": data}).encode()
+        identity, now = f"d{time.monotonic_ns()}", str(int(time.time()))
+        headers = {
+            "X-MLflow-Delivery-Id": identity,
+            "X-MLflow-Timestamp": now,
+            "X-MLflow-Signature": sign(SECRET, identity, now, body),
+        }
+        return self.request("POST", PATH, body, headers)
 
     def health(self) -> dict[str, Any]:
         return dict(self.request("GET", "/health").json())
@@ -108,7 +130,7 @@ class Serving:
 
     def replicas(self) -> list[psutil.Process]:
         """Return the replica processes of this service."""
-        title = f"ServeReplica:mirage-{self.port}:"
+        title = f"ServeReplica:{self.application}:"
         return [p for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
 
     def stop(self) -> int:
@@ -145,17 +167,54 @@ def serving(project: Project, *flags: str, environment: dict[str, str] | None = 
         assert ready.wait(240), "".join(lines)
         found = re.search(r"serving .* at http://127\.0\.0\.1:(\d+)/", "".join(lines))
         assert found, "".join(lines)
-        yield Serving(int(found.group(1)), process, lines)
+        port = int(found.group(1))
+        token = TOKEN if "--token-file" in flags else ""
+        yield Serving(port, process, lines, f"mirage-{port}", token)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(process, signal.SIGTERM)
         reader.join()
         assert process.stdout is not None
         process.stdout.close()
+
+
+@contextmanager
+def application(project: Project, *arguments: str) -> Iterator[Serving]:
+    """Run `serve run orchestrator.serving.app:build model=models:/served@champion` until the block ends."""
+    command = [str(BIN / "serve"), "run", "--name", "restoring", "orchestrator.serving.app:build"]
+    log = project.root / "serve-run.log"
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [*command, f"model=models:/{NAME}@champion", *arguments],
+            cwd=project.root,
+            env={**project.environment, **lifecycle.environment(project.root)},
+            stdout=written,
+            stderr=written,
+            start_new_session=True,
+        )
+    running = Serving(8000, process, application="restoring", token=TOKEN)
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return running.request("GET", "/health").status == 200
+        except OSError:
+            return False
+
+    try:
+        until(answers, 240, "the application answers")
+        yield running
+    finally:
+        end(process, signal.SIGINT)
+
+
+def end(process: subprocess.Popen[Any], number: int) -> None:
+    """Ask a process to end; kill it where it does not."""
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

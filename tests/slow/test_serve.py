@@ -1,13 +1,16 @@
-"""`mirage serve` on real Ray Serve: nothing is lost while models move and replicas die."""
+"""`mirage serve` and `serve run` on real Ray Serve: nothing is lost while models move and replicas die."""
 
 from __future__ import annotations
 
 import io
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,8 +23,11 @@ from tests.slow.serving import (
     CORRUPT,
     GOOD,
     NOT_A_NUMBER,
+    SECRET,
+    TOKEN,
     Registry,
     Serving,
+    application,
     failed,
     image,
     load,
@@ -55,27 +61,118 @@ def registry(project: Project) -> Registry:
 
 
 @pytest.fixture(scope="module")
-def service(project: Project, registry: Registry) -> Iterator[Serving]:
-    with serving(project, *FLAGS, *LIMITS) as running:
+def secret_files(project: Project) -> tuple[str, str]:
+    for name, secret in (("token", TOKEN), ("webhook", SECRET)):
+        (project.root / name).write_text(secret)
+    return str(project.root / "token"), str(project.root / "webhook")
+
+
+@pytest.fixture(scope="module")
+def service(project: Project, registry: Registry, secret_files: tuple[str, str]) -> Iterator[Serving]:
+    with serving(project, *FLAGS, *LIMITS, "--token-file", secret_files[0]) as running:
         yield running
 
 
-def test_it_restores_and_refuses_as_it_says(service: Serving) -> None:
-    reply = service.restore(image())
+@pytest.fixture(scope="module", params=["serve run", "mirage serve"])
+def form(
+    request: pytest.FixtureRequest, project: Project, registry: Registry, secret_files: tuple[str, str]
+) -> Iterator[Serving]:
+    """The service in each of its two forms, with the same flags; the application polls once in an hour."""
+    if request.param == "mirage serve":
+        yield request.getfixturevalue("service")
+        return
+    flags = [*FLAGS, *LIMITS]
+    given = {
+        flag.removeprefix("--").replace("-", "_"): v for flag, v in zip(flags[::2], flags[1::2], strict=True)
+    }
+    given |= {"poll": "3600", "token_file": secret_files[0], "webhook_secret_file": secret_files[1]}
+    with application(project, *(f"{name}={value}" for name, value in given.items())) as running:
+        yield running
+
+
+def broad() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (700, 500)).save(file, "PNG")
+    return file.getvalue()
+
+
+REFUSALS: list[tuple[Any, dict[str, str], int, str]] = [
+    (image(), {"Authorization": "Bearer no"}, 401, "This service needs a bearer token."),
+    (b"", {}, 400, "The request has no image. Send its bytes as the body, or as the file of a form."),
+    (b"text", {}, 415, "This is not a JPEG, PNG, TIFF, WebP or BMP image. Convert it first."),
+    (
+        broad(),
+        {},
+        422,
+        "The image has more than 0.3 million pixels, the limit of this service. Make it smaller.",
+    ),
+    (image()[:200], {}, 422, "the image: damaged or incomplete"),
+    (bytes(1_000_001), {}, 413, "The image has at least 1,000,001 bytes; the limit is 1,000,000."),
+    ([bytes(100_000)] * 15, {}, 413, "the limit is 1,000,000. Compress it more, or make it smaller."),
+]
+
+
+def test_it_restores_and_refuses_as_it_says(form: Serving) -> None:
+    reply = form.restore(image())
     assert reply.status == 200
     assert reply.headers["x-mirage-model"] == f"served/{GOOD}"
+    assert reply.headers["content-type"] == "image/png"
+    assert re.fullmatch(
+        r"decode;dur=.*, wait;dur=.*, restore;dur=.*, encode;dur=.*", reply.headers["server-timing"]
+    )
     assert Image.open(io.BytesIO(reply.body)).size == (160, 120)
-    broad = io.BytesIO()
-    Image.new("RGB", (700, 500)).save(broad, "PNG")
-    for body, status in (
-        (b"text", 415),
-        (broad.getvalue(), 422),
-        (bytes(1_000_001), 413),
-        (image()[:200], 422),
-    ):
-        refused = service.restore(body)
-        assert refused.status == status
-        assert refused.json()["error"]
+    for body, headers, status, message in REFUSALS:
+        refused = form.request("POST", "/restore", body, headers)
+        assert (refused.status, refused.json()["status"]) == (status, status)
+        assert message in refused.json()["error"]
+    for method, path, status in (("GET", "/nowhere", 404), ("GET", "/restore", 405), ("GET", "/", 200)):
+        assert form.request(method, path).status == status
+    assert form.request("GET", "/metrics", headers={"Authorization": "Bearer no"}).status == 401
+    assert form.metric('mirage_requests_total{status="413"}') == 2
+    facts = form.request("GET", "/model").json()
+    assert (facts["name"], facts["max_bytes"], facts["max_pixels"], facts["token"]) == (
+        "served",
+        1_000_000,
+        300_000,
+        True,
+    )
+    health = form.health()
+    assert (health["status"], health["replicas"], health["in_flight"]) == ("ok", 1, 0)
+    assert exposed([psutil.Process(form.process.pid), *form.replicas()]) == []
+
+
+def test_beyond_its_limit_it_says_when_to_come_back_and_a_lost_client_frees_its_place(form: Serving) -> None:
+    head = (
+        f"POST /restore HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n"
+    )
+    lost = [socket.create_connection(("127.0.0.1", form.port)) for _ in range(8)]
+    for client in lost:
+        client.sendall(head.encode() + b"the first bytes")
+    until(lambda: form.health()["in_flight"] == 8, 30, "eight in flight")
+    refused = form.restore(image())
+    for client in lost:
+        client.close()
+    assert refused.status == 429
+    assert refused.json()["error"].startswith("8 requests are in flight, the maximum. Retry in ")
+    assert int(refused.headers["retry-after"]) >= 1
+    until(lambda: form.health()["in_flight"] == 0, 30, "nobody in flight")
+    assert form.metric('mirage_requests_total{status="499"}') > 0
+    assert form.restore(image()).status == 200
+
+
+@pytest.mark.parametrize("form", ["serve run"], indirect=True)
+def test_a_delivery_of_the_webhook_moves_the_application_under_load(
+    form: Serving, registry: Registry
+) -> None:
+    with load(form, 2, image()) as replies:
+        registry.promote(BETTER)
+        assert form.deliver("champion").status == 200
+        until(lambda: form.health()["model"] == f"served/{BETTER}", 60, "the new version answers")
+        registry.promote(GOOD)
+        assert form.deliver("champion").status == 200
+        until(lambda: form.health()["model"] == f"served/{GOOD}", 60, "the old version answers")
+    assert failed(replies) == []
+    assert {reply.headers["x-mirage-model"] for reply in replies} == {f"served/{GOOD}", f"served/{BETTER}"}
 
 
 def test_load_brings_a_second_replica(service: Serving) -> None:

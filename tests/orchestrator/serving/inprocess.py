@@ -24,6 +24,7 @@ from orchestrator.serving.replica import Replica, RestoredImage, RestoreFailure
 from orchestrator.serving.served_model import DegradationPsnr, ServedModel
 from orchestrator.serving.service import Service
 from orchestrator.serving.settings import ServiceSettings
+from orchestrator.serving.webhook import DeliveryVerifier
 
 SMALL = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1), drop_path=0.0)
 
@@ -107,11 +108,14 @@ class Running:
 
 
 @contextmanager
-def running(model: ServedModel, token: str | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    model: ServedModel, token: str | None = None, webhook_secret: str | None = None, **settings: Any
+) -> Iterator[Running]:
     chosen = ServiceSettings(port=0, **settings)
     with listen(chosen.host, 0) as listening:
         port = listening.getsockname()[1]
         backend, active = InProcess(chosen), ActiveModel(model)
-        service = Service(chosen, active, backend, token)
+        verifier = DeliveryVerifier(webhook_secret, model.name) if webhook_secret else None
+        service = Service(chosen, active, backend, token, verifier)
         with HttpServer(service.app, listening, 30):
             yield Running(port, service, backend, active)

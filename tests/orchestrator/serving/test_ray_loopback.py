@@ -1,22 +1,23 @@
-"""The hook that keeps a replica's gRPC port on loopback; tests/slow/test_serve.py looks at real replicas."""
+"""The argument that keeps a replica's gRPC port on loopback; tests/slow/test_serve.py looks at real replicas."""
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 
 import grpc.aio
 import psutil
 import pytest
 import ray
 
-from orchestrator.serving.ray_loopback import listen_on_loopback
+from orchestrator.serving.ray_loopback import LoopbackOnly
 
 
 def listening_addresses(node: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return where a gRPC server for all interfaces listens after the hook, on a node with this address."""
+    """Return where a gRPC server for all interfaces listens, on a node with this address, after the argument came."""
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: node)
     monkeypatch.setattr(grpc.aio, "server", grpc.aio.server)  # undone after the test
-    listen_on_loopback()
+    assert isinstance(pickle.loads(pickle.dumps(LoopbackOnly())), LoopbackOnly)
 
     async def open_port() -> set[str]:
         server = grpc.aio.server()
