@@ -21,17 +21,17 @@ Run = Annotated[
 def report(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder. Default: .mirage/sweeps/ID.")
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: .mirage/sweeps/ID.")
     ] = None,
 ) -> None:
-    """Write report.md and report.html, also of a sweep that is still running, and print the leaderboard."""
+    """Write report.md and report.html, also of a running sweep, and print the leaderboard."""
     use_local_cluster()
-    from orchestrator.sweeps.job import folder_of
+    from orchestrator.sweeps.job import report_folder
     from orchestrator.sweeps.lookup import find_sweep
     from orchestrator.sweeps.report import write_report
 
     found = find_sweep(run)
-    folder = out or folder_of(found.name)
+    folder = out or report_folder(found.name)
     write_report(found.job, found.name, found.events, folder)
     emit((folder / "leaderboard.txt").read_text())
     emit(f"written: {folder / 'report.html'}, report.md")
@@ -40,13 +40,16 @@ def report(
 @sweep.command(cls=Command, epilog=epilog("mirage sweep export SWEEP -o jobs/best.yaml"))
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The job file to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Job file to write.", show_default=False)],
     trial: Annotated[
-        int | None, typer.Option(help="Number of another trial than the best.", show_default=False)
+        int | None, typer.Option(help="Trial to export instead of the best one.", show_default=False)
     ] = None,
 ) -> None:
     """Write the job of the best trial as a job file, which trains, evaluates and registers a model."""
     use_local_cluster()
-    from orchestrator.sweeps.lookup import export_job, find_sweep
+    from orchestrator.sweeps.best_trial import export_job
+    from orchestrator.sweeps.lookup import find_sweep
+    from orchestrator.sweeps.trial_table import table_of
 
-    emit(export_job(find_sweep(run), out, trial))
+    found = find_sweep(run)
+    emit(export_job(found.job, found.name, table_of(found.events), out, trial))

@@ -1,4 +1,4 @@
-"""What a candidate costs, from its configuration alone, and what it may cost.
+"""The cost of a candidate, computed from its configuration, and limits on it.
 
 parameters <= 6.3M      parameters_at_inference < 6M      macs_224 <= 17G      training_memory <= 40GiB
 """
@@ -23,15 +23,15 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known of a candidate before it is run."""
+    """Costs of a candidate that are known without training it."""
 
     parameters: int
-    """Learned numbers, those of the SPD heads among them."""
+    """Learned numbers, including those of the SPD heads."""
     parameters_at_inference: int
     macs_224: int
-    """Multiply-adds of one 3 x 224 x 224 image as papers count them; 0 where they cannot be counted."""
+    """Multiply-adds of one 3 x 224 x 224 image, counted as in papers; 0 where they cannot be computed."""
     training_memory: int
-    """Bytes of one of `workers.min` workers, as `mirage plan` counts them; 0 where they cannot be counted."""
+    """Bytes of one of `workers.min` workers, computed as in `mirage plan`; 0 where they cannot be computed."""
 
 
 QUANTITIES = tuple(Costs.__dataclass_fields__)
@@ -39,25 +39,24 @@ QUANTITIES = tuple(Costs.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound of one quantity."""
+    """A limit on one quantity."""
 
     text: str
     quantity: str
     relation: str
     limit: float
 
-    def broken_by(self, found: Costs) -> str:
-        """Return by what value the bound is broken, "" when it holds."""
-        value = asdict(found)[self.quantity]
-        return (
-            ""
-            if _RELATIONS[self.relation](value, self.limit)
-            else f"{self.quantity} {amount(self.quantity, value)}"
-        )
+    def violation(self, costs: Costs) -> str:
+        """Return the value that violates the limit, as text, "" if the limit is met."""
+        value = asdict(costs)[self.quantity]
+        if _RELATIONS[self.relation](value, self.limit):
+            return ""
+        limit = self.text.rpartition(self.relation)[2].strip()
+        return f"{self.quantity} {format_quantity(self.quantity, value)}, not {self.relation} {limit}"
 
 
 def parse(text: str) -> Constraint:
-    """Return the constraint that `text` states. Raises ValueError with what to write."""
+    """Return the constraint that `text` states. Raises ValueError with an example."""
     found = _PATTERN.fullmatch(text)
     if found is None or found["quantity"] not in QUANTITIES:
         raise ValueError(
@@ -68,15 +67,12 @@ def parse(text: str) -> Constraint:
     return Constraint(" ".join(text.split()), found["quantity"], found["relation"], limit)
 
 
-def rejection(found: Costs, constraints: Sequence[str]) -> str:
-    """Return which constraints the candidate breaks and by what, "" when it breaks none."""
-    broken = [(one, one.broken_by(found)) for one in map(parse, constraints)]
-    return "; ".join(
-        f"{by}, not {one.relation} {one.text.rpartition(one.relation)[2].strip()}" for one, by in broken if by
-    )
+def violations(costs: Costs, constraints: Sequence[str]) -> str:
+    """Return which constraints the costs violate, as text, "" if none."""
+    return "; ".join(filter(None, (constraint.violation(costs) for constraint in map(parse, constraints))))
 
 
-def amount(quantity: str, value: float) -> str:
+def format_quantity(quantity: str, value: float) -> str:
     """Return a quantity in its usual unit."""
     if quantity == "training_memory":
         return f"{value / 2**30:.2f} GiB"

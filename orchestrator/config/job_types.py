@@ -13,7 +13,7 @@ from orchestrator.config.schema import (
     Job,
 )
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.config.sweep_validation import of_sweep
+from orchestrator.config.sweep_validation import sweep_conflicts
 
 DEFAULT_KIND = "train"
 """Kind of a file without the key `kind`."""
@@ -53,5 +53,7 @@ KINDS: dict[str, JobKind] = {
     "pack": JobKind(PackJob, ("name", "data"), validation.packing_conflicts),
     "evaluate": JobKind(EvaluateJob, ("name", "model", "data", "track"), validation.evaluation_conflicts),
     "restore": JobKind(RestoreJob, ("name", "restore"), validation.restore_conflicts),
-    "sweep": JobKind(SweepJob, ("name", "setting", "data", "track", "sweep"), of_sweep, _training_defaults),
+    "sweep": JobKind(
+        SweepJob, ("name", "setting", "data", "track", "sweep"), sweep_conflicts, _training_defaults
+    ),
 }

@@ -32,6 +32,8 @@ KEYS = {
     "track.system_seconds": "system_metrics_seconds",
     "profile.after": "skip_first",
     "promote.max_loss_db": "max_drop_db",
+    "sweep.search.against": "second_objective",
+    "sweep.space.*.otherwise": "default",
 }
 """Old key -> new name in the same section. `*` stands for any key."""
 

@@ -1,13 +1,14 @@
-"""From the knobs of a sweep to the job of one trial.
+"""From the parameters of a sweep to the job of one trial.
 
-draw        ask a chooser for the value of every knob that matters → values
-settings    values → keys of the job                (a variant sets several)
-candidate   values → the trial's job, or why there can be none
+sample      ask a sampler for a value of every parameter in use -> values
+job_keys    values -> keys of the job                              (a variant sets several)
+candidate   values -> the trial's job, or why there is none
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -22,113 +23,146 @@ from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
 from orchestrator.config.sweep_schema import Domain, SweepJob
 
 Values = dict[str, Any]
-"""Knob -> value; of `variants` the name. A knob whose `when` does not hold is not in it."""
+"""Parameter -> value; of `variants` the name. A parameter whose `when` does not hold is absent."""
 
-_NOT_SEARCHED = {
-    **dict.fromkeys(("name", "kind", "storage"), "is what the sweep itself is called and where it lies"),
-    **dict.fromkeys(("recipe", "setting"), "stands for many keys, which are settled when the file is read"),
-    **dict.fromkeys(("evaluate", "validation"), "says how trials are judged, and they are all judged alike"),
-    **dict.fromkeys(("data.manifests", "data.pack"), "says which data it is, and trials share one dataset"),
-    **dict.fromkeys(NON_IDENTITY_KEYS, "says where and how fast a job runs, not what comes out"),
+MAX_REPEATED_SAMPLES = 1000
+"""Repeated values in a row after which a space counts as exhausted."""
+
+_NOT_SEARCHABLE = {
+    **dict.fromkeys(("name", "kind", "storage"), "names the sweep itself and its location"),
+    **dict.fromkeys(("recipe", "setting"), "stands for many keys, which are set when the file is read"),
+    **dict.fromkeys(
+        ("evaluate", "validation"), "decides how trials are measured, which must be the same for all"
+    ),
+    **dict.fromkeys(("data.manifests", "data.pack"), "selects the data, which all trials share"),
+    **dict.fromkeys(NON_IDENTITY_KEYS, "decides where and how fast a job runs, not its result"),
     "sweep": "is the search itself",
 }
-"""Keys or sections that no knob may be, and why."""
+"""Key or section that no parameter may set -> the reason."""
+
+_CHANGEABLE_IN_TRAINING = (
+    *("loss.", "data.weights.", "data.mixture."),
+    *("train.learning_rate", "train.weight_decay", "train.betas", "train.clip_norm", "train.ema_decay"),
+)
+"""Keys, or beginnings of keys, that may change between two steps of a run."""
 
 
-class Chooser(Protocol):
-    """Whoever decides what a knob is set to."""
+class Sampler(Protocol):
+    """A source of parameter values."""
 
-    def one_of(self, knob: str, count: int) -> int:
+    def choose(self, parameter: str, count: int) -> int:
         """Return an index below `count`."""
 
-    def real(self, knob: str, low: float, high: float, *, log: bool) -> float:
-        """Return a number from low to high."""
+    def uniform(self, parameter: str, low: float, high: float, *, log: bool) -> float:
+        """Return a number from `low` to `high`."""
 
-    def whole(self, knob: str, low: int, high: int) -> int:
-        """Return a whole number from low to high, both among them."""
+    def integer(self, parameter: str, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`, both included."""
 
 
-def draw(space: Mapping[str, Domain], chooser: Chooser) -> Values:
-    """Return a value for every knob that matters, chosen in the order of the file."""
+def sample(space: Mapping[str, Domain], sampler: Sampler) -> Values:
+    """Return a value for every parameter in use, in the order of the file."""
     values: Values = {}
-    for knob, domain in space.items():
-        if _matters(domain, values):
-            values[knob] = _chosen(knob, domain, chooser)
+    for parameter, domain in space.items():
+        if _is_used(domain, values):
+            values[parameter] = _sample_one(parameter, domain, sampler)
     return values
 
 
-def _chosen(knob: str, domain: Domain, chooser: Chooser) -> Any:
+def _sample_one(parameter: str, domain: Domain, sampler: Sampler) -> Any:
     if domain.choice is not None or domain.variants is not None:
-        options = domain.values
-        assert options is not None, "choices and variants are finite"
-        return options[chooser.one_of(knob, len(options))]
+        options = domain.values or ()
+        return options[sampler.choose(parameter, len(options))]
     if domain.integer is not None:
-        return chooser.whole(knob, *domain.integer)
-    log = domain.log_range is not None
-    ends = domain.log_range or domain.range
-    assert ends is not None, "a domain has one form"
-    typed = float(f"{chooser.real(knob, *ends, log=log):.6g}")  # what a person can type into a job
-    return min(max(typed, ends[0]), ends[1])
+        return sampler.integer(parameter, *domain.integer)
+    assert domain.bounds is not None, "a domain has one form"
+    return rounded(domain, sampler.uniform(parameter, *domain.bounds, log=domain.log_range is not None))
 
 
-def _matters(domain: Domain, values: Values) -> bool:
-    for knob, wanted in (domain.when or {}).items():
+def rounded(domain: Domain, value: float) -> float:
+    """Return the number, limited to the domain's range, with the six digits that a person can type into a job."""
+    assert domain.bounds is not None, "called for ranges"
+    low, high = domain.bounds
+    value = min(max(value, low), high)
+    return round(value) if domain.integer is not None else min(max(float(f"{value:.6g}"), low), high)
+
+
+def _is_used(domain: Domain, values: Values) -> bool:
+    for parameter, wanted in (domain.when or {}).items():
         options = wanted if isinstance(wanted, list | tuple) else (wanted,)
-        if knob not in values or values[knob] not in options:
+        if parameter not in values or values[parameter] not in options:
             return False
     return True
 
 
-class Draws:
-    """A chooser that draws, each time the same for one seed, one index and one repeat."""
+class RandomSampler:
+    """A sampler whose values are a function of a seed, an index and a repetition."""
 
-    def __init__(self, seed: int, index: int, again: int = 0) -> None:
-        self._random = random.Random(f"{seed}-{index}-{again}")
+    def __init__(self, seed: int, index: int, repetition: int = 0) -> None:
+        self._random = random.Random(f"{seed}-{index}-{repetition}")
 
-    def one_of(self, knob: str, count: int) -> int:
-        """Return an index below `count`, all equally likely."""
+    def choose(self, parameter: str, count: int) -> int:
+        """Return an index below `count`, uniformly distributed."""
         return self._random.randrange(count)
 
-    def real(self, knob: str, low: float, high: float, *, log: bool) -> float:
-        """Return a number from low to high, it or its logarithm uniform."""
+    def uniform(self, parameter: str, low: float, high: float, *, log: bool) -> float:
+        """Return a number from `low` to `high`, it or its logarithm uniformly distributed."""
         if log:
             return math.exp(self._random.uniform(math.log(low), math.log(high)))
         return self._random.uniform(low, high)
 
-    def whole(self, knob: str, low: int, high: int) -> int:
-        """Return a whole number, all equally likely."""
+    def integer(self, parameter: str, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`, uniformly distributed."""
         return self._random.randint(low, high)
 
 
 def grid(space: Mapping[str, Domain]) -> Iterator[Values]:
-    """Yield every point once, the last knob fastest; a knob that does not matter has one value."""
+    """Yield every point once, the last parameter fastest; parameters that are not in use do not multiply points."""
     seen: set[str] = set()
-    options = [domain.values for domain in space.values()]
-    assert all(option is not None for option in options), "a grid is asked for of finite domains"
-    for point in itertools.product(*(option or () for option in options)):
+    for point in itertools.product(*(domain.values or () for domain in space.values())):
         values: Values = {}
-        for (knob, domain), value in zip(space.items(), point, strict=True):
-            if _matters(domain, values):
-                values[knob] = value
-        if repr(values) not in seen:
-            seen.add(repr(values))
+        for (parameter, domain), value in zip(space.items(), point, strict=True):
+            if _is_used(domain, values):
+                values[parameter] = value
+        if value_key(values) not in seen:
+            seen.add(value_key(values))
             yield values
 
 
-def settings(space: Mapping[str, Domain], values: Values) -> dict[str, Any]:
+def random_points(space: Mapping[str, Domain], seed: int) -> Iterator[Values]:
+    """Yield random values, none twice, until a space of finitely many seems exhausted."""
+    seen: set[str] = set()
+    for index in itertools.count():
+        for repetition in range(MAX_REPEATED_SAMPLES):
+            values = sample(space, RandomSampler(seed, index, repetition))
+            if value_key(values) not in seen:
+                break
+        else:
+            return
+        seen.add(value_key(values))
+        yield values
+
+
+def value_key(values: Values) -> str:
+    """Return a string that is equal for equal values."""
+    return json.dumps(values, sort_keys=True)
+
+
+def job_keys(space: Mapping[str, Domain], values: Values) -> dict[str, Any]:
     """Return key of the job -> value."""
     found: dict[str, Any] = {}
-    for knob, domain in space.items():
-        if knob in values:
-            found |= domain.variants[values[knob]] if domain.variants is not None else {knob: values[knob]}
-        elif domain.otherwise is not None:
-            found[knob] = domain.otherwise
+    for parameter, domain in space.items():
+        if parameter in values:
+            value = values[parameter]
+            found |= domain.variants[value] if domain.variants is not None else {parameter: value}
+        elif domain.default is not None:
+            found[parameter] = domain.default
     return found
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What values amount to: a job that could be run, or the reason why none can."""
+    """Values with the job that they make, or the reason why they make none."""
 
     values: Values
     job: Job | None
@@ -136,31 +170,36 @@ class Candidate:
 
 
 def candidate(job: SweepJob, values: Values, name: str | None = None) -> Candidate:
-    """Return the job of a trial with these values, under `name`; impossible widths and ratios never get further."""
+    """Return the job of a trial with these values, called `name`, or why the values cannot be used."""
     content = trial_content(job)
     if name is not None:
         content["name"] = name
-    for key, value in settings(job.sweep.space, values).items():
-        put(content, key, value)
+    for key, value in job_keys(job.sweep.space, values).items():
+        set_key(content, key, value)
     try:
         made = Job.model_validate(content)
     except ValidationError as error:
-        return Candidate(values, None, "; ".join(_told(e) for e in error.errors()))
+        return Candidate(values, None, "; ".join(map(_error_text, error.errors())))
     problems = [f"{key}: {message}" for key, message in validation.training_conflicts(made)]
     return Candidate(values, None if problems else made, "; ".join(problems))
 
 
 def trial_content(job: SweepJob) -> dict[str, Any]:
-    """Return what all trials have in common: the sweep's training, of one size of crew, registering nothing."""
+    """Return what all trials share: the training job with a fixed number of workers, registering no model.
+
+    Trials of `pbt` and `pb2` keep all their checkpoints, as others may copy any of them.
+    """
     content = job.model_dump(mode="json", exclude={"sweep", "kind"})
     content["workers"]["max"] = content["workers"]["min"]
     content["track"]["register_as"] = None
     content["example"] = None
+    if job.sweep.scheduler.name in ("pbt", "pb2"):
+        content["checkpoint"]["keep"] = 10**6
     return content
 
 
-def put(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key with dots in nested mappings; it may have its old name."""
+def set_key(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key with dots in nested mappings."""
     *sections, name = current_key(key).split(".")
     for section in sections:
         below = content.get(section)
@@ -170,16 +209,29 @@ def put(content: dict[str, Any], key: str, value: Any) -> None:
     content[name] = value
 
 
-def unsearchable(key: str) -> str:
-    """Return why a knob cannot be this key, "" when it can."""
+def not_searchable(key: str) -> str:
+    """Return why no parameter can set this key, "" if one can."""
     key = current_key(key)
-    for forbidden, why in _NOT_SEARCHED.items():
+    for forbidden, reason in _NOT_SEARCHABLE.items():
         if key == forbidden or key.startswith(f"{forbidden}."):
-            return f"{key} {why}"
+            return f"{key} {reason}"
     return ""
 
 
-def _told(error: Any) -> str:
+def not_changeable(key: str, value: Any) -> str:
+    """Return why training cannot continue from another trial's weights with this value, "" if it can."""
+    if not key.startswith(_CHANGEABLE_IN_TRAINING):
+        allowed = ", ".join(name.rstrip(".") for name in _CHANGEABLE_IN_TRAINING)
+        return (
+            f"{key} cannot change during training: weights of one trial would not fit another, or samples would "
+            f"repeat. Keys that can: {allowed}"
+        )
+    if value is None or (key == "loss.spd_weight" and value == 0):
+        return f"{key} {value} leaves out a part of the state that other trials have. Give other values"
+    return ""
+
+
+def _error_text(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key"

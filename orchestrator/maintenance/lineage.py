@@ -30,9 +30,9 @@ from orchestrator.paths import absolute_uri, below
 from orchestrator.registry import versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
-from orchestrator.sweeps.event_log import read
-from orchestrator.sweeps.trial_runner import SWEEP_TAG, TRIAL_TAG
+from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import table_of
+from orchestrator.sweeps.trial_tracking import SWEEP_TAG, TRIAL_TAG
 from orchestrator.tracking import runs
 from orchestrator.version import code_version
 from shards.errors import PackError, ShardsError
@@ -194,7 +194,7 @@ def _sweep(version: ModelVersion, job: Job) -> Link:
     name, number = version.tags[SWEEP_TAG], version.tags.get(TRIAL_TAG, "")
     uri = f"{below(job.storage, 'sweeps')}/{name}"
     try:
-        trials = {str(trial.number): trial for trial in table_of(read(open_store(uri))).trials}
+        trials = {str(trial.number): trial for trial in table_of(read_events(open_store(uri))).trials}
     except (ShardsError, SweepError) as error:
         return Link(f"sweep {name}", "broken", detail=f"{uri}: {error}")
     if number not in trials:

@@ -1,11 +1,9 @@
-"""Sweeps: a search over keys of a training job, without Ray.
+"""Sweeps: a search over keys of a training job, run by Ray Tune.
 
-    config       what a sweep's file says           space        knobs → values → a trial's job
-    constraints  what a candidate may cost          search       which values are tried next, and why
-    halving      which trials stop early            book         every event, written once
-    table        the events as rows                 controller   suggests, starts, listens, stops, records
-    trial        one row: a run of its own          running      a sweep from its job to its end
-    planning     what it will do, beforehand        report       what came out of it, with `pictures`
-
-`orchestrator.sweeps.ray_trials` runs the trials on Ray Train.
+job            a sweep from its job to its end       plan           what it will do, beforehand
+ray_tuner      the Tuner and its callbacks           ray_search     searchers, constraints
+ray_scheduler  schedulers                            ray_trial      one trial's process
+record         table and event log, repeated by `ray_replay` after an interruption
+event_log      every event, written once             trial_table    events -> rows
+report         what it found, with `plots` and `importance`         best_trial     its job, exported or continued
 """

@@ -1,49 +1,79 @@
-"""The job of a sweep's best trial: to be run on, trained anew, or written to a file of its own."""
+"""The job of one trial: to run it, to continue or retrain the best one, or to export it to a file."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import yaml
 
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import candidate, put
+from orchestrator.config.search_space import Values, candidate, set_key
 from orchestrator.config.starter import FIRST_LINE
-from orchestrator.config.sweep_schema import SweepJob, shown
+from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.errors import SweepError
-from orchestrator.sweeps.controller import trial_name
-from orchestrator.sweeps.trial_table import Trial
+from orchestrator.sweeps.trial_table import TrialRow, TrialTable
 
 
-def winning_job(job: SweepJob, sweep: str, trial: Trial, name: str | None = None) -> Job:
-    """Return the job that makes a model of the trial: it registers, and has as many workers as there is room for.
+def format_params(values: Values) -> str:
+    """Return values as a line of text."""
+    return "  ".join(f"{name.rpartition('.')[2]} {format_value(value)}" for name, value in values.items())
 
-    Run on, it is the trial's own run; trained anew, it is another, called `name` or after the sweep. Raises
-    JobFileError when what the retraining changes does not go with the trial.
+
+def trial_job(job: SweepJob, sweep: str, number: int, generation: int, values: Values) -> Job:
+    """Return the job of a trial. Raises SweepError if the values contradict each other."""
+    name = f"{sweep}-t{number:03d}" + (f"-g{generation}" if generation else "")
+    made = candidate(job, values, name)
+    if made.job is None:
+        raise SweepError(f"trial {number} with {format_params(values)}: {made.impossible}")
+    return made.job
+
+
+def winning_job(job: SweepJob, sweep: str, trial: TrialRow, name: str | None = None) -> Job:
+    """Return the job that makes a registered model of a trial, with as many workers as the sweep's job allows.
+
+    Continued, it is the trial's own run; retrained, another one, called `name` or after the sweep. Raises JobFileError
+    if the changes for retraining contradict the trial's values.
     """
     retrained = job.sweep.winner.then == "retrain"
-    called = name or (f"{sweep}-winner" if retrained else trial_name(sweep, trial.number))
-    made = candidate(job, trial.values, called)
-    assert made.job is not None, "only candidates that can be run are suggested"
-    content = made.job.model_dump(mode="json")
-    for section in ("track", "workers", "example"):
-        content[section] = job.model_dump(mode="json")[section]
+    made = trial_job(job, sweep, trial.number, trial.generation, trial.values)
+    content, own = made.model_dump(mode="json"), job.model_dump(mode="json")
+    for section in ("track", "workers", "checkpoint", "example"):
+        content[section] = own[section]
+    if name or retrained:
+        content["name"] = name or f"{sweep}-winner"
     for key, value in job.sweep.winner.set.items() if retrained else ():
-        put(content, key, value)
+        set_key(content, key, value)
     found = job_from_mapping(content, "sweep.winner.set")
-    assert isinstance(found, Job), "a trial is a training"
+    assert isinstance(found, Job), "a trial is a training job"
     return found
 
 
-def as_file(job: SweepJob, sweep: str, trial: Trial, name: str) -> str:
-    """Return the winning job as an executable job file that says where it comes from."""
-    if trial.psnr is None:
-        raise SweepError(
-            f"trial {trial.number} of {sweep} has no validation: there is nothing to say for it."
+def export_job(job: SweepJob, sweep: str, table: TrialTable, out: Path, number: int | None = None) -> str:
+    """Write the job of the best trial, or of trial `number`, as an executable job file; return a message.
+
+    Raises SweepError if there is no such trial, or `out` exists.
+    """
+    trial = table.best()
+    if number is not None:
+        trial = next((one for one in table.trials if one.number == number), None)
+    if trial is None or trial.psnr is None:
+        missing = (
+            "no trial has finished" if number is None else f"there is no trial {number} with a validation"
         )
-    found = winning_job(job, sweep, trial, name)
-    chosen = ", ".join(f"{knob} {shown(value)}" for knob, value in trial.values.items())
+        raise SweepError(
+            f"sweep {sweep}: {missing}; it has {len(table.trials)}. See: mirage sweep report {sweep}"
+        )
+    if out.exists():
+        raise SweepError(f"{out} exists and is not overwritten. Give another --out, or remove it.")
+    name = re.sub(r"[^a-z0-9._-]", "-", out.stem.lower()).lstrip("._-")[:63] or f"{sweep}-winner"
     head = (
-        f"# Trial {trial.number} of sweep {sweep}: {chosen}.\n"
-        f"# There: {trial.psnr:.2f} dB validation PSNR at step {trial.step}, {trial.costs.parameters:,} parameters.\n"
+        f"# Trial {trial.number} of sweep {sweep}: {format_params(trial.values)}.\n"
+        f"# Validation: {trial.psnr:.2f} dB PSNR at step {trial.step}; {trial.costs.parameters:,} parameters.\n"
     )
-    return f"{FIRST_LINE}\n" + head + str(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False))
+    content = yaml.safe_dump(winning_job(job, sweep, trial, name).model_dump(mode="json"), sort_keys=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(f"{FIRST_LINE}\n" + head + str(content))
+    out.chmod(0o755)
+    return f"{out}: trial {trial.number} of {sweep}. See what it takes: mirage plan {out}"

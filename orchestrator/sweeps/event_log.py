@@ -1,71 +1,126 @@
-"""The book of a sweep in the store: every event is one object, written once and numbered.
+"""The event log of a sweep in the store, from which an interrupted sweep is repeated.
 
     <storage>/sweeps/<sweep>/jobs/<sha256>.yaml     the resolved job of each submission
     <storage>/sweeps/<sweep>/events/000007.json     {"kind": ..., ...}
 
-    submitted   job, code, data                      a driver began
+    submitted   job, code, data, format              a driver started
     rejected    index, values, reason                a candidate that is not run
-    suggested   index, number, values, reason, costs a candidate that is
-    started     number, attempt, run, length, ...    a trial's workers are asked for
-    observed    number, step, metrics, decisions     a validation, and whether its trial goes on from a rung
-    ended       number, status, reason, ...          finished, stopped or failed: the row is final
+    suggested   index, number, values, reason, costs a candidate that is run
+    started     number, attempt, run, length, ...    a trial's process starts
+    observed    number, attempt, step, metrics, ...  a validation
+    exploited   number, origin, step, values         a trial copied weights and values of another
+    ended       number, status, reason, seconds      finished, stopped or failed: its row is final
+    exhausted   reason                               why fewer trials than asked for are run
 
-A driver that is killed leaves whole events. Two drivers on one sweep would number alike: the second to write is told.
+Every event is one object, written once, so a killed driver leaves complete events only. Nothing of Ray Tune is ever
+restored from a pickle: a new driver repeats the events of earlier ones with a fresh searcher and a fresh scheduler. The
+same code runs as before, and `EventLog.add` returns recorded events in their order instead of writing new ones. Once
+all are repeated, searcher and scheduler have the state that they had.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from orchestrator.console import Echo
 from orchestrator.errors import SweepError
+from orchestrator.sweeps.trial_table import Event, TrialTable, apply
 from shards.errors import ShardsError
 from shards.store import Store
 
-Event = Mapping[str, Any]
-
+_FORMAT = 2
+"""Format of the events; those from before Ray Tune have none, and cannot be repeated."""
 _FOLDER = "events"
 _READERS = 16
+_NOT_REPEATED = ("submitted", "started", "exhausted")
+"""Events on which neither searcher nor scheduler depends."""
 
 
-class Book:
-    """The events of one sweep; one driver writes at a time."""
+class EventLog:
+    """The events of one sweep and their table, written by one driver at a time.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Raises SweepError if events are damaged, or from before Ray Tune.
+    """
+
+    def __init__(self, store: Store, echo: Echo = print) -> None:
+        self._store, self.echo = store, echo
         self._driver = uuid.uuid4().hex[:12]
-        self.events: list[Event] = read(store)
+        self.events = read_events(store)
+        if any(event["kind"] == "submitted" and event.get("format") != _FORMAT for event in self.events):
+            raise SweepError(
+                "this sweep was started by an older version, which did not use Ray Tune, and cannot be continued. "
+                "`mirage sweep report` and `mirage sweep export` work as before; to search again, give it another name."
+            )
+        self._recorded = deque(self.events)
+        self.table = TrialTable()
+        self.error: Exception | None = None
+        """Why an event was not written; Ray Tune replaces errors of its callbacks by others."""
+
+    def submit(self, job: bytes, **facts: Any) -> None:
+        """Write the resolved job of a submission, and that its driver starts."""
+        key = f"jobs/{hashlib.sha256(job).hexdigest()}.yaml"
+        self._store.write(key, job)
+        self._write({"kind": "submitted", "job": key, "format": _FORMAT, **facts})
 
     @property
-    def uri(self) -> str:
-        """Folder of the sweep in the store."""
-        return self._store.uri
+    def next(self) -> Event | None:
+        """The recorded event that has to happen next, None when all are repeated."""
+        while self._recorded and self._recorded[0]["kind"] in _NOT_REPEATED:
+            apply(self.table, self._recorded.popleft())
+        return self._recorded[0] if self._recorded else None
 
-    def add(self, kind: str, **facts: Any) -> Event:
-        """Write down an event; it is in the store when this returns. Raises SweepError when another driver writes."""
-        event = {"kind": kind, **facts, "unix": round(time.time(), 3), "driver": self._driver}
+    def add(self, kind: str, line: str = "", **facts: Any) -> Event:
+        """Write an event and print `line`, or return the recorded event that it repeats.
+
+        Raises SweepError if the recorded event is another one, or if another driver writes too.
+        """
+        try:
+            event = self.next
+            if event is None:
+                event = self._write({"kind": kind, **facts})
+                if line:
+                    self.echo(line)
+            elif (event["kind"], event.get("number")) == (kind, facts.get("number")):
+                self._recorded.popleft()
+            else:
+                raise self.mismatch(event, f"`{kind}` of trial {facts.get('number', '-')}")
+        except Exception as error:
+            self.error = error
+            raise
+        apply(self.table, event)
+        return event
+
+    def mismatch(self, recorded: Event, found: str) -> SweepError:
+        """Return the error that repeating a recorded event has another consequence."""
+        return SweepError(
+            f"the sweep cannot be continued: event {len(self.events) - len(self._recorded)} of its log is "
+            f"`{recorded['kind']}` of trial {recorded.get('number', '-')}, but repeating it gives {found}. Another "
+            "version of Ray Tune, or of the searcher, decides differently. Give the sweep another name to start again."
+        )
+
+    def _write(self, event: dict[str, Any]) -> Event:
         key = f"{_FOLDER}/{len(self.events):06d}.json"
-        data = json.dumps(event, allow_nan=False).encode()
         if self._store.exists(key):
             raise SweepError(
                 f"{self._store.uri}/{key} was written by another driver: this sweep runs twice. Stop one of them; "
-                "what is done is kept."
+                "finished work is kept."
             )
+        event |= {"unix": round(time.time(), 3), "driver": self._driver}
+        data = json.dumps(event, allow_nan=False).encode()
         self._store.write(key, data)
         self.events.append(json.loads(data))
         return self.events[-1]
 
-    def keep(self, key: str, content: bytes) -> None:
-        """Store a file with the sweep, once."""
-        self._store.write(key, content)
 
-
-def read(store: Store) -> list[Event]:
-    """Return the events in their order. Raises SweepError where one is missing or damaged."""
+def read_events(store: Store) -> list[Event]:
+    """Return the events in their order. Raises SweepError if one is missing or damaged."""
     keys = [key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")]
     with ThreadPoolExecutor(_READERS) as readers:
         contents = list(readers.map(store.read, keys))
@@ -77,17 +132,19 @@ def read(store: Store) -> list[Event]:
             events.append(json.loads(content))
         except ValueError as error:
             raise SweepError(
-                f"{store.uri}/{key}: the book of the sweep is damaged ({error}). "
-                "Give the sweep another name to begin anew."
+                f"{store.uri}/{key}: the event log of the sweep is damaged ({error}). "
+                "Give the sweep another name to start again."
             ) from error
     return events
 
 
-def job_of(store: Store, events: list[Event]) -> bytes:
-    """Return the resolved job of the newest submission, as YAML. Raises SweepError when the folder holds no sweep."""
+def newest_job(store: Store, events: Sequence[Event]) -> bytes:
+    """Return the resolved job of the newest submission, as YAML. Raises SweepError if there is none."""
     submitted = [event for event in events if event["kind"] == "submitted"]
     if not submitted:
-        raise SweepError(f"{store.uri} holds no sweep. Name one by its id, or by its folder in the store.")
+        raise SweepError(
+            f"{store.uri} contains no sweep. Name a sweep by its id or by its folder in the store."
+        )
     try:
         return store.read(submitted[-1]["job"])
     except ShardsError as error:

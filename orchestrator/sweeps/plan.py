@@ -1,60 +1,65 @@
-"""What a sweep will do and cost, computed without Ray, without a GPU and without running a trial."""
+"""What a sweep will do and take, computed without Ray, without a GPU and without running a trial."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mirage.cost import macs
+from orchestrator import tables
 from orchestrator.config import crop_stages
-from orchestrator.config.constraints import Costs, amount, rejection
+from orchestrator.config.constraints import Costs, format_quantity, violations
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import Values, candidate
-from orchestrator.config.sweep_schema import SweepJob, rungs
+from orchestrator.config.search_space import Values, candidate, grid, random_points
+from orchestrator.config.sweep_schema import Domain, SweepJob, rungs
+from orchestrator.planning.candidate_costs import cost_of
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.sweeps.controller import HOPELESS, words
-from orchestrator.sweeps.costs import cost_of
-from orchestrator.sweeps.search import Tried, count, propose
+from orchestrator.sweeps.best_trial import format_params
 
-SHOWN = 24
+MAX_CONSECUTIVE_REJECTIONS = 200
+"""Rejected candidates in a row after which a search ends."""
+MAX_LISTED = 24
 """Candidates of one kind that are listed."""
 ASSUMED_POINTS = 3
-"""Into how many values a range without `points` is cut where a full grid is only compared with."""
+"""Values of a range without `points` where a full grid is only compared with."""
+_MAX_COUNTED = 20_000
+"""Largest grid whose points are counted one by one, because conditions leave out some."""
 _FORWARD_AND_BACKWARD = 3
-"""Multiply-adds of a training step over those of its forward pass, about."""
+"""Multiply-adds of a training step divided by those of its forward pass, approximately."""
 
 
 @dataclass
 class Preview:
-    """Candidates as the sweep will propose them, as far as that does not depend on results."""
+    """Candidates that the sweep will propose, as far as they do not depend on results."""
 
     accepted: list[tuple[Values, Job, Costs]] = field(default_factory=list)
     rejected: list[tuple[Values, str]] = field(default_factory=list)
-    exhausted: bool = False
+    exhausted: bool = True
     """Whether there are no others."""
 
 
 def preview(job: SweepJob) -> Preview:
-    """Return the candidates that the sweep begins with: for a grid and for random search those that it will run."""
-    found = Preview()
-    tried: list[Tried] = []
+    """Return the first candidates: exact for grid and random search, random ones for searchers that learn."""
+    sweep, found = job.sweep, Preview()
+    points = (
+        grid(sweep.space) if sweep.search.method == "grid" else random_points(sweep.space, sweep.search.seed)
+    )
     in_a_row = 0
-    while len(found.accepted) < job.sweep.trials and in_a_row < HOPELESS:
-        proposal = propose(job.sweep, tried)
-        if proposal is None:
-            found.exhausted = True
-            break
-        tried.append(Tried(proposal.values, None))
-        made = candidate(job, proposal.values)
+    for values in points:
+        made = candidate(job, values)
         costs = None if made.job is None else cost_of(made.job)
-        why_not = made.impossible if costs is None else rejection(costs, job.sweep.constraints)
-        if made.job is None or costs is None or why_not:
-            found.rejected.append((proposal.values, why_not))
+        objection = made.impossible if costs is None else violations(costs, sweep.constraints)
+        if made.job is None or costs is None or objection:
+            found.rejected.append((values, objection))
             in_a_row += 1
         else:
-            found.accepted.append((proposal.values, made.job, costs))
+            found.accepted.append((values, made.job, costs))
             in_a_row = 0
+        if len(found.accepted) == sweep.trials or in_a_row == MAX_CONSECUTIVE_REJECTIONS:
+            found.exhausted = False
+            break
     return found
 
 
@@ -63,11 +68,13 @@ def plan_sweep(job: SweepJob) -> str:
     base = make_plan(Job.model_validate(job.model_dump(mode="json", exclude={"sweep", "kind"})), strict=False)
     seen = preview(job)
     length = min(job.sweep.steps or base.total_steps, base.total_steps)
+    width = max(len(parameter) for parameter in job.sweep.space)
+    space = [f"{parameter:<{width}}  {domain}" for parameter, domain in job.sweep.space.items()]
     lines = [
         f"sweep {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
         "",
-        *_space(job),
-        *(f"{'within' if i == 0 else '':<10} {text}" for i, text in enumerate(job.sweep.constraints)),
+        *_labelled("space", space),
+        *_labelled("within", list(job.sweep.constraints)),
         f"search     {_search(job)}",
         f"stopping   {_stopping(job, length)}",
         f"trials     {_trials(job, length, base)}",
@@ -79,25 +86,25 @@ def plan_sweep(job: SweepJob) -> str:
 
 
 def grid_points(job: SweepJob) -> tuple[int, bool]:
-    """Return how many points a full grid has, and whether some range had to be cut for that."""
-    points = count(job.sweep.space)
-    if points is not None:
-        return points, False
+    """Return how many points a full grid has, and whether that assumes `points` for a range without them."""
     space = {
-        knob: domain if domain.values is not None else domain.model_copy(update={"points": ASSUMED_POINTS})
-        for knob, domain in job.sweep.space.items()
+        parameter: domain
+        if domain.values is not None
+        else domain.model_copy(update={"points": ASSUMED_POINTS})
+        for parameter, domain in job.sweep.space.items()
     }
-    found = count(space)
-    assert found is not None, "every range is cut now"
-    return found, True
+    return _count(space), space != dict(job.sweep.space)
 
 
-def _space(job: SweepJob) -> list[str]:
-    width = max(len(knob) for knob in job.sweep.space)
-    return [
-        f"{'space' if i == 0 else '':<10} {knob:<{width}}  {domain}"
-        for i, (knob, domain) in enumerate(job.sweep.space.items())
-    ]
+def _count(space: Mapping[str, Domain]) -> int:
+    points = math.prod(len(domain.values or ()) for domain in space.values())
+    if points <= _MAX_COUNTED and any(domain.when for domain in space.values()):
+        return sum(1 for _ in grid(space))
+    return points
+
+
+def _labelled(label: str, texts: list[str]) -> list[str]:
+    return [f"{'' if i else label:<10} {text}" for i, text in enumerate(texts)]
 
 
 def _search(job: SweepJob) -> str:
@@ -105,96 +112,92 @@ def _search(job: SweepJob) -> str:
     if search.method == "grid":
         return "grid, every point in the order of the file"
     text = f"{search.method}, seed {search.seed}"
-    if search.method == "tpe":
-        text += f", {search.startup_trials} draws before it learns"
-        text += f"; PSNR against {search.against}" if search.against else "; validation PSNR"
+    if search.method in ("tpe", "optuna"):
+        text += f", {search.startup_trials} random trials first; validation PSNR"
+        text += f" against {search.second_objective}" if search.second_objective else ""
     return text
 
 
 def _stopping(job: SweepJob, length: int) -> str:
     scheduler = job.sweep.scheduler
-    if scheduler.name == "none":
-        return "none: every trial runs to its end"
-    at = ", ".join(f"{step:,}" for step in rungs(scheduler.first_steps, scheduler.reduction, length))
-    return f"asha: at steps {at} one of {scheduler.reduction} goes on"
+    first, share = f"{scheduler.first_steps:,}", f"one of {scheduler.reduction}"
+    steps = ", ".join(f"{step:,}" for step in rungs(scheduler.first_steps, scheduler.reduction, length))
+    return {
+        "none": "none: every trial runs to its end",
+        "asha": f"asha: {share} continues from steps {steps}",
+        "hyperband": f"hyperband: brackets of trials, of which {share} continues, from {first} steps",
+        "median": f"median: below the median of other trials, from {first} steps",
+        **{
+            name: f"{name}: every {first} steps {share} copies weights and values of a better trial"
+            for name in ("pbt", "pb2")
+        },
+    }[scheduler.name]
 
 
 def _trials(job: SweepJob, length: int, base: Plan) -> str:
     workers, sweep = job.workers, job.sweep
     kind = f"{workers.gpus:g} GPU" if workers.gpus else f"{workers.cpus:g} CPU"
     of = f" of the job's {base.total_steps:,}" if length < base.total_steps else ""
-    at_once = (
-        f"at most {sweep.max_concurrent} at a time"
-        if sweep.max_concurrent
-        else "as many at a time as there is room for"
-    )
-    return f"{sweep.trials} of {length:,} steps{of}, {workers.min} x {kind} each, {at_once}"
+    concurrent = f"at most {sweep.max_concurrent}" if sweep.max_concurrent else "as many as fit"
+    return f"{sweep.trials} of {length:,} steps{of}, {workers.min} x {kind} each, {concurrent} at a time"
 
 
 def _candidates(job: SweepJob, seen: Preview) -> list[str]:
-    learns = job.sweep.search.method == "tpe"
-    told = "drawn, if none were learnt" if learns else "in this order"
+    learns = job.sweep.search.method not in ("grid", "random")
     points, assumed = grid_points(job)
-    whole = f"a full grid has {points:,} points" + (f" ({ASSUMED_POINTS} to a range)" if assumed else "")
-    lines = [f"candidates {len(seen.accepted)} accepted, {told}; {len(seen.rejected)} rejected; {whole}"]
+    full = f"a full grid has {points:,} points" + (f" ({ASSUMED_POINTS} for a range)" if assumed else "")
+    lines = [
+        f"candidates {len(seen.accepted)} accepted, {'if the search did not learn' if learns else 'in this order'}; "
+        f"{len(seen.rejected)} rejected; {full}"
+    ]
     rows = [
         (
-            words(values),
-            amount("parameters", costs.parameters),
-            amount("macs_224", costs.macs_224),
-            amount("training_memory", costs.training_memory),
+            format_params(values),
+            format_quantity("parameters", costs.parameters),
+            format_quantity("macs_224", costs.macs_224),
+            format_quantity("training_memory", costs.training_memory),
         )
-        for values, _, costs in seen.accepted[:SHOWN]
+        for values, _, costs in seen.accepted[:MAX_LISTED]
     ]
-    if rows:
-        widths = [
-            max(len(row[i]) for row in [*rows, ("", "parameters", "MACs 224²", "memory")]) for i in range(4)
-        ]
-        head = ("", "parameters", "MACs 224²", "memory")
-        for row in [head, *rows]:
-            cells = [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-            lines.append("             " + "  ".join(cells).rstrip())
-    if len(seen.accepted) > SHOWN:
-        lines.append(f"             and {len(seen.accepted) - SHOWN} more")
-    for i, (values, reason) in enumerate(seen.rejected[:SHOWN]):
-        lines.append(f"{'rejected' if i == 0 else '':<10}   {words(values)}: {reason}")
-    if len(seen.rejected) > SHOWN:
-        lines.append(f"             and {len(seen.rejected) - SHOWN} more")
-    return lines
+    head, _, *body = tables.aligned(("", "parameters", "MACs 224²", "memory"), rows, "<>>>")
+    lines += [f"             {line}" for line in ([head, *body] if rows else [])]
+    if len(seen.accepted) > MAX_LISTED:
+        lines.append(f"             and {len(seen.accepted) - MAX_LISTED} more")
+    rejected = [f"  {format_params(values)}: {reason}" for values, reason in seen.rejected[:MAX_LISTED]]
+    if len(seen.rejected) > MAX_LISTED:
+        rejected.append(f"  and {len(seen.rejected) - MAX_LISTED} more")
+    return lines + _labelled("rejected", rejected)
 
 
 def _work(job: SweepJob, base: Plan, seen: Preview, length: int) -> list[str]:
-    """What training takes in multiply-adds: the only cost that is known of a machine nobody has measured."""
+    """Return the multiply-adds of training, the only cost that does not depend on the machine."""
     if job.model.class_ is not None or not seen.accepted:
         return []
     samples = base.stages.position_at(length)
-    each = [_of_trial(trial, samples) for _, trial, _ in seen.accepted]
+    each = [_training_macs(trial, samples) for _, trial, _ in seen.accepted]
     mean = sum(each) / len(each)
     trials = mean * min(job.sweep.trials, len(each) if seen.exhausted else job.sweep.trials)
-    text = f"work       {_petas(trials)} for all trials to their ends"
+    text = f"work       {_format_macs(trials)} if all trials reach their ends"
     if job.sweep.scheduler.name == "asha":
-        text += f", about {_petas(trials * _share(job, length))} if the rungs stop what they should"
+        text += f", about {_format_macs(trials * _share(job, length))} if the rungs stop what they should"
     points, _ = grid_points(job)
-    return [text + f"; a full grid: {_petas(mean * points)}"]
+    return [f"{text}; a full grid: {_format_macs(mean * points)}"]
 
 
-def _of_trial(job: Job, samples: int) -> float:
+def _training_macs(job: Job, samples: int) -> float:
     pixels = crop_stages.declared(job)[0].pixels
     return _FORWARD_AND_BACKWARD * macs(job.model.build(), pixels, pixels) * samples
 
 
 def _share(job: SweepJob, length: int) -> float:
-    """Return the share of the steps that trials do on average when one of `reduction` goes on from each rung."""
+    """Return the average share of their steps that trials take if one of `reduction` continues from each rung."""
     scheduler = job.sweep.scheduler
-    marks: Sequence[int] = (0, *rungs(scheduler.first_steps, scheduler.reduction, length), length)
+    marks = (0, *rungs(scheduler.first_steps, scheduler.reduction, length), length)
     work = sum((after - before) / scheduler.reduction**i for i, (before, after) in enumerate(pairwise(marks)))
     return float(work) / length
 
 
-def _petas(number: float) -> str:
+def _format_macs(number: float) -> str:
     for unit, scale in (("P", 1e15), ("T", 1e12)):
         if number >= scale:
             return f"{number / scale:,.3g} {unit}MAC"
@@ -205,9 +208,6 @@ def _winner(job: SweepJob) -> str:
     winner = job.sweep.winner
     if winner.then == "none":
         return "is reported"
-    how = (
-        "is run on to its job's end"
-        if winner.then == "continue"
-        else "is trained anew with " + ", ".join(f"{key}={value}" for key, value in winner.set.items())
-    )
-    return f"{how}, judged, and registered as {job.track.register_as}, candidate"
+    changes = ", ".join(f"{key}={value}" for key, value in winner.set.items())
+    how = "continues to its job's end" if winner.then == "continue" else f"is trained again with {changes}"
+    return f"{how}, is evaluated, and registered as {job.track.register_as}, candidate"

@@ -1,71 +1,91 @@
-"""The pictures of a sweep's report: the front, the knobs, the learning curves, the compute."""
+"""The pictures of a sweep's report, as SVG: Pareto fronts, importance, learning curves, compute."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from mirage import ModelConfig
 from mirage.cost import macs, parameters
-from orchestrator.config.sweep_schema import SweepJob
+from orchestrator.config.sweep_schema import SweepJob, rungs
 from orchestrator.paper.tables import published_averages
-from orchestrator.sweeps import svg
-from orchestrator.sweeps.controller import words
-from orchestrator.sweeps.importance import Importance, front
-from orchestrator.sweeps.svg import COLOURS, MUTED, Bar, Plot
-from orchestrator.sweeps.trial_table import Table, Trial
+from orchestrator.sweeps.importance import Importance, pareto_front
+from orchestrator.sweeps.trial_table import TrialRow, TrialTable
 
+_BLUE, _RED, _GREY = "#2f6db3", "#c8323c", "#9aa7b4"
 _TABLES = {"3deg": "T1", "5deg": "T2"}
 _NEAR_DB = 3.0
-"""How far above what was measured a published PSNR may lie and still be drawn at its height."""
+"""How far above the measured PSNR a published one may be and still be drawn at its height."""
+_STYLE = {
+    **{"svg.fonttype": "none", "svg.hashsalt": "sweep", "font.size": 9, "axes.titlesize": 10},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e8ecf0"},
+}
 
 
-def fronts(job: SweepJob, table: Table) -> dict[str, str]:
-    """Return PSNR against parameters and against multiply-adds, each with its front and the paper's T and S."""
-    found = {"front-parameters": _front(job, table, "parameters", "parameters")}
-    if all(trial.costs.macs_224 for trial in table.trials):
-        found["front-macs"] = _front(job, table, "macs_224", "multiply-adds of a 224 x 224 image")
-    return {name: picture for name, picture in found.items() if picture}
+def draw(
+    job: SweepJob, table: TrialTable, found: Sequence[Importance], step: int, compute: Mapping[str, float]
+) -> dict[str, str]:
+    """Return picture name -> SVG. `found` is the importance at `step`, `compute` label -> device-seconds."""
+    pictures: dict[str, str] = {}
+    finished = [trial for trial in table.ranked() if trial.status == "finished"]
+    for cost, label in (("parameters", "parameters"), ("macs_224", "multiply-adds of a 224 x 224 image")):
+        if finished and all(asdict(trial.costs)[cost] for trial in finished):
+            with _picture(pictures, f"front-{cost}", f"PSNR against {label}") as axes:
+                _front(axes, job, finished, cost, label)
+    if found:
+        with _picture(pictures, "importance", f"Share of the variance of PSNR at step {step}") as axes:
+            _importance(axes, found)
+    if any(trial.curve for trial in table.trials):
+        with _picture(pictures, "curves", "Learning curves") as axes:
+            _curves(axes, job, table)
+    if any(compute.values()):
+        with _picture(pictures, "compute", "Device-seconds", height=1.9) as axes:
+            _bars(axes, list(compute), list(compute.values()))
+    return pictures
 
 
-def _front(job: SweepJob, table: Table, cost: str, label: str) -> str:
-    trials = [trial for trial in table.ranked() if trial.status == "finished"]
-    if not trials:
-        return ""
+@contextmanager
+def _picture(pictures: dict[str, str], name: str, title: str, height: float = 3.6) -> Iterator[Any]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, height), layout="constrained")
+        axes = figure.add_subplot(title=title)
+        axes.set_axisbelow(True)
+        yield axes
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    text = content.getvalue()
+    pictures[name] = text[text.index("<svg") :]
+
+
+def _front(axes: Any, job: SweepJob, trials: Sequence[TrialRow], cost: str, label: str) -> None:
     points = [(float(asdict(trial.costs)[cost]), trial.psnr or 0.0) for trial in trials]
-    landmarks = _landmarks(job, cost)
-    costs = [x for x, _ in points] + [x for _, x, _ in landmarks]
-    heights = [y for _, y in points]
-    near = [y for _, _, y in landmarks if y is not None and y <= max(heights) + _NEAR_DB]
-    plot = Plot(
-        f"PSNR against {label}",
-        f"{label} (logarithmic)",
-        "validation PSNR [dB]",
-        (min(costs) / 1.25, max(costs) * 1.35),
-        svg.around([*heights, *near]),
-        log_x=True,
+    front = pareto_front(points)
+    axes.set(xscale="log", xlabel=f"{label} (logarithmic)", ylabel="validation PSNR [dB]")
+    axes.plot(*zip(*points, strict=True), "o", color=_BLUE, label="trials")
+    axes.plot(
+        *zip(*(points[i] for i in front), strict=True), "o--", color=_RED, label="none is smaller and better"
     )
-    for row, (name, x, published) in enumerate(landmarks):
-        told = "" if published is None else f", published {published:.2f} dB"
-        plot.vertical(x, MUTED, f"paper's {name}{told}", row)
-        if published is not None and published in near:
-            plot.diamond(x, published, MUTED)
-    best = [points[i] for i in front(points)]
-    plot.line(best, COLOURS[1], dashed=True, label="no trial is both smaller and better")
-    for trial, (x, y) in zip(trials, points, strict=True):
-        on_front = (x, y) in best
-        plot.point(
-            x,
-            y,
-            COLOURS[1] if on_front else COLOURS[0],
-            f"trial {trial.number}: {words(trial.values)}, {y:.2f} dB",
+    for i in front:
+        axes.annotate(str(trials[i].number), points[i], (4, 4), textcoords="offset points", color=_RED)
+    for name, value, published in _published(job, cost):
+        text = f"paper's {name}" + ("" if published is None else f", published {published:.2f} dB")
+        axes.axvline(value, color=_GREY, linewidth=1, linestyle=":")
+        axes.annotate(
+            text, (value, 0.03), xycoords=("data", "axes fraction"), rotation=90, ha="right", color="#5d6b7a"
         )
-        if on_front:
-            plot.text(x, y, str(trial.number), COLOURS[1], dx=8, dy=-4)
-    return plot.render()
+        if published is not None and published <= max(psnr for _, psnr in points) + _NEAR_DB:
+            axes.plot(value, published, "D", color=_GREY)
+    axes.legend(fontsize=8)
 
 
-def _landmarks(job: SweepJob, cost: str) -> list[tuple[str, float, float | None]]:
-    """Name, cost and published PSNR of the paper's models, where a table of the sweep's setting has both."""
+def _published(job: SweepJob, cost: str) -> list[tuple[str, float, float | None]]:
+    """Return name, cost and published PSNR of the paper's models, where a table has the sweep's setting."""
     found = []
     for name, config in (("T", ModelConfig.tiny()), ("S", ModelConfig.small())):
         value = parameters(config) if cost == "parameters" else macs(config, 224, 224)
@@ -75,64 +95,46 @@ def _landmarks(job: SweepJob, cost: str) -> list[tuple[str, float, float | None]
     return found
 
 
-def knobs(found: list[Importance], step: int) -> str:
-    """Return the importance of each knob with its interval, and what chance would reach."""
-    rows = [
-        Bar(
-            one.knob,
-            one.share,
-            f"{one.share:.2f} [{one.low:.2f}, {one.high:.2f}]",
-            one.low,
-            one.high,
-            one.chance,
+def _importance(axes: Any, found: Sequence[Importance]) -> None:
+    names, shares = [one.parameter for one in found], [one.share for one in found]
+    errors = [[one.share - one.low for one in found], [one.high - one.share for one in found]]
+    axes.barh(names, shares, color=_BLUE, xerr=errors, ecolor="#1c2733", capsize=3, height=0.5)
+    for i, one in enumerate(found):
+        axes.plot(
+            [one.chance, one.chance], [i - 0.35, i + 0.35], color=_RED, label="" if i else "chance, 95 %"
         )
-        for one in found
-    ]
-    note = "black: 95 % jackknife interval over trials;  red: what a knob without effect stays below in 95 of 100 cases"
-    return svg.bars(
-        f"Share of the variance of PSNR that lies between a knob's values, at step {step}", rows, 1.0, note
-    )
+    axes.set(xlim=(0, 1), xlabel="share, with 95 % jackknife interval")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
 
 
-def curves(table: Table) -> str:
-    """Return the validations of every trial, with a cross where one was stopped or failed."""
-    drawn = [trial for trial in table.trials if trial.curve]
-    if not drawn:
-        return ""
-    steps = [step for trial in drawn for step, _ in trial.curve]
-    heights = [psnr for trial in drawn for _, psnr in trial.curve]
-    plot = Plot(
-        "Learning curves", "step", "validation PSNR [dB]", (0, max(steps) * 1.08), svg.around(heights)
-    )
-    best = table.best()
-    rungs = sorted({rung for trial in drawn for rung in trial.decisions})
-    for rung in rungs:
-        plot.vertical(rung, MUTED, f"rung {rung}")
-    for trial in sorted(drawn, key=lambda t: t is best):
-        colour = _colour(trial, best)
-        label = f"trial {trial.number}: {words(trial.values)}; {trial.status}, {trial.ending}"
-        plot.line(trial.curve, colour, label=label, wide=2.6 if trial is best else 1.4)
-        for step, psnr in trial.curve:
-            plot.point(step, psnr, colour, label, size=2.4)
-        step, psnr = trial.curve[-1]
-        if trial.status in ("stopped", "failed"):
-            plot.cross(step, psnr, colour, label)
-        elif trial is best:
-            plot.text(step, psnr, str(trial.number), colour)
-    return plot.render()
+def _curves(axes: Any, job: SweepJob, table: TrialTable) -> None:
+    best, scheduler = table.best(), job.sweep.scheduler
+    length = max(trial.length for trial in table.trials)
+    if scheduler.name == "asha":
+        for rung in rungs(scheduler.first_steps, scheduler.reduction, length):
+            axes.axvline(rung, color=_GREY, linewidth=1, linestyle=":")
+    for trial in sorted(table.trials, key=lambda t: t is best):
+        if not trial.curve:
+            continue
+        early = trial.status in ("stopped", "failed")
+        colour = _RED if trial is best else _GREY if early else _BLUE
+        axes.plot(
+            *zip(*trial.curve, strict=True),
+            ".-",
+            color=colour,
+            linewidth=2 if trial is best else 1,
+            markersize=4,
+        )
+        end = trial.curve[-1]
+        if early:
+            axes.plot(*end, "x", color=colour)
+        axes.annotate(str(trial.number), end, (4, 0), textcoords="offset points", fontsize=7, color=colour)
+    axes.set(xlabel="step", ylabel="validation PSNR [dB]")
 
 
-def _colour(trial: Trial, best: Trial | None) -> str:
-    if trial is best:
-        return COLOURS[1]
-    return "#9aa7b4" if trial.status in ("stopped", "failed") else COLOURS[0]
-
-
-def compute(spent: float, whole: float, grid: float) -> str:
-    """Return device-seconds spent, of the same trials without stopping, and of a full grid."""
-    rows = [
-        Bar("this sweep", spent, f"{spent:,.0f} device-seconds", colour=COLOURS[1]),
-        Bar("without stopping", whole, f"{whole:,.0f}, estimated"),
-        Bar("a full grid", grid, f"{grid:,.0f}, estimated", colour="#9aa7b4"),
-    ]
-    return svg.bars("Compute", rows, max(spent, whole, grid, 1e-9))
+def _bars(axes: Any, labels: Sequence[str], values: Sequence[float]) -> None:
+    bars = axes.barh(labels, values, color=[_RED, _BLUE, _GREY][: len(values)], height=0.6)
+    axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
+    axes.set_xlim(0, 1.15 * max(values))
+    axes.invert_yaxis()

@@ -1,6 +1,7 @@
-"""The events of a sweep as rows: one for every trial, and one for every candidate that was not run.
+"""The state of a sweep as a function of its events: one row per trial, one per candidate that was not run.
 
-A row is a function of its trial's events alone, so a row whose trial has ended never changes.
+A row depends on its trial's events alone (and, with `pbt`, on those of trials that it copied), so a row whose trial has
+ended never changes.
 """
 
 from __future__ import annotations
@@ -11,44 +12,45 @@ from typing import Any, Literal
 
 from orchestrator.config.constraints import Costs
 from orchestrator.config.search_space import Values
-from orchestrator.sweeps.event_log import Event
-from orchestrator.sweeps.search import Tried
 from orchestrator.training.checkpoint import METRIC
 
+Event = Mapping[str, Any]
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+_RANKS: Mapping[Status, int] = {"finished": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4}
 
 
 @dataclass
-class Trial:
-    """One trial as far as the book knows it."""
+class TrialRow:
+    """One trial, as far as the event log knows it."""
 
     number: int
-    index: int
-    """Of its proposal among all, the rejected ones counted."""
     values: Values
     reason: str
     """Why it was suggested."""
     costs: Costs
     status: Status = "waiting"
     run: str = ""
-    """Its run's id."""
+    """Id of its run."""
     tracked: str = ""
-    """Its run in MLflow."""
+    """Id of its run in MLflow."""
     attempts: int = 0
+    """How often its process started."""
     devices: float = 0
-    """Devices that an attempt holds: GPUs, or CPUs where there is none."""
+    """GPUs that it holds while it runs, or CPUs if it uses none."""
     length: int = 0
-    """Step at which it is over; 0 before it began."""
+    """Step at which it ends; 0 before it starts."""
     whole: bool = True
-    """Whether that is its job's end, or `sweep.steps` come before."""
+    """Whether that is its job's end; False where `sweep.steps` is less."""
+    step: int = 0
+    """Step of its newest validation; after a copy, step of the copied weights."""
     observed: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    """Step -> metrics of the validation there."""
-    decisions: dict[int, tuple[bool, str]] = field(default_factory=dict)
-    """Rung -> whether it stops, and why."""
+    """Step -> metrics of the validation."""
+    generation: int = 0
+    """How often it copied weights of another trial; each copy starts a new run."""
     ending: str = ""
     """Why it ended."""
     seconds: dict[int, float] = field(default_factory=dict)
-    """Attempt -> wall seconds, as far as they are known."""
+    """Attempt -> wall seconds until its newest event."""
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -56,158 +58,114 @@ class Trial:
         return [(step, metrics[METRIC]) for step, metrics in sorted(self.observed.items())]
 
     @property
-    def step(self) -> int:
-        """Step of its last validation, 0 before the first."""
-        return max(self.observed, default=0)
-
-    @property
-    def psnr(self) -> float | None:
-        """Mean PSNR [dB] of the last validation."""
-        return self.observed[self.step][METRIC] if self.observed else None
-
-    @property
     def metrics(self) -> Mapping[str, float]:
-        """Metrics of the last validation."""
+        """Metrics of the newest validation."""
         return self.observed.get(self.step, {})
 
     @property
+    def psnr(self) -> float | None:
+        """Mean PSNR [dB] of the newest validation."""
+        return self.metrics.get(METRIC)
+
+    @property
     def ended(self) -> bool:
-        """Whether its row is final."""
+        """Whether the row is final."""
         return self.status in ("finished", "stopped", "failed")
 
     @property
-    def cut(self) -> bool:
-        """Whether it reached its length before its job's end."""
-        return not self.whole and self.step >= self.length
-
-    @property
-    def stopping_rung(self) -> int | None:
-        """The rung at which it was told to stop."""
-        return next((step for step, (stop, _) in sorted(self.decisions.items()) if stop), None)
-
-    @property
     def wall_seconds(self) -> float:
-        """Time of all its attempts, workers' start-up among it; of a killed one up to its last validation."""
+        """Wall time of all attempts, including start-up."""
         return sum(self.seconds.values())
 
     @property
     def device_seconds(self) -> float:
-        """The same, times the devices that were held."""
+        """Wall time multiplied by the devices that were held."""
         return self.wall_seconds * self.devices
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedCandidate:
     """A candidate that was not run."""
 
-    index: int
     values: Values
     reason: str
 
 
 @dataclass
-class Table:
-    """What a sweep has come to."""
+class TrialTable:
+    """All rows of a sweep."""
 
-    trials: list[Trial] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    trials: list[TrialRow] = field(default_factory=list)
+    rejected: list[RejectedCandidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Why the search ended before all trials were run."""
+    """Why fewer trials than asked for were run."""
 
     @property
     def device_seconds(self) -> float:
-        """Of all trials."""
+        """Device-seconds of all trials."""
         return sum(trial.device_seconds for trial in self.trials)
 
     @property
-    def proposals(self) -> int:
+    def candidates(self) -> int:
         """Candidates so far, run or rejected."""
         return len(self.trials) + len(self.rejected)
 
-    def tried(self, against: str | None) -> list[Tried]:
-        """Return all proposals as the search sees them, in their order."""
-        found = [(r.index, Tried(r.values, None)) for r in self.rejected]
-        found += [(trial.index, _as_tried(trial, against)) for trial in self.trials]
-        return [tried for _, tried in sorted(found, key=lambda pair: pair[0])]
+    def ranked(self) -> list[TrialRow]:
+        """Return finished trials from the best down, then stopped ones by step, then the others."""
 
-    def ranked(self) -> list[Trial]:
-        """Return finished trials from the best on, then stopped ones by how far they came, then the others."""
-        order = {"finished": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4}
-
-        def rank(trial: Trial) -> tuple[float, ...]:
-            far = -trial.step if trial.status != "finished" else 0
-            psnr = trial.psnr
-            return (
-                order[trial.status],
-                far,
-                -psnr if psnr is not None else 0,
-                trial.costs.parameters,
-                trial.number,
-            )
+        def rank(trial: TrialRow) -> tuple[float, ...]:
+            step = 0 if trial.status == "finished" else -trial.step
+            return (_RANKS[trial.status], step, -(trial.psnr or 0), trial.costs.parameters, trial.number)
 
         return sorted(self.trials, key=rank)
 
-    def best(self) -> Trial | None:
-        """Return the finished trial of the highest PSNR, of equals the smallest; None when none finished."""
+    def best(self) -> TrialRow | None:
+        """Return the finished trial with the highest PSNR, the smallest of equals; None if none finished."""
         return next((trial for trial in self.ranked() if trial.status == "finished"), None)
 
 
-def table_of(events: Iterable[Event]) -> Table:
-    """Return the table that the events make."""
-    table = Table()
+def table_of(events: Iterable[Event]) -> TrialTable:
+    """Return the table that results from the events."""
+    table = TrialTable()
     for event in events:
         apply(table, event)
     return table
 
 
-def apply(table: Table, event: Event) -> None:
-    """Let one event happen to the table."""
-    kind = event["kind"]
-    if kind == "rejected":
-        table.rejected.append(Rejected(event["index"], dict(event["values"]), event["reason"]))
-    elif kind == "suggested":
-        table.trials.append(
-            Trial(
-                event["number"],
-                event["index"],
-                dict(event["values"]),
-                event["reason"],
-                Costs(**event["costs"]),
-            )
-        )
-    elif kind == "exhausted":
-        table.notes.append(event["reason"])
-    elif "number" in event:
-        _happens(table.trials[event["number"]], event)
+def apply(table: TrialTable, event: Event) -> None:
+    """Update the table by one event."""
+    match event["kind"]:
+        case "rejected":
+            table.rejected.append(RejectedCandidate(dict(event["values"]), event["reason"]))
+        case "suggested":
+            costs = Costs(**event["costs"])
+            table.trials.append(TrialRow(event["number"], dict(event["values"]), event["reason"], costs))
+        case "exhausted":
+            table.notes.append(event["reason"])
+        case "exploited":
+            _copy(table.trials[event["number"]], table.trials[event["origin"]], event)
+        case "started" | "observed" | "ended":
+            _update(table.trials[event["number"]], event)
 
 
-def _happens(trial: Trial, event: Event) -> None:
-    kind = event["kind"]
-    if kind == "started":
+def _update(trial: TrialRow, event: Event) -> None:
+    if event["kind"] == "started":
         trial.status, trial.attempts = "running", event["attempt"]
         trial.run, trial.tracked, trial.devices = event["run"], event["tracked"], event["devices"]
         trial.length, trial.whole = event["length"], event["whole"]
-    elif kind == "observed":
-        trial.observed.setdefault(event["step"], event["metrics"])
-        for made in event["decisions"]:
-            trial.decisions.setdefault(made["step"], (made["stop"], made["reason"]))
+    elif event["kind"] == "observed":
+        trial.step = event["step"]
+        trial.observed[trial.step] = event["metrics"]
         trial.seconds[event["attempt"]] = event["seconds"]
-    elif kind == "ended" and not trial.ended:
+    elif not trial.ended:
         trial.status, trial.ending = event["status"], event["reason"]
         if trial.attempts:
             trial.seconds[trial.attempts] = event["seconds"]
 
 
-def second_objective(trial: Trial, against: str) -> float:
-    """Return the cost that a search of two objectives makes small."""
-    value: Any = getattr(trial.costs, against)
-    return float(value)
-
-
-def _as_tried(trial: Trial, against: str | None) -> Tried:
-    if not trial.ended:
-        return Tried(trial.values, None, running=True)
-    if trial.status == "failed" or trial.psnr is None:
-        return Tried(trial.values, None)
-    scores = (trial.psnr, second_objective(trial, against)) if against else (trial.psnr,)
-    return Tried(trial.values, scores, trial.step, trial.status == "finished")
+def _copy(trial: TrialRow, origin: TrialRow, event: Event) -> None:
+    """Continue a row with the weights that another trial had at a step, and with new values."""
+    trial.step, trial.values = event["step"], dict(event["values"])
+    trial.generation += 1
+    trial.observed = {step: metrics for step, metrics in trial.observed.items() if step < trial.step}
+    trial.observed[trial.step] = origin.observed[trial.step]

@@ -53,9 +53,6 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
     return found[0].removeprefix(FOLDER)
 
 
-keep = store_weights  # the name that `orchestrator.sweeps` uses
-
-
 def load_stored(job: Job, model: Network, store: Store) -> None:
     """Load the stored initial weights into `model`."""
     assert job.init_from is not None, "called only for jobs with init_from"

@@ -1,4 +1,4 @@
-"""A sweep on a real cluster: stopped, its driver dead, one trial diverging, it ends as if nothing had happened."""
+"""A submitted sweep is stopped, its driver is killed, a trial diverges, and it still ends with a registered winner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.sweeps.event_log import Event
-from orchestrator.sweeps.trial_table import Table, table_of
+from orchestrator.sweeps.trial_table import TrialTable, table_of
 from tests.claims import wait_until
 from tests.slow.project import Project
 
@@ -40,11 +40,11 @@ def events(project: Project) -> list[Event]:
     return [json.loads(path.read_bytes()) for path in sorted(folder.glob("tuned-*/events/*.json"))]
 
 
-def table(project: Project) -> Table:
+def table(project: Project) -> TrialTable:
     return table_of(events(project))
 
 
-def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_end_it(
+def test_a_stopped_and_killed_sweep_continues_and_a_trial_that_diverges_does_not_end_it(
     project: Project,
 ) -> None:
     project.write_job("tuned", SWEEP)
@@ -53,7 +53,7 @@ def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_e
     project.stop(stopped)
     project.wait_for_status(stopped, "STOPPED")
     assert "its trials have checkpoints" in project.logs(stopped)
-    wait_until(lambda: not project.workers("RayTrainWorker"), "the trials' workers end")
+    wait_until(lambda: not project.workers("TrialTrainable"), "the processes of the trials end")
     left = [trial.number for trial in table(project).trials if trial.step and not trial.ended]
     assert left
 
@@ -97,7 +97,7 @@ def test_a_stopped_and_killed_sweep_goes_on_and_a_trial_that_diverges_does_not_e
     assert Path(project.root / "jobs" / "mine.yaml").stat().st_mode & 0o111
 
 
-def test_a_sweep_that_gets_no_cpu_ends_and_says_who_has_them(project: Project) -> None:
+def test_a_sweep_that_gets_no_cpu_ends_and_says_what_is_free(project: Project) -> None:
     sleeper = project.start("sleep", "300", cpus=2)
     project.wait_for_status(sleeper, "RUNNING")
     words = [
@@ -106,6 +106,6 @@ def test_a_sweep_that_gets_no_cpu_ends_and_says_who_has_them(project: Project) -
     done = project.finish("jobs/tuned.yaml", *words)
     project.stop(sleeper)
     assert done.status != 0
-    assert "trial 0 has said nothing for sweep.stall_minutes (0.2)" in done.text
-    assert re.search(r"A trial needs 1 x \(1 CPU, 0 GPU\); the cluster has \d CPU .*, of which 0 ", done.text)
+    assert "trial 0 made no progress for sweep.stall_minutes (0.2)" in done.text
+    assert re.search(r"Needed: 1 x \(1 CPU, 0 GPU\); the cluster has \d CPU .*, of which 0 ", done.text)
     project.wait_for_status(sleeper, "STOPPED")

@@ -9,7 +9,6 @@ import pytest
 from orchestrator.cluster import ray_internals_autoscaler
 from orchestrator.cluster.capacity import fitting_workers, shortage
 from orchestrator.config.schema import Workers
-from orchestrator.sweeps import ray_trials
 
 
 def test_a_worker_never_spans_two_nodes() -> None:
@@ -53,16 +52,3 @@ def test_a_cluster_is_autoscaling_if_its_monitor_reports_node_types_of_a_configu
     monkeypatch.setattr(ray_internals_autoscaler, "is_autoscaler_v2", lambda fetch_from_server: False)
     monkeypatch.setattr(ray_internals_autoscaler, "_internal_kv_get", lambda key: report.encode())
     assert ray_internals_autoscaler.is_autoscaling() is autoscaling
-
-
-def test_a_sweep_on_an_autoscaling_cluster_runs_one_trial_at_a_time_by_default(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ray_trials, "max_cluster_resources", lambda: None)
-    monkeypatch.setattr(ray_trials, "is_autoscaling", lambda: True)
-    monkeypatch.setattr(ray_trials.ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 1e9}}])
-    said: list[str] = []
-    assert ray_trials.room(Workers(min=2, max=2), None, said.append) == 1
-    assert ray_trials.room(Workers(min=2, max=2), 4, said.append) == 4
-    assert "sweep.max_concurrent says how far" in said[0]
-    assert said[1] == "trials at a time: 4"

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.loader import dump_job, job_from_mapping, load_job
-from orchestrator.config.search_space import Draws, candidate, draw, grid, settings
+from orchestrator.config.search_space import RandomSampler, candidate, grid, job_keys, random_points, sample
 from orchestrator.config.sweep_schema import Domain, SweepJob
 from orchestrator.errors import JobFileError
+from tests.orchestrator.sweeps.conftest import make_sweep
+
+__all__ = ["make_sweep"]  # a fixture
 
 HEAD = """name: mine
 kind: sweep
@@ -29,9 +32,9 @@ sweep:
 """
 
 
-def problems(folder: Path, text: str) -> str:
+def problems(folder: Path, text: str, trials: int = 4) -> str:
     path = folder / "sweep.yaml"
-    path.write_text(HEAD + text)
+    path.write_text(HEAD.replace("trials: 4", f"trials: {trials}") + text)
     with pytest.raises(JobFileError) as caught:
         load_job(path)
     return str(caught.value)
@@ -57,7 +60,7 @@ def test_every_problem_of_a_space_has_its_line(tmp_path: Path) -> None:
     assert "sweep.yaml:15" in told
     assert "'frozen'" in told
     assert "sweep.yaml:16" in told
-    assert "how fast a job runs" in told
+    assert "where and how fast a job runs" in told
     assert "sweep.yaml:17" in told
     assert 'depends on "model.alignment"' in told
     assert "sweep.yaml:18" in told
@@ -68,30 +71,95 @@ def test_every_problem_of_a_space_has_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("domain", "says"),
     [
-        ("{range: [2, 1]}", "from the smaller to the larger"),
-        ("{log_range: [0, 1]}", "no logarithm"),
-        ("{choice: [1], range: [0, 1]}", "not choice and range at once"),
+        ("{range: [2, 1]}", "from the smaller to the larger number"),
+        ("{log_range: [0, 1]}", "must begin above 0"),
+        ("{choice: [1], range: [0, 1]}", "not choice and range together"),
         ("{points: 3}", "none is given"),
-        ("{choice: [1, 2], points: 2}", "points cut a range"),
-        ("[1, 2]", "say {choice: [1, 2]} for several values"),
+        ("{choice: [1, 2], points: 2}", "points divide a range"),
+        ("[1, 2]", "write {choice: [1, 2]} for several values"),
     ],
 )
 def test_a_domain_that_is_none_says_what_to_write(tmp_path: Path, domain: str, says: str) -> None:
     assert says in problems(tmp_path, f"  space: {{loss.spd_weight: {domain}}}\n")
 
 
-@pytest.mark.parametrize("name", ["pbt", "PBT", "{name: pb2}"])
-def test_population_based_training_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
-    told = problems(tmp_path, f"  space: {{loss.spd_weight: 0.1}}\n  scheduler: {name}\n")
-    assert "random search in disguise" in told
-    assert "Use asha, or none" in told
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_population_based_training_refuses_keys_that_change_the_network_and_says_why(
+    tmp_path: Path, name: str
+) -> None:
+    told = problems(
+        tmp_path,
+        "  space:\n"
+        "    model.drop_path: {range: [0.0, 0.5]}\n"
+        "    train.global_batch_size: {integer: [4, 8]}\n"
+        "    loss.spd_weight: {range: [0.0, 0.1]}\n"
+        "    train.learning_rate: {log_range: [1.0e-4, 1.0e-2]}\n"
+        "    model.alignment: spd\n"
+        f"  scheduler: {{name: {name}, first_steps: 10}}\n",
+    )
+    assert "model.drop_path cannot change during training: weights of one trial would not fit another" in told
+    assert "train.global_batch_size cannot change during training" in told
+    assert "loss.spd_weight 0.0 leaves out a part of the state" in told
+    assert "train.learning_rate" in told.partition("Keys that can: ")[2]
+    assert "sweep.space.train.learning_rate" not in told
+    assert ("sweep.space.model.alignment" in told) is (name == "pb2")
+
+
+def test_population_based_training_needs_several_trials(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path,
+        "  space: {loss.spd_weight: {range: [0.1, 0.2]}}\n  scheduler: {name: pbt, first_steps: 10}\n",
+        trials=1,
+    )
+    assert "at least two trials" in told
+
+
+@pytest.mark.parametrize("name", ["hyperband", "pbt"])
+def test_a_search_that_learns_does_not_go_with_trials_that_start_together(tmp_path: Path, name: str) -> None:
+    told = problems(
+        tmp_path,
+        "  space: {loss.spd_weight: {range: [0.1, 0.2]}}\n  search: {method: tpe}\n"
+        f"  scheduler: {{name: {name}, first_steps: 10}}\n",
+    )
+    assert f"{name} starts all trials together, so tpe would have no results to learn from" in told
+
+
+@pytest.mark.parametrize("section", ["search: {method: bohb}", "scheduler: bohb"])
+def test_bohb_is_refused_and_its_packages_are_named(tmp_path: Path, section: str) -> None:
+    told = problems(tmp_path, f"  space: {{loss.spd_weight: {{range: [0.1, 0.2]}}}}\n  {section}\n")
+    assert "bohb needs the packages hpbandster and ConfigSpace" in told
+
+
+def test_old_names_of_keys_give_the_same_sweep(make_sweep) -> None:
+    new = {"choice": [0.01, 0.1], "when": {"model.alignment": "spd"}}
+    alignment = {"choice": ["none", "spd"]}
+    searching = {"method": "tpe"}
+    now = make_sweep(
+        space={"model.alignment": alignment, "loss.spd_weight": {**new, "default": 0}},
+        search={**searching, "second_objective": "parameters"},
+    )
+    before = make_sweep(
+        space={"model.alignment": alignment, "loss.spd_weight": {**new, "otherwise": 0}},
+        search={**searching, "against": "parameters"},
+    )
+    assert now == before
+
+
+def test_searchers_of_other_packages_take_no_conditions(tmp_path: Path) -> None:
+    told = problems(
+        tmp_path,
+        "  space:\n    model.alignment: {choice: [none, spd]}\n"
+        "    loss.spd_weight: {choice: [0.1, 0.2], when: {model.alignment: spd}}\n"
+        "  search: {method: hyperopt}\n",
+    )
+    assert "`when` cannot be used with search method hyperopt" in told
 
 
 def test_a_grid_over_a_range_asks_for_points(tmp_path: Path) -> None:
     told = problems(
         tmp_path, "  space: {loss.spd_weight: {log_range: [0.01, 0.1]}}\n  search: {method: grid}\n"
     )
-    assert "say into how many `points`" in told
+    assert "for a grid, give `points`" in told
 
 
 def test_rungs_lie_on_validations_and_before_the_end(tmp_path: Path) -> None:
@@ -112,7 +180,7 @@ def test_a_space_without_any_possible_candidate_is_refused(tmp_path: Path) -> No
 def test_asha_does_not_go_with_a_second_objective(tmp_path: Path) -> None:
     told = problems(
         tmp_path,
-        "  space: {model.dim: {choice: [12, 24]}}\n  search: {method: tpe, against: parameters}\n"
+        "  space: {model.dim: {choice: [12, 24]}}\n  search: {method: tpe, second_objective: parameters}\n"
         "  scheduler: {name: asha, first_steps: 10}\n",
     )
     assert "asha compares PSNR alone" in told
@@ -121,7 +189,7 @@ def test_asha_does_not_go_with_a_second_objective(tmp_path: Path) -> None:
 def test_a_winner_that_is_registered_needs_a_name_to_register_under(tmp_path: Path) -> None:
     told = problems(tmp_path, "  space: {loss.spd_weight: 0.1}\n  winner: {then: retrain}\n")
     assert "track.register_as" in told
-    assert "say what the retraining changes" in told
+    assert "name the keys that retraining changes" in told
 
 
 def test_impossible_widths_and_ratios_never_become_a_job(make_sweep) -> None:
@@ -147,7 +215,7 @@ def test_a_trial_is_the_sweeps_training_with_its_values_and_nothing_else(make_sw
 def test_a_condition_decides_whether_a_knob_exists(make_sweep) -> None:
     space = {
         "model.alignment": {"choice": ["none", "spd"]},
-        "loss.spd_weight": {"choice": [0.01, 0.1], "when": {"model.alignment": "spd"}, "otherwise": 0},
+        "loss.spd_weight": {"choice": [0.01, 0.1], "when": {"model.alignment": "spd"}, "default": 0},
     }
     job = make_sweep(space=space)
     points = list(grid(job.sweep.space))
@@ -166,7 +234,7 @@ def test_variants_change_several_keys_at_once(make_sweep) -> None:
         "ablation": {"variants": {"full": {}, "no CL": {"model.alignment": "none", "loss.spd_weight": 0}}}
     }
     job = make_sweep(space=space)
-    assert [settings(job.sweep.space, values) for values in grid(job.sweep.space)] == [
+    assert [job_keys(job.sweep.space, values) for values in grid(job.sweep.space)] == [
         {},
         {"model.alignment": "none", "loss.spd_weight": 0},
     ]
@@ -199,8 +267,8 @@ def test_draws_lie_in_their_domain_and_depend_on_seed_and_index_alone(
         "c": Domain(integer=(first, first + more)),
         "d": Domain(choice=("x", "y", "z")),
     }
-    values = draw(space, Draws(seed, index))
-    assert values == draw(space, Draws(seed, index))
+    values = sample(space, RandomSampler(seed, index))
+    assert values == sample(space, RandomSampler(seed, index))
     assert low <= values["a"] <= low * factor
     assert -low <= values["b"] <= low
     assert first <= values["c"] <= first + more
@@ -219,5 +287,13 @@ def test_a_cut_log_range_has_both_ends_and_equal_ratios(points: int, low: float,
 
 def test_another_index_or_seed_is_another_draw() -> None:
     space = {"a": Domain(range=(0, 1))}
-    drawn = {draw(space, Draws(seed, index))["a"] for seed in range(5) for index in range(20)}
+    drawn = {sample(space, RandomSampler(seed, index))["a"] for seed in range(5) for index in range(20)}
     assert len(drawn) == 100
+
+
+def test_random_points_are_all_points_of_a_small_space_each_once() -> None:
+    space = {"a": Domain(choice=("x", "y", "z")), "b": Domain(integer=(1, 3))}
+    points = list(random_points(space, seed=1))
+    assert len(points) == 9
+    assert len({str(point) for point in points}) == 9
+    assert points != list(random_points(space, seed=2))

@@ -1,4 +1,4 @@
-"""Searches find what is there, cost nothing where a candidate is too dear, and stop what is no use."""
+"""Searchers find what is there, respect constraints, and learn from trials that ended in any way."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.tune.search import Searcher
 
 from mirage import ModelConfig
 from mirage.cost import macs, parameters
-from orchestrator.config.constraints import Costs, amount, parse, rejection
+from orchestrator.config.constraints import Costs, format_quantity, parse, violations
 from orchestrator.config.search_space import candidate, grid
 from orchestrator.config.sweep_schema import rungs
-from orchestrator.sweeps.costs import cost_of
-from orchestrator.sweeps.plan import plan_sweep, preview
-from orchestrator.sweeps.search import Tried, propose
-from orchestrator.sweeps.successive_halving import decide
-from shards.store import LocalStore
-from tests.orchestrator.sweeps.given import run
+from orchestrator.errors import SweepError
+from orchestrator.planning.candidate_costs import cost_of
+from orchestrator.sweeps.plan import MAX_CONSECUTIVE_REJECTIONS, plan_sweep, preview
+from orchestrator.sweeps.ray_search import searcher_of
+from orchestrator.training.checkpoint import METRIC
+from tests.orchestrator.sweeps.simulated import MemoryStore, SimulatedTune, run
 
 WEIGHT = {"loss.spd_weight": {"log_range": [1e-4, 1.0]}, "model.dim": {"choice": [6, 12, 18, 24]}}
 
@@ -28,67 +29,73 @@ def score(values) -> float:
     return 25 - abs(math.log10(values["loss.spd_weight"]) + 2) - abs(values["model.dim"] - 18) / 6
 
 
-def search(job, count: int) -> list[Tried]:
-    tried: list[Tried] = []
-    for _ in range(count):
-        made = propose(job.sweep, tried)
-        assert made is not None
-        tried.append(Tried(made.values, (score(made.values),)))
-    return tried
+def search(job, count: int) -> list[float]:
+    """Return the scores of `count` trials, each of which ends before the next is suggested."""
+    searcher, decode = searcher_of(job.sweep)
+    scores = []
+    for index in range(count):
+        values = decode(searcher.suggest(str(index)))
+        scores.append(score(values))
+        searcher.on_trial_complete(str(index), {METRIC: scores[-1], "parameters": values["model.dim"] ** 2})
+    return scores
 
 
-def test_tpe_finds_more_than_draws_do(make_sweep) -> None:
+def test_tpe_finds_more_than_random_search(make_sweep) -> None:
     better = 0
     for seed in range(5):
         learned = search(make_sweep(space=WEIGHT, search={"method": "tpe", "seed": seed}), 24)
         drawn = search(make_sweep(space=WEIGHT, search={"method": "random", "seed": seed}), 24)
-        last = [t.scores[0] for t in learned[12:] if t.scores]
-        better += sum(last) / len(last) > sum(t.scores[0] for t in drawn[12:] if t.scores) / 12
+        better += sum(learned[12:]) > sum(drawn[12:])
     assert better >= 4
 
 
+def test_optuna_is_another_name_of_tpe(make_sweep) -> None:
+    both = [search(make_sweep(space=WEIGHT, search={"method": name}), 12) for name in ("tpe", "optuna")]
+    assert both[0] == both[1]
+
+
 def test_a_second_objective_moves_tpe_to_small_models(make_sweep) -> None:
-    def sizes(against: str | None) -> float:
-        job = make_sweep(space=WEIGHT, search={"method": "tpe", "against": against, "startup_trials": 4})
-        tried: list[Tried] = []
-        for _ in range(24):
-            made = propose(job.sweep, tried)
-            assert made is not None
-            scores = (25.0 + made.values["model.dim"] / 100, made.values["model.dim"] ** 2.0)
-            tried.append(Tried(made.values, scores if against else scores[:1]))
-        return sum(one.values["model.dim"] for one in tried) / len(tried)
+    def sizes(objective: str | None) -> float:
+        searching = {"method": "tpe", "second_objective": objective, "startup_trials": 4}
+        job = make_sweep(space=WEIGHT, search=searching, trials=20)
+        table = run(job)
+        return sum(row.values["model.dim"] for row in table.trials) / 20
 
     assert sizes("parameters") < sizes(None)
 
 
-def test_nothing_is_proposed_twice_and_a_small_space_ends(make_sweep) -> None:
-    space = {"model.dim": {"choice": [6, 12]}, "model.refinement_blocks": {"integer": [0, 2]}}
-    for method in ("random", "tpe"):
-        job = make_sweep(space=space, search={"method": method, "startup_trials": 2})
-        tried = search_all(job)
-        assert len(tried) == 6
-        assert len({str(one.values) for one in tried}) == 6
+@pytest.mark.parametrize("method", ["random", "tpe", "grid"])
+def test_nothing_runs_twice_and_a_small_space_ends(make_sweep, method: str) -> None:
+    space = {
+        "model.dim": {"choice": [6, 12]},
+        "model.refinement_blocks": {"integer": [0, 2], "points": 3},
+    }
+    job = make_sweep(space=space, search={"method": method, "startup_trials": 2}, trials=9)
+    table = run(job)
+    assert len({str(row.values) for row in table.trials}) == len(table.trials) == 6
+    assert len(table.notes) == 1
 
 
-def search_all(job) -> list[Tried]:
-    tried: list[Tried] = []
-    while (made := propose(job.sweep, tried)) is not None:
-        tried.append(Tried(made.values, (1.0,)))
-    return tried
+def test_a_missing_package_is_named(make_sweep) -> None:
+    job = make_sweep(space=WEIGHT, search={"method": "hyperopt"})
+    with pytest.raises(SweepError, match="not installed, run pip install hyperopt"):
+        searcher_of(job.sweep)
 
 
-def test_tpe_takes_failed_stopped_and_running_trials(make_sweep) -> None:
-    job = make_sweep(space=WEIGHT, search={"method": "tpe", "startup_trials": 1})
-    tried = [
-        Tried({"loss.spd_weight": 0.1, "model.dim": 6}, (20.0,)),
-        Tried({"loss.spd_weight": 0.2, "model.dim": 6}, (19.0,), step=10, at_end=False),
-        Tried({"loss.spd_weight": 0.3, "model.dim": 6}, None),
-        Tried({"loss.spd_weight": 0.4, "model.dim": 6}, None, running=True),
-    ]
-    made = propose(job.sweep, tried)
-    assert made is not None
-    assert made.why == "tpe, from 2 trials"
-    assert made == propose(job.sweep, tried)
+def test_a_search_without_candidates_ends(make_sweep) -> None:
+    space = {"model.dim": {"choice": [6, 7]}, "loss.spd_weight": {"log_range": [0.01, 0.1]}}
+    job = make_sweep(space=space, constraints=["parameters >= 1M"], trials=3)
+    table = run(job)
+    assert not table.trials
+    assert len(table.rejected) == MAX_CONSECUTIVE_REJECTIONS
+    assert "candidates in a row were rejected" in table.notes[0]
+
+
+def test_no_trial_starts_after_the_budget(make_sweep) -> None:
+    job = make_sweep(max_device_hours=100 / 3600, search={"method": "grid"}, trials=9)
+    table = run(job)  # a trial of 90 steps takes 90 device-seconds here
+    assert [row.status for row in table.trials] == ["finished", "finished"]
+    assert "max_device_hours" in table.notes[0]
 
 
 # --- constraints ----------------------------------------------------------------------------------------------
@@ -122,8 +129,8 @@ def test_training_memory_grows_with_crop_batch_and_average_and_shrinks_with_work
 @given(st.integers(0, 10**12), st.integers(0, 10**12), st.sampled_from(["<=", "<", ">=", ">"]))
 def test_a_constraint_is_the_comparison_it_states(value: int, limit: int, relation: str) -> None:
     costs = Costs(value, 0, 0, 0)
-    broken = bool(rejection(costs, [f"parameters {relation} {limit}"]))
-    assert broken != eval(f"{value} {relation} {limit}")
+    violated = bool(violations(costs, [f"parameters {relation} {limit}"]))
+    assert violated != eval(f"{value} {relation} {limit}")
 
 
 @pytest.mark.parametrize(
@@ -134,38 +141,50 @@ def test_units_are_read(text: str, limit: float) -> None:
     assert parse(text).limit == pytest.approx(limit)
 
 
-def test_the_papers_models_stand_on_either_side_of_the_issues_budget() -> None:
+def test_the_papers_tiny_model_meets_the_budget_that_its_small_one_exceeds() -> None:
     def costs(config: ModelConfig) -> Costs:
         return Costs(parameters(config), 0, macs(config, 224, 224), 0)
 
     budget = ["parameters <= 6.3M", "macs_224 <= 17G"]
-    assert rejection(costs(ModelConfig.tiny()), budget) == ""
+    assert violations(costs(ModelConfig.tiny()), budget) == ""
     assert (
-        rejection(costs(ModelConfig.small()), budget)
+        violations(costs(ModelConfig.small()), budget)
         == "parameters 9.68M, not <= 6.3M; macs_224 26.68G, not <= 17G"
     )
-    assert amount("training_memory", 2**30) == "1.00 GiB"
+    assert format_quantity("training_memory", 2**30) == "1.00 GiB"
 
 
-def test_too_dear_candidates_are_never_begun_and_are_written_down(make_sweep, tmp_path) -> None:
+def test_expensive_candidates_never_start_and_are_recorded(make_sweep) -> None:
     job = make_sweep(search={"method": "grid"}, trials=100, constraints=["parameters <= 0.45M"])
-    table, _ = run(job, LocalStore(tmp_path))
+    table = run(job)
     assert table.rejected
     assert all("not <= 0.45M" in one.reason for one in table.rejected)
-    assert all(trial.costs.parameters <= 450_000 for trial in table.trials)
+    assert all(row.costs.parameters <= 450_000 for row in table.trials)
     assert len(table.rejected) + len(table.trials) == 27
 
 
+def test_a_searcher_learns_of_rejected_and_failed_trials_as_the_worst(make_sweep) -> None:
+    job = make_sweep(search={"method": "grid"}, trials=4, constraints=["parameters <= 0.9M"])
+    simulated = SimulatedTune(job, MemoryStore(), fails={1: 10})
+    told: dict[str, float] = {}
+
+    class Listening(Searcher):
+        def suggest(self, trial_id):
+            return next(points)
+
+        def on_trial_complete(self, trial_id, result=None, error=False):
+            told[trial_id] = result[METRIC]
+
+    points = grid(job.sweep.space)
+    simulated.search._searcher = Listening(metric=METRIC, mode="max")
+    table = simulated.run()
+    scored = [row.psnr for row in table.trials if row.status == "finished"]
+    failed = next(score for name, score in told.items() if name.startswith("00001"))
+    assert failed < min(scored)
+    assert len(told) == len(table.trials) + len(table.rejected)
+
+
 # --- stopping -------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0, 40), max_size=30), st.floats(0, 40), st.integers(2, 5))
-def test_a_rung_lets_the_best_share_pass(before: list[float], psnr: float, reduction: int) -> None:
-    better = sum(other > psnr for other in before)
-    decision = decide(100, psnr, before, reduction)
-    assert decision.stop == (better >= max(1, (len(before) + 1) // reduction))
-    if all(psnr >= other for other in before):
-        assert not decision.stop
 
 
 @given(st.integers(1, 500), st.integers(2, 5), st.integers(1, 100_000))
@@ -190,7 +209,7 @@ def test_the_plan_shows_the_trials_that_will_run_and_the_rejected_ones(
         constraints=["parameters <= 0.9M"],
     )
     seen = preview(job)
-    table, _ = run(job, LocalStore(tmp_path / "book"))
+    table = run(job)
     assert [values for values, _, _ in seen.accepted] == [trial.values for trial in table.trials]
     assert [why for _, why in seen.rejected] == [one.reason for one in table.rejected]
     text = plan_sweep(job)

@@ -1,4 +1,4 @@
-"""Measure what a candidate of a sweep costs."""
+"""Compute the costs of a candidate of a sweep from its job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.planning.estimate import memory
 
 
 def cost_of(job: Job) -> Costs:
-    """Return what the job's network costs; nothing is built but a class of the user's own."""
+    """Return the costs of the job's network; only a user-defined model is built for it."""
     if job.model.class_ is not None:
         network = user_model.build(job.model.class_, job.model.path, job.model.arguments)
         count = sum(p.numel() for p in network.parameters())
