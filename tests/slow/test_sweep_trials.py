@@ -268,11 +268,13 @@ POPULATION = {
 class Trained:
     """A sweep of real training, whose driver runs in its own process as `ray job submit` would start it."""
 
-    def __init__(self, cluster: Any, home: Path, storage: Path, sweep: Mapping[str, Any]) -> None:
+    def __init__(
+        self, cluster: Any, home: Path, storage: Path, sweep: Mapping[str, Any], **sections: Any
+    ) -> None:
         storage.mkdir()
         self.cluster, self.home, self.storage = cluster, home, storage
         self.job = storage / "job.yaml"
-        self.job.write_text(json.dumps({**TRAINED, "storage": str(storage), "sweep": sweep}))
+        self.job.write_text(json.dumps({**TRAINED, "storage": str(storage), "sweep": sweep, **sections}))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -366,3 +368,16 @@ def test_a_population_trains_copies_weights_and_changes_values(cluster, home, tm
     run = sweep.storage / "runs" / table.trials[last["number"]].run
     stored = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert int(stored[0].split("-")[0]) == last["step"]
+
+
+def test_a_trial_of_several_workers_is_a_run_of_ray_train(cluster, home, tmp_path) -> None:
+    space = {"loss.spd_weight": {"choice": [0.05, 0.01]}}
+    scheduler = {"name": "asha", "first_steps": 3}
+    content = {"space": space, "search": {"method": "grid"}, "trials": 2, "scheduler": scheduler}
+    sweep = Trained(cluster, home, tmp_path / "store", content, workers={"min": 2, "max": 2, "cpus": 1})
+    text = sweep.finish()
+    assert "2 workers train" in text
+    table = sweep.table()
+    assert [row.ended and row.status != "failed" for row in table.trials] == [True, True]
+    assert (table.trials[0].status, table.trials[0].step) == ("finished", 9)
+    assert table.trials[0].devices == 2
