@@ -18,7 +18,8 @@ EVENT = "model_version_alias.created"
 _SERVER_SETTINGS = {
     "scheme": "The server allows it with MLFLOW_WEBHOOK_ALLOWED_SCHEMES=https,http.",
     "public IP": "The server allows it with MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true.",
-    "decrypt": "The server needs one MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY at every start.",
+    "no answer": "If it runs, it cannot read its webhooks: it needs the MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY "
+    "that it had when they were created.",
 }
 """Words in the refusals of an MLflow server -> the setting of the server that is meant."""
 

@@ -109,6 +109,11 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         webhooks.create("http://127.0.0.1:1", "mirage", url, SECRET)
 
 
+def test_a_server_that_does_not_answer_is_one_error_that_names_the_key(closed_port: int) -> None:
+    with pytest.raises(RegistryError, match=r"no answer\. If it runs, .*_ENCRYPTION_KEY"):
+        webhooks.list_all(f"http://127.0.0.1:{closed_port}")
+
+
 def test_a_database_sends_no_webhooks(store: str) -> None:
     for action in (lambda: webhooks.list_all(store), lambda: webhooks.delete(store, "x")):
         with pytest.raises(RegistryError, match="Set MLFLOW_TRACKING_URI to a server"):
