@@ -1,4 +1,4 @@
-"""The MIRAGE image restoration model: plain PyTorch that knows no cluster and no job file, only weights."""
+"""The MIRAGE image restoration model in plain PyTorch, independent of the orchestrator."""
 
 from mirage.config import ModelConfig
 from mirage.model import MIRAGE, Output

@@ -1,7 +1,7 @@
-"""The block of MIRAGE: three branches that mix a third of the channels each, and a gated feed-forward net.
+"""The block of MIRAGE: three branches that mix a third of the channels each, and a gated feed-forward network.
 
-Everything here takes and returns channels-last maps (b, h, w, c): layer norm and 1x1 convolutions then work
-on contiguous rows, one row per pixel.  Paper: Sec. 4, Alg. 1.
+All maps are channels last, (b, h, w, c): layer norm and 1x1 convolutions then work on contiguous rows, one row per
+pixel. Paper: Sec. 4, Alg. 1.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from mirage.config import KERNEL_SIZE, ModelConfig
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Linear:
-    """A 1x1 convolution, which on channels-last maps is a matrix product."""
+    """Return a 1x1 convolution, which on channels-last maps is a matrix product."""
     return nn.Linear(inputs, outputs, bias=False)
 
 
-def add(fresh: Tensor, other: Tensor) -> Tensor:
-    """`fresh + other`, in place: the gradient of a sum needs neither. Under autocast the wider type wins."""
-    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+def add_in_place(x: Tensor, other: Tensor) -> Tensor:
+    """Return `x + other`, written into x: the gradient needs neither. Under autocast the wider dtype wins."""
+    return x.add_(other) if x.dtype == other.dtype else x + other
 
 
 class Depthwise(nn.Module):
-    """One learned 3x3 kernel per channel, zero padding."""
+    """A 3x3 depthwise convolution with zero padding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Depthwise(nn.Module):
         nn.init.uniform_(self.weight, -1 / 3, 1 / 3)  # torch's default for 9 inputs: 1 / sqrt(9)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c)."""
+        """Convolve x (b, h, w, c)."""
         return kernels.depthwise(x, self.weight)
 
 
 class ChannelAttention(nn.Module):
-    """Attention between channels: which channels vary together over the image decides how they are mixed."""
+    """Attention between channels, by how much they vary together over the image."""
 
     other_head: Tensor
 
@@ -56,32 +56,33 @@ class ChannelAttention(nn.Module):
         self.register_buffer("other_head", head[:, None] != head[None, :], persistent=False)
 
     def forward(self, x: Tensor, gram: Tensor | None = None) -> Tensor:
-        """x (b, h, w, c); gram: `self.gram` of the whole image where x is a part of it."""
-        matrix, taps = self.qkv.weight, self.qkv_depthwise.weight
+        """Apply attention to x (b, h, w, c); gram is `self.gram` of the whole image if x is a part of it."""
+        matrix, filters = self.qkv.weight, self.qkv_depthwise.weight
         if gram is None:
-            v, gram = kernels.attention_input(x, matrix, taps)
+            v, gram = kernels.attention_input(x, matrix, filters)
         else:
             values = 2 * x.shape[3]
-            v = kernels.depthwise(F.linear(x, matrix[values:]), taps[values:])
-        return torch.bmm(v.flatten(1, 2), self._mixing(gram).to(v.dtype).transpose(1, 2)).view(x.shape)
+            v = kernels.depthwise(F.linear(x, matrix[values:]), filters[values:])
+        weights = self._attention_weights(gram).to(v.dtype)
+        return torch.bmm(v.flatten(1, 2), weights.transpose(1, 2)).view(x.shape)
 
     def gram(self, x: Tensor, rows: slice) -> Tensor:
-        """What attention needs to know of an image: inner products of q and k over some rows, (b, 2c, 2c).
+        """Return the inner products of q and k over some rows, (b, 2c, 2c): all that attention takes from an image.
 
-        x (b, h, w, c) has the rows above and below as well, since the 3x3 convolution looks at them.
+        x (b, h, w, c) includes the rows above and below, which the 3x3 convolution reads.
         """
         qk = 2 * x.shape[3]
-        matrix, taps = self.qkv.weight[:qk], self.qkv_depthwise.weight[:qk]
-        return kernels.gram(kernels.depthwise(F.linear(x, matrix), taps)[:, rows].flatten(1, 2))
+        matrix, filters = self.qkv.weight[:qk], self.qkv_depthwise.weight[:qk]
+        return kernels.gram(kernels.depthwise(F.linear(x, matrix), filters)[:, rows].flatten(1, 2))
 
-    def _mixing(self, inner: Tensor) -> Tensor:
-        """Inner products of q and k, (b, 2c, 2c) → how channels mix, (b, c, c), block diagonal by head.
+    def _attention_weights(self, gram: Tensor) -> Tensor:
+        """Inner products of q and k (b, 2c, 2c) → attention weights (b, c, c), block diagonal by head.
 
-        One Gram matrix holds q.k and, on its diagonal, the squared norms: no normalised q or k is written.
+        The Gram matrix holds q·k and, on its diagonal, the squared norms: no normalised q or k is written.
         """
-        channels = inner.shape[1] // 2
-        norms = inner.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (b, 2c)
-        cosines = inner[:, :channels, channels:] / (norms[:, :channels, None] * norms[:, None, channels:])
+        channels = gram.shape[1] // 2
+        norms = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (b, 2c)
+        cosines = gram[:, :channels, channels:] / (norms[:, :channels, None] * norms[:, None, channels:])
 
         temperature = self.temperature.repeat_interleave(channels // self.heads)  # (c,)
         logits = (cosines * temperature[:, None]).masked_fill(self.other_head, -torch.inf)
@@ -89,10 +90,10 @@ class ChannelAttention(nn.Module):
 
 
 class GatedConvolution(nn.Module):
-    """A 7x7 depthwise convolution whose kernels are generated from the image, inside a gated unit.
+    """A 7x7 depthwise convolution with filters generated from the image, inside a gated unit.
 
-    The batch norm, the gate's temperature and the expansion are one affine map. Averaging commutes with that
-    map, so the generator needs the average of its input only: the kernels are known before anything expands.
+    The batch norm, the temperature of the gate and the expansion are one affine map. Averaging commutes with it, so the
+    generator needs only the average of its input, and the filters are known before anything is expanded.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -113,35 +114,39 @@ class GatedConvolution(nn.Module):
         self.project = pointwise(channels, channels)
         self.temperature = nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor, keep: Tensor | None, image_mean: Tensor | None = None) -> Tensor:
-        """x (b, h, w, c); keep (b,) scales each sample's gated path (DropPath), None keeps all.
+    def forward(self, x: Tensor, path_scale: Tensor | None, image_mean: Tensor | None = None) -> Tensor:
+        """Apply the branch to x (b, h, w, c).
 
-        image_mean (b, c): mean of the whole image, in eval mode, where x is a part of it.
+        path_scale (b,): DropPath's factor of each sample's gated path, None for 1.
+        image_mean (b, c): mean of the whole image if x is a part of it, in eval mode.
         """
         channels = self.channels
-        scale, shift, image_mean = self.norm(x) if image_mean is None else self.norm.running(image_mean)
-        cool = torch.cat((1 / self.temperature.expand(self.hidden), scale.new_ones(self.hidden)))
-        unscaled = self.expand.weight * cool[:, None]
+        if image_mean is None:
+            scale, shift, image_mean = self.norm(x)
+        else:
+            scale, shift, image_mean = self.norm.from_running_statistics(image_mean)
+        gate_scale = torch.cat((1 / self.temperature.expand(self.hidden), scale.new_ones(self.hidden)))
+        unscaled = self.expand.weight * gate_scale[:, None]
         weight, bias = unscaled * scale, unscaled @ shift
         if self.static:
-            windows = self.kernels.expand(x.shape[0], -1, -1, -1)
+            filters = self.kernels.expand(x.shape[0], -1, -1, -1)
         else:
-            windows = self._kernels(F.linear(image_mean, weight[-channels:], bias[-channels:]))
+            filters = self._generate_filters(F.linear(image_mean, weight[-channels:], bias[-channels:]))
 
-        y = kernels.gated_unit(x, weight, bias, windows, self.contract.weight)
-        if keep is not None:
-            y = y * keep.to(y.dtype)[:, None, None, None]
-        out: Tensor = self.project(add(y, x))
+        y = kernels.gated_unit(x, weight, bias, filters, self.contract.weight)
+        if path_scale is not None:
+            y = y * path_scale.to(y.dtype)[:, None, None, None]
+        out: Tensor = self.project(add_in_place(y, x))
         return out
 
-    def _kernels(self, pooled: Tensor) -> Tensor:
-        """Pooled input (b, c) → one kernel per image and channel, (b, c, 7, 7)."""
+    def _generate_filters(self, pooled: Tensor) -> Tensor:
+        """Pooled input (b, c) → filters for each image and channel (b, c, 7, 7)."""
         generated: Tensor = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
         return generated.view(-1, self.channels, KERNEL_SIZE, KERNEL_SIZE)
 
 
 class ChannelMLP(nn.Module):
-    """Two layers at each pixel."""
+    """Two linear layers at each pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -149,23 +154,23 @@ class ChannelMLP(nn.Module):
         self.contract = pointwise(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c)."""
+        """Apply the layers to x (b, h, w, c)."""
         return kernels.channel_mlp(x, self.expand.weight, self.contract.weight)
 
 
 class Fusion(nn.Module):
-    """Each branch is lifted by a gate that the others open: `z_i + s_i * sigmoid(sum of T_ij z_j, j != i)`.
+    """Gates between the branches: `z_i + s_i * sigmoid(sum of T_ij z_j, j != i)`.
 
-    T_ij is the identity where branches i and j are equally wide, which is the paper's form at ratios 1:1:1.
-    Elsewhere it is learned, at first orthogonal and scaled so that the variance of the gate's input is kept.
-    A single branch passes unchanged.
+    T_ij is the identity if branches i and j are equally wide, which is the paper's form at ratios 1:1:1. Otherwise it
+    is learned, initialised orthogonal and scaled to keep the variance of the gate's input. A single branch passes
+    unchanged.
     """
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         gated = widths if len(widths) > 1 else []
-        self.plain = len(widths) > 1 and len(set(widths)) == 1
-        """Whether there are gates and no projections: with the product that follows this is one kernel."""
+        self.without_projections = len(widths) > 1 and len(set(widths)) == 1
+        """Whether there are gates but no projections; the next linear layer is then fused into the same kernel."""
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in gated)
         self.projections = nn.ParameterDict()
         for i, to in enumerate(widths):
@@ -175,12 +180,15 @@ class Fusion(nn.Module):
                     self.projections[f"{i}_{j}"] = nn.Parameter(matrix)
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
-        """One map (b, h, w, width) per branch, in and out."""
+        """Gate the branches, one map (b, h, w, width) each."""
         if not self.scales:
             return branches
-        return [x + self.scales[i] * torch.sigmoid(self._others(i, branches)) for i, x in enumerate(branches)]
+        return [
+            x + self.scales[i] * torch.sigmoid(self._sum_of_others(i, branches))
+            for i, x in enumerate(branches)
+        ]
 
-    def _others(self, i: int, branches: list[Tensor]) -> Tensor:
+    def _sum_of_others(self, i: int, branches: list[Tensor]) -> Tensor:
         terms = [
             F.linear(x, self.projections[f"{i}_{j}"]) if f"{i}_{j}" in self.projections else x
             for j, x in enumerate(branches)
@@ -189,11 +197,11 @@ class Fusion(nn.Module):
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
-class Whole(NamedTuple):
-    """All that a mixer knows of an image as a whole; the rest it sees through windows of 7x7 pixels."""
+class GlobalStatistics(NamedTuple):
+    """All that a mixer takes from the whole image; the rest it reads within 7x7 pixels."""
 
     gram: Tensor | None
-    """Of `ChannelAttention.gram`, (b, 2a, 2a)."""
+    """Result of `ChannelAttention.gram`, (b, 2a, 2a)."""
     image_mean: Tensor | None
     """Mean over the pixels of the convolution branch's input, (b, g)."""
 
@@ -215,19 +223,24 @@ class Mixer(nn.Module):
         self.fusion = Fusion(self.widths) if config.fusion == "gated" else None
         self.project = pointwise(channels, channels)
 
-    def forward(self, x: Tensor, keep: Tensor | None, whole: Whole | None = None) -> Tensor:
-        """x (b, h, w, c); keep (b,) or None; whole: of the image that x is a part of, None if it is all of it."""
-        gram, image_mean = whole or (None, None)
+    def forward(
+        self, x: Tensor, path_scale: Tensor | None, statistics: GlobalStatistics | None = None
+    ) -> Tensor:
+        """Mix x (b, h, w, c).
+
+        path_scale (b,): DropPath's factors, or None. statistics: of the whole image if x is a part of it.
+        """
+        gram, image_mean = statistics or (None, None)
         parts = iter(torch.split(x, self.widths, dim=3))
         branches = []
         if self.attention is not None:
             branches.append(self.attention(next(parts), gram))
         if self.convolution is not None:
-            branches.append(self.convolution(next(parts), keep, image_mean))
+            branches.append(self.convolution(next(parts), path_scale, image_mean))
         if self.mlp is not None:
             branches.append(self.mlp(next(parts)))
-        if self.fusion is not None and self.fusion.plain:
-            return kernels.fused_product(branches, torch.cat(list(self.fusion.scales)), self.project.weight)
+        if self.fusion is not None and self.fusion.without_projections:
+            return kernels.fusion_linear(branches, torch.cat(list(self.fusion.scales)), self.project.weight)
         if self.fusion is not None:
             branches = self.fusion(branches)
         out: Tensor = self.project(torch.cat(branches, dim=3))
@@ -235,7 +248,7 @@ class Mixer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Expand, look at the 3x3 neighbourhood, gate, contract. GELU acts before the convolution as well."""
+    """The gated feed-forward network: expand, GELU, 3x3 convolution, gate, contract."""
 
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
@@ -245,14 +258,14 @@ class FeedForward(nn.Module):
         self.contract = pointwise(hidden, channels)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """x (b, h, w, c), normed first."""
+        """Apply `norm` and the network to x (b, h, w, c)."""
         return kernels.feed_forward(
             x, norm.weight, norm.bias, self.expand.weight, self.depthwise.weight, self.contract.weight
         )
 
 
 class Block(nn.Module):
-    """Mixer and feed-forward network, each behind a layer norm and beside a shortcut."""
+    """A mixer and a feed-forward network, each with a layer norm before it and a shortcut around it."""
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
@@ -261,7 +274,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=kernels.NORM_EPS)
         self.ffn = FeedForward(channels, config.ffn_expansion)
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """x (b, h, w, c); keep (b,) or None."""
-        x = add(self.mixer(self.norm1(x), keep), x)
-        return add(self.ffn(x, self.norm2), x)
+    def forward(self, x: Tensor, path_scale: Tensor | None) -> Tensor:
+        """Apply the block to x (b, h, w, c); path_scale (b,) or None."""
+        x = add_in_place(self.mixer(self.norm1(x), path_scale), x)
+        return add_in_place(self.ffn(x, self.norm2), x)

@@ -1,8 +1,8 @@
 """Sums over processes that gradients pass through.
 
-Each process's loss is its share of the global loss, so the gradient of a value that every process used is the
-sum of what each of them sends back: the backward of a sum over processes is again a sum over processes.
-Every process must call these functions in the same order.
+Each process's loss is its share of the global loss. The gradient of a value that every process used is therefore the
+sum over processes: the backward of an all-reduce is an all-reduce. Every process must call these functions in the
+same order.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Share(NamedTuple):
-    """Place of this process's images in the global micro-batch."""
+class BatchShare(NamedTuple):
+    """The position of this process's images in the global micro-batch."""
 
     start: int
-    """Global row of this process's first image."""
+    """Global index of this process's first image."""
     total: int
     """Images of the global micro-batch, over all processes."""
 
@@ -38,21 +38,21 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def world_size() -> int:
-    """Number of processes; 1 where torch.distributed is not in use."""
+    """Return the number of processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """`x` summed over all processes, differentiably; `x` itself where there is one process."""
+    """Return the differentiable sum of x over all processes; x itself with one process."""
     if world_size() == 1:
         return x
     return cast(Tensor, _AllReduceSum.apply(x))  # type: ignore[no-untyped-call]
 
 
-def gather_rows(x: Tensor, share: Share) -> Tensor:
-    """All processes' rows in global order: (b, d) here, (share.total, d) everywhere.
+def gather_rows(x: Tensor, share: BatchShare) -> Tensor:
+    """Return all processes' rows in global order: (b, d) here, (share.total, d) in every process.
 
-    A sum of zero-padded blocks rather than an all-gather, so that shares may be uneven.
+    A sum of zero-padded blocks instead of an all-gather, so that shares may be uneven.
     """
     if world_size() == 1:
         return x

@@ -1,6 +1,6 @@
-"""Blocks through torch.compile: each in place, so that weights keep their names, and each shape a program of its own.
+"""torch.compile for the blocks, in place, so that weights keep their names. Each input shape is compiled by itself.
 
-The numbers are those of the eager model to rounding. Where nothing can compile the model stays eager.
+The numbers equal those of the eager model up to rounding. Without a working compiler the model stays eager.
 """
 
 from __future__ import annotations
@@ -13,38 +13,41 @@ import torch
 from torch import nn
 
 from mirage.blocks import Block
+from mirage.kernels.cpu.library import library
 
-PROGRAMS = 64
-"""Kinds of block times shapes of their input that one process compiles; what comes after runs eagerly."""
+MAX_PROGRAMS = 64
+"""Kinds of block times input shapes that one process compiles; further ones run eagerly."""
 
 
-def compile_blocks(model: nn.Module, kind: type[nn.Module] = Block) -> bool:
-    """Have every block of `model` compiled when it is first called with a shape; return whether it will be.
+def compile_blocks(model: nn.Module, block: type[nn.Module] = Block) -> bool:
+    """Compile every module of type `block` at its first call with a shape; return whether that is possible.
 
-    Where no compiler works all stays eager, after one warning per process.
+    Without a working compiler the model stays eager, after one warning per process.
     """
     device = next(model.parameters()).device
-    if obstacle(device.type):
+    if compiler_error(device.type):
         _warn(device.type)
         return False
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+    if device.type == "cpu":
+        library()  # built now, or torch would trace the first call, which builds it
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_PROGRAMS)
     for module in model.modules():
-        if isinstance(module, kind):
+        if isinstance(module, block):
             module.compile(dynamic=False)
     return True
 
 
-def eagerly() -> AbstractContextManager[None]:
-    """Return a context in which compiled blocks run eagerly: where many shapes come once, compiling is not worth it."""
+def force_eager() -> AbstractContextManager[None]:
+    """Return a context in which compiled blocks run eagerly, for many shapes that occur once."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 @functools.cache
-def obstacle(device: str) -> str:
-    """What keeps torch.compile from working on this type of device; empty where it compiled something small.
+def compiler_error(device: str) -> str:
+    """Return why torch.compile fails on this type of device; empty if it compiled a small function.
 
-    Asked before anything is compiled, since a program out of torch's cache would run without a compiler.
+    Checked first, because a program from torch's cache would run without a compiler.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -63,4 +66,6 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _warn(device: str) -> None:
-    warnings.warn(f"nothing can be compiled here, the blocks run eagerly: {obstacle(device)}", stacklevel=3)
+    warnings.warn(
+        f"torch.compile does not work here; the blocks run eagerly: {compiler_error(device)}", stacklevel=3
+    )

@@ -1,4 +1,4 @@
-"""What a MIRAGE network is made of: the one description behind model, costs and weights files."""
+"""The configuration of a MIRAGE network, shared by the model, its cost formulas and weights files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 TOTAL_STRIDE = 8
-"""Height and width of every input are multiples of this: three halvings."""
+"""Height and width of every input must be multiples of this: three halvings."""
 
 KERNEL_SIZE = 7
-"""Side of the kernels that the dynamic convolution generates, in pixels."""
+"""Side of the filters that the dynamic convolution generates, in pixels."""
 
-Recompute = Literal["none", "full_resolution", "all"]
-"""Which blocks run again in the backward pass instead of keeping what they computed."""
+ActivationCheckpointing = Literal["none", "full_resolution", "all"]
+"""The blocks that keep only their input and are computed again in the backward pass."""
 
 ShallowTap = Literal["encoder1", "patch_embed"]
 BatchNormKind = Literal["synced", "local"]
@@ -26,10 +26,10 @@ Alignment = Literal["spd", "euclidean", "log_euclidean", "geodesic", "none"]
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One MIRAGE network. The defaults are MIRAGE-T; `small()` is MIRAGE-S."""
+    """The configuration of a MIRAGE network. The defaults are MIRAGE-T; `small()` is MIRAGE-S."""
 
     dim: int = 24
-    """Channels at full resolution in the encoder; each level below doubles them."""
+    """Channels at full resolution in the encoder; they double with each level."""
     blocks: tuple[int, int, int, int] = (3, 5, 5, 7)
     """Blocks of encoder 1, 2, 3 and of the latent; the decoders mirror the encoders."""
     refinement_blocks: int = 2
@@ -39,7 +39,7 @@ class ModelConfig:
     ffn_expansion: float = 2.0
     """Hidden width of the feed-forward network over its input width."""
     branch_ratios: tuple[int, int, int] = (1, 1, 1)
-    """Shares of attention, dynamic convolution and channel MLP; a branch of share 0 does not exist."""
+    """Relative widths of attention, dynamic convolution and channel MLP; a branch of width 0 does not exist."""
     drop_path: float = 0.1
     """Probability that a sample skips the gated convolution of a block in training."""
     spd_channels: tuple[int, int] = (12, 24)
@@ -47,16 +47,16 @@ class ModelConfig:
     spd_embed_dim: int = 64
     """Length of the two embeddings that InfoNCE compares."""
     shallow_tap: ShallowTap = "encoder1"
-    """Where the shallow features are taken: the release's choice, or the one of the paper's App. C.3."""
+    """Source of the shallow features: the release's (`encoder1`) or that of the paper's App. C.3 (`patch_embed`)."""
     batch_norm: BatchNormKind = "synced"
-    """Statistics of the global micro-batch, or (`local`, as in the release) of each process alone."""
+    """Batch statistics of the global micro-batch, or (`local`, as in the release) of each process alone."""
     kernels: Kernels = "dynamic"
-    """7x7 kernels generated from the image, or (`static`) learned ones, the same for every image."""
+    """7x7 filters generated from the image, or (`static`) learned ones, the same for every image."""
     fusion: FusionKind = "gated"
-    """Branches open each other's gates, or are only set side by side."""
+    """Branches gate each other, or (`concatenation`) are only concatenated."""
     alignment: Alignment = "spd"
-    """What contrastive learning compares: covariances as vectors (the paper), pooled features (`euclidean`),
-    logarithms of covariances, covariances by their geodesic distance, or nothing, without heads."""
+    """Descriptors that contrastive learning compares: covariances as vectors (`spd`, the paper), pooled features
+    (`euclidean`), logarithms of covariances, covariances by their geodesic distance; `none` has no heads."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "heads", "branch_ratios", "spd_channels"):
@@ -68,31 +68,31 @@ class ModelConfig:
 
     @classmethod
     def tiny(cls) -> ModelConfig:
-        """MIRAGE-T: 6,207,412 parameters."""
+        """Return MIRAGE-T: 6,207,412 parameters."""
         return cls()
 
     @classmethod
     def base(cls) -> ModelConfig:
-        """Ours, at the size of PromptIR and MoCE-IR: 28,305,304 parameters."""
+        """Return a network of the size of PromptIR and MoCE-IR, not from the paper: 28,305,304 parameters."""
         return cls(dim=48, blocks=(4, 6, 6, 8), refinement_blocks=4)
 
     @classmethod
     def small(cls) -> ModelConfig:
-        """MIRAGE-S: 9,678,983 parameters."""
+        """Return MIRAGE-S: 9,678,983 parameters."""
         return cls(dim=30, refinement_blocks=3)
 
     def widths(self, channels: int) -> tuple[int, int, int]:
-        """Channels of the attention, convolution and MLP branches in a block of `channels` channels."""
+        """Return the channels of the attention, convolution and MLP branches in a block of `channels` channels."""
         unit = channels // sum(self.branch_ratios)
         attention, convolution, mlp = self.branch_ratios
         return attention * unit, convolution * unit, mlp * unit
 
     def head_channels(self) -> tuple[int, int]:
-        """Channels of the shallow and the latent descriptor; geodesics need matrices of one size."""
+        """Return the channels of the shallow and the latent descriptor; geodesics need matrices of one size."""
         return (min(self.spd_channels),) * 2 if self.alignment == "geodesic" else self.spd_channels
 
     def stages(self) -> tuple[Stage, ...]:
-        """The eight stacks of blocks, in the order in which an image passes them."""
+        """Return the eight stages, in the order in which an image passes them."""
         d, (b1, b2, b3, b4), (h1, h2, h3, h4) = self.dim, self.blocks, self.heads
         return (
             Stage("encoder1", d, b1, h1, 1),
@@ -106,13 +106,13 @@ class ModelConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the inverse."""
+        """Return plain JSON values; `from_dict` is the inverse."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Build from `to_dict`'s form. Keys left out keep their default; unknown ones are refused."""
+        """Build from the result of `to_dict`. Missing keys keep their default; unknown keys raise ValueError."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -134,7 +134,7 @@ class Stage:
     """Input pixels per pixel of this stage, along each axis."""
 
 
-def _whole(value: object) -> bool:
+def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -146,15 +146,15 @@ def _check_counts(config: ModelConfig) -> None:
         ("spd_channels", 2, 1),
     ):
         value = getattr(config, name)
-        if len(value) != length or not all(_whole(v) and v >= least for v in value):
-            raise ValueError(f"{name}={value}: needs {length} whole numbers, each at least {least}.")
+        if len(value) != length or not all(_is_whole_number(v) and v >= least for v in value):
+            raise ValueError(f"{name}={value}: must be {length} whole numbers, each at least {least}.")
     for name, least in (("dim", 2), ("refinement_blocks", 0), ("spd_embed_dim", 1)):
         value = getattr(config, name)
-        if not _whole(value) or value < least:
-            raise ValueError(f"{name}={value!r}: needs a whole number of at least {least}.")
+        if not _is_whole_number(value) or value < least:
+            raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}.")
     if sum(config.branch_ratios) == 0:
         raise ValueError(
-            "branch_ratios=(0, 0, 0): at least one branch needs a share. The paper's is (1, 1, 1)."
+            "branch_ratios=(0, 0, 0): at least one branch must have a width. The paper's ratios are (1, 1, 1)."
         )
 
 
@@ -169,7 +169,7 @@ def _check_widths(config: ModelConfig) -> None:
             f"{total}, the sum of branch_ratios {config.branch_ratios}. Nearest: {nearest}."
         )
     if not config.ffn_expansion > 0 or int(config.dim * config.ffn_expansion) < 1:
-        raise ValueError(f"ffn_expansion={config.ffn_expansion}: leaves no hidden channel. The paper's is 2.")
+        raise ValueError(f"ffn_expansion={config.ffn_expansion}: leaves no hidden channel. The paper uses 2.")
 
 
 def _check_heads(config: ModelConfig) -> None:
@@ -186,7 +186,7 @@ def _check_heads(config: ModelConfig) -> None:
 
 def _check_choices(config: ModelConfig) -> None:
     if not 0 <= config.drop_path < 1:
-        raise ValueError(f"drop_path={config.drop_path}: a probability of at least 0 and below 1.")
+        raise ValueError(f"drop_path={config.drop_path}: must be a probability of at least 0 and below 1.")
     for name, choices in (
         ("shallow_tap", get_args(ShallowTap)),
         ("batch_norm", get_args(BatchNormKind)),
@@ -196,4 +196,4 @@ def _check_choices(config: ModelConfig) -> None:
     ):
         value = getattr(config, name)
         if value not in choices:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(choices)}.")
+            raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}.")

@@ -1,16 +1,16 @@
-"""What a network costs, from its configuration alone: parameters and multiply-adds. Needs no torch."""
+"""Parameters and multiply-adds of a network, computed from its configuration. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mirage.config import KERNEL_SIZE, ModelConfig, Recompute, Stage
+from mirage.config import KERNEL_SIZE, ActivationCheckpointing, ModelConfig, Stage
 
 IMAGE_CHANNELS = 3
 
 
 def parameters(config: ModelConfig, spd_head: bool = True) -> int:
-    """Learned numbers; the SPD heads exist in training only."""
+    """Return the number of parameters; the SPD heads exist in training only."""
     total = sum(weights for _, weights in _convolutions(config))
     for stage in config.stages():
         total += stage.blocks * _block_parameters(config, stage)
@@ -18,10 +18,10 @@ def parameters(config: ModelConfig, spd_head: bool = True) -> int:
 
 
 def macs(config: ModelConfig, height: int, width: int, spd_head: bool = True) -> int:
-    """Multiply-adds of one image in the plain reference form, as the paper counts "FLOPs".
+    """Return the multiply-adds of one image in the reference form, which the paper calls FLOPs.
 
-    Convolutions and matrix products; norms, GELU, softmax and pooling are not counted. With `spd_head`,
-    because the release runs it at inference too. `height` and `width` are multiples of 8.
+    Counts convolutions and matrix products, not norms, GELU, softmax and pooling. `spd_head` counts the heads, which
+    the release runs at inference too. `height` and `width` are multiples of 8.
     """
     pixels = height * width
     total = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
@@ -31,7 +31,7 @@ def macs(config: ModelConfig, height: int, width: int, spd_head: bool = True) ->
 
 
 def fast_macs(config: ModelConfig, height: int, width: int) -> int:
-    """Multiply-adds of one image as this implementation runs it at inference, without the heads."""
+    """Return the multiply-adds of one image in this implementation at inference, without the heads."""
     pixels = height * width
     total = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
     for stage in config.stages():
@@ -39,19 +39,21 @@ def fast_macs(config: ModelConfig, height: int, width: int) -> int:
     return total
 
 
-def recomputed_macs(config: ModelConfig, height: int, width: int, recompute: Recompute) -> int:
-    """Multiply-adds of one image's forward pass that run a second time in the backward pass."""
-    stages = [stage for stage in config.stages() if recomputes(stage, recompute)]
+def recomputed_macs(
+    config: ModelConfig, height: int, width: int, checkpointing: ActivationCheckpointing
+) -> int:
+    """Return the multiply-adds per image that activation checkpointing runs a second time."""
+    stages = [stage for stage in config.stages() if is_checkpointed(stage, checkpointing)]
     return sum(s.blocks * _fast_block_macs(config, s, height * width // s.stride**2) for s in stages)
 
 
-def recomputes(stage: Stage, recompute: Recompute) -> bool:
-    """Whether the blocks of `stage` run again in the backward pass."""
-    return recompute == "all" or (recompute == "full_resolution" and stage.stride == 1)
+def is_checkpointed(stage: Stage, checkpointing: ActivationCheckpointing) -> bool:
+    """Return whether the blocks of `stage` are checkpointed: computed again in the backward pass."""
+    return checkpointing == "all" or (checkpointing == "full_resolution" and stage.stride == 1)
 
 
 def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(stride, weights) of every convolution outside the blocks."""
+    """Yield (stride, weights) of every convolution outside the blocks."""
     d = config.dim
     yield 1, 9 * IMAGE_CHANNELS * d
     yield 1, 9 * d * (d // 2)
@@ -67,7 +69,7 @@ def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
 
 
 def hidden_width(channels: int) -> int:
-    """Width of the gate, and of the values that it opens, in a convolution branch of so many channels."""
+    """Return the number of gates, and of values, in a convolution branch of `channels` channels."""
     return int(8 / 3 * channels)
 
 
@@ -76,7 +78,7 @@ def _fusion_weights(widths: tuple[int, ...]) -> int:
 
 
 def _pixel_weights(config: ModelConfig, stage: Stage) -> int:
-    """Weights of a block that are used once at every pixel."""
+    """Return the number of a block's weights that are used once at every pixel."""
     channels = stage.channels
     attention, convolution, mlp = config.widths(channels)
     hidden, ffn = hidden_width(convolution), int(channels * config.ffn_expansion)
@@ -94,7 +96,7 @@ def _pixel_weights(config: ModelConfig, stage: Stage) -> int:
 
 
 def _generator_weights(config: ModelConfig, convolution: int) -> int:
-    """Weights that turn an image's average into its kernels, used once per image."""
+    """Return the number of weights of the filter generator, used once per image."""
     return convolution**2 * (1 + KERNEL_SIZE**2) if config.kernels == "dynamic" else 0
 
 
@@ -140,7 +142,7 @@ def _fast_block_macs(config: ModelConfig, stage: Stage, pixels: int) -> int:
 
 
 def _head_weights(config: ModelConfig) -> Iterator[tuple[int, int, int]]:
-    """(weights per pixel, numbers of a descriptor, weights that embed it) of the shallow and the latent head."""
+    """Yield (weights per pixel, size of the descriptor, weights that embed it) of the shallow and the latent head."""
     if config.alignment == "none":
         return
     for channels, reduced in zip((config.dim, 4 * config.dim), config.head_channels(), strict=True):
@@ -156,7 +158,7 @@ def _head_parameters(config: ModelConfig) -> int:
 
 
 def _head_macs(config: ModelConfig, pixels: int) -> int:
-    """Of reduction, covariance, embedding and cosine; decompositions of matrices are not counted."""
+    """Count reduction, covariance, embedding and cosine, but no matrix decompositions."""
     total = 0
     for (reduce, numbers, embed), count in zip(_head_weights(config), (pixels, pixels // 64), strict=False):
         total += count * (reduce + (numbers if config.alignment != "euclidean" else 0))

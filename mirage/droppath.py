@@ -1,4 +1,4 @@
-"""Which samples skip which block: a function of the sample, not of the process that happens to hold it."""
+"""DropPath: the blocks that each sample skips, as a function of the sample and not of the process that holds it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MIX2 = 0x94D049BB133111EB - 2**64
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64: torch's own keeps the sign."""
+    """Shift int64 right logically: torch's own shift keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -30,12 +30,12 @@ def uniform_by_key(keys: Tensor, rows: int, seed: int) -> Tensor:
     return _shift_right(state, 11).double() * 2.0**-53
 
 
-def keep_scales(
+def drop_path_scales(
     probability: float, blocks: int, batch: int, keys: Tensor | None, seed: int, device: torch.device
 ) -> Tensor:
-    """(blocks, b) factors: 0 where a sample skips a block, 1 / (1 - probability) elsewhere, so the mean is 1.
+    """Return factors (blocks, b): 0 where a sample skips a block, 1 / (1 - probability) elsewhere, with mean 1.
 
-    Without keys the draws come from torch's global generator.
+    Without keys they are drawn from torch's global generator.
     """
     if keys is None:
         return _scales(torch.rand(blocks, batch, device=device), probability)

@@ -1,4 +1,4 @@
-"""The training objective as named terms, `l1 * L1 + fourier * Fourier + spd * InfoNCE`.  Paper: App. C.4."""
+"""The training loss, `l1 * L1 + fourier * Fourier + spd * InfoNCE`.  Paper: App. C.4."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.kernels.reference import at_least_fp32
 from mirage.model import Output
 from mirage.spd import info_nce
@@ -17,7 +17,7 @@ from mirage.spd import info_nce
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weight of each term. A term of weight 0 is not computed.
+    """The weight of each term. A term of weight 0 is not computed.
 
     The defaults are the release's; the paper's text has `spd=0.05`.
     """
@@ -26,11 +26,11 @@ class LossWeights:
     fourier: float = 0.1
     spd: float = 0.01
     temperature: float = 0.1
-    """Of InfoNCE; smaller is stricter."""
+    """Temperature of InfoNCE; a lower one sharpens the softmax."""
 
 
-class Loss(NamedTuple):
-    """This process's share of the global micro-batch's loss: summing over processes gives the global value.
+class LossTerms(NamedTuple):
+    """This process's share of the global micro-batch's loss: the sum over processes is the global value.
 
     `total` is weighted; the other terms are not.
     """
@@ -41,24 +41,26 @@ class Loss(NamedTuple):
     spd: Tensor
 
     def terms(self) -> dict[str, Tensor]:
-        """Every term by name."""
+        """Return every term by name."""
         return self._asdict()
 
 
 def fourier_distance(restored: Tensor, clean: Tensor) -> Tensor:
-    """Mean absolute difference of the real and imaginary parts of the unnormalised spectra.
+    """Return the mean absolute difference of the real and imaginary parts of the unnormalised spectra.
 
-    In fp32 or better. The transform is linear, so the difference is transformed, once.
+    In fp32 or better. The transform is linear, so only the difference is transformed.
     """
     with torch.autocast(restored.device.type, enabled=False):
         spectrum = torch.fft.rfft2(at_least_fp32(restored) - at_least_fp32(clean))
         return torch.view_as_real(spectrum).abs().mean()
 
 
-def restoration_loss(output: Output, clean: Tensor, weights: LossWeights, share: Share | None = None) -> Loss:
-    """Compare `output` with the clean images (b, 3, h, w).
+def restoration_loss(
+    output: Output, clean: Tensor, weights: LossWeights, share: BatchShare | None = None
+) -> LossTerms:
+    """Return the loss of `output` against the clean images (b, 3, h, w).
 
-    share: place of these b images in the global micro-batch; None means that they are all of it.
+    share: the position of these b images in the global micro-batch; None if they are all of it.
     """
     fraction = 1.0 if share is None else clean.shape[0] / share.total
     zero = clean.new_zeros((), dtype=torch.promote_types(clean.dtype, torch.float32))
@@ -76,4 +78,4 @@ def restoration_loss(output: Output, clean: Tensor, weights: LossWeights, share:
             )
         spd = info_nce(output.shallow, output.latent, weights.temperature, share).to(zero.dtype)
     total = weights.l1 * l1 + weights.fourier * fourier + weights.spd * spd
-    return Loss(total, l1, fourier, spd)
+    return LossTerms(total, l1, fourier, spd)

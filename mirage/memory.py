@@ -1,6 +1,6 @@
-"""What a training step keeps for its backward pass, from the configuration alone: linear in pixels and in images.
+"""Memory that a training step keeps for its backward pass, from the configuration: linear in pixels and images.
 
-Needs no torch. Temporaries of the backward pass come on top: the gradients of a few maps of one block.
+Needs no torch. The temporaries of the backward pass are not included: gradients of a few maps of one block.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mirage.config import KERNEL_SIZE, ModelConfig, Recompute, Stage
-from mirage.cost import IMAGE_CHANNELS, hidden_width, parameters, recomputes
+from mirage.config import KERNEL_SIZE, ActivationCheckpointing, ModelConfig, Stage
+from mirage.cost import IMAGE_CHANNELS, hidden_width, is_checkpointed, parameters
 
-Form = Literal["regions", "composed"]
-"""How a block is computed: on a CPU as regions that keep their inputs alone, on CUDA of parts that keep more."""
+Backend = Literal["cpu", "triton"]
+"""Backend of the operators: on a CPU a fused operator keeps its inputs alone, on CUDA it keeps hidden maps as well."""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -21,12 +21,12 @@ _FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """How a step is taken, as far as it decides what is kept."""
+class StepMode:
+    """The choices that decide how much memory a training step keeps."""
 
     precision: Precision = "fp32"
-    recompute: Recompute = "none"
-    form: Form = "regions"
+    activation_checkpointing: ActivationCheckpointing = "none"
+    backend: Backend = "cpu"
 
     @property
     def size(self) -> int:
@@ -34,37 +34,43 @@ class Kept:
         return 2 if self.precision == "bf16" else _FP32
 
 
-def activation_bytes(config: ModelConfig, height: int, width: int, how: Kept = Kept()) -> int:  # frozen
-    """Bytes per image that stay until the backward pass; within a few percent of what autograd keeps."""
+def activation_bytes(
+    config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()
+) -> int:  # frozen
+    """Return the bytes per image kept until the backward pass, within a few percent of what autograd keeps."""
     pixels = height * width
-    total = sum(how.size * pixels // stride**2 * channels for stride, channels in _kept_between(config))
-    total += _kept_by_heads(config, pixels, how.precision)
+    total = sum(
+        mode.size * pixels // stride**2 * channels for stride, channels in _kept_between_stages(config)
+    )
+    total += _kept_by_heads(config, pixels, mode.precision)
     for stage in config.stages():
-        here = pixels // stage.stride**2
-        if recomputes(stage, how.recompute):
-            total += stage.blocks * how.size * stage.channels * here
+        stage_pixels = pixels // stage.stride**2
+        if is_checkpointed(stage, mode.activation_checkpointing):
+            total += stage.blocks * mode.size * stage.channels * stage_pixels
         else:
-            total += stage.blocks * _kept_by_block(config, stage, here, how)
+            total += stage.blocks * _kept_by_block(config, stage, stage_pixels, mode)
     return total
 
 
-def recomputed_bytes(config: ModelConfig, height: int, width: int, how: Kept = Kept()) -> int:  # frozen
-    """Bytes per image that come back for a while in the backward pass: those of the largest block that runs again."""
+def recomputed_bytes(
+    config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()
+) -> int:  # frozen
+    """Return the bytes per image of the largest checkpointed block, which the backward pass computes again."""
     blocks = [
-        _kept_by_block(config, stage, height * width // stage.stride**2, how)
+        _kept_by_block(config, stage, height * width // stage.stride**2, mode)
         for stage in config.stages()
-        if stage.blocks and recomputes(stage, how.recompute)
+        if stage.blocks and is_checkpointed(stage, mode.activation_checkpointing)
     ]
     return max(blocks, default=0)
 
 
 def cast_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of the weights in autocast's type, which a step makes once, whatever the images."""
+    """Return the bytes of the weights cast for autocast, once per step for any number of images."""
     return 2 * parameters(config, spd_head=False) if precision == "bf16" else 0
 
 
-def _kept_between(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(stride, channels) of what the convolutions and products between the stages keep."""
+def _kept_between_stages(config: ModelConfig) -> Iterator[tuple[int, int]]:
+    """Yield (stride, channels) of the maps that convolutions and linear layers between the stages keep."""
     d = config.dim
     yield 1, IMAGE_CHANNELS + d + 2 * d
     yield 2, (2 + 4 + 2) * d
@@ -73,7 +79,7 @@ def _kept_between(config: ModelConfig) -> Iterator[tuple[int, int]]:
 
 
 def _kept_by_heads(config: ModelConfig, pixels: int, precision: Precision) -> int:
-    """The reduced maps of both depths, in fp32, and under autocast what they are reduced from, in fp32 too."""
+    """Return the bytes of both heads' reduced maps in fp32, and under autocast of their inputs, cast to fp32."""
     if config.alignment == "none":
         return 0
     shallow, latent = config.head_channels()
@@ -82,33 +88,31 @@ def _kept_by_heads(config: ModelConfig, pixels: int, precision: Precision) -> in
     return _FP32 * (pixels * shallow + pixels // 64 * latent)
 
 
-def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, how: Kept) -> int:
-    """Bytes that one block keeps of one image, of `pixels` here."""
+def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, mode: StepMode) -> int:
+    """Return the bytes that one block keeps of one image with `pixels` pixels at this stage."""
     attention, convolution, _ = config.widths(stage.channels)
-    # Mean and deviation of a norm; a region computes those of the second one again.
-    norms = 2 if how.form == "composed" else 1
-    of_the_image = 10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution  # Gram and mixing matrices; kernels
-    return (
-        pixels * (how.size * _kept_per_pixel(config, stage, how.form) + _FP32 * 2 * norms)
-        + _FP32 * of_the_image
-    )
+    # Mean and deviation of a norm. On a CPU the feed-forward network computes those of the second norm again.
+    norms = 2 if mode.backend == "triton" else 1
+    # Gram and mixing matrices; generated filters
+    per_image = 10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution
+    per_pixel = mode.size * _kept_per_pixel(config, stage, mode.backend) + _FP32 * 2 * norms
+    return pixels * per_pixel + _FP32 * per_image
 
 
-def _kept_per_pixel(config: ModelConfig, stage: Stage, form: Form) -> int:
-    """Numbers that one block keeps at each pixel."""
+def _kept_per_pixel(config: ModelConfig, stage: Stage, backend: Backend) -> int:
+    """Return the numbers that one block keeps at each pixel."""
     channels = stage.channels
     attention, convolution, mlp = config.widths(channels)
     widths = [width for width in (attention, convolution, mlp) if width]
     kept = 3 * channels  # both norms' inputs, the first one's output
-    kept += convolution  # what its last layer projects
-    kept += channels  # the branches side by side; a region keeps them one by one
+    kept += convolution  # input of its last layer
+    kept += channels  # the branches: concatenated, or one by one in a fused operator
     gated = config.fusion == "gated" and len(widths) > 1
     projected = gated and len(set(widths)) > 1
-    if form == "regions":
-        return (
-            kept + attention + (2 * channels if projected else 0)
-        )  # v; the gates, and the branches by themselves
-    kept += 6 * attention  # q, k and v before and after their windows
+    if backend == "cpu":
+        # v; with projections also the gates, and the branches by themselves
+        return kept + attention + (2 * channels if projected else 0)
+    kept += 6 * attention  # q, k and v before and after their convolutions
     kept += 3 * hidden_width(convolution)  # gate and values; their product
     kept += 4 * mlp  # the hidden map before and after its GELU
     kept += 3 * int(channels * config.ffn_expansion)  # the hidden map; the gated one

@@ -1,7 +1,7 @@
-"""PSNR and SSIM, each bound to a protocol: without it a number cannot be compared with another paper's.
+"""PSNR and SSIM under a protocol: crop, colour, rounding and window, without which numbers cannot be compared.
 
-All of it runs where the images are, batched, in float64. Large images pass in strips of rows, so that the maps of a
-photograph never stand in memory at once.
+Everything is computed on the device of the images, batched, in float64. SSIM processes large images in strips of
+rows, to bound its memory.
 """
 
 from __future__ import annotations
@@ -17,54 +17,56 @@ from torch import Tensor
 Window = Literal["uniform7", "uniform11", "gaussian11", "gaussian11-sample"]
 """SSIM's window: its shape and side in pixels.
 
-`uniform7` is scikit-image's default; uniform windows have the sample covariance, n / (n - 1). `gaussian11` (sigma 1.5)
-is Wang et al.'s and MATLAB's, without that factor; `gaussian11-sample` has it, as scikit-image with
-`gaussian_weights=True`.
+`uniform7` is scikit-image's default; uniform windows use the sample covariance, with the factor n / (n - 1).
+`gaussian11` (sigma 1.5) is that of Wang et al. and MATLAB, without the factor; `gaussian11-sample` has the factor,
+like scikit-image with `gaussian_weights=True`.
 """
 
 Colour = Literal["rgb", "y", "y-swapped"]
-"""What is compared: RGB; luma by BT.601 (16 to 235 of 255); or luma whose weights for red and blue are swapped."""
+"""The compared channels: RGB; BT.601 luma (16 to 235 of 255); or luma with the weights of red and blue swapped."""
 
 _ROWS = 256
-"""Rows of SSIM's map that are computed at once."""
+"""Rows of the SSIM map computed at once."""
 _SIGMA = 1.5
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _LUMA_OFFSET = 16 / 255
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
-    """How a pair of images becomes numbers. Floats are clipped to [0, 1] first."""
+class MetricProtocol:
+    """How PSNR and SSIM are computed from a pair of images. Values are clipped to [0, 1] first."""
 
     description: str
     crop_multiple: int
-    """Both images are cropped, centred, to multiples of this many pixels."""
+    """Both images are centre-cropped to multiples of this many pixels."""
     window: Window = "uniform7"
     eight_bits: bool = False
-    """Values are rounded to 1/255, as if the restored image had been saved and read."""
+    """Whether values are rounded to multiples of 1/255, as in a saved image."""
     colour: Colour = "rgb"
 
 
 PROTOCOLS = {
-    "rgb-crop16": Protocol("the release's: RGB floats, centre crop to multiples of 16", crop_multiple=16),
-    "rgb-crop16-gaussian": Protocol(
+    "rgb-crop16": MetricProtocol(
+        "the release's: RGB floats, centre crop to multiples of 16", crop_multiple=16
+    ),
+    "rgb-crop16-gaussian": MetricProtocol(
         "MoCE-IR's: as rgb-crop16, with a Gaussian SSIM window", crop_multiple=16, window="gaussian11-sample"
     ),
-    "rgb": Protocol("RGB floats, whole image (the release's for CDD-11)", crop_multiple=1),
-    "rgb8": Protocol(
+    "rgb": MetricProtocol("RGB floats, whole image (the release's for CDD-11)", crop_multiple=1),
+    "rgb8": MetricProtocol(
         "RGB of 8 bits, whole image, MATLAB's SSIM (DCPT, BasicSR)",
         crop_multiple=1,
         window="gaussian11",
         eight_bits=True,
     ),
-    "y8": Protocol(
+    "y8": MetricProtocol(
         "luma by BT.601 of RGB of 8 bits, whole image, MATLAB's SSIM",
         crop_multiple=1,
         window="gaussian11",
         eight_bits=True,
         colour="y",
     ),
-    "y-histoformer": Protocol(
+    "y-histoformer": MetricProtocol(
         "as y8, but red and blue swapped and a uniform 11 x 11 window: what Histoformer's script computes",
         crop_multiple=1,
         window="uniform11",
@@ -75,7 +77,7 @@ PROTOCOLS = {
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for a peak of 1, per image, in float64.
+    """Return the peak signal-to-noise ratio in dB for a peak of 1, per image, in float64.
 
     (3, h, w) → (), (b, 3, h, w) → (b,). Equal images give infinity.
     """
@@ -84,19 +86,19 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def ssim(restored: Tensor, clean: Tensor, window: Window = "uniform7") -> Tensor:
-    """Structural similarity for a data range of 1, per image, in float64; shapes as in `psnr`.
+    """Return the structural similarity for a data range of 1, per image, in float64; shapes as in `psnr`.
 
-    The mean over channels and over the places where the window lies inside the image. The default is
-    scikit-image's, which the release uses; another window gives other values.
+    The mean over channels and over the positions at which the window fits into the image. The default window is
+    scikit-image's, which the release uses.
     """
     _check_pair(restored, clean)
     return _ssim(restored, clean, window)
 
 
 def measure(restored: Tensor, clean: Tensor, protocol: str) -> dict[str, Tensor]:
-    """PSNR and SSIM under a protocol of `PROTOCOLS`, per image, float64; images as in `psnr`."""
+    """Return PSNR and SSIM under a protocol of `PROTOCOLS`, per image, in float64; shapes as in `psnr`."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol={protocol!r}: one of {', '.join(PROTOCOLS)}.")
+        raise ValueError(f"protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}.")
     rules = PROTOCOLS[protocol]
     _check_pair(restored, clean)
     restored, clean = (_prepared(image, rules) for image in (restored, clean))
@@ -104,7 +106,7 @@ def measure(restored: Tensor, clean: Tensor, protocol: str) -> dict[str, Tensor]
 
 
 def centre_crop(image: Tensor, multiple: int) -> Tensor:
-    """Crop (..., h, w) to the largest centred window of such sides; the end loses an odd pixel."""
+    """Crop (..., h, w) centrally to multiples of `multiple`; an odd pixel is removed at the end."""
     height, width = image.shape[-2:]
     top, left = height % multiple // 2, width % multiple // 2
     bottom, right = top + height // multiple * multiple, left + width // multiple * multiple
@@ -113,8 +115,8 @@ def centre_crop(image: Tensor, multiple: int) -> Tensor:
     return image[..., top:bottom, left:right]
 
 
-def _prepared(image: Tensor, rules: Protocol) -> Tensor:
-    """The image as `rules` compare it: (..., 3, h, w), or (..., 1, h, w) of luma; float64."""
+def _prepared(image: Tensor, rules: MetricProtocol) -> Tensor:
+    """Crop, clip, round and convert an image: (..., 3, h, w), or (..., 1, h, w) for luma; float64."""
     image = centre_crop(image, rules.crop_multiple).double().clamp(0, 1)
     if rules.eight_bits:
         image = image.mul(255).round().div(255)
@@ -132,7 +134,7 @@ def _psnr(restored: Tensor, clean: Tensor) -> Tensor:
 
 def _ssim(restored: Tensor, clean: Tensor, window: Window) -> Tensor:
     if window not in get_args(Window):
-        raise ValueError(f"window={window!r}: one of {', '.join(get_args(Window))}.")
+        raise ValueError(f"window={window!r}: must be one of {', '.join(get_args(Window))}.")
     weights, sample = _window(window, clean.device)
     side = len(weights)
     if min(clean.shape[-2:]) < side:
@@ -147,7 +149,7 @@ def _ssim(restored: Tensor, clean: Tensor, window: Window) -> Tensor:
 
 
 def _similarity(x: Tensor, y: Tensor, weights: Tensor, sample: float) -> Tensor:
-    """SSIM's map over the places where the window fits, (..., c, h - side + 1, w - side + 1)."""
+    """Return the SSIM map, (..., c, h - side + 1, w - side + 1)."""
     mean_x, mean_y = _weighted(x, weights), _weighted(y, weights)
     var_x = sample * (_weighted(x * x, weights) - mean_x**2)
     var_y = sample * (_weighted(y * y, weights) - mean_y**2)
@@ -158,7 +160,7 @@ def _similarity(x: Tensor, y: Tensor, weights: Tensor, sample: float) -> Tensor:
 
 
 def _window(window: Window, device: torch.device) -> tuple[Tensor, float]:
-    """The window along one axis, and the factor from its covariance to the one that is used."""
+    """Return the window along one axis, and the factor of its covariance."""
     uniform = window.startswith("uniform")
     side = 7 if window == "uniform7" else 11
     if uniform:
@@ -172,7 +174,7 @@ def _window(window: Window, device: torch.device) -> tuple[Tensor, float]:
 
 
 def _weighted(x: Tensor, weights: Tensor) -> Tensor:
-    """The mean of (..., h, w) under the separable window wherever it fits."""
+    """Return the weighted mean of (..., h, w) at each position of the separable window."""
     flat = x.reshape(math.prod(x.shape[:-2]), 1, *x.shape[-2:])
     flat = F.conv2d(flat, weights.view(1, 1, -1, 1))
     flat = F.conv2d(flat, weights.view(1, 1, 1, -1))

@@ -1,4 +1,4 @@
-"""MIRAGE: a U-shaped network that adds to a degraded image what it lacks.  Paper: Sec. 4, Fig. 2."""
+"""MIRAGE: a U-shaped network that predicts the residual between clean and degraded image.  Paper: Sec. 4, Fig. 2."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from mirage.blocks import Block, pointwise
-from mirage.config import TOTAL_STRIDE, ModelConfig, Recompute, Stage
-from mirage.droppath import keep_scales
-from mirage.recompute import recomputed
+from mirage.checkpointing import checkpointed
+from mirage.config import TOTAL_STRIDE, ActivationCheckpointing, ModelConfig, Stage
+from mirage.cost import is_checkpointed
+from mirage.droppath import drop_path_scales
 from mirage.spd import SPDHead
 
 
 class Output(NamedTuple):
-    """What the model returns. The embeddings exist in training mode only, unless `alignment` is `none`."""
+    """The model's output. The embeddings are None in eval mode, and always if `alignment` is `none`."""
 
     image: Tensor
-    """Restored, (b, 3, h, w); not clipped."""
+    """The restored images (b, 3, h, w), not clipped."""
     shallow: Tensor | None
-    """What describes the shallow features: a unit vector (b, d), or with `geodesic` a matrix (b, r, r)."""
+    """The descriptor of the shallow features: unit vectors (b, d), or with `geodesic` matrices (b, r, r)."""
     latent: Tensor | None
-    """The same of the latent features."""
+    """The descriptor of the latent features."""
 
 
 class BlockStack(nn.ModuleList):
@@ -30,14 +31,14 @@ class BlockStack(nn.ModuleList):
 
     def __init__(self, stage: Stage, config: ModelConfig) -> None:
         super().__init__(Block(stage.channels, stage.heads, config) for _ in range(stage.blocks))
-        self.recompute = False
+        self.checkpointed = False
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """x (b, h, w, c); keep (blocks, b) or None."""
-        again = self.recompute and torch.is_grad_enabled()
+    def forward(self, x: Tensor, path_scales: Tensor | None) -> Tensor:
+        """Apply the blocks to x (b, h, w, c); path_scales (blocks, b) or None."""
+        use_checkpoints = self.checkpointed and torch.is_grad_enabled()
         for i, block in enumerate(self):
-            scale = None if keep is None else keep[i]
-            x = recomputed(block, x, scale) if again else block(x, scale)
+            scale = None if path_scales is None else path_scales[i]
+            x = checkpointed(block, x, scale) if use_checkpoints else block(x, scale)
         return x
 
 
@@ -48,19 +49,19 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, inputs) → (b, h, w, outputs)."""
+        """Convolve x (b, h, w, inputs) → (b, h, w, outputs)."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Downsample(nn.Module):
-    """Half the resolution, twice the channels."""
+    """A layer that halves the resolution and doubles the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = Conv3x3(channels, channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c) → (b, h/2, w/2, 2c)."""
+        """Downsample x (b, h, w, c) → (b, h/2, w/2, 2c)."""
         y: Tensor = self.conv(x)
         batch, height, width, channels = y.shape
         y = y.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 5, 2, 4)
@@ -68,14 +69,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution, half the channels."""
+    """A layer that doubles the resolution and halves the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = Conv3x3(channels, 2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, h, w, c) → (b, 2h, 2w, c/2)."""
+        """Upsample x (b, h, w, c) → (b, 2h, 2w, c/2)."""
         y: Tensor = self.conv(x)
         batch, height, width, channels = y.shape
         y = y.reshape(batch, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
@@ -85,7 +86,7 @@ class Upsample(nn.Module):
 class MIRAGE(nn.Module):
     """The network of a `ModelConfig`.
 
-    `drop_path_seed` enters every DropPath draw; with `keys` the draws depend on nothing else.
+    `drop_path_seed` seeds DropPath together with the `keys` of the samples.
     """
 
     encoder1: BlockStack
@@ -102,7 +103,7 @@ class MIRAGE(nn.Module):
         self.config = config
         self.drop_path_seed = 0
         self.hidden_multiple = 1
-        """What hidden widths are padded to with zeros: `mirage.padding` makes models of more than 1, for inference."""
+        """The multiple to which hidden widths are padded with zeros; above 1 in models from `mirage.padding`."""
         d = config.dim
 
         self.patch_embed = Conv3x3(3, d)
@@ -127,20 +128,20 @@ class MIRAGE(nn.Module):
         """Restore a batch.
 
         degraded (b, 3, h, w): RGB in [0, 1], h and w multiples of 8.
-        keys (b,): int64 global positions of the samples; in training they decide what each sample skips.
+        keys (b,): int64 global positions of the samples, which seed DropPath in training.
         """
         self._check(degraded)
-        keep = self._keep(degraded, keys)
+        scales = self._path_scales(degraded, keys)
 
         x = self.patch_embed(degraded.permute(0, 2, 3, 1).contiguous())
-        e1 = self.encoder1(x, keep["encoder1"])
-        e2 = self.encoder2(self.down1(e1), keep["encoder2"])
-        e3 = self.encoder3(self.down2(e2), keep["encoder3"])
-        latent = self.reduce_latent(self.latent(self.down3(e3), keep["latent"]))
+        e1 = self.encoder1(x, scales["encoder1"])
+        e2 = self.encoder2(self.down1(e1), scales["encoder2"])
+        e3 = self.encoder3(self.down2(e2), scales["encoder3"])
+        latent = self.reduce_latent(self.latent(self.down3(e3), scales["latent"]))
         y = self.reduce3(torch.cat((self.up3(latent), e3), dim=3))
-        y = self.reduce2(torch.cat((self.up2(self.decoder3(y, keep["decoder3"])), e2), dim=3))
-        y = torch.cat((self.up1(self.decoder2(y, keep["decoder2"])), e1), dim=3)
-        y = self.refinement(self.decoder1(y, keep["decoder1"]), keep["refinement"])
+        y = self.reduce2(torch.cat((self.up2(self.decoder3(y, scales["decoder3"])), e2), dim=3))
+        y = torch.cat((self.up1(self.decoder2(y, scales["decoder2"])), e1), dim=3)
+        y = self.refinement(self.decoder1(y, scales["decoder1"]), scales["refinement"])
         image = self.output(y).permute(0, 3, 1, 2) + degraded
 
         if not self.training or self.config.alignment == "none":
@@ -148,16 +149,18 @@ class MIRAGE(nn.Module):
         shallow = e1 if self.config.shallow_tap == "encoder1" else x
         return Output(image, self.spd_shallow(shallow), self.spd_latent(latent))
 
-    def recompute(self, which: Recompute) -> None:
-        """Choose the blocks that run again in the backward pass: time for memory, the same numbers.
+    def checkpoint_activations(self, which: ActivationCheckpointing) -> None:
+        """Choose the blocks that keep only their input and run again in the backward pass, with the same results.
 
         `full_resolution`: the eight (S: nine) blocks that keep most, those of encoder 1, decoder 1 and refinement.
         """
-        if which not in get_args(Recompute):
-            raise ValueError(f"recompute={which!r}: one of {', '.join(get_args(Recompute))}.")
+        if which not in get_args(ActivationCheckpointing):
+            raise ValueError(
+                f"activation_checkpointing={which!r}: must be one of {', '.join(get_args(ActivationCheckpointing))}."
+            )
         for stage in self.config.stages():
             stack: BlockStack = getattr(self, stage.name)
-            stack.recompute = which == "all" or (which == "full_resolution" and stage.stride == 1)
+            stack.checkpointed = is_checkpointed(stage, which)
 
     def _check(self, degraded: Tensor) -> None:
         shape = tuple(degraded.shape)
@@ -168,16 +171,16 @@ class MIRAGE(nn.Module):
             )
         if self.training and shape[2] * shape[3] < 2 * TOTAL_STRIDE**2:
             raise ValueError(
-                f"degraded has shape {shape}: one latent pixel per image has no covariance. "
-                f"Train on crops of 16 pixels or more."
+                f"degraded has shape {shape}: a single latent pixel per image has no covariance. "
+                f"Train on crops of at least 16 pixels."
             )
 
-    def _keep(self, degraded: Tensor, keys: Tensor | None) -> dict[str, Tensor | None]:
-        """DropPath's factors of all blocks, by stage, drawn at once."""
+    def _path_scales(self, degraded: Tensor, keys: Tensor | None) -> dict[str, Tensor | None]:
+        """Draw DropPath's factors of all blocks at once; return them by stage, (blocks, b)."""
         stages = self.config.stages()
         if not self.training or self.config.drop_path == 0:
             return {stage.name: None for stage in stages}
-        scales = keep_scales(
+        scales = drop_path_scales(
             self.config.drop_path,
             sum(stage.blocks for stage in stages),
             degraded.shape[0],

@@ -1,7 +1,7 @@
-"""The authors' checkpoints: their names and shapes on one side, ours on the other.
+"""Conversion between our tensor names and shapes and those of the authors' release (`Amazingren/MIRAGE`, MIT).
 
-Facts: `Amazingren/MIRAGE`, MIT. A Lightning `.ckpt` holds `state_dict` with every key under `net.`;
-MIRAGE-T has 964 tensors, MIRAGE-S 991.
+A Lightning `.ckpt` of the release holds `state_dict` with every key under `net.`: 964 tensors for MIRAGE-T, 991 for
+MIRAGE-S.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mirage.model import MIRAGE
 
 PREFIX = "net."
 
-# Our name → theirs, first match; stages come first because blocks continue their names.
+# Our name → the release's.
 _STAGES = {
     **{f"encoder{i}": f"encoder_level{i}" for i in (1, 2, 3)},
     **{f"decoder{i}": f"decoder_level{i}" for i in (1, 2, 3)},
@@ -64,7 +64,7 @@ _OUTSIDE = {
 
 
 def release_name(name: str) -> str:
-    """The release's name of one of our tensors."""
+    """Return the release's name of one of our tensors."""
     in_block = re.fullmatch(r"(\w+)\.(\d+)\.(.+)\.(\w+)", name)
     if in_block is None:
         module, leaf = name.rsplit(".", 1)
@@ -77,7 +77,7 @@ def release_name(name: str) -> str:
 
 
 def release_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The release's shape of our tensor `name` of `shape`: there a matrix is a convolution with kernel 1."""
+    """Return the release's shape of our tensor `name`: its matrices are convolutions with kernel size 1."""
     module, _, leaf = name.rpartition(".")
     if module.endswith("depthwise"):
         return shape[0], 1, *shape[1:]
@@ -91,18 +91,18 @@ def release_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def release_state_dict(model: MIRAGE) -> dict[str, Tensor]:
-    """The weights of `model` under the release's names and shapes, for people who use the release.
+    """Return the weights of `model` under the release's names and shapes.
 
-    The release knows the ratios 1:1:1 and the paper's mixer and heads only.
+    Raises ValueError if the release has no such network: it has ratios 1:1:1 and the paper's mixer and heads only.
     """
     config = model.config
     for name in ("kernels", "fusion", "alignment"):
         value, theirs = getattr(config, name), getattr(ModelConfig(), name)
         if value != theirs:
-            raise ValueError(f"{name}={value!r}: the release has no such network; it needs {theirs!r}.")
+            raise ValueError(f"{name}={value!r}: the release has no such network; it has {theirs!r} only.")
     if len(set(config.branch_ratios)) != 1:
         raise ValueError(
-            f"branch_ratios={config.branch_ratios}: the release has no such network; it needs equal shares."
+            f"branch_ratios={config.branch_ratios}: the release has no such network; it has equal shares only."
         )
     return {
         release_name(name): tensor.detach().reshape(release_shape(name, tuple(tensor.shape)))
@@ -111,9 +111,9 @@ def release_state_dict(model: MIRAGE) -> dict[str, Tensor]:
 
 
 def from_release(state: Mapping[str, Tensor]) -> MIRAGE:
-    """A model with the weights of a release `state_dict` (without prefix); its shapes say which network.
+    """Return a model with the weights of a release `state_dict` (without prefix); the shapes determine the network.
 
-    Raises ValueError where a tensor is missing, left over or of another shape.
+    Raises ValueError if a tensor is missing, unknown or of another shape.
     """
     model = MIRAGE(config_of(state))
     ours = model.state_dict()
@@ -122,7 +122,7 @@ def from_release(state: Mapping[str, Tensor]) -> MIRAGE:
     if missing or extra:
         raise ValueError(
             f"{len(state)} tensors where the release has {len(names)}; "
-            f"missing: {_some(missing)}; unknown: {_some(extra)}."
+            f"missing: {_list_some(missing)}; unknown: {_list_some(extra)}."
         )
     for theirs, name in names.items():
         expected = release_shape(name, tuple(ours[name].shape))
@@ -133,7 +133,7 @@ def from_release(state: Mapping[str, Tensor]) -> MIRAGE:
 
 
 def config_of(state: Mapping[str, Tensor]) -> ModelConfig:
-    """The configuration that the shapes of a release `state_dict` imply."""
+    """Return the configuration that the shapes of a release `state_dict` imply."""
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     try:
         dim = state["patch_embed.proj.weight"].shape[0]
@@ -162,5 +162,5 @@ def _depth(state: Mapping[str, Tensor], level: str) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(f"{level}.")})
 
 
-def _some(names: list[str]) -> str:
+def _list_some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

@@ -1,4 +1,4 @@
-"""Images of any size through the model."""
+"""Restoration of images of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mirage.tiles import forward_in_tiles
 Mode = Literal["auto", "whole", "strips", "tiles"]
 
 WHOLE_BYTES = 2**30
-"""What `auto` lets a whole image take before it goes over to strips."""
+"""Memory above which `auto` uses strips instead of the whole image."""
 
 
 def restore(
@@ -32,22 +32,22 @@ def restore(
 ) -> Tensor:
     """Restore one image (3, h, w) or a batch (b, 3, h, w); h and w may be anything from 1 pixel up.
 
-    degraded: float RGB in [0, 1]. The result has its shape, device and type, and lies in [0, 1].
-    Sides are padded by reflection to multiples of 8, and the result is cropped exactly. The model runs in
-    eval mode, on its own device and in its own type, and is afterwards in the mode that it was in before.
+    degraded: float RGB in [0, 1]. The result has the same shape, device and dtype, in [0, 1]. Sides are padded by
+    reflection to multiples of 8, and the result is cropped. The model runs in eval mode, on its own device and in its
+    own dtype; its mode is restored afterwards.
 
-    mode: `whole` runs the image at once; `strips` gives the same to rounding in bounded memory; `tiles` restores
-    overlapping tiles (`tile` pixels a side, multiples of 8, sharing `overlap`) as images of their own, which is not
-    the same. `auto` takes the whole image if that needs less than `WHOLE_BYTES`, strips otherwise.
-    graphs: of this model, to replay whole images from CUDA graphs; worth it where many are small and of equal size.
-    progress: called with (work done, all work) now and then in the modes that take several steps.
+    mode: `whole` runs the image at once; `strips` gives the same result up to rounding in bounded memory; `tiles`
+    restores overlapping tiles (`tile` pixels a side, multiples of 8, sharing `overlap`) as images of their own, with
+    another result. `auto` uses `whole` if that needs at most `WHOLE_BYTES`, `strips` otherwise.
+    graphs: this model's CUDA graphs, which replay whole images; useful for many small images of equal size.
+    progress: called with (work done, total work) in the modes that take several steps.
     """
     _check(degraded)
     if tile < TOTAL_STRIDE or tile % TOTAL_STRIDE:
         near = max(tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
-        raise ValueError(f"tile={tile}: needs a multiple of {TOTAL_STRIDE}. Nearest: {near}.")
+        raise ValueError(f"tile={tile}: must be a multiple of {TOTAL_STRIDE}. Nearest: {near}.")
     if graphs is not None and graphs.model is not model:
-        raise ValueError("graphs: recorded of another model. Make GraphedModel(model) of this one.")
+        raise ValueError("graphs: belong to another model. Use GraphedModel(model) of this one.")
     weight = model.output.weight
     was_training = model.training
     model.eval()
@@ -58,13 +58,15 @@ def restore(
             if mode == "auto":
                 mode = "whole" if whole_bytes(model, batch) <= WHOLE_BYTES else "strips"
             if mode == "tiles":
-                image = forward_in_tiles(lambda x: _padded(model, x, None), batch, tile, overlap, progress)
+                image = forward_in_tiles(
+                    lambda x: _forward_padded(model, x, None), batch, tile, overlap, progress
+                )
             elif mode == "strips":
-                image = _padded(
+                image = _forward_padded(
                     model, batch, lambda x: forward_in_strips(model, x.contiguous(), progress=progress)
                 )
             else:
-                image = _padded(model, batch, graphs)
+                image = _forward_padded(model, batch, graphs)
             image = image.clamp_(0, 1).to(degraded.device, degraded.dtype)
     finally:
         model.train(was_training)
@@ -75,22 +77,22 @@ def restore(
 
 
 def whole_bytes(model: MIRAGE, batch: Tensor) -> int:
-    """Memory that a batch (b, 3, h, w) takes at once, about: maps alive in a full-resolution block of decoder 1."""
+    """Estimate the memory of a batch (b, 3, h, w) at once: the maps of a full-resolution block of decoder 1."""
     channels = 2 * model.config.dim
-    maps = 1 + 6 * model.config.ffn_expansion  # measured, to within a fifth
+    maps = 1 + 6 * model.config.ffn_expansion  # measured, within 20 %
     return int(batch.shape[0] * batch.shape[2] * batch.shape[3] * channels * maps * batch.element_size())
 
 
-def _padded(model: MIRAGE, batch: Tensor, forward: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _forward_padded(model: MIRAGE, batch: Tensor, forward: Callable[[Tensor], Tensor] | None) -> Tensor:
     padded = reflect_to_multiple(batch, TOTAL_STRIDE)
     image: Tensor = model(padded).image if forward is None else forward(padded)
     return image[..., : batch.shape[2], : batch.shape[3]].contiguous()
 
 
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Continue (b, c, h, w) to the right and below by reflection, as often as it takes, to multiples.
+    """Pad (b, c, h, w) at the right and bottom by repeated reflection to multiples of `multiple`.
 
-    The network pools over the whole image, so that zeros there would change it everywhere.
+    The network pools over the whole image: zeros there would change the result everywhere.
     """
     for axis in (2, 3):
         size = image.shape[axis]
@@ -101,7 +103,7 @@ def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def _reflection(size: int, target: int) -> Tensor:
-    """`target` positions 0, 1, ..., size - 1, size - 2, ..., 0, 1, ...; all 0 for a single pixel."""
+    """Return `target` positions 0, 1, ..., size - 1, size - 2, ..., 0, 1, ...; all 0 for a single pixel."""
     position = torch.arange(target) % max(2 * (size - 1), 1)
     return torch.minimum(position, 2 * (size - 1) - position)
 
@@ -109,14 +111,14 @@ def _reflection(size: int, target: int) -> Tensor:
 def _check(degraded: Tensor) -> None:
     shape = tuple(degraded.shape)
     if degraded.dim() not in (3, 4) or shape[-3] != 3 or 0 in shape:
-        raise ValueError(f"degraded has shape {shape}: expected RGB as (3, h, w) or (b, 3, h, w), not empty.")
+        raise ValueError(f"degraded has shape {shape}: must be non-empty RGB, (3, h, w) or (b, 3, h, w).")
     if not degraded.is_floating_point():
         raise ValueError(
-            f"degraded is {degraded.dtype}: expected floats in [0, 1]. For 8-bit images: .float() / 255."
+            f"degraded is {degraded.dtype}: must be floats in [0, 1]. For 8-bit images: .float() / 255."
         )
     low, high = (float(value) for value in degraded.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"degraded spans [{low:g}, {high:g}]: expected floats in [0, 1] without NaN. "
+            f"degraded spans [{low:g}, {high:g}]: must be floats in [0, 1] without NaN. "
             "Divide 8-bit values by 255, or clamp."
         )

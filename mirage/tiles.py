@@ -1,6 +1,6 @@
 """Large images in overlapping tiles: each tile is restored as an image of its own, and the overlaps are blended.
 
-Not equal to the whole image: attention and the generated kernels then see a tile instead of the image.
+The result differs from the whole image's: attention and the generated filters see a tile instead of the image.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ def forward_in_tiles(
     overlap: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Restore (b, 3, h, w) by `forward` on tiles of at most `tile` pixels a side that share `overlap` pixels or more.
+    """Restore (b, 3, h, w) with `forward` on tiles of at most `tile` pixels a side that share `overlap` pixels or more.
 
-    Where tiles overlap, their weights rise and fall linearly and add up to 1.
+    In the overlaps the weights of the tiles rise and fall linearly and add up to 1.
     """
     if not 0 <= overlap <= tile // 2:
-        raise ValueError(f"overlap={overlap}: at least 0 and at most half of the tile, {tile // 2}.")
+        raise ValueError(f"overlap={overlap}: must be from 0 to half of the tile, {tile // 2}.")
     height, width = degraded.shape[2:]
-    tops, lefts = starts(height, tile, overlap), starts(width, tile, overlap)
-    down, across = (blends(size, at, tile, degraded) for size, at in ((height, tops), (width, lefts)))
+    tops, lefts = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
+    down, across = (
+        blend_weights(size, starts, tile, degraded) for size, starts in ((height, tops), (width, lefts))
+    )
     image = torch.zeros_like(degraded)
     for i, top in enumerate(tops):
         for j, left in enumerate(lefts):
@@ -38,21 +40,20 @@ def forward_in_tiles(
     return image
 
 
-def starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along an axis: evenly spread, the first at 0, the last ending at `size`."""
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Return the first pixel of each tile along an axis: evenly spaced from 0, the last tile ending at `size`."""
     if size <= tile:
         return [0]
     count = -(-(size - overlap) // (tile - overlap))
     return [round(i * (size - tile) / (count - 1)) for i in range(count)]
 
 
-def blends(size: int, at: list[int], tile: int, like: Tensor) -> Tensor:
-    """Weights (tiles, size) of the tiles that begin at `at`; every column adds up to 1.
+def blend_weights(size: int, starts: list[int], tile: int, like: Tensor) -> Tensor:
+    """Return the weights (tiles, size) of the tiles that begin at `starts`; every column adds up to 1.
 
-    A tile counts by the distance to its nearer end, and each column is divided by its sum: 1 where a tile is alone,
-    a ramp where two meet.
+    A tile's weight is the distance to its nearer end, divided by the sum over the tiles there.
     """
     position = torch.arange(size, device=like.device, dtype=torch.float64)
-    tents = [torch.minimum(position - start + 1, start + tile - position).clamp_min(0) for start in at]
+    tents = [torch.minimum(position - start + 1, start + tile - position).clamp_min(0) for start in starts]
     weights = torch.stack(tents)
     return (weights / weights.sum(0)).to(like.dtype)

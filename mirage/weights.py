@@ -1,4 +1,4 @@
-"""Weights on disk and on the wire: safetensors with the configuration in the header; a file is enough."""
+"""Weights files: safetensors with the model's configuration in the header."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ __all__ = [
 ]
 
 LIGHTNING = "2.6.0"
-"""Version of Lightning that the release asks for, whose layout `save_release` writes."""
+"""Version of Lightning that the release requires; `save_release` writes its checkpoint layout."""
 
 CONFIG_KEY = "mirage.config"
-"""Header entry that holds the configuration as JSON."""
+"""Name of the header entry that holds the configuration as JSON."""
 
 
 class WeightsError(ValueError):
-    """A file or a string of bytes does not hold the weights of a MIRAGE."""
+    """A file or bytes that are not the weights of a MIRAGE model."""
 
 
 def dumps(model: MIRAGE, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The weights and configuration of `model` as the bytes of a safetensors file.
+    """Return the weights and configuration of `model` as the bytes of a safetensors file.
 
-    metadata: further header entries, text to text.
+    metadata: further header entries.
     """
     _refuse_padded(model)
     header = {**(metadata or {}), CONFIG_KEY: json.dumps(model.config.to_dict())}
@@ -54,12 +54,12 @@ def dumps(model: MIRAGE, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def loads(data: bytes, device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:
-    """The model whose `dumps` is `data`, in eval mode unless `training`."""
+    """Return the model that `dumps` wrote, in eval mode unless `training`."""
     header = read_metadata(data)
     if CONFIG_KEY not in header:
         raise WeightsError(
             "a safetensors file, but its header has no configuration: not written by mirage.save. "
-            "The authors' checkpoints are read by mirage.load_release."
+            "Read the authors' checkpoints with mirage.load_release."
         )
     try:
         config = ModelConfig.from_dict(json.loads(header[CONFIG_KEY]))
@@ -75,20 +75,20 @@ def loads(data: bytes, device: str | torch.device = "cpu", training: bool = Fals
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
-    """The header entries of a safetensors file's bytes."""
+    """Return the header entries in the bytes of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise WeightsError(f"not a safetensors file, or cut short: {len(data)} bytes.")
+        raise WeightsError(f"not a safetensors file, or truncated: {len(data)} bytes.")
     try:
         header = json.loads(data[8 : 8 + length])
     except ValueError as error:
-        raise WeightsError("not a safetensors file: its header is no JSON.") from error
+        raise WeightsError("not a safetensors file: its header is not JSON.") from error
     entries = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     return {str(name): str(value) for name, value in entries.items()}
 
 
 def save(model: MIRAGE, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `dumps` to a file; a reader sees the old file or the new one, never a part."""
+    """Write the result of `dumps` to a file, atomically."""
     _replace(Path(path), dumps(model, metadata))
 
 
@@ -99,12 +99,12 @@ def load(
     *,
     align: int = 1,
 ) -> MIRAGE:
-    """The model that `save` wrote, in eval mode unless `training`.
+    """Return the model that `save` wrote, in eval mode unless `training`.
 
-    align: pad hidden widths with zeros to multiples of this, 8 for inference on a GPU; see `mirage.padding`.
+    align: pad hidden widths with zeros to multiples of this; 8 suits inference on a GPU, see `mirage.padding`.
     """
     if training and align != 1:
-        raise ValueError(f"align={align}: padded weights are for inference. Train without.")
+        raise ValueError(f"align={align}: padded weights are for inference only. Remove align to train.")
     try:
         model = loads(Path(path).read_bytes(), device, training)
     except WeightsError as error:
@@ -115,13 +115,13 @@ def load(
 def load_release(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False
 ) -> MIRAGE:
-    """The model of one of the authors' Lightning checkpoints, without Lightning or unpickling code."""
+    """Return the model in one of the authors' Lightning checkpoints, without Lightning or running pickled code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose own words advise to let the file run its code
+    except pickle.UnpicklingError as error:  # its message recommends to allow arbitrary code
         raise WeightsError(
-            f"{path}: not a PyTorch checkpoint of plain tensors and values. Code that a file brings is never run: "
-            "save it again without."
+            f"{path}: not a PyTorch checkpoint of plain tensors and values. Pickled code is never run: save the file "
+            "again without it."
         ) from error
     except (RuntimeError, EOFError) as error:
         raise WeightsError(
@@ -129,10 +129,10 @@ def load_release(
         ) from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
-        raise WeightsError(f"{path}: no `state_dict` inside; a Lightning checkpoint has one.")
+        raise WeightsError(f"{path}: no `state_dict` inside, which a Lightning checkpoint has.")
     outside = [name for name in state if not name.startswith(PREFIX)]
     if outside:
-        raise WeightsError(f"{path}: {outside[0]} is not under `{PREFIX}` as the release's weights are.")
+        raise WeightsError(f"{path}: {outside[0]} is not under `{PREFIX}`, unlike the release's weights.")
     try:
         model = from_release({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
     except ValueError as error:
@@ -141,10 +141,10 @@ def load_release(
 
 
 def save_release(model: MIRAGE, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint that the authors' own code loads; `load_release` is the inverse.
+    """Write a checkpoint that the authors' code loads; `load_release` is the inverse.
 
-    Plain tensors under their names, in the layout that Lightning reads weights from. Raises WeightsError when the
-    release has no such network.
+    It has plain tensors under the release's names in Lightning's layout. Raises WeightsError if the release has no such
+    network.
     """
     _refuse_padded(model)
     try:
@@ -153,7 +153,7 @@ def save_release(model: MIRAGE, path: str | os.PathLike[str]) -> None:
         raise WeightsError(str(error)) from error
     buffer = io.BytesIO()
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    # Lightning reads the version before anything else, to decide whether to migrate an older layout.
+    # Lightning reads the version first, to decide whether to migrate an older layout.
     version = {"pytorch-lightning_version": LIGHTNING}
     torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0, **version}, buffer)
     _replace(Path(path), buffer.getvalue())
@@ -163,12 +163,12 @@ def _refuse_padded(model: MIRAGE) -> None:
     if model.hidden_multiple > 1:
         raise WeightsError(
             f"the hidden widths of this model are padded to multiples of {model.hidden_multiple} for inference, and "
-            "its configuration does not say so. Save the model that it was made of."
+            "its configuration does not say so. Save the original model."
         )
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+    """Write a file atomically."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(data)

@@ -1,4 +1,4 @@
-"""The types in which an operator works, which autocast cannot choose for operators that it does not know."""
+"""Autocast for custom operators, whose inputs PyTorch does not cast."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def working(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Return `tensors` in autocast's type where that is on for the device of x, otherwise as they are."""
+def cast_for_autocast(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Return `tensors` in the dtype of autocast if it is on for the device of x, otherwise unchanged."""
     device = x.device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)

@@ -1,4 +1,4 @@
-"""Operators that torch.compile does not look into, at no price where nothing is compiled or recorded."""
+"""Custom operators that torch.compile does not trace into."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 class Operator(Generic[P, R]):
-    """A function of tensors as the operator `torch.ops.mirage.<its name>`.
+    """A function of tensors, registered as the operator `torch.ops.mirage.<its name>`.
 
-    In inference mode the function itself is called: the first call of an operator imports torch's compiler, which takes
-    seconds, and who restores one photograph waits for it.
+    In inference mode the function is called directly: the first call of a registered operator imports torch's compiler,
+    which takes seconds and delays the first restored photograph.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
@@ -28,10 +28,14 @@ class Operator(Generic[P, R]):
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Compute it."""
-        if (
-            not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-        ):  # dynamo cannot trace the second
+        """Compute the operator."""
+        # The order matters: dynamo cannot trace is_inference_mode_enabled.
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return self._function(*args, **kwargs)
         result: R = self._operator(*args, **kwargs)
         return result
+
+
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep the inputs of an operator for its gradient."""
+    ctx.save_for_backward(*inputs)

@@ -1,8 +1,7 @@
-"""The forms that exporters understand: plain operators whose attributes do not depend on the input's sizes.
+"""Forms of the operators for exporters: the reference, with a dynamic convolution whose batch size stays free.
 
-While a model is exported, the seam's functions are their references, and `dynamic_depthwise` is the one below: what
-the number of images decides in the reference, the groups of a convolution, the channels decide here, so that the batch
-stays free.
+In the reference the number of groups depends on the number of images, and tracing would freeze it. Here it depends on
+the channels.
 """
 
 from __future__ import annotations
@@ -15,27 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage import kernels as seam
 from mirage.kernels import reference
+from mirage.kernels.backend import use_backend
 
 
 @contextmanager
 def exportable() -> Iterator[None]:
-    """Let every function of the seam be one that exporters understand for a while, in the whole process."""
-    names = [name for name in seam.__all__ if callable(getattr(seam, name))]
-    before = {(module, name): getattr(module, name) for module in (seam, reference) for name in names}
+    """Make the operators exportable in the whole process within the block."""
+    before = reference.dynamic_depthwise
+    reference.dynamic_depthwise = dynamic_depthwise
     try:
-        reference.dynamic_depthwise = dynamic_depthwise  # the reference's regions are made of it
-        for name in names:
-            setattr(seam, name, getattr(reference, name))
-        yield
+        with use_backend("reference"):
+            yield
     finally:
-        for (module, name), function in before.items():
-            setattr(module, name, function)
+        reference.dynamic_depthwise = before
 
 
-class _Grouped(torch.autograd.Function):
-    """A convolution that ONNX's exporter writes as it is: that exporter refuses kernels it knows no sizes of."""
+class _GroupedConvolution(torch.autograd.Function):
+    """A grouped convolution that is written to ONNX as it is: the exporter refuses filters of unknown shape."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int, padding: int) -> Tensor:
@@ -46,15 +42,15 @@ class _Grouped(torch.autograd.Function):
         return graph.op("Conv", x, weight, group_i=groups, pads_i=[padding] * 4)
 
 
-def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
-    """x (b, h, w, c), kernels (b, c, k, k) → (b, h, w, c).
+def dynamic_depthwise(x: Tensor, filters: Tensor) -> Tensor:
+    """Convolve x (b, h, w, c) with filters (b, c, k, k).
 
-    Every image meets the kernels of all images and keeps its own: b times the reference's work for a batch of b.
+    Every image is convolved with the filters of all images and keeps its own result: b times the work of the reference.
     """
     batch, height, width, _ = x.shape
-    channels, size = int(kernels.shape[1]), int(kernels.shape[3])
-    weight = kernels.transpose(0, 1).reshape(-1, 1, size, size)  # (c * b, 1, k, k)
-    convolve = _Grouped.apply if torch.onnx.is_in_onnx_export() else _convolve
+    channels, size = int(filters.shape[1]), int(filters.shape[3])
+    weight = filters.transpose(0, 1).reshape(-1, 1, size, size)  # (c * b, 1, k, k)
+    convolve = _GroupedConvolution.apply if torch.onnx.is_in_onnx_export() else _convolve
     every = convolve(x.permute(0, 3, 1, 2), weight, channels, size // 2)
     every = every.reshape(batch, channels, batch, height, width)
     image = torch.arange(batch, device=x.device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirage import MIRAGE, ModelConfig
-from mirage.config import Recompute
+from mirage.config import ActivationCheckpointing
 from mirage.loss import LossWeights, fourier_distance, restoration_loss
 from mirage.padding import padded
 from orchestrator.bench import external_repos
@@ -41,10 +41,12 @@ class BenchNetwork:
     """Class of the blocks that are compiled one by one."""
 
 
-def ours(size: str, activation_checkpointing: Recompute = "none", align: int = 1) -> BenchNetwork:
+def ours(
+    size: str, activation_checkpointing: ActivationCheckpointing = "none", align: int = 1
+) -> BenchNetwork:
     """Return this project's model with DropPath 0, its hidden widths padded to multiples of `align`."""
     model = MIRAGE(replace(getattr(ModelConfig, size)(), drop_path=0.0))
-    model.recompute(activation_checkpointing)
+    model.checkpoint_activations(activation_checkpointing)
     if align > 1:
         model = padded(model, align)
     return from_model(model, f"ours {size}")

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mirage import MIRAGE, ModelConfig
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.loss import LossWeights, restoration_loss
 from orchestrator.training.engines.base import Engine, InProcessEngine
 from orchestrator.training.engines.ddp import DDPEngine
@@ -127,7 +127,7 @@ def _steps(spec: ScalingSpec, engine: Engine, draw: Callable[[], Batch]) -> tupl
         degraded, clean = batch.to_float(engine.device, 0, "release")
         with engine.sync(last=True):
             output = wrapped(degraded, batch.positions.to(engine.device))
-            share = Share(*batch.share) if engine.world_size > 1 else None
+            share = BatchShare(*batch.share) if engine.world_size > 1 else None
             engine.backward(restoration_loss(output, clean, LossWeights(), share).total, last=True)
         engine.step(optimizer, None)
         _synchronize(engine.device)

@@ -1,13 +1,12 @@
-"""A model in other formats, each read back and compared with the model itself before the file is there.
+"""Export of a model to other formats. Each file is read back and compared with the model before it is put in place.
 
-    safetensors    weights and configuration; what `mirage.load` reads
-    torchscript    one file for torch.jit.load, from Python or C++, without this project
+    safetensors    weights and configuration, read by `mirage.load`
+    torchscript    one file for torch.jit.load in Python or C++, without this project
     onnx           one file for ONNX Runtime and others, with free batch, height and width (opset 17)
-    release        a checkpoint in the layout of the authors' own scripts
+    release        a checkpoint in the layout of the authors' scripts
 
-TorchScript and ONNX take float32 RGB in [0, 1], (b, 3, h, w), of any size: reflection to multiples of 8,
-the crop and the clamp are inside, as in `mirage.restore`. They restore an image at once: nothing in them bounds
-memory by strips.
+TorchScript and ONNX take float32 RGB in [0, 1], (b, 3, h, w), of any size: they contain the reflection to multiples
+of 8, the crop and the clamp of `mirage.restore`. They restore whole images, without strips that bound the memory.
 """
 
 from __future__ import annotations
@@ -31,58 +30,60 @@ from mirage.weights import save_release
 from orchestrator.errors import ExportError
 
 Run = Callable[[Tensor], Tensor]
-"""Degraded images (b, 3, h, w) to restored ones."""
+"""A function from degraded images (b, 3, h, w) to restored ones."""
 
 SHAPES = ((1, 3, 64, 64), (2, 3, 33, 45), (1, 3, 40, 97), (2, 3, 16, 9))
-"""What parity is measured on: one image and two, square and not, multiples of 8 and not."""
+"""Shapes on which the difference is measured: one image and two, square and not, multiples of 8 and not."""
 
 OPSET = 17
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """How one format is written and read back."""
 
     write: Callable[[MIRAGE, Path], None]
     read: Callable[[Path], Run]
     suffix: str
     tolerance: float
-    """Largest difference that passes, in values of [0, 1]; 0: the same to the last bit."""
+    """Largest accepted difference, for values in [0, 1]; 0 means identical bits."""
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far an exported model is from the model."""
+class ExportParity:
+    """The difference between an exported model and the model."""
 
     worst: float
-    """Largest absolute difference, in values of [0, 1]."""
+    """Largest absolute difference, for values in [0, 1]."""
     shape: tuple[int, ...]
-    """Where it was found."""
+    """Shape of the images with this difference."""
     tolerance: float
 
     @property
     def holds(self) -> bool:
-        """Whether the export computes what the model computes; a difference that is no number does not."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.worst <= self.tolerance
 
     def __str__(self) -> str:
-        """Return the measurement as one would say it."""
+        """Describe the measurement."""
         where = " x ".join(map(str, self.shape))
-        return f"largest difference {self.worst:.1e} at {where}, at most {self.tolerance:.0e} allowed"
+        return f"largest difference {self.worst:.1e} at {where}, tolerance {self.tolerance:.0e}"
 
 
-def export(model: MIRAGE, out: Path, form: str) -> Parity:
-    """Write `model` to `out` in a format and return the parity that was measured on the file.
+def export(model: MIRAGE, out: Path, form: str) -> ExportParity:
+    """Write `model` to `out` in a format and return the difference measured on the file.
 
-    Raises ExportError, with nothing left behind, when the format cannot hold the model or computes something else.
+    Raises ExportError and leaves no file if the format cannot hold the model or the file computes something else.
     """
     if form not in FORMATS:
-        raise ExportError(f"format {form!r}: one of {', '.join(FORMATS)}.")
+        raise ExportError(f"format {form!r}: must be one of {', '.join(FORMATS)}.")
     chosen = FORMATS[form]
     if out.suffix != chosen.suffix:
-        raise ExportError(f"{out}: the format {form} is a {chosen.suffix} file; give -o a name that ends so.")
+        raise ExportError(
+            f"{out}: the format {form} is a {chosen.suffix} file; give -o a name with this suffix."
+        )
     if out.exists():
-        raise ExportError(f"{out} exists already: remove it, or give -o another name.")
+        raise ExportError(f"{out} already exists: remove it, or give -o another name.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -90,38 +91,38 @@ def export(model: MIRAGE, out: Path, form: str) -> Parity:
             chosen.write(model, partial)
             parity = measure(model, chosen.read(partial), chosen.tolerance)
             if not parity.holds:
-                raise ExportError(f"{out}: not written, the {form} file is not the model: {parity}.")
+                raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.")
             partial.replace(out)
     except OSError as error:
-        raise ExportError(f"{out}: cannot be written ({error.strerror or error}).") from error
+        raise ExportError(f"{out}: cannot write the file ({error.strerror or error}).") from error
     return parity
 
 
-def measure(model: MIRAGE, run: Run, tolerance: float) -> Parity:
+def measure(model: MIRAGE, run: Run, tolerance: float) -> ExportParity:
     """Compare `run` with `mirage.restore` of `model` on images of each of `SHAPES`."""
-    worst, where = -1.0, SHAPES[0]
+    worst, worst_shape = -1.0, SHAPES[0]
     for shape in SHAPES:
         degraded = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
         expected, found = restore(model, degraded, "whole"), run(degraded)
-        same = found.shape == expected.shape
-        off = float((found - expected).abs().max()) if same else float("inf")
-        if not off <= worst:  # so that NaN counts as worst
-            worst, where = off, shape
-    return Parity(worst, where, tolerance)
+        same_shape = found.shape == expected.shape
+        difference = float((found - expected).abs().max()) if same_shape else float("inf")
+        if not difference <= worst:  # NaN counts as the worst
+            worst, worst_shape = difference, shape
+    return ExportParity(worst, worst_shape, tolerance)
 
 
 class AnySize(nn.Module):
-    """`mirage.restore` of a whole image as one graph, for exporters."""
+    """The function `mirage.restore` of a whole image as a module, for exporters."""
 
     def __init__(self, model: MIRAGE) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        for head in ("spd_shallow", "spd_latent"):  # training alone has a use for them
+        for head in ("spd_shallow", "spd_latent"):  # used in training only
             if hasattr(self.model, head):
                 delattr(self.model, head)
 
     def forward(self, degraded: Tensor) -> Tensor:
-        """degraded (b, 3, h, w) → restored (b, 3, h, w), in [0, 1]."""
+        """Restore degraded (b, 3, h, w); the result is in [0, 1]."""
         image = _reflected(_reflected(degraded, 2), 3)
         restored: Tensor = self.model(image).image
         for axis in (2, 3):
@@ -130,16 +131,16 @@ class AnySize(nn.Module):
 
 
 def _reflected(image: Tensor, axis: int) -> Tensor:
-    """As `mirage.restore.reflect_to_multiple` along one axis, without a decision that depends on the size."""
+    """Reflect like `mirage.restore.reflect_to_multiple` along one axis, without a branch that depends on the size."""
     size = image.shape[axis]
-    last = _positions(size).amax()  # as a tensor: exporters fold what is computed from numbers
+    last = _positions(size).amax()  # a tensor: exporters turn numbers into constants
     position = _positions((size + TOTAL_STRIDE - 1) // TOTAL_STRIDE * TOTAL_STRIDE)
     position = torch.remainder(position, (2 * last).clamp(min=1))
     return image.index_select(axis, torch.minimum(position, 2 * last - position))
 
 
 def _positions(size: int) -> Tensor:
-    """0, 1, ..., size - 1; tracing keeps the size free here, and not in `arange`."""
+    """Return 0, 1, ..., size - 1; tracing keeps the size free here, unlike in `arange`."""
     return torch.ones(size, dtype=torch.int64).cumsum(0) - 1
 
 
@@ -149,10 +150,11 @@ def _example() -> Tensor:
 
 @contextmanager
 def _exporting() -> Iterator[None]:
-    """What all exporters need: no gradients, forms they understand, and no warnings of what parity measures.
+    """Disable gradients, choose exportable operators, and hide two kinds of warnings.
 
-    Tracing warns that the model's check of its input becomes a constant. TorchScript, and ONNX through it, warn of
-    their age: torch.export takes minutes where tracing takes seconds, and both give the same numbers.
+    Tracing warns that the model's check of its input becomes a constant; the comparison covers that. TorchScript, and
+    ONNX through it, warn that they are deprecated: torch.export takes minutes instead of seconds, for the same
+    numbers.
     """
     with torch.no_grad(), exportable(), warnings.catch_warnings():
         for category in (TracerWarning, DeprecationWarning):
@@ -169,7 +171,7 @@ def _write_torchscript(model: MIRAGE, path: Path) -> None:
 
 def _read_torchscript(path: Path) -> Run:
     with _exporting():
-        return _quiet(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
+        return _without_gradient(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
 def _write_onnx(model: MIRAGE, path: Path) -> None:
@@ -189,19 +191,19 @@ def _write_onnx(model: MIRAGE, path: Path) -> None:
     except torch.onnx.OnnxExporterError as error:
         if "not installed" not in str(error):
             raise
-        raise ExportError(_NEEDS) from error
+        raise ExportError(_MISSING_ONNX) from error
 
 
 def _read_onnx(path: Path) -> Run:
     try:
         from onnxruntime import InferenceSession
     except ImportError as error:
-        raise ExportError(_NEEDS) from error
+        raise ExportError(_MISSING_ONNX) from error
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda degraded: torch.from_numpy(session.run(None, {"degraded": degraded.numpy()})[0])
 
 
-_NEEDS = "ONNX needs the packages onnx and onnxruntime: pip install 'mirage-orchestrator[export]'."
+_MISSING_ONNX = "ONNX needs the packages onnx and onnxruntime: pip install 'mirage-orchestrator[export]'."
 
 
 def _read_weights(path: Path) -> Run:
@@ -214,7 +216,7 @@ def _read_release(path: Path) -> Run:
     return lambda degraded: restore(model, degraded, "whole")
 
 
-def _quiet(module: Run) -> Run:
+def _without_gradient(module: Run) -> Run:
     def run(degraded: Tensor) -> Tensor:
         with torch.no_grad():
             return module(degraded)
@@ -223,8 +225,8 @@ def _quiet(module: Run) -> Run:
 
 
 FORMATS = {
-    "safetensors": Format(save, _read_weights, ".safetensors", 0.0),
-    "torchscript": Format(_write_torchscript, _read_torchscript, ".pt", 1e-4),
-    "onnx": Format(_write_onnx, _read_onnx, ".onnx", 1e-4),
-    "release": Format(save_release, _read_release, ".ckpt", 0.0),
+    "safetensors": ExportFormat(save, _read_weights, ".safetensors", 0.0),
+    "torchscript": ExportFormat(_write_torchscript, _read_torchscript, ".pt", 1e-4),
+    "onnx": ExportFormat(_write_onnx, _read_onnx, ".onnx", 1e-4),
+    "release": ExportFormat(save_release, _read_release, ".ckpt", 0.0),
 }

@@ -1,4 +1,4 @@
-"""The network of a training job: a MIRAGE, or a class of anybody's that is called like one."""
+"""The network of a training job: a MIRAGE or a user-defined model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from orchestrator.models import user_model
 _TILE_OVERLAP = 64
 
 
-class OwnNetwork(nn.Module):
-    """A class of anybody's, called as a MIRAGE is; it has no embeddings."""
+class UserModel(nn.Module):
+    """A user-defined model with the interface of a MIRAGE; it has no embeddings."""
 
     def __init__(self, inner: nn.Module, stride: int, tile: int | None) -> None:
         super().__init__()
@@ -31,10 +31,12 @@ class OwnNetwork(nn.Module):
         self.tile = tile
 
     def forward(self, degraded: Tensor, keys: Tensor | None = None) -> Output:
-        """Restore a batch (b, 3, h, w) whose sides are multiples of the stride; `keys` are not used."""
+        """Restore a batch (b, 3, h, w) whose sides are multiples of the stride; `keys` are ignored."""
         image = user_model.image_of(self.inner(degraded))
         if image.shape != degraded.shape:
-            raise ModelError(f"the network made {tuple(image.shape)} of images {tuple(degraded.shape)}.")
+            raise ModelError(
+                f"the network returned images of shape {tuple(image.shape)} for {tuple(degraded.shape)}."
+            )
         return Output(image, None, None)
 
     def restore(self, degraded: Tensor) -> Tensor:
@@ -60,41 +62,41 @@ class OwnNetwork(nn.Module):
         return cropped
 
 
-Network = MIRAGE | OwnNetwork
+Network = MIRAGE | UserModel
 
 
 def make(model: Model) -> Network:
-    """Return a new network as `model` describes it. Raises ModelError."""
+    """Return a new network for the section `model` of a job. Raises ModelError."""
     if model.class_ is None:
         return MIRAGE(model.build())
     inner = user_model.build(model.class_, model.path, model.arguments)
-    return OwnNetwork(inner, model.stride, model.tile)
+    return UserModel(inner, model.stride, model.tile)
 
 
-def restoring(network: Network) -> Callable[[Tensor], Tensor]:
-    """Return the function that restores an image (3, h, w) of any size with `network`."""
+def restore_function(network: Network) -> Callable[[Tensor], Tensor]:
+    """Return a function that restores an image (3, h, w) of any size with `network`."""
     return partial(restore, network) if isinstance(network, MIRAGE) else network.restore
 
 
-def dump(network: Network, facts: Mapping[str, str]) -> bytes:
-    """Return the weights as a safetensors file with `facts` in its header; a class's carry its own names."""
+def dump(network: Network, metadata: Mapping[str, str]) -> bytes:
+    """Return the weights as a safetensors file with `metadata` in its header."""
     if isinstance(network, MIRAGE):
-        return dumps(network, facts)
+        return dumps(network, metadata)
     tensors = {name: value.detach().cpu().clone() for name, value in network.inner.state_dict().items()}
     kind = type(network.inner)
-    return safetensors.torch.save(tensors, {**facts, "class": f"{kind.__module__}:{kind.__qualname__}"})
+    return safetensors.torch.save(tensors, {**metadata, "class": f"{kind.__module__}:{kind.__qualname__}"})
 
 
 def header(model: Model) -> dict[str, str]:
-    """Return the header that makes a MIRAGE's state a weights file; none for another class."""
+    """Return the header entries that make a MIRAGE's state a weights file; none for a user-defined model."""
     return {} if model.class_ is not None else {CONFIG_KEY: json.dumps(model.build().to_dict())}
 
 
 def read(model: Model, weights: bytes) -> Network:
-    """Return the network of `model` with the weights that `dump` wrote, in eval mode."""
+    """Return the network of the section `model` with weights written by `dump`, in eval mode."""
     if model.class_ is None:
         return loads(weights)
     network = make(model)
-    assert isinstance(network, OwnNetwork), "a class was named"
+    assert isinstance(network, UserModel)
     user_model.load_weights(network.inner, weights, "weights")
     return network.eval()

@@ -1,4 +1,4 @@
-"""The authors' checkpoints in and out: the shell around `mirage.load_release` and `mirage.weights.save_release`."""
+"""Import and export of the authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mirage.weights import WeightsError, save_release
 
 
 def import_checkpoint(checkpoint: Path, out: Path) -> str:
-    """Write the weights of one of the authors' `.ckpt` files as safetensors and say what they are.
+    """Write the weights of one of the authors' `.ckpt` files as safetensors and describe them.
 
-    The configuration is read off the shapes. Raises WeightsError, with nothing written, when the file is not
-    such a checkpoint or `out` cannot be written.
+    The configuration follows from the shapes. Raises WeightsError and writes nothing if the file is not such a
+    checkpoint or `out` cannot be written.
     """
     _check_target(checkpoint, out, ".safetensors")
     model = load_release(checkpoint)
@@ -24,7 +24,7 @@ def import_checkpoint(checkpoint: Path, out: Path) -> str:
 
 
 def export_checkpoint(weights: Path, out: Path) -> str:
-    """Write a safetensors file of ours as a `.ckpt` that the authors' test scripts load, and say what it is."""
+    """Write a safetensors file of this project as a `.ckpt` for the authors' test scripts, and describe it."""
     _check_target(weights, out, ".ckpt")
     model = load(weights)
     _write(out, lambda: save_release(model, out))
@@ -35,9 +35,9 @@ def _check_target(source: Path, out: Path, suffix: str) -> None:
     if not source.is_file():
         raise WeightsError(f"{source}: no such file.")
     if out.suffix != suffix:
-        raise WeightsError(f"{out}: the result is a {suffix} file; give -o a name that ends so.")
+        raise WeightsError(f"{out}: the result is a {suffix} file; give -o a name with this suffix.")
     if out.exists():
-        raise WeightsError(f"{out} exists already: remove it, or give -o another name.")
+        raise WeightsError(f"{out} already exists: remove it, or give -o another name.")
 
 
 def _write(out: Path, write: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ def _write(out: Path, write: Callable[[], None]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write()
     except OSError as error:
-        raise WeightsError(f"{out}: cannot be written ({error.strerror}).") from error
+        raise WeightsError(f"{out}: cannot write the file ({error.strerror}).") from error
 
 
 def _describe(config: ModelConfig) -> str:

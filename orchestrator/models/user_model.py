@@ -1,4 +1,4 @@
-"""A network of the user's own: `package.module:Class`, imported from a folder or from what is installed."""
+"""User-defined models: `package.module:Class`, imported from a folder or from an installed package."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from orchestrator.errors import ModelError
 from orchestrator.paths import absolute_uri
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model", "model_state_dict")
-"""Keys below which public checkpoints keep their parameters."""
+"""Keys under which public checkpoints store their parameters."""
 
 
 def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Module:
     """Return a new network of the class `name` (package.module:Class), imported from the folder `path`.
 
-    A relative folder stands below the project. Raises ModelError.
+    A relative path is relative to the project. Raises ModelError.
     """
     module_name, _, class_name = name.partition(":")
     module = _import(module_name, None if path is None else Path(absolute_uri(path)))
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    class_ = getattr(module, class_name, None)
+    if not (isinstance(class_, type) and issubclass(class_, nn.Module)):
         classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
         raise ModelError(
-            f"model.class {name}: {module_name} has no torch network of that name. It has: "
+            f"model.class {name}: {module_name} has no torch.nn.Module of that name. It has: "
             f"{', '.join(classes) or 'none'}."
         )
     try:
-        network: nn.Module = found(**arguments)
+        network: nn.Module = class_(**arguments)
     except TypeError as error:
         raise ModelError(f"model.arguments do not fit {name}: {error}.") from error
     return network
 
 
 def load_weights(network: nn.Module, data: bytes, where: str) -> None:
-    """Put a safetensors file or a checkpoint of plain tensors into `network`; nothing in it is executed.
+    """Load a safetensors file or a checkpoint of plain tensors into `network`, without running pickled code.
 
-    A prefix that all names share, as wrappers leave it (`net.`, `module.`), is dropped. Raises ModelError.
+    A common prefix of all names, as wrappers add it (`net.`, `module.`), is removed. Raises ModelError.
     """
     state = _state(data, where)
     own = set(network.state_dict())
@@ -57,23 +57,23 @@ def load_weights(network: nn.Module, data: bytes, where: str) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        missing, foreign = sorted(own - set(state)), sorted(set(state) - own)
-        told = [f"{len(missing)} of its {len(own)} are missing, first {missing[0]}"] if missing else []
-        told += [f"{len(foreign)} are not its own, first {foreign[0]}"] if foreign else []
-        told = told or [str(error).splitlines()[-1].strip()]
-        raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(told)}.") from error
+        missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
+        problems = [f"{len(missing)} of {len(own)} are missing, first {missing[0]}"] if missing else []
+        problems += [f"{len(unknown)} are unknown, first {unknown[0]}"] if unknown else []
+        problems = problems or [str(error).splitlines()[-1].strip()]
+        raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(problems)}.") from error
 
 
 def image_of(output: object) -> Tensor:
-    """Return the restored image in what a network returned: a tensor, the first of several, or `.image`."""
-    found = getattr(output, "image", output)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
+    """Return the restored image from the output of a network: a tensor, the first of several, or `.image`."""
+    image = getattr(output, "image", output)
+    if isinstance(image, tuple | list) and image:
+        image = image[0]
+    if not isinstance(image, Tensor):
         raise ModelError(
-            f"the network returned {type(output).__name__}: a tensor is needed, or a tuple that begins with it."
+            f"the network returned {type(output).__name__}: it must return a tensor or a tuple that begins with one."
         )
-    return found
+    return image
 
 
 def _import(name: str, folder: Path | None) -> ModuleType:
@@ -97,9 +97,7 @@ def _import(name: str, folder: Path | None) -> ModuleType:
         ) from error
     origin = Path(getattr(module, "__file__", None) or "").resolve()
     if folder is not None and not origin.is_relative_to(folder.resolve()):
-        raise ModelError(
-            f"model.class: {name} is taken by {origin}, so that the one in {folder} cannot be imported."
-        )
+        raise ModelError(f"model.class: {name} was imported from {origin}, which hides the one in {folder}.")
     return module
 
 
@@ -107,7 +105,7 @@ def _state(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(data))
     except SafetensorError:
-        pass  # then it is a checkpoint of torch
+        pass  # then it is a torch checkpoint
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -119,11 +117,11 @@ def _state(data: bytes, where: str) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{where}: holds no parameters, nor any of {', '.join(_WRAPPERS)}.")
+        raise ModelError(f"{where}: has no parameters, and none of the keys {', '.join(_WRAPPERS)}.")
     return content
 
 
 def _shared_prefix(state: Mapping[str, Tensor]) -> str:
-    """Return `net.` when every name begins with it, "" when they share no first part."""
+    """Return the first part of all names with its dot, such as `net.`; "" if they differ."""
     firsts = {key.partition(".")[0] for key in state}
     return f"{firsts.pop()}." if len(firsts) == 1 else ""

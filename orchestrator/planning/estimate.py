@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirage.cost import macs, parameters, recomputed_macs
-from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
+from mirage.memory import Backend, Precision, StepMode, activation_bytes, cast_bytes, recomputed_bytes
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Job
 from orchestrator.planning.scaling_model import Network, StepCost, WorkerSpeed, predict
@@ -93,12 +93,12 @@ def memory(job: Job, workers: int) -> MemoryEstimate:
     """Return the memory of one of `workers` at the crop stage that needs the most."""
     config, train, engine = job.model.build(), job.train, job.engine
     precision = _precision(job)
-    form: Form = "composed" if job.workers.gpus else "regions"
-    how = Kept(precision, train.activation_checkpointing, form)
+    backend: Backend = "triton" if job.workers.gpus else "cpu"
+    mode = StepMode(precision, train.activation_checkpointing, backend)
     kept = 0
     for stage, batch in zip(crop_stages.declared(job), crop_stages.batches(job), strict=True):
-        each = activation_bytes(config, stage.pixels, stage.pixels, how)
-        each += recomputed_bytes(config, stage.pixels, stage.pixels, how)
+        each = activation_bytes(config, stage.pixels, stage.pixels, mode)
+        each += recomputed_bytes(config, stage.pixels, stage.pixels, mode)
         kept = max(kept, largest_share(job, batch, workers) * each)
     whole = 4 * parameters(config)
     zero = engine.zero_stage if engine.name == "deepspeed" else 0

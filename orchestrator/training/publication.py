@@ -115,7 +115,7 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
     """Return the comparison sheet and the job's example, restored with the registered model if there is one."""
     held_out = datasets.evaluation_set(run.dataset, run.job)
     cpu = torch.device("cpu")
-    restore = network.restoring(network.read(run.job.model, weights))
+    restore = network.restore_function(network.read(run.job.model, weights))
     pictures = {"sheet.png": comparison_sheet(validation_items(held_out, run.job.validation), restore, cpu)}
     if run.job.example is None:
         return pictures
@@ -123,7 +123,7 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
     if registered is not None:
         from mirage import load
 
-        restore = network.restoring(load(versions.weights_file(registered.uri, run.tracking_uri)))
+        restore = network.restore_function(load(versions.weights_file(registered.uri, run.tracking_uri)))
     restored = to_uint8(restore(to_float(item.degraded, cpu)))
     return pictures | {"restored.png": png_bytes(restored), "degraded.png": png_bytes(item.degraded)}
 

@@ -56,7 +56,7 @@ class TrainingRun:
 
     def without_compilation(self) -> AbstractContextManager[None]:
         """Return a context for everything but training steps: each image size would be compiled, to run once."""
-        return compile.eagerly() if self.job.train.compile == "blocks" else nullcontext()
+        return compile.force_eager() if self.job.train.compile == "blocks" else nullcontext()
 
     def evaluation_model(self) -> Network:
         """Return the model to validate, evaluate and register; all workers call this together."""
@@ -79,7 +79,7 @@ def start(
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
         model.drop_path_seed = job.seed
-        model.recompute(job.train.activation_checkpointing)
+        model.checkpoint_activations(job.train.activation_checkpointing)
         if job.loss.spd_weight == 0 and model.config.alignment != "none":
             # Without its loss term the SPD head has no gradient, and DDP would wait for one.
             for head in (model.spd_shallow, model.spd_latent):
@@ -122,7 +122,7 @@ def start(
 
 def compile_blocks(run: TrainingRun, driver: Driver) -> None:
     """Compile the model's blocks if all workers can; otherwise on no worker, with one warning."""
-    obstacle = compile.obstacle(run.engine.device.type)
+    obstacle = compile.compiler_error(run.engine.device.type)
     if not run.engine.all_reduce_any(bool(obstacle)):
         compile.compile_blocks(run.model)
     elif run.engine.rank == 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.loss import restoration_loss
 from orchestrator.config.schedule import learning_rate
 from orchestrator.errors import TrainingError
@@ -35,7 +35,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         degraded, clean = batch.to_float(run.engine.device, run.job.seed, run.job.data.noise)
-        share = Share(*batch.share)
+        share = BatchShare(*batch.share)
         with run.engine.sync(last=last):
             with run.engine.autocast():
                 output = run.wrapped(degraded, batch.positions.to(run.engine.device))

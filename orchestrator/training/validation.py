@@ -37,7 +37,7 @@ def validate(run: TrainingRun, dataset: Dataset, driver: Driver) -> None:
         gain = {score.degradation: score.gain for score in scores}
         driver.emit(Validation(run.step, run.validation, psnr, gain))
         with run.without_compilation():
-            sheet = comparison_sheet(items, network.restoring(model), run.engine.device)
+            sheet = comparison_sheet(items, network.restore_function(model), run.engine.device)
         driver.emit(Image("sheet", sheet, run.step))
 
 
@@ -50,6 +50,6 @@ def evaluate(run: TrainingRun, model: Network, dataset: Dataset) -> list[ImageSc
 def _score(run: TrainingRun, model: Network, items: Iterable[EvalItem]) -> list[ImageScore]:
     """Return the scores of all workers' items, on every worker."""
     with run.engine.autocast(), run.without_compilation():
-        restore = network.restoring(model)
+        restore = network.restore_function(model)
         mine = score_images(lambda x: restore(x).float(), items, run.engine.device)
     return from_records(run.engine.all_gather(as_records(mine)))

@@ -1,19 +1,28 @@
-"""What the Triton kernels are compared with, and how: on a GPU, and by tests/mirage/interpreted.py on a CPU."""
+"""Inputs of every operator, and how a backend is compared with the specification: on a GPU, and in tests/mirage."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mirage.kernels import reference
-from mirage.kernels.triton import ops
+from mirage.kernels.triton import operators
 
-Form = Callable[..., Tensor | tuple[Tensor, ...]]
+Function = Callable[..., Any]
+Size = tuple[int, int, int, int]
+"""(b, h, w, c)."""
 
-SIZES = [(1, 1, 1, 1), (2, 3, 2, 10), (1, 17, 1, 21), (1, 1, 5, 85)]
-"""(b, h, w, c): one pixel, two images, more rows than a strip, more than one block of channels."""
 
-SMALL = (1, 2, 2, 10)
+def weight(*size: int) -> Tensor:
+    """Random numbers whose products with as many others have variance 1."""
+    return torch.randn(size) / size[-1] ** 0.5
+
+
+def filters(*size: int) -> Tensor:
+    return torch.randn(size) / size[-1]
 
 
 def sliced(*size: int) -> Tensor:
@@ -21,94 +30,123 @@ def sliced(*size: int) -> Tensor:
     return torch.randn(*size[:-1], size[-1] + 3)[..., 2:-1]
 
 
-def arguments(name: str, size: tuple[int, ...]) -> list[Tensor]:
-    torch.manual_seed(0)
-    batch, height, width, channels = size
-    extra = {
-        "depthwise": [torch.randn(channels, 3, 3)],
-        "dynamic_depthwise": [torch.randn(batch, channels, 7, 7)],
-        "gated_depthwise": [torch.randn(2 * channels, 3, 3)],
-        "gated_values": [torch.randn(batch, max(channels // 3, 1), 7, 7)],
-        "norm_linear": [
-            torch.randn(channels),
-            torch.randn(channels),
-            torch.randn(channels // 2 + 1, channels),
-        ],
-    }
-    if name.startswith("gated"):
-        channels *= 2
-    x = sliced(batch, height * width, channels) if name == "gram" else sliced(batch, height, width, channels)
-    return [x, *extra.get(name, [])]
+def _fusion_linear(b: int, h: int, w: int, c: int, count: int) -> list[Any]:
+    branches = [torch.randn(b, h, w, c) for _ in range(count)]
+    return [branches, torch.randn(count), weight(c + 3, count * c)]
 
 
-def norm_linear(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-    out, _, _ = ops.norm_linear_and_statistics(x, scale, shift, weight, reference.NORM_EPS)
-    return out
-
-
-FORMS: dict[str, tuple[Form, Form]] = {
-    "depthwise": (ops.depthwise, reference.depthwise),
-    "dynamic_depthwise": (ops.depthwise, reference.dynamic_depthwise),
-    "gated_depthwise": (ops.gated_depthwise, reference.gated_depthwise),
-    "gated_values": (ops.gated_values, reference.gated_values),
-    "gram": (ops.gram, reference.gram),
-    "moments": (ops.moments, reference.moments),
-    "norm_linear": (norm_linear, reference.norm_linear),
+INPUTS: dict[str, Callable[[int, int, int, int], list[Any]]] = {
+    "depthwise": lambda b, h, w, c: [sliced(b, h, w, c), filters(c, 3, 3)],
+    "dynamic_depthwise": lambda b, h, w, c: [sliced(b, h, w, c), filters(b, c, 7, 7)],
+    "moments": lambda b, h, w, c: [sliced(b, h, w, c)],
+    "gram": lambda b, h, w, c: [sliced(b, h * w, c)],
+    "feed_forward": lambda b, h, w, c: [
+        *(torch.randn(b, h, w, c), 1 + weight(c), weight(c), weight(4 * c - 2, c)),
+        *(filters(4 * c - 2, 3, 3), weight(c, 2 * c - 1)),
+    ],
+    "attention_input": lambda b, h, w, c: [sliced(b, h, w, c), weight(3 * c, c), filters(3 * c, 3, 3)],
+    "gated_unit": lambda b, h, w, c: [
+        *(sliced(b, h, w, c), weight(2 * (c * 8 // 3), c), weight(2 * (c * 8 // 3))),
+        *(filters(b, c, 7, 7), weight(c, c * 8 // 3)),
+    ],
+    "channel_mlp": lambda b, h, w, c: [sliced(b, h, w, c), weight(2 * c, c), weight(c, 2 * c)],
+    "fusion_linear": lambda *size: _fusion_linear(*size, count=3),
+    "fusion_linear of two": lambda *size: _fusion_linear(*size, count=2),
+    # What the Triton backend makes the fused operators of
+    "norm_linear": lambda b, h, w, c: [sliced(b, h, w, c), weight(c), weight(c), weight(c // 2 + 1, c)],
+    "gated_depthwise": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(2 * c, 3, 3)],
+    "gated_values": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(b, max(c // 3, 1), 7, 7)],
 }
 
-
-def results(form: Form, leaves: list[Tensor], upstream: list[Tensor] | None = None) -> list[Tensor]:
-    """Outputs, then gradients of all inputs for the `upstream` gradients of the outputs, by default random ones."""
-    out = form(*leaves)
-    outputs = out if isinstance(out, tuple) else (out,)
-    torch.manual_seed(1)
-    random = [torch.randn(y.shape).to(y.device, y.dtype) for y in outputs]
-    torch.autograd.backward(
-        outputs, [g.to(y.dtype) for g, y in zip(upstream or random, outputs, strict=True)]
-    )
-    return [y.detach() for y in outputs] + [x.grad for x in leaves if x.grad is not None]
+PARTS = ("norm_linear", "gated_depthwise", "gated_values")
+OPERATORS = tuple(name for name in INPUTS if name not in PARTS)
+TRITON_KERNELS = ("depthwise", "dynamic_depthwise", "moments", "gram", *PARTS)
+"""Operators that are one Triton kernel forward; the others are made of them."""
 
 
-def placed(x: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """There, as a slice if it is one here."""
-    if x.is_contiguous():
-        return x.to(device, dtype)
-    wider = torch.empty((*x.shape[:-1], x.stride(-2)), dtype=dtype, device=device)
-    return wider[..., 2:-1].copy_(x).detach()
+def inputs(name: str, size: Size) -> list[Any]:
+    """The same numbers at every call."""
+    torch.manual_seed(0)
+    return INPUTS[name](*size)
 
 
-def leaves(name: str, size: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    """The arguments: x is a slice of a wider map, as the model passes it."""
-    return [placed(x, dtype, device).requires_grad_() for x in arguments(name, size)]
+def find(backend: Any, name: str) -> Function:
+    """Return the backend's operator or, for Triton, the kernel of this name."""
+    name = name.split()[0]
+    if backend is not reference and name == "norm_linear":
+        return lambda *tensors: operators.norm_linear(*tensors, reference.NORM_EPS)[0]
+    found: Function = getattr(operators if name in PARTS and backend is not reference else backend, name)
+    return found
 
 
-def error(name: str, size: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> float:
-    """Largest difference of any result, relative to the largest number of that result in float64."""
-    kernel, plain = FORMS[name]
-    inputs = leaves(name, size, dtype, device)
-    found = results(kernel, inputs)
-    torch.manual_seed(1)
-    upstream = [
-        torch.randn(y.shape).to(y.device, y.dtype) for y in found[: -len(inputs)]
-    ]  # those that the kernel saw
-    exact = results(plain, [x.detach().double().requires_grad_() for x in inputs], upstream)
-    return max(
-        float((a - b).abs().max() / b.abs().max().clamp_min(1)) for a, b in zip(found, exact, strict=True)
-    )
+def flat(values: Any) -> list[Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(values, Tensor):
+        return [values]
+    return [tensor for value in values for tensor in flat(value)]
 
 
-def repeats(name: str, size: tuple[int, ...] = SMALL, device: str = "cpu") -> bool:
+def leaves(values: Any, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """Copies that require gradients; a slice stays a slice."""
+    if isinstance(values, list):
+        return [leaves(value, dtype, device) for value in values]
+    if values.is_contiguous():
+        return values.detach().to(device, dtype, copy=True).requires_grad_()
+    wider = torch.empty((*values.shape[:-1], values.stride(-2)), dtype=dtype, device=device)
+    return wider[..., 2:-1].copy_(values).detach().requires_grad_()
+
+
+def results(
+    function: Function, tensors: list[Any], upstream: Sequence[Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and the gradients of all inputs, for `upstream` gradients of the outputs, by default random ones."""
+    outputs = flat([function(*tensors)])
+    if upstream is None:
+        generator = torch.Generator().manual_seed(1)
+        upstream = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
+    torch.autograd.backward(outputs, [g.to(y.dtype) for g, y in zip(upstream, outputs, strict=True)])
+    return [y.detach() for y in outputs], [x.grad for x in flat(tensors)]
+
+
+def pairs(
+    backend: Any, name: str, size: Size, dtype: torch.dtype, device: str = "cpu"
+) -> list[tuple[Tensor, Tensor]]:
+    """Each result of a backend, outputs and gradients, beside that of the specification in float64."""
+    given = leaves(inputs(name, size), dtype, device)
+    outputs, gradients = results(find(backend, name), given)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
+    exact = results(find(reference, name), leaves(given, torch.float64, device), upstream)
+    return list(zip([*outputs, *gradients], [*exact[0], *exact[1]], strict=True))
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm, but at least over 1: in GELU's tail fp32 has absolute digits only."""
+    return float((found - expected).norm() / expected.norm().clamp_min(1))
+
+
+def largest_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest number, but at least over 1."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+
+
+def repeats(backend: Any, name: str, size: Size, device: str = "cpu") -> bool:
     """Whether two runs give the same bits."""
-    kernel, _ = FORMS[name]
-    first, second = (results(kernel, leaves(name, size, torch.float32, device)) for _ in range(2))
+    first, second = (
+        flat(results(find(backend, name), leaves(inputs(name, size), device=device))) for _ in range(2)
+    )
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def obeys(name: str, device: str = "cpu") -> bool:
-    """Whether the operator passes torch's own checks: schema, gradients, shapes without data, compilation."""
-    operator = FORMS[name][0]
-    extra = []
+def check_operator(operator: Any, tensors: list[Any]) -> None:
+    """Run torch's own checks: schema, gradients, shapes without data, compilation."""
+    torch.library.opcheck(operator, tensors)
+
+
+def check_triton_operator(name: str, device: str = "cpu") -> None:
+    """Run torch's own checks on a Triton operator."""
+    tensors = leaves(inputs(name, (1, 1, 2, 2)), device=device)
     if name == "norm_linear":
-        operator, extra = ops.norm_linear_and_statistics, [reference.NORM_EPS]
-    torch.library.opcheck(operator, [*leaves(name, (1, 2, 2, 3), torch.float32, device), *extra])
-    return True
+        check_operator(operators.norm_linear, [*tensors, reference.NORM_EPS])
+    else:
+        check_operator(getattr(operators, "depthwise" if name == "dynamic_depthwise" else name), tensors)

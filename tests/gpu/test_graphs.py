@@ -25,7 +25,7 @@ class GraphsTest(unittest.TestCase):
             for _ in range(2):
                 x = torch.rand(size, device="cuda")
                 torch.testing.assert_close(self.graphed(x), self.expected(x), rtol=1e-6, atol=1e-6)
-        self.assertEqual(len(self.graphed.recordings), 2)
+        self.assertEqual(len(self.graphed.recorded), 2)
 
     def test_a_result_is_not_written_over_by_the_next(self) -> None:
         x, y = (torch.rand(1, 3, 64, 64, device="cuda") for _ in range(2))
@@ -41,7 +41,7 @@ class GraphsTest(unittest.TestCase):
             half, expected = self.graphed(x), self.expected(x)
         torch.testing.assert_close(half, expected, rtol=1e-3, atol=1e-3)
         self.assertFalse(torch.equal(full, half))
-        self.assertEqual(len(self.graphed.recordings), 2)
+        self.assertEqual(len(self.graphed.recorded), 2)
 
     def test_weights_that_change_in_place_are_seen(self) -> None:
         x = torch.rand(1, 3, 64, 64, device="cuda")

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig, restore
-from mirage.config import Recompute
-from mirage.kernels import dispatch
+from mirage.config import ActivationCheckpointing
+from mirage.kernels.backend import use_backend
 from mirage.loss import LossWeights, restoration_loss
 
 SIZES = {"tiny": ModelConfig.tiny(), "small": ModelConfig.small()}
 
 
 def step(
-    model: MIRAGE, device: str, *, bf16: bool = False, recompute: Recompute = "none"
+    model: MIRAGE, device: str, *, bf16: bool = False, recompute: ActivationCheckpointing = "none"
 ) -> dict[str, Tensor]:
     """Image, loss and gradients of one training step on fixed images, on the CPU in fp32 or better."""
     torch.manual_seed(1)
@@ -26,7 +26,7 @@ def step(
     degraded = (clean + 0.1 * torch.randn_like(clean)).to(device)
     model.to(device).train()
     model.zero_grad(set_to_none=True)
-    model.recompute(recompute)
+    model.checkpoint_activations(recompute)
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         output = model(degraded, torch.arange(2, device=device))
         loss = restoration_loss(output, clean.to(device), LossWeights())
@@ -58,7 +58,6 @@ class ModelTest(unittest.TestCase):
     def setUp(self) -> None:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        dispatch.CHOICE = "auto"
 
     def assert_repeats(self, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         self.assertEqual([name for name in first if not torch.equal(first[name], second[name])], [])
@@ -82,8 +81,8 @@ class ModelTest(unittest.TestCase):
 
     def test_the_kernels_give_what_the_plain_forms_give(self) -> None:
         found = step(made(SIZES["tiny"]), "cuda")
-        dispatch.CHOICE = "reference"
-        plain = step(made(SIZES["tiny"]), "cuda")
+        with use_backend("reference"):
+            plain = step(made(SIZES["tiny"]), "cuda")
         a, b = whole_gradient(found), whole_gradient(plain)
         self.assertLess(float((a - b).norm() / b.norm()), 1e-4)
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from mirage.kernels.triton import depthwise, gated, norm_linear, reductions
+from mirage.kernels.triton import convolution, gated, norm_linear, reductions
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 found: dict[str, dict[str, int]] = {}
@@ -27,7 +27,7 @@ capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
 
 
 def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-    """What a launch would compile."""
+    """Compile what a launch would run."""
     names = self.arg_names
     values = dict(zip(names, args, strict=False)) | kwargs
     constants = {p.name: values[p.name] for p in self.params if p.is_constexpr}
@@ -82,10 +82,10 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     """All kernels of a block of c channels at side x side, forward and backward, without their results."""
     third, hidden = c // 3, 8 * c // 9
     x = torch.zeros(2, side, side, c, dtype=dtype)
-    qkv, taps = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
-    depthwise.convolve(qkv, taps)
-    depthwise.convolve(qkv, taps, reverse=True)
-    depthwise.taps_gradient(qkv, qkv, taps)
+    qkv, filters = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
+    convolution.convolve(qkv, filters)
+    convolution.convolve(qkv, filters, reverse=True)
+    convolution.filter_gradient(qkv, qkv, filters)
     qk = qkv[..., : 2 * third].flatten(1, 2)
     reductions.gram_gradient(reductions.gram(qk), qk)
     reductions.moments(x[..., third : 2 * third].float())
@@ -96,8 +96,8 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     ones = torch.ones(c)
     out, mean, inverse = norm_linear.norm_linear(x.float(), ones, ones, wide, 1e-5)
     norm_linear.norm_linear_gradient(out, x.float(), ones, ones, wide, mean, inverse)
-    taps = x.new_zeros(4 * c, 3, 3)
-    gated.gated_depthwise_gradient(gated.gated_depthwise(out, taps), out, taps)
+    filters = x.new_zeros(4 * c, 3, 3)
+    gated.gated_depthwise_gradient(gated.gated_depthwise(out, filters), out, filters)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 import torch
 
 from mirage import MIRAGE, ModelConfig
-from mirage.loss import Loss, LossWeights, restoration_loss
+from mirage.loss import LossTerms, LossWeights, restoration_loss
 
 CONFIG = ModelConfig(dim=12, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2))
 
 
-def step(bf16: bool) -> tuple[Loss, torch.Tensor]:
+def step(bf16: bool) -> tuple[LossTerms, torch.Tensor]:
     torch.manual_seed(0)
     model = MIRAGE(CONFIG)
     clean = torch.rand(4, 3, 48, 48)

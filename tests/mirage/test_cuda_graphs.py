@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mirage import MIRAGE, ModelConfig, restore
-from mirage.cuda_graphs import GraphedModel, Recent
+from mirage.cuda_graphs import GraphedModel, LRUCache
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2))
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    recent: Recent[str, str] = Recent(2)
+    recent: LRUCache[str, str] = LRUCache(2)
     made = []
 
     def get(key: str) -> str:
@@ -25,15 +25,15 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_one_that_could_not_be_made_is_not_kept() -> None:
-    recent: Recent[str, float] = Recent(1)
+    recent: LRUCache[str, float] = LRUCache(1)
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 / 0)
     assert len(recent) == 0
 
 
 def test_a_memory_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="limit=0: needs to hold at least one"):
-        Recent(0)
+    with pytest.raises(ValueError, match="limit=0: must be at least 1"):
+        LRUCache(0)
 
 
 def test_on_a_cpu_the_model_runs_eagerly_after_one_warning() -> None:
@@ -49,7 +49,7 @@ def test_on_a_cpu_the_model_runs_eagerly_after_one_warning() -> None:
     with torch.inference_mode():
         assert torch.equal(first, model(x).image)
     assert torch.equal(first, second)
-    assert len(graphed.recordings) == 0
+    assert len(graphed.recorded) == 0
 
 
 def test_restore_goes_through_the_graphs_it_is_given() -> None:
@@ -63,7 +63,7 @@ def test_restore_goes_through_the_graphs_it_is_given() -> None:
 
 
 def test_graphs_of_another_model_are_refused() -> None:
-    with pytest.raises(ValueError, match="graphs: recorded of another model"):
+    with pytest.raises(ValueError, match="graphs: belong to another model"):
         restore(MIRAGE(CONFIG), torch.rand(3, 16, 16), graphs=GraphedModel(MIRAGE(CONFIG)))
 
 

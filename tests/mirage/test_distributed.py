@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import mirage
+from tests.mirage import world
 
-SHARES = ("8", "3,3,2")
+SHARES = [3, 3, 2]
 Results = dict[str, dict[str, Tensor]]
 
 # The covariance removes the mean: these two gradients are zero but for rounding.
@@ -17,23 +18,30 @@ ZERO_GRADIENTS = ("grad.spd_shallow.reduce.bias", "grad.spd_latent.reduce.bias")
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    """The same 8 images in one process and in three, by their shares."""
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
+    """The same 8 images in this process alone, and in three."""
     folder = tmp_path_factory.mktemp("worlds")
     root = str(Path(mirage.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    sizes = ",".join(map(str, SHARES))
     processes, logs = [], []
-    for sizes in SHARES:
-        for rank in range(len(sizes.split(","))):
-            script = str(Path(__file__).with_name("world.py"))
-            command = [script, str(rank), sizes, str(folder / f"meet-{sizes}"), str(folder / sizes)]
-            logs.append(folder / f"{sizes}-{rank}.log")
-            with logs[-1].open("w") as log:
-                process = subprocess.Popen(
+    for rank in range(len(SHARES)):
+        command = [
+            str(Path(__file__).with_name("world.py")),
+            str(rank),
+            sizes,
+            str(folder / "meet"),
+            str(folder / "out"),
+        ]
+        logs.append(folder / f"{rank}.log")
+        with logs[-1].open("w") as log:
+            processes.append(
+                subprocess.Popen(
                     [sys.executable, "-X", "faulthandler", *command], env=environment, stderr=log
                 )
-            processes.append(process)
+            )
     try:
+        alone = {scenario: world.run(scenario, 0, [sum(SHARES)]) for scenario in world.SCENARIOS}
         ends = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
@@ -42,7 +50,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
         log.name: (end, log.read_text()[-4000:]) for end, log in zip(ends, logs, strict=True) if end != 0
     }
     assert not failed
-    return {sizes: torch.load(folder / sizes) for sizes in SHARES}
+    return alone, torch.load(folder / "out")
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], kind: str) -> float:
@@ -51,16 +59,16 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], kind: str) ->
     return max(float((a[name] - b[name]).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize("scenario", ["whole", "ddp", "recomputed"])
+@pytest.mark.parametrize("scenario", ["whole", "ddp", "checkpointed"])
 @pytest.mark.parametrize("kind", ["loss.", "grad.", "buffer."])
 def test_losses_gradients_and_statistics_do_not_depend_on_the_number_of_processes(
-    worlds: dict[str, Results], scenario: str, kind: str
+    worlds: tuple[Results, Results], scenario: str, kind: str
 ) -> None:
-    assert largest_difference(worlds["8"][scenario], worlds["3,3,2"][scenario], kind) < 1e-9
+    assert largest_difference(worlds[0][scenario], worlds[1][scenario], kind) < 1e-9
 
 
-def test_running_statistics_are_equal_on_all_ranks(worlds: dict[str, Results]) -> None:
-    spread = {k: v for k, v in worlds["3,3,2"]["whole"].items() if k.startswith("spread.")}
+def test_running_statistics_are_equal_on_all_ranks(worlds: tuple[Results, Results]) -> None:
+    spread = {k: v for k, v in worlds[1]["whole"].items() if k.startswith("spread.")}
     assert spread
     assert all(float(value.abs().max()) == 0 for value in spread.values())
 
@@ -68,10 +76,10 @@ def test_running_statistics_are_equal_on_all_ranks(worlds: dict[str, Results]) -
 @pytest.mark.parametrize(
     "scenario", ["broken_batch_norm", "broken_negatives", "broken_drop_path", "broken_weighting"]
 )
-def test_leaving_one_thing_out_is_noticed(worlds: dict[str, Results], scenario: str) -> None:
-    assert largest_difference(worlds["8"][scenario], worlds["3,3,2"][scenario], "grad.") > 1e-6
+def test_leaving_one_thing_out_is_noticed(worlds: tuple[Results, Results], scenario: str) -> None:
+    assert largest_difference(worlds[0][scenario], worlds[1][scenario], "grad.") > 1e-6
 
 
-def test_local_batch_norm_leaves_each_rank_its_own_statistics(worlds: dict[str, Results]) -> None:
-    spread = [v for k, v in worlds["3,3,2"]["broken_batch_norm"].items() if k.startswith("spread.")]
+def test_local_batch_norm_leaves_each_rank_its_own_statistics(worlds: tuple[Results, Results]) -> None:
+    spread = [v for k, v in worlds[1]["broken_batch_norm"].items() if k.startswith("spread.")]
     assert max(float(value.abs().max()) for value in spread) > 1e-6

@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 
 from mirage import MIRAGE, ModelConfig
-from mirage.droppath import keep_scales, uniform_by_key
+from mirage.droppath import drop_path_scales, uniform_by_key
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 1, 1), drop_path=0.5)
 
@@ -40,7 +40,7 @@ def test_a_draw_depends_on_key_row_and_seed_alone() -> None:
 
 def test_the_mean_of_the_scales_is_one() -> None:
     for keys in (torch.arange(20_000), None):
-        scales = keep_scales(0.1, 3, 20_000, keys, 0, torch.device("cpu"))
+        scales = drop_path_scales(0.1, 3, 20_000, keys, 0, torch.device("cpu"))
         assert set(scales.unique().tolist()) == {0.0, 1 / (1 - 0.1)}
         assert (scales.mean(1) - 1).abs().max() < 0.01
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirage import Output
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.loss import LossWeights, fourier_distance, restoration_loss
 from mirage.spd import SPDHead, covariance, info_nce
 
@@ -49,7 +49,7 @@ def test_shares_add_up_to_the_whole(case: tuple[Output, Tensor]) -> None:
     whole = restoration_loss(output, clean, weights).total
     parts = [
         restoration_loss(
-            Output(output.image[rows], None, None), clean[rows], weights, Share(rows.start, 4)
+            Output(output.image[rows], None, None), clean[rows], weights, BatchShare(rows.start, 4)
         ).total
         for rows in (slice(0, 3), slice(3, 4))
     ]

@@ -1,19 +1,16 @@
-"""The memory model against what autograd keeps, for both forms of a block, both precisions, and recomputation."""
+"""The memory model against what autograd keeps, for both backends, both precisions, and activation checkpointing."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
-from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig
-from mirage.config import Recompute
-from mirage.kernels import dispatch, triton
-from mirage.memory import Form, Kept, Precision, activation_bytes, cast_bytes, recomputed_bytes
-from tests.mirage import composed_kept
+from mirage.config import ActivationCheckpointing
+from mirage.memory import Backend, Precision, StepMode, activation_bytes, cast_bytes, recomputed_bytes
+from tests.mirage.kept_memory import kept_bytes, on_backend
 
 BASE = ModelConfig(dim=12, blocks=(1, 2, 1, 2), refinement_blocks=1, heads=(1, 1, 2, 2))
 CONFIGS = {
@@ -30,61 +27,41 @@ SIDE = 64
 
 
 @pytest.fixture
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
-    """Have blocks computed in this form; Triton's kernels are replaced by plain PyTorch, which keeps the same."""
-    wanted: Form = request.param
-    if wanted == "composed":
-        names = ("depthwise", "gated", "norm_linear", "reductions")
-        for name in names:
-            monkeypatch.setattr(triton, name, None, raising=False)
-            monkeypatch.setitem(sys.modules, f"mirage.kernels.triton.{name}", torch)
-        monkeypatch.setattr(dispatch, "INTERPRETED", True)
-        monkeypatch.setattr(dispatch, "HAS_TRITON", True)
-        composed_kept.stand_in_all()
-    return wanted
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Compute with this backend."""
+    with on_backend(request.param):
+        yield request.param
 
 
-def kept(config: ModelConfig, precision: Precision, recompute: Recompute, side: int = SIDE) -> int:
+def kept(config: ModelConfig, precision: Precision, which: ActivationCheckpointing, side: int = SIDE) -> int:
     """Bytes of two images that autograd keeps, each storage once, without the weights."""
-    model, found = MIRAGE(config), dict[int, Tensor]()
-    model.recompute(recompute)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(x: Tensor) -> Tensor:
-        found[x.untyped_storage().data_ptr()] = x
-        return x
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        output = model(torch.rand(2, 3, side, side), torch.arange(2))
-    assert output.image.requires_grad
-    return sum(x.untyped_storage().nbytes() for address, x in found.items() if address not in weights)
+    model = MIRAGE(config)
+    model.checkpoint_activations(which)
+    return kept_bytes(model, side, precision)
 
 
-@pytest.mark.parametrize("form", ["regions", "composed"], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", "triton"], indirect=True)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_memory_model_is_within_a_twentieth_of_what_autograd_keeps(
-    name: str, precision: Precision, form: Form
+    name: str, precision: Precision, backend: Backend
 ) -> None:
     config = CONFIGS[name]
-    predicted = 2 * activation_bytes(config, SIDE, SIDE, Kept(precision, form=form))
+    predicted = 2 * activation_bytes(config, SIDE, SIDE, StepMode(precision, backend=backend))
     predicted += cast_bytes(config, precision)
     assert predicted == pytest.approx(kept(config, precision, "none"), rel=0.05)
 
 
-@pytest.mark.parametrize("form", ["regions", "composed"], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", "triton"], indirect=True)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("recompute", ["full_resolution", "all"])
-def test_recomputed_blocks_keep_their_input_alone(
-    recompute: Recompute, precision: Precision, form: Form
+@pytest.mark.parametrize("which", ["full_resolution", "all"])
+def test_checkpointed_blocks_keep_their_input_alone(
+    which: ActivationCheckpointing, precision: Precision, backend: Backend
 ) -> None:
-    predicted = 2 * activation_bytes(BASE, SIDE, SIDE, Kept(precision, recompute, form))
-    if recompute != "all":
+    predicted = 2 * activation_bytes(BASE, SIDE, SIDE, StepMode(precision, which, backend))
+    if which != "all":
         predicted += cast_bytes(BASE, precision)
-    assert predicted == pytest.approx(kept(BASE, precision, recompute), rel=0.08)
+    assert predicted == pytest.approx(kept(BASE, precision, which), rel=0.08)
 
 
 def test_what_is_kept_is_linear_in_pixels() -> None:
@@ -95,10 +72,10 @@ def test_what_is_kept_is_linear_in_pixels() -> None:
     assert slope == pytest.approx(model, rel=0.005)
 
 
-def test_one_block_at_a_time_comes_back_where_blocks_run_again() -> None:
+def test_checkpointing_brings_back_one_block_at_a_time() -> None:
     config = ModelConfig.tiny()
-    again = Kept(recompute="all", form="composed")
+    again = StepMode(activation_checkpointing="all", backend="triton")
     assert recomputed_bytes(config, 128, 128) == 0
     largest = recomputed_bytes(config, 128, 128, again)
-    whole = activation_bytes(config, 128, 128, Kept(form="composed"))
+    whole = activation_bytes(config, 128, 128, StepMode(backend="triton"))
     assert activation_bytes(config, 128, 128, again) + largest < whole / 3

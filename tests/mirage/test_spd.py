@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from mirage import MIRAGE, ModelConfig
 from mirage.config import Alignment
 from mirage.loss import LossWeights, restoration_loss
-from mirage.spd import SPDHead, geodesic_distances, info_nce, lifted, matrix_log
+from mirage.spd import SPDHead, geodesic_distances, info_nce, matrix_log, regularized
 
 ALIGNMENTS: tuple[Alignment, ...] = ("spd", "euclidean", "log_euclidean", "geodesic")
 
@@ -74,7 +74,7 @@ def test_hard_maps_give_finite_losses_and_gradients_in_fp32(alignment: Alignment
 
 def test_rounding_below_zero_is_lifted() -> None:
     nearly = torch.diag(torch.tensor([1e3, 1.0, -5e-5]))[None]
-    assert torch.linalg.eigvalsh(lifted(nearly)).min() > 0
+    assert torch.linalg.eigvalsh(regularized(nearly)).min() > 0
 
 
 @pytest.mark.parametrize("alignment", [*ALIGNMENTS, "none"])

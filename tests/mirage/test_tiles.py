@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mirage import MIRAGE, ModelConfig, restore
-from mirage.tiles import blends, forward_in_tiles, starts
+from mirage.tiles import blend_weights, forward_in_tiles, tile_starts
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 2))
 
@@ -13,11 +13,11 @@ CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 
     ("size", "tile", "overlap"), [(5, 8, 2), (8, 8, 4), (9, 8, 4), (100, 32, 0), (101, 32, 16)]
 )
 def test_tiles_cover_the_axis_and_share_at_least_the_overlap(size: int, tile: int, overlap: int) -> None:
-    at = starts(size, tile, overlap)
+    at = tile_starts(size, tile, overlap)
     assert at[0] == 0
     assert at[-1] == max(size - tile, 0)
     assert all(0 < b - a <= tile - overlap for a, b in pairwise(at))
-    weights = blends(size, at, tile, torch.zeros((), dtype=torch.float64))
+    weights = blend_weights(size, at, tile, torch.zeros((), dtype=torch.float64))
     torch.testing.assert_close(weights.sum(0), torch.ones(size, dtype=torch.float64))
     outside = torch.ones_like(weights, dtype=torch.bool)
     for i, start in enumerate(at):
@@ -45,5 +45,5 @@ def test_impossible_tiles_are_refused() -> None:
     model, degraded = MIRAGE(CONFIG), torch.rand(3, 20, 20)
     with pytest.raises(ValueError, match="Nearest: 48"):
         restore(model, degraded, "tiles", tile=50)
-    with pytest.raises(ValueError, match="at most half"):
+    with pytest.raises(ValueError, match="from 0 to half"):
         restore(model, degraded, "tiles", tile=16, overlap=9)

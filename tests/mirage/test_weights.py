@@ -64,9 +64,9 @@ def header_of(config: dict[str, object]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "cut short: 0 bytes"),
+        (b"", "truncated: 0 bytes"),
         (b"\xff" * 40, "not a safetensors file"),
-        (b"\x02" + b"\0" * 7 + b"{]", "no JSON"),
+        (b"\x02" + b"\0" * 7 + b"{]", "not JSON"),
         (safetensors_save({"x": torch.zeros(1)}), "no configuration"),
         (safetensors_save({"x": torch.zeros(1)}, header_of({"dims": 12})), 'did you mean "dim"'),
         (safetensors_save({"x": torch.zeros(1)}, header_of(CONFIG.to_dict())), "do not fit"),

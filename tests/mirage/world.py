@@ -1,7 +1,7 @@
 """One process of the distributed tests: `world.py RANK SIZES RENDEZVOUS OUT`, SIZES as in 3,3,2.
 
-Trains the same 8 images once per scenario; rank 0 writes the losses and gradients of all processes together.
-Scenarios named `broken_*` leave out one thing that makes the objective depend on the global batch alone.
+Trains the same 8 images once per scenario; rank 0 writes the losses and gradients of all processes together. Scenarios
+named `broken_*` leave out one thing without which the result depends on the number of processes.
 """
 
 import sys
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mirage import MIRAGE, ModelConfig
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.loss import LossWeights, restoration_loss
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2), drop_path=0.3)
@@ -22,7 +22,7 @@ WEIGHTS = LossWeights(spd=1.0)
 SCENARIOS = (
     "whole",
     "ddp",
-    "recomputed",
+    "checkpointed",
     "broken_batch_norm",
     "broken_negatives",
     "broken_drop_path",
@@ -32,7 +32,7 @@ SCENARIOS = (
 
 def run(scenario: str, rank: int, sizes: list[int]) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    share = Share(sum(sizes[:rank]), sum(sizes))
+    share = BatchShare(sum(sizes[:rank]), sum(sizes))
     rows = slice(share.start, share.start + sizes[rank])
     clean = torch.rand(share.total, 3, 16, 24, dtype=torch.float64)
     degraded = clean + 0.1 * torch.randn_like(clean)
@@ -41,10 +41,10 @@ def run(scenario: str, rank: int, sizes: list[int]) -> dict[str, Tensor]:
     config = replace(CONFIG, batch_norm="local") if scenario == "broken_batch_norm" else CONFIG
     model = MIRAGE(config).double()
     wrapped = (
-        DistributedDataParallel(model) if scenario in ("ddp", "recomputed") and len(sizes) > 1 else model
+        DistributedDataParallel(model) if scenario in ("ddp", "checkpointed") and len(sizes) > 1 else model
     )
-    if scenario == "recomputed":
-        model.recompute("all")
+    if scenario == "checkpointed":
+        model.checkpoint_activations("all")
     if scenario == "broken_drop_path":
         torch.manual_seed(1)
         keys = None
@@ -80,14 +80,12 @@ def over_processes(values: dict[str, Tensor], operation: dist.ReduceOp.RedOpType
 
 def main(rank: int, sizes: list[int], rendezvous: str, out: Path) -> None:
     torch.set_num_threads(1)
-    if len(sizes) > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(sizes))
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(sizes))
     results = {scenario: run(scenario, rank, sizes) for scenario in SCENARIOS}
     if rank == 0:
         torch.save(results, out)
-    if len(sizes) > 1:
-        dist.barrier()  # No rank closes its connections while another still uses them.
-        dist.destroy_process_group()
+    dist.barrier()  # No rank closes its connections while another still uses them.
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Regions in C: a few rows of an image at a time, so that all maps between input and output stay in the cache.
+"""Fused operators in C: a few rows of an image at a time, so that the maps between input and output stay in the cache.
 
-What this module does is lay weights out for `c/` in planes, share rows among threads, and take gradients back to
-weights.
+This module converts weights to the blocked layout of `c/`, splits rows among threads, and converts gradients back.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +13,24 @@ from torch import Tensor
 
 from mirage.kernels.cpu import library
 from mirage.kernels.cpu.layout import (
-    Halves,
-    by_pixel,
-    filled,
-    from_planes,
-    kernel_planes,
-    planes,
-    unfilled,
-    up,
+    GatedParts,
+    filters_to_blocks,
+    from_blocks,
+    pad_parts,
+    round_up,
+    to_blocks,
+    unpad_parts,
 )
 from mirage.kernels.cpu.library import Rows, lanes
+from mirage.kernels.custom_op import Operator, save_inputs
+from mirage.kernels.maps import with_pixel_stride
 
-HELD_PIXELS = 128
-"""What regions without windows take at once; the gradient of a matrix is summed over so many first."""
+PIXELS = 128
+"""Pixels that pointwise operators take at once; the gradient of a matrix is first summed over as many."""
 
 
-def _sum(totals: list[list[Tensor]]) -> list[Tensor]:
-    """Of what each thread added up, in their order."""
+def _sum_in_order(totals: list[list[Tensor]]) -> list[Tensor]:
+    """Add up what each thread accumulated, in a fixed order."""
     first, *others = totals
     for other in others:
         for total, part in zip(first, other, strict=True):
@@ -37,27 +39,33 @@ def _sum(totals: list[list[Tensor]]) -> list[Tensor]:
 
 
 def _contiguous(*gradients: Tensor) -> list[Tensor]:
-    """As torch.compile was told that they are."""
+    """Return contiguous gradients, as the fake implementations declare them."""
     return [gradient.contiguous() for gradient in gradients]
 
 
 # Feed-forward network
 
 
-def _affine(scale: Tensor, shift: Tensor, expand: Tensor) -> tuple[Tensor, Tensor]:
-    """Norm's scale and shift within the product that follows: `expand (scale x + shift)`; filled."""
-    return filled(expand * scale, 2), filled(expand @ shift, 2)
+def _fold_norm(scale: Tensor, shift: Tensor, expand: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold the norm's affine map into the next layer, `expand (scale x + shift)`: padded matrix and bias."""
+    return pad_parts(expand * scale, 2), pad_parts(expand @ shift, 2)
 
 
+@Operator
 def feed_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
+    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> Tensor:
-    """x (b, h, w, c), expand (2n, c), taps (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
+    """Compute x (b, h, w, c), expand (2n, c), filters (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
     x = x.contiguous()
     batch, height, width, channels = x.shape
-    matrix, bias = _affine(scale, shift, expand)
+    matrix, bias = _fold_norm(scale, shift, expand)
     half = matrix.shape[0] // 2
-    weights = planes(matrix.mT), bias, planes(filled(taps, 2).flatten(1).mT), planes(filled(contract.mT))
+    weights = (
+        to_blocks(matrix.mT),
+        bias,
+        to_blocks(pad_parts(filters, 2).flatten(1).mT),
+        to_blocks(pad_parts(contract.mT)),
+    )
     out = torch.empty_like(x)
     scratch = width * channels + 7 * half * (width + 2)
 
@@ -66,279 +74,374 @@ def feed_forward(
             sizes = height, width, channels, half // lanes(), start, stop
             library.call("feed_forward", x[image], out[image], *weights, *sizes, scratch=scratch)
 
-    library.in_threads(task, library.shares(batch, height))
+    library.run_in_threads(task, library.split_rows(batch, height))
     return out
 
 
+@torch.library.custom_op("mirage::feed_forward_backward", mutates_args=())
 def feed_forward_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, taps: Tensor, contract: Tensor
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to all inputs."""
+    """Return the gradients with respect to all inputs."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, height, width, channels = x.shape
-    matrix, bias = _affine(scale, shift, expand)
+    matrix, bias = _fold_norm(scale, shift, expand)
     half, n = matrix.shape[0] // 2, contract.shape[1]
-    weights = [planes(matrix.mT), bias, planes(filled(taps, 2).flatten(1).mT), planes(contract)]
-    back, grad_x = planes(matrix), torch.empty_like(x)
-    held = max(1, HELD_PIXELS // width)
-    scratch = 18 * half * (width + 2) + (1 + held) * width * (3 * half + channels + lanes())
+    weights = [
+        to_blocks(matrix.mT),
+        bias,
+        to_blocks(pad_parts(filters, 2).flatten(1).mT),
+        to_blocks(contract),
+    ]
+    transposed, grad_x = to_blocks(matrix), torch.empty_like(x)
+    rows = max(1, PIXELS // width)
+    scratch = 18 * half * (width + 2) + (1 + rows) * width * (3 * half + channels + lanes())
 
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for image, start, stop in work:
             maps = x[image], grad[image], grad_x[image]
-            sizes = height, width, channels, half // lanes(), start, stop, held
-            library.call("feed_forward_backward", *maps, *weights, back, *sums, *sizes, scratch=scratch)
+            sizes = height, width, channels, half // lanes(), start, stop, rows
+            library.call("feed_forward_backward", *maps, *weights, transposed, *sums, *sizes, scratch=scratch)
         return sums
 
-    sums = _sum(library.in_threads(task, library.shares(batch, height)))
-    to_matrix = unfilled(from_planes(sums[0]).mT, n, 2)
-    to_bias = unfilled(sums[1], n, 2)
-    to_expand = torch.addcmul(to_bias[:, None] * shift, to_matrix, scale)
-    to_taps = unfilled(from_planes(sums[2]).mT, n, 2).reshape(taps.shape)
-    to_contract = from_planes(sums[3])[:, :n].contiguous()
-    to_scale, to_shift = (to_matrix * expand).sum(0), to_bias @ expand
-    return grad_x, to_scale, to_shift, *_contiguous(to_expand, to_taps, to_contract)  # type: ignore[return-value]
+    sums = _sum_in_order(library.run_in_threads(task, library.split_rows(batch, height)))
+    grad_matrix = unpad_parts(from_blocks(sums[0]).mT, n, 2)
+    grad_bias = unpad_parts(sums[1], n, 2)
+    grad_expand = torch.addcmul(grad_bias[:, None] * shift, grad_matrix, scale)
+    grad_filters = unpad_parts(from_blocks(sums[2]).mT, n, 2).reshape(filters.shape)
+    grad_contract = from_blocks(sums[3])[:, :n].contiguous()
+    grad_scale, grad_shift = (grad_matrix * expand).sum(0), grad_bias @ expand
+    return grad_x, grad_scale, grad_shift, *_contiguous(grad_expand, grad_filters, grad_contract)  # type: ignore[return-value]
 
 
-# Attention's input
+# Input of channel attention
 
 
-def attention_input(x: Tensor, matrix: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """x (b, h, w, c), matrix (3a, c), taps (3a, 3, 3) → v (b, h, w, a), Gram matrix of q and k (b, 2a, 2a)."""
-    x, step = by_pixel(x)
+@Operator
+def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3) → v (b, h, w, a), Gram matrix (b, 2a, 2a)."""
+    x, stride = with_pixel_stride(x)
     batch, height, width, channels = x.shape
     values = matrix.shape[0] // 3
-    wide = up(values)
-    weights = planes(filled(matrix, 3).mT), planes(filled(taps, 3).flatten(1).mT)
+    padded = round_up(values)
+    weights = to_blocks(pad_parts(matrix, 3).mT), to_blocks(pad_parts(filters, 3).flatten(1).mT)
     v = x.new_empty(batch, height, width, values)
-    held = max(1, HELD_PIXELS // width)
-    scratch = 9 * wide * (width + 2) + held * width * 2 * wide + width * lanes()
+    rows = max(1, PIXELS // width)
+    scratch = 9 * padded * (width + 2) + rows * width * 2 * padded + width * lanes()
 
     def task(work: list[Rows]) -> list[Tensor]:
-        gram = x.new_zeros(batch, 2 * wide // lanes(), 2 * wide, lanes())
-        for image, *rows in work:
-            sizes = height, width, step, channels, values, wide // lanes(), *rows, held
+        gram = x.new_zeros(batch, 2 * padded // lanes(), 2 * padded, lanes())
+        for image, *bounds in work:
+            sizes = height, width, stride, channels, values, padded // lanes(), *bounds, rows
             library.call(
                 "attention_input", x[image], v[image], gram[image], *weights, *sizes, scratch=scratch
             )
         return [gram]
 
-    (gram,) = _sum(library.in_threads(task, library.shares(batch, height)))
-    square = gram.transpose(1, 2).reshape(batch, 2, wide, 2, wide)[:, :, :values, :, :values]
+    (gram,) = _sum_in_order(library.run_in_threads(task, library.split_rows(batch, height)))
+    square = gram.transpose(1, 2).reshape(batch, 2, padded, 2, padded)[:, :, :values, :, :values]
     return v, square.reshape(batch, 2 * values, 2 * values)
 
 
+@torch.library.custom_op("mirage::attention_input_backward", mutates_args=())
 def attention_input_backward(
-    grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, taps: Tensor
+    grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, filters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to all inputs."""
-    (x, step), grad_v = by_pixel(x), grad_v.contiguous()
+    """Return the gradients with respect to x, matrix and filters."""
+    (x, stride), grad_v = with_pixel_stride(x), grad_v.contiguous()
     batch, height, width, channels = x.shape
     values = matrix.shape[0] // 3
-    wide = up(values)
-    rows_of_matrix = filled(matrix, 3)
-    weights = planes(rows_of_matrix.mT), planes(filled(taps, 3).flatten(1).mT)
-    back = planes(rows_of_matrix)
+    padded = round_up(values)
+    padded_matrix = pad_parts(matrix, 3)
+    weights = to_blocks(padded_matrix.mT), to_blocks(pad_parts(filters, 3).flatten(1).mT)
+    transposed = to_blocks(padded_matrix)
     square = F.pad(
         (grad_gram + grad_gram.mT).view(batch, 2, values, 2, values),
-        (0, wide - values, 0, 0, 0, wide - values),
-    ).view(batch, 2 * wide, -1, lanes())
-    to_qk = square.transpose(1, 2).contiguous()
+        (0, padded - values, 0, 0, 0, padded - values),
+    ).view(batch, 2 * padded, -1, lanes())
+    grad_qk = square.transpose(1, 2).contiguous()
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    held = max(1, HELD_PIXELS // width)
-    scratch = 18 * wide * (width + 2) + width * 2 * wide + held * width * 3 * wide
+    rows = max(1, PIXELS // width)
+    scratch = 18 * padded * (width + 2) + width * 2 * padded + rows * width * 3 * padded
 
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
-        for image, *rows in work:
+        for image, *bounds in work:
             maps = x[image], grad_v[image], grad_x[image]
-            sizes = height, width, step, channels, values, wide // lanes(), *rows, held
+            sizes = height, width, stride, channels, values, padded // lanes(), *bounds, rows
             library.call(
                 "attention_input_backward",
                 *maps,
                 *weights,
-                to_qk[image],
-                back,
+                grad_qk[image],
+                transposed,
                 *sums,
                 *sizes,
                 scratch=scratch,
             )
         return sums
 
-    to_matrix, to_taps = _sum(library.in_threads(task, library.shares(batch, height)))
-    found = unfilled(from_planes(to_matrix).mT, values, 3), unfilled(from_planes(to_taps).mT, values, 3)
-    return grad_x, *_contiguous(found[0], found[1].reshape(taps.shape))  # type: ignore[return-value]
+    sums = _sum_in_order(library.run_in_threads(task, library.split_rows(batch, height)))
+    grad_matrix, grad_filters = (unpad_parts(from_blocks(total).mT, values, 3) for total in sums)
+    return grad_x, *_contiguous(grad_matrix, grad_filters.reshape(filters.shape))  # type: ignore[return-value]
 
 
 # Gated convolution
 
 
-def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor) -> Tensor:
-    """x (b, h, w, c), weight (2n, c), bias (2n), kernels (b, m, k, k), contract (o, n) → (b, h, w, o)."""
-    x, step = by_pixel(x)
+@Operator
+def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
+    """Compute x (b, h, w, c), weight (2n, c), bias (2n,), filters (b, m, 7, 7), contract (o, n) → (b, h, w, o)."""
+    x, stride = with_pixel_stride(x)
     batch, height, width, channels = x.shape
-    halves = Halves(contract.shape[1], kernels.shape[1])
-    expand, windows = planes(halves.filled(weight, 2).mT), kernel_planes(kernels)
-    start, back = halves.filled(bias.contiguous(), 2), planes(halves.filled(contract.mT, 1))
+    parts = GatedParts(contract.shape[1], filters.shape[1])
+    expand, blocked_filters = to_blocks(parts.pad(weight, 2).mT), filters_to_blocks(filters)
+    padded_bias, down = parts.pad(bias.contiguous(), 2), to_blocks(parts.pad(contract.mT, 1))
     out = x.new_empty(batch, height, width, contract.shape[0])
-    hidden = lanes() * (2 * halves.planes[0] + halves.planes[1])
-    scratch = 7 * lanes() * halves.planes[1] * (width + 6) + width * (hidden + lanes())
+    hidden = lanes() * (2 * parts.blocks[0] + parts.blocks[1])
+    scratch = 7 * lanes() * parts.blocks[1] * (width + 6) + width * (hidden + lanes())
 
     def task(work: list[Rows]) -> None:
-        for image, *rows in work:
-            sizes = height, width, step, channels, out.shape[3], *halves.planes, *rows
-            maps = x[image], out[image]
-            library.call("gated_unit", *maps, expand, start, windows[image], back, *sizes, scratch=scratch)
+        for image, *bounds in work:
+            sizes = height, width, stride, channels, out.shape[3], *parts.blocks, *bounds
+            weights = expand, padded_bias, blocked_filters[image], down
+            library.call("gated_unit", x[image], out[image], *weights, *sizes, scratch=scratch)
 
-    library.in_threads(task, library.shares(batch, height))
+    library.run_in_threads(task, library.split_rows(batch, height))
     return out
 
 
+@torch.library.custom_op("mirage::gated_unit_backward", mutates_args=())
 def gated_unit_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, contract: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to all inputs."""
-    (x, step), grad = by_pixel(x), grad.contiguous()
+    """Return the gradients with respect to all inputs."""
+    (x, stride), grad = with_pixel_stride(x), grad.contiguous()
     batch, height, width, channels = x.shape
-    halves = Halves(contract.shape[1], kernels.shape[1])
-    matrix, windows = halves.filled(weight, 2), kernel_planes(kernels)
-    expand, start, back = planes(matrix.mT), halves.filled(bias.contiguous(), 2), planes(matrix)
-    down = planes(halves.filled(contract.mT, 1).mT)
+    parts = GatedParts(contract.shape[1], filters.shape[1])
+    matrix, blocked_filters = parts.pad(weight, 2), filters_to_blocks(filters)
+    expand, padded_bias = to_blocks(matrix.mT), parts.pad(bias.contiguous(), 2)
+    transposed, down = to_blocks(matrix), to_blocks(parts.pad(contract.mT, 1).mT)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    held = max(1, HELD_PIXELS // width)
-    half, convolved = lanes() * sum(halves.planes), lanes() * halves.planes[1]
-    scratch = 14 * convolved * (width + 6) + width * (3 * half + lanes() + held * (3 * half))
+    rows = max(1, PIXELS // width)
+    half, convolved = lanes() * sum(parts.blocks), lanes() * parts.blocks[1]
+    scratch = 14 * convolved * (width + 6) + width * (3 * half + lanes() + rows * (3 * half))
 
     def task(work: list[Rows]) -> list[Tensor]:
-        to_expand, to_bias, to_windows, to_contract = sums = [
-            torch.zeros_like(total) for total in (expand, start, windows, down)
-        ]
-        for image, *rows in work:
-            sizes = height, width, step, channels, grad.shape[3], *halves.planes, *rows, held
+        sums = [torch.zeros_like(total) for total in (expand, padded_bias, blocked_filters, down)]
+        sum_expand, sum_bias, sum_filters, sum_down = sums
+        for image, *bounds in work:
+            sizes = height, width, stride, channels, grad.shape[3], *parts.blocks, *bounds, rows
             library.call(
                 "gated_unit_backward",
                 *(x[image], grad[image], grad_x[image]),
-                *(expand, start, windows[image], down, back),
-                *(to_expand, to_bias, to_windows[image], to_contract),
+                *(expand, padded_bias, blocked_filters[image], down, transposed),
+                *(sum_expand, sum_bias, sum_filters[image], sum_down),
                 *sizes,
                 scratch=scratch,
             )
         return sums
 
-    sums = _sum(library.in_threads(task, library.shares(batch, height)))
-    to_weight = halves.unfilled(from_planes(sums[0]).mT, 2)
-    to_kernels = sums[2].transpose(2, 3).flatten(1, 2)[:, : kernels.shape[1]].reshape(kernels.shape)
-    to_contract = halves.unfilled(from_planes(sums[3]).mT, 1).mT.contiguous()
-    to_bias = halves.unfilled(sums[1], 2)
-    return grad_x, *_contiguous(to_weight, to_bias, to_kernels, to_contract)  # type: ignore[return-value]
+    sums = _sum_in_order(library.run_in_threads(task, library.split_rows(batch, height)))
+    grad_weight = parts.unpad(from_blocks(sums[0]).mT, 2)
+    grad_filters = sums[2].transpose(2, 3).flatten(1, 2)[:, : filters.shape[1]].reshape(filters.shape)
+    grad_contract = parts.unpad(from_blocks(sums[3]).mT, 1).mT.contiguous()
+    grad_bias = parts.unpad(sums[1], 2)
+    return grad_x, *_contiguous(grad_weight, grad_bias, grad_filters, grad_contract)  # type: ignore[return-value]
 
 
 # Channel MLP
 
 
+@Operator
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
-    """x (b, h, w, c), expand (n, c), contract (o, n) → (b, h, w, o)."""
-    x, step = by_pixel(x)
-    weights = planes(filled(expand).mT), planes(filled(contract.mT))
-    sizes = step, x.shape[3], contract.shape[0], up(expand.shape[0]) // lanes()
+    """Compute x (b, h, w, c), expand (n, c), contract (o, n) → (b, h, w, o)."""
+    x, stride = with_pixel_stride(x)
+    weights = to_blocks(pad_parts(expand).mT), to_blocks(pad_parts(contract.mT))
+    sizes = stride, x.shape[3], contract.shape[0], round_up(expand.shape[0]) // lanes()
     out = x.new_empty(*x.shape[:3], contract.shape[0])
+    scratch = PIXELS * round_up(expand.shape[0])
 
     def task(work: list[Rows]) -> None:
         for rows in work:
-            maps = _pixels(rows, step, x, out)
+            maps = _first_pixel(rows, stride, x, out)
             library.call("channel_mlp", *maps, *weights, rows.stop - rows.start, *sizes, scratch=scratch)
 
-    scratch = HELD_PIXELS * up(expand.shape[0])
-    library.in_threads(task, _pixel_shares(x))
+    library.run_in_threads(task, _split_pixels(x))
     return out
 
 
+@torch.library.custom_op("mirage::channel_mlp_backward", mutates_args=())
 def channel_mlp_backward(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to all inputs."""
-    (x, step), grad = by_pixel(x), grad.contiguous()
-    hidden = up(expand.shape[0])
-    weights = planes(filled(expand).mT), planes(filled(contract.mT).mT)
-    back, scratch = planes(filled(expand)), 2 * HELD_PIXELS * hidden
-    sizes = step, x.shape[3], contract.shape[0], hidden // lanes()
+    """Return the gradients with respect to all inputs."""
+    (x, stride), grad = with_pixel_stride(x), grad.contiguous()
+    hidden = round_up(expand.shape[0])
+    weights = to_blocks(pad_parts(expand).mT), to_blocks(pad_parts(contract.mT).mT)
+    transposed, scratch = to_blocks(pad_parts(expand)), 2 * PIXELS * hidden
+    sizes = stride, x.shape[3], contract.shape[0], hidden // lanes()
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
 
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for rows in work:
-            maps, count = _pixels(rows, step, x, grad, grad_x), rows.stop - rows.start
-            library.call("channel_mlp_backward", *maps, *weights, back, *sums, count, *sizes, scratch=scratch)
+            maps, count = _first_pixel(rows, stride, x, grad, grad_x), rows.stop - rows.start
+            library.call(
+                "channel_mlp_backward", *maps, *weights, transposed, *sums, count, *sizes, scratch=scratch
+            )
         return sums
 
-    to_expand, to_contract = _sum(library.in_threads(task, _pixel_shares(x)))
+    grad_expand, grad_contract = _sum_in_order(library.run_in_threads(task, _split_pixels(x)))
     n = expand.shape[0]
-    return grad_x, from_planes(to_expand).mT[:n].contiguous(), from_planes(to_contract)[:, :n].contiguous()
+    return (
+        grad_x,
+        from_blocks(grad_expand).mT[:n].contiguous(),
+        from_blocks(grad_contract)[:, :n].contiguous(),
+    )
 
 
-def _pixel_shares(x: Tensor) -> list[list[Rows]]:
-    """Pixels of all images as rows of one."""
-    return library.shares(1, x.shape[0] * x.shape[1] * x.shape[2])
+def _split_pixels(x: Tensor) -> list[list[Rows]]:
+    """Split the pixels of all images among threads, as rows of one image."""
+    return library.split_rows(1, x.shape[0] * x.shape[1] * x.shape[2])
 
 
-def _pixels(rows: Rows, step: int, first: Tensor, *others: Tensor) -> list[Tensor]:
-    """Maps (b, h, w, c) from the first of these pixels on; `first` has so many floats a pixel, others are contiguous.
+def _first_pixel(rows: Rows, stride: int, first: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return each map (b, h, w, c) from its first pixel on; `first` has this pixel stride, the others are contiguous.
 
-    Strides do not say how far apart pixels are where a map is one pixel wide.
+    Strides do not tell the distance between the pixels of a map that is one pixel wide.
     """
-    steps = step, *(x.shape[3] for x in others)
+    strides = stride, *(x.shape[3] for x in others)
     return [
-        x.as_strided(x.shape[3:], (1,), x.storage_offset() + rows.start * one)
-        for x, one in zip((first, *others), steps, strict=True)
+        x.as_strided(x.shape[3:], (1,), x.storage_offset() + rows.start * distance)
+        for x, distance in zip((first, *others), strides, strict=True)
     ]
 
 
 # Fusion of equally wide branches
 
 
-def fused_product(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
-    """Two or three branches (b, h, w, c), scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
+@Operator
+def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
+    """Compute two or three branches (b, h, w, c), scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
     branches = [x.contiguous() for x in branches]
     scales, first, count = scales.contiguous(), branches[0], len(branches)
-    matrix = planes(filled(weight.mT, count))
+    matrix = to_blocks(pad_parts(weight.mT, count))
     out = first.new_empty(*first.shape[:3], weight.shape[0])
     three, sizes = [*branches, first][:3], (first.shape[3], weight.shape[0], count)
+    scratch = PIXELS * count * round_up(first.shape[3])
 
     def task(work: list[Rows]) -> None:
         for rows in work:
-            maps = _pixels(rows, first.shape[3], *three, out)
+            maps = _first_pixel(rows, first.shape[3], *three, out)
             library.call(
-                "fused_product", *maps, scales, matrix, rows.stop - rows.start, *sizes, scratch=scratch
+                "fusion_linear", *maps, scales, matrix, rows.stop - rows.start, *sizes, scratch=scratch
             )
 
-    scratch = HELD_PIXELS * count * up(first.shape[3])
-    library.in_threads(task, _pixel_shares(first))
+    library.run_in_threads(task, _split_pixels(first))
     return out
 
 
-def fused_product_backward(
+@torch.library.custom_op("mirage::fusion_linear_backward", mutates_args=())
+def fusion_linear_backward(
     grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients with respect to all inputs."""
+    """Return the gradients with respect to all inputs."""
     grad, branches = grad.contiguous(), [x.contiguous() for x in branches]
     scales, first, count = scales.contiguous(), branches[0], len(branches)
-    matrix = planes(filled(weight.mT, count).mT)
+    matrix = to_blocks(pad_parts(weight.mT, count).mT)
     grads = [torch.empty_like(x) for x in branches]
     three, three_grads = [*branches, first][:3], [*grads, grads[0]][:3]
     sizes = first.shape[3], weight.shape[0], count
+    scratch = PIXELS * count * round_up(first.shape[3])
 
     def task(work: list[Rows]) -> list[Tensor]:
         sums = [torch.zeros_like(scales), torch.zeros_like(matrix)]
         for rows in work:
-            maps = _pixels(rows, first.shape[3], *three, grad, *three_grads)
+            maps = _first_pixel(rows, first.shape[3], *three, grad, *three_grads)
             pixels = rows.stop - rows.start
             library.call(
-                "fused_product_backward", *maps, scales, matrix, *sums, pixels, *sizes, scratch=scratch
+                "fusion_linear_backward", *maps, scales, matrix, *sums, pixels, *sizes, scratch=scratch
             )
         return sums
 
-    scratch = HELD_PIXELS * count * up(first.shape[3])
-    to_scales, to_matrix = _sum(library.in_threads(task, _pixel_shares(first)))
-    to_weight = unfilled(from_planes(to_matrix).mT, first.shape[3], count).mT.contiguous()
-    return grads, to_scales, to_weight
+    grad_scales, grad_matrix = _sum_in_order(library.run_in_threads(task, _split_pixels(first)))
+    grad_weight = unpad_parts(from_blocks(grad_matrix).mT, first.shape[3], count).mT.contiguous()
+    return grads, grad_scales, grad_weight
+
+
+# Shapes for torch.compile, and gradients
+
+
+def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
+
+
+@feed_forward.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:3], contract.shape[0])
+
+
+@attention_input.register_fake
+def _(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    values = matrix.shape[0] // 3
+    return x.new_empty(*x.shape[:3], values), x.new_empty(x.shape[0], 2 * values, 2 * values)
+
+
+@gated_unit.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:3], contract.shape[0])
+
+
+@channel_mlp.register_fake
+def _(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:3], contract.shape[0])
+
+
+@fusion_linear.register_fake
+def _(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty(*branches[0].shape[:3], weight.shape[0])
+
+
+@feed_forward_backward.register_fake
+@gated_unit_backward.register_fake
+@channel_mlp_backward.register_fake
+def _(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return _contiguous_like(*inputs)
+
+
+@attention_input_backward.register_fake
+def _(grad_v: Tensor, grad_gram: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return _contiguous_like(*inputs)
+
+
+@fusion_linear_backward.register_fake
+def _(
+    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    return list(_contiguous_like(*branches)), torch.empty_like(scales), torch.empty_like(weight)
+
+
+def _save_branches(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor], output: Tensor) -> None:
+    branches, scales, weight = inputs
+    ctx.save_for_backward(scales, weight, *branches)
+
+
+def _fusion_gradient(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    scales, weight, *branches = ctx.saved_tensors
+    found: tuple[list[Tensor], Tensor, Tensor] = fusion_linear_backward(grad, branches, scales, weight)
+    return found
+
+
+for _forward, _backward in (
+    (feed_forward, feed_forward_backward),
+    (attention_input, attention_input_backward),
+    (gated_unit, gated_unit_backward),
+    (channel_mlp, channel_mlp_backward),
+):
+    _forward.register_autograd(
+        lambda ctx, *grads, _backward=_backward: _backward(*grads, *ctx.saved_tensors),
+        setup_context=save_inputs,
+    )
+fusion_linear.register_autograd(_fusion_gradient, setup_context=_save_branches)

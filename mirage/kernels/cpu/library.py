@@ -1,6 +1,7 @@
-"""The C of `c/`, compiled once for this processor and kept in the user's cache; without a compiler it does not exist.
+"""The C code in `c/` as a shared library: built for this processor at the first use, kept in the user's cache.
 
-`MIRAGE_NATIVE=0` in the environment does without it. It works in fp32 on a CPU, with as many threads as torch has.
+It works on fp32 CPU tensors with as many threads as torch has. Without a compiler, or with `MIRAGE_NATIVE=0` in the
+environment, there is no library.
 """
 
 from __future__ import annotations
@@ -34,65 +35,65 @@ FUNCTIONS = {
     "gated_unit_backward": (13, 10),
     "channel_mlp": (5, 5),
     "channel_mlp_backward": (9, 5),
-    "fused_product": (7, 4),
-    "fused_product_backward": (12, 4),
+    "fusion_linear": (7, 4),
+    "fusion_linear_backward": (12, 4),
 }
-"""Each one's number of addresses, the last for scratch memory, and of whole numbers after them."""
+"""The numbers of pointer arguments (the last one is scratch memory) and of integer arguments after them."""
 
 ALIGNMENT = 64
-"""Of scratch memory, in bytes."""
+"""Alignment of scratch memory in bytes."""
 
-LEAST_ROWS = 8
-"""Of an image that a thread takes: windows make it compute a few rows above and below as well."""
+MIN_ROWS = 8
+"""Fewest rows of an image for one thread: convolutions compute a few rows above and below as well."""
 
 R = TypeVar("R")
 
 
 class Rows(NamedTuple):
-    """Part of one image of a batch."""
+    """Consecutive rows of one image of a batch."""
 
     image: int
     start: int
     stop: int
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled forms are there for an operator of these tensors, none of which is empty."""
+def supports(*tensors: Tensor) -> bool:
+    """Return whether the library can compute with these tensors: non-empty, fp32, on the CPU."""
     fit = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
     return fit and library() is not None
 
 
 def lanes() -> int:
-    """Channels that the compiled forms take at once: as many as a register of this processor holds."""
-    found = library()
-    return 16 if found is None else int(found.mirage_lanes())
+    """Return the channels of one vector register, which the C code computes at once."""
+    loaded = library()
+    return 16 if loaded is None else int(loaded.mirage_lanes())
 
 
 def call(name: str, *arguments: Tensor | int, scratch: int) -> None:
-    """Run a function of `c/` on tensors, of which it takes the address, then scratch memory, then whole numbers."""
-    found = library()
-    assert found is not None
-    addresses = [x.data_ptr() for x in arguments if isinstance(x, Tensor)]
+    """Call a function of the library with pointers to the tensors, `scratch` floats of memory, and the integers."""
+    loaded = library()
+    assert loaded is not None
+    pointers = [x.data_ptr() for x in arguments if isinstance(x, Tensor)]
     numbers = [x for x in arguments if not isinstance(x, Tensor)]
-    getattr(found, f"mirage_{name}")(*addresses, _scratch(scratch), *numbers)
+    getattr(loaded, f"mirage_{name}")(*pointers, _scratch(scratch), *numbers)
 
 
-def shares(images: int, height: int) -> list[list[Rows]]:
-    """What each thread takes of a batch, in order. It depends on sizes and the number of threads alone."""
+def split_rows(images: int, height: int) -> list[list[Rows]]:
+    """Split a batch among threads, in order; the split depends on the sizes and the number of threads alone."""
     threads = torch.get_num_threads()
-    pieces = -(-threads // images)
-    size = max(-(-height // pieces), LEAST_ROWS)
+    per_image = -(-threads // images)
+    size = max(-(-height // per_image), MIN_ROWS)
     parts = [
         Rows(image, start, min(start + size, height))
         for image in range(images)
         for start in range(0, height, size)
     ]
-    each = -(-len(parts) // threads)
-    return [parts[i : i + each] for i in range(0, len(parts), each)]
+    per_thread = -(-len(parts) // threads)
+    return [parts[i : i + per_thread] for i in range(0, len(parts), per_thread)]
 
 
-def in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> list[R]:
-    """The task's results in the order of `work`, whichever thread was first."""
+def run_in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> list[R]:
+    """Run the task on each item of `work` in threads; return the results in the order of `work`."""
     if len(work) == 1:
         return [task(work[0])]
     return list(_pool(torch.get_num_threads()).map(task, work))
@@ -100,14 +101,14 @@ def in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> l
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="mirage-native")
+    return ThreadPoolExecutor(threads, thread_name_prefix="mirage-kernels")
 
 
 _local = threading.local()
 
 
 def _scratch(floats: int) -> int:
-    """Aligned address of this thread's scratch memory, which it keeps: fresh pages would cost more than the work."""
+    """Return the aligned address of this thread's scratch memory, which is reused: fresh pages are expensive."""
     size = 4 * floats + ALIGNMENT
     if getattr(_local, "memory", None) is None or _local.memory.numel() < size:
         _local.memory = torch.empty(size, dtype=torch.uint8)
@@ -115,47 +116,59 @@ def _scratch(floats: int) -> int:
     return -(-address // ALIGNMENT) * ALIGNMENT
 
 
-@functools.cache
+_loaded: ctypes.CDLL | None = None
+_searched = False
+
+
 def library() -> ctypes.CDLL | None:
-    """Return the compiled forms, building them at the first call; None where that is not possible."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    """Return the library, built at the first call; None if it cannot be built."""
+    global _loaded, _searched  # not functools.cache: torch.compile would trace into the build
+    if not _searched:
+        _loaded, _searched = _load(), True
+    return _loaded
+
+
+def _load() -> ctypes.CDLL | None:
     if os.environ.get("MIRAGE_NATIVE") == "0":
         return None
     target = _folder() / f"native-{_fingerprint()}.so"
     if not target.is_file():
+        names = (os.environ.get("CC", "cc"), "gcc", "clang")
+        compiler = next(filter(None, map(shutil.which, names)), None)
         if compiler is None:
             return None
         problem = _build(compiler, target)
         if problem:
             warnings.warn(
-                f"The C of mirage.kernels was not compiled, plain forms run instead: {problem}", stacklevel=2
+                f"The C code of mirage.kernels did not compile; plain PyTorch is used instead: {problem}",
+                stacklevel=3,
             )
             return None
-    found = ctypes.CDLL(str(target))
-    found.mirage_lanes.argtypes, found.mirage_lanes.restype = [], ctypes.c_long
-    for name, (addresses, numbers) in FUNCTIONS.items():
-        function = getattr(found, f"mirage_{name}")
-        function.argtypes = [ctypes.c_void_p] * addresses + [ctypes.c_long] * numbers
+    loaded = ctypes.CDLL(str(target))
+    loaded.mirage_lanes.argtypes, loaded.mirage_lanes.restype = [], ctypes.c_long
+    for name, (pointers, numbers) in FUNCTIONS.items():
+        function = getattr(loaded, f"mirage_{name}")
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers
         function.restype = None
-    return found
+    return loaded
 
 
 def _build(compiler: str, target: Path) -> str:
-    """Compile to `target`, all or nothing; return what went wrong."""
+    """Compile the sources to `target` atomically; return the error, empty on success."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
+            built = Path(folder) / target.name
             files = [str(path) for path in SOURCES if path.suffix == ".c"]
             done = subprocess.run(
-                [compiler, *FLAGS, *files, "-o", str(made), "-lm"],
+                [compiler, *FLAGS, *files, "-o", str(built), "-lm"],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             if done.returncode:
-                return done.stderr.strip() or f"{compiler} ended with {done.returncode}"
-            made.replace(target)
+                return done.stderr.strip() or f"{compiler} exited with status {done.returncode}"
+            built.replace(target)
     except OSError as error:
         return str(error)
     return ""
@@ -167,7 +180,7 @@ def _folder() -> Path:
 
 
 def _fingerprint() -> str:
-    """Of sources, flags and processor: a build for another processor may not run here."""
+    """Return a hash of sources, flags and processor: a build for one processor may not run on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""CPU operators with channels-last input, output and gradients, opaque to torch.compile.
+"""Convolutions and moments with channels-last inputs, outputs and gradients, opaque to torch.compile.
 
-oneDNN is fastest on channels-last depthwise convolutions; a compiler that sees through them moves their input
-to NCHW and back.
+oneDNN is fastest on channels-last depthwise convolutions. A compiler that sees them converts their input to NCHW and
+back.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.kernels.custom_op import Operator
+from mirage.kernels.custom_op import Operator, save_inputs
 
 
-def conv(x: Tensor, weight: Tensor) -> Tensor:
-    """x (b, h, w, c), weight (c, k, k) → (b, h, w, c), contiguous."""
-    channels, size, _ = weight.shape
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, None], padding=size // 2, groups=channels)
+def _convolve(x: Tensor, filters: Tensor) -> Tensor:
+    """Convolve x (b, h, w, c) with filters (c, k, k); the result is contiguous."""
+    channels, size, _ = filters.shape
+    y = F.conv2d(x.permute(0, 3, 1, 2), filters[:, None], padding=size // 2, groups=channels)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-def conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `conv` with respect to x and weight."""
-    channels, size, _ = weight.shape
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+def _convolve_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `_convolve` with respect to x and filters."""
+    channels, size, _ = filters.shape
+    grad_x, grad_filters, _ = torch.ops.aten.convolution_backward(
         grad.contiguous().permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),
-        weight[:, None],
+        filters[:, None],
         None,
         [1, 1],
         [size // 2, size // 2],
@@ -38,49 +38,49 @@ def conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
         channels,
         [True, True, False],
     )
-    return grad_x.permute(0, 2, 3, 1).contiguous(), grad_weight[:, 0].contiguous()
+    return grad_x.permute(0, 2, 3, 1).contiguous(), grad_filters[:, 0].contiguous()
 
 
-def wide(x: Tensor) -> Tensor:
-    """(b, h, w, c) → (1, h, w, b * c): one image with the channels of all images, which fills vectors."""
+def _fold_batch(x: Tensor) -> Tensor:
+    """Return one image with the channels of all images, (b, h, w, c) → (1, h, w, b * c): it fills vector registers."""
     batch, height, width, channels = x.shape
     return x.permute(1, 2, 0, 3).reshape(1, height, width, batch * channels)
 
 
-def narrow(x: Tensor, batch: int) -> Tensor:
-    """Inverse of `wide`, contiguous."""
+def _unfold_batch(x: Tensor, batch: int) -> Tensor:
+    """Invert `_fold_batch`; the result is contiguous."""
     _, height, width, channels = x.shape
     return x.view(height, width, batch, channels // batch).permute(2, 0, 1, 3).contiguous()
 
 
 @Operator
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """x (b, h, w, c), weight (c, k, k) → (b, h, w, c)."""
-    return conv(x.contiguous(), weight)
+def depthwise(x: Tensor, filters: Tensor) -> Tensor:
+    """Convolve x (b, h, w, c) with filters (c, k, k)."""
+    return _convolve(x.contiguous(), filters)
 
 
 @torch.library.custom_op("mirage::depthwise_backward", mutates_args=())
-def depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to x and weight."""
-    return conv_backward(grad, x.contiguous(), weight)
+def depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to x and filters."""
+    return _convolve_backward(grad, x.contiguous(), filters)
 
 
 @Operator
-def dynamic_depthwise(x: Tensor, kernels: Tensor) -> Tensor:
-    """x (b, h, w, c), kernels (b, c, k, k) → (b, h, w, c)."""
-    return narrow(conv(wide(x), kernels.flatten(0, 1)), x.shape[0])
+def dynamic_depthwise(x: Tensor, filters: Tensor) -> Tensor:
+    """Convolve x (b, h, w, c) with filters (b, c, k, k)."""
+    return _unfold_batch(_convolve(_fold_batch(x), filters.flatten(0, 1)), x.shape[0])
 
 
 @torch.library.custom_op("mirage::dynamic_depthwise_backward", mutates_args=())
-def dynamic_depthwise_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to x and kernels."""
-    grad_x, grad_kernels = conv_backward(wide(grad), wide(x), kernels.flatten(0, 1))
-    return narrow(grad_x, x.shape[0]), grad_kernels.view_as(kernels)
+def dynamic_depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to x and filters."""
+    grad_x, grad_filters = _convolve_backward(_fold_batch(grad), _fold_batch(x), filters.flatten(0, 1))
+    return _unfold_batch(grad_x, x.shape[0]), grad_filters.view_as(filters)
 
 
 @Operator
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (b, h, w, c) → per-image mean and sum of squared deviations, (b, c) each, fp32 or better."""
+    """Return each image's mean and sum of squared deviations, (b, h, w, c) → (b, c) each, in fp32 or better."""
     x = x if x.dtype == torch.float64 else x.float()
     mean = x.mean((1, 2))
     return mean, (x - mean[:, None, None]).square_().sum((1, 2))
@@ -88,7 +88,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("mirage::moments_backward", mutates_args=())
 def moments_backward(grad_mean: Tensor, grad_squares: Tensor, x: Tensor, mean: Tensor) -> Tensor:
-    """Gradient with respect to x: the mean's share, and twice the deviation."""
+    """Return the gradient with respect to x: `grad_mean / pixels + 2 grad_squares (x - mean)`."""
     pixels = x.shape[1] * x.shape[2]
     offset = grad_mean / pixels - 2 * grad_squares * mean
     return torch.addcmul(offset[:, None, None], x, (2 * grad_squares)[:, None, None]).to(x.dtype)
@@ -96,14 +96,14 @@ def moments_backward(grad_mean: Tensor, grad_squares: Tensor, x: Tensor, mean: T
 
 @depthwise.register_fake
 @dynamic_depthwise.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
+def _(x: Tensor, filters: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @depthwise_backward.register_fake
 @dynamic_depthwise_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), filters.new_empty(filters.shape)
 
 
 @moments.register_fake
@@ -118,21 +118,18 @@ def _(grad_mean: Tensor, grad_squares: Tensor, x: Tensor, mean: Tensor) -> Tenso
     return x.new_empty(x.shape)
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _save_moments(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+def save_moments(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep x and its mean for `moments_backward`."""
     ctx.save_for_backward(inputs[0], output[0])
 
 
 depthwise.register_autograd(
-    lambda ctx, grad: depthwise_backward(grad, *ctx.saved_tensors), setup_context=_save_inputs
+    lambda ctx, grad: depthwise_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
 )
 dynamic_depthwise.register_autograd(
-    lambda ctx, grad: dynamic_depthwise_backward(grad, *ctx.saved_tensors), setup_context=_save_inputs
+    lambda ctx, grad: dynamic_depthwise_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
 )
 moments.register_autograd(
     lambda ctx, grad_mean, grad_squares: moments_backward(grad_mean, grad_squares, *ctx.saved_tensors),
-    setup_context=_save_moments,
+    setup_context=save_moments,
 )

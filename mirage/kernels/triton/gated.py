@@ -1,8 +1,7 @@
-"""Gated units around a depthwise convolution in Triton: half of the channels is gated by the GELU of the other.
+"""Gated units around a depthwise convolution in Triton: half of the channels is multiplied by the GELU of the other.
 
-The convolved map stays in registers: forward writes the product, backward computes the convolution again and writes
-what it passes on. `gated_depthwise` is the middle of the feed-forward network, `gated_values` that of the gated
-convolution.
+The convolved map stays in registers: forward writes the product; backward computes the convolution again and writes the
+gradients. `gated_depthwise` is the middle of the feed-forward network, `gated_values` that of the gated convolution.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -15,66 +14,69 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage.kernels.triton.depthwise import convolve, taps_gradient
-from mirage.kernels.triton.tiling import gelu, gelu_slope, pixel_step, side_by_side, tile
+from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.convolution import convolve, filter_gradient
+from mirage.kernels.triton.tiling import channels_last, gelu, gelu_derivative, tile
 
 
-def gated_depthwise(hidden: Tensor, taps: Tensor) -> Tensor:
-    """hidden (b, h, w, 2n) before its GELU, taps (2n, 3, 3) → (b, h, w, n).
+def gated_depthwise(hidden: Tensor, filters: Tensor) -> Tensor:
+    """Compute hidden (b, h, w, 2n) before its GELU, filters (2n, 3, 3) → (b, h, w, n).
 
-    GELU is a pass of its own: inside the convolution it would be evaluated for every tap.
+    GELU is a separate pass: inside the convolution it would be evaluated for every tap.
     """
     out = hidden.new_empty((*hidden.shape[:3], hidden.shape[3] // 2))
-    _run_depthwise(F.gelu(hidden), taps, out, grad=None)
+    _run_depthwise(F.gelu(hidden), filters, out, grad=None)
     return out
 
 
-def gated_depthwise_gradient(grad: Tensor, hidden: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to hidden and taps, from the map before its GELU alone."""
+def gated_depthwise_gradient(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to hidden and filters."""
     active = F.gelu(hidden)
-    convolved = hidden.new_empty(hidden.shape)  # its gradient
-    _run_depthwise(active, taps, convolved, grad=grad)
-    return convolve(convolved, taps, reverse=True, before_gelu=hidden), taps_gradient(convolved, active, taps)
+    convolved = hidden.new_empty(hidden.shape)  # gradient of the convolved map
+    _run_depthwise(active, filters, convolved, grad=grad)
+    return convolve(convolved, filters, reverse=True, before_gelu=hidden), filter_gradient(
+        convolved, active, filters
+    )
 
 
-def gated_values(hidden: Tensor, kernels: Tensor) -> Tensor:
-    """hidden (b, h, w, 2n), kernels (b, m, k, k) → (b, h, w, n).
+def gated_values(hidden: Tensor, filters: Tensor) -> Tensor:
+    """Compute hidden (b, h, w, 2n), filters (b, m, k, k) → (b, h, w, n).
 
-    The first n channels are the gate; of the others the last m are convolved, each image by its own kernels.
+    The first n channels are the gates; of the others the last m are convolved, with filters for each image.
     """
     out = hidden.new_empty((*hidden.shape[:3], hidden.shape[3] // 2))
-    _run_values(hidden, kernels, out, out, grad=None)
+    _run_values(hidden, filters, out, out, grad=None)
     return out
 
 
-def gated_values_gradient(grad: Tensor, hidden: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to hidden and kernels."""
-    wide = kernels.shape[1]
+def gated_values_gradient(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to hidden and filters."""
+    wide = filters.shape[1]
     out = hidden.new_empty(hidden.shape)
-    convolved = hidden.new_empty((*hidden.shape[:3], wide))  # its gradient
-    _run_values(hidden, kernels, out, convolved, grad=grad)
-    convolve(convolved, kernels, reverse=True, out=out[..., -wide:])
-    return out, taps_gradient(convolved, hidden[..., -wide:], kernels)
+    convolved = hidden.new_empty((*hidden.shape[:3], wide))  # gradient of the convolved map
+    _run_values(hidden, filters, out, convolved, grad=grad)
+    convolve(convolved, filters, reverse=True, out=out[..., -wide:])
+    return out, filter_gradient(convolved, hidden[..., -wide:], filters)
 
 
-def _run_depthwise(active: Tensor, taps: Tensor, out: Tensor, grad: Tensor | None) -> None:
+def _run_depthwise(active: Tensor, filters: Tensor, out: Tensor, grad: Tensor | None) -> None:
     batch, height, width, both = active.shape
-    size = taps.shape[-1]
-    active, step = pixel_step(active)
-    upstream, grad_step = (active, 0) if grad is None else pixel_step(grad)
+    size = filters.shape[-1]
+    active, stride = with_pixel_stride(active)
+    upstream, grad_stride = (active, 0) if grad is None else with_pixel_stride(grad)
     pixels, wide = tile(width, both // 2)
     pieces = triton.cdiv(width, pixels)
     with torch.cuda.device_of(active):
         _gated_depthwise[(batch * height * pieces, triton.cdiv(both // 2, wide))](
             active,
-            side_by_side(taps),
+            channels_last(filters),
             upstream,
             out,
             height,
             width,
             both // 2,
-            step,
-            grad_step,
+            stride,
+            grad_stride,
             pieces,
             SIZE=size,
             BACKWARD=grad is not None,
@@ -83,17 +85,17 @@ def _run_depthwise(active: Tensor, taps: Tensor, out: Tensor, grad: Tensor | Non
         )
 
 
-def _run_values(hidden: Tensor, kernels: Tensor, out: Tensor, convolved: Tensor, grad: Tensor | None) -> None:
+def _run_values(hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor, grad: Tensor | None) -> None:
     batch, height, width, both = hidden.shape
-    wide, size = kernels.shape[1], kernels.shape[-1]
-    hidden, step = pixel_step(hidden)
-    upstream, grad_step = (hidden, 0) if grad is None else pixel_step(grad)
+    wide, size = filters.shape[1], filters.shape[-1]
+    hidden, stride = with_pixel_stride(hidden)
+    upstream, grad_stride = (hidden, 0) if grad is None else with_pixel_stride(grad)
     pixels, block = tile(width, both // 2)
     pieces = triton.cdiv(width, pixels)
     with torch.cuda.device_of(hidden):
         _gated_values[(batch * height * pieces, triton.cdiv(both // 2, block))](
             hidden,
-            side_by_side(kernels),
+            channels_last(filters),
             upstream,
             out,
             convolved,
@@ -101,8 +103,8 @@ def _run_values(hidden: Tensor, kernels: Tensor, out: Tensor, convolved: Tensor,
             width,
             both // 2,
             wide,
-            step,
-            grad_step,
+            stride,
+            grad_stride,
             pieces,
             SIZE=size,
             BACKWARD=grad is not None,
@@ -114,21 +116,21 @@ def _run_values(hidden: Tensor, kernels: Tensor, out: Tensor, convolved: Tensor,
 @triton.jit
 def _gated_depthwise(
     active,
-    taps,
+    filters,
     grad,
     out,
     height,
     width,
     half,
-    step,
-    grad_step,
+    stride,
+    grad_stride,
     pieces,
     SIZE: tl.constexpr,
     BACKWARD: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) // pieces  # of all images
+    row = tl.program_id(0) // pieces  # over all images
     image = row // height
     y = row % height
     column = (tl.program_id(0) % pieces) * PIXELS + tl.arange(0, PIXELS)
@@ -138,14 +140,14 @@ def _gated_depthwise(
     gate = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
     value = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
     for dy in range(SIZE):
-        there = y + dy - SIZE // 2
-        start = active + (image.to(tl.int64) * height + there) * width * step
-        end = tl.where((there >= 0) & (there < height), width, 0)
+        source_y = y + dy - SIZE // 2
+        start = active + (image.to(tl.int64) * height + source_y) * width * stride
+        end = tl.where((source_y >= 0) & (source_y < height), width, 0)
         for dx in tl.static_range(SIZE):
-            at = column + dx - SIZE // 2
-            mask = ((at >= 0) & (at < end))[:, None] & present[None, :]
-            here = start + at[:, None] * step + channel[None, :]
-            tap = taps + (dy * SIZE + dx) * 2 * half + channel
+            source_x = column + dx - SIZE // 2
+            mask = ((source_x >= 0) & (source_x < end))[:, None] & present[None, :]
+            here = start + source_x[:, None] * stride + channel[None, :]
+            tap = filters + (dy * SIZE + dx) * 2 * half + channel
             gate += (
                 tl.load(here, mask=mask, other=0.0).to(tl.float32)
                 * tl.load(tap, mask=present, other=0.0).to(tl.float32)[None, :]
@@ -158,10 +160,10 @@ def _gated_depthwise(
     pixel = row.to(tl.int64) * width + column
     mask = (column < width)[:, None] & present[None, :]
     if BACKWARD:
-        g = tl.load(grad + pixel[:, None] * grad_step + channel[None, :], mask=mask, other=0.0)
+        g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
         g = g.to(tl.float32)
         target = out + pixel[:, None] * 2 * half + channel[None, :]
-        tl.store(target, g * value * gelu_slope(gate), mask=mask)
+        tl.store(target, g * value * gelu_derivative(gate), mask=mask)
         tl.store(target + half, g * gelu(gate), mask=mask)
     else:
         tl.store(out + pixel[:, None] * half + channel[None, :], gelu(gate) * value, mask=mask)
@@ -170,7 +172,7 @@ def _gated_depthwise(
 @triton.jit
 def _gated_values(
     hidden,
-    taps,
+    filters,
     grad,
     out,
     convolved,
@@ -178,55 +180,55 @@ def _gated_values(
     width,
     half,
     wide,
-    step,
-    grad_step,
+    stride,
+    grad_stride,
     pieces,
     SIZE: tl.constexpr,
     BACKWARD: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) // pieces  # of all images
+    row = tl.program_id(0) // pieces  # over all images
     image = row // height
     y = row % height
     column = (tl.program_id(0) % pieces) * PIXELS + tl.arange(0, PIXELS)
     first = tl.program_id(1) * CHANNELS
     channel = first + tl.arange(0, CHANNELS)
-    plain = half - wide  # values below this channel pass as they are
-    window = (channel >= plain) & (channel < half)
+    plain = half - wide  # values below this channel are not convolved
+    convolved_channel = (channel >= plain) & (channel < half)
 
     pixel = row.to(tl.int64) * width + column
-    here = hidden + pixel[:, None] * step + channel[None, :]
+    here = hidden + pixel[:, None] * stride + channel[None, :]
     within = (column < width)[:, None]
     mask = within & (channel < half)[None, :]
     gate = tl.load(here, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(here + half, mask=within & (channel < plain)[None, :], other=0.0).to(tl.float32)
     if first + CHANNELS > plain:
-        mine = taps + image.to(tl.int64) * SIZE * SIZE * wide + channel - plain
+        image_filters = filters + image.to(tl.int64) * SIZE * SIZE * wide + channel - plain
         for dy in range(SIZE):
-            there = y + dy - SIZE // 2
-            start = hidden + (image.to(tl.int64) * height + there) * width * step
-            end = tl.where((there >= 0) & (there < height), width, 0)
+            source_y = y + dy - SIZE // 2
+            start = hidden + (image.to(tl.int64) * height + source_y) * width * stride
+            end = tl.where((source_y >= 0) & (source_y < height), width, 0)
             for dx in tl.static_range(SIZE):
-                at = column + dx - SIZE // 2
-                inside = ((at >= 0) & (at < end))[:, None] & window[None, :]
+                source_x = column + dx - SIZE // 2
+                inside = ((source_x >= 0) & (source_x < end))[:, None] & convolved_channel[None, :]
                 neighbour = tl.load(
-                    start + at[:, None] * step + channel[None, :] + half, mask=inside, other=0.0
+                    start + source_x[:, None] * stride + channel[None, :] + half, mask=inside, other=0.0
                 )
-                tap = tl.load(mine + (dy * SIZE + dx) * wide, mask=window, other=0.0)
+                tap = tl.load(image_filters + (dy * SIZE + dx) * wide, mask=convolved_channel, other=0.0)
                 value += neighbour.to(tl.float32) * tap.to(tl.float32)[None, :]
 
     if BACKWARD:
-        g = tl.load(grad + pixel[:, None] * grad_step + channel[None, :], mask=mask, other=0.0)
+        g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
         g = g.to(tl.float32)
         target = out + pixel[:, None] * 2 * half + channel[None, :]
-        tl.store(target, g * value * gelu_slope(gate), mask=mask)
-        passed = g * gelu(gate)
-        tl.store(target + half, passed, mask=within & (channel < plain)[None, :])
+        tl.store(target, g * value * gelu_derivative(gate), mask=mask)
+        grad_value = g * gelu(gate)
+        tl.store(target + half, grad_value, mask=within & (channel < plain)[None, :])
         tl.store(
             convolved + pixel[:, None] * wide + (channel - plain)[None, :],
-            passed,
-            mask=within & window[None, :],
+            grad_value,
+            mask=within & convolved_channel[None, :],
         )
     else:
         tl.store(out + pixel[:, None] * half + channel[None, :], gelu(gate) * value, mask=mask)

@@ -1,7 +1,7 @@
-"""Layer norm and the product that follows it in one Triton kernel: the normalised map is not written.
+"""Layer norm and the linear layer after it in one Triton kernel: the normalised map is not written.
 
-Mean and spread of each pixel are kept for the gradient, which makes the normalised map again, once, for the gradient of
-the product's matrix.
+Mean and deviation of each pixel are kept for the gradient, which computes the normalised map once more for the gradient
+of the weight.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -13,22 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage.kernels.triton.tiling import pixel_step
+from mirage.kernels.maps import with_pixel_stride
 
 CHUNK = 256
-"""Pixels that one program of the gradient works on."""
+"""Pixels of one program of the gradient."""
 
 
 def norm_linear(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x (b, h, w, c), scale and shift (c,), weight (n, c) → product (b, h, w, n) in weight's type, mean, 1 / spread.
+    """Compute x (b, h, w, c), scale, shift (c,), weight (n, c) → (b, h, w, n) in weight's dtype, mean, 1 / deviation.
 
     The last two are (b * h * w,) in fp32.
     """
     batch, height, width, channels = x.shape
     pixels, outputs = batch * height * width, weight.shape[0]
-    x, step = pixel_step(x)
+    x, stride = with_pixel_stride(x)
     out = torch.empty((batch, height, width, outputs), dtype=weight.dtype, device=x.device)
     mean, inverse = (torch.empty(pixels, dtype=torch.float32, device=x.device) for _ in range(2))
     across = max(triton.next_power_of_2(channels), 16)
@@ -45,9 +45,9 @@ def norm_linear(
             pixels,
             channels,
             outputs,
-            step,
+            stride,
             eps,
-            PRECISION="tf32" if _fast_fp32() else "ieee",
+            PRECISION="tf32" if _allows_tf32() else "ieee",
             ROWS=rows,
             ACROSS=across,
             OUTPUTS=32 if across <= 256 else 16,
@@ -59,9 +59,9 @@ def norm_linear(
 def norm_linear_gradient(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, scale, shift and weight."""
+    """Return the gradients with respect to x, scale, shift and weight."""
     channels = x.shape[3]
-    x, step = pixel_step(x)
+    x, stride = with_pixel_stride(x)
     grad = grad.reshape(-1, weight.shape[0])
     pixels = grad.shape[0]
     normed_grad = grad @ weight  # (pixels, c)
@@ -83,17 +83,17 @@ def norm_linear_gradient(
             partial,
             pixels,
             channels,
-            step,
+            stride,
             CHUNK=CHUNK,
             ROWS=max(min(1024 // across, CHUNK), 1),
             ACROSS=across,
         )
-    by_scale, by_shift = (part.sum(0) for part in partial.unbind(1))
-    return out, by_scale.to(scale.dtype), by_shift.to(shift.dtype), grad.mT @ normed
+    grad_scale, grad_shift = (part.sum(0) for part in partial.unbind(1))
+    return out, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype), grad.mT @ normed
 
 
-def _fast_fp32() -> bool:
-    """Whether products of fp32 matrices may round their factors to TF32, as torch's own do then."""
+def _allows_tf32() -> bool:
+    """Return whether torch may round factors of fp32 matrix products to TF32."""
     return torch.get_float32_matmul_precision() != "highest"
 
 
@@ -109,7 +109,7 @@ def _norm_linear(
     pixels,
     channels,
     outputs,
-    step,
+    stride,
     eps,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -117,20 +117,20 @@ def _norm_linear(
     OUTPUTS: tl.constexpr,
 ):
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    known = pixel < pixels
+    valid = pixel < pixels
     channel = tl.arange(0, ACROSS)
     present = channel < channels
-    mask = known[:, None] & present[None, :]
-    value = tl.load(x + pixel[:, None] * step + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    mask = valid[:, None] & present[None, :]
+    value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=1) / channels
-    apart = tl.where(present[None, :], value - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(apart * apart, axis=1) / channels + eps)
-    tl.store(means + pixel, mean, mask=known)
-    tl.store(inverses + pixel, inverse, mask=known)
+    centred = tl.where(present[None, :], value - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    tl.store(means + pixel, mean, mask=valid)
+    tl.store(inverses + pixel, inverse, mask=valid)
 
-    gain = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
-    offset = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
-    normed = apart * inverse[:, None] * gain[None, :] + offset[None, :]
+    norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
+    norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
+    normed = centred * inverse[:, None] * norm_scale[None, :] + norm_shift[None, :]
     normed = normed.to(weight.dtype.element_ty)
     for start in range(0, outputs, OUTPUTS):
         output = start + tl.arange(0, OUTPUTS)
@@ -143,7 +143,7 @@ def _norm_linear(
         tl.store(
             out + pixel[:, None] * outputs + output[None, :],
             product,
-            mask=known[:, None] & (output < outputs)[None, :],
+            mask=valid[:, None] & (output < outputs)[None, :],
         )
 
 
@@ -160,38 +160,38 @@ def _norm_gradient(
     partial,
     pixels,
     channels,
-    step,
+    stride,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
 ):
     channel = tl.arange(0, ACROSS)
     present = channel < channels
-    gain = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
-    offset = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
-    by_scale = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    by_shift = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
+    norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
+    grad_scale = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    grad_shift = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
     for start in range(0, CHUNK, ROWS):
         pixel = tl.program_id(0).to(tl.int64) * CHUNK + start + tl.arange(0, ROWS)
-        known = pixel < pixels
-        mask = known[:, None] & present[None, :]
-        value = tl.load(x + pixel[:, None] * step + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(means + pixel, mask=known, other=0.0)
-        inverse = tl.load(inverses + pixel, mask=known, other=0.0)
+        valid = pixel < pixels
+        mask = valid[:, None] & present[None, :]
+        value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(means + pixel, mask=valid, other=0.0)
+        inverse = tl.load(inverses + pixel, mask=valid, other=0.0)
         g = tl.load(grad + pixel[:, None] * channels + channel[None, :], mask=mask, other=0.0)
         g = g.to(tl.float32)
         standard = tl.where(mask, (value - mean[:, None]) * inverse[:, None], 0.0)
-        by_scale += g * standard
-        by_shift += g
+        grad_scale += g * standard
+        grad_shift += g
 
-        scaled = g * gain[None, :]
-        level = tl.sum(scaled, axis=1) / channels
-        along = tl.sum(scaled * standard, axis=1) / channels
-        passed = (scaled - level[:, None] - standard * along[:, None]) * inverse[:, None]
-        tl.store(out + pixel[:, None] * channels + channel[None, :], passed, mask=mask)
-        again = standard * gain[None, :] + offset[None, :]
-        tl.store(normed + pixel[:, None] * channels + channel[None, :], again, mask=mask)
+        scaled = g * norm_scale[None, :]
+        mean_grad = tl.sum(scaled, axis=1) / channels
+        projection = tl.sum(scaled * standard, axis=1) / channels
+        grad_x = (scaled - mean_grad[:, None] - standard * projection[:, None]) * inverse[:, None]
+        tl.store(out + pixel[:, None] * channels + channel[None, :], grad_x, mask=mask)
+        normalised = standard * norm_scale[None, :] + norm_shift[None, :]
+        tl.store(normed + pixel[:, None] * channels + channel[None, :], normalised, mask=mask)
 
     row = tl.program_id(0) * 2 * channels
-    tl.store(partial + row + channel, tl.sum(by_scale, axis=0), mask=present)
-    tl.store(partial + row + channels + channel, tl.sum(by_shift, axis=0), mask=present)
+    tl.store(partial + row + channel, tl.sum(grad_scale, axis=0), mask=present)
+    tl.store(partial + row + channels + channel, tl.sum(grad_shift, axis=0), mask=present)

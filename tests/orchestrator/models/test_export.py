@@ -17,7 +17,7 @@ from torch import Tensor
 from mirage import MIRAGE, ModelConfig, kernels, restore
 from mirage.kernels import onnx_export, reference
 from orchestrator.errors import ExportError
-from orchestrator.models.export import FORMATS, SHAPES, Parity, export, measure
+from orchestrator.models.export import FORMATS, SHAPES, ExportParity, export, measure
 from orchestrator.registry.resolve import find_model
 from tests.claims import assert_one_clear_error
 
@@ -38,19 +38,19 @@ def model(config: ModelConfig = SMALL) -> MIRAGE:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Parity]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, ExportParity]]:
     """The file of a format, exported once, and the parity that exporting reported."""
     folder = tmp_path_factory.mktemp("exports")
 
     @cache
-    def export_once(form: str) -> tuple[Path, Parity]:
+    def export_once(form: str) -> tuple[Path, ExportParity]:
         out = folder / form / f"model{FORMATS[form].suffix}"
         return out, export(model(), out, form)
 
     return export_once
 
 
-Written = Callable[[str], tuple[Path, Parity]]
+Written = Callable[[str], tuple[Path, ExportParity]]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -88,7 +88,7 @@ def test_a_twin_that_is_not_the_model_leaves_no_file(form: str, tmp_path: Path) 
     twin.load_state_dict(model().state_dict())
     out = tmp_path / f"twin{FORMATS[form].suffix}"
     with pytest.raises(
-        ExportError, match=r"not written, .* not the model: largest difference 1.0e-02 at 1 x 3 x 64"
+        ExportError, match=r"not written: .* differs from the model: largest difference 1.0e-02 at 1 x 3 x 64"
     ):
         export(twin, out, form)
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +97,7 @@ def test_a_twin_that_is_not_the_model_leaves_no_file(form: str, tmp_path: Path) 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_difference_that_is_no_number_is_none_that_passes(wrong: float) -> None:
     assert not measure(model(), lambda x: torch.full_like(x, wrong), 1e-4).holds
-    assert not Parity(wrong, SHAPES[0], 1e-4).holds
+    assert not ExportParity(wrong, SHAPES[0], 1e-4).holds
 
 
 def test_another_shape_is_no_parity() -> None:
@@ -141,10 +141,10 @@ def test_what_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "there.onnx").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
     cases = {
-        ("there.onnx", "onnx"): "exists already",
+        ("there.onnx", "onnx"): "already exists",
         ("model.pt", "onnx"): "the format onnx is a .onnx file",
-        ("model.pt", "tensorrt"): "one of safetensors, torchscript, onnx, release",
-        ("file/model.pt", "torchscript"): "cannot be written",
+        ("model.pt", "tensorrt"): "must be one of safetensors, torchscript, onnx, release",
+        ("file/model.pt", "torchscript"): "cannot write the file",
     }
     for (name, form), says in cases.items():
         with pytest.raises(ExportError, match=says) as refusal:

@@ -1,4 +1,4 @@
-"""A class of anybody's is trained by the same job, and its weights are judged by the same evaluation."""
+"""A user-defined model is trained by the same job and evaluated like a MIRAGE."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Halving(Residual):
 
 def training(folder: Path, storage: Path, name: str = "Residual", **changes: object) -> AnyJob:
     """A short training of a class in `folder`."""
-    module = f"own_{folder.name.replace('-', '_')}"
+    module = f"user_{folder.name.replace('-', '_')}"
     (folder / f"{module}.py").write_text(NETWORK)
     model = {"class": f"{module}:{name}", "path": str(folder), "arguments": {"width": 6}}
     values = {
@@ -52,7 +52,7 @@ def training(folder: Path, storage: Path, name: str = "Residual", **changes: obj
     return job_from_mapping(values)
 
 
-def test_a_class_is_trained_resumed_judged_and_tabled_like_a_mirage(
+def test_a_user_defined_model_is_trained_and_evaluated_like_a_mirage(
     small_data: Dataset, at_home: Path, tmp_path: Path
 ) -> None:
     store = at_home.parent / "store"
@@ -71,7 +71,7 @@ def test_a_class_is_trained_resumed_judged_and_tabled_like_a_mirage(
 
     evaluation = job_from_mapping(
         {
-            "name": "judge-own",
+            "name": "evaluate-user-model",
             "kind": "evaluate",
             "storage": str(tmp_path),
             "model": {
@@ -129,5 +129,5 @@ def test_a_class_that_changes_the_size_is_one_clear_error(
     small_data: Dataset, at_home: Path, tmp_path: Path
 ) -> None:
     job = training(tmp_path, at_home.parent / "store", name="Halving")
-    with pytest.raises(ModelError, match=r"made .* of images"):
+    with pytest.raises(ModelError, match=r"returned images of shape"):
         run_any(job, lambda line: None, in_process=True)

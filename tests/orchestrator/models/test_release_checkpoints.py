@@ -49,7 +49,7 @@ def test_an_exported_checkpoint_has_the_releases_names_and_no_code(weights: Path
         ("absent.ckpt", "out.safetensors", "no such file"),
         ("weights.safetensors", "out.safetensors", "no `state_dict` inside"),
         ("weights.safetensors", "out.pth", "a .safetensors file"),
-        ("weights.safetensors", "weights.safetensors", "exists already"),
+        ("weights.safetensors", "weights.safetensors", "already exists"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_and_nothing_is_written(

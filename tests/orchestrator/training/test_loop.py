@@ -125,7 +125,7 @@ def without_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """A machine on which torch.compile finds nothing to compile with."""
     from torch._inductor.cpp_builder import cpp_compiler_search
 
-    found = (compile.obstacle, cpp_compiler_search)
+    found = (compile.compiler_error, cpp_compiler_search)
     (tmp_path / "empty").mkdir()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "empty"))

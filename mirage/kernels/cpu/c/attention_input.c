@@ -1,93 +1,93 @@
-/* What channel attention takes of a map, a row of pixels at a time: v, and the Gram matrix of q and k.
+/* Input of channel attention, a row of pixels at a time: v, and the Gram matrix of q and k.
 
-   q, k and v are `each` planes; matrix is channels x 3 parts, taps (planes, 9, LANES). One call does rows `start` to
-   `stop` of one image, whose pixels are `step` floats apart; the caller owns all memory. */
+   q, k and v have `each` blocks; matrix is channels x 3 parts, filters (blocks, 9, LANES). One call computes rows `start`
+   to `stop` of one image, whose pixels are `stride` floats apart; the caller owns all memory. */
 
-#include "windows.h"
+#include "convolution.h"
 
-static void enter(Ring map, const float *x, const float *matrix, long y, long height, long step, long channels) {
+static void load_row(Ring map, const float *x, const float *matrix, long y, long height, long stride, long channels) {
     if (y < 0 || y >= height) {
         clear(map, y);
         return;
     }
-    mirage_product(map.width, channels, map.count * LANES, pixels(x + y * map.width * step, step), planes(matrix, channels),
-            into(map, y, 0), (Start){0});
+    mirage_product(map.width, channels, map.count * LANES, pixels(x + y * map.width * stride, stride), blocked(matrix, channels),
+            into(map, y, 0), (Init){0});
 }
 
-/* Row y of one plane behind its windows. */
-static void windows(Ring map, long y, long plane, const floats *taps, floats *to) {
-    const floats *above = row_of(map, y - 1, plane), *here = row_of(map, y, plane), *below = row_of(map, y + 1, plane);
-    for (long i = 0; i < map.width; i++) to[i] = window(above + i, here + i, below + i, taps);
+/* Convolve row y of one block. */
+static void convolve_row(Ring map, long y, long block, const floats *filters, floats *to) {
+    const floats *above = row_of(map, y - 1, block), *here = row_of(map, y, block), *below = row_of(map, y + 1, block);
+    for (long i = 0; i < map.width; i++) to[i] = convolve_3x3(above + i, here + i, below + i, filters);
 }
 
-/* Added up: gram (q and k's channels, squared). Its sums are taken over `hold` rows first. */
-void mirage_attention_input(const float *x, float *v, float *gram, const float *matrix, const float *taps,
-                            float *scratch, long height, long width, long step, long channels, long values, long each,
-                            long start, long stop, long hold) {
-    long held = hold * width, both = 2 * each * LANES;
+/* Adds to gram (q and k's channels, squared). Sums over `batch_rows` rows are formed first. */
+void mirage_attention_input(const float *x, float *v, float *gram, const float *matrix, const float *filters,
+                            float *scratch, long height, long width, long stride, long channels, long values, long each,
+                            long start, long stop, long batch_rows) {
+    long batch_pixels = batch_rows * width, both = 2 * each * LANES;
     Ring map = ring(&scratch, 3 * each, width, 1);
-    floats *qk = (floats *)scratch, *row_of_v = qk + 2 * each * held, here[9];
+    floats *qk = (floats *)scratch, *row_of_v = qk + 2 * each * batch_pixels, here[9];
     for (long y = start - 1; y <= stop; y++) {
-        enter(map, x, matrix, y, height, step, channels);
-        long middle = y - 1, row = (middle - start) % hold;
+        load_row(map, x, matrix, y, height, stride, channels);
+        long middle = y - 1, row = (middle - start) % batch_rows;
         if (middle < start) continue;
         for (long p = 0; p < 3 * each; p++) {
-            read_taps(here, taps, p);
-            windows(map, middle, p, here, p < 2 * each ? qk + p * held + row * width : row_of_v);
+            read_filters(here, filters, p);
+            convolve_row(map, middle, p, here, p < 2 * each ? qk + p * batch_pixels + row * width : row_of_v);
             if (p < 2 * each) continue;
             long channel = (p - 2 * each) * LANES;
             for (long i = 0; i < width; i++)
                 store(v + (middle * width + i) * values + channel, row_of_v[i], values - channel);
         }
-        if (row + 1 < hold && middle + 1 < stop) continue;
+        if (row + 1 < batch_rows && middle + 1 < stop) continue;
         for (long p = 0; p < 2 * each; p++)
-            mirage_product(LANES, (row + 1) * width, both, transposed(in_planes((float *)(qk + p * held), held)),
-                    planes((float *)qk, held), planes(gram + p * LANES * LANES, both), (Start){0, 1});
+            mirage_product(LANES, (row + 1) * width, both, transposed(from_blocked((float *)(qk + p * batch_pixels), batch_pixels)),
+                    blocked((float *)qk, batch_pixels), blocked(gram + p * LANES * LANES, both), (Init){0, 1});
     }
 }
 
-/* Gradients of one image's rows. to_qk (q and k's channels, squared) takes q and k to their gradient; matrix_back is
-   3 parts x channels. Added up: to_matrix (channels x 3 parts), to_taps. */
-void mirage_attention_input_backward(const float *x, const float *above, float *grad, const float *matrix,
-                                     const float *taps, const float *to_qk, const float *matrix_back,
-                                     float *to_matrix, float *to_taps, float *scratch, long height, long width,
-                                     long step, long channels, long values, long each, long start, long stop,
-                                     long hold) {
-    long held = hold * width, whole = 3 * each, both = 2 * each * LANES;
-    Ring map = ring(&scratch, whole, width, 1), after = ring(&scratch, whole, width, 1);
-    floats *qk = (floats *)scratch, *to_map = qk + 2 * each * width, here[9];
+/* Gradients for rows of one image. grad_qk (q and k's channels, squared) maps q and k to their gradient; matrix_back is
+   3 parts x channels. Adds to grad_matrix (channels x 3 parts) and grad_filters. */
+void mirage_attention_input_backward(const float *x, const float *grad_out, float *grad_x, const float *matrix,
+                                     const float *filters, const float *grad_qk, const float *matrix_back,
+                                     float *grad_matrix, float *grad_filters, float *scratch, long height, long width,
+                                     long stride, long channels, long values, long each, long start, long stop,
+                                     long batch_rows) {
+    long batch_pixels = batch_rows * width, whole = 3 * each, both = 2 * each * LANES;
+    Ring map = ring(&scratch, whole, width, 1), grad_convolved = ring(&scratch, whole, width, 1);
+    floats *qk = (floats *)scratch, *grad_map = qk + 2 * each * width, here[9];
     for (long y = start - 2; y <= stop + 1; y++) {
-        enter(map, x, matrix, y, height, step, channels);
+        load_row(map, x, matrix, y, height, stride, channels);
 
         long middle = y - 1;
         if (middle < start - 1) continue;
         if (middle >= 0 && middle < height) {
             for (long p = 0; p < 2 * each; p++) {
-                read_taps(here, taps, p);
-                windows(map, middle, p, here, qk + p * width);
+                read_filters(here, filters, p);
+                convolve_row(map, middle, p, here, qk + p * width);
             }
-            mirage_product(width, both, both, in_planes((float *)qk, width), planes(to_qk, both), into(after, middle, 0),
-                    (Start){0});
+            mirage_product(width, both, both, from_blocked((float *)qk, width), blocked(grad_qk, both), into(grad_convolved, middle, 0),
+                    (Init){0});
             for (long p = 0; p < each; p++) {
-                floats *to = row_of(after, middle, 2 * each + p) + 1;
-                const float *from = above + middle * width * values + p * LANES;
+                floats *to = row_of(grad_convolved, middle, 2 * each + p) + 1;
+                const float *from = grad_out + middle * width * values + p * LANES;
                 for (long i = 0; i < width; i++) to[i] = load(from + i * values, values - p * LANES);
             }
             if (middle >= start && middle < stop)
-                for (long p = 0; p < whole; p++) add_taps(to_taps, after, map, middle, p);
-        } else clear(after, middle);
+                for (long p = 0; p < whole; p++) add_filter_gradient(grad_filters, grad_convolved, map, middle, p);
+        } else clear(grad_convolved, middle);
 
-        long leaves = y - 2, row = (leaves - start) % hold;
-        if (leaves < start) continue;
+        long ready = y - 2, row = (ready - start) % batch_rows;
+        if (ready < start) continue;
         for (long p = 0; p < whole; p++) {
-            read_flipped(here, taps, p);
-            windows(after, leaves, p, here, to_map + p * held + row * width);
+            read_flipped_filters(here, filters, p);
+            convolve_row(grad_convolved, ready, p, here, grad_map + p * batch_pixels + row * width);
         }
-        mirage_product(width, whole * LANES, channels, in_planes((float *)(to_map + row * width), held),
-                planes(matrix_back, whole * LANES), rows(grad + leaves * width * channels, channels), (Start){0});
-        if (row + 1 == hold || leaves + 1 == stop)
+        mirage_product(width, whole * LANES, channels, from_blocked((float *)(grad_map + row * width), batch_pixels),
+                blocked(matrix_back, whole * LANES), rows(grad_x + ready * width * channels, channels), (Init){0});
+        if (row + 1 == batch_rows || ready + 1 == stop)
             mirage_product(channels, (row + 1) * width, whole * LANES,
-                    transposed(pixels(x + (leaves - row) * width * step, step)), planes((float *)to_map, held),
-                    planes(to_matrix, channels), (Start){0, 1});
+                    transposed(pixels(x + (ready - row) * width * stride, stride)), blocked((float *)grad_map, batch_pixels),
+                    blocked(grad_matrix, channels), (Init){0, 1});
     }
 }

@@ -1,9 +1,9 @@
-/* The product, compiled once: its inner step is unrolled for every number of rows and vectors that it meets. */
+/* The matrix product; its inner step is unrolled for each number of rows and vectors. */
 
 #include "product.h"
 
-static inline __attribute__((always_inline)) void step(const long tall, const long wide, Numbers a, Vectors b,
-                                                       Vectors to, long depth, Start start, long last) {
+static inline __attribute__((always_inline)) void step(const long tall, const long wide, Scalars a, Vectors b,
+                                                       Vectors to, long depth, Init start, long last) {
     floats total[TALL][WIDE];
     for (long i = 0; i < tall; i++)
         for (long j = 0; j < wide; j++) {
@@ -12,23 +12,23 @@ static inline __attribute__((always_inline)) void step(const long tall, const lo
         }
     for (long block = 0; block < depth; block += LANES, a.at += a.block) {
         const float *at = a.at;
-        for (long k = block; k < least(block + LANES, depth); k++, at += a.item, b.at += b.row) {
+        for (long k = block; k < min(block + LANES, depth); k++, at += a.item, b.at += b.row) {
             floats right[WIDE];
-            for (long j = 0; j < wide; j++) right[j] = load(b.at + j * b.plane, LANES);
+            for (long j = 0; j < wide; j++) right[j] = load(b.at + j * b.block, LANES);
             for (long i = 0; i < tall; i++)
                 for (long j = 0; j < wide; j++) total[i][j] += at[i * a.row] * right[j];
         }
     }
     for (long i = 0; i < tall; i++)
         for (long j = 0; j < wide; j++) {
-            float *at = to.at + i * to.row + j * to.plane;
+            float *at = to.at + i * to.row + j * to.block;
             long count = j + 1 == wide ? last : LANES;
             store(at, start.add ? load(at, count) + total[i][j] : total[i][j], count);
         }
 }
 
-static inline __attribute__((always_inline)) void strip(const long wide, long height, Numbers a, Vectors b,
-                                                        Vectors to, long depth, Start start, long last) {
+static inline __attribute__((always_inline)) void strip(const long wide, long height, Scalars a, Vectors b,
+                                                        Vectors to, long depth, Init start, long last) {
     long i = 0;
     for (; i + TALL <= height; i += TALL, a.at += TALL * a.row, to.at += TALL * to.row)
         step(TALL, wide, a, b, to, depth, start, last);
@@ -37,17 +37,17 @@ static inline __attribute__((always_inline)) void strip(const long wide, long he
     for (; i < height; i++, a.at += a.row, to.at += to.row) step(1, wide, a, b, to, depth, start, last);
 }
 
-void mirage_product(long height, long depth, long columns, Numbers a, Vectors b, Vectors to, Start start) {
+void mirage_product(long height, long depth, long columns, Scalars a, Vectors b, Vectors to, Init start) {
     while (columns > 0) {
-        long vectors = least((columns + LANES - 1) / LANES, WIDE);
-        long last = least(columns - (vectors - 1) * LANES, LANES);
+        long vectors = min((columns + LANES - 1) / LANES, WIDE);
+        long last = min(columns - (vectors - 1) * LANES, LANES);
         if (vectors == 1) strip(1, height, a, b, to, depth, start, last);
         else if (vectors == 2) strip(2, height, a, b, to, depth, start, last);
 #if WIDE > 2
         else strip(3, height, a, b, to, depth, start, last);
 #endif
-        b.at += vectors * b.plane;
-        to.at += vectors * to.plane;
+        b.at += vectors * b.block;
+        to.at += vectors * to.block;
         start.bias += start.bias ? vectors * LANES : 0;
         columns -= vectors * LANES;
     }

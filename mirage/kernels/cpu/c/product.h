@@ -1,37 +1,38 @@
 /* Matrix products of narrow maps, whose operands stay in the cache.
 
-   A map inside of a region is a stack of planes of LANES channels: a plane holds its pixels' vectors one after the other.
-   Channels that fill the last plane up are zero. Matrices are planes too: their rows' vectors one after the other. */
+   Inside an operator a map is stored in blocks of LANES channels (NCHWc): a block holds the vectors of its pixels one after
+   the other. The padding channels of the last block are zero. Matrices are stored in blocks too: the vectors of their
+   rows one after the other. */
 
 #pragma once
 #include "vectors.h"
 
-/* What is read number by number: number (i, k) of it is at[i * row + k % LANES * item + k / LANES * block]. */
+/* An operand that is read scalar by scalar: element (i, k) is at[i * row + k % LANES * item + k / LANES * block]. */
 typedef struct {
     const float *at;
     long row, item, block;
-} Numbers;
+} Scalars;
 
-/* What is read and written vector by vector: vector j of row i is at[i * row + j * plane]. */
+/* An operand that is read or written vector by vector: vector j of row i is at[i * row + j * block]. */
 typedef struct {
     float *at;
-    long row, plane;
+    long row, block;
 } Vectors;
 
-/* Pixels (…, channels) with so many floats from one to the next. */
-static inline Numbers pixels(const float *at, long step) { return (Numbers){at, step, 1, LANES}; }
+/* Pixels (..., channels) at a distance of `step` floats. */
+static inline Scalars pixels(const float *at, long step) { return (Scalars){at, step, 1, LANES}; }
 static inline Vectors rows(float *at, long step) { return (Vectors){at, step, LANES}; }
-static inline Numbers transposed(Numbers x) { return (Numbers){x.at, x.item, x.row, LANES * x.row}; }
+static inline Scalars transposed(Scalars x) { return (Scalars){x.at, x.item, x.row, LANES * x.row}; }
 
-/* Planes of so many pixels or rows each. */
-static inline Vectors planes(const float *at, long length) {
+/* Blocks of `length` pixels or rows each. */
+static inline Vectors blocked(const float *at, long length) {
     return (Vectors){(float *)at, LANES, LANES * length};
 }
-static inline Numbers in_planes(const float *at, long length) {
-    return (Numbers){at, LANES, 1, LANES * length};
+static inline Scalars from_blocked(const float *at, long length) {
+    return (Scalars){at, LANES, 1, LANES * length};
 }
 
-/* Accumulators of one step, which the processor's registers hold: TALL rows of WIDE vectors. */
+/* The accumulators of one step, which fit the registers: TALL rows of WIDE vectors. */
 #ifdef __AVX512F__
 #define TALL 8
 #define WIDE 3
@@ -40,11 +41,12 @@ static inline Numbers in_planes(const float *at, long length) {
 #define WIDE 2
 #endif
 
-/* What a product is added to: nothing, a vector for all rows, or what is there (at last, so that long sums stay exact). */
+/* Initial value of a product: zero, a vector for all rows, or the old result (added last, so that long sums stay exact). */
 typedef struct {
     const float *bias;
     int add;
-} Start;
+} Init;
 
-/* a (height, depth) times b (depth, columns) into `to`; b's last vector is whole, that of `to` need not be. */
-void mirage_product(long height, long depth, long columns, Numbers a, Vectors b, Vectors to, Start start);
+/* to (height, columns) = a (height, depth) times b (depth, columns); the last vector of b is padded, that of `to` may be
+   partial. */
+void mirage_product(long height, long depth, long columns, Scalars a, Vectors b, Vectors to, Init start);

@@ -1,5 +1,5 @@
-/* As many floats at a time as a register holds, by the vector extension of GCC and Clang: any processor, no intrinsics.
-   Wider vectors than registers would be right as well, and several times slower. */
+/* Vectors of floats as wide as a register, with the vector extension of GCC and Clang: any processor, no intrinsics. Wider
+   vectors than registers would be correct and several times slower. */
 
 #pragma once
 #include <string.h>
@@ -12,9 +12,9 @@
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int ints __attribute__((vector_size(4 * LANES)));
 
-static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long min(long a, long b) { return a < b ? a : b; }
 
-/* Half a vector is told apart because 8 and 24 channels are common, and a copy of known size is one instruction. */
+/* Half a vector is a separate case because 8 and 24 channels are common, and a copy of known size is one instruction. */
 static inline floats load(const float *from, long count) {
     floats x = {0};
     if (count >= LANES) memcpy(&x, from, sizeof x);
@@ -35,11 +35,11 @@ static inline floats choose(ints mask, floats yes, floats no) {
     return (floats)(((ints)yes & mask) | ((ints)no & ~mask));
 }
 
-/* x with zeros after its first `count` numbers. */
+/* Return x with zeros after its first `count` elements. */
 static inline floats first(long count, floats x) {
     ints lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
-    return choose(lane < (int)least(count, LANES), x, (floats){0});
+    return choose(lane < (int)min(count, LANES), x, (floats){0});
 }
 
 static inline float sum(floats x) {
@@ -48,7 +48,7 @@ static inline float sum(floats x) {
     return x[0];
 }
 
-/* exp(-y) for y >= 0, to two units in the last place; below 1e-37 it stays there. */
+/* Return exp(-y) for y >= 0 within two units in the last place; results below 1e-37 stay there. */
 static inline floats exp_minus(floats y) {
     const floats shifter = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     y = choose(y > 86.0f, all(86.0f), y);
@@ -65,7 +65,7 @@ static inline floats exp_minus(floats y) {
     return p * (floats)power;
 }
 
-/* GELU and its derivative. The normal tail is Abramowitz and Stegun 7.1.26, within 1.5e-7. */
+/* Return GELU, and its derivative in `slope`. The normal tail is Abramowitz and Stegun 7.1.26, within 1.5e-7. */
 static inline floats gelu(floats x, floats *slope) {
     floats size = choose(x < 0.0f, -x, x);
     floats density = exp_minus(0.5f * size * size);

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig
-from mirage.collective import Share
+from mirage.collective import BatchShare
 from mirage.loss import LossWeights, restoration_loss
 from orchestrator.training.engines.base import Engine, InProcessEngine
 from orchestrator.training.engines.ddp import DDPEngine
@@ -73,7 +73,7 @@ def engine_for(scenario: Scenario, world_size: int) -> Engine:
 def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]:
     torch.manual_seed(0)
     total = sum(shares)
-    share = Share(sum(shares[:rank]), total)
+    share = BatchShare(sum(shares[:rank]), total)
     rows = slice(share.start, share.start + shares[rank])
     clean = torch.rand(scenario.micro_batches, total, 3, 16, 24, dtype=torch.float64).to(scenario.dtype)
     degraded = clean + 0.1 * torch.randn(clean.shape, dtype=torch.float64).to(scenario.dtype)

@@ -6,17 +6,17 @@ from torch import Tensor
 
 from mirage import MIRAGE, ModelConfig
 from mirage.batchnorm import BatchNorm
-from mirage.config import Recompute
+from mirage.config import ActivationCheckpointing
 from mirage.loss import LossWeights, restoration_loss
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 2, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2), drop_path=0.4)
 
 
-def trained(which: Recompute, config: ModelConfig = CONFIG) -> tuple[dict[str, Tensor], int]:
+def trained(which: ActivationCheckpointing, config: ModelConfig = CONFIG) -> tuple[dict[str, Tensor], int]:
     """Gradients and statistics after one pass, and the bytes that were kept for backward."""
     torch.manual_seed(0)
     model = MIRAGE(config)
-    model.recompute(which)
+    model.checkpoint_activations(which)
     clean = torch.rand(3, 3, 32, 32)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -36,7 +36,7 @@ def trained(which: Recompute, config: ModelConfig = CONFIG) -> tuple[dict[str, T
 @pytest.mark.parametrize("which", ["full_resolution", "all"])
 @pytest.mark.parametrize("kernels", ["dynamic", "static"])
 def test_gradients_and_statistics_are_the_same_to_the_bit_in_less_memory(
-    which: Recompute, kernels: str
+    which: ActivationCheckpointing, kernels: str
 ) -> None:
     config = replace(CONFIG, kernels=kernels)
     plain, much = trained("none", config)
@@ -48,11 +48,13 @@ def test_gradients_and_statistics_are_the_same_to_the_bit_in_less_memory(
 
 def test_statistics_that_move_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = trained("none")
-    monkeypatch.setattr(BatchNorm, "moves", property(lambda _: True, lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        BatchNorm, "updates_statistics", property(lambda _: True, lambda *_: None), raising=False
+    )
     again, _ = trained("all")
     assert any(not torch.equal(plain[name], again[name]) for name in plain if "running" in name)
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of none, full_resolution, all"):
-        MIRAGE(CONFIG).recompute("some")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be one of none, full_resolution, all"):
+        MIRAGE(CONFIG).checkpoint_activations("some")  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""Depthwise convolutions of channels-last maps in Triton: learned filters or one per image, any odd size.
+
+Forward: one program per piece of a row and block of channels; each tap is one load, and neighbouring loads hit the
+cache. The gradient of the map is the same convolution with reversed filters. The gradient of the filters is a sum
+over all
+pixels: each program adds up a strip of rows for one row of the filter, and the strips' sums are added in order.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.tiling import channels_last, gelu_derivative, tile
+
+STRIP = 16
+"""Rows that one program of the filter gradient adds up."""
+
+
+def convolve(
+    x: Tensor,
+    filters: Tensor,
+    *,
+    reverse: bool = False,
+    before_gelu: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Correlate x (b, h, w, c) with filters (c, k, k) or (b, c, k, k), with zero padding.
+
+    reverse: rotate the filters by 180 degrees, for the gradient of the map.
+    before_gelu: multiply by the derivative of GELU at these values, for a GELU before the convolution.
+    out: the map to write to, or a slice of its channels; by default a new map.
+    """
+    batch, height, width, channels = x.shape
+    size = filters.shape[-1]
+    x, x_stride = with_pixel_stride(x)
+    filters = channels_last(filters)
+    before, before_stride = (x, 0) if before_gelu is None else with_pixel_stride(before_gelu)
+    if out is None:
+        out = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
+    target, out_stride = with_pixel_stride(out)
+    assert target is out, "out has an uneven pixel stride"
+    pixels, block = tile(width, channels)
+    pieces = triton.cdiv(width, pixels)
+    with torch.cuda.device_of(x):
+        _convolve[(batch * height * pieces, triton.cdiv(channels, block))](
+            x,
+            filters,
+            before,
+            out,
+            height,
+            width,
+            channels,
+            x_stride,
+            before_stride,
+            out_stride,
+            size * size * channels if filters.dim() == 4 else 0,
+            pieces,
+            SIZE=size,
+            REVERSE=reverse,
+            GELU=before_gelu is not None,
+            PIXELS=pixels,
+            CHANNELS=block,
+        )
+    return out
+
+
+def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor) -> Tensor:
+    """Return the gradient of `convolve` with respect to its filters, in their shape and dtype; grad, x (b, h, w, c)."""
+    batch, height, width, channels = x.shape
+    size = filters.shape[-1]
+    grad, grad_stride = with_pixel_stride(grad)
+    x, x_stride = with_pixel_stride(x)
+    strips = triton.cdiv(height, STRIP)
+    partial = torch.empty((batch, strips, size, size, channels), dtype=torch.float32, device=x.device)
+    block = min(triton.next_power_of_2(channels), 16)
+    pixels = min(triton.next_power_of_2(width), 256 // block)
+    with torch.cuda.device_of(x):
+        _filter_gradient[(batch * strips * size, triton.cdiv(channels, block))](
+            grad,
+            x,
+            partial,
+            height,
+            width,
+            channels,
+            grad_stride,
+            x_stride,
+            strips,
+            triton.cdiv(width, pixels),
+            SIZE=size,
+            ACROSS=triton.next_power_of_2(size),
+            STRIP=STRIP,
+            PIXELS=pixels,
+            CHANNELS=block,
+        )
+    total = partial.sum(1) if filters.dim() == 4 else partial.sum((0, 1))
+    return total.movedim(-1, -3).to(filters.dtype).contiguous()
+
+
+@triton.jit
+def _convolve(
+    x,
+    filters,
+    before,
+    out,
+    height,
+    width,
+    channels,
+    x_stride,
+    before_stride,
+    out_stride,
+    image_stride,
+    pieces,
+    SIZE: tl.constexpr,
+    REVERSE: tl.constexpr,
+    GELU: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    row = tl.program_id(0) // pieces  # over all images
+    image = row // height
+    y = row % height
+    column = (tl.program_id(0) % pieces) * PIXELS + tl.arange(0, PIXELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    present = channel < channels
+    image_filters = filters + image.to(tl.int64) * image_stride
+
+    total = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
+    for dy in range(SIZE):  # not unrolled: 49 filters of code would not fit the instruction cache
+        source_y = y + dy - SIZE // 2
+        start = x + (image.to(tl.int64) * height + source_y) * width * x_stride
+        end = tl.where(
+            (source_y >= 0) & (source_y < height), width, 0
+        )  # rows outside the image have no pixels
+        for dx in tl.static_range(SIZE):
+            source_x = column + dx - SIZE // 2
+            inside = (source_x >= 0) & (source_x < end)
+            mask = inside[:, None] & present[None, :]
+            value = tl.load(start + source_x[:, None] * x_stride + channel[None, :], mask=mask, other=0.0)
+            number = dy * SIZE + dx
+            if REVERSE:
+                number = SIZE * SIZE - 1 - number
+            tap = tl.load(image_filters + number * channels + channel, mask=present, other=0.0)
+            total += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+
+    pixel = row.to(tl.int64) * width + column
+    mask = (column < width)[:, None] & present[None, :]
+    if GELU:
+        u = tl.load(before + pixel[:, None] * before_stride + channel[None, :], mask=mask, other=0.0)
+        total *= gelu_derivative(u.to(tl.float32))
+    tl.store(out + pixel[:, None] * out_stride + channel[None, :], total, mask=mask)
+
+
+@triton.jit
+def _filter_gradient(
+    grad,
+    x,
+    partial,
+    height,
+    width,
+    channels,
+    grad_stride,
+    x_stride,
+    strips,
+    pieces,
+    SIZE: tl.constexpr,
+    ACROSS: tl.constexpr,
+    STRIP: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    dy = tl.program_id(0) % SIZE
+    strip = tl.program_id(0) // SIZE % strips
+    image = (tl.program_id(0) // SIZE // strips).to(tl.int64)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    present = channel < channels
+    dx = tl.arange(0, ACROSS)
+
+    total = tl.zeros([ACROSS, PIXELS, CHANNELS], dtype=tl.float32)
+    for piece in range(STRIP * pieces):
+        y = strip * STRIP + piece // pieces
+        source_y = y + dy - SIZE // 2
+        column = (piece % pieces) * PIXELS + tl.arange(0, PIXELS)
+        source_x = column[None, :] + dx[:, None] - SIZE // 2
+        valid = column < tl.where(y < height, width, 0)
+        pixel = (image * height + y) * width + column
+        mask = valid[:, None] & present[None, :]
+        g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
+
+        end = tl.where((source_y >= 0) & (source_y < height), width, 0)
+        inside = (source_x >= 0) & (source_x < end) & (dx < SIZE)[:, None] & valid[None, :]
+        source_pixel = (image * height + source_y) * width + source_x
+        value = tl.load(
+            x + source_pixel[:, :, None] * x_stride + channel[None, None, :],
+            mask=inside[:, :, None] & present[None, None, :],
+            other=0.0,
+        )
+        total += value.to(tl.float32) * g.to(tl.float32)[None, :, :]
+
+    row = ((image * strips + strip) * SIZE + dy) * SIZE + dx
+    mask = (dx < SIZE)[:, None] & present[None, :]
+    tl.store(partial + row[:, None] * channels + channel[None, :], tl.sum(total, axis=1), mask=mask)
