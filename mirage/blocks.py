@@ -76,7 +76,7 @@ class ChannelAttention(nn.Module):
         return kernels.gram(kernels.depthwise(F.linear(x, matrix), filters)[:, rows].flatten(1, 2))
 
     def _attention_weights(self, gram: Tensor) -> Tensor:
-        """Inner products of q and k (b, 2c, 2c) → attention weights (b, c, c), block diagonal by head.
+        """Return attention weights (b, c, c), block diagonal by head, for inner products of q and k (b, 2c, 2c).
 
         The Gram matrix holds q·k and, on its diagonal, the squared norms: no normalised q or k is written.
         """
@@ -140,7 +140,7 @@ class GatedConvolution(nn.Module):
         return out
 
     def _generate_filters(self, pooled: Tensor) -> Tensor:
-        """Pooled input (b, c) → filters for each image and channel (b, c, 7, 7)."""
+        """Return filters for each image and channel (b, c, 7, 7) from the pooled input (b, c)."""
         generated: Tensor = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
         return generated.view(-1, self.channels, KERNEL_SIZE, KERNEL_SIZE)
 

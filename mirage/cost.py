@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mirage.config import KERNEL_SIZE, ActivationCheckpointing, ModelConfig, Stage
 
@@ -24,19 +24,12 @@ def macs(config: ModelConfig, height: int, width: int, spd_head: bool = True) ->
     the release runs at inference too. `height` and `width` are multiples of 8.
     """
     pixels = height * width
-    total = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
-    for stage in config.stages():
-        total += stage.blocks * _block_macs(config, stage, pixels // stage.stride**2)
-    return total + (_head_macs(config, pixels) if spd_head else 0)
+    return _macs(config, pixels, _block_macs) + (_head_macs(config, pixels) if spd_head else 0)
 
 
 def fast_macs(config: ModelConfig, height: int, width: int) -> int:
     """Return the multiply-adds of one image in this implementation at inference, without the heads."""
-    pixels = height * width
-    total = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
-    for stage in config.stages():
-        total += stage.blocks * _fast_block_macs(config, stage, pixels // stage.stride**2)
-    return total
+    return _macs(config, height * width, _fast_block_macs)
 
 
 def recomputed_macs(
@@ -50,6 +43,12 @@ def recomputed_macs(
 def is_checkpointed(stage: Stage, checkpointing: ActivationCheckpointing) -> bool:
     """Return whether the blocks of `stage` are checkpointed: computed again in the backward pass."""
     return checkpointing == "all" or (checkpointing == "full_resolution" and stage.stride == 1)
+
+
+def _macs(config: ModelConfig, pixels: int, block_macs: Callable[[ModelConfig, Stage, int], int]) -> int:
+    convolutions = sum(pixels // stride**2 * weights for stride, weights in _convolutions(config))
+    blocks = (s.blocks * block_macs(config, s, pixels // s.stride**2) for s in config.stages())
+    return convolutions + sum(blocks)
 
 
 def _convolutions(config: ModelConfig) -> Iterator[tuple[int, int]]:
@@ -123,22 +122,20 @@ def _block_parameters(config: ModelConfig, stage: Stage) -> int:
 def _block_macs(config: ModelConfig, stage: Stage, pixels: int) -> int:
     attention, convolution, _ = config.widths(stage.channels)
     products = 2 * attention * (attention // stage.heads)  # q k^T and its use on v, head by head
-    windows = KERNEL_SIZE**2 * convolution
+    depthwise = KERNEL_SIZE**2 * convolution
     per_image = _generator_weights(config, convolution)
-    return pixels * (_pixel_weights(config, stage) + products + windows) + per_image
+    return pixels * (_pixel_weights(config, stage) + products + depthwise) + per_image
 
 
 def _fast_block_macs(config: ModelConfig, stage: Stage, pixels: int) -> int:
     attention, convolution, _ = config.widths(stage.channels)
-    products = (
-        2 * attention
-    ) ** 2 + attention**2  # one Gram matrix of q and k, all heads mixed by one matrix
-    windows = KERNEL_SIZE**2 * convolution
-    # The generator reads the average of its input, which the expansion then maps once per image.
-    per_image = _generator_weights(config, convolution) + (
-        convolution**2 if config.kernels == "dynamic" else 0
-    )
-    return pixels * (_pixel_weights(config, stage) + products + windows) + per_image
+    # One Gram matrix of q and k for all heads, and one matrix that mixes v.
+    products = (2 * attention) ** 2 + attention**2
+    depthwise = KERNEL_SIZE**2 * convolution
+    per_image = _generator_weights(config, convolution)
+    if config.kernels == "dynamic":
+        per_image += convolution**2  # the expansion of the average that the generator reads
+    return pixels * (_pixel_weights(config, stage) + products + depthwise) + per_image
 
 
 def _head_weights(config: ModelConfig) -> Iterator[tuple[int, int, int]]:

@@ -34,9 +34,7 @@ class StepMode:
         return 2 if self.precision == "bf16" else _FP32
 
 
-def activation_bytes(
-    config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()
-) -> int:  # frozen
+def activation_bytes(config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()) -> int:
     """Return the bytes per image kept until the backward pass, within a few percent of what autograd keeps."""
     pixels = height * width
     total = sum(
@@ -52,9 +50,7 @@ def activation_bytes(
     return total
 
 
-def recomputed_bytes(
-    config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()
-) -> int:  # frozen
+def recomputed_bytes(config: ModelConfig, height: int, width: int, mode: StepMode = StepMode()) -> int:
     """Return the bytes per image of the largest checkpointed block, which the backward pass computes again."""
     blocks = [
         _kept_by_block(config, stage, height * width // stage.stride**2, mode)

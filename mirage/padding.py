@@ -46,12 +46,12 @@ def _pad_convolution(convolution: GatedConvolution, multiple: int) -> None:
 
 
 def _pad_both_halves(weight: Tensor, zeros: int) -> Tensor:
-    """(2n, ...) → (2(zeros + n), ...): gates and values alike."""
+    """Pad gates and values alike: (2n, ...) → (2(zeros + n), ...)."""
     return torch.cat([_pad_start(half, zeros) for half in weight.chunk(2)])
 
 
 def _pad_start(weight: Tensor, zeros: int) -> Tensor:
-    """(n, ...) → (zeros + n, ...)."""
+    """Prepend zeros: (n, ...) → (zeros + n, ...)."""
     return torch.cat((weight.new_zeros(zeros, *weight.shape[1:]), weight))
 
 

@@ -29,7 +29,7 @@ from mirage.kernels.onnx_export import exportable
 from mirage.weights import save_release
 from orchestrator.errors import ExportError
 
-Run = Callable[[Tensor], Tensor]
+RestoreFunction = Callable[[Tensor], Tensor]
 """A function from degraded images (b, 3, h, w) to restored ones."""
 
 SHAPES = ((1, 3, 64, 64), (2, 3, 33, 45), (1, 3, 40, 97), (2, 3, 16, 9))
@@ -43,7 +43,7 @@ class ExportFormat:
     """How one format is written and read back."""
 
     write: Callable[[MIRAGE, Path], None]
-    read: Callable[[Path], Run]
+    read: Callable[[Path], RestoreFunction]
     suffix: str
     tolerance: float
     """Largest accepted difference, for values in [0, 1]; 0 means identical bits."""
@@ -98,7 +98,7 @@ def export(model: MIRAGE, out: Path, form: str) -> ExportParity:
     return parity
 
 
-def measure(model: MIRAGE, run: Run, tolerance: float) -> ExportParity:
+def measure(model: MIRAGE, run: RestoreFunction, tolerance: float) -> ExportParity:
     """Compare `run` with `mirage.restore` of `model` on images of each of `SHAPES`."""
     worst, worst_shape = -1.0, SHAPES[0]
     for shape in SHAPES:
@@ -169,7 +169,7 @@ def _write_torchscript(model: MIRAGE, path: Path) -> None:
         torch.jit.save(traced, str(path))
 
 
-def _read_torchscript(path: Path) -> Run:
+def _read_torchscript(path: Path) -> RestoreFunction:
     with _exporting():
         return _without_gradient(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
@@ -194,7 +194,7 @@ def _write_onnx(model: MIRAGE, path: Path) -> None:
         raise ExportError(_MISSING_ONNX) from error
 
 
-def _read_onnx(path: Path) -> Run:
+def _read_onnx(path: Path) -> RestoreFunction:
     try:
         from onnxruntime import InferenceSession
     except ImportError as error:
@@ -206,17 +206,17 @@ def _read_onnx(path: Path) -> Run:
 _MISSING_ONNX = "ONNX needs the packages onnx and onnxruntime: pip install 'mirage-orchestrator[export]'."
 
 
-def _read_weights(path: Path) -> Run:
+def _read_weights(path: Path) -> RestoreFunction:
     model = load(path)
     return lambda degraded: restore(model, degraded, "whole")
 
 
-def _read_release(path: Path) -> Run:
+def _read_release(path: Path) -> RestoreFunction:
     model = load_release(path)
     return lambda degraded: restore(model, degraded, "whole")
 
 
-def _without_gradient(module: Run) -> Run:
+def _without_gradient(module: RestoreFunction) -> RestoreFunction:
     def run(degraded: Tensor) -> Tensor:
         with torch.no_grad():
             return module(degraded)

@@ -21,7 +21,7 @@ from orchestrator.models import user_model
 _TILE_OVERLAP = 64
 
 
-class UserModel(nn.Module):
+class UserModelAdapter(nn.Module):
     """A user-defined model with the interface of a MIRAGE; it has no embeddings."""
 
     def __init__(self, inner: nn.Module, stride: int, tile: int | None) -> None:
@@ -62,7 +62,7 @@ class UserModel(nn.Module):
         return cropped
 
 
-Network = MIRAGE | UserModel
+Network = MIRAGE | UserModelAdapter
 
 
 def make(model: Model) -> Network:
@@ -70,7 +70,7 @@ def make(model: Model) -> Network:
     if model.class_ is None:
         return MIRAGE(model.build())
     inner = user_model.build(model.class_, model.path, model.arguments)
-    return UserModel(inner, model.stride, model.tile)
+    return UserModelAdapter(inner, model.stride, model.tile)
 
 
 def restore_function(network: Network) -> Callable[[Tensor], Tensor]:
@@ -97,6 +97,6 @@ def read(model: Model, weights: bytes) -> Network:
     if model.class_ is None:
         return loads(weights)
     network = make(model)
-    assert isinstance(network, UserModel)
+    assert isinstance(network, UserModelAdapter)
     user_model.load_weights(network.inner, weights, "weights")
     return network.eval()

@@ -11,7 +11,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 900)
 
 
-class Metrics:
+class ServiceMetrics:
     """The metrics of one service."""
 
     def __init__(self, capacity: int) -> None:

@@ -65,7 +65,7 @@ class Service:
         self.active = active
         self.backend = backend
         self.admission = AdmissionControl(settings.max_in_flight)
-        self.metrics = metrics.Metrics(settings.max_in_flight)
+        self.metrics = metrics.ServiceMetrics(settings.max_in_flight)
         self.draining = False
         self.registry_error: Callable[[], str] = lambda: ""
         self.alias_moved: Callable[[], None] = lambda: None

@@ -55,7 +55,7 @@ def _fold_norm(scale: Tensor, shift: Tensor, expand: Tensor) -> tuple[Tensor, Te
 def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> Tensor:
-    """Compute x (b, h, w, c), expand (2n, c), filters (2n, 3, 3), contract (c, n) → (b, h, w, c)."""
+    """Apply norm and feed-forward network to x (b, h, w, c); expand (2n, c), filters (2n, 3, 3), contract (c, n)."""
     x = x.contiguous()
     batch, height, width, channels = x.shape
     matrix, bias = _fold_norm(scale, shift, expand)
@@ -120,7 +120,7 @@ def feed_forward_backward(
 
 @Operator
 def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3) → v (b, h, w, a), Gram matrix (b, 2a, 2a)."""
+    """Return v (b, h, w, a) and the Gram matrix (b, 2a, 2a); x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3)."""
     x, stride = with_pixel_stride(x)
     batch, height, width, channels = x.shape
     values = matrix.shape[0] // 3
@@ -192,7 +192,7 @@ def attention_input_backward(
 
 @Operator
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
-    """Compute x (b, h, w, c), weight (2n, c), bias (2n,), filters (b, m, 7, 7), contract (o, n) → (b, h, w, o)."""
+    """Apply the gated unit to x (b, h, w, c); weight (2n, c), bias (2n,), filters (b, m, 7, 7), contract (o, n)."""
     x, stride = with_pixel_stride(x)
     batch, height, width, channels = x.shape
     parts = GatedParts(contract.shape[1], filters.shape[1])
@@ -256,7 +256,7 @@ def gated_unit_backward(
 
 @Operator
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
-    """Compute x (b, h, w, c), expand (n, c), contract (o, n) → (b, h, w, o)."""
+    """Apply two linear layers with a GELU between them to x (b, h, w, c); expand (n, c), contract (o, n)."""
     x, stride = with_pixel_stride(x)
     weights = to_blocks(pad_parts(expand).mT), to_blocks(pad_parts(contract.mT))
     sizes = stride, x.shape[3], contract.shape[0], round_up(expand.shape[0]) // lanes()
@@ -295,11 +295,7 @@ def channel_mlp_backward(
 
     grad_expand, grad_contract = _sum_in_order(library.run_in_threads(task, _split_pixels(x)))
     n = expand.shape[0]
-    return (
-        grad_x,
-        from_blocks(grad_expand).mT[:n].contiguous(),
-        from_blocks(grad_contract)[:, :n].contiguous(),
-    )
+    return grad_x, *_contiguous(from_blocks(grad_expand).mT[:n], from_blocks(grad_contract)[:, :n])  # type: ignore[return-value]
 
 
 def _split_pixels(x: Tensor) -> list[list[Rows]]:
@@ -324,7 +320,7 @@ def _first_pixel(rows: Rows, stride: int, first: Tensor, *others: Tensor) -> lis
 
 @Operator
 def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
-    """Compute two or three branches (b, h, w, c), scales (branches,), weight (o, branches * c) → (b, h, w, o)."""
+    """Gate and project two or three branches (b, h, w, c); scales (branches,), weight (o, branches * c)."""
     branches = [x.contiguous() for x in branches]
     scales, first, count = scales.contiguous(), branches[0], len(branches)
     matrix = to_blocks(pad_parts(weight.mT, count))

@@ -1,9 +1,9 @@
 """Depthwise convolutions of channels-last maps in Triton: learned filters or one per image, any odd size.
 
 Forward: one program per piece of a row and block of channels; each tap is one load, and neighbouring loads hit the
-cache. The gradient of the map is the same convolution with reversed filters. The gradient of the filters is a sum
-over all
-pixels: each program adds up a strip of rows for one row of the filter, and the strips' sums are added in order.
+cache. The gradient of the map is the same convolution with reversed filters. The gradient of the filters is a sum over
+all pixels: each program adds up a strip of rows for one row of the filter, and the sums of the strips are added in
+order.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -134,9 +134,8 @@ def _convolve(
     for dy in range(SIZE):  # not unrolled: 49 filters of code would not fit the instruction cache
         source_y = y + dy - SIZE // 2
         start = x + (image.to(tl.int64) * height + source_y) * width * x_stride
-        end = tl.where(
-            (source_y >= 0) & (source_y < height), width, 0
-        )  # rows outside the image have no pixels
+        # Rows outside the image have no pixels.
+        end = tl.where((source_y >= 0) & (source_y < height), width, 0)
         for dx in tl.static_range(SIZE):
             source_x = column + dx - SIZE // 2
             inside = (source_x >= 0) & (source_x < end)

@@ -20,7 +20,7 @@ from mirage.kernels.triton.tiling import channels_last, gelu, gelu_derivative, t
 
 
 def gated_depthwise(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Compute hidden (b, h, w, 2n) before its GELU, filters (2n, 3, 3) → (b, h, w, n).
+    """Apply GELU, filters (2n, 3, 3) and the gate: hidden (b, h, w, 2n) → (b, h, w, n).
 
     GELU is a separate pass: inside the convolution it would be evaluated for every tap.
     """
@@ -34,13 +34,12 @@ def gated_depthwise_gradient(grad: Tensor, hidden: Tensor, filters: Tensor) -> t
     active = F.gelu(hidden)
     convolved = hidden.new_empty(hidden.shape)  # gradient of the convolved map
     _run_depthwise(active, filters, convolved, grad=grad)
-    return convolve(convolved, filters, reverse=True, before_gelu=hidden), filter_gradient(
-        convolved, active, filters
-    )
+    grad_hidden = convolve(convolved, filters, reverse=True, before_gelu=hidden)
+    return grad_hidden, filter_gradient(convolved, active, filters)
 
 
 def gated_values(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Compute hidden (b, h, w, 2n), filters (b, m, k, k) → (b, h, w, n).
+    """Apply filters (b, m, k, k) and the gate: hidden (b, h, w, 2n) → (b, h, w, n).
 
     The first n channels are the gates; of the others the last m are convolved, with filters for each image.
     """

@@ -22,9 +22,9 @@ CHUNK = 256
 def norm_linear(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute x (b, h, w, c), scale, shift (c,), weight (n, c) → (b, h, w, n) in weight's dtype, mean, 1 / deviation.
+    """Apply layer norm and weight (n, c) to x (b, h, w, c); return the result, means, 1 / deviations.
 
-    The last two are (b * h * w,) in fp32.
+    scale and shift (c,). The result is (b, h, w, n) in weight's dtype; the other two are (b * h * w,) in fp32.
     """
     batch, height, width, channels = x.shape
     pixels, outputs = batch * height * width, weight.shape[0]

@@ -225,9 +225,8 @@ def test_a_larger_batch_has_the_rate_that_its_rule_names(rule: str, factor: floa
 
 
 def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job, at_home: Path) -> None:
-    store = str(
-        at_home.parent / "empty-store"
-    )  # the other tests of this process leave runs in the shared one
+    # Not the shared store, in which the other tests of this process leave runs.
+    store = str(at_home.parent / "empty-store")
     job = small_job(name="paced", storage=store, track={"register_as": None}, example=None, seed=11)
     job = job.model_copy(update={"train": job.train.model_copy(update={"steps": 8})})
     assert throughput.earlier_runs(job) == []

@@ -1,5 +1,5 @@
-/* Depthwise convolutions over ring buffers of rows. A row has zero pixels at both ends, as many as a filter reaches beyond
-   it. */
+/* Depthwise convolutions over ring buffers of rows. A row has zero pixels at both ends, as many as a filter reaches
+   beyond it. */
 
 #pragma once
 #include "product.h"
@@ -67,7 +67,7 @@ static inline void add_filter_gradient(float *sums, Ring grad, Ring map, long y,
 /* Convolutions with larger filters, (blocks, size * size, LANES). */
 #define COLUMNS 8
 static inline __attribute__((always_inline)) void convolve_large(Ring map, long y, long block, const floats *filters,
-                                                              floats *to, long x, const long count) {
+                                                                 floats *to, long x, const long count) {
     floats total[COLUMNS] = {{0}};
     for (long dy = -map.reach; dy <= map.reach; dy++) {
         const floats *row = row_of(map, y + dy, block) + x;

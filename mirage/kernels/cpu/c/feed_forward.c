@@ -1,7 +1,7 @@
 /* Layer norm and gated feed-forward network, a row of pixels at a time.
 
-   The norm's scale and shift are folded into `expand` (channels x 2n) and `bias` (2n), in blocks: first the gates, then as
-   many values. filters (blocks, 9, LANES); contract is n x channels in forward. One call computes rows `start` to `stop` of
+   The norm's scale and shift are folded into `expand` (channels x 2n) and `bias` (2n), in blocks: n gates, then n
+   values. filters (blocks, 9, LANES); contract is n x channels in forward. One call computes rows `start` to `stop` of
    one image (height, width, channels); the caller owns all memory. */
 
 #include <math.h>
@@ -45,12 +45,13 @@ static void normalise_backward(float *g, const float *normed, const float *scale
 
 /* Compute row y of the hidden map after its GELU, and the derivative of the GELU if `slopes` has memory. */
 static void load_row(Ring active, Ring slopes, const float *normed, const float *expand, const float *bias, long y,
-                  long channels) {
+                     long channels) {
     long width = active.width;
     for (long p = 0; p < active.count; p += WIDE) {
         long end = min(p + WIDE, active.count);
         mirage_product(width, channels, (end - p) * LANES, pixels(normed, channels),
-                blocked(expand + p * channels * LANES, channels), into(active, y, p), (Init){bias + p * LANES, 0});
+                       blocked(expand + p * channels * LANES, channels), into(active, y, p),
+                       (Init){bias + p * LANES, 0});
         for (long q = p; q < end; q++) {
             floats unused, *row = row_of(active, y, q) + 1, *slope = slopes.at ? row_of(slopes, y, q) + 1 : 0;
             for (long x = 0; x < width; x++) row[x] = gelu(row[x], slope ? slope + x : &unused);
@@ -79,11 +80,11 @@ void mirage_feed_forward(const float *x, float *out, const float *expand, const 
                          *g2 = row_of(active, y, p), *v0 = row_of(active, middle - 1, half + p),
                          *v1 = row_of(active, middle, half + p), *v2 = row_of(active, y, half + p);
             for (long i = 0; i < width; i++)
-                products[p * width + i] =
-                    gelu(convolve_3x3(g0 + i, g1 + i, g2 + i, gate), &unused) * convolve_3x3(v0 + i, v1 + i, v2 + i, values);
+                products[p * width + i] = gelu(convolve_3x3(g0 + i, g1 + i, g2 + i, gate), &unused)
+                                        * convolve_3x3(v0 + i, v1 + i, v2 + i, values);
         }
-        mirage_product(width, half * LANES, channels, from_blocked((float *)products, width), blocked(contract, half * LANES),
-                rows(out + middle * width * channels, channels), (Init){0});
+        mirage_product(width, half * LANES, channels, from_blocked((float *)products, width),
+                       blocked(contract, half * LANES), rows(out + middle * width * channels, channels), (Init){0});
     }
 }
 
@@ -93,8 +94,8 @@ void mirage_feed_forward(const float *x, float *out, const float *expand, const 
 void mirage_feed_forward_backward(const float *x, const float *grad_out, float *grad_x, const float *expand,
                                   const float *bias, const float *filters, const float *contract,
                                   const float *expand_back, float *grad_expand, float *grad_bias, float *grad_filters,
-                                  float *grad_contract, float *scratch, long height, long width, long channels, long half,
-                                  long start, long stop, long batch_rows) {
+                                  float *grad_contract, float *scratch, long height, long width, long channels,
+                                  long half, long start, long stop, long batch_rows) {
     long blocks = 2 * half, batch_pixels = batch_rows * width;
     Ring active = ring(&scratch, blocks, width, 1), slopes = ring(&scratch, blocks, width, 1);
     Ring grad_convolved = ring(&scratch, blocks, width, 1); /* gradient of the convolved map */
@@ -114,7 +115,7 @@ void mirage_feed_forward_backward(const float *x, const float *grad_out, float *
         long in_range = middle >= start && middle < stop;
         if (middle >= 0 && middle < height) {
             mirage_product(width, channels, half * LANES, pixels(grad_out + middle * width * channels, channels),
-                    blocked(contract, channels), blocked((float *)grad_products, width), (Init){0});
+                           blocked(contract, channels), blocked((float *)grad_products, width), (Init){0});
             for (long p = 0; p < half; p++) {
                 floats gate[9], values[9];
                 read_filters(gate, filters, p);
@@ -122,7 +123,8 @@ void mirage_feed_forward_backward(const float *x, const float *grad_out, float *
                 const floats *g0 = row_of(active, middle - 1, p), *g1 = row_of(active, middle, p),
                              *g2 = row_of(active, y, p), *v0 = row_of(active, middle - 1, half + p),
                              *v1 = row_of(active, middle, half + p), *v2 = row_of(active, y, half + p);
-                floats *grad_gate = row_of(grad_convolved, middle, p) + 1, *grad_values = row_of(grad_convolved, middle, half + p) + 1;
+                floats *grad_gate = row_of(grad_convolved, middle, p) + 1;
+                floats *grad_values = row_of(grad_convolved, middle, half + p) + 1;
                 floats *product = in_range ? products + p * batch_pixels + (middle - start) % batch_rows * width : 0;
                 for (long i = 0; i < width; i++) {
                     floats slope, activated = gelu(convolve_3x3(g0 + i, g1 + i, g2 + i, gate), &slope);
@@ -137,8 +139,9 @@ void mirage_feed_forward_backward(const float *x, const float *grad_out, float *
                 long row = (middle - start) % batch_rows;
                 if (row + 1 == batch_rows || middle + 1 == stop)
                     mirage_product(channels, (row + 1) * width, half * LANES,
-                            transposed(pixels(grad_out + (middle - row) * width * channels, channels)),
-                            blocked((float *)products, batch_pixels), blocked(grad_contract, channels), (Init){0, 1});
+                                   transposed(pixels(grad_out + (middle - row) * width * channels, channels)),
+                                   blocked((float *)products, batch_pixels), blocked(grad_contract, channels),
+                                   (Init){0, 1});
             }
         } else clear(grad_convolved, middle);
 
@@ -159,11 +162,12 @@ void mirage_feed_forward_backward(const float *x, const float *grad_out, float *
             }
             store(grad_bias + p * LANES, load(grad_bias + p * LANES, LANES) + total, LANES);
         }
-        mirage_product(width, blocks * LANES, channels, from_blocked((float *)(grad_hidden + row * width), batch_pixels),
-                blocked(expand_back, blocks * LANES), rows(grad_x_row, channels), (Init){0});
+        mirage_product(width, blocks * LANES, channels,
+                       from_blocked((float *)(grad_hidden + row * width), batch_pixels),
+                       blocked(expand_back, blocks * LANES), rows(grad_x_row, channels), (Init){0});
         normalise_backward(grad_x_row, normed_here, scales, width, channels);
         if (row + 1 == batch_rows || ready + 1 == stop)
             mirage_product(channels, (row + 1) * width, blocks * LANES, transposed(pixels(normed, channels)),
-                    blocked((float *)grad_hidden, batch_pixels), blocked(grad_expand, channels), (Init){0, 1});
+                           blocked((float *)grad_hidden, batch_pixels), blocked(grad_expand, channels), (Init){0, 1});
     }
 }

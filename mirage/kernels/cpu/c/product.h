@@ -1,8 +1,8 @@
 /* Matrix products of narrow maps, whose operands stay in the cache.
 
-   Inside an operator a map is stored in blocks of LANES channels (NCHWc): a block holds the vectors of its pixels one after
-   the other. The padding channels of the last block are zero. Matrices are stored in blocks too: the vectors of their
-   rows one after the other. */
+   Inside an operator a map is stored in blocks of LANES channels (NCHWc): a block holds the vectors of its pixels one
+   after the other. The padding channels of the last block are zero. Matrices are stored in blocks too, with the vectors
+   of their rows one after the other. */
 
 #pragma once
 #include "vectors.h"
@@ -41,12 +41,12 @@ static inline Scalars from_blocked(const float *at, long length) {
 #define WIDE 2
 #endif
 
-/* Initial value of a product: zero, a vector for all rows, or the old result (added last, so that long sums stay exact). */
+/* Initial value of a product: zero, a vector for all rows, or the old result (added last: long sums stay exact). */
 typedef struct {
     const float *bias;
     int add;
 } Init;
 
-/* to (height, columns) = a (height, depth) times b (depth, columns); the last vector of b is padded, that of `to` may be
-   partial. */
+/* Compute to (height, columns) = a (height, depth) times b (depth, columns). The last vector of b is padded, that of
+   `to` may be partial. */
 void mirage_product(long height, long depth, long columns, Scalars a, Vectors b, Vectors to, Init start);

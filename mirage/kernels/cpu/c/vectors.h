@@ -1,5 +1,5 @@
-/* Vectors of floats as wide as a register, with the vector extension of GCC and Clang: any processor, no intrinsics. Wider
-   vectors than registers would be correct and several times slower. */
+/* Vectors of floats as wide as a register, with the vector extension of GCC and Clang: any processor, no intrinsics.
+   Vectors wider than registers would be correct and several times slower. */
 
 #pragma once
 #include <string.h>
@@ -14,7 +14,7 @@ typedef int ints __attribute__((vector_size(4 * LANES)));
 
 static inline long min(long a, long b) { return a < b ? a : b; }
 
-/* Half a vector is a separate case because 8 and 24 channels are common, and a copy of known size is one instruction. */
+/* Half a vector is a separate case: 8 and 24 channels are common, and a copy of known size is one instruction. */
 static inline floats load(const float *from, long count) {
     floats x = {0};
     if (count >= LANES) memcpy(&x, from, sizeof x);
@@ -48,7 +48,7 @@ static inline float sum(floats x) {
     return x[0];
 }
 
-/* Return exp(-y) for y >= 0 within two units in the last place; results below 1e-37 stay there. */
+/* Return exp(-y) for y >= 0 within two units in the last place; y above 86 counts as 86. */
 static inline floats exp_minus(floats y) {
     const floats shifter = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     y = choose(y > 86.0f, all(86.0f), y);
