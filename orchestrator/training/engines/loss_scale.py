@@ -2,6 +2,9 @@
 
 The factor doubles after `GROWTH_INTERVAL` steps with finite gradients, and halves after a step without, which is
 skipped. It is equal on all workers and part of a checkpoint.
+
+`torch.amp.GradScaler` does not fit: from ZeRO stage 1 on DeepSpeed holds the gradients and unscales them itself, so a
+GradScaler finds none to check, and it would take a step whose gradients are finite but whose norm overflows.
 """
 
 from __future__ import annotations

@@ -33,6 +33,30 @@ def test_the_scale_halves_after_an_overflow_and_doubles_after_long_calm() -> Non
     assert other == scale
 
 
+def test_an_overflowing_norm_of_finite_gradients_skips_the_step_that_torchs_grad_scaler_takes() -> None:
+    engine = InProcessEngine(CPU, "fp16")
+    assert engine.loss_scale is not None
+    engine.loss_scale.factor = 1.0
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.zeros(()))
+    ours, theirs = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizers = [torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1) for parameter in (ours, theirs)]
+    for parameter in (ours, theirs):
+        parameter.grad = torch.full((4,), 3e38)  # the squares do not fit fp32, nor does the norm, 6e38
+
+    assert engine.step(optimizers[0], 1.0).isinf()
+    scaler.unscale_(optimizers[1])
+    nn.utils.clip_grad_norm_([theirs], 1.0)
+    scaler.step(optimizers[1])
+    scaler.update()
+
+    assert torch.equal(ours, torch.ones(4))
+    assert not optimizers[0].state
+    assert engine.loss_scale.factor == 0.5
+    assert not torch.equal(theirs, torch.ones(4))  # clipped to zero, then decayed
+    assert scaler.get_scale() == 1.0
+
+
 class Half(InProcessEngine):
     """fp16, with a gradient that overflows in the second step."""
 

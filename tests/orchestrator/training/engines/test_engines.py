@@ -123,3 +123,13 @@ def test_deepspeed_scales_the_loss_of_fp16_as_ddp_does_and_clips_the_gradient_it
     assert float(found["moved"]) > 3e-3
     # Half rounds what differs in the last bit of a weight to differ by a thousandth.
     assert float(difference(found, expected)[-1]) < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_zero_stage_1_on_the_optimizer_has_no_gradients_that_a_grad_scaler_could_unscale(
+    fp32_worlds: dict[str, Results],
+) -> None:
+    before_step = {engine: fp32_worlds["3,3,2"][engine]["gradients"] for engine in ("ddp, fp16", *HALF)}
+    assert all(bool((before_step[engine] > 0).all()) for engine in ("ddp, fp16", "zero 0, fp16"))
+    assert not any(bool(before_step[engine].any()) for engine in HALF[1:])

@@ -85,7 +85,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
     if engine.loss_scale is not None:
         engine.loss_scale.factor = 2.0**19  # too large for half: steps are skipped until it fits
     called = engine.wrap(model, optimizer)
-    losses, norms, scales = [], [], []
+    losses, norms, scales, gradients = [], [], [], []
     for step in range(scenario.steps if not scenario.broken else 2):
         model.train()
         loss_of_step = torch.zeros(())
@@ -106,6 +106,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
                 engine.backward(loss.total / scenario.micro_batches, last=last)
             loss_of_step = loss_of_step + loss.total.detach() / scenario.micro_batches
         losses.append(engine.all_reduce_sum(loss_of_step))
+        gradients.append(sum(p.grad is not None for group in optimizer.param_groups for p in group["params"]))
         norms.append(engine.step(optimizer, scenario.clip_norm))
         scales.append(engine.loss_scale.factor if engine.loss_scale else 1.0)
     with engine.full_params(model):
@@ -114,6 +115,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
         "losses": torch.stack(losses),
         "norms": torch.stack(norms),
         "scales": torch.tensor(scales),
+        "gradients": torch.tensor(gradients),
         "moved": torch.stack([(after[name] - before[name]).abs().max() for name in before]).max(),
         **{f"weight {name}": value for name, value in after.items()},
     }
