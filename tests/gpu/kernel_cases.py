@@ -1,4 +1,4 @@
-"""Inputs of every operator, and how a backend is compared with the specification: on a GPU, and in tests/mirage."""
+"""Inputs of every operator, and the comparison of a backend with the specification, for tests/gpu and tests/mirage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Size = tuple[int, int, int, int]
 
 
 def weight(*size: int) -> Tensor:
-    """Random numbers whose products with as many others have variance 1."""
+    """Return random weights that keep the variance of a matrix product at 1."""
     return torch.randn(size) / size[-1] ** 0.5
 
 
@@ -26,7 +26,7 @@ def filters(*size: int) -> Tensor:
 
 
 def sliced(*size: int) -> Tensor:
-    """A slice of a wider map, as the model passes them."""
+    """Return a slice of a wider map, as the model passes them."""
     return torch.randn(*size[:-1], size[-1] + 3)[..., 2:-1]
 
 
@@ -52,7 +52,7 @@ INPUTS: dict[str, Callable[[int, int, int, int], list[Any]]] = {
     "channel_mlp": lambda b, h, w, c: [sliced(b, h, w, c), weight(2 * c, c), weight(c, 2 * c)],
     "fusion_linear": lambda *size: _fusion_linear(*size, count=3),
     "fusion_linear of two": lambda *size: _fusion_linear(*size, count=2),
-    # What the Triton backend makes the fused operators of
+    # Parts of the fused operators in the Triton backend
     "norm_linear": lambda b, h, w, c: [sliced(b, h, w, c), weight(c), weight(c), weight(c // 2 + 1, c)],
     "gated_depthwise": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(2 * c, 3, 3)],
     "gated_values": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(b, max(c // 3, 1), 7, 7)],
@@ -61,11 +61,11 @@ INPUTS: dict[str, Callable[[int, int, int, int], list[Any]]] = {
 PARTS = ("norm_linear", "gated_depthwise", "gated_values")
 OPERATORS = tuple(name for name in INPUTS if name not in PARTS)
 TRITON_KERNELS = ("depthwise", "dynamic_depthwise", "moments", "gram", *PARTS)
-"""Operators that are one Triton kernel forward; the others are made of them."""
+"""Operators whose forward pass is one Triton kernel; the others are composed of them."""
 
 
 def inputs(name: str, size: Size) -> list[Any]:
-    """The same numbers at every call."""
+    """Return the inputs of an operator, the same at every call."""
     torch.manual_seed(0)
     return INPUTS[name](*size)
 
@@ -80,14 +80,14 @@ def find(backend: Any, name: str) -> Function:
 
 
 def flat(values: Any) -> list[Tensor]:
-    """The tensors in nested lists and tuples."""
+    """Return the tensors in nested lists and tuples."""
     if isinstance(values, Tensor):
         return [values]
     return [tensor for value in values for tensor in flat(value)]
 
 
 def leaves(values: Any, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """Copies that require gradients; a slice stays a slice."""
+    """Return copies that require gradients; a slice stays a slice."""
     if isinstance(values, list):
         return [leaves(value, dtype, device) for value in values]
     if values.is_contiguous():
@@ -99,7 +99,7 @@ def leaves(values: Any, dtype: torch.dtype = torch.float32, device: str = "cpu")
 def results(
     function: Function, tensors: list[Any], upstream: Sequence[Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and the gradients of all inputs, for `upstream` gradients of the outputs, by default random ones."""
+    """Return outputs and gradients of all inputs, for `upstream` gradients of the outputs, random by default."""
     outputs = flat([function(*tensors)])
     if upstream is None:
         generator = torch.Generator().manual_seed(1)
@@ -111,7 +111,7 @@ def results(
 def pairs(
     backend: Any, name: str, size: Size, dtype: torch.dtype, device: str = "cpu"
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each result of a backend, outputs and gradients, beside that of the specification in float64."""
+    """Return pairs of each output and gradient of a backend and that of the specification in float64."""
     given = leaves(inputs(name, size), dtype, device)
     outputs, gradients = results(find(backend, name), given)
     generator = torch.Generator().manual_seed(1)
@@ -121,17 +121,17 @@ def pairs(
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm, but at least over 1: in GELU's tail fp32 has absolute digits only."""
+    """Return the norm of the difference over the norm or 1: in the tail of GELU fp32 has absolute precision only."""
     return float((found - expected).norm() / expected.norm().clamp_min(1))
 
 
 def largest_error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest number, but at least over 1."""
+    """Return the largest difference over the largest number or 1, whichever is larger."""
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
 
 
 def repeats(backend: Any, name: str, size: Size, device: str = "cpu") -> bool:
-    """Whether two runs give the same bits."""
+    """Return whether two runs give the same bits."""
     first, second = (
         flat(results(find(backend, name), leaves(inputs(name, size), device=device))) for _ in range(2)
     )

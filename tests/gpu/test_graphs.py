@@ -27,14 +27,14 @@ class GraphsTest(unittest.TestCase):
                 torch.testing.assert_close(self.graphed(x), self.expected(x), rtol=1e-6, atol=1e-6)
         self.assertEqual(len(self.graphed.recorded), 2)
 
-    def test_a_result_is_not_written_over_by_the_next(self) -> None:
+    def test_the_next_call_does_not_overwrite_a_result(self) -> None:
         x, y = (torch.rand(1, 3, 64, 64, device="cuda") for _ in range(2))
         first = self.graphed(x)
         kept = first.clone()
         self.graphed(y)
         self.assertTrue(torch.equal(first, kept))
 
-    def test_autocast_is_recorded_apart(self) -> None:
+    def test_autocast_gets_a_graph_of_its_own(self) -> None:
         x = torch.rand(1, 3, 64, 64, device="cuda")
         full = self.graphed(x)
         with torch.autocast("cuda", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Each operator of the Triton backend on the GPU beside the specification in float64."""
+"""Each operator of the Triton backend on the GPU compared with the specification in float64."""
 
 import sys
 import unittest
@@ -25,7 +25,7 @@ from kernel_cases import (
 from mirage.kernels import reference, triton
 
 SIZES = [(1, 1, 1, 1), (2, 33, 48, 10), (1, 7, 129, 85), (3, 40, 31, 21), (1, 8, 8, 170)]
-"""(b, h, w, c): one pixel, odd sides, channels of MIRAGE-S, of the gates, and of more than two blocks."""
+"""(b, h, w, c): one pixel, odd sides, channels of MIRAGE-S and of the gates, and more channels than two blocks."""
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Relative to the largest number: rounding of sums, and of what passes from one kernel to the next."""
@@ -34,7 +34,7 @@ NAMES = (*OPERATORS, *PARTS)
 
 
 def compiled(function: Function) -> Function:
-    """The operator inside a compiled function."""
+    """Return the operator inside a compiled function."""
 
     def run(*tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         found: torch.Tensor | tuple[torch.Tensor, ...] = function(*tensors)

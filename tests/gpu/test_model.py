@@ -1,10 +1,10 @@
-"""The whole model on the GPU beside itself on the CPU, compiled, recomputed, in bf16, and twice."""
+"""The model on the GPU: compared with the CPU, run twice, compiled, in bf16, with activation checkpointing."""
 
 import os
 import unittest
 from dataclasses import replace
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ SIZES = {"tiny": ModelConfig.tiny(), "small": ModelConfig.small()}
 def step(
     model: MIRAGE, device: str, *, bf16: bool = False, recompute: ActivationCheckpointing = "none"
 ) -> dict[str, Tensor]:
-    """Image, loss and gradients of one training step on fixed images, on the CPU in fp32 or better."""
+    """Return image, loss and gradients of one training step on fixed images, moved to the CPU."""
     torch.manual_seed(1)
     clean = torch.rand(2, 3, 64, 48)
     degraded = (clean + 0.1 * torch.randn_like(clean)).to(device)
@@ -47,7 +47,7 @@ def made(config: ModelConfig, drop_path: float = 0.1) -> MIRAGE:
 
 
 def whole_gradient(found: dict[str, Tensor]) -> Tensor:
-    """Without the biases before the covariances, whose gradients are zero but for rounding."""
+    """Return all gradients but those of the biases before the covariances, which are zero up to rounding."""
     left_out = ("image", "loss", "spd_shallow.reduce.bias", "spd_latent.reduce.bias")
     names = [name for name in sorted(found) if name not in left_out and "running" not in name]
     return torch.cat([found[name].flatten().double() for name in names])
@@ -79,7 +79,7 @@ class ModelTest(unittest.TestCase):
                 there = restore(model.cuda(), degraded)
                 torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-5)
 
-    def test_the_kernels_give_what_the_plain_forms_give(self) -> None:
+    def test_the_kernels_give_what_the_reference_gives(self) -> None:
         found = step(made(SIZES["tiny"]), "cuda")
         with use_backend("reference"):
             plain = step(made(SIZES["tiny"]), "cuda")

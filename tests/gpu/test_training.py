@@ -1,4 +1,4 @@
-"""Model, loss, order and optimiser train where little more than torch, NumPy and safetensors is installed."""
+"""Training works with little more than torch, NumPy and safetensors installed."""
 
 import subprocess
 import sys
@@ -19,11 +19,11 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in %r:
-            raise ImportError(f"{name} is taken for absent")
+            raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
 """
-"""Makes packages unimportable that a GPU machine may lack."""
+"""Code that blocks the import of packages that a GPU machine may lack."""
 
 LACKING = {
     *(
@@ -56,7 +56,7 @@ NEEDED = (
 
 
 class TrainingTest(unittest.TestCase):
-    def test_training_and_the_benchmarks_are_imported_without_what_may_be_absent(self) -> None:
+    def test_training_and_benchmarks_import_without_optional_packages(self) -> None:
         code = (ABSENT % LACKING) + "".join(f"import {name}\n" for name in NEEDED)
         root = Path(__file__).parents[2]
         run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)

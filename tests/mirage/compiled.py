@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels for GPUs that are not here, as the model would launch them; prints JSON.
+"""Compile the Triton kernels for a GPU that this machine lacks, as the model would launch them; print JSON.
 
-Every launch of a whole training step is taken at its arguments, compiled to machine code of a Hopper GPU by the
-compiler and assembler in Triton's wheel, and not run.
+Every launch of a training step is compiled with its arguments to machine code of a Hopper GPU, by the compiler and
+assembler in Triton's wheel, and not run.
 """
 
 import json
@@ -27,7 +27,7 @@ capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
 
 
 def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-    """Compile what a launch would run."""
+    """Compile the kernel of a launch instead of running it."""
     names = self.arg_names
     values = dict(zip(names, args, strict=False)) | kwargs
     constants = {p.name: values[p.name] for p in self.params if p.is_constexpr}
@@ -65,7 +65,7 @@ def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> N
 
 
 def assembled(code: bytes) -> dict[str, int]:
-    """Registers per thread, and bytes of local memory, to which values go that do not fit into them."""
+    """Return the registers per thread, and the bytes of local memory that hold values that do not fit into them."""
     dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
@@ -79,7 +79,7 @@ JITFunction.run = compiled
 
 
 def launches(dtype: torch.dtype, c: int, side: int) -> None:
-    """All kernels of a block of c channels at side x side, forward and backward, without their results."""
+    """Launch all kernels of a block of c channels at side x side, forward and backward."""
     third, hidden = c // 3, 8 * c // 9
     x = torch.zeros(2, side, side, c, dtype=dtype)
     qkv, filters = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
@@ -89,9 +89,9 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     qk = qkv[..., : 2 * third].flatten(1, 2)
     reductions.gram_gradient(reductions.gram(qk), qk)
     reductions.moments(x[..., third : 2 * third].float())
-    gates, windows = x.new_zeros(2, side, side, 2 * hidden), x.new_zeros(2, third, 7, 7)
-    gated.gated_values(gates, windows)
-    gated.gated_values_gradient(gates[..., :hidden], gates, windows)
+    gates, dynamic_filters = x.new_zeros(2, side, side, 2 * hidden), x.new_zeros(2, third, 7, 7)
+    gated.gated_values(gates, dynamic_filters)
+    gated.gated_values_gradient(gates[..., :hidden], gates, dynamic_filters)
     wide = x.new_zeros(4 * c, c)
     ones = torch.ones(c)
     out, mean, inverse = norm_linear.norm_linear(x.float(), ones, ones, wide, 1e-5)

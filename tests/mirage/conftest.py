@@ -1,4 +1,4 @@
-"""Interprets the Triton kernels, before a test module imports Triton for another reason."""
+"""Load the Triton kernels in interpreted form before a test module imports Triton for another reason."""
 
 from tests.mirage.interpreter import interpret_triton
 

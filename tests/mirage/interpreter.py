@@ -1,4 +1,4 @@
-"""Make the Triton kernels run on a CPU, through Triton's interpreter: slow, and without a GPU's memory model."""
+"""Run the Triton kernels on a CPU, through Triton's interpreter: slow, and without the memory model of a GPU."""
 
 import importlib.util
 import os
@@ -10,17 +10,17 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def interpret_triton() -> None:
-    """Import the kernels so that they are interpreted, where there is no GPU to run them.
+    """Import the kernels in interpreted form if there is no GPU.
 
-    Triton decides when a kernel is decorated, so this comes before any other import of Triton; kernels that others
-    import later are compiled as usual.
+    Triton decides when a kernel is decorated, so call this before any other import of Triton. Kernels of other packages
+    that are imported later are compiled as usual.
     """
     if torch.cuda.is_available() or not HAS_TRITON or "mirage.kernels.triton.gated" in sys.modules:
         return
-    assert "triton" not in sys.modules, "imported before it could be told to interpret"
+    assert "triton" not in sys.modules, "Triton was imported before interpret_triton was called"
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        import triton.experimental.gluon.language  # noqa: F401  # the interpreter imports it when it is run
+        import triton.experimental.gluon.language  # noqa: F401  # the interpreter's own late import
 
         from mirage.kernels.triton import convolution, gated, norm_linear, reductions  # noqa: F401
     finally:

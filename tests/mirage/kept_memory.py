@@ -1,7 +1,6 @@
-"""What a training step keeps for its backward pass, counted on a CPU; as a program it prints MiB per image.
+"""Count on a CPU what a training step keeps for its backward pass; as a program, print MiB per image.
 
-For the Triton backend the operators are those of CUDA and decide what is kept; plain PyTorch stands in for the kernels
-inside them.
+For the Triton backend the operators of CUDA run, which decide what is kept; plain PyTorch replaces their kernels.
 """
 
 from collections.abc import Iterator
@@ -59,7 +58,7 @@ def on_backend(backend: Backend) -> Iterator[None]:
 
 
 def kept_bytes(model: MIRAGE, side: int, precision: Precision) -> int:
-    """Bytes of two images that autograd keeps, each storage once, without the weights."""
+    """Return the bytes that autograd keeps of two images, each storage once, without the weights."""
     kept: dict[int, Tensor] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 

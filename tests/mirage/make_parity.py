@@ -3,7 +3,7 @@
     python tests/mirage/make_parity.py --release PATH_OF_A_CHECKOUT [--store]
 
 Runs the release's own classes with random weights, every norm, scale and temperature moved off its initial
-value, DropPath off. The release imports timm and fvcore; `orchestrator.bench.external_repos` stands in for them.
+value, DropPath off. The release imports timm and fvcore; `orchestrator.bench.external_repos` replaces them.
 """
 
 import argparse

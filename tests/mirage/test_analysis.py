@@ -28,7 +28,7 @@ SMALL = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1
 
 
 def with_variances(*variances: float) -> torch.Tensor:
-    """Channels that do not correlate, with these variances and means far from zero; (512, c)."""
+    """Return channels (512, c) with these principal variances and means far from zero."""
     n = 512
     basis = torch.linalg.qr(torch.cat((torch.ones(n, 1), torch.randn(n, len(variances))), 1).double())[0][
         :, 1:
@@ -38,7 +38,7 @@ def with_variances(*variances: float) -> torch.Tensor:
     return (basis * scale) @ mixed + 7
 
 
-def test_variance_is_shared_as_it_was_put_in_whatever_the_means_and_the_rotation() -> None:
+def test_cumulative_variance_does_not_depend_on_means_and_rotation() -> None:
     x = with_variances(6, 3, 1)
     torch.testing.assert_close(cumulative_variance(x), torch.tensor([0.6, 0.9, 1.0]).double())
     assert components_for(cumulative_variance(x), 0.9) == 2
@@ -109,7 +109,7 @@ def test_covariances_tell_apart_what_means_cannot() -> None:
 
 
 @pytest.mark.parametrize("ratios", [(1, 1, 1), (1, 0, 0), (0, 1, 1)])
-def test_features_are_the_stages_and_the_model_is_left_as_it_was(ratios: tuple[int, int, int]) -> None:
+def test_features_are_the_stages_and_the_model_keeps_its_mode(ratios: tuple[int, int, int]) -> None:
     from dataclasses import replace
 
     torch.manual_seed(0)

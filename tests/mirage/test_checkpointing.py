@@ -13,7 +13,7 @@ CONFIG = ModelConfig(dim=6, blocks=(1, 2, 1, 1), refinement_blocks=1, heads=(1, 
 
 
 def trained(which: ActivationCheckpointing, config: ModelConfig = CONFIG) -> tuple[dict[str, Tensor], int]:
-    """Gradients and statistics after one pass, and the bytes that were kept for backward."""
+    """Return gradients and statistics after one pass, and the bytes kept for the backward pass."""
     torch.manual_seed(0)
     model = MIRAGE(config)
     model.checkpoint_activations(which)
@@ -46,7 +46,7 @@ def test_gradients_and_statistics_are_the_same_to_the_bit_in_less_memory(
     assert less < 0.6 * much
 
 
-def test_statistics_that_move_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_updated_twice_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = trained("none")
     monkeypatch.setattr(
         BatchNorm, "updates_statistics", property(lambda _: True, lambda *_: None), raising=False

@@ -16,7 +16,7 @@ CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 
 
 
 def stepped(compiled: bool, recompute: ActivationCheckpointing = "none") -> dict[str, Tensor]:
-    """Image, gradients and statistics of a second training step, and the names of the weights."""
+    """Return image, gradients and statistics of a second training step."""
     torch.manual_seed(0)
     model = MIRAGE(CONFIG)
     names = list(model.state_dict())
@@ -34,7 +34,7 @@ def stepped(compiled: bool, recompute: ActivationCheckpointing = "none") -> dict
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself
+@pytest.mark.filterwarnings("ignore")  # raised inside the compiler
 def test_compiled_and_recomputed_blocks_give_the_same_step_to_rounding_in_whole_programs() -> None:
     torch._dynamo.utils.counters.clear()
     plain, found = stepped(False), stepped(True, "all")
@@ -46,8 +46,8 @@ def test_compiled_and_recomputed_blocks_give_the_same_step_to_rounding_in_whole_
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself
-def test_eagerly_nothing_is_compiled() -> None:
+@pytest.mark.filterwarnings("ignore")  # raised inside the compiler
+def test_force_eager_compiles_nothing() -> None:
     model = MIRAGE(CONFIG).eval()
     degraded = torch.rand(1, 3, 16, 24)
     plain = model(degraded).image
@@ -89,7 +89,7 @@ def test_without_a_working_compiler_the_model_is_eager_after_one_warning(tmp_pat
     absent, broken = tmp_path / "absent", tmp_path / "broken"
     absent.mkdir()
     broken.mkdir()
-    # As where Python's headers are missing
+    # Like a machine without Python's headers
     (broken / "g++").write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nexit 1\n')
     (broken / "g++").chmod(0o755)
     done = subprocess.run(

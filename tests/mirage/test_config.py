@@ -41,6 +41,6 @@ def test_json_round_trip_gives_an_equal_configuration() -> None:
         ({"refinement_block": 3}, 'did you mean "refinement_blocks"'),
     ],
 )
-def test_an_impossible_setting_is_named_with_the_nearest_possible(values: dict, message: str) -> None:
+def test_an_invalid_value_is_named_with_the_nearest_valid_one(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_dict(values)

@@ -67,7 +67,7 @@ def test_macs_are_those_counted_on_the_release(
     "config", [BASE, *ABLATIONS, replace(BASE, branch_ratios=(1, 0, 0)), ModelConfig.tiny()]
 )
 def test_the_fast_form_is_counted_as_it_runs(config: ModelConfig) -> None:
-    # The counter does not see into our operators.
+    # The counter cannot look inside our custom operators.
     with use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
         MIRAGE(config).eval()(torch.rand(1, 3, 48, 64))
     assert fast_macs(config, 48, 64) == counter.get_total_flops() / 2

@@ -1,4 +1,4 @@
-"""What of CUDA graphs a CPU can show; `tests/gpu/test_graphs.py` shows the rest where there is a GPU."""
+"""The behaviour of CUDA graphs that a CPU can test; `tests/gpu/test_graphs.py` tests the rest on a GPU."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from mirage.cuda_graphs import GraphedModel, LRUCache
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2))
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_value_is_dropped_first() -> None:
     recent: LRUCache[str, str] = LRUCache(2)
     made = []
 
@@ -24,14 +24,14 @@ def test_the_least_recently_used_goes_first() -> None:
     assert len(recent) == 2
 
 
-def test_one_that_could_not_be_made_is_not_kept() -> None:
+def test_a_value_whose_creation_fails_is_not_cached() -> None:
     recent: LRUCache[str, float] = LRUCache(1)
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 / 0)
     assert len(recent) == 0
 
 
-def test_a_memory_of_nothing_is_refused() -> None:
+def test_a_cache_of_size_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="limit=0: must be at least 1"):
         LRUCache(0)
 
@@ -52,7 +52,7 @@ def test_on_a_cpu_the_model_runs_eagerly_after_one_warning() -> None:
     assert len(graphed.recorded) == 0
 
 
-def test_restore_goes_through_the_graphs_it_is_given() -> None:
+def test_restore_uses_the_given_graphs() -> None:
     torch.manual_seed(0)
     model = MIRAGE(CONFIG)
     x = torch.rand(3, 13, 21)

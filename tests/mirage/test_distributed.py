@@ -13,13 +13,13 @@ from tests.mirage import world
 SHARES = [3, 3, 2]
 Results = dict[str, dict[str, Tensor]]
 
-# The covariance removes the mean: these two gradients are zero but for rounding.
+# The covariance removes the mean: these two gradients are zero up to rounding.
 ZERO_GRADIENTS = ("grad.spd_shallow.reduce.bias", "grad.spd_latent.reduce.bias")
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
-    """The same 8 images in this process alone, and in three."""
+    """Return the results for the same 8 images in one process and in three."""
     folder = tmp_path_factory.mktemp("worlds")
     root = str(Path(mirage.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}

@@ -28,7 +28,7 @@ def test_draws_are_uniform_and_rows_are_independent() -> None:
     draws = uniform_by_key(torch.arange(20_000), rows=4, seed=0)
     assert (draws.mean(1) - 0.5).abs().max() < 0.01
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.03
-    # Of neighbouring keys, too.
+    # Neighbouring keys are independent, too.
     assert torch.corrcoef(torch.stack((draws[0, 1:], draws[0, :-1])))[0, 1].abs() < 0.03
 
 
@@ -45,7 +45,7 @@ def test_the_mean_of_the_scales_is_one() -> None:
         assert (scales.mean(1) - 1).abs().max() < 0.01
 
 
-def test_a_sample_skips_the_same_blocks_in_any_company() -> None:
+def test_a_sample_skips_the_same_blocks_whatever_the_rest_of_the_batch() -> None:
     torch.manual_seed(0)
     model = MIRAGE(replace(CONFIG, batch_norm="local")).double()
     seen = []
@@ -61,7 +61,7 @@ def test_a_sample_skips_the_same_blocks_in_any_company() -> None:
     assert together.unique().tolist() == [0.0, 2.0]
 
 
-def test_a_skipped_gate_leaves_the_shortcut() -> None:
+def test_a_skipped_path_leaves_the_shortcut() -> None:
     model = MIRAGE(CONFIG).double()
     branch = model.encoder1[0].mixer.convolution
     x = torch.rand(2, 8, 8, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every operator of every backend beside the specification: values, gradients, bits, memory, layout.
+"""Every operator of every backend compared with the specification: values, gradients, bits, memory, layout.
 
 The Triton kernels run through Triton's interpreter, or on the GPU where there is one; tests/gpu has larger sizes.
 """
@@ -60,15 +60,15 @@ FEWER_SIZES = {
     **dict.fromkeys(["gated_depthwise", "gated_values"], TRITON_SIZES[1::2]),
     **dict.fromkeys(FUSED, TRITON_SIZES[1:2]),
 }
-"""Fewer sizes where the others differ in nothing that is computed: the interpreter is slow."""
+"""Fewer sizes for operators that take the same paths at the other sizes: the interpreter is slow."""
 
 USES_DOT = ("gram", "norm_linear", "attention_input", "feed_forward")
-"""Contain Triton's matrix product, which its interpreter takes of bf16 as if it were integers."""
+"""Operators with a matrix product of Triton, whose interpreter treats bf16 as integers there."""
 
 
 @pytest.fixture(autouse=True)
 def _small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each interpreted program less to do, so that small maps take several of them."""
+    """Shrink the part of a map that one interpreted program processes, so that small maps take several programs."""
     if HAS_TRITON and DEVICE == "cpu":
         from mirage.kernels.triton import convolution, norm_linear, reductions
 
@@ -125,8 +125,8 @@ def test_triton_equals_the_specification_in_fp32(name: str, size: tuple[int, int
 @pytest.mark.parametrize("name", TRITON_KERNELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
 def test_triton_adds_up_half_precision_in_fp32(name: str, dtype: torch.dtype, bound: float) -> None:
-    # Two units in the last place: what passes from kernel to kernel is rounded as well, and the interpreter may cut
-    # bits off where a GPU rounds.
+    # Two units in the last place: maps between kernels are rounded too, and the interpreter may truncate where a GPU
+    # rounds.
     if dtype == torch.bfloat16 and name in USES_DOT and DEVICE == "cpu":
         return
     for found, exact in pairs(triton, name, (1, 1, 2, 10), dtype, DEVICE):
@@ -180,7 +180,7 @@ def test_c_is_what_runs_in_fp32_and_gives_the_same_bits_twice(
     assert set(called) == {name.split()[0], f"{name.split()[0]}_backward"}
 
 
-@needs_triton  # that two runs give the same bits is shown in tests/gpu: the interpreter runs programs one by one
+@needs_triton  # tests/gpu checks that two runs give the same bits: the interpreter runs programs one by one
 def test_no_triton_kernel_adds_atomically() -> None:
     sources = sorted(Path(mirage.__file__).with_name("kernels").glob("triton/*.py"))
     assert len(sources) >= 4
@@ -203,7 +203,7 @@ def test_triton_operators_obey_the_rules_of_torch_library(name: str) -> None:
 @needs_c
 @pytest.mark.parametrize("channels", [16, 24])
 @pytest.mark.parametrize("name", FUSED)
-def test_all_that_c_returns_is_contiguous_as_torch_compile_is_told(name: str, channels: int) -> None:
+def test_c_returns_contiguous_tensors_as_the_fake_implementations_declare(name: str, channels: int) -> None:
     given = inputs(name, (2, 9, 20, channels))
     outputs = flat([find(cpu, name)(*given)])
     backward = getattr(fused_c, f"{name.split()[0]}_backward")
@@ -268,7 +268,7 @@ def test_a_map_of_one_column_may_have_any_stride_between_its_columns(name: str, 
 
 
 @pytest.mark.parametrize("name", [name for name in FUSED if name != "gated_unit"])  # PyTorch refuses that
-def test_no_images_give_none(name: str) -> None:
+def test_an_empty_batch_gives_empty_results_of_the_right_shape(name: str) -> None:
     given = inputs(name, (0, 4, 5, 6))
     found, expected = (flat([find(backend, name)(*given)]) for backend in (cpu, reference))
     assert [x.shape for x in found] == [x.shape for x in expected]
@@ -333,7 +333,7 @@ def test_blocks_hold_all_channels_and_zeros(parts: int) -> None:
 
 @pytest.fixture
 def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache without a library, which nobody has looked for."""
+    """A cache folder without a library, before the first search for one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "_searched", False)
     monkeypatch.setattr(library, "_loaded", None)

@@ -34,7 +34,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def kept(config: ModelConfig, precision: Precision, which: ActivationCheckpointing, side: int = SIDE) -> int:
-    """Bytes of two images that autograd keeps, each storage once, without the weights."""
+    """Return the bytes that autograd keeps of two images, each storage once, without the weights."""
     model = MIRAGE(config)
     model.checkpoint_activations(which)
     return kept_bytes(model, side, precision)

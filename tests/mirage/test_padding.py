@@ -14,7 +14,7 @@ NARROW = ModelConfig(dim=12, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1,
 
 
 def made(config: ModelConfig) -> MIRAGE:
-    """A model whose batch norms have seen something, and whose temperatures are not 1."""
+    """Return a model in which no batch-norm statistic or temperature has its initial value."""
     torch.manual_seed(0)
     model = MIRAGE(config)
     for module in model.modules():

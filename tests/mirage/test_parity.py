@@ -1,4 +1,4 @@
-"""The authors' release against ours on a stored case: `make_parity.py` made it, and shows T and S as well."""
+"""Our model compared with the authors' release on a stored case, which `make_parity.py` writes."""
 
 import runpy
 from pathlib import Path

@@ -14,7 +14,7 @@ def model() -> MIRAGE:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (7, 8), (16, 16), (17, 31)])
-def test_any_size_comes_back_as_it_went_in(model: MIRAGE, size: tuple[int, int]) -> None:
+def test_the_result_has_the_size_of_the_input(model: MIRAGE, size: tuple[int, int]) -> None:
     for shape in ((3, *size), (2, 3, *size)):
         restored = restore(model, torch.rand(shape))
         assert restored.shape == shape
@@ -29,7 +29,7 @@ def test_multiples_of_eight_pass_without_padding(model: MIRAGE) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back_even_after_a_failure(
+def test_the_mode_is_restored_even_after_a_failure(
     model: MIRAGE, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.train(training)
@@ -43,7 +43,7 @@ def test_the_mode_is_put_back_even_after_a_failure(
     assert model.training is training
 
 
-def test_padding_reflects_like_torch_and_goes_on_where_torch_stops() -> None:
+def test_padding_reflects_like_torch_also_beyond_the_size_of_the_image() -> None:
     image = torch.rand(1, 3, 10, 13)
     expected = torch.nn.functional.pad(image, (0, 3, 0, 6), mode="reflect")
     assert torch.equal(reflect_to_multiple(image, 8), expected)
@@ -69,7 +69,7 @@ def test_the_result_can_be_trained_on(model: MIRAGE) -> None:
         (torch.rand(3, 8), "shape"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_remedy(
+def test_an_invalid_image_is_refused_with_the_remedy(
     model: MIRAGE, degraded: torch.Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ def _without_gradients() -> Iterator[None]:
 
 
 def trained_looking(config: ModelConfig) -> MIRAGE:
-    """In float64, with no norm, scale or temperature at its initial value."""
+    """Return a float64 model in which no norm, scale or temperature has its initial value."""
     torch.manual_seed(0)
     model = MIRAGE(config).double().eval()
     for tensor in (*model.parameters(), *model.buffers()):
@@ -46,7 +46,7 @@ def test_strips_equal_the_whole_image(name: str, strip_bytes: int) -> None:
     assert (found - model(degraded).image).abs().max() < 1e-12
 
 
-def test_a_forgotten_halo_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_halo_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained_looking(CONFIGS["paper"])
     degraded = torch.rand(1, 3, 32, 16, dtype=torch.float64)
     for halo in ("MIXER_HALO", "FEED_FORWARD_HALO"):
@@ -94,7 +94,7 @@ def test_training_mode_and_gradients_are_refused() -> None:
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most elements that any one result held."""
+    """Records the number of elements of the largest result."""
 
     elements = 0
 

@@ -25,7 +25,7 @@ def test_tiles_cover_the_axis_and_share_at_least_the_overlap(size: int, tile: in
     assert (weights[outside] == 0).all()
 
 
-def test_what_looks_at_single_pixels_is_not_changed_by_tiles() -> None:
+def test_tiles_do_not_change_a_pointwise_function() -> None:
     degraded = torch.rand(2, 3, 50, 71, dtype=torch.float64)
     found = forward_in_tiles(lambda x: x.square(), degraded, 16, 8)
     torch.testing.assert_close(found, degraded.square())

@@ -73,7 +73,7 @@ def header_of(config: dict[str, object]) -> dict[str, str]:
         (dumps(MIRAGE(CONFIG))[:-100], "unreadable"),
     ],
 )
-def test_what_is_no_weights_file_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_an_invalid_weights_file_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "broken"
     path.write_bytes(data)
     with pytest.raises(WeightsError, match=message) as caught:

@@ -84,7 +84,7 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path) -> None:
     results = {scenario: run(scenario, rank, sizes) for scenario in SCENARIOS}
     if rank == 0:
         torch.save(results, out)
-    dist.barrier()  # No rank closes its connections while another still uses them.
+    dist.barrier()  # no rank closes connections that another still uses
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What is exported computes what the model computes, at any size; what does not is not written."""
+"""An exported file computes what the model computes, at any size; otherwise it is not written."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ ODD_SIZES = ((1, 3, 1, 1), (3, 3, 1, 9), (1, 3, 5, 61), (2, 3, 7, 8), (1, 3, 130
 def model(config: ModelConfig = SMALL) -> MIRAGE:
     torch.manual_seed(0)
     network = MIRAGE(config).eval()
-    with (
-        torch.no_grad()
-    ):  # weights at which every part shows: fresh scales and statistics are all ones and zeros
+    with torch.no_grad():  # no weight that hides an error: new scales and statistics are all ones and zeros
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
                 tensor.mul_(1 + 0.1 * torch.rand_like(tensor)).add_(0.01 * torch.rand_like(tensor))
@@ -74,8 +72,8 @@ def test_an_ablation_exports_as_well(tmp_path: Path) -> None:
     assert export(model(config), tmp_path / "model.onnx", "onnx").holds
 
 
-class Twin(MIRAGE):
-    """A model that a trace gets wrong: what it does depends on the size through Python."""
+class SizeDependentModel(MIRAGE):
+    """A model that tracing gets wrong: a Python condition on the size decides what it computes."""
 
     def forward(self, degraded: Tensor, keys: Tensor | None = None):  # type: ignore[no-untyped-def]
         out = super().forward(degraded, keys)
@@ -83,19 +81,19 @@ class Twin(MIRAGE):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torchscript", "onnx", "release"])
-def test_a_twin_that_is_not_the_model_leaves_no_file(form: str, tmp_path: Path) -> None:
-    twin = Twin(SMALL).eval()
-    twin.load_state_dict(model().state_dict())
-    out = tmp_path / f"twin{FORMATS[form].suffix}"
+def test_an_export_that_differs_from_the_model_leaves_no_file(form: str, tmp_path: Path) -> None:
+    different = SizeDependentModel(SMALL).eval()
+    different.load_state_dict(model().state_dict())
+    out = tmp_path / f"different{FORMATS[form].suffix}"
     with pytest.raises(
         ExportError, match=r"not written: .* differs from the model: largest difference 1.0e-02 at 1 x 3 x 64"
     ):
-        export(twin, out, form)
+        export(different, out, form)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_difference_that_is_no_number_is_none_that_passes(wrong: float) -> None:
+def test_nan_and_infinity_are_no_parity(wrong: float) -> None:
     assert not measure(model(), lambda x: torch.full_like(x, wrong), 1e-4).holds
     assert not ExportParity(wrong, SHAPES[0], 1e-4).holds
 
@@ -153,18 +151,18 @@ def test_what_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there.onnx"]
 
 
-def test_the_exported_form_of_each_kernel_is_the_reference() -> None:
+def test_the_exportable_dynamic_convolution_equals_the_reference() -> None:
     x, weight = torch.rand(3, 6, 5, 4), torch.rand(3, 4, 7, 7)
     torch.testing.assert_close(
         onnx_export.dynamic_depthwise(x, weight), reference.dynamic_depthwise(x, weight)
     )
 
 
-def test_forms_stand_in_for_a_while_only() -> None:
+def test_exportable_operators_are_active_inside_the_context_only() -> None:
     x, weight = torch.rand(1, 6, 5, 4), torch.rand(4, 3, 3)
-    with torch.profiler.profile() as standing_in, onnx_export.exportable():
+    with torch.profiler.profile() as within, onnx_export.exportable():
         kernels.depthwise(x, weight)
     with torch.profiler.profile() as afterwards:
         kernels.depthwise(x, weight)
-    assert "mirage::depthwise" not in {event.key for event in standing_in.key_averages()}
+    assert "mirage::depthwise" not in {event.key for event in within.key_averages()}
     assert "mirage::depthwise" in {event.key for event in afterwards.key_averages()}

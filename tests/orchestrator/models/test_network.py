@@ -93,7 +93,7 @@ def test_a_user_defined_model_is_trained_and_evaluated_like_a_mirage(
 
 
 def _class_of(result: Path) -> str:
-    """Return what the weights of a run say of themselves."""
+    """Return the class that the weights of a run name in their header."""
     from mirage.weights import read_metadata
 
     weights = result.parent / json.loads(result.read_bytes())["weights"]
@@ -109,7 +109,7 @@ def _class_of(result: Path) -> str:
         ({"train": {**SMALL["train"], "compile": "blocks"}}, "train.compile"),  # type: ignore[dict-item]
     ],
 )
-def test_what_only_a_mirage_has_is_refused_with_the_reason(
+def test_settings_that_only_a_mirage_has_are_refused_with_the_reason(
     at_home: Path, tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
     with pytest.raises(JobFileError, match=says):
