@@ -68,23 +68,23 @@ def test_a_shard_as_large_as_the_cache_fits_and_is_read_while_the_cache_is_small
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "says"),
     [
-        lambda data: data[:-1000],
-        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
-        lambda data: b"<html><body>503 Slow Down</body></html>",
-        lambda data: b"",
+        (lambda data: data[:-1000], r"has \d+ bytes instead of \d+"),
+        (lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "does not match its sha256"),
+        (lambda data: b"<html><body>503 Slow Down</body></html>", r"has 39 bytes instead of \d+"),
+        (lambda data: b"", r"has 0 bytes instead of \d+"),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_a_damaged_shard_is_named_and_not_kept(kind, damage, request, source, tmp_path, cache):
+def test_a_damaged_shard_is_named_and_not_kept(kind, damage, says, request, source, tmp_path, cache):
     store = LocalStore(tmp_path / "store") if kind == "folder" else request.getfixturevalue("remote")
     shard = pack(source, store, name="cuts", shard_bytes=100_000).shards[1]
     data = damage(store.read(shard.key))
     store.delete(shard.key)
     store.write(shard.key, data)
     for _ in range(2):
-        with pytest.raises(CorruptObjectError, match=shard.key):
+        with pytest.raises(CorruptObjectError, match=f"{shard.key} {says}"):
             cache.path(store, shard)
     assert not list(cache.folder.glob("*.tar"))
 

@@ -28,8 +28,8 @@ def test_items_are_the_held_out_pairs_in_order(dataset: Dataset, source: FolderS
 
 
 def test_images_are_cut_to_multiples_of_16(dataset: Dataset):
-    for item in EvaluationSet(dataset, ["noise15", "rain"], seed=0):
-        assert item.clean.shape == item.degraded.shape == (96, 128, 3)
+    shapes = [(i.clean.shape, i.degraded.shape) for i in EvaluationSet(dataset, ["noise15", "rain"], seed=0)]
+    assert shapes == 4 * [((96, 128, 3), (96, 128, 3))]
 
 
 def test_noise_depends_on_seed_image_and_level_alone(dataset: Dataset):

@@ -61,6 +61,13 @@ def test_a_hole_that_nobody_filled_later_is_found(tmp_path):
         read_ledger(store)
 
 
+def test_more_positions_than_the_run_consumed_are_found(tmp_path):
+    store = LocalStore(tmp_path)
+    attempt(store, 0, 3)
+    with pytest.raises(LedgerError, match="consumed 8 positions, and 11 should not be there"):
+        read_ledger(store, positions=8)
+
+
 def test_steps_under_way_are_left_aside_until_the_run_has_ended(tmp_path):
     store = LocalStore(tmp_path)
     attempt(store, 0, 2, world=2)
@@ -100,6 +107,18 @@ def test_what_was_left_out_is_told(tmp_path):
         "damaged samples that were replaced: 1\n          2  rain  broken: its shard is truncated"
         in found.render()
     )
+
+
+def test_a_report_lists_twenty_damaged_samples_and_says_that_there_are_more(tmp_path):
+    for count in (20, 21):
+        store = LocalStore(tmp_path / str(count))
+        ledger = SampleLedger(store, 0)
+        skipped = tuple((n, "rain", f"broken{n}", "it is truncated") for n in range(count))
+        ledger.record(0, batch(0, count, skipped=skipped))
+        ledger.flush()
+        text = read_ledger(store, count).render()
+        assert text.count("it is truncated") == 20
+        assert text.endswith("…") == (count > 20)
 
 
 def test_pieces_are_written_once_and_a_run_without_any_is_said(tmp_path):

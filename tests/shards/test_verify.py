@@ -31,6 +31,7 @@ from shards.processes import ProcessPool
 from shards.sources import FolderSource
 from shards.store import LocalStore, Store
 from shards.verify import verify
+from tests.claims import flip_byte
 
 
 @pytest.fixture
@@ -57,17 +58,11 @@ def test_processes_share_the_work_and_count_every_image(copied: LocalStore):
     assert seen[-1] == found.images == len(seen)
 
 
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-700]), r"has \d+ bytes instead of \d+"),
-        (lambda path: flip(path, 600), "does not match its sha256"),
+        (lambda path: flip_byte(path, 600), "does not match its sha256"),
         (lambda path: path.write_bytes(b"<!DOCTYPE html><html>502</html>"), "it is a web page"),
         (lambda path: path.unlink(), "is missing although the manifest lists it"),
     ],
@@ -83,7 +78,7 @@ def test_a_damaged_shard_is_named(copied: LocalStore, spoil, says: str):
 def test_a_flipped_byte_is_traced_to_its_sample(copied: LocalStore):
     manifest = load_manifest(copied)
     row = next(row for row in manifest.rows if row.degraded is not None)
-    flip(copied.path(manifest.shards[row.degraded.shard].key), row.degraded.offset + 5)
+    flip_byte(copied.path(manifest.shards[row.degraded.shard].key), row.degraded.offset + 5)
     with pytest.raises(
         CorruptObjectError, match=f"sample '{row.id}' at byte {row.degraded.offset}: its checksum"
     ):

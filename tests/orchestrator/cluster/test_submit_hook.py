@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.cluster import submit_hook
+from tests.claims import BIN, run_command
 
 
 @pytest.fixture
@@ -69,34 +75,96 @@ def test_the_working_directory_of_a_runtime_env_file_is_kept(project: Path) -> N
     assert json.loads(after(arguments, "--runtime-env-json"))["env_vars"]["A"] == "1"
 
 
-@pytest.mark.parametrize("entrypoint", [(), ("python", "jobs/tiny.yaml"), ("jobs/absent.yaml",)])
-def test_anything_but_a_job_file_is_left_to_ray(
+@pytest.mark.parametrize("entrypoint", [(), ("python", "jobs/tiny.yaml"), ("jobs/absent.yaml",), ("jobs",)])
+def test_only_a_command_that_begins_with_an_existing_yaml_file_is_a_job_file(
     project: Path, entrypoint: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    submit_hook.submit(entrypoint=entrypoint)  # returns; a job file would replace this process
+    assert submit_hook.is_job_file(("jobs/tiny.yaml",))
+    assert not submit_hook.is_job_file(entrypoint)
 
 
-def test_ray_itself_calls_the_hook_and_every_option_arrives(project: Path) -> None:
-    # The second `ray`, which the hook starts, is a script here that tells what it got.
-    told = project / "ray"
-    told.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" hook=$RAY_JOB_SUBMIT_HOOK\n")
-    told.chmod(0o755)
-    code = f"import sys; sys.argv[0] = {str(told)!r}; from ray.scripts.scripts import main; main()"
-    command = [sys.executable, "-c", code, "job", "submit", "--headers", '{"a": "b"}', "--verify", "false"]
-    done = subprocess.run(
-        [*command, "--no-wait", "--address", "http://nowhere:1", "jobs/tiny.yaml"],
-        env={**os.environ, "RAY_JOB_SUBMIT_HOOK": "orchestrator.cluster.submit_hook.submit"},
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+# --- the real `ray job submit` -------------------------------------------------------------------------------
+
+
+class JobServer(ThreadingHTTPServer):
+    """The HTTP interface of a cluster that `ray job submit --no-wait` uses; it keeps what arrives and runs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Requests)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.packages: dict[str, bytes] = {}
+        self.jobs: list[dict[str, Any]] = []
+        self.tokens: list[str | None] = []
+
+
+class Requests(BaseHTTPRequestHandler):
+    server: JobServer
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            version = metadata.version("ray")
+            self.reply(200, {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""})
+        else:
+            self.reply(200 if self.path in self.server.packages else 404)
+
+    def do_PUT(self) -> None:
+        self.server.packages[self.path] = self.body()
+        self.reply(200)
+
+    def do_POST(self) -> None:
+        self.server.jobs.append(json.loads(self.body()))
+        self.server.tokens.append(self.headers["x-token"])
+        self.reply(200, {"job_id": "raysubmit_1", "submission_id": "raysubmit_1"})
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["content-length"]))
+
+    def reply(self, status: int, values: object = None) -> None:
+        content = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[JobServer]:
+    with JobServer() as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server
+        server.shutdown()
+
+
+def ray_job_submit(project: Path, cluster: JobServer, *words: str) -> dict[str, Any]:
+    """Run `ray job submit` with the hook in jobs/ of a project; return the job that arrived on the cluster."""
+    done = run_command(
+        *(BIN / "ray", "job", "submit", "--no-wait", "--address", cluster.address, *words),
+        cwd=project / "jobs",
+        environment={**os.environ, "RAY_JOB_SUBMIT_HOOK": "orchestrator.cluster.submit_hook.submit"},
+        timeout=120,
     )
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, done.stderr
-    assert lines[:2] == ["job", "submit"]
-    assert after(lines, "--headers") == '{"a": "b"}'
-    assert after(lines, "--verify") == "False"
-    assert after(lines, "--address") == "http://nowhere:1"
-    assert lines[-3:] == ["run", "jobs/tiny.yaml", "hook="]
+    assert done.status == 0, done.text
+    (job,) = cluster.jobs
+    return job
+
+
+def test_ray_submits_a_job_file_with_the_project_and_every_option(project: Path, cluster: JobServer) -> None:
+    options = ("--headers", '{"x-token": "secret"}', "--verify", "false", "--submission-id", "mine")
+    job = ray_job_submit(project, cluster, *options, "--", "tiny.yaml", "--set", "seed=3")
+    assert job["entrypoint"] == "python -m orchestrator run jobs/tiny.yaml --set seed=3"
+    assert job["submission_id"] == "mine"
+    assert job["runtime_env"]["env_vars"] == submit_hook.STOP_WAIT
+    assert cluster.tokens == ["secret"]
+    (package,) = cluster.packages.values()
+    assert "jobs/tiny.yaml" in zipfile.ZipFile(io.BytesIO(package)).namelist()
+
+
+def test_ray_submits_another_command_as_if_there_were_no_hook(project: Path, cluster: JobServer) -> None:
+    job = ray_job_submit(project, cluster, "--", "python", "tiny.yaml")
+    assert job["entrypoint"] == "python tiny.yaml"
+    assert job["runtime_env"] == {}
+    assert cluster.packages == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.config.schedule import learning_rate, total_steps
+from orchestrator.config.schedule import learning_rate, lr_scale, total_steps
 from orchestrator.config.schema import Train
 
 RELEASE = Train(epochs=150, schedule="release", schedule_epochs=150, learning_rate=2e-4)
@@ -52,3 +52,8 @@ def test_cosine_with_one_step_after_its_warm_up_falls_to_zero_in_it() -> None:
         train = Train(steps=steps, schedule="cosine", warmup_steps=10, learning_rate=1e-3)
         assert learning_rate(train, 10, PER_EPOCH) == pytest.approx(1e-3)
         assert learning_rate(train, 11, PER_EPOCH) == 0
+
+
+def test_rules_for_the_rate_scale_from_the_published_batch() -> None:
+    assert [lr_scale(rule, 32) for rule in ("fixed", "linear", "sqrt")] == [1, 1, 1]
+    assert [lr_scale(rule, 512) for rule in ("fixed", "linear", "sqrt")] == [1, 16, 4]

@@ -77,6 +77,21 @@ def test_a_measured_row_stands_beside_its_difference_to_the_row_of_its_size() ->
         paper_tables.make_tables("1", [WHOLE], compare_with="nobody")
 
 
+def test_a_table_has_its_title_and_signs_differences_alone() -> None:
+    (table,) = paper_tables.make_tables("1", [WHOLE])
+    title, _, _, *rows = paper_tables.text(table).splitlines()
+    assert title.startswith("Table 1: ")
+    assert title.endswith("Protocol rgb-crop16")
+    (measured,) = (row for row in rows if row.startswith("measured"))
+    (difference,) = (row for row in rows if row.startswith("difference"))
+    assert "31.00 / 0.900" in measured
+    assert f"{31.0 - 38.44:+.2f} / " in difference
+    assert lines(table, "difference")[0].cells["bsd68_s50"]["psnr"] > 0
+    assert f"{lines(table, 'difference')[0].cells['bsd68_s50']['psnr']:+.2f} / " in difference
+    own = paper_tables.own_tables([summary(figure("", "rain", "psnr", 20.0, dataset="demo"))])
+    assert paper_tables.text(own[0]).startswith("Dataset demo: ")
+
+
 def test_columns_without_data_stay_empty_and_say_what_to_pack() -> None:
     (table,) = paper_tables.make_tables("2", [summary(figure("Rain100L", "rain", "psnr", 38.0))])
     (measured,) = lines(table, "measured")

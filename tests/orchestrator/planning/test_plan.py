@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.config.loader import load_job
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
 from orchestrator.errors import OrchestratorError
+from orchestrator.planning import throughput
 from orchestrator.planning.plan import make_plan
-from shards.errors import ShardsError
+from shards.dataset import Dataset
+from shards.errors import ShardsError, UnreachableStoreError
 
 
 @pytest.fixture
@@ -25,13 +29,39 @@ def test_plan_of_five_degradations_is_the_published_arithmetic(nowhere) -> None:
     assert plan.steps_per_epoch == 5_082
     assert plan.total_steps == 762_300
     text = plan.render()
+    assert "samples of 128² pixels, " in text
+    assert "no gradient accumulation" in text
     assert all(part in text for part in ("6,207,412", "16.25 GMACs", "162,646", "5,082", "warning:"))
+
+
+def test_a_plan_says_how_a_batch_is_accumulated(nowhere) -> None:
+    text = make_plan(load_job("jobs/5deg.yaml", [nowhere, "train.micro_batches=2"]), strict=False).render()
+    assert "2 micro-batches of 16" in text
+
+
+def test_a_store_out_of_reach_is_a_warning_and_is_not_asked_again(nowhere, monkeypatch) -> None:
+    def out_of_reach(job: Job) -> Dataset:
+        raise UnreachableStoreError("the store did not answer.")
+
+    asked: list[Job] = []
+    monkeypatch.setattr(datasets, "open_dataset", out_of_reach)
+    monkeypatch.setattr(throughput, "earlier_runs", lambda job: asked.append(job) or [])
+    plan = make_plan(load_job("jobs/5deg.yaml", [nowhere]), strict=False)
+    assert any("the store did not answer" in warning for warning in plan.warnings)
+    assert asked == []
 
 
 def test_small_variant_has_its_published_counts(nowhere) -> None:
     plan = make_plan(load_job("jobs/5deg.yaml", [nowhere, "model.variant=small"]), strict=False)
     assert plan.parameters == 9_678_983
     assert f"{plan.macs / 1e9:.2f}" == "26.68"
+
+
+def test_the_plan_lists_each_crop_stage(nowhere) -> None:
+    stages = "data.crop_pixels=[{from_step: 0, pixels: 64}, {from_step: 1000, pixels: 128, batch: 8}]"
+    steps = "train={epochs: null, steps: 2000, schedule: cosine}"
+    text = make_plan(load_job("jobs/5deg.yaml", [nowhere, stages, steps]), strict=False).render()
+    assert "samples of 32 x 64² pixels from step 0, 8 x 128² pixels from step 1,000, " in text
 
 
 def test_three_degradations_have_their_epoch(nowhere) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.config.schedule import lr_scale
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
     Network,
@@ -82,6 +81,14 @@ def test_synchronised_norms_are_seventy_latencies_of_a_tree_in_every_micro_batch
     assert twice.gradients == predict(2, 32, LOAD, MACHINE, latency).gradients
 
 
+def test_negatives_are_the_embeddings_of_both_depths_forward_and_backward() -> None:
+    bandwidth = Network(0.0, 1e9)  # two workers send as many bytes as they reduce
+    seconds = 2 * 2 * 4 * (128 / 2) * 32 / 1e9
+    assert predict(2, 32, LOAD, MACHINE, bandwidth).negatives == pytest.approx(seconds)
+    halves = predict(2, 32, replace(LOAD, micro_batches=2), MACHINE, bandwidth)
+    assert halves.negatives == pytest.approx(seconds)
+
+
 def test_what_the_backward_pass_hides_is_the_gradients_reduction_alone() -> None:
     plain, hidden = predict(4, 32, LOAD, MACHINE, WIRE), predict(4, 32, LOAD, MACHINE, WIRE, hidden=1.0)
     assert hidden.gradients == 0
@@ -137,8 +144,3 @@ def test_youngs_interval_is_the_best_of_those_near_it() -> None:
         return useful_share(1.0, 1e-3, CheckpointPolicy(n, 2.0, 60.0))
 
     assert share(steps) > max(share(steps // 2), share(2 * steps))
-
-
-def test_rules_for_the_rate_scale_from_the_published_batch() -> None:
-    assert [lr_scale(rule, 32) for rule in ("fixed", "linear", "sqrt")] == [1, 1, 1]
-    assert [lr_scale(rule, 512) for rule in ("fixed", "linear", "sqrt")] == [1, 16, 4]

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from typer.testing import CliRunner
 
-from orchestrator.cli import app
 from orchestrator.cluster.local import s3_server
-from orchestrator.errors import PlanError
 from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.fault_schedule import (
     FAULT_KINDS,
+    KILL_KINDS,
     ChaosReport,
     FaultOutcome,
     newest_step,
@@ -24,12 +22,14 @@ from orchestrator.resilience.fault_schedule import (
 )
 from orchestrator.resilience.faulty_proxy import FaultyProxy, RequestFault, random_faults
 from orchestrator.resilience.resume_proof import Proof, ProofConfig, prove_resume
+from tests.claims import assert_one_clear_error, mirage
 
 WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3, same_world_size=True)
 
 
 def report(**changes: object) -> ChaosReport:
-    outcomes = [FaultOutcome(fault, fault.step, 12.0) for fault in schedule_faults(5, seed=0, steps=100)]
+    faults = schedule_faults(5, seed=0, steps=100)
+    outcomes = [FaultOutcome(fault, fault.step, 12.0, 4 * (fault.kind in KILL_KINDS)) for fault in faults]
     return replace(ChaosReport(outcomes, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
 
 
@@ -72,7 +72,11 @@ def test_the_report_lists_every_fault_and_that_nothing_was_lost() -> None:
     text = report().render()
     for kind in FAULT_KINDS:
         assert f"{kind}" in text
-    assert "12 s" in text
+    rows = {
+        line[:21].strip(): line.split()[-4:] for line in text.splitlines() if line.startswith(FAULT_KINDS)
+    }
+    assert rows["worker killed"] == ["1", "12", "s", "4"]
+    assert rows["store faulty"] == ["1", "12", "s", "-"]
     assert "3 x HTTP 503" in text
     assert text.endswith("NOTHING WAS LOST")
 
@@ -106,7 +110,12 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPr
 
 
 def test_a_killed_run_on_a_failing_store_loses_nothing(small_job, faulty: FaultyProxy) -> None:
-    job = small_job(storage="s3://faulty", train={"steps": 100}, validation={"every_steps": 100})
+    job = small_job(
+        storage="s3://faulty",
+        data={"manifests": "small"},
+        train={"steps": 100},
+        validation={"every_steps": 100},
+    )
     faulty.plan = random_faults(0.1, seed=5)
     proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=8, workers=1), print)
     assert proof.holds, proof.render()
@@ -125,6 +134,4 @@ def test_a_killed_run_on_a_failing_store_loses_nothing(small_job, faulty: Faulty
 def test_impossible_options_are_refused_before_anything_starts(
     options: tuple[str, ...], message: str
 ) -> None:
-    result = CliRunner().invoke(app, ["chaos", "jobs/demo.yaml", *options])
-    assert isinstance(result.exception, PlanError)
-    assert message in str(result.exception)
+    assert_one_clear_error(mirage("chaos", "jobs/demo.yaml", *options), message)

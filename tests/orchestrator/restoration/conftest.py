@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
@@ -14,14 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from typer.testing import CliRunner
 
-import mirage
-from mirage import MIRAGE, ModelConfig
-from orchestrator.cli import app
+from mirage import MIRAGE, ModelConfig, save
 from orchestrator.cluster.local import processes, s3_server
-from orchestrator.errors import OrchestratorError
-from shards.errors import ShardsError
+from tests.claims import Finished, encoded, mirage, noise_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ORIENTATION = 274
@@ -37,18 +31,8 @@ def model() -> MIRAGE:
 @pytest.fixture(scope="session")
 def weights(model: MIRAGE, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    mirage.weights.save(model, path)
+    save(model, path)
     return str(path)
-
-
-def picture(height: int = 21, width: int = 34, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -60,37 +44,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (inside / "trip").mkdir(parents=True)
     tags = Image.Exif()
     tags[ORIENTATION] = 6
-    Image.fromarray(picture()).save(inside / "turned.jpg", exif=tags, icc_profile=ICC)
-    (inside / "trip" / "turned.jpg").write_bytes(encoded(picture(seed=1), "JPEG"))
-    deep = picture(seed=2).astype(np.uint16) * 257
+    Image.fromarray(noise_image(34, 21)).save(inside / "turned.jpg", exif=tags, icc_profile=ICC)
+    (inside / "trip" / "turned.jpg").write_bytes(encoded(noise_image(34, 21, 1), "JPEG"))
+    deep = noise_image(34, 21, 2).astype(np.uint16) * 257
     (inside / "deep.png").write_bytes(imagecodecs.png_encode(deep))
     (inside / "deep.tif").write_bytes(imagecodecs.tiff_encode(deep))
-    (inside / "grey.png").write_bytes(encoded(picture(seed=3)[..., 0]))
+    (inside / "grey.png").write_bytes(encoded(noise_image(34, 21, 3)[..., 0]))
     alpha = np.full((21, 34, 1), 77, np.uint8)
-    (inside / "alpha.png").write_bytes(encoded(np.concatenate([picture(seed=4), alpha], axis=2)))
+    (inside / "alpha.png").write_bytes(encoded(np.concatenate([noise_image(34, 21, 4), alpha], axis=2)))
     (inside / "notes.txt").write_text("no photograph, and not called one")
     return inside
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended and what it printed."""
-
-    status: int
-    text: str
-
-
 @pytest.fixture
-def restore(weights: str) -> Callable[..., Done]:
+def restore(weights: str) -> Callable[..., Finished]:
     """Run `mirage restore ARGUMENTS -m WEIGHTS` in this process."""
 
-    def run(*arguments: str | Path, model: str = weights) -> Done:
-        result = CliRunner().invoke(app, ["restore", *map(str, arguments), "-m", model])
-        if isinstance(result.exception, OrchestratorError | ShardsError):
-            return Done(2, str(result.exception))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Done(result.exit_code, result.output)
+    def run(*arguments: str | Path, model: str = weights) -> Finished:
+        return mirage("restore", *arguments, "-m", model)
 
     return run
 

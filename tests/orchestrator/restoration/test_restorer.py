@@ -21,6 +21,7 @@ from orchestrator.restoration.restorer import Restorer, RestoreSettings, open_re
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri
+from tests.claims import encoded, noise_image
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=0)
 
@@ -31,20 +32,13 @@ def model() -> MIRAGE:
     return MIRAGE(CONFIG).eval()
 
 
-def photograph(height: int = 21, width: int = 34, seed: int = 0) -> bytes:
-    out = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(noise).save(out, "PNG")
-    return out.getvalue()
-
-
 def levels(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image).astype(np.int16)
 
 
 def test_bytes_are_restored_as_mirage_restore_does(model: MIRAGE) -> None:
-    data = photograph()
+    data = encoded(noise_image(34, 21))
     restored = mirage.restore(model, torch.from_numpy(levels(data)).permute(2, 0, 1) / 255)
     expected = (restored * 255).round().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(levels(Restorer(model).photograph(data, "a.png")), expected)
@@ -52,14 +46,14 @@ def test_bytes_are_restored_as_mirage_restore_does(model: MIRAGE) -> None:
 
 def test_several_of_one_size_differ_from_one_by_one_by_one_level_at_most(model: MIRAGE) -> None:
     restorer = Restorer(model)
-    photos = [decode(photograph(seed=seed), "a.png") for seed in range(3)]
+    photos = [decode(encoded(noise_image(34, 21, seed)), "a.png") for seed in range(3)]
     for photo, together in zip(photos, restorer.pixels_of_several(photos), strict=True):
         assert np.abs(restorer.pixels(photo) - together).max() < 1 / 255
 
 
 @pytest.mark.parametrize("mode", ["whole", "strips", "tiles"])
 def test_bf16_is_close_to_fp32_and_keeps_the_depth(model: MIRAGE, mode: str) -> None:
-    photo = decode(photograph(40, 56), "a.png")
+    photo = decode(encoded(noise_image(56, 40)), "a.png")
     how = {"mode": mode, "tile": 16, "overlap": 8}
     exact = Restorer(model, RestoreSettings(**how)).pixels(photo)
     rough = Restorer(model, RestoreSettings(precision="bf16", **how)).pixels(photo)
@@ -95,7 +89,7 @@ def test_the_digest_depends_on_every_setting_that_changes_the_pixels_and_on_no_o
 )
 def test_a_caller_sets_the_limits(model: MIRAGE, limits: Limits, message: str) -> None:
     with pytest.raises(PhotoError, match=message):
-        Restorer(model).photograph(photograph(), "a.png", limits)
+        Restorer(model).photograph(encoded(noise_image(34, 21)), "a.png", limits)
 
 
 def finished_run(folder: Path, model: MIRAGE) -> None:
@@ -117,7 +111,7 @@ def test_a_model_is_found_by_each_of_its_names(
     assert not (tmp_path / ".mirage").exists()
     uri = resolve_tracking_uri()
     tracked = runs.start_run(uri, "any", "x", {RUN_TAG: "night-1a2b"}, {"storage": str(tmp_path / "store")})
-    photo = decode(photograph(), "a.png")
+    photo = decode(encoded(noise_image(34, 21)), "a.png")
     expected = Restorer(model).pixels(photo)
     for name in (
         str(tmp_path / "w.safetensors"),

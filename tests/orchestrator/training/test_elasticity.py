@@ -56,6 +56,7 @@ def test_no_more_workers_are_asked_for_than_the_job_allows() -> None:
     watch.restart(TWO_OF_FOUR, {}, [{"CPU": 64.0}], 0)
     clock.seconds = 10
     assert watch.restart(TWO_OF_FOUR, {}, [{"CPU": 64.0}], 0) == CapacityAvailable(2)
+    assert watch.restart(dict(enumerate("abc")), {}, [{"CPU": 64.0}], 0) == CapacityAvailable(1)
     full = dict(enumerate("abcd"))
     assert watch.restart(full, {}, [{"CPU": 64.0}], 0) is None
 
