@@ -18,6 +18,7 @@ import ray.exceptions
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import ServiceError
 from orchestrator.serving import auth, served_model, webhook
@@ -83,6 +84,7 @@ class RestoreIngress:
         self._monitor = front.monitor
         self._loop = threading.Thread(target=front.monitor.run, name="monitor", daemon=True)
         self._loop.start()
+        front.service.app.add_middleware(CancelledReceive)
         return front.service.app
 
     def check_health(self) -> None:
@@ -94,6 +96,27 @@ class RestoreIngress:
         """End the loop."""
         if hasattr(self, "_monitor"):
             self._monitor.stop()
+
+
+class CancelledReceive:
+    """ASGI middleware: a client that disconnects is an `http.disconnect`, as uvicorn says it.
+
+    Serve may cancel the task that fetches the rest of a body, and raises that error in `receive` instead.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application."""
+
+        async def receive_or_disconnect() -> Message:
+            try:
+                return await receive()
+            except ray.exceptions.TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, receive_or_disconnect, send)
 
 
 class IngressBackend(ServeBackend):

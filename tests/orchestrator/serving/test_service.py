@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.types import Message
 
 from mirage.weights import dumps
 from orchestrator.errors import ServiceError
@@ -24,9 +25,17 @@ from orchestrator.serving.active_model import ActiveModel
 from orchestrator.serving.http_server import listen
 from orchestrator.serving.page import page, samples
 from orchestrator.serving.served_model import ServedModel
+from orchestrator.serving.service import CLIENT_DISCONNECTED, Service
 from orchestrator.serving.settings import ServiceSettings
 from tests.claims import wait_until
-from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
+from tests.orchestrator.serving.inprocess import (
+    InProcess,
+    Running,
+    image_bytes,
+    running,
+    served,
+    small_model,
+)
 
 
 def pixels(data: bytes) -> Any:
@@ -199,6 +208,30 @@ def test_a_client_that_disconnects_frees_its_capacity(model: ServedModel) -> Non
             )
         wait_until(lambda: service.get("/health").json()["in_flight"] == 0, "the requests are in the service")
         release.set()
+
+
+def test_a_body_whose_transfer_serve_cancels_is_a_lost_client(model: ServedModel) -> None:
+    import asyncio
+
+    from ray.exceptions import TaskCancelledError
+
+    from orchestrator.serving.ray_app import CancelledReceive
+
+    async def receive() -> Message:
+        raise TaskCancelledError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    settings = ServiceSettings(port=0)
+    service = Service(settings, ActiveModel(model), InProcess(settings), None)
+    service.app.add_middleware(CancelledReceive)
+    scope = {"type": "http", "method": "POST", "path": "/restore", "headers": [], "query_string": b""}
+    asyncio.run(service.app(scope, receive, send))
+    assert sent[0]["status"] == CLIENT_DISCONNECTED
+    assert service.admission.in_flight == 0
 
 
 def test_the_server_finishes_requests_in_flight_before_it_stops(model: ServedModel) -> None:
