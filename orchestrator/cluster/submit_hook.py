@@ -65,13 +65,27 @@ def submission(cwd: Path, options: Mapping[str, Any]) -> list[str]:
     arguments = ["job", "submit", "--working-dir", working_dir]
     arguments += ["--runtime-env-json", json.dumps(runtime_env)]
     for name in _VALUE_OPTIONS:
-        value = options.get(name)
+        value = _metadata(options, path, inside) if name == "metadata_json" else options.get(name)
         if value is not None:
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             arguments += [f"--{name.replace('_', '-')}", text]
     if options.get("no_wait"):
         arguments.append("--no-wait")
     return [*arguments, "--", "python", "-m", "orchestrator", "run", inside, *rest]
+
+
+def _metadata(options: Mapping[str, Any], path: Path, shown: str) -> dict[str, str]:
+    """Return the metadata of the submission: the job's name and file, which Ray's pages show, and what was given."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None  # the job itself reports what is wrong with its file
+    name = values.get("name") if isinstance(values, dict) else None
+    given = options.get("metadata_json") or {}
+    given = json.loads(given) if isinstance(given, str) else given
+    return {"job_name": str(name or path.stem), "job_file": shown, **given}
 
 
 def project_root(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -66,13 +67,22 @@ class DriverRelay:
         return self._failure
 
 
-class RemoteDriver:
-    """The driver as a worker sees it: events are sent in the background, and replies read once they are there."""
+_EXCHANGE_SECONDS = 1.0
+"""Time between a worker's exchanges with its driver. One per step would fill Ray's list of tasks."""
 
-    def __init__(self, relay: Any, rank: int) -> None:
-        self._relay, self._rank = relay, rank
+
+class RemoteDriver:
+    """The driver as a worker sees it: events are sent in the background, and replies read once they are there.
+
+    Worker 0 asks for the control signal about once a second, and before each regular checkpoint, since a run that
+    resumes from it does not repeat the events before it. The other workers only send their events.
+    """
+
+    def __init__(self, relay: Any, rank: int, checkpoint_every: int) -> None:
+        self._relay, self._rank, self._checkpoint_every = relay, rank, checkpoint_every
         self._events: list[Event] = []
         self._exchange: Any = None
+        self._next_exchange = 0.0
         self._signal = ControlSignal.CONTINUE
         self._reported_sigterm = False
 
@@ -86,13 +96,13 @@ class RemoteDriver:
         if own and not self._reported_sigterm:
             self._reported_sigterm = True
             self.emit(WorkerTerminated(self._rank))
-        if self._exchange is not None:
-            ready, _ = ray.wait([self._exchange], timeout=0)
-            if not ready:
-                return max(self._signal, own)
-            self._signal = ControlSignal(ray.get(self._exchange))
-        events, self._events = self._events, []
-        self._exchange = self._relay.exchange.remote(events)
+        if self._exchange is not None and ray.wait([self._exchange], timeout=0)[0]:
+            self._signal, self._exchange = ControlSignal(ray.get(self._exchange)), None
+        is_time = self._exchange is None and time.monotonic() >= self._next_exchange
+        if (is_time or step % self._checkpoint_every == 0) and (self._rank == 0 or self._events):
+            events, self._events = self._events, []
+            self._next_exchange = time.monotonic() + _EXCHANGE_SECONDS
+            self._exchange = self._relay.exchange.remote(events)
         return max(self._signal, own)
 
     def flush(self) -> None:

@@ -173,7 +173,7 @@ class _WorkerGroup:
             torch_config=_TorchConfig(timeout_s=math.ceil(need.collective_timeout_seconds)),
             run_config=ray.train.RunConfig(
                 # Ray would resume what it finds under a known name; resuming is our part, so each name is new.
-                name=f"{self._job.name}-{time.time_ns()}",
+                name=f"{self._assignment.run_uri.rsplit('/', 1)[-1]}-{time.time_ns() // 1_000_000}",
                 storage_path=os.path.join(self._assignment.home, "ray"),  # of Ray's marker files
                 failure_config=ray.train.FailureConfig(max_failures=need.max_failures),
             ),

@@ -42,7 +42,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    driver = RemoteDriver(relay, rank)
+    driver = RemoteDriver(relay, rank, job.checkpoint.every_steps)
     handler = DriverLogHandler(driver)
     node = ray.get_runtime_context().get_node_id()
     group = ray.get(relay.join.remote(rank, context.get_world_size(), node))

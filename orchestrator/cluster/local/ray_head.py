@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # time of a stopped job to write its checkpoint; Ray's default is 3
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until a reported checkpoint is committed
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers would print everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch that keeps 127.0.0.1 as a node's address

@@ -59,7 +59,8 @@ def test_what_the_user_asked_for_stays(project: Path) -> None:
     arguments = submit_hook.submission(project, options)
     assert after(arguments, "--address") == "http://head:8265"
     assert after(arguments, "--submission-id") == "mine"
-    assert json.loads(after(arguments, "--metadata-json")) == {"who": "me"}
+    metadata = {"job_name": "tiny", "job_file": "jobs/tiny.yaml", "who": "me"}
+    assert json.loads(after(arguments, "--metadata-json")) == metadata
     assert after(arguments, "--entrypoint-num-cpus") == "0.5"
     assert after(arguments, "--verify") == "False"
     assert "--no-wait" in arguments[: arguments.index("--")]
