@@ -67,11 +67,16 @@ MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
-def small_job(at_home: Path) -> MakeJob:
-    """Make the small job, with sections replaced key by key."""
+def small_job(at_home: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
+    """Make the small job, with sections replaced key by key.
+
+    Its dataset is packed once; its runs are in a storage of the test's own.
+    """
+    dataset = str(at_home.parent / "store" / "small")
+    storage = str(tmp_path_factory.mktemp("storage"))
 
     def make(**changes: object) -> Job:
-        values = {**SMALL, "storage": str(at_home.parent / "store")}
+        values = {**SMALL, "storage": storage, "data": {**SMALL["data"], "manifests": dataset}}
         for name, change in changes.items():
             old = values.get(name)
             values[name] = (

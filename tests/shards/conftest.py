@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, read_photograph
 from shards.sources import FolderSource
 from shards.store import Store, open_store
+from tests.claims import wait_until
 
 settings.register_profile("unhurried", deadline=None)  # two busy cores: an example's time says nothing
 settings.load_profile("unhurried")
@@ -153,11 +153,9 @@ def _serve(command, environment: dict[str, str]) -> Iterator[Server]:
         command(port), env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 30
-        while not _answers(port):
-            assert process.poll() is None, f"{command(port)[0]} ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"{command(port)[0]} did not open its port in 30 s"
-            time.sleep(0.05)
+        name = command(port)[0]
+        wait_until(lambda: _answers(port) or process.poll() is not None, f"{name} opens its port")
+        assert process.poll() is None, f"{name} ended with {process.returncode}"
         yield Server(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from shards.pack import pack
 from shards.processes import ProcessPool, RowsCallback
 from shards.sources import FolderSource, PairsSource
 from shards.store import LocalStore
+from tests.claims import wait_until
 from tests.shards.raw import lay_pairs
 
 KINDS = ["rain", "haze", "low_haze_rain"]
@@ -200,10 +200,9 @@ def test_an_error_in_a_process_is_the_error_of_the_whole():
 
 def _wait_for_the_group_to_end(group: int) -> None:
     """The processes that were started for packing end by themselves."""
-    deadline = time.monotonic() + 20
-    while any(_belongs(process, group) for process in psutil.process_iter()):
-        assert time.monotonic() < deadline, "processes are left behind"
-        time.sleep(0.05)
+    wait_until(
+        lambda: not any(_belongs(process, group) for process in psutil.process_iter()), "no process is left"
+    )
 
 
 def _belongs(process: psutil.Process, group: int) -> bool:

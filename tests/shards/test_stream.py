@@ -33,6 +33,7 @@ from shards.pack import pack
 from shards.sources import FolderSource
 from shards.store import LocalStore, Store, open_store
 from shards.stream import Batch, TrainStream
+from tests.claims import wait_until
 
 MIXTURE = [("noise15", 2), ("noise25", 1), ("rain", 3), ("haze", 1)]
 BATCH = 7
@@ -121,7 +122,9 @@ def test_uneven_shares_say_where_they_lie(dataset: Dataset):
 
 def test_pixels_are_the_source_s_own(dataset: Dataset, source: FolderSource):
     pairs = {(pair.degradation, pair.id): pair for pair in source if pair.split == "train"}
-    for batch in stream_of(dataset).steps(0, 1, 0, 4 * BATCH):
+    batches = list(stream_of(dataset).steps(0, 1, 0, 4 * BATCH))
+    assert len(batches) == 4
+    for batch in batches:
         for index, position in enumerate(batch.positions.tolist()):
             label = "noise" if batch.sigma[index] else batch.degradations[index]
             pair = pairs[label, batch.ids[index]]
@@ -135,7 +138,9 @@ def test_pixels_are_the_source_s_own(dataset: Dataset, source: FolderSource):
 
 
 def test_floats_are_noisy_where_noise_was_asked_and_exact_elsewhere(dataset: Dataset):
-    for batch in stream_of(dataset).steps(0, 1, 0, 4 * BATCH):
+    batches = list(stream_of(dataset).steps(0, 1, 0, 4 * BATCH))
+    assert len(batches) == 4
+    for batch in batches:
         degraded, clean = batch.to_float("cpu", seed=5)
         assert degraded.dtype == clean.dtype == torch.float32
         assert clean.shape == (BATCH, 3, 32, 32)
@@ -444,10 +449,9 @@ def test_the_next_window_is_fetched_before_it_is_read(rclone, aws, source, tmp_p
     batches = stream.steps()
     next(batches)
     wanted = {manifest.shards[shard].sha256 for shards in windows[:2] for shard in shards}
-    deadline = time.monotonic() + 30
-    while not wanted <= {path.stem for path in cache.folder.glob("*.tar")}:
-        assert time.monotonic() < deadline, "the next window never came"
-        time.sleep(0.01)
+    wait_until(
+        lambda: wanted <= {path.stem for path in cache.folder.glob("*.tar")}, "the next window is fetched"
+    )
     for batch in islice(batches, 8):
         assert len(batch.ids) == BATCH
         assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= room

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from orchestrator.events import Event, read_log
 from tests.claims import wait_until
-from tests.slow.project import plain_environment
+from tests.slow.project import find_event, plain_environment
 
 ENDLESS = 10**6
 NOTICE_SECONDS = 30
-ON_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-"""Ray's only switch that keeps 127.0.0.1 as a node's address, where the machine has another one too."""
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch that keeps 127.0.0.1 as a node's address
+    "RAY_AUTH_MODE": "disabled",  # by default Ray asks for a token once an earlier test has made ~/.ray/auth_token
+}
+"""The environment of every process of a test's own cluster."""
 
 
 @dataclass
@@ -37,20 +40,17 @@ class Driver:
 
     def emits(self, kind: type[Event], timeout: float = 300, **values: object) -> Event:
         """Wait for an event of this kind and these values, behind the one that was waited for before."""
-        found: list[Event] = []
 
-        def has_come() -> str | None:
+        def emitted() -> tuple[int, Event] | None:
             ended = self.process.poll() is not None
-            for n, event in enumerate(self.events()[self._read :], self._read + 1):
-                if isinstance(event, kind) and all(getattr(event, k) == v for k, v in values.items()):
-                    self._read = n
-                    found.append(event)
-                    return "yes"
-            assert not ended, self.output()
-            return None
+            found = find_event(self.events(), kind, self._read, **values)
+            assert found or not ended, self.output()
+            return found
 
-        wait_until(has_come, f"{kind.__name__} {values}, in {self.log} and {self.errors}", timeout, every=1)
-        return found[0]
+        what = f"{kind.__name__} {values}, in {self.log} and {self.errors}"
+        index, event = wait_until(emitted, what, timeout, every=1)
+        self._read = index + 1
+        return event
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Place:
         log, errors = self.home.parent / f"{name}.jsonl", self.home.parent / f"{name}.txt"
         environment = {
             **plain_environment(),
-            ON_LOOPBACK[0]: ON_LOOPBACK[1],
+            **RAY_ENVIRONMENT,
             "MIRAGE_HOME": str(self.home),
             "RAY_ADDRESS": self.address,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
@@ -96,7 +96,7 @@ def drain(address: str, node: str) -> None:
             *("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
             *("--deadline-remaining-seconds", str(NOTICE_SECONDS)),
         ],
-        env={**os.environ, ON_LOOPBACK[0]: ON_LOOPBACK[1]},
+        env={**os.environ, **RAY_ENVIRONMENT},
         check=True,
         capture_output=True,
     )

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from orchestrator.cluster.local import ray_head
+from orchestrator.events import Event, read_log
 from tests.claims import BIN, ROOT, Finished, run_command, wait_until
 
 SMALL_JOB = """#!/usr/bin/env -S python -m orchestrator run
@@ -32,9 +34,12 @@ train: {steps: 160, global_batch_size: 6, learning_rate: 1.0e-3, warmup_steps: 5
 workers: {min: 2, max: 2}
 checkpoint: {every_steps: 10}
 validation: {every_steps: 80, photographs: 1, crop_pixels: 64}
-track: {experiment: slow, register_as: small, every_steps: 1}
+track: {experiment: slow, register_as: small, every_steps: 1, log: json}
 example: {photograph: coffee, degradation: haze}
 """
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+"""Ray's names for the states of a job that has ended."""
 
 
 @dataclass
@@ -69,9 +74,8 @@ class Project:
 
     def wait_for_end(self, job: str) -> Finished:
         """Wait until a job has ended; its status is 0 where it succeeded."""
-        ended = ("SUCCEEDED", "FAILED", "STOPPED")
-        status = wait_until(lambda: (s := self.status(job)) in ended and s, f"{job} ends", 400, every=0.5)
-        return Finished(ended.index(status), self.logs(job))
+        status = wait_until(lambda: (s := self.status(job)) in ENDED and s, f"{job} ends", 400, every=0.5)
+        return Finished(ENDED.index(status), self.logs(job))
 
     def write_job(self, name: str, text: str) -> None:
         """Write an executable job file, jobs/NAME.yaml."""
@@ -82,6 +86,21 @@ class Project:
     def logs(self, job: str) -> str:
         """Return what the job has printed so far."""
         return str(self._ask(f"/{job}/logs")["logs"])
+
+    def events(self, job: str) -> list[Event]:
+        """Return the events in the log of a job with `track.log: json`."""
+        return read_log(self.logs(job))
+
+    def wait_for_event(self, job: str, kind: type[Event], timeout: float = 400, **values: object) -> Event:
+        """Wait until the job has emitted an event of this kind and these values; return the first one."""
+
+        def emitted() -> Event | None:
+            ended = self.status(job) in ENDED
+            found = find_event(self.events(job), kind, **values)
+            assert found or not ended, f"{job} ended without {kind.__name__} {values}:\n{self.logs(job)}"
+            return found[1] if found else None
+
+        return wait_until(emitted, f"{job} emits {kind.__name__} {values}", timeout, every=0.5)
 
     def stop(self, job: str) -> None:
         """Ask Ray to stop the job, as `ray job stop` does, but at once."""
@@ -122,6 +141,16 @@ class Project:
     def wait_for_status(self, job: str, status: str, timeout: float = 90) -> None:
         """Wait until Ray gives this state of the job."""
         wait_until(lambda: self.status(job) == status, f"the job is {status}", timeout, every=0.5)
+
+
+def find_event(
+    events: Sequence[Event], kind: type[Event], start: int = 0, **values: object
+) -> tuple[int, Event] | None:
+    """Return the index and the first event, from `start` on, of this kind and these values; None if there is none."""
+    for index, event in enumerate(events[start:], start):
+        if isinstance(event, kind) and all(getattr(event, name) == value for name, value in values.items()):
+            return index, event
+    return None
 
 
 def command_line(process: psutil.Process) -> str:

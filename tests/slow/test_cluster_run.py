@@ -6,12 +6,25 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
-from tests.claims import BIN, Finished, assert_same_weights, assert_unchanged, final_weights
-from tests.slow.project import Project
+from orchestrator.events import (
+    ModelRegistered,
+    Progress,
+    Resumed,
+    RunAlreadyFinished,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Validation,
+    WorkersStarted,
+    WorkersStarting,
+)
+from tests.claims import BIN, assert_same_weights, assert_unchanged, final_weights
+from tests.slow.project import Project, find_event
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
 
@@ -20,27 +33,35 @@ def runs(project: Project, name: str) -> list[Path]:
     return sorted((project.root / ".mirage" / "store" / "mirage" / "runs").glob(f"{name}-*"))
 
 
-def leaked_groups(project: Project) -> str:
+def submit(project: Project, *words: str, **options: Any) -> str:
+    """Run `ray job submit WORDS` in a shell; return the job's id, which Ray prints."""
+    done = project.submit(*words, **options)
+    assert done.status == 0, done.text
+    (job,) = set(re.findall(r"raysubmit_\w+", done.text))
+    return job
+
+
+def leaked_groups(project: Project) -> list[str]:
     script = (
         "import os; from pathlib import Path; from orchestrator.cluster.local import lifecycle\n"
         "os.environ.update(lifecycle.environment(Path.cwd()))\n"
         "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
-        "from orchestrator.cluster.placement_groups import leaked_groups; print('leaked', len(leaked_groups()))"
+        "from orchestrator.cluster.placement_groups import leaked_groups\n"
+        "import json; print(json.dumps(leaked_groups()))"
     )
-    return project.run(sys.executable, "-c", script).text
-
-
-@pytest.fixture(scope="session")
-def submitted(project: Project) -> Finished:
-    """The literal command, from the project root, in a shell where no environment is activated."""
-    done = project.submit("jobs/small.yaml")
+    done = project.run(sys.executable, "-c", script)
     assert done.status == 0, done.text
-    assert "registered" in done.text or "alias candidate" in done.text
-    return done
+    return list(json.loads(done.text.splitlines()[-1]))
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(project: Project, submitted: Finished) -> dict[str, Tensor]:
+def submitted(project: Project) -> str:
+    """The job of the literal command, from the project root, in a shell where no environment is activated."""
+    return submit(project, "jobs/small.yaml")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(project: Project, submitted: str) -> dict[str, Tensor]:
     (folder,) = runs(project, "small")
     return final_weights(folder)
 
@@ -50,16 +71,17 @@ def test_the_literal_command_works_without_an_activated_environment(project: Pro
     assert {"restored.png", "sheet.png", "report.md"} <= {p.name for p in folder.iterdir()}
 
 
-def test_every_line_of_the_run_is_in_the_jobs_log_once_and_as_the_driver_said_it(
-    project: Project, submitted: Finished
+def test_every_event_of_the_run_is_in_the_jobs_log_once_and_in_order(
+    project: Project, submitted: str
 ) -> None:
-    (job,) = set(re.findall(r"raysubmit_\w+", submitted.text))
-    lines = project.logs(job).splitlines()
-    steps = [int(found[1]) for line in lines if (found := re.search(r"\bstep (\d+)/160\b", line))]
-    assert steps == list(range(1, 161))
-    events = ("2 workers train", "step 80: validation", "step 160: validation", "starting 2 workers")
-    assert {event: sum(event in line for line in lines) for event in events} == dict.fromkeys(events, 1)
+    found = project.events(submitted)
+    assert [event.step for event in found if isinstance(event, Progress)] == list(range(1, 161))
+    assert [event.step for event in found if isinstance(event, Validation)] == [80, 160]
+    once = (RunStarted, WorkersStarting, WorkersStarted, ModelRegistered, RunFinished)
+    assert [type(event) for event in found if isinstance(event, once)] == list(once)
+    assert {event.workers for event in found if isinstance(event, WorkersStarting | WorkersStarted)} == {2}
     # Ray puts the process before what it forwards from workers or patches into print.
+    lines = project.logs(submitted).splitlines()
     assert not [line for line in lines if "pid=" in line or "RayTrainWorker" in line]
 
 
@@ -72,10 +94,10 @@ def test_submitting_a_finished_job_from_anywhere_without_its_executable_bit_repo
     plain.chmod(0o644)
     hook = {"RAY_JOB_SUBMIT_HOOK": "orchestrator.cluster.submit_hook.submit"}
     with assert_unchanged(folder):
-        done = project.submit(str(plain), cwd=tmp_path, **hook)
-    assert done.status == 0, done.text
-    assert "is finished already" in done.text
-    assert "version 1" in done.text
+        found = project.events(submit(project, str(plain), cwd=tmp_path, **hook))
+    assert find_event(found, RunAlreadyFinished, run_id=folder.name)
+    assert find_event(found, ModelRegistered, version="1")
+    assert not find_event(found, RunStarted)
 
 
 def test_a_killed_worker_costs_time_and_nothing_else_in_a_job_submitted_from_anywhere(
@@ -90,14 +112,16 @@ def test_a_killed_worker_costs_time_and_nothing_else_in_a_job_submitted_from_any
         "--set",
         "name=killed",
     )
-    (job,) = set(re.findall(r"raysubmit_\w+", project.submit(*command, cwd=tmp_path).text))
-    project.wait_for(job, r"step [2-9]\d/160")
+    job = submit(project, *command, cwd=tmp_path)
+    project.wait_for_event(job, Progress, step=20)
     workers = project.workers("RayTrainWorker")
     assert len(workers) == 2
     workers[-1].kill()
     done = project.wait_for_end(job)
     assert done.status == 0, done.text
-    assert "resumed from checkpoint" in done.text
+    resumed = find_event(project.events(job), Resumed)
+    assert resumed
+    assert resumed[1].step >= 10
     (folder,) = runs(project, "killed")
     assert_same_weights(final_weights(folder), uninterrupted)
 
@@ -107,19 +131,20 @@ def test_a_stopped_job_leaves_a_checkpoint_and_a_folder_serves_as_well_as_a_buck
 ) -> None:
     command = ("jobs/small.yaml", "--set", "storage=.mirage/folder", "--set", "name=stopped")
     job = project.start(*command)
-    project.wait_for(job, r"step [2-9]\d/160")
+    project.wait_for_event(job, Progress, step=20)
     project.run(str(BIN / "ray"), "job", "stop", job)
     project.wait_for_status(job, "STOPPED")
-    assert "with a checkpoint" in project.logs(job)
-    assert "leaked 0" in leaked_groups(project)
+    assert leaked_groups(project) == []
     (folder,) = (project.root / ".mirage" / "folder" / "runs").glob("stopped-*")
     assert not (folder / "result.json").exists()
     newest = json.loads(max((folder / "checkpoints").iterdir()).read_bytes())
     assert newest["step"] >= 20
+    assert find_event(project.events(job), RunStopped, step=newest["step"])
 
-    done = project.finish(*command)
+    again = project.start(*command)
+    done = project.wait_for_end(again)
     assert done.status == 0, done.text
-    assert f"at step {newest['step']}" in done.text
+    assert find_event(project.events(again), Resumed, step=newest["step"])
     assert_same_weights(final_weights(folder), uninterrupted)
 
 

@@ -28,7 +28,7 @@ from orchestrator.events import (
 from orchestrator.maintenance.sample_ledger import consumed
 from tests.claims import wait_until
 from tests.orchestrator.conftest import SMALL, home
-from tests.slow.driving import ENDLESS, NOTICE_SECONDS, ON_LOOPBACK, Place, drain
+from tests.slow.driving import ENDLESS, NOTICE_SECONDS, RAY_ENVIRONMENT, Place, drain
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,7 +43,8 @@ __all__ = ["home"]  # a fixture
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs, and no nodes yet."""
-    monkeypatch.setenv(*ON_LOOPBACK)
+    for name, value in RAY_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 

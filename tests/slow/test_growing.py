@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ from orchestrator.events import (
     WorkersStarted,
     WorkersStarting,
 )
+from tests.claims import wait_until
 from tests.orchestrator.conftest import SMALL, home
-from tests.slow.driving import ENDLESS, ON_LOOPBACK, Place, drain
+from tests.slow.driving import ENDLESS, RAY_ENVIRONMENT, Place, drain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.cluster]
 
@@ -69,17 +71,20 @@ def autoscaling(address: str) -> dict[str, object]:
     }
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(tmp_path: Path) -> Iterator[str]:
     """A head without CPUs whose autoscaler may add two nodes of one CPU."""
-    # Where the user has a Ray token, a head asks for it, and clients send it only if they are told to.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     port = free_port()
     address = f"127.0.0.1:{port}"
     folder = make_temp_dir()
     config = tmp_path / "autoscaling.json"
     config.write_text(json.dumps(autoscaling(address)))
-    fast = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", ON_LOOPBACK[0]: ON_LOOPBACK[1]}
+    fast = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", **RAY_ENVIRONMENT}
     with (tmp_path / "head.txt").open("wb") as output:
         head = subprocess.Popen(
             [
@@ -93,6 +98,9 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
+        what = f"the head answers; see {tmp_path / 'head.txt'}"
+        wait_until(lambda: answers(port) or head.poll() is not None, what, 120)
+        assert head.poll() is None, (tmp_path / "head.txt").read_text()
         yield address
     finally:
         while left := psutil.Process(head.pid).children(recursive=True):  # some may be starting others
@@ -105,35 +113,37 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+HOLD = """
+import pathlib, ray, sys, time
+address, held = sys.argv[1:]
+ray.init(address)
+ray.get(ray.remote(num_cpus=1)(lambda: pathlib.Path(held).touch() or time.sleep(3600)).remote())
+"""
+"""Takes a CPU of a cluster, and makes a file when it has it."""
+
+
 @contextmanager
-def somebody_else_holds_a_cpu(address: str) -> Iterator[None]:
+def somebody_else_holds_a_cpu(address: str, folder: Path) -> Iterator[None]:
     """Another user's task on the cluster, which brings the first node and keeps it."""
-    task = "ray.get(ray.remote(num_cpus=1)(lambda: print('it is held', flush=True) or time.sleep(3600)).remote())"
-    other = subprocess.Popen(
-        [sys.executable, "-c", f"import ray, time; ray.init('{address}'); {task}"],
-        env={**os.environ, ON_LOOPBACK[0]: ON_LOOPBACK[1]},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert other.stdout is not None
+    held, log = folder / "held", folder / "other.txt"
+    with log.open("wb") as output:
+        other = subprocess.Popen(
+            [sys.executable, "-c", HOLD, address, str(held)],
+            env={**os.environ, **RAY_ENVIRONMENT},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        said = []
-        for line in other.stdout:
-            said.append(line)
-            if "it is held" in line:
-                break
-        else:
-            pytest.fail("".join(said))
+        wait_until(lambda: held.exists() or other.poll() is not None, f"the CPU is held; see {log}", 200)
+        assert held.exists(), log.read_text()
         yield
     finally:
         other.kill()
         other.wait()
-        other.stdout.close()
 
 
 def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a_notice(
-    address: str, home: Path, request: pytest.FixtureRequest
+    address: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     job = home.parent / "growing.yaml"
     values = {
@@ -149,7 +159,7 @@ def test_a_job_brings_the_nodes_it_needs_grows_as_there_is_more_room_and_heeds_a
     job.write_text(yaml.safe_dump(values))
     place = Place(home, address, job)
     request.addfinalizer(place.end)
-    with somebody_else_holds_a_cpu(address):
+    with somebody_else_holds_a_cpu(address, tmp_path):
         driver = place.drive("growing")
         driver.emits(WorkersStarting, workers=1)
         driver.emits(WorkersStarted, workers=1)

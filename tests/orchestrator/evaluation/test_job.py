@@ -28,6 +28,7 @@ from orchestrator.tracking.client import connect
 from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
+from tests.claims import assert_unchanged
 from tests.orchestrator.evaluation.conftest import MakeEvaluation
 
 
@@ -74,10 +75,9 @@ def test_an_evaluation_that_is_finished_is_reported_again_and_changes_nothing(
 ) -> None:
     job = evaluation_job()
     run(job)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()}
-    said, _ = run(job)
+    with assert_unchanged(tmp_path / "evaluations"):
+        said, _ = run(job)
     assert any("is already finished" in line for line in said)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("evaluations/**/*") if p.is_file()} == before
 
 
 def test_a_killed_evaluation_continues_with_the_missing_chunks(

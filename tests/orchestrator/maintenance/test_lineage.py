@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from orchestrator.cli import app
 from orchestrator.config.schema import Job
 from orchestrator.maintenance.lineage import trace
 from orchestrator.registry import versions
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.job import run_job
+from tests.claims import flip_byte, mirage
 
 MODEL = "models:/traced@candidate"
 
@@ -23,16 +22,9 @@ MODEL = "models:/traced@candidate"
 def project(small_job: Callable[..., Job], at_home: Path) -> Path:
     """The project folder of a finished run; the first test trains it."""
     torch.set_num_threads(1)
-    job = small_job(name="traced", track={"register_as": "traced"})
+    job = small_job(name="traced", storage=str(at_home.parent / "store"), track={"register_as": "traced"})
     run_job(job, lambda line: None, in_process=True)
     return at_home.parent
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
 
 
 def test_every_link_from_the_version_to_the_photographs_is_verified(project: Path) -> None:
@@ -72,7 +64,7 @@ def test_each_damage_is_found_where_it_is(project: Path, at_home: Path) -> None:
     }
     for path, where in damages.items():
         before = path.read_bytes()
-        for damage in (flip, Path.unlink):
+        for damage in (flip_byte, Path.unlink):
             damage(path)
             broken = [link for link in trace(MODEL, uri, deep=True).all() if link.state == "broken"]
             path.write_bytes(before)
@@ -92,14 +84,14 @@ def test_raw_files_that_moved_are_found_by_root(project: Path, tmp_path: Path) -
 
 
 def test_the_command_prints_the_tree_and_its_status_says_whether_it_holds(project: Path) -> None:
-    said = CliRunner().invoke(app, ["trace", MODEL, "--deep"])
-    assert said.exit_code == 0, said.output
-    assert "ok" in said.output
+    whole = mirage("trace", MODEL, "--deep")
+    assert whole.status == 0, whole.text
+    assert "ok" in whole.text
     photograph = project / "photographs" / "cat.png"
     before = photograph.read_bytes()
-    flip(photograph)
-    said = CliRunner().invoke(app, ["trace", MODEL, "--deep"])
+    flip_byte(photograph)
+    damaged = mirage("trace", MODEL, "--deep")
     photograph.write_bytes(before)
-    assert said.exit_code == 1
-    assert "FAIL" in said.output
-    assert "is another file now" in said.output
+    assert damaged.status == 1
+    assert "FAIL" in damaged.text
+    assert "is another file now" in damaged.text

@@ -19,7 +19,15 @@ from orchestrator.config.schema import Job
 from orchestrator.errors import JobFileError, PlanError
 from orchestrator.planning import throughput
 from orchestrator.planning.cluster_shapes import compare, shapes
-from orchestrator.planning.estimate import GIB, ComputeRate, estimate, memory, rate_of
+from orchestrator.planning.estimate import (
+    ASSUMED_NETWORK,
+    GIB,
+    ComputeRate,
+    egress,
+    estimate,
+    memory,
+    rate_of,
+)
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.throughput import StepTimer, Throughput
 from orchestrator.runner import plan_shapes, run_any
@@ -152,6 +160,19 @@ def test_runs_of_another_kind_are_not_used(other: str, tmp_path: Path) -> None:
     assert not rate_of(plan.job, plan.stages, [measured(foreign.job, 1.0)]).measured
 
 
+def test_workers_are_assumed_to_talk_at_50_microseconds_and_25_gbit_per_second() -> None:
+    assert ASSUMED_NETWORK.ring(1e9, 2) == pytest.approx(2 * 50e-6 + 1e9 / (25e9 / 8))
+
+
+def test_a_node_reads_the_data_once_if_its_cache_holds_them_and_in_each_epoch_otherwise(
+    tmp_path: Path,
+) -> None:
+    job = planned(tmp_path, "data.cache_gib=2").job
+    assert egress(job, 2 * GIB, epochs=10, workers=3) == 3 * 2 * GIB
+    assert egress(job, 2 * GIB + 1, epochs=10, workers=3) == 10 * 3 * (2 * GIB + 1)
+    assert egress(job, 2 * GIB + 1, epochs=0.1, workers=3) == 3 * (2 * GIB + 1)
+
+
 def test_each_crop_stage_has_its_own_time(tmp_path: Path) -> None:
     stages = "data.crop_pixels=[{from_step: 0, pixels: 64}, {from_step: 60, pixels: 128, batch: 8}]"
     plan = planned(
@@ -182,11 +203,12 @@ def test_recomputation_costs_time_and_saves_memory_in_every_pair_of_shapes(tmp_p
     plan = planned(tmp_path)
     rows = compare(plan.job, plan.stages, plan.total_steps, ())
     found = {(t.workers, s.train.precision, s.engine, s.train.activation_checkpointing): t for s, t in rows}
-    for (workers, precision, engine, recompute), took in found.items():
-        if recompute == "all":
-            plain = found[workers, precision, engine, "none"]
-            assert took.hours > plain.hours
-            assert took.memory.total < plain.memory.total
+    recomputed = {tuple(shape): took for (*shape, kind), took in found.items() if kind == "all"}
+    assert recomputed
+    for shape, took in recomputed.items():
+        plain = found[*shape, "none"]
+        assert took.hours > plain.hours
+        assert took.memory.total < plain.memory.total
 
 
 def test_where_nothing_fits_the_table_says_what_to_change(tmp_path: Path) -> None:
@@ -224,10 +246,8 @@ def test_a_larger_batch_has_the_rate_that_its_rule_names(rule: str, factor: floa
     assert learning_rate(ruled, 50, 1) == pytest.approx(factor * learning_rate(plain, 50, 1))
 
 
-def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job, at_home: Path) -> None:
-    # Not the shared store, in which the other tests of this process leave runs.
-    store = str(at_home.parent / "empty-store")
-    job = small_job(name="paced", storage=store, track={"register_as": None}, example=None, seed=11)
+def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job) -> None:
+    job = small_job(name="paced", track={"register_as": None}, example=None, seed=11)
     job = job.model_copy(update={"train": job.train.model_copy(update={"steps": 8})})
     assert throughput.earlier_runs(job) == []
     run_any(job, lambda line: None, in_process=True)
@@ -241,10 +261,10 @@ def test_a_finished_run_leaves_its_pace_for_the_next_plan(small_job, at_home: Pa
     assert "GiB of shards" in plan.render()
 
 
-def test_a_record_of_another_schema_is_passed_over(small_job, small_data, at_home: Path) -> None:
-    job = small_job(storage=str(at_home.parent / "odd"))
-    folder = at_home.parent / "odd/timings"
-    folder.mkdir(parents=True)
+def test_a_record_of_another_schema_is_passed_over(small_job, small_data) -> None:
+    job = small_job()
+    folder = Path(job.storage) / "timings"
+    folder.mkdir()
     (folder / "old.json").write_text(json.dumps({"job": {"train": {"gone": 1}}, "pace": {}}))
     assert throughput.earlier_runs(job) == []
 

@@ -365,9 +365,8 @@ def test_a_lease_that_is_held_is_not_listed_among_the_models(store: str, name: s
     client.create_registered_model(name)
     with lease.lease(store, name):
         assert client.get_prompt(f"{name}.lease") is not None
-        assert [found.name for found in client.search_registered_models() if found.name.startswith(name)] == [
-            name
-        ]
+        found = client.search_registered_models(f"name LIKE '{name}%'")
+        assert [model.name for model in found] == [name]
 
 
 def test_a_lease_that_is_in_use_is_waited_for_and_then_given_up(store: str, name: str) -> None:

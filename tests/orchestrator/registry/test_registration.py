@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -24,7 +23,7 @@ from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
-from tests.claims import assert_one_clear_error
+from tests.claims import assert_one_clear_error, wait_until
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -273,14 +272,16 @@ def _invoke(port: int, degraded: np.ndarray, service: subprocess.Popen[bytes], l
         json.dumps({"inputs": degraded.tolist()}).encode(),
         {"Content-Type": "application/json"},
     )
-    deadline = time.monotonic() + 280
-    while True:
+
+    def answer() -> bytes | None:
         assert service.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return np.asarray(json.load(answer)["predictions"], np.float32)
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return bytes(response.read())
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
         except urllib.error.URLError:
-            time.sleep(0.5)
+            return None
+
+    content = wait_until(answer, f"MLflow's server answers; see {log}", 280, every=0.5)
+    return np.asarray(json.loads(content)["predictions"], np.float32)

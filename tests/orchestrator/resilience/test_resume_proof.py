@@ -126,6 +126,7 @@ def test_resumed_on_three_workers_it_consumes_the_same_samples(endless, small_da
     )
     assert proof.holds, proof.render()
     assert not proof.same_world_size
+    assert proof.compared == (1, 2, 3, 4, 5, 6)  # at least four checkpoints
     assert proof.positions == 24
     assert_kept(job)
 

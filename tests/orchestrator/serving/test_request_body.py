@@ -71,7 +71,7 @@ def test_an_endless_body_is_not_read_to_its_end() -> None:
 
     with pytest.raises(BodyError):
         asyncio.run(read_body(endless(), None, "image/png", 100))
-    assert seen <= 400
+    assert 250 <= seen <= 400  # as much again is read, so that the client sees the response
 
 
 def test_an_empty_body_is_refused() -> None:

@@ -213,6 +213,16 @@ def test_numbers_and_pictures_arrive(store: str, run_id: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_number_has_the_time_at_which_it_was_reported(store: str, run_id: str, tmp_path: Path) -> None:
+    before = time.time_ns() // 1_000_000
+    tracker = background.Tracker(store, run_id, tmp_path)
+    report(tracker, range(1))
+    reported = time.time_ns() // 1_000_000
+    assert tracker.close()
+    (metric,) = connect(store).get_metric_history(run_id, "loss/total")
+    assert before <= metric.timestamp <= reported
+
+
 def test_a_number_that_is_not_finite_becomes_nan(store: str, run_id: str, tmp_path: Path) -> None:
     tracker = background.Tracker(store, run_id, tmp_path)
     tracker.metrics(1, {"loss/total": math.inf, "loss/l1": math.nan, "loss/spd": 0.5})

@@ -14,7 +14,6 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from mirage import MIRAGE, compile
-from mirage.weights import loads
 from orchestrator.config.identity import run_id
 from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import EngineChoice, Job
@@ -31,6 +30,7 @@ from orchestrator.training.loop import train
 from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.store import LocalStore
+from tests.claims import assert_same_weights, assert_unchanged, final_weights
 
 CPU = torch.device("cpu")
 
@@ -72,29 +72,20 @@ def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None
     )
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    result = json.loads((folder / RESULT).read_bytes())
-    return loads((folder / result["weights"]).read_bytes()).state_dict()
-
-
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
-
-
-def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
 def uninterrupted(small_job, small_data, tmp_path) -> dict[str, Tensor]:
     folder = tmp_path / "uninterrupted"
     assert run(small_job(), small_data, folder) == JobOutcome("finished", 6, 6)
-    return weights(folder)
+    return final_weights(folder)
 
 
 def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, tmp_path) -> None:
     driver = Listener()
-    run(small_job(), small_data, tmp_path, driver)
+    run(small_job(track={"system_metrics_seconds": 1e6}), small_data, tmp_path, driver)
     assert sorted(driver.scalars) == [2, 3, 4, 6]
     assert {"loss/total", "loss/l1", "loss/fourier", "loss/spd", "optim/lr", "optim/grad_norm"} <= set(
         driver.scalars[2]
@@ -117,7 +108,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, unin
     driver = Listener()
     assert run(small_job(), small_data, folder, driver) == JobOutcome("finished", 6, 6)
     assert driver.resumed_at() == [2]
-    assert same(weights(folder), uninterrupted)
+    assert_same_weights(final_weights(folder), uninterrupted)
 
 
 @pytest.fixture
@@ -144,7 +135,7 @@ def test_without_a_compiler_a_run_says_so_once_and_gives_the_same_bits(
     run(small_job(train={"compile": "blocks"}), small_data, tmp_path / "eager", driver)
     (warning,) = driver.warnings()
     assert "No working C++ compiler" in warning
-    assert same(weights(tmp_path / "eager"), uninterrupted)
+    assert_same_weights(final_weights(tmp_path / "eager"), uninterrupted)
 
 
 @pytest.mark.slow
@@ -157,7 +148,7 @@ def test_a_run_goes_on_with_compiled_blocks_to_the_same_weights(
     assert run(job, small_data, tmp_path / "run", driver) == JobOutcome("finished", 6, 6)
     assert driver.resumed_at() == [2]
     assert not driver.warnings()
-    found = weights(tmp_path / "run")
+    found = final_weights(tmp_path / "run")
     assert found.keys() == uninterrupted.keys()
     a, b = (torch.cat([w[name].double().flatten() for name in sorted(found)]) for w in (found, uninterrupted))
     assert 0 < float((a - b).norm() / b.norm()) < 1e-4
@@ -175,7 +166,7 @@ def test_a_deterministic_run_is_the_same_run_and_leaves_torch_as_it_was(
     assert run(job, small_data, tmp_path / "first", Curious(3)).status == "stopped"
     assert not torch.are_deterministic_algorithms_enabled()
     assert run(job, small_data, tmp_path / "first", Curious()).status == "finished"
-    assert same(weights(tmp_path / "first"), uninterrupted)
+    assert_same_weights(final_weights(tmp_path / "first"), uninterrupted)
 
 
 def test_a_run_that_writes_at_every_step_can_be_stopped_too(
@@ -184,7 +175,7 @@ def test_a_run_that_writes_at_every_step_can_be_stopped_too(
     job = small_job(checkpoint={"every_steps": 1, "keep": 2})
     assert run(job, small_data, tmp_path / "often", Listener(stop_after=2)) == JobOutcome("stopped", 2, 6)
     run(job, small_data, tmp_path / "often")
-    assert same(weights(tmp_path / "often"), uninterrupted)
+    assert_same_weights(final_weights(tmp_path / "often"), uninterrupted)
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(
@@ -203,7 +194,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
         run(small_job(), small_data, folder, driver)
     assert "is damaged; trying the one before" in caplog.text
     assert driver.resumed_at() == [2]
-    assert same(weights(folder), uninterrupted)
+    assert_same_weights(final_weights(folder), uninterrupted)
 
 
 def test_a_truncated_checkpoint_record_is_passed_over(small_job, small_data, tmp_path, uninterrupted) -> None:
@@ -213,7 +204,7 @@ def test_a_truncated_checkpoint_record_is_passed_over(small_job, small_data, tmp
     newest.chmod(0o644)
     newest.write_bytes(newest.read_bytes()[:100])
     run(small_job(), small_data, folder)
-    assert same(weights(folder), uninterrupted)
+    assert_same_weights(final_weights(folder), uninterrupted)
 
 
 def test_another_runs_checkpoint_is_not_taken(small_job, small_data, tmp_path) -> None:
@@ -278,7 +269,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(small_job, smal
     driver = Listener()
     run(small_job(), small_data, tmp_path, driver, Poisoned(CPU))
     assert driver.scalars[6]["optim/skipped_steps"] == 1
-    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+    assert all(torch.isfinite(t).all() for t in final_weights(tmp_path).values())
 
 
 def test_without_the_spd_term_its_head_stays_still(small_job, small_data, tmp_path) -> None:
@@ -288,7 +279,9 @@ def test_without_the_spd_term_its_head_stays_still(small_job, small_data, tmp_pa
     assert driver.scalars[6]["loss/spd"] == 0
     torch.manual_seed(job.seed)
     untouched = MIRAGE(job.model.build()).state_dict()
-    moved = {name for name, tensor in weights(tmp_path).items() if not torch.equal(tensor, untouched[name])}
+    moved = {
+        name for name, tensor in final_weights(tmp_path).items() if not torch.equal(tensor, untouched[name])
+    }
     assert moved
     assert not {name for name in moved if name.startswith("spd_")}
 
@@ -314,7 +307,7 @@ def test_an_image_that_is_not_finite_leaves_no_trace_in_the_statistics(
     driver = Listener()
     run(small_job(), small_data, tmp_path, driver, Dazzled(CPU))
     assert driver.scalars[6]["optim/skipped_steps"] == 1
-    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+    assert all(torch.isfinite(t).all() for t in final_weights(tmp_path).values())
 
 
 class Hopeless(InProcessEngine):
@@ -333,9 +326,8 @@ def test_a_run_without_finite_gradients_is_given_up(small_job, small_data, tmp_p
 
 def test_a_finished_run_is_left_alone(small_job, small_data, tmp_path, uninterrupted) -> None:
     folder = tmp_path / "uninterrupted"
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    run(small_job(), small_data, folder)
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    with assert_unchanged(folder):
+        run(small_job(), small_data, folder)
 
 
 def _worker(rank: int, world: int, job: str, home: str, folder: str, meeting: str, stop: int = 0) -> None:
@@ -365,7 +357,7 @@ def test_workers_share_a_run_without_changing_it(
         (world, json.dumps(values), str(at_home), str(shared), str(tmp_path / "meeting")),
         nprocs=world,
     )
-    expected, found = weights(alone), weights(shared)
+    expected, found = final_weights(alone), final_weights(shared)
     for name, tensor in expected.items():
         torch.testing.assert_close(
             found[name], tensor, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
@@ -387,7 +379,7 @@ def test_a_checkpoint_goes_on_under_any_engine_stage_and_number_of_workers(
         torch.multiprocessing.spawn(
             _worker, (world, values, str(at_home), str(shared), meeting, stop), nprocs=world
         )
-    expected, found = flat(weights(alone)), flat(weights(shared))
+    expected, found = flat(final_weights(alone)), flat(final_weights(shared))
     torch.manual_seed(base.seed)
     moved = expected - flat(MIRAGE(base.model.build()).state_dict())
     # Six steps of Adam magnify rounding; a moment that was lost on the way would change their direction.
@@ -456,6 +448,6 @@ def test_crops_and_batches_that_grow_survive_a_stop_bit_for_bit(small_job, small
     run(job, small_data, tmp_path / "whole")
     assert run(job, small_data, tmp_path / "stopped", Listener(stop_after=5)).status == "stopped"
     run(job, small_data, tmp_path / "stopped")
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    assert_same_weights(final_weights(tmp_path / "stopped"), final_weights(tmp_path / "whole"))
     result = json.loads((tmp_path / "whole" / RESULT).read_bytes())
     assert result["positions"] == 4 * job.train.global_batch_size + 2 * 2

@@ -17,7 +17,8 @@ from orchestrator.training.engines.base import InProcessEngine
 from orchestrator.training.engines.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from orchestrator.training.loop import train
 from shards.store import LocalStore
-from tests.orchestrator.training.test_loop import CPU, Listener, run, same, weights
+from tests.claims import assert_same_weights, final_weights
+from tests.orchestrator.training.test_loop import CPU, Listener, run
 
 
 def test_the_scale_halves_after_an_overflow_and_doubles_after_long_calm() -> None:
@@ -82,7 +83,7 @@ def test_fp16_trains_skips_an_overflow_and_halves_its_scale(small_job, small_dat
     assert driver.scalars[6]["optim/skipped_steps"] >= 1
     assert engine.loss_scale is not None
     assert engine.loss_scale.factor < INITIAL_SCALE
-    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+    assert all(torch.isfinite(t).all() for t in final_weights(tmp_path).values())
     assert driver.scalars[6]["optim/grad_norm"] < 1e3  # the scale has been taken off
 
 
@@ -116,7 +117,7 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale(small_job, small_data, tmp_path
 
     engine = InProcessEngine(CPU, "fp16")
     run(job, small_data, stopped, engine=engine)
-    assert same(weights(stopped), weights(whole))
+    assert_same_weights(final_weights(stopped), final_weights(whole))
     expected = json.loads(max((whole / "checkpoints").iterdir()).read_bytes())["gradient_scale"]
     assert json.loads(max((stopped / "checkpoints").iterdir()).read_bytes())["gradient_scale"] == expected
 
