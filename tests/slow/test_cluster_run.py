@@ -75,8 +75,8 @@ def test_every_event_of_the_run_is_in_the_jobs_log_once_and_in_order(
     project: Project, submitted: str
 ) -> None:
     found = project.events(submitted)
-    assert [event.step for event in found if isinstance(event, Progress)] == list(range(1, 161))
-    assert [event.step for event in found if isinstance(event, Validation)] == [80, 160]
+    assert [event.step for event in found if isinstance(event, Progress)] == list(range(1, 101))
+    assert [event.step for event in found if isinstance(event, Validation)] == [50, 100]
     once = (RunStarted, WorkersStarting, WorkersStarted, ModelRegistered, RunFinished)
     assert [type(event) for event in found if isinstance(event, once)] == list(once)
     assert {event.workers for event in found if isinstance(event, WorkersStarting | WorkersStarted)} == {2}
