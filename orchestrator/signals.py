@@ -1,4 +1,7 @@
-"""Handle requests to stop: SIGTERM, which `ray job stop` and SLURM send, and Ctrl-C."""
+"""Handle requests to stop in the driver: SIGTERM, which `ray job stop` and SLURM send, and Ctrl-C.
+
+Workers handle SIGTERM in `orchestrator.training.ray_driver_relay.SigtermFlag`.
+"""
 
 from __future__ import annotations
 

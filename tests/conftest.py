@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("tests.claims")
 
 ALLOWED_SKIPS = {
-    "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/gpu.md)",
+    "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/benchmarks.md)",
     "root may write anywhere": "CI runs as root in a container",
     "no file system can be mounted here": "containers may refuse user namespaces",
 }

@@ -1,1 +1,4 @@
-"""All that touches Ray: launching, the local cluster, the submit hook."""
+"""Connect to a Ray cluster, read its capacity, submit to it, and run a local one.
+
+Other code that imports Ray is in modules named `ray_*`.
+"""

@@ -3,7 +3,8 @@
 job            a sweep from its job to its end       plan           what it will do, beforehand
 ray_tuner      the Tuner and its callbacks           ray_search     searchers, constraints
 ray_scheduler  schedulers                            ray_trial      one trial's process
-record         table and event log, repeated by `ray_replay` after an interruption
-event_log      every event, written once             trial_table    events -> rows
+trial_training what a trial trains                   trial_tracking    its run in MLflow
+event_log      every event, written once             ray_replay     repeats the log after an interruption
+trial_table    events -> rows                        lookup         finds sweeps in the store
 report         what it found, with `plots` and `importance`         best_trial     its job, exported or continued
 """

@@ -102,7 +102,7 @@ def test_a_run_tells_its_terms_its_rates_and_its_quality(small_job, small_data, 
     assert terms["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(small_job, small_data, tmp_path, uninterrupted) -> None:
+def test_a_resumed_run_is_bit_equal(small_job, small_data, tmp_path, uninterrupted) -> None:
     folder = tmp_path / "stopped"
     assert run(small_job(), small_data, folder, Listener(stop_after=2)) == JobOutcome("stopped", 2, 6)
     driver = Listener()
