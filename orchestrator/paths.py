@@ -26,6 +26,12 @@ def absolute_uri(storage: str) -> str:
     return str((home().parent / Path(storage).expanduser()).absolute())
 
 
+def absolute_if_file(model: str) -> str:
+    """Return the MODEL argument of a job: a file as an absolute path, the name of a model or a run unchanged."""
+    is_file = ":/" not in model and ("/" in model or bool(Path(model).suffix))
+    return absolute_uri(model) if is_file else model
+
+
 def below(storage: str, name: str) -> str:
     """Return `name` as a URI: below `storage`, unless it has a scheme or is a path."""
     if "://" in name or name.startswith((".", "/", "~")):

@@ -26,7 +26,7 @@ from orchestrator.models import network
 from orchestrator.tables import aligned
 from orchestrator.training.checkpoint import Checkpoints, RunIdentity
 from orchestrator.training.driver import ControlSignal
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun, start
 from orchestrator.training.saving import save
 from orchestrator.training.step import train_step
@@ -106,7 +106,7 @@ def measure(
         global_batch_size=options.batch,
     )
     batch = next(stream.steps(0, 1, 0))
-    run = start(job, InProcessEngine(environment.device, job.train.precision), stream, store, None)
+    run = start(job, Engine(environment.device, job.train.precision), stream, store, None)
     checkpoints = Checkpoints(store, RunIdentity("bench", ()), keep=1, header=network.header(job.model))
     _train(run, batch, _WARM_UP)
     save(run, checkpoints, _MetricsDriver())  # the first one opens connections and allocates buffers

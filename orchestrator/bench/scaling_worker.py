@@ -23,7 +23,7 @@ import torch.distributed as dist
 from mirage import MIRAGE, ModelConfig
 from mirage.collective import BatchShare
 from mirage.loss import LossWeights, restoration_loss
-from orchestrator.training.engines.base import Engine, InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.ddp import DDPEngine
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -102,13 +102,13 @@ def main(spec: ScalingSpec, rank: int) -> WorkerTimes:
     first = next(batches)
     with _group(spec, rank, "meet"):
         pass  # all have imported everything: from here on they run at the same time
-    alone = _steps(spec, InProcessEngine(device), lambda: first)[0]
+    alone = _steps(spec, Engine(device), lambda: first)[0]
     with _group(spec, rank, "work"):
         together, waited = _steps(spec, DDPEngine(device), lambda: next(batches))
         sums = 2 * int(spec.config["dim"]) + 1
         gradients = _collective(spec, device, sum(p.numel() for p in MIRAGE(_config(spec)).parameters()), 5)
         small = _collective(spec, device, sums, 70)
-    alone += _steps(spec, InProcessEngine(device), lambda: first)[0]
+    alone += _steps(spec, Engine(device), lambda: first)[0]
     return WorkerTimes(alone, together, waited, gradients, small)
 
 
@@ -128,7 +128,7 @@ def _steps(spec: ScalingSpec, engine: Engine, draw: Callable[[], Batch]) -> tupl
         with engine.sync(last=True):
             output = wrapped(degraded, batch.positions.to(engine.device))
             share = BatchShare(*batch.share) if engine.world_size > 1 else None
-            engine.backward(restoration_loss(output, clean, LossWeights(), share).total, last=True)
+            engine.backward(restoration_loss(output, clean, LossWeights(), share).total)
         engine.step(optimizer, None)
         _synchronize(engine.device)
         waited.append(drawn - begin)

@@ -18,7 +18,7 @@ from orchestrator.config.job_schemas import EvaluatedModel
 from orchestrator.errors import ModelError
 from orchestrator.models import user_model
 from orchestrator.models.network import Network, UserModelAdapter, restore_function
-from orchestrator.paths import absolute_uri
+from orchestrator.paths import absolute_if_file
 from orchestrator.registry.resolve import find_model
 
 NOT_STATED = "not stated"
@@ -73,8 +73,7 @@ def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> byt
     """
     if model.weights is None:
         return b""
-    is_file = ":/" not in model.weights and ("/" in model.weights or bool(Path(model.weights).suffix))
-    found = find_model(absolute_uri(model.weights) if is_file else model.weights, tracking_uri)
+    found = find_model(absolute_if_file(model.weights), tracking_uri)
     if model.class_ is None and found.path.suffix in (".ckpt", ".pth", ".pt"):
         try:
             return dumps(load_release(found.path), {"recipe": "the authors' checkpoint", "weights": "raw"})

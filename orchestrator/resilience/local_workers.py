@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from orchestrator.config.loader import job_from_mapping
-from orchestrator.config.schema import Job
 from orchestrator.console import text
-from orchestrator.data import datasets
 from orchestrator.errors import TrainingError
 from orchestrator.events import Event
+from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import ControlSignal
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.factory import engine_for
-from orchestrator.training.loop import train
-from shards.store import open_store
 
 _POLL_SECONDS = 0.05
 _ONE_HOUR_SECONDS = 3600
@@ -39,16 +34,12 @@ _ONE_HOUR_SECONDS = 3600
 class LocalSegment:
     """One start of a run on local workers, and how it ends."""
 
-    job: Mapping[str, Any]
-    manifests: tuple[str, ...]
-    digests: tuple[str, ...]
-    run_uri: str
+    run: WorkerAssignment
     world_size: int
     steps: int
     """Number of steps to run."""
     victim: int | None = None
     """Rank that gets SIGKILL after the last step, before a checkpoint; None: all stop with a checkpoint."""
-    code_version: str = ""
 
 
 def run_local_segment(segment: LocalSegment, timeout_seconds: float = _ONE_HOUR_SECONDS) -> None:
@@ -134,8 +125,7 @@ def _work(segment: LocalSegment, rank: int, folder: Path, environment: Mapping[s
 
 
 def _train(segment: LocalSegment, rank: int, rendezvous: Path) -> None:
-    job = job_from_mapping(segment.job)
-    assert isinstance(job, Job), "only training jobs resume"
+    job = segment.run.resolved_job()
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     device = torch.device("cpu")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(segment.world_size))
@@ -149,15 +139,7 @@ def _train(segment: LocalSegment, rank: int, rendezvous: Path) -> None:
             world_size=segment.world_size,
             timeout=timeout,
         )
-    engine = InProcessEngine(device, job.train.precision) if single else engine_for(job, device)
-    dataset = datasets.open_dataset_at(tuple(segment.manifests), tuple(segment.digests), job.data)
-    train(
-        job,
-        dataset,
-        open_store(segment.run_uri),
-        engine,
-        _HeadlessDriver(segment, rank),
-        segment.code_version,
-    )
+    engine = Engine(device, job.train.precision) if single else engine_for(job, device)
+    segment.run.train(job, engine, _HeadlessDriver(segment, rank))
     if not single:
         dist.destroy_process_group()

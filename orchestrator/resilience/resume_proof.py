@@ -18,6 +18,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from orchestrator.config.identity import run_id
 from orchestrator.config.schedule import total_steps
@@ -31,7 +32,8 @@ from orchestrator.resilience.local_workers import LocalSegment, run_local_segmen
 from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
-from orchestrator.version import code_version
+from orchestrator.training.assignment import worker_assignment
+from orchestrator.training.run_location import RunLocation
 from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.ledger import read_ledger
@@ -278,17 +280,8 @@ def newest_step(store: Store) -> int:
 def _run(job: Job, dataset: Dataset, store: Store, world: int, steps: int, victim: int | None) -> None:
     if steps == 0:
         return
-    segment = LocalSegment(
-        job=job.model_dump(mode="json", exclude_none=True),
-        manifests=datasets.manifest_uris(job),
-        digests=tuple(dataset.digests),
-        run_uri=store.uri,
-        world_size=world,
-        steps=steps,
-        victim=victim,
-        code_version=code_version(),
-    )
-    run_local_segment(segment)
+    location = RunLocation(run_id(job, dataset.digests), store.uri, Path())
+    run_local_segment(LocalSegment(worker_assignment(job, dataset, location), world, steps, victim))
 
 
 def _records(store: Store) -> list[tuple[int, str]]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.paths import home
+from orchestrator.training.driver import Driver, JobOutcome
+from orchestrator.training.engines.base import Engine
+from orchestrator.training.loop import train
 from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
 from shards.dataset import Dataset
+from shards.store import open_store
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,17 @@ class WorkerAssignment:
     home: str
     kill_schedule: dict[str, Any] | None = None
     """Fields of a `KillSchedule`; only proofs set it."""
+
+    def resolved_job(self) -> Job:
+        """Return the job to train."""
+        job = job_from_mapping(self.job)
+        assert isinstance(job, Job), "only training jobs have workers"
+        return job
+
+    def train(self, job: Job, engine: Engine, driver: Driver) -> JobOutcome:
+        """Take part in the run of `job`, the resolved one, until it ends or the driver stops it."""
+        dataset = datasets.open_dataset_at(self.manifests, self.digests, job.data)
+        return train(job, dataset, open_store(self.run_uri), engine, driver, self.code_version)
 
 
 def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> WorkerAssignment:

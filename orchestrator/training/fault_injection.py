@@ -55,7 +55,3 @@ class FaultInjectingDriver:
             self._driver.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return signal_
-
-    def flush(self) -> None:
-        """Return when all events have been delivered."""
-        self._driver.flush()

@@ -7,7 +7,6 @@ run starts, and stores the bytes in the run's folder under their digest; workers
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,8 @@ from orchestrator.config.schema import Job
 from orchestrator.errors import ModelError
 from orchestrator.models import network, user_model
 from orchestrator.models.network import Network
-from orchestrator.paths import absolute_uri
+from orchestrator.paths import absolute_if_file
+from orchestrator.registry.resolve import find_model
 from shards.store import Store
 
 FOLDER = "initial/"
@@ -32,14 +32,10 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
     Weights that are already stored are not resolved again. Raises RegistryError if the name is unknown, ModelError if
     the weights do not fit the network.
     """
-    from orchestrator.registry.resolve import (
-        find_model,  # it finds runs by their results, which training writes
-    )
-
     assert job.init_from is not None, "called only for jobs with init_from"
     found = store.list(FOLDER)
     if not found:
-        named = find_model(_absolute_file(job.init_from), tracking_uri)
+        named = find_model(absolute_if_file(job.init_from), tracking_uri)
         if job.model.class_ is None:
             try:
                 data = dumps(named.load(torch.device("cpu")))
@@ -80,9 +76,3 @@ def load_bytes(model: Network, data: bytes, where: str) -> None:
             "Set the section `model` to the values of the weights."
         )
     model.load_state_dict(fitting, strict=False)
-
-
-def _absolute_file(name: str) -> str:
-    """Return the absolute path of a relative file below the project; other names unchanged."""
-    is_file = ":/" not in name and ("/" in name or bool(Path(name).suffix))
-    return absolute_uri(name) if is_file else name

@@ -34,7 +34,7 @@ from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import step_of
 from orchestrator.training.context import RunContext
 from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
 from orchestrator.training.publication import publish, without_secrets
@@ -221,7 +221,7 @@ def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: 
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(job.workers.cpus)))
-    engine = InProcessEngine(device, job.train.precision)
+    engine = Engine(device, job.train.precision)
     return train(job, dataset, location.store, engine, driver, code_version())
 
 

@@ -12,17 +12,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from orchestrator.config.loader import job_from_mapping
-from orchestrator.config.schema import Job
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import Driver, JobOutcome
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
-from orchestrator.training.loop import train
 from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver
 from shards.errors import ShardsError, UnreachableStoreError
-from shards.store import open_store
 
 _PACKAGES = ("orchestrator", "shards", "mirage")
 
@@ -33,10 +29,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     if ray.get(relay.failure.remote()):
         # The previous attempt failed for a reason that a restart cannot fix.
         return asdict(JobOutcome("failed", 0, 0))
-    from orchestrator.data import datasets
-
-    job = job_from_mapping(assignment.job)
-    assert isinstance(job, Job), "only training jobs have workers"
+    job = assignment.resolved_job()
     os.environ["MIRAGE_HOME"] = assignment.home
     # The number of threads changes the order of sums, and so the last bit: the job sets it, not the machine.
     torch.set_num_threads(max(1, int(job.workers.cpus)))
@@ -53,12 +46,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
     try:
-        device = ray.train.torch.get_device()
-        engine = engine_for(job, device)
-        dataset = datasets.open_dataset_at(assignment.manifests, assignment.digests, job.data)
-        outcome = train(
-            job, dataset, open_store(assignment.run_uri), engine, run_driver, assignment.code_version
-        )
+        outcome = assignment.train(job, engine_for(job, ray.train.torch.get_device()), run_driver)
     except UnreachableStoreError:
         raise  # the store may be reachable again when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:

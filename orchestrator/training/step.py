@@ -40,7 +40,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
             with run.engine.autocast():
                 output = run.wrapped(degraded, batch.positions.to(run.engine.device))
             loss = restoration_loss(output, clean, run.loss_weights, share)
-            run.engine.backward(loss.total / len(micro_batches), last=last)
+            run.engine.backward(loss.total / len(micro_batches))
         terms = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in loss.terms().items()}
         for name, term in (
             terms | degradation_sums(run.job, output.image.detach(), clean, batch.degradations)

@@ -16,7 +16,7 @@ from orchestrator.models import network
 from orchestrator.planning.plan import make_plan
 from orchestrator.runner import plan_any
 from orchestrator.training.driver import JobOutcome
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from shards.store import LocalStore
 from tests.jobs.layouts import pack_all
@@ -130,7 +130,7 @@ def test_every_job_trains_and_judges_on_data_laid_out_like_its_own(
     datasets.check_holds(dataset, job)
     torch.set_num_threads(1)
     store = LocalStore(tmp_path / "run")
-    outcome = train(job, dataset, store, InProcessEngine(torch.device("cpu")), Listener(), "test")
+    outcome = train(job, dataset, store, Engine(torch.device("cpu")), Listener(), "test")
     assert outcome == JobOutcome("finished", 3, 3)
     (key,) = store.list("weights/")
     after = loads(store.read(key)).state_dict()

@@ -1,4 +1,4 @@
-"""Define the interface of engines, which distribute a training step, and the engine for one process.
+"""Define the interface of engines, which distribute a training step, as an engine for one process.
 
 An engine owns rank and device, the wrapping of the model, precision, gradient synchronisation, clipping, and
 collectives. The loss passed to an engine is this worker's *share*: the sum over workers is the loss of the global
@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,74 +18,13 @@ from torch import Tensor, nn
 from orchestrator.training.engines.loss_scale import LossScale
 
 
-class Engine(Protocol):
-    """The interface between the training loop and the processes that it runs on."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    loss_scale: LossScale | None
-    """Loss scale; None unless the precision is fp16."""
-    sharded: bool
-    """True if each worker holds only a part, so that all must take part in reading weights or optimiser state."""
-
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the module to call in training; it has the parameters of `model`, which `optimizer` updates.
-
-        Load the model's weights first: an engine may copy them.
-        """
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of a forward pass."""
-
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients of this worker's share; the `last` call of a step synchronises them."""
-
-    def sync(self, *, last: bool) -> AbstractContextManager[object]:
-        """Return the context of one micro-batch: only the `last` of a step communicates."""
-
-    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
-
-        Skips the update if the norm is not finite.
-        """
-
-    def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Return a context in which all of the model's weights can be read; all workers enter it together."""
-
-    def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Return the full optimiser state on the CPU, `<parameter>/<kind>` -> tensor; all workers call this together.
-
-        Names and shapes do not depend on the engine or the number of workers.
-        """
-
-    def load_optimizer_state(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
-    ) -> None:
-        """Load a state that `optimizer_state` of any engine returned; call it after `wrap`."""
-
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Return `values` summed over the workers."""
-
-    def all_reduce_any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any worker; equal on all workers."""
-
-    def all_reduce_max(self, number: int) -> int:
-        """Return the largest number of all workers; equal on all workers."""
-
-    def broadcast_from_rank0(self, text: str) -> str:
-        """Return worker 0's text, on all workers."""
-
-    def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
-        """Return the rows of all workers, on all workers."""
-
-
-class InProcessEngine:
-    """An engine for one process without Ray."""
+class Engine:
+    """The processes that a training loop runs on, as it sees them; this class: a single process without Ray."""
 
     rank = 0
     world_size = 1
     sharded = False
+    """True if each worker holds only a part, so that all must take part in reading weights or optimiser state."""
 
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
@@ -96,16 +34,19 @@ class InProcessEngine:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the model itself."""
+        """Return the module to call in training; it has the parameters of `model`, which `optimizer` updates.
+
+        Load the model's weights first: an engine may copy them.
+        """
         return model
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return autocast to the job's 16-bit type, if it has one."""
+        """Return the context of a forward pass: autocast to the job's 16-bit type, if it has one."""
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype=kind) if kind else contextlib.nullcontext()
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        """Accumulate gradients."""
+    def backward(self, share: Tensor) -> None:
+        """Accumulate gradients of this worker's share."""
         self.scale_loss(share).backward()  # type: ignore[no-untyped-call]
 
     def scale_loss(self, share: Tensor) -> Tensor:
@@ -113,11 +54,14 @@ class InProcessEngine:
         return share if self.loss_scale is None else share * self.loss_scale.factor
 
     def sync(self, *, last: bool) -> AbstractContextManager[object]:
-        """Return an empty context: there are no other workers."""
+        """Return the context of one micro-batch: only the `last` of a step communicates."""
         return contextlib.nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """Unscale, clip, update and clear the gradients."""
+        """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
+
+        Skips the update if the norm is not finite.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.loss_scale is not None:
             torch._foreach_mul_(
@@ -137,11 +81,14 @@ class InProcessEngine:
         return nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Return an empty context: every worker holds all weights."""
+        """Return a context in which all of the model's weights can be read; all workers enter it together."""
         return contextlib.nullcontext()
 
     def optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Return the optimiser's state under the names of the parameters."""
+        """Return the full optimiser state on the CPU, `<parameter>/<kind>` -> tensor; all workers call this together.
+
+        Names and shapes do not depend on the engine or the number of workers.
+        """
         names = [name for name, _ in trainable(model)]
         state = optimizer.state_dict()["state"]
         return {
@@ -153,7 +100,7 @@ class InProcessEngine:
     def load_optimizer_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
     ) -> None:
-        """Load the state of each parameter by its name."""
+        """Load a state that `optimizer_state` of any engine returned; call it after `wrap`."""
         index = {name: i for i, (name, _) in enumerate(trainable(model))}
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -162,23 +109,23 @@ class InProcessEngine:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Return the values."""
+        """Return `values` summed over the workers."""
         return values
 
-    def all_reduce_any(self, flag: bool) -> bool:
-        """Return the flag."""
-        return flag
-
     def all_reduce_max(self, number: int) -> int:
-        """Return the number."""
+        """Return the largest number of all workers; equal on all workers."""
         return number
 
+    def all_reduce_any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any worker; equal on all workers."""
+        return bool(self.all_reduce_max(int(flag)))
+
     def broadcast_from_rank0(self, text: str) -> str:
-        """Return the text."""
+        """Return worker 0's text, on all workers."""
         return text
 
     def all_gather(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
-        """Return the rows."""
+        """Return the rows of all workers, in rank order, on all workers."""
         return rows
 
 

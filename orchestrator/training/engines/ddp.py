@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 
 
-class DistributedEngine(InProcessEngine):
+class DistributedEngine(Engine):
     """The collectives of an engine in an initialised `torch.distributed` world.
 
     control_timeout: longest wait for another worker's flag or text; None: torch's default, 30 minutes.
@@ -35,10 +35,6 @@ class DistributedEngine(InProcessEngine):
         summed = values.clone()
         dist.all_reduce(summed)
         return summed
-
-    def all_reduce_any(self, flag: bool) -> bool:
-        """Return whether any worker's flag is set."""
-        return bool(self.all_reduce_max(int(flag)))
 
     def all_reduce_max(self, number: int) -> int:
         """Return the largest of the workers' numbers."""
@@ -62,11 +58,7 @@ class DistributedEngine(InProcessEngine):
 class DDPEngine(DistributedEngine):
     """An engine with DistributedDataParallel: gloo on CPUs, NCCL on GPUs."""
 
-    def __init__(
-        self, device: torch.device, precision: str = "fp32", control_timeout: timedelta | None = None
-    ) -> None:
-        super().__init__(device, precision, control_timeout)
-        self._wrapped: DistributedDataParallel | None = None
+    _wrapped: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model in DistributedDataParallel.
@@ -79,7 +71,7 @@ class DDPEngine(DistributedEngine):
         )
         return self._wrapped
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
+    def backward(self, share: Tensor) -> None:
         """Accumulate gradients; DDP averages over workers, but shares must be summed."""
         (self.scale_loss(share) * self.world_size).backward()  # type: ignore[no-untyped-call]
 

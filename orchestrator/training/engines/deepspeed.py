@@ -65,12 +65,11 @@ class DeepSpeedEngine(DistributedEngine):
         wrapped: nn.Module = self._deepspeed
         return wrapped
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
+    def backward(self, share: Tensor) -> None:
         """Accumulate gradients; DeepSpeed averages over workers, but shares must be summed."""
         if self.loss_scale is not None and self.stage > 0:
-            self._deepspeed.optimizer.override_loss_scale(
-                self.loss_scale.factor
-            )  # DeepSpeed multiplies the loss by it
+            # DeepSpeed multiplies the loss by it.
+            self._deepspeed.optimizer.override_loss_scale(self.loss_scale.factor)
         else:
             share = self.scale_loss(share)
         self._deepspeed.backward(share * self.world_size, scale_wrt_gas=False)

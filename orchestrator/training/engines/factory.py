@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from orchestrator.config.schema import Job
+from orchestrator.config.schema import Job
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.ddp import DDPEngine
 

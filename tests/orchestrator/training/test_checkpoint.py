@@ -15,7 +15,7 @@ import mirage
 from orchestrator.errors import JobFileError
 from orchestrator.events import Event, Progress
 from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from shards.store import LocalStore
 from tests.claims import assert_same_weights, final_weights
@@ -102,7 +102,7 @@ def test_the_next_step_does_not_wait_for_a_checkpoint_to_be_written(small_job, s
     event = threading.Event()
     store, driver = Slow(tmp_path, event), Further(event)
     job = small_job(track={"every_steps": 1}, train={"steps": 4})
-    train(job, small_data, store, InProcessEngine(CPU), driver, "test")
+    train(job, small_data, store, Engine(CPU), driver, "test")
     assert event.is_set()
     assert not store.waited_in_vain
     assert "perf/checkpoint_stall_seconds" in driver.scalars[2]
@@ -136,7 +136,7 @@ def test_a_resumed_run_reads_its_newest_checkpoint_once_and_no_other(small_job, 
     job = small_job()
     run(job, small_data, tmp_path, Listener(stop_after=4))
     store, driver = Counting(tmp_path), Listener(stop_after=1)
-    train(job, small_data, store, InProcessEngine(CPU), driver, "test")
+    train(job, small_data, store, Engine(CPU), driver, "test")
     assert driver.resumed_at() == [4]
     newest = next(key for key in store.list("checkpoints/") if key.startswith("checkpoints/000000004-"))
     blobs = json.loads((tmp_path / newest).read_bytes())["blobs"].values()

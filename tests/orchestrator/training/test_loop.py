@@ -24,7 +24,7 @@ from orchestrator.maintenance.sample_ledger import consumed
 from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.checkpoint import Retention
 from orchestrator.training.driver import ControlSignal, JobOutcome
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train
 from shards.dataset import Dataset
@@ -67,9 +67,7 @@ class Listener:
 
 def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> JobOutcome:
     torch.set_num_threads(1)
-    return train(
-        job, dataset, LocalStore(folder), engine or InProcessEngine(CPU), driver or Listener(), "test"
-    )
+    return train(job, dataset, LocalStore(folder), engine or Engine(CPU), driver or Listener(), "test")
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -253,7 +251,7 @@ def test_old_checkpoints_go_and_the_best_stays(small_job, small_data, tmp_path) 
     assert {p.stem for p in (tmp_path / "blobs").iterdir()} == named
 
 
-class Poisoned(InProcessEngine):
+class Poisoned(Engine):
     """An engine whose second step has a gradient that is not finite."""
 
     steps = 0
@@ -286,7 +284,7 @@ def test_without_the_spd_term_its_head_stays_still(small_job, small_data, tmp_pa
     assert not {name for name in moved if name.startswith("spd_")}
 
 
-class Dazzled(InProcessEngine):
+class Dazzled(Engine):
     """An engine whose second step sees an image that is not finite."""
 
     steps = 0
@@ -310,7 +308,7 @@ def test_an_image_that_is_not_finite_leaves_no_trace_in_the_statistics(
     assert all(torch.isfinite(t).all() for t in final_weights(tmp_path).values())
 
 
-class Hopeless(InProcessEngine):
+class Hopeless(Engine):
     """An engine that never sees a finite gradient."""
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
@@ -395,7 +393,7 @@ def test_a_resolved_job_travels_as_text(small_job) -> None:
 def test_a_ledger_shows_each_position_once_over_a_stop_and_a_kill(small_job, small_data, tmp_path) -> None:
     job = small_job(data={"ledger": True}, checkpoint={"every_steps": 2, "keep": 2})
 
-    class Killed(InProcessEngine):
+    class Killed(Engine):
         """Dies in the step after step 3's, behind the checkpoint at step 2."""
 
         left = 4

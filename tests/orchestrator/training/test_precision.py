@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from orchestrator.errors import JobFileError
 from orchestrator.training import checkpoint
 from orchestrator.training.driver import JobOutcome
-from orchestrator.training.engines.base import InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from orchestrator.training.loop import train
 from shards.store import LocalStore
@@ -35,7 +35,7 @@ def test_the_scale_halves_after_an_overflow_and_doubles_after_long_calm() -> Non
 
 
 def test_an_overflowing_norm_of_finite_gradients_skips_the_step_that_torchs_grad_scaler_takes() -> None:
-    engine = InProcessEngine(CPU, "fp16")
+    engine = Engine(CPU, "fp16")
     assert engine.loss_scale is not None
     engine.loss_scale.factor = 1.0
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
@@ -58,7 +58,7 @@ def test_an_overflowing_norm_of_finite_gradients_skips_the_step_that_torchs_grad
     assert scaler.get_scale() == 1.0
 
 
-class Half(InProcessEngine):
+class Half(Engine):
     """fp16, with a gradient that overflows in the second step."""
 
     steps = 0
@@ -92,7 +92,7 @@ def test_fp16_and_bf16_take_nearly_the_steps_of_fp32(small_job, small_data, tmp_
     for precision in ("fp32", "tf32", "bf16", "fp16"):
         driver = Listener()
         job = small_job(train={"precision": precision})
-        engine = InProcessEngine(CPU, precision)
+        engine = Engine(CPU, precision)
         if engine.loss_scale is not None:
             engine.loss_scale.factor = 1024.0
         run(job, small_data, tmp_path / precision, driver, engine)
@@ -115,7 +115,7 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale(small_job, small_data, tmp_path
     record = json.loads(max((stopped / "checkpoints").iterdir()).read_bytes())
     assert record["gradient_scale"]["factor"] < INITIAL_SCALE
 
-    engine = InProcessEngine(CPU, "fp16")
+    engine = Engine(CPU, "fp16")
     run(job, small_data, stopped, engine=engine)
     assert_same_weights(final_weights(stopped), final_weights(whole))
     expected = json.loads(max((whole / "checkpoints").iterdir()).read_bytes())["gradient_scale"]
@@ -131,7 +131,7 @@ def test_a_resume_that_forgets_the_scale_is_told(
     monkeypatch.setattr(
         checkpoint.Checkpoints, "load", lambda self, name: replace(load(self, name), gradient_scale={})
     )
-    engine = InProcessEngine(CPU, "fp16")
+    engine = Engine(CPU, "fp16")
     train(job, small_data, LocalStore(tmp_path), engine, Listener(), "test")
     record = json.loads(max((tmp_path / "checkpoints").iterdir()).read_bytes())
     assert record["gradient_scale"]["held"] <= 2  # that of the whole run has held since step 2

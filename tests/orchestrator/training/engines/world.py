@@ -18,7 +18,7 @@ from torch import Tensor
 from mirage import MIRAGE, ModelConfig
 from mirage.collective import BatchShare
 from mirage.loss import LossWeights, restoration_loss
-from orchestrator.training.engines.base import Engine, InProcessEngine
+from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.ddp import DDPEngine
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def engine_for(scenario: Scenario, world_size: int) -> Engine:
 
         stage = int(scenario.engine.split()[1])
         return DeepSpeedEngine(CPU, scenario.precision, stage, scenario.micro_batches, scenario.clip_norm)
-    kind = InProcessEngine if world_size == 1 else DDPEngine
+    kind = Engine if world_size == 1 else DDPEngine
     return kind(CPU, scenario.precision)
 
 
@@ -103,7 +103,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
                     loss = loss._replace(total=loss.total * shares[rank] / total)
                 else:
                     loss = restoration_loss(output, clean[i, rows], WEIGHTS, share)
-                engine.backward(loss.total / scenario.micro_batches, last=last)
+                engine.backward(loss.total / scenario.micro_batches)
             loss_of_step = loss_of_step + loss.total.detach() / scenario.micro_batches
         losses.append(engine.all_reduce_sum(loss_of_step))
         gradients.append(sum(p.grad is not None for group in optimizer.param_groups for p in group["params"]))
