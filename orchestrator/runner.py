@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
-from orchestrator.config.job_types import AnyJob
+from orchestrator.config.job_types import AnyJob, JobOutcome
 from orchestrator.config.schema import Job
-from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.console import Echo
 from orchestrator.data.job import plan_pack, run_pack
 from orchestrator.errors import PlanError
@@ -19,7 +16,6 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.restoration.job import plan_restore, run_restore
 from orchestrator.sweeps.job import run_sweep
 from orchestrator.sweeps.plan import plan_sweep
-from orchestrator.training.driver import JobOutcome
 from orchestrator.training.job import run_job
 
 
@@ -27,47 +23,24 @@ from orchestrator.training.job import run_job
 class Action:
     """The functions that run and plan jobs of one kind."""
 
-    run: Callable[[Any, Echo, bool], JobOutcome]
-    """(job, echo, in_process) -> outcome."""
+    run: Callable[..., JobOutcome]
+    """(job, echo, *, in_process) -> outcome."""
     plan: Callable[[Any], str]
     """Job -> what it will do and cost, as text."""
 
 
-def _train(job: Job, echo: Echo, in_process: bool) -> JobOutcome:
-    return run_job(job, echo, in_process=in_process)
-
-
-def _pack(job: PackJob, echo: Echo, in_process: bool) -> JobOutcome:
-    run_pack(job, echo, on_cluster=not in_process and "RAY_ADDRESS" in os.environ)
-    return JobOutcome("finished", 0, 0)
-
-
-def _evaluate(job: EvaluateJob, echo: Echo, in_process: bool) -> JobOutcome:
-    ended = run_evaluation(job, echo, in_process=in_process)
-    return JobOutcome(ended.status, ended.done, ended.images)
-
-
-def _restore(job: RestoreJob, echo: Echo, in_process: bool) -> JobOutcome:
-    stopped = run_restore(job, echo, in_process=in_process)
-    return JobOutcome("stopped" if stopped else "finished", 0, 0)
-
-
-def _sweep(job: SweepJob, echo: Echo, in_process: bool) -> JobOutcome:
-    return run_sweep(job, echo, in_process=in_process)
-
-
 ACTIONS: dict[str, Action] = {
-    "train": Action(_train, lambda job: make_plan(job, strict=False).render()),
-    "pack": Action(_pack, plan_pack),
-    "evaluate": Action(_evaluate, plan_evaluation),
-    "restore": Action(_restore, plan_restore),
-    "sweep": Action(_sweep, plan_sweep),
+    "train": Action(run_job, lambda job: make_plan(job, strict=False).render()),
+    "pack": Action(run_pack, plan_pack),
+    "evaluate": Action(run_evaluation, plan_evaluation),
+    "restore": Action(run_restore, plan_restore),
+    "sweep": Action(run_sweep, plan_sweep),
 }
 
 
 def run_any(job: AnyJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
     """Run a job of any kind; `in_process` does not use Ray."""
-    return ACTIONS[job.kind].run(job, echo, in_process)
+    return ACTIONS[job.kind].run(job, echo, in_process=in_process)
 
 
 def plan_any(job: AnyJob) -> str:

@@ -28,6 +28,7 @@ from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.scaling_worker import DEGRADATIONS, ScalingRow, ScalingSpec, WorkerTimes
 from orchestrator.config.schedule import lr_scale
+from orchestrator.console import count
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
     Network,
@@ -111,7 +112,7 @@ def measure_all(
         pack(PhotographSource(DEGRADATIONS, seed=0, variants=1), LocalStore(data), name="photographs")
         rows = []
         for workers in counts:
-            echo(f"measuring {workers} worker{'' if workers == 1 else 's'}")
+            echo(f"measuring {count(workers, 'worker')}")
             group = Path(folder) / str(workers)
             group.mkdir()
             spec = ScalingSpec(

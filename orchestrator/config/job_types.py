@@ -1,4 +1,4 @@
-"""The kinds of job, and the schema of each."""
+"""The kinds of job, the schema of each, and how a job ended."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import Any
 from orchestrator.config import validation
 from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
 from orchestrator.config.presets import RECIPES, SETTINGS, defaults
-from orchestrator.config.schema import (
-    Job,
-)
+from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.config.sweep_validation import sweep_conflicts
 
 DEFAULT_KIND = "train"
 """Kind of a file without the key `kind`."""
-
 
 AnyJob = Job | PackJob | EvaluateJob | RestoreJob | SweepJob
 
@@ -34,6 +31,17 @@ class JobKind:
     """Yields the impossible combinations of a job."""
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {}
     """Returns the keys that the recipe and the setting of a file set."""
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job ended."""
+
+    status: str
+    """`finished`; `stopped` or `restarting`, with its progress saved; `failed`."""
+    step: int
+    """Training steps, or images, that are done."""
+    total_steps: int
 
 
 def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:

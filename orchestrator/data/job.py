@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from orchestrator.config.job_schemas import PackJob
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job, Pack
 from orchestrator.console import Echo
 from orchestrator.data import datasets
@@ -18,12 +20,12 @@ _REPORT_SECONDS = 2.0
 _PHASES = ("scanning", "packing", "hashing")
 
 
-def run_pack(job: PackJob, echo: Echo, *, on_cluster: bool = False) -> None:
+def run_pack(job: PackJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
     """Pack the job's data and print a summary of the dataset.
 
-    With `on_cluster`, each shard is packed by a Ray task on any node; otherwise by processes of this machine.
+    Each shard is packed by a Ray task on any node; `in_process` or without RAY_ADDRESS, by processes of this machine.
     """
-    if on_cluster:
+    if not in_process and "RAY_ADDRESS" in os.environ:
         from orchestrator.cluster.connection import connected
         from orchestrator.data.ray_tasks import RayTasks
 
@@ -37,6 +39,7 @@ def run_pack(job: PackJob, echo: Echo, *, on_cluster: bool = False) -> None:
     if not packed:
         echo(f"{uri} is already packed; nothing was changed.")
     echo(_summary(manifest))
+    return JobOutcome("finished", 0, 0)
 
 
 def plan_pack(job: PackJob) -> str:

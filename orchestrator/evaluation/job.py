@@ -21,6 +21,7 @@ import torch
 
 from mirage.metrics import PROTOCOLS
 from orchestrator.config.job_schemas import EvaluateJob
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
 from orchestrator.console import Echo
 from orchestrator.data import datasets as data
@@ -62,17 +63,6 @@ EvaluateChunks = Callable[
 
 
 @dataclass(frozen=True)
-class EvaluationOutcome:
-    """How an evaluation ended."""
-
-    status: str
-    """`finished` or `stopped`; the results of a stopped one are kept."""
-    done: int
-    """Images restored so far."""
-    images: int
-
-
-@dataclass(frozen=True)
 class _Evaluation:
     name: str
     job: EvaluateJob
@@ -82,7 +72,7 @@ class _Evaluation:
     store: Store
 
 
-def run_evaluation(job: EvaluateJob, echo: Echo, *, in_process: bool = False) -> EvaluationOutcome:
+def run_evaluation(job: EvaluateJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
     """Evaluate the job's model on its benchmarks and report progress and results through `echo`."""
     datasets = data.open_benchmarks(job)
     benchmarks = Benchmarks(job, datasets)
@@ -107,9 +97,9 @@ def run_evaluation(job: EvaluateJob, echo: Echo, *, in_process: bool = False) ->
         remaining = _evaluate_missing(evaluation, spec, echo, _in_process if in_process else _on_ray)
         if remaining:
             echo(f"stopped after {images - remaining} of {images} images. Submit the job again to continue.")
-            return EvaluationOutcome("stopped", images - remaining, images)
+            return JobOutcome("stopped", images - remaining, images)
     _report(evaluation, echo)
-    return EvaluationOutcome("finished", images, images)
+    return JobOutcome("finished", images, images)
 
 
 def plan_evaluation(job: EvaluateJob) -> str:

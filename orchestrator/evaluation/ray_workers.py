@@ -14,7 +14,7 @@ import ray.exceptions
 
 from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.config.job_schemas import EvaluateJob
-from orchestrator.console import Echo
+from orchestrator.console import Echo, count
 from orchestrator.errors import EvaluationError, OrchestratorError
 from orchestrator.evaluation.chunks import EvaluationSpec, EvaluationWorker
 from orchestrator.evaluation.image_results import ImageResult
@@ -37,7 +37,7 @@ def evaluate_on_ray(
         workers = min(wait_for_capacity(job.workers, echo, lambda: bool(stopping)), len(chunks))
         if workers == 0:
             return
-        echo(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
+        echo(f"starting {count(workers, 'worker')} (10 to 30 seconds)")
         actor = ray.remote(
             num_cpus=job.workers.cpus,
             num_gpus=job.workers.gpus,

@@ -27,6 +27,7 @@ from packaging.version import Version
 from orchestrator.cluster.local import lifecycle, ports, processes, ray_head, s3_server
 from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
 from orchestrator.config.starter import FIRST_LINE
+from orchestrator.console import count
 from orchestrator.errors import ClusterError
 
 _GIB = 1 << 30
@@ -207,7 +208,7 @@ def store(environment: Mapping[str, str]) -> CheckResult:
             return CheckResult("store", "ok", f"{url} answers; these credentials may not list its buckets")
         remedy = "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
         return CheckResult("store", "warn", f"{url}: {error}", remedy)
-    return CheckResult("store", "ok", f"{url}, {len(buckets)} bucket{'s' if len(buckets) != 1 else ''}")
+    return CheckResult("store", "ok", f"{url}, {count(len(buckets), 'bucket')}")
 
 
 def tracking(uri: str | None) -> CheckResult:

@@ -16,6 +16,7 @@ from mirage.cost import macs, parameters, recomputed_macs
 from mirage.memory import Backend, Precision, StepMode, activation_bytes, cast_bytes, recomputed_bytes
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Job
+from orchestrator.console import count
 from orchestrator.planning.scaling_model import Network, StepCost, WorkerSpeed, predict
 from orchestrator.planning.throughput import Throughput
 from shards.crop_schedule import CropSchedule, TrainingStage
@@ -124,7 +125,7 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
     if similar:
         rates = [_measured_rate(other, measured) for other, measured in similar]
         devices = ", ".join(sorted({measured.device for _, measured in similar}))
-        runs = "1 earlier run" if len(similar) == 1 else f"{len(similar)} earlier runs"
+        runs = count(len(similar), "earlier run")
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
         return ComputeRate(per, f"{runs} on {devices}", measured=True, busy=busy)
     if job.workers.gpus:

@@ -11,6 +11,7 @@ from orchestrator.config import crop_stages
 from orchestrator.config.presets import SETTINGS
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
+from orchestrator.console import count
 from orchestrator.data import datasets
 from orchestrator.errors import PlanError
 from orchestrator.models import user_model
@@ -120,13 +121,13 @@ class Plan:
         memory = few.memory
         state = memory.weights + memory.gradients + memory.optimizer + memory.ema
         lines = [
-            f"memory     {memory.total / GIB:.2f} GiB per worker with {_workers(few.workers)}"
+            f"memory     {memory.total / GIB:.2f} GiB per worker with {count(few.workers, 'worker')}"
             + (f", {many.memory.total / GIB:.2f} with {many.workers}" if many is not few else "")
             + f": {state / GIB:.2f} weights, gradients, optimiser{', EMA' if memory.ema else ''}, "
             f"{memory.activations / GIB:.2f} activations; temporary buffers of the backward pass come on top",
             f"time       {'' if few.rate.measured else 'roughly '}"
             + ", ".join(
-                f"{_hours(e.hours)} on {_workers(e.workers)} ({e.step_seconds:.3g} s per step)"
+                f"{_hours(e.hours)} on {count(e.workers, 'worker')} ({e.step_seconds:.3g} s per step)"
                 for e in self.estimates
             )
             + f"; speed from {few.rate.source}",
@@ -134,7 +135,9 @@ class Plan:
         if few.cost is None:
             lines.append("cost       unknown: set prices.worker_hour, or give --prices FILE")
         else:
-            costs = (f"{job.prices.currency} {e.cost:,.2f} on {_workers(e.workers)}" for e in self.estimates)
+            costs = (
+                f"{job.prices.currency} {e.cost:,.2f} on {count(e.workers, 'worker')}" for e in self.estimates
+            )
             lines.append(f"cost       {', '.join(costs)}")
         lines.append(f"egress     {self._egress()}")
         return lines
@@ -151,7 +154,7 @@ class Plan:
         read = egress(job, self.packed_bytes, epochs, many) / GIB
         price = job.prices.egress_gib
         cost = "" if price is None else f", {job.prices.currency} {read * price:,.2f}"
-        return f"at most {read:,.2f} GiB of shards, for {_workers(many)} on separate nodes{cost}; {written}"
+        return f"at most {read:,.2f} GiB of shards, for {count(many, 'worker')} on separate nodes{cost}; {written}"
 
     def _crops(self) -> str:
         """Return the crop sizes as text: `128² pixels`, or stage by stage."""
@@ -166,11 +169,8 @@ class Plan:
         return engine.name if engine.name == "ddp" else f"{engine.name}, ZeRO stage {engine.zero_stage}"
 
     def _accumulation(self) -> str:
-        count, micro = (
-            self.job.train.micro_batches,
-            self.job.train.global_batch_size // self.job.train.micro_batches,
-        )
-        return "no gradient accumulation" if count == 1 else f"{count} micro-batches of {micro}"
+        parts, batch = self.job.train.micro_batches, self.job.train.global_batch_size
+        return "no gradient accumulation" if parts == 1 else f"{parts} micro-batches of {batch // parts}"
 
     def _statistics(self) -> str:
         micro = self.job.train.global_batch_size // self.job.train.micro_batches
@@ -249,16 +249,12 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
 
 
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"
-
-
 def _costs(job: Job) -> dict[str, int]:
     """Return parameters and multiply-adds. For a user-defined model only the parameters are counted."""
     if job.model.class_ is not None:
         network = user_model.build(job.model.class_, job.model.path, job.model.arguments)
-        count = sum(p.numel() for p in network.parameters())
-        return {"parameters": count, "parameters_at_inference": count, "macs": 0, "fast_macs": 0}
+        size = sum(p.numel() for p in network.parameters())
+        return {"parameters": size, "parameters_at_inference": size, "macs": 0, "fast_macs": 0}
     config = job.model.build()
     return {
         "parameters": parameters(config),

@@ -14,8 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,11 +29,10 @@ from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.console import Echo
 from orchestrator.data import datasets
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, TrackingError
 from orchestrator.events import Event, read_log
 from orchestrator.resilience import resume_proof
 from orchestrator.resilience.fault_schedule import (
-    FAULT_KINDS,
     ChaosReport,
     FaultKind,
     FaultOutcome,
@@ -49,6 +46,8 @@ from orchestrator.resilience.resume_proof import ProofConfig
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
+from orchestrator.tracking.page import wait_until_up
+from orchestrator.tracking.uri import server_command
 from shards.store import open_store
 
 _BUCKET = "s3://chaos"
@@ -63,16 +62,15 @@ def chaos(
     folder: Path,
     echo: Echo,
     *,
-    kinds: Sequence[FaultKind] = FAULT_KINDS,
-    recovery_seconds: float = 300,
-    fault_seconds: float = 20,
+    kinds: Sequence[FaultKind],
+    recovery_seconds: float,
+    fault_seconds: float,
 ) -> ChaosReport:
     """Inject `config.kills` faults into the first steps of `job`, and compare with a run without faults.
 
     Store and tracking fail for `fault_seconds`, and longer if no request failed in that time.
     """
-    with ExitStack() as stack:
-        cluster = stack.enter_context(_chaos_cluster(job, config, folder))
+    with _chaos_cluster(job, config, folder) as cluster:
         cluster.recovery_seconds, cluster.fault_seconds = recovery_seconds, fault_seconds
         outcomes = [
             cluster.inject(fault, echo)
@@ -328,30 +326,14 @@ def _add_node(ray_cluster: Any, cpus: float) -> Any:
 @contextmanager
 def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
     """Start an MLflow server; yield a function that waits until it responds."""
+    command, address = server_command(folder / "mlflow.db", port)
 
     def wait() -> None:
-        deadline = time.monotonic() + 180
-        while not _is_healthy(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}")
-            time.sleep(0.3)
+        try:
+            wait_until_up(server, command, address)
+        except TrackingError as error:
+            raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}") from error
 
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
-        *("--artifacts-destination", str(folder / "mlartifacts")),
-    ]
     with (folder / "mlflow.txt").open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -359,14 +341,6 @@ def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def training_processes(nodes: Iterable[Any]) -> list[psutil.Process]:
@@ -381,10 +355,8 @@ def _untracked(cluster: _ChaosCluster, run: str, last: int) -> int:
     tracked = runs.find_run(cluster.mlflow_uri, RUN_TAG, run, cluster.job.track.experiment)
     if tracked is None:
         return last
-    logged = {
-        metric.step for metric in connect(cluster.mlflow_uri).get_metric_history(tracked.id, "loss/total")
-    }
-    return len(set(range(1, last + 1)) - logged)
+    history = connect(cluster.mlflow_uri).get_metric_history(tracked.id, "loss/total")
+    return len(set(range(1, last + 1)) - {metric.step for metric in history})
 
 
 def _last_lines(file: Path) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from orchestrator.config.identity import run_id
 from orchestrator.config.schema import Job
-from orchestrator.console import Echo, text_console
+from orchestrator.console import Echo, count, text_console
 from orchestrator.errors import TrainingError
 from orchestrator.events import Event, WorkerKilled
-from orchestrator.resilience.resume_proof import RunSegment, format_workers
+from orchestrator.resilience.resume_proof import RunSegment
 from orchestrator.signals import on_stop
 from orchestrator.training.assignment import WorkerAssignment, worker_assignment
 from orchestrator.training.driver import ControlSignal
@@ -38,7 +38,7 @@ def run_on_ray(
     for segment in segments:
         last = segment is segments[-1]
         kills = ", ".join(f"worker {worker} after step {step}" for step, worker in segment.kills)
-        echo(f"{format_workers(segment.workers)}; scheduled kills: {kills or 'none'}")
+        echo(f"{count(segment.workers, 'worker')}; scheduled kills: {kills or 'none'}")
         _run(job, where, segment, stop if last else None, echo)
 
 

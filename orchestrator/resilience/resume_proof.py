@@ -23,7 +23,7 @@ from pathlib import Path
 from orchestrator.config.identity import run_id
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
-from orchestrator.console import Echo
+from orchestrator.console import Echo, count
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import PlanError
@@ -166,7 +166,7 @@ def prove_resume(
     for store in (reference, killed):
         if job.init_from is not None:
             initial_weights.store_weights(job, store, resolve_tracking_uri(job.track.uri))
-    echo(f"reference: {config.steps} steps on {format_workers(config.workers)}, without kills")
+    echo(f"reference: {config.steps} steps on {count(config.workers, 'worker')}, without kills")
     runner(job, dataset, reference, [RunSegment(config.workers)], config.steps, echo)
     runner(job, dataset, killed, config.segments(), config.steps, echo)
     proof = compare(reference, killed, config)
@@ -263,12 +263,12 @@ def run_in_processes(
         for step, victim in segment.kills:
             start_step = newest_step(store)
             echo(
-                f"from step {start_step} to {step} on {format_workers(segment.workers)}: worker {victim} is killed"
+                f"from step {start_step} to {step} on {count(segment.workers, 'worker')}: worker {victim} is killed"
             )
             _run(job, dataset, store, segment.workers, step - start_step, victim)
             after_kill(store)
     start_step = newest_step(store)
-    echo(f"from step {start_step} to {stop} on {format_workers(segments[-1].workers)}: no kill")
+    echo(f"from step {start_step} to {stop} on {count(segments[-1].workers, 'worker')}: no kill")
     _run(job, dataset, store, segments[-1].workers, stop - start_step, None)
 
 
@@ -295,8 +295,3 @@ def _blobs(store: Store) -> dict[int, dict[str, str]]:
 
 def _position(store: Store, step: int) -> int:
     return next(int(json.loads(store.read(key))["position"]) for at, key in _records(store) if at == step)
-
-
-def format_workers(count: int) -> str:
-    """Return a number of workers as text, such as "1 worker"."""
-    return f"{count} worker{'' if count == 1 else 's'}"

@@ -16,7 +16,9 @@ from threading import Event
 import torch
 
 from mirage.weights import dumps
-from orchestrator.config.job_schemas import Restoration, RestoreJob
+from orchestrator.config.job_schemas import RestoreJob
+from orchestrator.config.job_types import JobOutcome
+from orchestrator.console import Echo
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits
 from orchestrator.paths import absolute_uri
@@ -26,45 +28,43 @@ from orchestrator.restoration.tasks import RestoreOutcome, RestoreTask, Status, 
 from orchestrator.restoration.worker_spec import CHUNK_SIZE, Outcomes, WorkerSpec
 from orchestrator.signals import on_stop
 
-Log = Callable[[str], None]
-
-_LOG_SECONDS = 5.0
+_REPORT_SECONDS = 5.0
 
 
-def run_restore(job: RestoreJob, log: Log, *, in_process: bool = False) -> bool:
-    """Restore the photographs of a job and log the progress; return whether it was stopped before its end.
+def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
+    """Restore the photographs of a job and print the progress.
 
     Raises PhotoError at the end if some photographs could not be restored; all others are.
     """
     model = find_model(_model(job.restore.model))
     tasks, problems = _plan(job, dry_run=False)
     for line in problems:
-        log(line)
+        echo(line)
     if not tasks:
         raise PhotoError("there is no photograph to restore.")
-    log(f"{len(tasks):,} photographs, model {job.restore.model}, into {tasks[0].target.folder}")
+    echo(f"{len(tasks):,} photographs, model {job.restore.model}, into {tasks[0].target.folder}")
     stop = Event()
-    progress = _ProgressLog(len(tasks), log, failed=len(problems))
+    progress = _ProgressReport(len(tasks), echo, failed=len(problems))
     with on_stop(stop.set):
-        outcomes = _outcomes(job, _worker_spec(job, model), tasks, log, stop.is_set, in_process=in_process)
+        outcomes = _outcomes(job, _worker_spec(job, model), tasks, echo, stop.is_set, in_process=in_process)
         deadline = 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
         with closing(outcomes):
             for outcome in outcomes:
                 progress.add(outcome)
                 if deadline and progress.seconds > deadline:
-                    log(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
+                    echo(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
                     stop.set()
                 if stop.is_set():
                     break
     if progress.ended < len(tasks):
         left = len(tasks) - progress.ended
-        log(f"stopped: {progress.summary()}, {left:,} left. Submit the job again to continue.")
-        return True
+        echo(f"stopped: {progress.summary()}, {left:,} left. Submit the job again to continue.")
+        return JobOutcome("stopped", progress.ended, len(tasks))
     merge_indexes(tasks)
-    log(progress.summary())
+    echo(progress.summary())
     if failed := progress.counts["failed"]:
         raise PhotoError(f"{failed:,} of {len(tasks):,} could not be restored; they are named above.")
-    return False
+    return JobOutcome("finished", len(tasks), len(tasks))
 
 
 def plan_restore(job: RestoreJob) -> str:
@@ -101,7 +101,7 @@ def _model(name: str) -> str:
 
 def _worker_spec(job: RestoreJob, model: ModelFile) -> WorkerSpec:
     how = job.restore
-    settings = _settings(how)
+    settings = RestoreSettings(how.precision, how.mode, how.tile, how.overlap)
     return WorkerSpec(
         weights=dumps(model.load(torch.device("cpu"))),
         settings=settings,
@@ -115,15 +115,11 @@ def _worker_spec(job: RestoreJob, model: ModelFile) -> WorkerSpec:
     )
 
 
-def _settings(how: Restoration) -> RestoreSettings:
-    return RestoreSettings(how.precision, how.mode, how.tile, how.overlap)
-
-
 def _outcomes(
     job: RestoreJob,
     spec: WorkerSpec,
     tasks: Sequence[RestoreTask],
-    log: Log,
+    echo: Echo,
     stopping: Callable[[], bool],
     *,
     in_process: bool,
@@ -133,7 +129,7 @@ def _outcomes(
         return _restore_here(spec, chunks)
     from orchestrator.restoration.ray_pool import restore_on_cluster
 
-    return restore_on_cluster(spec, job.workers, chunks, log, stopping)
+    return restore_on_cluster(spec, job.workers, chunks, echo, stopping)
 
 
 def _restore_here(spec: WorkerSpec, chunks: Iterable[Sequence[RestoreTask]]) -> Outcomes:
@@ -142,11 +138,11 @@ def _restore_here(spec: WorkerSpec, chunks: Iterable[Sequence[RestoreTask]]) -> 
         yield from worker.run(chunk)
 
 
-class _ProgressLog:
-    """Counter of outcomes that logs the progress every few seconds."""
+class _ProgressReport:
+    """Counter of outcomes that prints the progress every few seconds."""
 
-    def __init__(self, total: int, log: Log, failed: int) -> None:
-        self._total, self._log = total, log
+    def __init__(self, total: int, echo: Echo, failed: int) -> None:
+        self._total, self._echo = total, echo
         self.counts: Counter[Status] = Counter({"failed": failed})
         self.ended = 0
         self._began = self._logged = self._first = time.monotonic()
@@ -157,19 +153,19 @@ class _ProgressLog:
         return time.monotonic() - self._began
 
     def add(self, outcome: RestoreOutcome) -> None:
-        """Count one outcome; log the reason if it failed."""
+        """Count one outcome; print the reason if it failed."""
         now = time.monotonic()
         if not self.ended:  # before the first outcome, workers started and loaded their model
             self._first = self._logged = now
         self.ended += 1
         self.counts[outcome.status] += 1
         if outcome.status == "failed":
-            self._log(outcome.reason)
-        if now - self._logged > _LOG_SECONDS:
+            self._echo(outcome.reason)
+        if now - self._logged > _REPORT_SECONDS:
             self._logged = now
             rate = (self.ended - 1) / (now - self._first)
             left = (self._total - self.ended) / rate
-            self._log(f"{self.ended:,}/{self._total:,}  {rate:.3g} per second, {left / 60:.1f} min left")
+            self._echo(f"{self.ended:,}/{self._total:,}  {rate:.3g} per second, {left / 60:.1f} min left")
 
     def summary(self) -> str:
         """Return the counts and the time in words."""

@@ -20,6 +20,7 @@ import ray.exceptions
 from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.cluster.connection import connected
 from orchestrator.config.schema import WorkerResources
+from orchestrator.console import count
 from orchestrator.errors import ClusterError, OrchestratorError
 from orchestrator.restoration.tasks import RestoreOutcome, RestoreTask
 from orchestrator.restoration.worker_spec import Outcomes, WorkerSpec
@@ -57,7 +58,7 @@ def restore_on_cluster(
         workers = wait_for_capacity(resources, log, stopping)
         if workers == 0:
             return
-        log(f"starting {workers} worker{'' if workers == 1 else 's'} (10 to 30 seconds)")
+        log(f"starting {count(workers, 'worker')} (10 to 30 seconds)")
         _silence_ray_data()
         stored = ray.put(spec)  # referenced here so that a replacement actor can read it
         blocks = max(math.ceil(len(chunks) / MAX_CHUNKS_PER_BLOCK), min(len(chunks), 4 * workers))

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from orchestrator.config.identity import sweep_id
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
@@ -29,7 +30,6 @@ from orchestrator.sweeps.trial_tracking import PARENT_TAG, SWEEP_ID_TAG, TrialTr
 from orchestrator.sweeps.trial_training import SweepTraining
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
-from orchestrator.training.driver import JobOutcome
 from orchestrator.training.job import end_run, run_job
 from orchestrator.version import code_version
 from shards.store import Store, open_store

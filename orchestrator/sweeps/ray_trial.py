@@ -15,10 +15,10 @@ import pyarrow.fs
 from ray import tune
 from ray.train._internal.session import _TrainingResult
 
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import ModelError, TrainingError
 from orchestrator.sweeps.trial_training import STEP, TrialSession, TrialTraining
 from orchestrator.training.checkpoint import METRIC
-from orchestrator.training.driver import JobOutcome
 
 TRIAL = "trial"
 """Key of a trial's configuration that holds its number and generation; the others are its parameters."""

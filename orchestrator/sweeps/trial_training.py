@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
@@ -27,7 +28,7 @@ from orchestrator.paths import below, home
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import METRIC, Checkpoints, RunIdentity
-from orchestrator.training.driver import ControlSignal, JobOutcome
+from orchestrator.training.driver import ControlSignal
 from orchestrator.training.job import train_in_process
 from orchestrator.training.run_location import locate_run
 from orchestrator.training.saving import open_checkpoints

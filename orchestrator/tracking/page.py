@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from orchestrator.errors import TrackingError
 from orchestrator.tracking.uri import server_command, sqlite_file, without_password
 
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
 _EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow opens in its GenAI mode otherwise
 
 
@@ -39,7 +38,7 @@ def open_page(uri: str, port: int | None, echo: Callable[[str], None], *, browse
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(command, env=environment)
     try:
-        _wait_until_up(server, command, address)
+        wait_until_up(server, command, address)
         echo(f"{address}{_EXPERIMENTS}   stop with Ctrl-C")
         if browser:
             webbrowser.open(address + _EXPERIMENTS)
@@ -49,14 +48,18 @@ def open_page(uri: str, port: int | None, echo: Callable[[str], None], *, browse
         server.wait()
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], command: Sequence[str], address: str) -> None:
+def wait_until_up(server: subprocess.Popen[bytes], command: Sequence[str], address: str) -> None:
+    """Wait until MLflow's server answers at `address`, on loopback. Raises TrackingError."""
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # no proxy reaches this machine's loopback
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise TrackingError(f"MLflow's server ended with status {server.returncode}: {' '.join(command)}")
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
+            with opener.open(f"{address}/health", timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.2)
     raise TrackingError(f"{urlsplit(address).netloc}: MLflow's server did not start in {_START_SECONDS:g} s.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.paths import home
-from orchestrator.training.driver import Driver, JobOutcome
+from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from orchestrator.training.run_location import RunLocation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -27,13 +26,3 @@ class Driver(Protocol):
 
     def control_signal(self, step: int) -> ControlSignal:
         """Return the current request to the run, which has just taken `step`."""
-
-
-@dataclass(frozen=True)
-class JobOutcome:
-    """How a job ended."""
-
-    status: str
-    """`finished`; `stopped` or `restarting`, with a checkpoint to resume from; `failed`."""
-    step: int
-    total_steps: int

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from orchestrator import events
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.console import Echo, console, message_echo
@@ -33,7 +34,7 @@ from orchestrator.training import initial_weights
 from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import step_of
 from orchestrator.training.context import RunContext
-from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
+from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from itertools import islice
 
 from orchestrator.config.identity import run_id
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
@@ -28,7 +29,7 @@ from orchestrator.models import network
 from orchestrator.planning.throughput import as_record
 from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.determinism import deterministic_algorithms
-from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
+from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start

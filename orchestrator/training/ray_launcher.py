@@ -30,11 +30,12 @@ from orchestrator.cluster.node_requests import NodeRequest
 from orchestrator.cluster.placement_groups import free_leaked_groups
 from orchestrator.cluster.ray_internals_autoscaler import is_autoscaling
 from orchestrator.cluster.ray_internals_nodes import draining_nodes
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job
 from orchestrator.console import message_echo
 from orchestrator.errors import PlanError, TrainingError
 from orchestrator.training.assignment import WorkerAssignment
-from orchestrator.training.driver import ControlSignal, Driver, JobOutcome
+from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.elasticity import ElasticityPolicy
 from orchestrator.training.ray_driver_relay import DriverRelay, SigtermFlag
 from orchestrator.training.ray_worker import run_worker

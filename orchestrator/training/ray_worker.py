@@ -12,9 +12,10 @@ import ray.train
 import ray.train.torch
 import torch
 
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.assignment import WorkerAssignment
-from orchestrator.training.driver import Driver, JobOutcome
+from orchestrator.training.driver import Driver
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver

@@ -10,12 +10,12 @@ import torch
 
 from mirage.weights import loads
 from orchestrator.config.job_schemas import EvaluateJob
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import load_job
 from orchestrator.data import datasets
 from orchestrator.models import network
 from orchestrator.planning.plan import make_plan
 from orchestrator.runner import plan_any
-from orchestrator.training.driver import JobOutcome
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from shards.store import LocalStore

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mirage import MIRAGE, compile
 from orchestrator.config.identity import run_id
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import EngineChoice, Job
 from orchestrator.data import datasets
@@ -23,7 +24,7 @@ from orchestrator.events import Event, Image, LogMessage, Measured, Resumed
 from orchestrator.maintenance.sample_ledger import consumed
 from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.checkpoint import Retention
-from orchestrator.training.driver import ControlSignal, JobOutcome
+from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train

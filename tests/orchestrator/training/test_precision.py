@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import JobFileError
 from orchestrator.training import checkpoint
-from orchestrator.training.driver import JobOutcome
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from orchestrator.training.loop import train
