@@ -89,11 +89,11 @@ def restore(
     """
     use_local_cluster()
     from orchestrator.registry.resolve import find_model
-    from orchestrator.restoration.restorer import choose_device, open_restorer
+    from orchestrator.restoration.restorer import Restorer, choose_device
     from orchestrator.restoration.tasks import RestoreWorker, merge_indexes, plan, summary
 
     settings = _settings(precision, mode, tile, overlap)
-    choose_device(device)
+    target = choose_device(device)
     if threads:
         import torch
 
@@ -106,7 +106,7 @@ def restore(
     counts: Counter[Status] = Counter({"failed": len(problems)})
     if tasks:
         worker = RestoreWorker(
-            lambda: open_restorer(named, device, settings), settings.digest(named.digest), overwrite=overwrite
+            lambda: Restorer(named.load(target), settings), settings.digest(named.digest), overwrite=overwrite
         )
         with report_progress(len(tasks)) as reporter:
             shown = []

@@ -11,7 +11,6 @@ module copies PNG chunks and TIFF tags.
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -29,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 # Relative, because each registered model version contains a copy of this module and of the errors.
 from ..errors import PhotoError, ResultError
 
-__all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo", "write_photo"]
+__all__ = ["LIMITS", "Limits", "Photo", "decode", "encode", "read_photo"]
 
 
 @dataclass(frozen=True)
@@ -187,31 +186,13 @@ def format_for(name: str, like: Photo) -> str:
     return kind
 
 
-def read_photo(path: str | Path, limits: Limits = LIMITS) -> Photo:
+def read_photo(path: Path) -> Photo:
     """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError."""
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise PhotoError(f"{path}: cannot be read ({error.strerror})") from error
-    return decode(data, str(path), limits)
-
-
-def write_photo(path: str | Path, restored: NDArray[np.float32], like: Photo) -> None:
-    """Write `restored` atomically, in the format of the suffix of `path`. Raises PhotoError.
-
-    The photograph that was read is never overwritten.
-    """
-    path, source = Path(path), Path(like.name)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise PhotoError(f"{path} is the photograph itself. Choose another name for the result.")
-    data = encode(restored, like, format_for(str(path), like))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PhotoError(f"{path}: cannot be written ({error.strerror})") from error
+    return decode(data, str(path))
 
 
 def _check_alpha(name: str, kind: str, like: Photo) -> None:
@@ -228,9 +209,7 @@ def _too_large(name: str, limits: Limits) -> PhotoError:
 
 def _decode(name: str, data: bytes, image: Image.Image) -> Photo:
     """Return the photograph of an open image and its file's bytes."""
-    kind = (
-        "JPEG" if image.format == "MPO" else str(image.format)
-    )  # the first picture of an MPO is a plain JPEG
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # an MPO begins with a plain JPEG
     pictures = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
         raise PhotoError(f"{name}: holds {pictures} pictures, and a photograph has one. Split the file.")
@@ -323,12 +302,8 @@ def _samples_8(name: str, image: Image.Image) -> NDArray[np.uint8]:
 def _tiff_tags(image: Image.Image) -> bytes:
     """Return the tags of a TIFF that are not about layout, as an EXIF block."""
     tags = image.getexif()
-    for directory in (
-        34665,
-        34853,
-        40965,
-    ):  # EXIF, GPS, interoperability: loads them, so that `_without` copies them
-        if directory in tags:
+    for directory in (34665, 34853, 40965):  # EXIF, GPS, interoperability
+        if directory in tags:  # loads it, so that `_without` copies it
             tags.get_ifd(directory)
     return _without(tags, _LAYOUT_TAGS)
 
@@ -380,34 +355,20 @@ def _encode(kind: str, samples: NDArray[np.uint8] | NDArray[np.uint16], like: Ph
         return _encode_png(samples, like)
     if kind == "TIFF":
         return _encode_tiff(samples, like)
-    image = Image.fromarray(samples)
-    exif = _portable_exif(like)
-    out = io.BytesIO()
+    options: dict[str, Any] = {
+        "exif": _portable_exif(like),
+        "icc_profile": like.icc,
+        "xmp": like.xmp,
+        "quality": 95,
+    }
     if kind == "JPEG":
-        image.save(
-            out,
-            kind,
-            quality=95,
-            subsampling=0,
-            exif=exif,
-            icc_profile=like.icc,
-            xmp=like.xmp,
-            dpi=like.dpi or (0, 0),
-            comment=like.comment,
-        )
+        options |= {"subsampling": 0, "dpi": like.dpi or (0, 0), "comment": like.comment}
     elif kind == "WEBP":
-        image.save(
-            out,
-            kind,
-            quality=95,
-            lossless=like.lossless,
-            exact=True,
-            exif=exif,
-            icc_profile=like.icc,
-            xmp=like.xmp,
-        )
+        options |= {"lossless": like.lossless, "exact": True}
     else:
-        image.save(out, kind, dpi=like.dpi or (96, 96))
+        options = {"dpi": like.dpi or (96, 96)}
+    out = io.BytesIO()
+    Image.fromarray(samples).save(out, kind, **options)
     return out.getvalue()
 
 

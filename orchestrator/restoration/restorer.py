@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -21,8 +20,7 @@ from mirage import MIRAGE, restore
 from mirage.config import TOTAL_STRIDE
 from mirage.restore import Mode
 from orchestrator.errors import PhotoError
-from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode
-from orchestrator.registry.resolve import ModelFile, find_model
+from orchestrator.imaging.photos import Photo
 
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int, int], None]
@@ -74,16 +72,6 @@ class Restorer:
         self.settings = settings or RestoreSettings()
         self.device = model.output.weight.device
 
-    def photograph(
-        self, data: bytes, name: str, limits: Limits = LIMITS, progress: Progress | None = None
-    ) -> bytes:
-        """Restore the bytes of an image file; return a file of the same format. Raises PhotoError.
-
-        `name` is for error messages.
-        """
-        photo = decode(data, name, limits)
-        return encode(self.pixels(photo, progress), photo)
-
     def pixels(self, photo: Photo, progress: Progress | None = None) -> NDArray[np.float32]:
         """Restore the pixels of a photograph, (3, h, w) in [0, 1]. Raises PhotoError if memory is too small."""
         return self._restore(torch.from_numpy(photo.pixels), photo.name, progress)
@@ -98,39 +86,21 @@ class Restorer:
     def _restore(self, degraded: torch.Tensor, name: str, progress: Progress | None) -> NDArray[np.float32]:
         how = self.settings
         try:
-            with self._autocast():
-                restored: NDArray[np.float32] = (
-                    restore(
-                        self.model,
-                        degraded.to(self.device),
-                        how.mode,
-                        tile=how.tile,
-                        overlap=how.overlap,
-                        progress=progress,
-                    )
-                    .cpu()
-                    .numpy()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+                restored = restore(
+                    self.model,
+                    degraded.to(self.device),
+                    how.mode,
+                    tile=how.tile,
+                    overlap=how.overlap,
+                    progress=progress,
                 )
         except torch.OutOfMemoryError as error:
             size = " x ".join(map(str, reversed(degraded.shape[-2:])))
             raise PhotoError(
                 f"{name}: {size} pixels do not fit into the memory of {self.device}. Use mode strips."
             ) from error
-        return restored
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.settings.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-
-def open_restorer(
-    model: str | ModelFile, device: str = "auto", settings: RestoreSettings | None = None
-) -> Restorer:
-    """Return a restorer with the named model on `auto`, `cpu` or `cuda`. Raises PhotoError, RegistryError."""
-    chosen = choose_device(device)
-    named = find_model(model) if isinstance(model, str) else model
-    return Restorer(named.load(chosen), settings)
+        return restored.cpu().numpy()
 
 
 def choose_device(name: str) -> torch.device:

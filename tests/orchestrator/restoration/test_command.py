@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mirage import MIRAGE
+from orchestrator.imaging.photos import decode, encode
 from orchestrator.restoration.restorer import Restorer
 from orchestrator.restoration.result_index import FOLDER, ResultIndex, ResultRecord
 from shards.store import LocalStore, open_store
@@ -54,7 +55,8 @@ def test_a_folder_is_restored_with_all_formats_tags_and_depths(
         assert set(np.asarray(alpha)[..., 3].flat) == {77}
     restorer = Restorer(model)
     for name in RESULTS:
-        assert (out / name).read_bytes() == restorer.photograph(before[name], name)
+        photo = decode(before[name], name)
+        assert (out / name).read_bytes() == encode(restorer.pixels(photo), photo)
 
 
 def test_existing_results_are_skipped_and_missing_ones_restored(folder: Path, restore: Command) -> None:
