@@ -24,11 +24,8 @@ def local_bucket(folder: Path) -> Iterator[str]:
     process = s3_server.start(
         server, folder, folder.with_suffix(".log"), f"bench-{os.getpid()}-{random.random()}"
     )
-    before = dict(os.environ)
-    os.environ.update(server.environment())
     try:
-        yield "s3://bench"
+        with processes.environment_variables(server.environment()):
+            yield "s3://bench"
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         processes.stop([process], s3_server.NAME, 5.0)

@@ -118,17 +118,7 @@ def up(
         try:
             if server is not None:
                 state = _with_s3(home, state, server)
-            members = ray_head.start(
-                tag=state.tag,
-                project=project.resolve(),
-                log=home / "logs" / "ray-start.log",
-                temp_dir=Path(state.temp_dir),
-                environment=state.environment,
-                replaces_aws=server is not None,
-                ray_port=ray_port,
-                dashboard_port=dashboard_port,
-                cpus=cpus,
-            )
+            members = ray_head.start(state, project.resolve(), home / "logs" / "ray-start.log", cpus)
             state = replace(state, processes=(*state.processes, *members), ready=True)
             write(home, state)
             _show_logs(home, state)

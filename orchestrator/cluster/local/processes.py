@@ -7,7 +7,8 @@ and its start time, since the system reuses ids.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
@@ -93,6 +94,18 @@ def port_owner(port: int) -> PortOwner | None:
                     home = environment.get("MIRAGE_HOME") if TAG in environment else None
                 return PortOwner(process.name(), process.pid, home)
     return None
+
+
+@contextlib.contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process for the time of the block."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def named(name: str) -> list[int]:

@@ -11,13 +11,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.cluster.local import processes
 from orchestrator.cluster.local.ports import free_port, url_opener
 from orchestrator.cluster.local.processes import Process
+from orchestrator.cluster.local.state import ClusterState
 from orchestrator.errors import ClusterError
 
 RAYLET = "raylet"
@@ -36,8 +36,7 @@ _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK"
 _AWS_NOT_INHERITED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_ENDPOINT_URL_S3")
 _RECORDED = ("gcs_server", RAYLET)
 _START_SECONDS = 120.0
-_MEBIBYTE = 1 << 20
-OBJECT_STORE_BYTES = 300 * _MEBIBYTE  # batches travel through files, not through Ray's object store
+OBJECT_STORE_BYTES = 300 * 2**20  # batches travel through files, not through Ray's object store
 _UNIX_SOCKET_BUDGET = 40  # Ray appends 63 characters, and the path of a socket may have 107
 
 
@@ -54,19 +53,8 @@ def make_temp_dir() -> str:
     return short
 
 
-def start(
-    *,
-    tag: str,
-    project: Path,
-    log: Path,
-    temp_dir: Path,
-    environment: dict[str, str],
-    replaces_aws: bool,
-    ray_port: int,
-    dashboard_port: int,
-    cpus: int | None,
-) -> list[Process]:
-    """Start a head whose jobs run in `project`; return its processes once it accepts jobs.
+def start(state: ClusterState, project: Path, log: Path, cpus: int | None) -> list[Process]:
+    """Start the head of `state`, whose jobs run in `project`; return its processes once it accepts jobs.
 
     Raises `ClusterError` with Ray's error and the path of the log.
     """
@@ -80,28 +68,25 @@ def start(
     agent_port = free_port()
     command = [
         *(ray, "start", "--head", "--disable-usage-stats"),
-        *("--node-ip-address", "127.0.0.1", "--port", str(ray_port)),
-        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
+        *("--node-ip-address", "127.0.0.1", "--port", str(state.ray_port)),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(state.dashboard_port)),
         *("--dashboard-agent-listen-port", str(agent_port)),
         *("--ray-client-server-port", str(free_port())),  # cannot be disabled, and 10001 may be taken
-        *(
-            "--min-worker-port",
-            "0",
-            "--max-worker-port",
-            "0",
-        ),  # any; Ray's default range may contain our ports
+        # Any port for workers; Ray's default range may contain ours.
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-        *("--temp-dir", str(temp_dir / "ray")),  # Ray makes it world-readable; its parent stays private
+        *("--temp-dir", f"{state.temp_dir}/ray"),  # Ray makes it world-readable; its parent stays private
         *(("--num-cpus", str(cpus)) if cpus is not None else ()),
     ]
-    dropped = {*_NOT_INHERITED, *(_AWS_NOT_INHERITED if replaces_aws else ())}
+    dropped = {*_NOT_INHERITED, *(_AWS_NOT_INHERITED if state.s3 is not None else ())}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    own = {**state.environment, "PATH": path_with_this_python(), processes.TAG: state.tag}
     with open(log, "wb") as output:
         try:
             ended = subprocess.run(
                 command,
                 cwd=project,  # a job submitted without a working directory runs where its head was started
-                env={**inherited, **environment, "PATH": path_with_this_python(), processes.TAG: tag},
+                env={**inherited, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -115,7 +100,7 @@ def start(
         raise ClusterError(f"Ray did not start: {_error_in(log)} (log: {log})")
     deadline = time.monotonic() + _START_SECONDS
     for name, port, ready in (
-        ("dashboard", dashboard_port, dashboard_answers),
+        ("dashboard", state.dashboard_port, dashboard_answers),
         ("dashboard_agent", agent_port, _accepts_jobs),
     ):
         while not ready(port):
@@ -125,7 +110,7 @@ def start(
                     f"see {log.parent / 'ray' / f'{name}.log'}"
                 )
             time.sleep(0.2)
-    return [process for process in processes.tagged(tag) if process.name in _RECORDED]
+    return [process for process in processes.tagged(state.tag) if process.name in _RECORDED]
 
 
 def dashboard_answers(port: int) -> bool:
@@ -158,7 +143,7 @@ def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds
     """
     url = f"http://127.0.0.1:{dashboard_port}"
     # Ray prefers this variable to the address that its client is given: without it, jobs of another cluster would stop.
-    with _variables({**environment, "RAY_API_SERVER_ADDRESS": url}):
+    with processes.environment_variables({**environment, "RAY_API_SERVER_ADDRESS": url}):
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(url)
@@ -174,18 +159,6 @@ def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds
         while running() and time.monotonic() < deadline:
             time.sleep(0.3)
     return stopped
-
-
-@contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of the block."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def auth_mode() -> str:

@@ -92,15 +92,9 @@ def start(server: S3Server, folder: Path, log: Path, tag: str) -> Process:
 
 def probe_error(server: S3Server) -> str | None:
     """Return why a signed ListBuckets request fails, or None if it succeeds."""
+    keys = server.access_key, server.secret_key
     try:
-        list_buckets(
-            server.endpoint,
-            server.access_key,
-            server.secret_key,
-            region=REGION,
-            token=None,
-            timeout_seconds=5.0,
-        )
+        list_buckets(server.endpoint, *keys, region=REGION, token=None, timeout_seconds=5.0)
     except S3ProbeError as error:
         return str(error)
     return None
