@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.app import MODELS, command, emit, use_local_cluster
 
-_GATES = "Gates (each replaces the one of the job that trained the model)"
+
+def _gate(help_text: str, *names: str, **settings: Any) -> Any:
+    panel = "Gates (each replaces the one of the job that trained the model)"
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **settings)
 
 
 @command(
@@ -36,77 +39,31 @@ def promote(
         ),
     ] = None,
     margin_db: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum gain over the champion in dB, by its lower bound.",
-            rich_help_panel=_GATES,
-            show_default=False,
-        ),
+        float | None, _gate("Minimum gain over the champion in dB, by its lower bound.")
     ] = None,
-    max_drop_db: Annotated[
-        float | None,
-        typer.Option(
-            help="Maximum drop of one degradation on average in dB.",
-            rich_help_panel=_GATES,
-            show_default=False,
-        ),
-    ] = None,
-    reference_db: Annotated[
-        float | None,
-        typer.Option(help="A published average PSNR in dB.", rich_help_panel=_GATES, show_default=False),
-    ] = None,
-    paper: Annotated[
+    max_drop_db: Annotated[float | None, _gate("Maximum drop of one degradation on average in dB.")] = None,
+    reference_db: Annotated[float | None, _gate("A published average PSNR in dB.")] = None,
+    paper_row: Annotated[
         str | None,
-        typer.Option(
-            metavar="TABLE:METHOD",
-            help="A row of the paper's tables, for example T2:MIRAGE-T.",
-            rich_help_panel=_GATES,
-            show_default=False,
-        ),
+        _gate("A row of the paper's tables, for example T2:MIRAGE-T.", "--paper", metavar="TABLE:METHOD"),
     ] = None,
     max_below_reference_db: Annotated[
-        float | None,
-        typer.Option(
-            help="How far the average may be below these in dB.", rich_help_panel=_GATES, show_default=False
-        ),
+        float | None, _gate("How far the average may be below these in dB.")
     ] = None,
     parity: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Format whose export must compute the same. Repeatable.",
-            rich_help_panel=_GATES,
-            show_default=False,
-        ),
+        list[str] | None, _gate("Format whose export must compute the same. Repeatable.")
     ] = None,
-    latency_seconds: Annotated[
-        float | None,
-        typer.Option(help="Maximum seconds for one image.", rich_help_panel=_GATES, show_default=False),
-    ] = None,
-    memory_gib: Annotated[
-        float | None,
-        typer.Option(help="Maximum memory for one image in GiB.", rich_help_panel=_GATES, show_default=False),
-    ] = None,
-    side_pixels: Annotated[
-        int | None,
-        typer.Option(help="Side of that image in pixels.", rich_help_panel=_GATES, show_default=False),
-    ] = None,
+    latency_seconds: Annotated[float | None, _gate("Maximum seconds for one image.")] = None,
+    memory_gib: Annotated[float | None, _gate("Maximum memory for one image in GiB.")] = None,
+    side_pixels: Annotated[int | None, _gate("Side of that image in pixels.")] = None,
 ) -> None:
     """Move an alias to a model that passes every gate. Exit status 1 when a gate fails."""
+    options = locals()
     use_local_cluster()
+    from orchestrator.config.schema import Promote
     from orchestrator.promotion import promote as promotion
 
-    options = {
-        "margin_db": margin_db,
-        "max_drop_db": max_drop_db,
-        "reference_db": reference_db,
-        "paper_row": paper,
-        "max_below_reference_db": max_below_reference_db,
-        "parity": parity or None,
-        "latency_seconds": latency_seconds,
-        "memory_gib": memory_gib,
-        "side_pixels": side_pixels,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: options[key] for key in Promote.model_fields if options[key] not in (None, [])}
     outcome = promotion.promote(model, _tracking_uri(), given, to, results or ())
     emit(outcome.render())
     if not outcome.moved:
