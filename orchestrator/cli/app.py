@@ -80,27 +80,25 @@ def complete_job_file(incomplete: str) -> list[str]:
     return sorted(str(path) for path in found if str(path).startswith(incomplete))
 
 
+def argument(help_text: str, **settings: Any) -> Any:
+    """Return a required argument."""
+    return typer.Argument(help=help_text, show_default=False, **settings)
+
+
+def option(help_text: str, *names: str, default: str | bool = True, **settings: Any) -> Any:
+    """Return an option. `default` is how its help shows the default: its value (True), not at all, or as this text."""
+    return typer.Option(*names, help=help_text, show_default=default, **settings)
+
+
 JobFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="JOB",
-        help="A job file, for example jobs/demo.yaml.",
-        show_default=False,
-        autocompletion=complete_job_file,
-    ),
+    Path, argument("A job file, for example jobs/demo.yaml.", metavar="JOB", autocompletion=complete_job_file)
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key of the job. Repeatable.", show_default=False
-    ),
+    option("Override a key of the job. Repeatable.", "--set", default=False, metavar="KEY=VALUE"),
 ]
-InProcess = Annotated[
-    bool, typer.Option("--in-process", help="Run in this process with one worker, without Ray.")
-]
-Processes = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Number of processes.", show_default="all cores")
-]
+InProcess = Annotated[bool, option("Run in this process with one worker, without Ray.", "--in-process")]
+Processes = Annotated[int | None, option("Number of processes.", "--jobs", default="all cores", min=1)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -114,8 +112,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+        bool, option("Print the version and exit.", "--version", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Hold the options of `mirage` itself."""

@@ -12,24 +12,23 @@ import typer
 from orchestrator.cli.app import (
     DATA,
     Processes,
+    argument,
     command,
     emit,
     emit_error,
+    option,
     progress_bar,
     use_local_cluster,
 )
 
-Uri = Annotated[
-    str, typer.Argument(metavar="DATASET", help="s3://bucket/name or a folder.", show_default=False)
-]
+Uri = Annotated[str, argument("s3://bucket/name or a folder.", metavar="DATASET")]
 
 
 @command(DATA, "mirage show s3://mirage/demo", "mirage show DATASET -o sheet.png")
 def show(
     uri: Uri,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Contact sheet to write.", show_default="NAME.sheet.png"),
+        Path | None, option("Contact sheet to write.", "--out", "-o", default="NAME.sheet.png")
     ] = None,
 ) -> None:
     """Describe a packed dataset and write a contact sheet of it."""
@@ -49,7 +48,7 @@ def show(
 @command(DATA, "mirage verify s3://mirage/demo --pixels")
 def verify(
     uri: Uri,
-    pixels: Annotated[bool, typer.Option("--pixels", help="Also decode every image.")] = False,
+    pixels: Annotated[bool, option("Also decode every image.", "--pixels")] = False,
     jobs: Processes = None,
 ) -> None:
     """Read a whole packed dataset and compare every byte with its manifest."""
@@ -80,12 +79,9 @@ def verify(
 def stream(
     uri: Uri,
     split: Annotated[
-        str | None,
-        typer.Option(help="Only samples of this split.", show_default="both", metavar="train|test"),
+        str | None, option("Only samples of this split.", default="both", metavar="train|test")
     ] = None,
-    degradation: Annotated[
-        str | None, typer.Option(help="Only samples of this degradation, for example rain.")
-    ] = None,
+    degradation: Annotated[str | None, option("Only samples of this degradation, for example rain.")] = None,
 ) -> None:
     """Write the samples of a packed dataset to standard output, as a WebDataset tar of PNG and JPEG images."""
     use_local_cluster()
@@ -107,13 +103,9 @@ def stream(
 
 @command(DATA, "mirage audit s3://mirage/demo", "mirage audit TRAIN_DATASET TEST_DATASET -o audit.png")
 def audit(
-    uris: Annotated[
-        list[str], typer.Argument(metavar="DATASET...", help="Packed datasets.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Pictures of the pairs to write.")] = Path(
-        "audit.png"
-    ),
-    shown: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to list and picture.")] = 20,
+    uris: Annotated[list[str], argument("Packed datasets.", metavar="DATASET...")],
+    out: Annotated[Path, option("Pictures of the pairs to write.", "--out", "-o")] = Path("audit.png"),
+    shown: Annotated[int, option("Maximum number of pairs to list and picture.", min=1)] = 20,
     jobs: Processes = None,
 ) -> None:
     """Find photographs that occur twice, within and across datasets, and in both train and test.
@@ -156,21 +148,14 @@ def audit(
 
 @command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than 1 --delete")
 def gc(
-    uri: Annotated[
-        str,
-        typer.Argument(help="A dataset, or a whole storage: s3://bucket or a folder.", show_default=False),
-    ],
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete them. Without this nothing changes.")
-    ] = False,
+    uri: Annotated[str, argument("A dataset, or a whole storage: s3://bucket or a folder.")],
+    delete: Annotated[bool, option("Delete them. Without this nothing changes.", "--delete")] = False,
     older_than: Annotated[
-        float, typer.Option(min=0, help="Minimum age in hours. Younger objects may be in use.")
+        float, option("Minimum age in hours. Younger objects may be in use.", min=0)
     ] = 24.0,
     tracking: Annotated[
         str | None,
-        typer.Option(
-            help="MLflow tracking URI. Its registered models keep their runs.", show_default="this project's"
-        ),
+        option("MLflow tracking URI. Its registered models keep their runs.", default="this project's"),
     ] = None,
 ) -> None:
     """List objects that nothing refers to: orphaned and unpublished shards, old checkpoints. --delete deletes them.

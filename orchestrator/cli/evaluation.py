@@ -12,10 +12,12 @@ from orchestrator.cli.app import (
     InProcess,
     JobFile,
     Set,
+    argument,
     command,
     complete_job_file,
     emit,
     load_job_of,
+    option,
     use_local_cluster,
 )
 from orchestrator.cli.jobs import run_job
@@ -36,24 +38,17 @@ def evaluate(job_file: JobFile, overrides: Set = None, in_process: InProcess = F
 @command(EVALUATION, "mirage report", "mirage report --table 2 --results .mirage/evaluations/EVALUATION")
 def report(
     table: Annotated[
-        list[str] | None,
-        typer.Option("--table", "-t", help="Table: 1 to 7, B, C or D. Repeatable.", show_default="all"),
+        list[str] | None, option("Table: 1 to 7, B, C or D. Repeatable.", "--table", "-t", default="all")
     ] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--results", "-r", help="Folder of an evaluation. Repeatable.", show_default="all of this project"
-        ),
+        option("Folder of an evaluation. Repeatable.", "--results", "-r", default="all of this project"),
     ] = None,
     compare_with: Annotated[
-        str | None,
-        typer.Option(help="Published row to compare with.", show_default="the row of the same name or size"),
+        str | None, option("Published row to compare with.", default="the row of the same name or size")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for tables.md, .csv and .json.", show_default=".mirage/report"
-        ),
+        Path | None, option("Folder for tables.md, .csv and .json.", "--out", "-o", default=".mirage/report")
     ] = None,
 ) -> None:
     """Print and write the paper's tables, with measured rows beside the published ones."""
@@ -67,26 +62,20 @@ def report(
 def panels(
     job_files: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="JOB...",
-            help="Jobs of kind evaluate: one column each.",
-            show_default=False,
-            autocompletion=complete_job_file,
+        argument(
+            "Jobs of kind evaluate: one column each.", metavar="JOB...", autocompletion=complete_job_file
         ),
     ],
     overrides: Set = None,
     degradation: Annotated[
-        list[str] | None,
-        typer.Option("--degradation", "-d", help="Degradation to show. Repeatable.", show_default="all"),
+        list[str] | None, option("Degradation to show. Repeatable.", "--degradation", "-d", default="all")
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(
-            "--image", "-i", help="Id of an image to show. Repeatable.", show_default="--count of each"
-        ),
+        option("Id of an image to show. Repeatable.", "--image", "-i", default="--count of each"),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of images of each degradation.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("panels.png"),
+    count: Annotated[int, option("Number of images of each degradation.", min=1)] = 1,
+    out: Annotated[Path, option("PNG file to write.", "--out", "-o")] = Path("panels.png"),
 ) -> None:
     """Draw degraded, restored and clean images with magnified details, as the paper's Figures 1 and C to G."""
     use_local_cluster()
@@ -103,35 +92,26 @@ def panels(
     "mirage analyse mine.safetensors a.png --compare-with models:/mirage-5deg@champion",
 )
 def analyse(
-    model: Annotated[
-        str,
-        typer.Argument(help="MIRAGE weights: a file, models:/NAME@ALIAS or a run.", show_default=False),
-    ],
+    model: Annotated[str, argument("MIRAGE weights: a file, models:/NAME@ALIAS or a run.")],
     images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE...", help="Image files. Figures 5 and 6 need two or more.", show_default=False
-        ),
+        list[Path], argument("Image files. Figures 5 and 6 need two or more.", metavar="IMAGE...")
     ],
     compare_with: Annotated[
-        list[str] | None, typer.Option(help="Another model to compare with. Repeatable.", show_default=False)
+        list[str] | None, option("Another model to compare with. Repeatable.", default=False)
     ] = None,
     degrade: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Degradation to apply first: noise25, rain, haze, ... Repeatable.",
             "--degrade",
             "-d",
-            help="Degradation to apply first: noise25, rain, haze, ... Repeatable.",
-            show_default="none",
+            default="none",
         ),
     ] = None,
-    crop: Annotated[int, typer.Option(min=16, help="Side of the analysed centre crop in pixels.")] = 256,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures and analysis.json.")] = Path(
-        "analysis"
-    ),
+    crop: Annotated[int, option("Side of the analysed centre crop in pixels.", min=16)] = 256,
+    out: Annotated[Path, option("Folder for figures and analysis.json.", "--out", "-o")] = Path("analysis"),
     run: Annotated[
-        str | None,
-        typer.Option(help="MLflow run, by name or id, to log figures and numbers to.", show_default=False),
+        str | None, option("MLflow run, by name or id, to log figures and numbers to.", default=False)
     ] = None,
 ) -> None:
     """Draw the paper's Figures 3 to 6 and B of a model: feature ranks, channel similarity, alignment."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import START, command, emit
+from orchestrator.cli.app import START, argument, command, emit, option
 
 _EVERY = 5
 """One of this many photographs is kept for evaluation."""
@@ -20,38 +20,25 @@ _EVERY = 5
     "mirage init mine --root PAIRS --degraded 'in/{key}.png' --clean 'gt/{key}.png' --degradation rain",
 )
 def init(
-    name: Annotated[
-        str, typer.Argument(help="Name of the job, its dataset and its model.", show_default=False)
-    ],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder of your photographs.", show_default="asks for it")
-    ] = None,
+    name: Annotated[str, argument("Name of the job, its dataset and its model.")],
+    root: Annotated[Path | None, option("Folder of your photographs.", default="asks for it")] = None,
     degraded: Annotated[
         str | None,
-        typer.Option(
-            help="For pairs: pattern of the degraded files below the root, in/{key}.png.",
-            show_default="no pairs",
-        ),
+        option("For pairs: pattern of the degraded files below the root, in/{key}.png.", default="no pairs"),
     ] = None,
     clean: Annotated[
         str | None,
-        typer.Option(
-            help="For pairs: pattern of the clean files below the root, gt/{key}.png.",
-            show_default="no pairs",
-        ),
+        option("For pairs: pattern of the clean files below the root, gt/{key}.png.", default="no pairs"),
     ] = None,
     degradation: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Degradation of your pairs, or to make from clean photographs. Repeatable.",
-            show_default="asks for it",
+        option(
+            "Degradation of your pairs, or to make from clean photographs. Repeatable.", default="asks for it"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=20, help="Number of training steps.")] = 800,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Train a larger network on one GPU.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Job file to write.", show_default="jobs/NAME.yaml")
-    ] = None,
+    steps: Annotated[int, option("Number of training steps.", min=20)] = 800,
+    gpu: Annotated[bool, option("Train a larger network on one GPU.", "--gpu")] = False,
+    out: Annotated[Path | None, option("Job file to write.", "--out", "-o", default="jobs/NAME.yaml")] = None,
 ) -> None:
     """Write a commented job file for your own photographs or pairs. In a terminal it asks for what is missing."""
     import yaml

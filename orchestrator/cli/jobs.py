@@ -16,6 +16,7 @@ from orchestrator.cli.app import (
     emit,
     emit_error,
     load_job_of,
+    option,
     use_local_cluster,
 )
 
@@ -36,18 +37,13 @@ def plan(
     job_file: JobFile,
     overrides: Set = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Print the resolved job instead: every key with its value.")
+        bool, option("Print the resolved job instead: every key with its value.", "--resolved")
     ] = False,
     shapes: Annotated[
-        bool,
-        typer.Option(
-            "--shapes",
-            help="Compare workers, precision, engine and activation checkpointing by cost.",
-        ),
+        bool, option("Compare workers, precision, engine and activation checkpointing by cost.", "--shapes")
     ] = False,
     prices: Annotated[
-        Path | None,
-        typer.Option(help="YAML file with the keys of the job's section `prices`.", show_default=False),
+        Path | None, option("YAML file with the keys of the job's section `prices`.", default=False)
     ] = None,
 ) -> None:
     """Check a job file, and print its data, steps, memory, time and cost. Needs no Ray and no GPU."""

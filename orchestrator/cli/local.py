@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import START, command, emit, use_local_cluster
+from orchestrator.cli.app import START, command, emit, option, use_local_cluster
 
 
 @command(START, "mirage doctor")
@@ -28,18 +28,12 @@ def doctor() -> None:
 @command(START, "mirage up", "mirage up --cpus 4 --no-s3")
 def up(
     s3: Annotated[
-        bool, typer.Option("--with-s3/--no-s3", "--s3/ ", help="Serve .mirage as an S3 bucket on loopback.")
+        bool, option("Serve .mirage as an S3 bucket on loopback.", "--with-s3/--no-s3", "--s3/ ")
     ] = True,
-    s3_port: Annotated[
-        int | None, typer.Option(help="Port of the S3 server.", show_default="a free one")
-    ] = None,
-    dashboard_port: Annotated[
-        int, typer.Option(help="Port for `ray job submit` and Ray's dashboard.")
-    ] = 8265,
-    ray_port: Annotated[int, typer.Option(help="Port of the Ray head.")] = 6379,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, help="Number of CPUs that Ray may use.", show_default="all")
-    ] = None,
+    s3_port: Annotated[int | None, option("Port of the S3 server.", default="a free one")] = None,
+    dashboard_port: Annotated[int, option("Port for `ray job submit` and Ray's dashboard.")] = 8265,
+    ray_port: Annotated[int, option("Port of the Ray head.")] = 6379,
+    cpus: Annotated[int | None, option("Number of CPUs that Ray may use.", default="all", min=1)] = None,
 ) -> None:
     """Start a Ray head and an S3 server on this machine. They listen on loopback only."""
     from orchestrator.cluster.local import lifecycle
@@ -73,11 +67,9 @@ def env() -> None:
 @command(START, "mirage ui", "mirage ui --port 5001 --no-browser")
 def ui(
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of MLflow's server.", show_default="a free one")
+        int | None, option("Port of MLflow's server.", default="a free one", min=1, max=65535)
     ] = None,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
-    ] = True,
+    browser: Annotated[bool, option("Open the page in the browser.", "--browser/--no-browser")] = True,
 ) -> None:
     """Open MLflow's page with this project's experiments. It is served until Ctrl-C."""
     use_local_cluster()

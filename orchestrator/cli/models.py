@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.app import MODELS, command, emit, use_local_cluster
+from orchestrator.cli.app import MODELS, argument, command, emit, option, use_local_cluster
 
 
 def _gate(help_text: str, *names: str, **settings: Any) -> Any:
     panel = "Gates (each replaces the one of the job that trained the model)"
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **settings)
+    return option(help_text, *names, rich_help_panel=panel, default=False, **settings)
 
 
 @command(
@@ -22,20 +22,16 @@ def _gate(help_text: str, *names: str, **settings: Any) -> Any:
 )
 def promote(
     model: Annotated[
-        str,
-        typer.Argument(
-            help="models:/NAME/VERSION or models:/NAME@ALIAS. NAME alone is its candidate.",
-            show_default=False,
-        ),
+        str, argument("models:/NAME/VERSION or models:/NAME@ALIAS. NAME alone is its candidate.")
     ],
-    to: Annotated[str, typer.Option("--to", help="Alias to move.")] = "champion",
+    to: Annotated[str, option("Alias to move.", "--to")] = "champion",
     results: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
+            "Folder of an evaluation with the scores to compare, one for each of the two models. Repeatable.",
             "--results",
             "-r",
-            help="Folder of an evaluation with the scores to compare, one for each of the two models. Repeatable.",
-            show_default="the scores of training",
+            default="the scores of training",
         ),
     ] = None,
     margin_db: Annotated[
@@ -72,8 +68,8 @@ def promote(
 
 @command(MODELS, "mirage rollback mirage-5deg")
 def rollback(
-    name: Annotated[str, typer.Argument(help="Name of a registered model.", show_default=False)],
-    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "champion",
+    name: Annotated[str, argument("Name of a registered model.")],
+    alias: Annotated[str, option("Alias to move back.")] = "champion",
 ) -> None:
     """Move an alias back to the version that had it before. A second rollback undoes the first."""
     use_local_cluster()
@@ -89,16 +85,11 @@ def rollback(
     "mirage trace models:/mirage-5deg/3 --deep --root RAW",
 )
 def trace(
-    model: Annotated[
-        str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.", show_default=False)
-    ],
-    deep: Annotated[bool, typer.Option("--deep", help="Read and hash every shard and raw file.")] = False,
+    model: Annotated[str, argument("models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    deep: Annotated[bool, option("Read and hash every shard and raw file.", "--deep")] = False,
     root: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder that holds the raw files now. Repeatable.",
-            show_default="where they were packed from",
-        ),
+        option("Folder that holds the raw files now. Repeatable.", default="where they were packed from"),
     ] = None,
 ) -> None:
     """Trace a model back to its photographs and verify every digest. Exit status 1 when one is missing or differs."""
@@ -117,18 +108,16 @@ def trace(
     "mirage export weights.safetensors -o model.pt -f torchscript",
 )
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A .safetensors file or models:/NAME@ALIAS.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)],
+    model: Annotated[str, argument("A .safetensors file or models:/NAME@ALIAS.")],
+    out: Annotated[Path, option("File to write.", "--out", "-o", default=False)],
     form: Annotated[
         str,
-        typer.Option(
+        option(
+            "Format. `release` is the authors' .ckpt.",
             "--format",
             "-f",
+            default=False,
             metavar="safetensors|torchscript|onnx|release",
-            help="Format. `release` is the authors' .ckpt.",
-            show_default=False,
         ),
     ],
 ) -> None:
@@ -144,10 +133,8 @@ def export(
 
 @command(MODELS, "mirage import-checkpoint 5Deg_tiny.ckpt -o 5deg.safetensors")
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt of the authors.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The .safetensors file to write.", show_default=False)
-    ],
+    checkpoint: Annotated[Path, argument("A .ckpt of the authors.")],
+    out: Annotated[Path, option("The .safetensors file to write.", "--out", "-o", default=False)],
 ) -> None:
     """Convert a checkpoint of the authors to .safetensors. No code in the checkpoint is run."""
     from orchestrator.models import release_checkpoints
@@ -157,8 +144,8 @@ def import_checkpoint(
 
 @command(MODELS, "mirage export-checkpoint 5deg.safetensors -o 5deg.ckpt")
 def export_checkpoint(
-    weights: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .ckpt file to write.", show_default=False)],
+    weights: Annotated[Path, argument("A .safetensors file.")],
+    out: Annotated[Path, option("The .ckpt file to write.", "--out", "-o", default=False)],
 ) -> None:
     """Convert .safetensors weights to a checkpoint that the authors' scripts load."""
     from orchestrator.models import release_checkpoints

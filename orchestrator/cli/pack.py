@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli.app import DATA, Command, Processes, app, emit, epilog, progress_bars, use_local_cluster
+from orchestrator.cli.app import (
+    DATA,
+    Command,
+    Processes,
+    app,
+    emit,
+    epilog,
+    option,
+    progress_bars,
+    use_local_cluster,
+)
 
 PUBLISHED = {
     "bsd400-wed": "BSD400 and WED, to train denoising",
@@ -69,41 +79,26 @@ pack = typer.Typer(
 app.add_typer(pack, rich_help_panel=DATA)
 
 # Each sub-command's parameters are keys of a job's section `data.pack`, so it hands all of them on by `locals()`.
-Out = Annotated[
-    str,
-    typer.Option("--out", "-o", metavar="DATASET", help="s3://bucket/name or a folder.", show_default=False),
-]
-Root = Annotated[Path, typer.Option(help="Folder of the raw files.", show_default=False)]
+Out = Annotated[str, option("s3://bucket/name or a folder.", "--out", "-o", default=False, metavar="DATASET")]
+Root = Annotated[Path, option("Folder of the raw files.", default=False)]
 Encoding = Annotated[
     str,
-    typer.Option(
-        metavar="fast|compact|original",
-        help="Lossless tiles: fast (QOI), compact (WebP). Or the files' bytes.",
+    option(
+        "Lossless tiles: fast (QOI), compact (WebP). Or the files' bytes.", metavar="fast|compact|original"
     ),
 ]
 Jpeg = Annotated[
-    str,
-    typer.Option(
-        metavar="keep|tile", help="Keep JPEG files, or write tiles, which take several times the space."
-    ),
+    str, option("Keep JPEG files, or write tiles, which take several times the space.", metavar="keep|tile")
 ]
-ShardMib = Annotated[int, typer.Option(min=1, help="Approximate size of a shard in MiB.")]
-Partial = Annotated[
-    bool, typer.Option("--allow-partial", help="Pack what is there and record what is missing.")
-]
+ShardMib = Annotated[int, option("Approximate size of a shard in MiB.", min=1)]
+Partial = Annotated[bool, option("Pack what is there and record what is missing.", "--allow-partial")]
 Degradations = Annotated[
     list[str] | None,
-    typer.Option(
-        "--degradation",
-        help="Degradation to make. Repeatable.",
-        show_default="noise25 rain haze blur lowlight",
-    ),
+    option("Degradation to make. Repeatable.", "--degradation", default="noise25 rain haze blur lowlight"),
 ]
-Variants = Annotated[
-    int, typer.Option(min=1, help="Random draws of each degradation per training photograph.")
-]
-Seed = Annotated[int, typer.Option(help="Random seed of the degradations.")]
-Licence = Annotated[str, typer.Option(help="Licence of the photographs, for the manifest.")]
+Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
+Seed = Annotated[int, option("Random seed of the degradations.")]
+Licence = Annotated[str, option("Licence of the photographs, for the manifest.")]
 
 
 @pack.command(
@@ -136,9 +131,7 @@ def synthetic(
     degradations: Degradations = None,
     held_out: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Photograph for evaluation, by name without suffix. Repeatable.", show_default=False
-        ),
+        option("Photograph for evaluation, by name without suffix. Repeatable.", default=False),
     ] = None,
     variants: Variants = 4,
     seed: Seed = 0,
@@ -163,18 +156,11 @@ def pairs(
     out: Out,
     root: Root,
     degraded: Annotated[
-        str,
-        typer.Option(
-            help="Pattern of the degraded files below the root: in/{key}_*.png.", show_default=False
-        ),
+        str, option("Pattern of the degraded files below the root: in/{key}_*.png.", default=False)
     ],
-    clean: Annotated[
-        str, typer.Option(help="Pattern of the clean files below the root: gt/{key}.png.", show_default=False)
-    ],
-    degradation: Annotated[list[str], typer.Option(help="What degraded the files.", show_default=False)],
-    held_out_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the clean files for evaluation.")
-    ] = 0.0,
+    clean: Annotated[str, option("Pattern of the clean files below the root: gt/{key}.png.", default=False)],
+    degradation: Annotated[list[str], option("What degraded the files.", default=False)],
+    held_out_share: Annotated[float, option("Share of the clean files for evaluation.", min=0, max=1)] = 0.0,
     licence: Licence = "not stated",
     allow_partial: Partial = False,
     encoding: Encoding = "fast",
@@ -208,25 +194,22 @@ def _published_command(dataset: str) -> Any:
     def published(
         out: Out,
         root: Root,
-        split: Annotated[str, typer.Option(metavar="train|test|all", help="Split to pack.")] = "all",
+        split: Annotated[str, option("Split to pack.", metavar="train|test|all")] = "all",
         list_file: Annotated[
-            Path | None, typer.Option("--list", help="Official list of training files.", show_default=False)
+            Path | None, option("Official list of training files.", "--list", default=False)
         ] = None,
         group: Annotated[
-            str, typer.Option(metavar="single|double|triple|all", help="cdd11 only: degradations to pack.")
+            str, option("cdd11 only: degradations to pack.", metavar="single|double|triple|all")
         ] = "all",
         crops: Annotated[
-            bool,
-            typer.Option("--crops", help="gopro only: cut training frames into 512-pixel crops, 256 apart."),
+            bool, option("gopro only: cut training frames into 512-pixel crops, 256 apart.", "--crops")
         ] = False,
         exclude_leaked: Annotated[
-            bool, typer.Option("--exclude-leaked", help="Leave out training scenes that are test images.")
+            bool, option("Leave out training scenes that are test images.", "--exclude-leaked")
         ] = False,
         expect: Annotated[
             list[str] | None,
-            typer.Option(
-                metavar="PART=N", help="Pairs of a part of a chosen subset. Repeatable.", show_default=False
-            ),
+            option("Pairs of a part of a chosen subset. Repeatable.", default=False, metavar="PART=N"),
         ] = None,
         allow_partial: Partial = False,
         encoding: Encoding = "fast",

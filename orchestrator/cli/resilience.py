@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import PROOFS, JobFile, Set, command, emit, load_job_of, use_local_cluster
+from orchestrator.cli.app import (
+    PROOFS,
+    JobFile,
+    Set,
+    argument,
+    command,
+    emit,
+    load_job_of,
+    option,
+    use_local_cluster,
+)
 
 if TYPE_CHECKING:
     from orchestrator.resilience.fault_schedule import FaultKind
@@ -25,26 +35,23 @@ NOT_PROVEN = 1
 def prove_resume(
     job_file: JobFile,
     overrides: Set = None,
-    kills: Annotated[int, typer.Option(min=1, help="Number of workers to kill.")] = 3,
-    seed: Annotated[int, typer.Option(help="Random seed for kill steps and victims.")] = 0,
-    steps: Annotated[int, typer.Option(min=2, help="Number of training steps.")] = 20,
+    kills: Annotated[int, option("Number of workers to kill.", min=1)] = 3,
+    seed: Annotated[int, option("Random seed for kill steps and victims.")] = 0,
+    steps: Annotated[int, option("Number of training steps.", min=2)] = 20,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of workers.", show_default="the job's workers.min")
+        int | None, option("Number of workers.", default="the job's workers.min", min=1)
     ] = None,
     on: Annotated[
         list[int] | None,
-        typer.Option(
-            "--on",
-            min=1,
-            help="Number of workers after a kill. Repeatable, taken in turn.",
-            show_default="the same",
+        option(
+            "Number of workers after a kill. Repeatable, taken in turn.", "--on", default="the same", min=1
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep both runs in the storage also when the proof succeeds.")
+        bool, option("Keep both runs in the storage also when the proof succeeds.", "--keep")
     ] = False,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Use plain processes on this machine, without Ray.")
+        bool, option("Use plain processes on this machine, without Ray.", "--in-process")
     ] = False,
 ) -> None:
     """Kill a training run at random steps, resume it, and compare it with an uninterrupted run.
@@ -81,22 +88,18 @@ def prove_resume(
 def chaos(
     job_file: JobFile,
     overrides: Set = None,
-    faults: Annotated[int, typer.Option(min=1, help="Number of faults to inject.")] = 5,
-    seed: Annotated[int, typer.Option(help="Random seed for the faults' order, steps and targets.")] = 0,
-    steps: Annotated[int, typer.Option(min=10, help="Number of training steps.")] = 200,
-    workers: Annotated[int, typer.Option(min=1, help="Number of workers, each on its own node.")] = 2,
+    faults: Annotated[int, option("Number of faults to inject.", min=1)] = 5,
+    seed: Annotated[int, option("Random seed for the faults' order, steps and targets.")] = 0,
+    steps: Annotated[int, option("Number of training steps.", min=10)] = 200,
+    workers: Annotated[int, option("Number of workers, each on its own node.", min=1)] = 2,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="worker|driver|node|store|tracking", help="Kind of fault. Repeatable.", show_default="all"
-        ),
+        option("Kind of fault. Repeatable.", default="all", metavar="worker|driver|node|store|tracking"),
     ] = None,
     recovery_seconds: Annotated[
-        float, typer.Option(min=1, help="Maximum seconds until training continues after a fault.")
+        float, option("Maximum seconds until training continues after a fault.", min=1)
     ] = 300,
-    fault_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for which the store or tracking fails.")
-    ] = 20,
+    fault_seconds: Annotated[float, option("Seconds for which the store or tracking fails.", min=0.1)] = 20,
 ) -> None:
     """Train while workers, driver, nodes, store and tracking fail, and check that nothing is lost.
 
@@ -134,10 +137,7 @@ def chaos(
 
 @command(PROOFS, "mirage ledger s3://mirage/runs/RUN")
 def ledger(
-    run: Annotated[
-        str,
-        typer.Argument(help="Folder of a run: s3://bucket/runs/NAME or a path.", show_default=False),
-    ],
+    run: Annotated[str, argument("Folder of a run: s3://bucket/runs/NAME or a path.")],
 ) -> None:
     """Check that a run with `data.ledger` consumed each sample position exactly once."""
     use_local_cluster()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import USE, command, emit, emit_error, use_local_cluster
+from orchestrator.cli.app import USE, argument, command, emit, emit_error, option, use_local_cluster
 from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
@@ -26,60 +26,54 @@ _DEFAULT_TILE, _DEFAULT_OVERLAP = 512, 64
 def restore(
     inputs: Annotated[
         list[str],
-        typer.Argument(
+        argument(
+            "Image files, folders with everything below them, globs in quotes, or s3://bucket/prefix.",
             metavar="INPUT...",
-            help="Image files, folders with everything below them, globs in quotes, or s3://bucket/prefix.",
-            show_default=False,
         ),
     ],
     model: Annotated[
         str,
-        typer.Option(
+        option(
+            "A .safetensors file, a .ckpt of the authors, a run, or models:/NAME@ALIAS.",
             "--model",
             "-m",
-            help="A .safetensors file, a .ckpt of the authors, a run, or models:/NAME@ALIAS.",
-            show_default=False,
+            default=False,
         ),
     ],
     out: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "A folder or s3://bucket/prefix; for one photograph also a file.",
             "--out",
             "-o",
-            help="A folder or s3://bucket/prefix; for one photograph also a file.",
-            show_default="NAME.restored.EXT beside the photograph",
+            default="NAME.restored.EXT beside the photograph",
         ),
     ] = None,
     compare: Annotated[
-        Path | None,
-        typer.Option(help="PNG file to write with photographs before and after.", show_default=False),
+        Path | None, option("PNG file to write with photographs before and after.", default=False)
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing results. Photographs are never replaced.")
+        bool, option("Replace existing results. Photographs are never replaced.", "--overwrite")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Precision.")] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of CPU threads.", show_default="all")
-    ] = None,
+    device: Annotated[str, option("Device.", metavar="auto|cpu|cuda")] = "auto",
+    precision: Annotated[str, option("Precision.", metavar="fp32|bf16")] = "fp32",
+    threads: Annotated[int | None, option("Number of CPU threads.", default="all", min=1)] = None,
     mode: Annotated[
         str,
-        typer.Option(
-            metavar="auto|whole|strips|tiles",
-            help="whole: the photograph at once. strips: the same result in little memory. tiles: a different result, "
+        option(
+            "whole: the photograph at once. strips: the same result in little memory. tiles: a different result, "
             "see docs/restoring.md.",
+            metavar="auto|whole|strips|tiles",
         ),
     ] = "auto",
     tile: Annotated[
         int | None,
-        typer.Option(
-            help="Side of a tile in pixels, a multiple of 8. Selects --mode tiles.",
-            show_default=str(_DEFAULT_TILE),
+        option(
+            "Side of a tile in pixels, a multiple of 8. Selects --mode tiles.", default=str(_DEFAULT_TILE)
         ),
     ] = None,
     overlap: Annotated[
-        int | None,
-        typer.Option(help="Pixels that adjacent tiles share.", show_default=str(_DEFAULT_OVERLAP)),
+        int | None, option("Pixels that adjacent tiles share.", default=str(_DEFAULT_OVERLAP))
     ] = None,
 ) -> None:
     """Restore photographs. Size, format, bit depth, metadata and colour profile are kept.
