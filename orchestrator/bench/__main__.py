@@ -21,22 +21,23 @@ def parser() -> argparse.ArgumentParser:
     kinds = top.add_subparsers(dest="kind", required=True)
 
     model = kinds.add_parser("model", help="measure speed, memory, parameters and multiply-adds")
-    model.add_argument("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
-    model.add_argument(
+    add = model.add_argument
+    add("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
+    add(
         "--peer",
         action="append",
         default=[],
         metavar="NAME=PATH",
         help="checkout of PromptIR, MoCE-IR, AdaIR, Restormer or OneRestore; repeatable",
     )
-    model.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
-    model.add_argument("--what", choices=("both", "train", "infer"), default="both")
-    model.add_argument("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
-    model.add_argument("--batch", type=_positive, default=2, help="images per batch")
-    model.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
-    model.add_argument("--compile", action="store_true", help="compile the blocks of ours and the release")
-    model.add_argument("--graphs", action="store_true", help="run our inference from CUDA graphs (GPU only)")
-    model.add_argument(
+    add("--size", choices=("tiny", "small", "base"), default="tiny")
+    add("--what", choices=("both", "train", "infer"), default="both")
+    add("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
+    add("--batch", type=_positive, default=2, help="images per batch")
+    add("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
+    add("--compile", action="store_true", help="compile the blocks of ours and the release")
+    add("--graphs", action="store_true", help="run our inference from CUDA graphs (GPU only)")
+    add(
         "--align",
         type=_positive,
         default=1,
@@ -50,51 +51,46 @@ def parser() -> argparse.ArgumentParser:
         default="none",
         help="blocks of ours whose activations are recomputed in the backward pass",
     )
-    model.add_argument("--threads", type=_positive, default=1, help="CPU threads")
+    add("--threads", type=_positive, default=1, help="CPU threads")
 
     parity = kinds.add_parser("train-parity", help="train ours and the release side by side")
-    parity.add_argument("--release", type=Path, metavar="PATH", required=True)
-    parity.add_argument("--size", choices=("tiny", "small"), default="tiny")
-    parity.add_argument("--steps", type=_positive, default=50)
-    parity.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
-    parity.add_argument("--batch", type=_positive, default=2, help="images per step")
-    parity.add_argument("--learning-rate", type=float, default=2e-4)
-    parity.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
-    parity.add_argument("--threads", type=_positive, default=2, help="CPU threads")
+    add = parity.add_argument
+    add("--release", type=Path, metavar="PATH", required=True)
+    add("--size", choices=("tiny", "small"), default="tiny")
+    add("--steps", type=_positive, default=50)
+    add("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
+    add("--batch", type=_positive, default=2, help="images per step")
+    add("--learning-rate", type=float, default=2e-4)
+    add("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
+    add("--threads", type=_positive, default=2, help="CPU threads")
 
     loader = kinds.add_parser("loader", help="compare our training samples per second with the release's")
-    loader.add_argument("--release", type=Path, metavar="PATH", required=True)
-    loader.add_argument("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
-    loader.add_argument("--images", type=_positive, default=32, help="samples of each dataset to create")
-    loader.add_argument(
-        "--batches", type=_positive, default=2, help="batches of 32 samples per measurement of the release"
-    )
-    loader.add_argument("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
-    loader.add_argument("--encoding", choices=("fast", "compact", "original"), default="fast")
-    loader.add_argument("--jpeg", choices=("keep", "tile"), default="keep", help="how to pack JPEG files")
+    add = loader.add_argument
+    add("--release", type=Path, metavar="PATH", required=True)
+    add("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
+    add("--images", type=_positive, default=32, help="samples of each dataset to create")
+    add("--batches", type=_positive, default=2, help="batches of 32 samples per measurement of the release")
+    add("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
+    add("--encoding", choices=("fast", "compact", "original"), default="fast")
+    add("--jpeg", choices=("keep", "tile"), default="keep", help="how to pack JPEG files")
     _s3(loader)
-    loader.add_argument("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
-    loader.add_argument("--seed", type=int, default=0)
-    loader.add_argument("--threads", type=_positive, default=1, help="CPU threads")
+    add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
+    add("--seed", type=int, default=0)
+    add("--threads", type=_positive, default=1, help="CPU threads")
 
     scaling = kinds.add_parser("scaling", help="measure a step on several workers and simulate more of them")
-    scaling.add_argument(
+    add = scaling.add_argument
+    add(
         "--workers", type=_positive, nargs="+", help="default: 1, 2, 4, ... up to the number of cores or GPUs"
     )
-    scaling.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
-    scaling.add_argument("--batch", type=_positive, default=8, help="images per step, over all workers")
-    scaling.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
-    scaling.add_argument("--steps", type=_positive, default=5, help="timed steps of each kind")
-    scaling.add_argument(
-        "--preemptions-per-hour", type=float, default=0.05, help="assumed preemptions of one worker"
-    )
-    scaling.add_argument("--checkpoint-steps", type=_positive, default=500, help="steps between checkpoints")
-    scaling.add_argument(
-        "--checkpoint-seconds", type=float, default=0.1, help="stall of training per checkpoint"
-    )
-    scaling.add_argument(
-        "--restart-seconds", type=float, default=60.0, help="time from a lost worker to the next step"
-    )
+    add("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
+    add("--batch", type=_positive, default=8, help="images per step, over all workers")
+    add("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
+    add("--steps", type=_positive, default=5, help="timed steps of each kind")
+    add("--preemptions-per-hour", type=float, default=0.05, help="assumed preemptions of one worker")
+    add("--checkpoint-steps", type=_positive, default=500, help="steps between checkpoints")
+    add("--checkpoint-seconds", type=float, default=0.1, help="stall of training per checkpoint")
+    add("--restart-seconds", type=float, default=60.0, help="time from a lost worker to the next step")
     _renamed(
         scaling,
         "--lr-scaling",
@@ -103,20 +99,19 @@ def parser() -> argparse.ArgumentParser:
         default="linear",
         help="learning rate as a function of the global batch",
     )
-    scaling.add_argument("--figure", type=Path, metavar="FILE", help="write the curves there as PNG")
-    scaling.add_argument("--threads", type=_positive, default=1, help="CPU threads per worker")
+    add("--figure", type=Path, metavar="FILE", help="write the curves there as PNG")
+    add("--threads", type=_positive, default=1, help="CPU threads per worker")
 
     checkpoint = kinds.add_parser("checkpoint", help="measure the cost of a checkpoint in a folder and on S3")
-    checkpoint.add_argument("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
-    checkpoint.add_argument("--batch", type=_positive, default=8, help="images per step")
-    checkpoint.add_argument("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
-    checkpoint.add_argument(
-        "--steps", type=_positive, default=3, help="steps with, and as many without, a checkpoint"
-    )
-    checkpoint.add_argument("--repeats", type=_positive, default=5, help="repeats, after one warm-up")
+    add = checkpoint.add_argument
+    add("--size", choices=("demo", "tiny", "small", "base"), default="tiny")
+    add("--batch", type=_positive, default=8, help="images per step")
+    add("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
+    add("--steps", type=_positive, default=3, help="steps with, and as many without, a checkpoint")
+    add("--repeats", type=_positive, default=5, help="repeats, after one warm-up")
     _s3(checkpoint)
-    checkpoint.add_argument("--threads", type=_positive, default=1, help="CPU threads per step")
-    checkpoint.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--threads", type=_positive, default=1, help="CPU threads per step")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
 
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")

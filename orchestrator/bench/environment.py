@@ -30,11 +30,6 @@ class Environment:
         """Return the context of a forward pass in this precision: autocast for bf16."""
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
-    def synchronize(self) -> None:
-        """Wait for the work of a GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def prepare(device: str, threads: int, precision: str) -> Environment:
     """Choose the device, set the number of threads, and allow TF32 only for `tf32`. Raises BenchError."""

@@ -29,6 +29,7 @@ from orchestrator.bench.errors import BenchError
 from orchestrator.bench.scaling_worker import DEGRADATIONS, ScalingRow, ScalingSpec, WorkerTimes
 from orchestrator.config.schedule import lr_scale
 from orchestrator.console import count
+from orchestrator.planning.estimate import ASSUMED_NETWORK
 from orchestrator.planning.scaling_model import (
     CheckpointPolicy,
     Network,
@@ -38,8 +39,6 @@ from orchestrator.planning.scaling_model import (
     best_checkpoint_steps,
     efficiency,
     predict,
-    strong,
-    weak,
 )
 from orchestrator.tables import aligned
 from shards.pack import pack
@@ -52,8 +51,7 @@ WEAK = tuple(2**n for n in range(13))
 TIMEOUT_SECONDS = 1800
 
 ASSUMED_GPU = WorkerSpeed(step_seconds=0.005, image_seconds=1 / 400, spread=0.02)
-ASSUMED_NETWORK = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
-"""Assumed, not measured: 400 crops of 128² a second of T in fp32, 2 % spread; 50 µs and 25 Gbit/s between workers."""
+"""Assumed, not measured: 400 crops of 128² a second of T in fp32, 2 % spread."""
 
 
 def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
@@ -204,7 +202,7 @@ def simulate(
     cost: StepCost, preemptions_per_hour: float, policy: CheckpointPolicy
 ) -> dict[str, list[ScalingPoint]]:
     """Return the curves of assumed GPUs: batch 32 shared by 1 to 32, and 32 images each on 1 to 4,096."""
-    without = weak(WEAK, 32, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy)
+    without = [predict(n, 32 * n, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy) for n in WEAK]
     spot = replace(ASSUMED_GPU, preemptions_per_hour=preemptions_per_hour)
     preempted = []
     for point in without:
@@ -215,7 +213,7 @@ def simulate(
         best = replace(policy, checkpoint_steps=steps)
         preempted.append(predict(point.workers, point.global_batch, cost, spot, ASSUMED_NETWORK, best))
     return {
-        "strong": strong(STRONG, 32, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy),
+        "strong": [predict(n, 32, cost, ASSUMED_GPU, ASSUMED_NETWORK, policy) for n in STRONG],
         "weak": without,
         "weak, preempted": preempted,
     }

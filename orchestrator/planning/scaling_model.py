@@ -1,6 +1,6 @@
 """Model of how the cost of a training step scales with the number of workers.
 
-    step      compute of the slowest worker + waits for data + communication that is not overlapped
+    step      compute of the slowest worker + waits for data + communication
     run       steps + checkpoints + work lost to preemptions and restarts
 
 Communication of one step, per micro-batch where it is inside the model:
@@ -10,8 +10,8 @@ Communication of one step, per micro-batch where it is inside the model:
     batch norm     two small all-reduces for each of the model's blocks (35 of T: 70), one forward and one backward
     negatives      the embeddings of the global micro-batch, summed as zero-padded rows, forward and backward
 
-A small all-reduce is a tree of 2 ceil(log2 p) messages, dominated by latency. Only the share `hidden` of the gradients'
-all-reduce overlaps with the backward pass. The inputs are measured (`mirage bench scaling`) or assumed.
+A small all-reduce is a tree of 2 ceil(log2 p) messages, dominated by latency. Nothing is assumed to overlap with the
+backward pass. The inputs are measured (`mirage bench scaling`) or assumed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ScalingPoint:
 
     @property
     def communication(self) -> float:
-        """Return the seconds of all messages that are not overlapped."""
+        """Return the seconds of all messages."""
         return self.gradients + self.norms + self.negatives
 
     @property
@@ -160,13 +160,8 @@ def predict(
     speed: WorkerSpeed,
     network: Network,
     policy: CheckpointPolicy | None = None,
-    hidden: float = 0.0,
 ) -> ScalingPoint:
-    """Return the times of `workers` that share `global_batch` images.
-
-    `hidden` is the share of the gradients' all-reduce that overlaps with the backward pass. Raises ValueError when a
-    worker gets no image.
-    """
+    """Return the times of `workers` that share `global_batch` images. Raises ValueError when one gets no image."""
     micro_batch = global_batch // cost.micro_batches
     if workers > micro_batch:
         raise ValueError(f"{workers} workers cannot share a micro-batch of {micro_batch} images")
@@ -181,7 +176,7 @@ def predict(
         compute=compute,
         straggling=compute * straggler_excess(workers, speed.spread),
         data=speed.data_seconds,
-        gradients=(1 - hidden) * network.all_reduce(4 * cost.parameters, workers),
+        gradients=network.all_reduce(4 * cost.parameters, workers),
         norms=norms,
         negatives=negatives,
         useful=1.0,
@@ -193,27 +188,3 @@ def predict(
 def efficiency(point: ScalingPoint, one: ScalingPoint) -> float:
     """Return the throughput per worker at `point` relative to one worker alone, at `one`."""
     return point.images_per_second / point.workers / (one.images_per_second / one.workers)
-
-
-def strong(
-    counts: tuple[int, ...],
-    global_batch: int,
-    cost: StepCost,
-    speed: WorkerSpeed,
-    network: Network,
-    policy: CheckpointPolicy,
-) -> list[ScalingPoint]:
-    """Return the results for several numbers of workers that share one batch (strong scaling)."""
-    return [predict(n, global_batch, cost, speed, network, policy) for n in counts]
-
-
-def weak(
-    counts: tuple[int, ...],
-    each: int,
-    cost: StepCost,
-    speed: WorkerSpeed,
-    network: Network,
-    policy: CheckpointPolicy,
-) -> list[ScalingPoint]:
-    """Return the results for several numbers of workers with `each` images per worker (weak scaling)."""
-    return [predict(n, n * each, cost, speed, network, policy) for n in counts]
