@@ -1,22 +1,5 @@
 """Define the errors that a user can cause or fix, as one tree.
 
-    OrchestratorError
-    ├── JobFileError        the job file is not valid; the message lists every problem
-    ├── PlanError           the job is valid, but the data, the cluster or the workers cannot run it
-    ├── ClusterError        the local cluster, a port, a process, a submission
-    ├── CheckpointError     a checkpoint of another run or another version
-    │   └── DamagedCheckpointError   its checksum does not match; the previous one is used
-    ├── TrainingError       the run failed: a worker, a timeout, a loss that is not finite
-    ├── TrackingError       MLflow cannot be reached or refuses
-    ├── RegistryError       a model cannot be registered or found
-    ├── ModelError          a user-defined network cannot be imported, built, loaded or called
-    ├── SweepError          a sweep cannot continue, or does not exist
-    ├── EvaluationError     results cannot be measured, read or compared
-    ├── ExportError         a model cannot be exported, or the export computes something else
-    ├── PhotoError          a file is not an image that can be restored
-    │   └── ResultError      the file is valid, but the output of the model is not an image
-    └── ServiceError        the service cannot start with these settings
-
 A message names the value, its location, and what to do. Bugs are not in this tree: they print a traceback.
 """
 
@@ -30,11 +13,11 @@ class JobFileError(OrchestratorError):
 
 
 class PlanError(OrchestratorError):
-    """A valid job that this data or this cluster cannot run."""
+    """A valid job that the data, the cluster or the workers cannot run."""
 
 
 class ClusterError(OrchestratorError):
-    """The local cluster could not be started, reached or stopped."""
+    """The local cluster, a port, a process or a submission does not work."""
 
 
 class CheckpointError(OrchestratorError):
@@ -42,11 +25,11 @@ class CheckpointError(OrchestratorError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose checksum does not match."""
+    """A checkpoint whose checksum does not match; the one before it is used."""
 
 
 class TrainingError(OrchestratorError):
-    """The run failed after it was launched."""
+    """A run that failed after its launch: a worker, a timeout, a loss that is not finite."""
 
 
 class TrackingError(OrchestratorError):

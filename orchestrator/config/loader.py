@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.config.schema import Training
+from orchestrator.console import count
 from orchestrator.errors import JobFileError
 
 log = logging.getLogger(__name__)
@@ -63,14 +64,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     if parent is not None:
         base = _read(path.parent / str(parent))
         if "extends" in base.values:
+            where = base.places[("extends",)]
             raise _job_file_error(
-                [
-                    Problem(
-                        base.places[("extends",)],
-                        "extends",
-                        "a file that is extended cannot extend another one.",
-                    )
-                ]
+                Problem(where, "extends", "a file that is extended cannot extend another one.")
             )
         layers.insert(0, base)
     layers.append(_read_overrides(overrides))
@@ -148,9 +144,9 @@ def _read(path: Path) -> _Layer:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = difflib.get_close_matches(path.name, near, n=1)
         tail = f" Did you mean {path.parent / hint[0]}?" if hint else ""
-        raise _job_file_error([Problem(shown, "", f"this job file does not exist.{tail}")]) from None
+        raise _job_file_error(Problem(shown, "", f"this job file does not exist.{tail}")) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise _job_file_error([Problem(shown, "", f"cannot be read as text: {error}")]) from error
+        raise _job_file_error(Problem(shown, "", f"cannot be read as text: {error}")) from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -158,21 +154,19 @@ def _read(path: Path) -> _Layer:
         mark = getattr(error, "problem_mark", None)
         at = f"{shown}:{mark.line + 1}" if mark else shown
         what = getattr(error, "problem", None) or "not YAML"
-        raise _job_file_error(
-            [Problem(at, "", f"is not valid YAML: {what}. Correct that line; indent with spaces.")]
-        ) from error
+        message = f"is not valid YAML: {what}. Correct that line; indent with spaces."
+        raise _job_file_error(Problem(at, "", message)) from error
     if not isinstance(values, dict):
-        raise _job_file_error([Problem(shown, "", "must be a mapping of keys to values.")])
+        raise _job_file_error(Problem(shown, "", "must be a mapping of keys to values."))
     places: dict[Key, str] = {}
     repeated: list[Problem] = []
     for key, line in _walk(root, ()):
         if key in places:
-            repeated.append(
-                Problem(f"{shown}:{line}", ".".join(key), f"is given twice; first at {places[key]}.")
-            )
+            message = f"is given twice; first at {places[key]}."
+            repeated.append(Problem(f"{shown}:{line}", ".".join(key), message))
         places.setdefault(key, f"{shown}:{line}")
     if repeated:
-        raise _job_file_error(repeated)
+        raise _job_file_error(*repeated)
     return _Layer(values, places, shown)
 
 
@@ -196,28 +190,22 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
     for text in overrides:
         name, equals, value = text.partition("=")
         key = tuple(name.strip().split("."))
+        where = f"--set {text}"
         if not equals or not all(key):
-            raise _job_file_error(
-                [Problem(f"--set {text}", "", "is not key=value, for example train.steps=100.")]
-            )
+            raise _job_file_error(Problem(where, "", "is not key=value, for example train.steps=100."))
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise _job_file_error([Problem(f"--set {text}", "", "the value is not valid YAML.")]) from error
+            raise _job_file_error(Problem(where, "", "the value is not valid YAML.")) from error
         inner = values
         for part in key[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise _job_file_error(
-                    [
-                        Problem(
-                            f"--set {text}", "", "sets a key inside one to which another --set gives a value."
-                        )
-                    ]
-                )
+                message = "sets a key inside one to which another --set gives a value."
+                raise _job_file_error(Problem(where, "", message))
         inner[key[-1]] = parsed
         for depth in range(1, len(key) + 1):
-            places[key[:depth]] = f"--set {text}"
+            places[key[:depth]] = where
     return _Layer(values, places, "--set")
 
 
@@ -244,10 +232,10 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
         understood = _without_unknown_keys(given, error)
         if understood is not None:
             wrong += _conflicts(kind, kind.model.model_validate(understood), places, whole)
-        raise _job_file_error(wrong) from None
+        raise _job_file_error(*wrong) from None
     problems = _conflicts(kind, job, places, whole)
     if problems:
-        raise _job_file_error(problems)
+        raise _job_file_error(*problems)
     return job
 
 
@@ -277,7 +265,7 @@ def _kind(name: object, places: Mapping[Key, str], whole: str) -> JobKind:
     near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
     message = f"is {name!r}: choose from {', '.join(KINDS)}.{hint}"
-    raise _job_file_error([Problem(_place(("kind",), places, whole), "kind", message)])
+    raise _job_file_error(Problem(_place(("kind",), places, whole), "kind", message))
 
 
 def _merge(
@@ -322,7 +310,8 @@ def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -
     if error["type"] == "missing":
         return Problem(where, dotted, "is missing.")
     message = str(error["msg"])
-    near = difflib.get_close_matches(value, _choices(message), n=1) if isinstance(value, str) else []
+    choices = message.split("'")[1::2]  # pydantic quotes them
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return Problem(where, dotted, f"is {value!r}: {message[0].lower()}{message[1:]}.{hint}")
 
@@ -366,17 +355,11 @@ def _by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _choices(message: str) -> list[str]:
-    """Return the quoted values of a pydantic message."""
-    return message.split("'")[1::2]
-
-
-def _job_file_error(problems: Sequence[Problem]) -> JobFileError:
+def _job_file_error(*problems: Problem) -> JobFileError:
     width = max(len(p.where) for p in problems)
     keys = max(len(p.key) for p in problems)
     lines = [
         f"{p.where:<{width}}  {p.key:<{keys}}  {p.message}" if keys else f"{p.where:<{width}}  {p.message}"
         for p in problems
     ]
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return JobFileError("\n".join([*lines, f"{count}. Nothing was started."]))
+    return JobFileError("\n".join([*lines, f"{count(len(problems), 'problem')}. Nothing was started."]))

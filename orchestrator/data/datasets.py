@@ -54,14 +54,14 @@ def open_dataset_at(uris: Sequence[str], digests: Sequence[str], spec: Data) -> 
     return Dataset(uris, _cache(spec.cache_gib), digests)
 
 
-def open_uris(uris: Sequence[str], cache_gib: float = 20.0) -> Dataset:
+def open_uris(uris: Sequence[str]) -> Dataset:
     """Open packed datasets by URI or folder. Raises ShardsError."""
-    return Dataset([absolute_uri(uri) for uri in uris], _cache(cache_gib))
+    return Dataset([absolute_uri(uri) for uri in uris], _cache())
 
 
 def open_pipeline_at(uri: str, split: str | None, degradation: str | None) -> DataPipeline:
     """Return the samples of a packed dataset as a WebDataset pipeline. Raises ShardsError."""
-    return open_pipeline(absolute_uri(uri), _cache(20.0), split=split, degradation=degradation)
+    return open_pipeline(absolute_uri(uri), _cache(), split=split, degradation=degradation)
 
 
 def open_dataset(job: Job) -> Dataset:
@@ -100,7 +100,7 @@ def ensure_packed(
 
 
 def pack_dataset(
-    spec: Mapping[str, object], out: str, callbacks: PackCallbacks | None = None, jobs: int = 1
+    spec: Mapping[str, object], out: str, callbacks: PackCallbacks, jobs: int
 ) -> tuple[Manifest, str]:
     """Pack the dataset described by `spec` (a `data.pack` section); return the manifest and its URI.
 
@@ -115,16 +115,11 @@ def pack_dataset(
     if conflicts:
         raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)
-    source, store = source_of(chosen, callbacks and callbacks.hash), open_store(uri)
+    source, store = source_of(chosen, callbacks.hash), open_store(uri)
     store.ensure_bucket()
     _holds(store, source, chosen)
     name = uri.rsplit("/", 1)[-1]
     return _pack(chosen, source, store, name, ProcessPool(jobs), callbacks), uri
-
-
-def source_counts(spec: Pack) -> dict[str, int]:
-    """Return the number of training samples that packing `spec` gives, by row label. Raises PackError."""
-    return source_of(spec).training_counts()
 
 
 def planned_counts(job: Job) -> dict[str, int]:
@@ -227,10 +222,8 @@ def _holds(store: Store, source: Source, spec: Pack) -> bool:
     if store.read_pointer(POINTER) is None:
         return False
     jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
-    found = {
-        "jpeg": "tiled",
-        **load_manifest(store).provenance,
-    }  # before the option existed, all JPEG files were tiled
+    # Before the option existed, all JPEG files were tiled.
+    found = {"jpeg": "tiled", **load_manifest(store).provenance}
     wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
     different = [key for key, value in wanted.items() if found.get(key) != value]
     if different:
@@ -242,5 +235,5 @@ def _holds(store: Store, source: Source, spec: Pack) -> bool:
     return True
 
 
-def _cache(gib: float) -> ShardCache:
+def _cache(gib: float = 20.0) -> ShardCache:
     return ShardCache(home() / "cache" / "shards", int(gib * 2**30))

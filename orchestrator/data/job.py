@@ -10,6 +10,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job, Pack
 from orchestrator.console import Echo
 from orchestrator.data import datasets
+from orchestrator.data.sources import source_of
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
 from shards.processes import TaskRunner
@@ -52,22 +53,20 @@ def plan_pack(job: PackJob) -> str:
         f"source     {spec.source}{f' in {spec.root}' if spec.root else ''}{_draws(spec)}",
         f"into       {uri}, encoding {spec.encoding}",
     ]
-    for degradation, count in datasets.source_counts(spec).items():
+    for degradation, count in source_of(spec).training_counts().items():
         lines.append(f"             train {degradation:<9} {count:>7,}")
     try:
         existing = load_manifest(open_store(uri))
     except ShardsError:
         return "\n".join([*lines, "existing   nothing"])
-    return "\n".join(
-        [*lines, f"existing   manifest {existing.digest[:16]} of {len(existing.rows):,} samples"]
-    )
+    lines.append(f"existing   manifest {existing.digest[:16]} of {len(existing.rows):,} samples")
+    return "\n".join(lines)
 
 
 def pack_if_missing(job: Job | PackJob, echo: Echo, runner: TaskRunner | None = None) -> bool:
     """Pack the job's data if the job says how and it is not packed yet; return whether anything was packed."""
-    packed = datasets.ensure_packed(
-        job, datasets.PackCallbacks(*(_progress(echo, what) for what in _PHASES)), runner
-    )
+    callbacks = datasets.PackCallbacks(*(_progress(echo, what) for what in _PHASES))
+    packed = datasets.ensure_packed(job, callbacks, runner)
     if packed:
         echo("packed " + ", ".join(datasets.manifest_uris(job)))
     return packed

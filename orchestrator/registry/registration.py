@@ -35,6 +35,7 @@ from orchestrator.registry.versions import (
 )
 from orchestrator.run_files import WEIGHTS
 from orchestrator.tracking.checkpoints import log_model_metrics
+from orchestrator.tracking.client import ignoring
 from orchestrator.tracking.inputs import InputDataset
 from orchestrator.version import code_version
 
@@ -51,6 +52,7 @@ Image restoration models, registered by `mirage run`. The description of a versi
 - In Python: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`, float32 of (n, 3, height, width)
 """
 """Description of a new registered model on MLflow's page, in Markdown."""
+ALIAS = "candidate"
 MAX_DESCRIPTION = 5000
 """Longest description that MLflow's database holds, in characters."""
 
@@ -66,10 +68,9 @@ def register(
     tags: Mapping[str, str],
     idempotency_key: str,
     measured_on: InputDataset | None = None,
-    alias: str = "candidate",
     files: Mapping[str, bytes] | None = None,
 ) -> ModelVersion:
-    """Register `weights`, a MIRAGE as safetensors, as a new version that `alias` points to.
+    """Register `weights`, a MIRAGE as safetensors, as a new version that the alias `candidate` points to.
 
     The card becomes the version's description. The card and `files` (name → contents) are stored beside the weights;
     metrics become tags and, as measured on `measured_on`, metrics of the model; tags become tags. A repeated call
@@ -99,11 +100,12 @@ def register(
                 _create_version(client, name, model_id, run_id, _description(card), facts)
         version, *duplicates = _versions_with_key(client, name, idempotency_key)
         for duplicate in duplicates:  # from another process at the same time, which deletes it as well
-            _delete_version(client, duplicate)
+            with ignoring("RESOURCE_DOES_NOT_EXIST"):
+                client.delete_model_version(name, str(duplicate.version))
         with lease(tracking_uri, name) as held:
-            if aliases_of(client, name).get(alias, 0) < version.version:  # a newer version keeps the alias
+            if aliases_of(client, name).get(ALIAS, 0) < version.version:  # a newer version keeps the alias
                 held.check()
-                client.set_registered_model_alias(name, alias, str(version.version))
+                client.set_registered_model_alias(name, ALIAS, str(version.version))
     return version
 
 
@@ -112,16 +114,6 @@ def _versions_with_key(client: Any, name: str, idempotency_key: str) -> list[Mod
     found = client.search_model_versions(f"name = '{name}' AND tags.`{KEY_TAG}` = '{idempotency_key}'")
     versions = [ModelVersion(name, int(entry.version), entry.run_id, dict(entry.tags)) for entry in found]
     return sorted(versions, key=lambda version: version.version)
-
-
-def _delete_version(client: Any, version: ModelVersion) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.delete_model_version(version.name, str(version.version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
 
 
 def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) -> str:
@@ -179,13 +171,8 @@ def _photos_package(folder: Path) -> Path:
 def _create_version(
     client: Any, name: str, model_id: str, run_id: str, description: str, tags: dict[str, str]
 ) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with ignoring("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name, description=MODEL_DESCRIPTION)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
     client.create_model_version(
         name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
     )

@@ -56,6 +56,18 @@ def tracking_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def ignoring(code: str) -> Iterator[None]:
+    """Ignore the MLflow error with this code in the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
+
+
 def one_line(error: Exception) -> str:
     """Return the first line of an MLflow error without passwords, at most 200 characters long."""
     text = without_password((str(error) or type(error).__name__).splitlines()[0])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.client import connect, tracking_errors
+from orchestrator.tracking.client import connect, ignoring, tracking_errors
 from orchestrator.tracking.uri import artifact_folder, sqlite_file
 from orchestrator.version import git_commit
 
@@ -125,15 +125,9 @@ def find_run(uri: str, key: str, value: str, experiment: str | None = None) -> T
 
 def get_run(uri: str, run_id: str) -> TrackedRun | None:
     """Return the run with this MLflow id, None if there is none. Raises TrackingError."""
-    with tracking_errors(uri):
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return _tracked(connect(uri).get_run(run_id))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+    with tracking_errors(uri), ignoring("RESOURCE_DOES_NOT_EXIST"):
+        return _tracked(connect(uri).get_run(run_id))
+    return None
 
 
 def log_artifacts(uri: str, run_id: str, files: Mapping[str, bytes | Path]) -> None:
