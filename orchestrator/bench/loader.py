@@ -80,9 +80,6 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     return {"photographs": len(images), "images_per_set": options.images, "rows": rows}
 
 
-# --- measurement ---------------------------------------------------------------------------------------------
-
-
 def _dataset(
     root: Path, raw: RawDataset, bucket: str | None, options: argparse.Namespace, echo: Echo
 ) -> dict[str, Any]:
@@ -243,9 +240,6 @@ _FOLDERS = {
 }
 
 
-# --- comparison ----------------------------------------------------------------------------------------------
-
-
 class _FixedRandom:
     """Replaces the `random` module of the release and returns what our stream has drawn."""
 
@@ -309,9 +303,6 @@ def _path(sample: Mapping[str, Any], root: Path) -> str:
     name = str(sample["clean_id"])
     folder = {5: "Deblur/blur/", 6: "Enhance/low/"}.get(int(sample["de_type"]), "")
     return folder + name if folder else Path(name).relative_to(root).as_posix()
-
-
-# --- output --------------------------------------------------------------------------------------------------
 
 
 def _bytes(folder: Path) -> int:

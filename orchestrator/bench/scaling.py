@@ -94,9 +94,6 @@ def _worker_counts(device: str) -> tuple[int, ...]:
     return tuple(2**n for n in range(max(1, there).bit_length()))
 
 
-# --- measurement ---------------------------------------------------------------------------------------------
-
-
 def measure_all(
     config: ModelConfig,
     counts: Sequence[int],
@@ -195,9 +192,6 @@ def fit(rows: Sequence[ScalingRow], cost: StepCost) -> tuple[WorkerSpeed, Networ
     return speed, Network(latency, messages / last.workers * 4 * cost.parameters / moving)
 
 
-# --- simulation ----------------------------------------------------------------------------------------------
-
-
 def simulate(
     cost: StepCost, preemptions_per_hour: float, policy: CheckpointPolicy
 ) -> dict[str, list[ScalingPoint]]:
@@ -217,9 +211,6 @@ def simulate(
         "weak": without,
         "weak, preempted": preempted,
     }
-
-
-# --- output --------------------------------------------------------------------------------------------------
 
 
 def measured_table(rows: Sequence[ScalingRow], batch: int) -> str:

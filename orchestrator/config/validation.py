@@ -20,9 +20,6 @@ STRIDE = 8
 """Total stride of MIRAGE: sides of crops and tiles are multiples of it."""
 
 
-# --- training ------------------------------------------------------------------------------------------------
-
-
 def training_conflicts(job: Training) -> Iterator[Conflict]:
     """Yield every conflict of a job that trains."""
     yield from _length_conflicts(job)
@@ -180,9 +177,6 @@ def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
             yield "data.crop_pixels", f"{stage.pixels} is not a multiple of model.stride, {job.model.stride}."
 
 
-# --- packing -------------------------------------------------------------------------------------------------
-
-
 def packing_conflicts(job: PackJob) -> Iterator[Conflict]:
     """Yield every conflict of a job that packs."""
     yield from _data_pack_conflicts(job.data.pack, job.data.manifests)
@@ -220,9 +214,6 @@ _ONLY_FOR = {
 """Key of `data.pack` -> the sources that it has a meaning for."""
 
 
-# --- evaluating and restoring --------------------------------------------------------------------------------
-
-
 def evaluation_conflicts(job: EvaluateJob) -> Iterator[Conflict]:
     """Yield every conflict of a job that evaluates."""
     yield from _worker_conflicts(job.workers)
@@ -239,9 +230,6 @@ def restore_conflicts(job: RestoreJob) -> Iterator[Conflict]:
         yield "restore.tile", _not_a_multiple(tile)
     elif not 0 <= overlap <= tile // 2:
         yield "restore.overlap", f"{overlap} must be from 0 to half of the tile, {tile // 2}."
-
-
-# --- shared --------------------------------------------------------------------------------------------------
 
 
 def _class_conflicts(model: UserModel) -> Iterator[Conflict]:

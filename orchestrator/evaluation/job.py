@@ -118,9 +118,6 @@ def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: Model
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------
-
-
 def _evaluate_missing(
     evaluation: _Evaluation, spec: EvaluationSpec, echo: Echo, evaluate: EvaluateChunks
 ) -> int:
@@ -172,9 +169,6 @@ def _on_ray(
 
     with connected():
         yield from evaluate_on_ray(job, spec, chunks, echo)
-
-
-# --- report --------------------------------------------------------------------------------------------------
 
 
 def _report(evaluation: _Evaluation, echo: Echo) -> None:
@@ -251,9 +245,6 @@ def metric_name(score: AggregateScore) -> str:
     source = f"-{score.source}" if score.source not in ("", score.dataset) else ""
     subset = "" if score.subset == "all" else f"-{score.subset}"
     return f"test/{score.dataset}{source}{subset}/{score.degradation}/{score.protocol}/{score.metric}"
-
-
-# --- plan ----------------------------------------------------------------------------------------------------
 
 
 def _head(job: EvaluateJob) -> str:

@@ -225,9 +225,6 @@ def _provenance(summary: EvaluationSummary, found: Mapping[str, ColumnScores]) -
     )
 
 
-# --- as text, Markdown and CSV -------------------------------------------------------------------------------
-
-
 def text(table: PaperTable) -> str:
     """Return the table for a terminal."""
     return "\n".join([_title(table), "", *tables.aligned(_head(table), _rows(table)), "", *table.notes])

@@ -105,9 +105,6 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
     return Link(version.uri, "verified" if links[0].state == "verified" else "broken", below=tuple(links))
 
 
-# --- files of the version --------------------------------------------------------------------------------
-
-
 def _weights(version: ModelVersion, tracking_uri: str) -> Link:
     digest = version.tags[versions.DIGEST_TAG]
     try:
@@ -158,9 +155,6 @@ def _job(version: ModelVersion, tracking_uri: str) -> tuple[Job | None, Link]:
     return job, Link("resolved job", "verified", link.digest, f"{told}: this release resolves more keys")
 
 
-# --- the run -------------------------------------------------------------------------------------------------
-
-
 def _run(version: ModelVersion, tracking_uri: str, job: Link, below: Sequence[Link]) -> Link:
     run = runs.get_run(tracking_uri, version.run_id)
     name = version.tags.get(RUN_TAG, "")
@@ -202,9 +196,6 @@ def _sweep(version: ModelVersion, job: Job) -> Link:
     return Link(
         f"sweep {name}", "present", detail=f"trial {number} of {len(trials)}: {trials[number].ending}; {uri}"
     )
-
-
-# --- the data ------------------------------------------------------------------------------------------------
 
 
 def _digests(version: ModelVersion) -> list[str]:

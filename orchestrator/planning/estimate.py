@@ -116,9 +116,8 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
     """Return the speed of one of the job's workers: stated, measured in earlier runs, or assumed."""
     stated, first = job.workers.images_per_second, stages.stages[0]
     if stated is not None:
-        return ComputeRate(
-            stated * _work(job, first.pixels), f"workers.images_per_second {stated:g}", measured=True
-        )
+        source = f"workers.images_per_second {stated:g}"
+        return ComputeRate(stated * _work(job, first.pixels), source, measured=True)
     similar = [(other, measured) for other, measured in records if _comparable(job, other)]
     quiet = [record for record in similar if not record[1].is_busy]
     similar, busy = (quiet or similar), not quiet
@@ -130,17 +129,11 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
         return ComputeRate(per, f"{runs} on {devices}", measured=True, busy=busy)
     if job.workers.gpus:
         per = _GPU_RATE[_precision(job)]
-        return ComputeRate(
-            per,
-            f"a guess of {per / 1e12:.1f} T multiply-adds/s per GPU, not measured",
-            measured=False,
-        )
-    per = _CPU_RATE * job.workers.cpus
-    return ComputeRate(
-        per,
-        f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s per core (docs/benchmarks.md)",
-        measured=False,
-    )
+        source = f"a guess of {per / 1e12:.1f} T multiply-adds/s per GPU, not measured"
+    else:
+        per = _CPU_RATE * job.workers.cpus
+        source = f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s per core (docs/benchmarks.md)"
+    return ComputeRate(per, source, measured=False)
 
 
 def estimate(job: Job, stages: CropSchedule, total_steps: int, workers: int, rate: ComputeRate) -> Estimate:

@@ -13,7 +13,8 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Job
 from orchestrator.paths import below
-from shards.errors import MissingObjectError, ShardsError
+from shards.errors import ShardsError
 from shards.store import Store, open_store
 
 _MIN_STEPS = 5
@@ -83,30 +84,20 @@ def store_throughput(job: Job, run: str, throughput: Mapping[str, Any] | None) -
     _timings(job.storage).write(f"{run}.json", json.dumps(record, sort_keys=True).encode())
 
 
-def as_record(throughput: Throughput | None) -> dict[str, Any] | None:
-    """Return the throughput as JSON values."""
-    return None if throughput is None else asdict(throughput)
-
-
 def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
     """Return the jobs and throughputs of earlier runs in the job's store; none where it cannot be reached.
 
     Records that this version cannot read are ignored.
     """
-    from pydantic import ValidationError
-
     found: list[tuple[Job, Throughput]] = []
-    try:
+    with suppress(ShardsError, FileNotFoundError):
         store = _timings(job.storage)
         for key in store.list()[-_MAX_RECORDS:]:
-            record = json.loads(store.read(key))
-            values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
-            try:
+            data = store.read(key)
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(data)
+                values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
                 found.append((Job.model_validate(values), Throughput(**record["pace"])))
-            except (ValidationError, TypeError):
-                continue
-    except (ShardsError, MissingObjectError, FileNotFoundError):
-        return found
     return found
 
 

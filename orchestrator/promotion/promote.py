@@ -147,9 +147,6 @@ def _full_name(model: str) -> str:
     return f"models:/{name if '@' in name or '/' in name else name + '@candidate'}"
 
 
-# --- gates ---------------------------------------------------------------------------------------------------
-
-
 def _evaluate_gates(
     candidate: ModelVersion,
     holder: int | None,
@@ -212,9 +209,6 @@ def _parity(weights: Path, format_name: str) -> GateVerdict:
         except ExportError as error:
             return GateVerdict(gate, False, str(error), "the same numbers")
     return GateVerdict(gate, True, f"{parity.worst:.1e} apart", f"at most {parity.tolerance:.0e} apart")
-
-
-# --- decision ------------------------------------------------------------------------------------------------
 
 
 def _store(outcome: Promotion, candidate: ModelVersion, tracking_uri: str) -> None:

@@ -114,9 +114,6 @@ def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[Obje
     return locations
 
 
-# ------------------------------------------------------------------------------------------------ inputs
-
-
 def _in_folder(given: str) -> Iterator[InputPhoto]:
     path = Path(given).expanduser()
     if path.is_dir():
@@ -201,9 +198,6 @@ def _with_unique_names(photos: list[InputPhoto]) -> list[InputPhoto]:
     same = takewhile(lambda parts: len(set(parts)) == 1, zip(*(path[:-1] for path in paths), strict=False))
     depth = len(list(same))
     return [InputPhoto(p.location, "/".join(path[depth:])) for p, path in zip(photos, paths, strict=True)]
-
-
-# ----------------------------------------------------------------------------------------------- results
 
 
 def _names_a_file(out: str) -> bool:

@@ -26,7 +26,6 @@ from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
-from orchestrator.planning.throughput import as_record
 from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
@@ -129,6 +128,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
     weights = network.dump(model, facts)
     key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"
     store.write(key, weights)
+    throughput = run.clock.throughput(run.engine.world_size, run.engine.device)
     result = {
         "step": run.step,
         "positions": run.position,
@@ -137,7 +137,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "skipped_steps": run.skipped_steps,
         "scores": as_records(scores),
         RETENTION_RULE: asdict(retention(run.job.checkpoint)),
-        "pace": as_record(run.clock.throughput(run.engine.world_size, run.engine.device)),
+        "pace": throughput and asdict(throughput),
         "finished_unix": int(time.time()),
     }
     store.write(RESULT, json.dumps(result, indent=1).encode())
