@@ -156,10 +156,7 @@ def _saved_bytes(
         saved[x.untyped_storage().data_ptr()] = x
         return x
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(save, lambda x: x),
-        environment.autocast(options.precision),
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x), environment.autocast(options.precision):
         candidate.loss(degraded, clean)
     return sum(x.untyped_storage().nbytes() for address, x in saved.items() if address not in weights)
 

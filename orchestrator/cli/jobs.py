@@ -64,9 +64,7 @@ def plan(
 
 
 @command(
-    TRAINING,
-    "mirage train jobs/demo.yaml",
-    "mirage train jobs/demo.yaml --set train.steps=200 --in-process",
+    TRAINING, "mirage train jobs/demo.yaml", "mirage train jobs/demo.yaml --set train.steps=200 --in-process"
 )
 def train(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
     """Train, evaluate and register a model: run a job of kind train. Rerun it to resume."""

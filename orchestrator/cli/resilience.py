@@ -136,9 +136,7 @@ def chaos(
 
 
 @command(PROOFS, "mirage ledger s3://mirage/runs/RUN")
-def ledger(
-    run: Annotated[str, argument("Folder of a run: s3://bucket/runs/NAME or a path.")],
-) -> None:
+def ledger(run: Annotated[str, argument("Folder of a run: s3://bucket/runs/NAME or a path.")]) -> None:
     """Check that a run with `data.ledger` consumed each sample position exactly once."""
     use_local_cluster()
     from orchestrator.maintenance.sample_ledger import consumed

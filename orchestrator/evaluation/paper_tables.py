@@ -13,14 +13,7 @@ from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.aggregates import AggregateScore
 from orchestrator.evaluation.summary import EvaluationSummary
 from orchestrator.paper.benchmarks import COLUMNS, matches_column
-from orchestrator.paper.tables import (
-    AVERAGE,
-    OF_AVERAGES,
-    Cells,
-    PublishedRow,
-    PublishedTable,
-    published,
-)
+from orchestrator.paper.tables import AVERAGE, OF_AVERAGES, Cells, PublishedRow, PublishedTable, published
 
 EMPTY = "-"
 METRICS = ("psnr", "ssim", "lpips")

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from orchestrator import tables
 from orchestrator.evaluation.scores import DegradationScore
 
-_HEAD = (
-    "degradation",
-    "n",
-    "degraded",
-    "best linear fit",
-    "restored",
-    "improvement [dB]",
-    "",
-)
+_HEAD = ("degradation", "n", "degraded", "best linear fit", "restored", "improvement [dB]", "")
 
 
 def score_table(rows: Sequence[DegradationScore]) -> str:

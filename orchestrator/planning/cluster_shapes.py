@@ -14,10 +14,7 @@ from orchestrator.tables import aligned
 from shards.crop_schedule import CropSchedule
 
 _WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
-_ENGINES = (
-    EngineChoice(),
-    *(EngineChoice(name="deepspeed", zero_stage=stage) for stage in (1, 2, 3)),
-)
+_ENGINES = (EngineChoice(), *(EngineChoice(name="deepspeed", zero_stage=stage) for stage in (1, 2, 3)))
 MAX_ROWS = 24
 """Maximum number of rows in the table."""
 

@@ -146,12 +146,7 @@ class Proof:
 
 
 def prove_resume(
-    job: Job,
-    config: ProofConfig,
-    echo: Echo,
-    *,
-    keep: bool = False,
-    runner: SegmentRunner | None = None,
+    job: Job, config: ProofConfig, echo: Echo, *, keep: bool = False, runner: SegmentRunner | None = None
 ) -> Proof:
     """Run the first `config.steps` steps of `job` twice and compare; `runner` defaults to `run_in_processes`.
 
