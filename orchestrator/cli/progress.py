@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from orchestrator.cli.app import emit, emit_error
 
@@ -15,19 +15,6 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 10.0
 """Minimum time between plain lines about one large photograph."""
-
-
-class ProgressReporter(Protocol):
-    """Callbacks about photographs that are restored one after the other."""
-
-    def start(self, name: str) -> None:
-        """Report that the photograph `name` is being read."""
-
-    def advance(self, done: int, total: int) -> None:
-        """Report that `done` of `total` parts of it are restored."""
-
-    def finish(self, line: str, *, failed: bool, worked: bool) -> None:
-        """Report its end and print `line`. `worked` is False where there was nothing to do."""
 
 
 @contextmanager
@@ -59,7 +46,11 @@ def report_progress(total: int) -> Iterator[ProgressReporter]:
 
 
 class _Bar:
-    """A bar whose unit is one photograph. A large one moves it by parts."""
+    """A bar whose unit is one photograph. A large one moves it by parts.
+
+    `start` says that a photograph is being read, `advance` that `done` of `total` parts of it are restored, and
+    `finish` prints `line` at its end; `worked` is False where there was nothing to do.
+    """
 
     def __init__(self, bar: Progress, total: int) -> None:
         self._bar, self._total, self._finished = bar, total, 0
@@ -78,7 +69,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line per photograph, with the time left by the mean of the photographs that took work."""
+    """A line per photograph, with the time left by the mean of those that took work; methods as those of `_Bar`."""
 
     def __init__(self, total: int) -> None:
         self._total, self._finished, self._restored = total, 0, 0
@@ -109,6 +100,9 @@ class _Lines:
             left = f", {_duration(self._busy / self._restored * remaining)} left" if remaining else ""
         count = f"[{self._finished}/{self._total}] " if self._total > 1 else ""
         (emit_error if failed else emit)(f"{count}{line}{left}")
+
+
+ProgressReporter = _Bar | _Lines
 
 
 def _duration(seconds: float) -> str:

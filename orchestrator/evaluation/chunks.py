@@ -98,11 +98,9 @@ class Benchmarks:
     def counts(self) -> Counter[tuple[str, str]]:
         """Return the number of images by (dataset, degradation), under the first crop."""
         first = next(iter(self.crops))
+        names = [dataset.manifests[0].name for dataset in self.datasets]
         return Counter(
-            (
-                self.datasets[item.dataset].manifests[0].name,
-                self.sets[item.crop, item.dataset].name(item.index)[0],
-            )
+            (names[item.dataset], self.sets[first, item.dataset].name(item.index)[0])
             for item in self.items
             if item.crop == first
         )
@@ -148,10 +146,9 @@ class EvaluationWorker:
                 self._device,
                 self._perceptual,
             )
-        if not self._store.exists(
-            results_key(chunk)
-        ):  # a repeated chunk has other times: the first one counts
-            self._store.write(results_key(chunk), json.dumps([asdict(r) for r in results]).encode())
+        key = results_key(chunk)
+        if not self._store.exists(key):  # a repeated chunk has other times: the first one counts
+            self._store.write(key, json.dumps([asdict(result) for result in results]).encode())
         return results
 
 
@@ -175,6 +172,5 @@ def _degradations(job: EvaluateJob, dataset: Dataset) -> list[str]:
     (manifest,) = dataset.manifests
     labels = manifest.counts().get("test", {})
     shown = [name for label in labels for name in (SIGMA if label == NOISE else (label,))]
-    return (
-        [name for name in job.evaluate.degradations if name in shown] if job.evaluate.degradations else shown
-    )
+    asked = job.evaluate.degradations
+    return [name for name in asked if name in shown] if asked else shown

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mirage.analysis import contrast
 from orchestrator.errors import PhotoError
 from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics
@@ -63,12 +65,8 @@ def _variance(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
             left.plot(scale.rank_ratio, 0.9, "o", color=colour, markersize=4)
             right.semilogy(share, [max(v, 1e-7) for v in scale.spectrum], color=colour, linewidth=1.4)
         left.axhline(0.9, color="0.6", linewidth=0.8, linestyle=":")
-        left.set(
-            xlabel="share of the principal components",
-            ylabel="cumulative variance",
-            ylim=(0, 1.03),
-            xlim=(0, 1),
-        )
+        left.set(xlabel="share of the principal components", ylabel="cumulative variance")
+        left.set(ylim=(0, 1.03), xlim=(0, 1))
         right.set(xlabel="share of the singular values", ylabel=r"$\sigma_i\,/\,\sigma_1$", xlim=(0, 1))
         left.legend(loc="lower right")
         what = "attention outputs" if one.attention else "stage outputs"
@@ -86,14 +84,9 @@ def _channels(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     image = None
     for row, one in zip(axes, found, strict=True):
         for axis, scale in zip(row, one.scales, strict=True):
-            image = axis.imshow(
-                one.similarity[scale.name].numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest"
-            )
-            axis.set(
-                xticks=[], yticks=[], title=f"{_NAMES.get(scale.name, scale.name)}, C = {scale.channels}"
-            )
+            image = _heatmap(axis, one.similarity[scale.name], -1, "RdBu_r")
+            axis.set_title(f"{_NAMES.get(scale.name, scale.name)}, C = {scale.channels}")
             axis.set_xlabel(f"rank ratio {100 * scale.rank_ratio:.1f} %")
-            axis.spines[:].set_visible(True)
         row[0].set_ylabel(_title(one))
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine of channel maps")
     return figure
@@ -114,14 +107,9 @@ def _alignment(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
             )
             axis.set(xticks=[], yticks=[], xlabel=f"CKA {one.kernel_alignment:.3f}")
             continue
-        drawn = axis.imshow(matrix.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        axis.set(
-            xticks=[],
-            yticks=[],
-            ylabel="shallow",
-            xlabel=f"latent\n{_contrast_label(one, 'shallow_latent')}\nCKA {one.kernel_alignment:.3f}",
-        )
-        axis.spines[:].set_visible(True)
+        drawn = _heatmap(axis, matrix, -1, "RdBu_r")
+        axis.set_ylabel("shallow")
+        axis.set_xlabel(f"latent\n{_contrast_label(one, 'shallow_latent')}\nCKA {one.kernel_alignment:.3f}")
     if drawn is not None:
         figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine of embeddings")
     return figure
@@ -135,17 +123,19 @@ def _descriptors(pyplot: Any, found: Sequence[FeatureStatistics]) -> Any:
     drawn = None
     for row, one in zip(axes, found, strict=True):
         for axis, kind in zip(row, ("euclidean", "spd"), strict=True):
-            drawn = axis.imshow(
-                one.matrices[kind].numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest"
-            )
-            axis.set(xticks=[], yticks=[])
+            drawn = _heatmap(axis, one.matrices[kind], 0, "viridis")
             if one is found[0]:
                 axis.set_title({"euclidean": "Euclidean: means", "spd": "SPD: covariances"}[kind])
             axis.set_xlabel(_contrast_label(one, kind))
-            axis.spines[:].set_visible(True)
         row[0].set_ylabel(_title(one))
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine between images")
     return figure
+
+
+def _heatmap(axis: Any, matrix: Tensor, low: float, colours: str) -> Any:
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(True)
+    return axis.imshow(matrix.numpy(), vmin=low, vmax=1, cmap=colours, interpolation="nearest")
 
 
 def _contrast_label(one: FeatureStatistics, kind: str) -> str:

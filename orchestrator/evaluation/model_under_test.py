@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,9 +49,7 @@ class ModelUnderTest:
         A MIRAGE takes any size in bounded memory. Other networks get images padded by reflection to multiples of their
         stride, or cut into tiles if the job says so.
         """
-        device = degraded.device.type
-        autocast = torch.autocast(device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with autocast:
+        with torch.autocast(degraded.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return restore_function(self.network)(degraded).float()
 
     @property

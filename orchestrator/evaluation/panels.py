@@ -59,12 +59,8 @@ def draw_panels(
         models.append(build_model(job.model, weights, torch.device("cpu"), job.evaluate.precision))
     rows = [_row(item, models, first.evaluate.protocols[0]) for item in items]
     labels = [f"{item.degradation}\n{item.id}" for item in items]
-    page = image_grid(
-        [images for images, _ in rows],
-        ["degraded", *names, "clean"],
-        labels,
-        [captions for _, captions in rows],
-    )
+    drawn, captions = zip(*rows, strict=True)
+    page = image_grid(drawn, ["degraded", *names, "clean"], labels, captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out, "PNG")
     return [label.replace("\n", " ") for label in labels]

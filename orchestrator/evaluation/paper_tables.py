@@ -93,9 +93,8 @@ def _table(
     notes = [table.note] if table.note else []
     measured: set[str] = set()
     for summary in summaries:
-        found = {
-            column: scores for column in benchmarks if (scores := _scores(summary, column, table.protocol))
-        }
+        of_columns = {column: _scores(summary, column, table.protocol) for column in benchmarks}
+        found = {column: scores for column, scores in of_columns.items() if scores}
         if not found:
             continue
         measured |= set(found)
@@ -269,13 +268,8 @@ def _rows(table: PaperTable) -> Iterable[list[str]]:
     for line in table.lines:
         cells = [_cell(line.cells.get(column, {}), metrics, line.kind) for column in table.columns]
         empty = "" if line.kind == "difference" else EMPTY
-        yield [
-            line.kind,
-            line.method,
-            line.parameters,
-            *cells,
-            *(str(line.facts.get(n) or empty) for n in names),
-        ]
+        facts = (str(line.facts.get(name) or empty) for name in names)
+        yield [line.kind, line.method, line.parameters, *cells, *facts]
 
 
 def _cell(cell: Mapping[str, float | None], metrics: Sequence[str], kind: str) -> str:

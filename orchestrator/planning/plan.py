@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from mirage.cost import fast_macs, macs, parameters
 from orchestrator.config import crop_stages
@@ -55,11 +53,6 @@ class Plan:
     """For workers.min and workers.max; empty for a user-defined model."""
     packed_bytes: int | None = None
     """Size of the packed data; None where it cannot be read."""
-
-    @property
-    def samples(self) -> Mapping[str, tuple[int, Fraction | int]]:
-        """Degradation -> (samples in the data, repeats)."""
-        return {entry.degradation: (entry.count, entry.repeat) for entry in self.mixture.entries}
 
     def render(self) -> str:
         """Return the plan as text for a terminal."""

@@ -20,19 +20,9 @@ import numpy as np
 import mirage
 from mirage.weights import WeightsError, loads
 from orchestrator.errors import RegistryError
+from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
-from orchestrator.registry.versions import (
-    CODE_TAG,
-    CODE_VERSION_TAG,
-    DIGEST_TAG,
-    FILE_TAG,
-    KEY_TAG,
-    ModelVersion,
-    aliases_of,
-    package_digest,
-    registry_client,
-    sha256,
-)
+from orchestrator.registry.versions import ModelVersion, registry_client, sha256
 from orchestrator.run_files import WEIGHTS
 from orchestrator.tracking.checkpoints import log_model_metrics
 from orchestrator.tracking.client import ignoring
@@ -87,11 +77,11 @@ def register(
             facts = {
                 **tags,
                 **{f"metric.{key}": f"{value:.6g}" for key, value in metrics.items()},
-                **{FILE_TAG + key: sha256(content) for key, content in carried.items()},
-                KEY_TAG: idempotency_key,
-                DIGEST_TAG: sha256(weights),
-                CODE_TAG: package_digest(Path(mirage.__file__).parent),
-                CODE_VERSION_TAG: code_version(),
+                **{versions.FILE_TAG + key: sha256(content) for key, content in carried.items()},
+                versions.KEY_TAG: idempotency_key,
+                versions.DIGEST_TAG: sha256(weights),
+                versions.CODE_TAG: versions.package_digest(Path(mirage.__file__).parent),
+                versions.CODE_VERSION_TAG: code_version(),
             }
             with _process_wide_uri(tracking_uri):
                 model_id = _log_model(client, name, run_id, {WEIGHTS: weights, **carried})
@@ -103,7 +93,8 @@ def register(
             with ignoring("RESOURCE_DOES_NOT_EXIST"):
                 client.delete_model_version(name, str(duplicate.version))
         with lease(tracking_uri, name) as held:
-            if aliases_of(client, name).get(ALIAS, 0) < version.version:  # a newer version keeps the alias
+            # A newer version keeps the alias.
+            if versions.aliases_of(client, name).get(ALIAS, 0) < version.version:
                 held.check()
                 client.set_registered_model_alias(name, ALIAS, str(version.version))
     return version
@@ -111,9 +102,10 @@ def register(
 
 def _versions_with_key(client: Any, name: str, idempotency_key: str) -> list[ModelVersion]:
     """Return the versions registered with this key, by ascending number."""
-    found = client.search_model_versions(f"name = '{name}' AND tags.`{KEY_TAG}` = '{idempotency_key}'")
-    versions = [ModelVersion(name, int(entry.version), entry.run_id, dict(entry.tags)) for entry in found]
-    return sorted(versions, key=lambda version: version.version)
+    with_key = f"name = '{name}' AND tags.`{versions.KEY_TAG}` = '{idempotency_key}'"
+    found = client.search_model_versions(with_key)
+    registered = [ModelVersion(name, int(entry.version), entry.run_id, dict(entry.tags)) for entry in found]
+    return sorted(registered, key=lambda version: version.version)
 
 
 def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) -> str:

@@ -78,7 +78,7 @@ def test_a_job_that_packs_plans_with_what_it_will_pack(nowhere) -> None:
     plan = make_plan(load_job("jobs/demo.yaml", [nowhere]), strict=False)
     assert plan.counts_source == "to be packed"
     assert not plan.warnings
-    assert min(count for count, _ in plan.samples.values()) > 0
+    assert min(entry.count for entry in plan.mixture.entries) > 0
 
 
 def test_a_weight_for_an_alignment_that_is_not_there_is_refused() -> None:
