@@ -178,14 +178,10 @@ def prove_resume(
 
 def check_worker_count(job: Job, config: ProofConfig) -> None:
     """Raise PlanError if there are more workers than images in a micro-batch."""
-    images, worker_count = (
-        job.train.global_batch_size // job.train.micro_batches,
-        max((config.workers, *config.resume_workers)),
-    )
-    if worker_count > images:
-        raise PlanError(
-            f"{worker_count} workers cannot share a micro-batch of {images} images: each needs one."
-        )
+    images = job.train.global_batch_size // job.train.micro_batches
+    workers = max((config.workers, *config.resume_workers))
+    if workers > images:
+        raise PlanError(f"{workers} workers cannot share a micro-batch of {images} images: each needs one.")
 
 
 def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofConfig, Job]:
@@ -206,7 +202,7 @@ def instrument(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[ProofCo
             "track": job.track.model_copy(update={"every_steps": 1}),
         }
     )
-    return ProofConfig(config.kills, config.seed, steps, config.workers, config.resume_workers), changed
+    return replace(config, steps=steps), changed
 
 
 def run_folders(job: Job, dataset: Dataset, config: ProofConfig) -> tuple[str, str]:

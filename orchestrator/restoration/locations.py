@@ -10,7 +10,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -225,8 +225,3 @@ def _location(name: str) -> ObjectLocation:
         return ObjectLocation(folder, key)
     path = Path(name).expanduser().absolute()
     return ObjectLocation(str(path.parent), path.name)
-
-
-def stores_of(locations: Iterable[ObjectLocation]) -> list[str]:
-    """Return the stores of these locations, each once, in order."""
-    return list(dict.fromkeys(location.folder for location in locations))

@@ -76,10 +76,15 @@ class Restorer:
         """Restore the pixels of a photograph, (3, h, w) in [0, 1]. Raises PhotoError if memory is too small."""
         return self._restore(torch.from_numpy(photo.pixels), photo.name, progress)
 
-    def pixels_of_several(self, photos: Sequence[Photo]) -> list[NDArray[np.float32]]:
-        """Restore photographs of one size together: faster on a GPU, equal to single ones up to rounding."""
+    def pixels_of_several(
+        self, photos: Sequence[Photo], progress: Progress | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Restore photographs of one size together: faster on a GPU, equal to single ones up to rounding.
+
+        The progress is that of a single photograph.
+        """
         if len(photos) == 1:
-            return [self.pixels(photos[0])]
+            return [self.pixels(photos[0], progress)]
         batch = torch.from_numpy(np.stack([photo.pixels for photo in photos]))
         return list(self._restore(batch, f"{photos[0].name} and {len(photos) - 1} more", None))
 

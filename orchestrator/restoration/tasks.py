@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode, format_for
 from orchestrator.restoration.locations import (
@@ -24,7 +21,6 @@ from orchestrator.restoration.locations import (
     ObjectLocation,
     find_photographs,
     result_locations,
-    stores_of,
 )
 from orchestrator.restoration.restorer import Progress, Restorer
 from orchestrator.restoration.result_index import ResultIndex, ResultRecord
@@ -97,7 +93,7 @@ def plan(
 
 def merge_indexes(tasks: Sequence[RestoreTask]) -> None:
     """Merge the files of each index of results into one."""
-    for folder in stores_of(task.target for task in tasks):
+    for folder in dict.fromkeys(task.target.folder for task in tasks):
         ResultIndex(ObjectLocation(folder, "").store).merge()
 
 
@@ -132,7 +128,8 @@ class RestoreWorker:
         for batch in self._batches(tasks, outcomes):
             began = time.monotonic()
             try:
-                results = self._restore([photo for _, photo, _ in batch], progress)
+                self._restorer = self._restorer or self._open_model()
+                results = self._restorer.pixels_of_several([photo for _, photo, _ in batch], progress)
             except PhotoError as error:
                 outcomes += [RestoreOutcome(task, "failed", str(error)) for task, _, _ in batch]
                 continue
@@ -196,13 +193,6 @@ class RestoreWorker:
         raise PhotoError(
             f"{task.target}: exists and is not a known result. Choose another -o, or --overwrite."
         )
-
-    def _restore(self, photos: list[Photo], progress: Progress | None) -> list[NDArray[np.float32]]:
-        if self._restorer is None:
-            self._restorer = self._open_model()
-        if len(photos) == 1:
-            return [self._restorer.pixels(photos[0], progress)]
-        return self._restorer.pixels_of_several(photos)
 
     def _write(self, task: RestoreTask, record: ResultRecord, data: bytes, seconds: float) -> RestoreOutcome:
         """Write a result, unless another process has written the target since the plan."""

@@ -155,6 +155,4 @@ def _restore(
         if not still_wanted():
             raise _CancelledError
 
-    if len(photos) == 1:
-        return [restorer.pixels(photos[0], check)]
-    return restorer.pixels_of_several(photos)
+    return restorer.pixels_of_several(photos, check)
