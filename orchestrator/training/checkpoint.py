@@ -160,10 +160,7 @@ class Checkpoints:
         return found
 
     def load_newest(self) -> tuple[str, CheckpointState] | None:
-        """Return name and content of the newest valid checkpoint, or None.
-
-        Damaged ones are logged and skipped.
-        """
+        """Return name and content of the newest valid checkpoint, or None. Damaged ones are logged and skipped."""
         for name in reversed(self.names()):
             try:
                 return name, self.load(name)
