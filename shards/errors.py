@@ -1,16 +1,5 @@
 """All errors of this package that a user can cause or fix.
 
-    ShardsError
-    ├── StoreError               a request to a store failed
-    │   ├── UnreachableStoreError    the store did not answer; a later attempt may succeed
-    │   ├── MissingObjectError       the store has no such object
-    │   └── ObjectExistsError        the key already holds other bytes
-    ├── ManifestError            a manifest is missing, unreadable, or lacks what was requested
-    ├── CorruptObjectError       bytes that contradict their manifest or header
-    ├── PackError                raw data that cannot be packed
-    ├── MixtureError             a mixture or schedule that is impossible with the data
-    └── LedgerError              a sample ledger has a gap or contradicts itself
-
 A message names the value, its location, and the remedy. Bugs are not ShardsErrors: they keep their tracebacks.
 """
 

@@ -91,9 +91,8 @@ def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
     first gap are ignored if the last attempt wrote them.
     """
     found: dict[int, tuple[Sample, int]] = {}  # sample and attempt
-    shared: dict[
-        tuple[Sample, int], tuple[Sample, int]
-    ] = {}  # one object for all positions with equal content
+    # One object for all positions with equal content.
+    shared: dict[tuple[Sample, int], tuple[Sample, int]] = {}
     skipped: dict[int, tuple[str, str, str]] = {}
     attempts: set[int] = set()
     repeated = 0

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
-from shards.sample import NOISE, row_degradation
+from shards.sample import NOISE
 from shards.store import Store
 
 READABLE = (1, 2)
@@ -92,17 +92,11 @@ class Manifest:
         members = (member for row in self.rows for member in (row.clean, row.degraded) if member is not None)
         return 2 if any(member.encoding == ORIGINAL for member in members) else 1
 
-    def rows_of(self, split: str, degradation: str) -> tuple[ManifestRow, ...]:
-        """Return the rows of a degradation; every noise level has the clean-only rows."""
-        label = row_degradation(degradation)
-        return tuple(row for row in self.rows if row.split == split and row.degradation == label)
-
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of samples by split and row degradation: `{"train": {"noise": 17, "rain": 34}}`."""
         found: dict[str, dict[str, int]] = {}
-        for (split, degradation), number in sorted(
-            Counter((r.split, r.degradation) for r in self.rows).items()
-        ):
+        counted = Counter((row.split, row.degradation) for row in self.rows)
+        for (split, degradation), number in sorted(counted.items()):
             found.setdefault(split, {})[degradation] = number
         return found
 
@@ -180,15 +174,8 @@ def from_bytes(data: bytes, where: str) -> Manifest:
     try:
         members = [Member(*member) for member in content["members"]]
         rows = tuple(
-            ManifestRow(
-                id_,
-                split,
-                degradation,
-                None if degraded is None else members[degraded],
-                members[clean],
-                source,
-            )
-            for id_, split, degradation, degraded, clean, source in content["rows"]
+            ManifestRow(*names, None if degraded is None else members[degraded], members[clean], source)
+            for *names, degraded, clean, source in content["rows"]
         )
         shards = tuple(Shard(*shard) for shard in content["shards"])
         manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])

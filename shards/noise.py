@@ -40,9 +40,8 @@ def _normal(shape: torch.Size, keys: Tensor, seed: int) -> Tensor:
     pairs = torch.arange((count + 1) // 2, device=keys.device, dtype=torch.int64)
     stream = _hash(keys + _hash(torch.full_like(keys, seed)))  # (b,)
     bits = _hash(stream[:, None] + pairs * _GOLDEN)  # (b, pairs)
-    radius = torch.sqrt(
-        -2 * torch.log((((bits >> 32) & _LOW).double() + 1) * 2.0**-32)
-    )  # in (0, 1]: no log of 0
+    uniform = (((bits >> 32) & _LOW).double() + 1) * 2.0**-32  # in (0, 1]: no log of 0
+    radius = torch.sqrt(-2 * torch.log(uniform))
     angle = (bits & _LOW).double() * (2 * math.pi * 2.0**-32)
     values = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)  # (b, pairs, 2)
     return values.flatten(1)[:, :count].reshape(shape)

@@ -67,10 +67,6 @@ class SampleOrder:
             return self.mixture.samples_per_epoch
         return self.steps_per_epoch * self.global_batch_size
 
-    def epoch_of(self, position: int) -> int:
-        """Return the epoch of a position, from 0."""
-        return position // self.positions_per_epoch
-
     def draw(self, positions: NDArray[np.int64]) -> SampleIndices:
         """Return the samples at the given positions, which may be in different epochs."""
         epochs, offsets = np.divmod(positions.astype(np.int64), self.positions_per_epoch)

@@ -35,13 +35,10 @@ class DataProblem:
 
 def render_report(name: str, problems: Sequence[DataProblem]) -> str:
     """Return the report of a dataset that cannot be packed as it is."""
-    lines = [f"{name}: {_problems(len(problems))}, so nothing was published."]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{name}: {count}, so nothing was published."]
     lines += [f"  {number}. {problem.render()}" for number, problem in enumerate(problems, 1)]
     lines.append(
         "Fix the data and pack again, or pack the valid part with --allow-partial, which the manifest records."
     )
     return "\n".join(lines)
-
-
-def _problems(count: int) -> str:
-    return "1 problem" if count == 1 else f"{count} problems"

@@ -73,9 +73,8 @@ class ProcessPool:
         if min(self.jobs, len(tasks)) < 2:
             yield from run_inline(work, tasks, on_rows)
             return
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # threads of this process, boto3's too, do not survive a fork
+        # Threads of this process, boto3's too, do not survive a fork.
+        context = multiprocessing.get_context("spawn")
         waiting = iter(enumerate(tasks))
         pool: dict[Connection, SpawnProcess] = {}
         try:

@@ -213,23 +213,16 @@ class _ShardWriter:
             key, {"json": _json(listed), **{name: image.data for name, image in images.items()}}
         )
         height, width = clean.pixels.shape[:2]
-        members = {
-            name: Member(
-                0, offsets[name], len(image.data), zlib.crc32(image.data), image.encoding, height, width
+        members = {}
+        for name, image in images.items():
+            size, checksum = len(image.data), zlib.crc32(image.data)
+            members[name] = Member(0, offsets[name], size, checksum, image.encoding, height, width)
+        for pair, name in packed:
+            degraded = None if name is None else members[name]
+            row = ManifestRow(
+                pair.id, pair.split, pair.degradation, degraded, members[clean_name], pair.source
             )
-            for name, image in images.items()
-        }
-        self._rows += [
-            ManifestRow(
-                pair.id,
-                pair.split,
-                pair.degradation,
-                None if name is None else members[name],
-                members[clean_name],
-                pair.source,
-            )
-            for pair, name in packed
-        ]
+            self._rows.append(row)
 
     def _append(self, key: str, files: dict[str, bytes]) -> dict[str, int]:
         """Append one WebDataset sample; return the offset in the tar of each file's first byte."""

@@ -77,9 +77,8 @@ class ShardWindows:
         if found is None:
             found = self._arrange(order, epoch)
             kept = list(self._arranged.items())[1 - _KEPT :]
-            self._arranged = dict(
-                [*kept, (epoch, found)]
-            )  # replaced, not mutated: the prefetch thread reads it too
+            # Replaced, not mutated: the prefetch thread reads it too.
+            self._arranged = dict([*kept, (epoch, found)])
         return found
 
     def ahead(self, order: SlotOrder, position: int) -> Iterator[tuple[int, tuple[int, ...]]]:

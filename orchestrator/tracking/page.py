@@ -50,9 +50,8 @@ def open_page(uri: str, port: int | None, echo: Callable[[str], None], *, browse
 
 def wait_until_up(server: subprocess.Popen[bytes], command: Sequence[str], address: str) -> None:
     """Wait until MLflow's server answers at `address`, on loopback. Raises TrackingError."""
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # no proxy reaches this machine's loopback
+    # No proxy reaches this machine's loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -5,7 +5,6 @@ The process that packs a shard, on this machine or another, reads the pixels.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,8 +76,19 @@ class ImageFile:
         return _read(self.path, _stamp(self.path))
 
 
+class _NoFile:
+    """An image without a file of its own: it is cropped, computed or part of a larger file."""
+
+    __slots__ = ()
+
+    @property
+    def file(self) -> None:
+        """None."""
+        return None
+
+
 @dataclass(frozen=True, slots=True)
-class CroppedImage:
+class CroppedImage(_NoFile):
     """A window of another image."""
 
     whole: SourceImage
@@ -93,11 +103,6 @@ class CroppedImage:
     def name(self) -> str:
         """The image and the window."""
         return f"{self.whole.name} at ({self.left}, {self.top})"
-
-    @property
-    def file(self) -> None:
-        """None."""
-        return None
 
     @property
     def cache_key(self) -> str:
@@ -121,7 +126,7 @@ class CroppedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class HalvedImage:
+class HalvedImage(_NoFile):
     """Another image at half size, which removes the compression artefacts of a JPEG."""
 
     whole: SourceImage
@@ -130,11 +135,6 @@ class HalvedImage:
     def name(self) -> str:
         """Name of the whole image."""
         return self.whole.name
-
-    @property
-    def file(self) -> None:
-        """None."""
-        return None
 
     @property
     def cache_key(self) -> str:
@@ -152,7 +152,7 @@ class HalvedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class DegradedImage:
+class DegradedImage(_NoFile):
     """Another image after a synthetic degradation (`shards.degrade`)."""
 
     clean: SourceImage
@@ -165,11 +165,6 @@ class DegradedImage:
     def name(self) -> str:
         """The clean image and the degradation."""
         return f"{self.clean.name} with {self.degradation}"
-
-    @property
-    def file(self) -> None:
-        """None."""
-        return None
 
     @property
     def cache_key(self) -> str:
@@ -186,7 +181,7 @@ class DegradedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class MatlabImage:
+class MatlabImage(_NoFile):
     """One image of a MATLAB array [N, h, w, 3] of 8 bits."""
 
     path: Path
@@ -197,11 +192,6 @@ class MatlabImage:
     def name(self) -> str:
         """File, variable and index."""
         return f"{self.path}: {self.variable}[{self.index}]"
-
-    @property
-    def file(self) -> None:
-        """None: the file holds other images as well."""
-        return None
 
     @property
     def cache_key(self) -> str:
@@ -217,33 +207,6 @@ class MatlabImage:
         """Return the image at the index."""
         image: Image = np.ascontiguousarray(matlab_array(self.path, self.variable)[self.index])
         return image
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InMemoryImage:
-    """An image in memory."""
-
-    image: Image
-    name: str = "an image in memory"
-
-    @property
-    def file(self) -> None:
-        """None."""
-        return None
-
-    @property
-    def cache_key(self) -> str:
-        """Digest of the pixels."""
-        return hashlib.sha256(self.image.tobytes()).hexdigest()
-
-    def size(self) -> tuple[int, int]:
-        """Return height and width."""
-        height, width = self.image.shape[:2]
-        return int(height), int(width)
-
-    def pixels(self) -> Image:
-        """Return the image."""
-        return self.image
 
 
 def matlab_array(path: Path, variable: str) -> NDArray[Any]:

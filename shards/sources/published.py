@@ -73,9 +73,8 @@ class PublishedSource:
             for files in self._selected(part, found):
                 label = part.label_of(files.name, files.fields)
                 if label is None:
-                    problems.append(
-                        DataProblem(f"{part.name}: {files.name} is of none of its sets.", "Remove it.")
-                    )
+                    what = f"{part.name}: {files.name} is of none of its sets."
+                    problems.append(DataProblem(what, "Remove it."))
                 else:
                     self._pairs += self._pairs_of(part, found.layout, files, label)
         if self._list is not None:

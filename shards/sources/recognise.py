@@ -89,30 +89,14 @@ class LayoutMatch:
 
     def orphans(self) -> tuple[DataProblem, ...]:
         """Return the problems of files with no partner, or with more than one."""
-        problems = []
-        if self.unmatched_degraded:
-            count = len(self.unmatched_degraded)
-            problems.append(
-                DataProblem(
-                    f"Degraded images without a clean one ({count:,}).", examples=self.unmatched_degraded
-                )
-            )
-        if self.unmatched_clean:
-            count = len(self.unmatched_clean)
-            problems.append(
-                DataProblem(
-                    f"Clean images without a degraded one ({count:,}).", examples=self.unmatched_clean
-                )
-            )
-        if self.surplus_clean:
-            problems.append(
-                DataProblem(
-                    f"Clean images that are there twice ({len(self.surplus_clean):,}).",
-                    "Keep one of each.",
-                    self.surplus_clean,
-                )
-            )
-        return tuple(problems)
+        kinds = (
+            ("Degraded images without a clean one", "", self.unmatched_degraded),
+            ("Clean images without a degraded one", "", self.unmatched_clean),
+            ("Clean images that are there twice", "Keep one of each.", self.surplus_clean),
+        )
+        return tuple(
+            DataProblem(f"{what} ({len(names):,}).", remedy, names) for what, remedy, names in kinds if names
+        )
 
 
 @dataclass

@@ -21,8 +21,8 @@ from shards.manifest import Manifest, load_manifest
 from shards.pack import decode_tiles, pack
 from shards.problems import DataProblem
 from shards.sources import FolderSource, Pair
-from shards.sources.image import InMemoryImage
 from shards.store import LocalStore, Store, open_store
+from tests.shards.in_memory import InMemoryImage
 
 
 class Listed:
