@@ -4,7 +4,7 @@
 
 Tracking never slows training. A call of a `Tracker` appends to a local file; it neither waits for the server nor
 raises. A thread sends what the journal holds. While the server is away the journal grows and the thread retries; what a
-process could not send before it ended is sent by the next process of the same run, or by `sync`.
+process could not send before it ended is sent when the job is submitted again, by `Tracker` or `sync`.
 
 Each (metric, step) is recorded once. A run that resumes from step 500 after dying at 540 repeats the steps 501 to 540.
 Their metrics are equal by construction (to rounding, if the number of workers changed), and MLflow would keep both
@@ -43,17 +43,13 @@ def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -
         _Sender(uri, run_id).send_metrics([StepMetrics(step, time.time_ns() // 1_000_000, dict(values))])
 
 
-def sync(spool: Path, uri: str) -> int:
-    """Send what earlier processes left in `spool`; return the number of steps and images sent.
+def sync(uri: str, run_id: str, spool: Path) -> int:
+    """Send what earlier processes of a run left in `spool`; return the number of steps and images sent.
 
     Journals of running processes are left alone. Raises TrackingError.
     """
-    count = 0
     with tracking_errors(uri):
-        for run in sorted(folder for folder in spool.glob("*") if folder.is_dir()):
-            for journal in Journal.abandoned(spool, run.name):
-                count += _replay(uri, run.name, journal)
-    return count
+        return _replay(uri, run_id, spool)
 
 
 class Tracker:
@@ -106,7 +102,7 @@ class Tracker:
     def close(self, timeout: float = 30.0) -> bool:
         """Send what is left, for at most `timeout` seconds; return whether everything has arrived.
 
-        What has not arrived stays on disk for the next process of this run, or for `sync`.
+        What has not arrived stays on disk and is sent when the job is submitted again.
         """
         for mirror in self._mirrors:
             mirror.close()
@@ -147,8 +143,7 @@ class Tracker:
             last = self._closing.is_set()
             try:
                 if sender is None:
-                    for abandoned in Journal.abandoned(self._spool, self._run_id):
-                        _replay(self._uri, self._run_id, abandoned)
+                    _replay(self._uri, self._run_id, self._spool)
                     sender = _Sender(self._uri, self._run_id)
                 sender.send(journal)
                 self._run_action()
@@ -241,11 +236,13 @@ class _Sender:
                 )
 
 
-def _replay(uri: str, run_id: str, journal: Journal) -> int:
-    try:
-        count = _Sender(uri, run_id).send(journal)
-    except BaseException:
-        journal.close()
-        raise
-    journal.discard()
+def _replay(uri: str, run_id: str, spool: Path) -> int:
+    count = 0
+    for journal in Journal.abandoned(spool, run_id):
+        try:
+            count += _Sender(uri, run_id).send(journal)
+        except BaseException:
+            journal.close()
+            raise
+        journal.discard()
     return count

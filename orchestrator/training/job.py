@@ -79,6 +79,7 @@ def run_job(
     run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage or {})
     if finished:
         emit(events.RunAlreadyFinished(location.run_id))
+        background.sync(uri, tracking_id, home() / "spool")
         publish(run, emit)
         return JobOutcome("finished", plan.total_steps, plan.total_steps)
     emit(events.RunStarted(location.run_id, existing_id is not None))

@@ -11,6 +11,8 @@ import torch
 from orchestrator.config.schema import Job
 from orchestrator.maintenance.lineage import trace
 from orchestrator.registry import versions
+from orchestrator.tracking.client import connect
+from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.job import run_job
 from tests.claims import flip_byte, mirage
@@ -21,10 +23,27 @@ MODEL = "models:/traced@candidate"
 @pytest.fixture
 def project(small_job: Callable[..., Job], at_home: Path) -> Path:
     """The project folder of a finished run; the first test trains it."""
+    submit(small_job, at_home)
+    return at_home.parent
+
+
+def submit(small_job: Callable[..., Job], at_home: Path) -> None:
     torch.set_num_threads(1)
     job = small_job(name="traced", storage=str(at_home.parent / "store"), track={"register_as": "traced"})
     run_job(job, lambda line: None, in_process=True)
-    return at_home.parent
+
+
+def test_a_finished_run_sends_the_metrics_that_an_outage_left_behind(
+    project: Path, small_job: Callable[..., Job], at_home: Path
+) -> None:
+    uri = resolve_tracking_uri()
+    run_id = versions.find(MODEL, uri).run_id
+    left = Journal.create(at_home / "spool", run_id)
+    left.add(3, {"late": 1.5})
+    left.close()
+    submit(small_job, at_home)
+    (late,) = connect(uri).get_metric_history(run_id, "late")
+    assert (late.step, late.value) == (3, 1.5)
 
 
 def test_every_link_from_the_version_to_the_photographs_is_verified(project: Path) -> None:

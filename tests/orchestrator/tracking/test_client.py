@@ -255,10 +255,10 @@ def test_an_outage_costs_nothing_and_is_replayed(
     assert not tracker.close()
     assert history(store, run_id) == []
 
-    assert background.sync(tmp_path, store) == 301
+    assert background.sync(store, run_id, tmp_path) == 301
     assert history(store, run_id) == [(step, float(step)) for step in range(300)]
     assert pictures(store, run_id) == ["sheet+step+299"]
-    assert background.sync(tmp_path, store) == 0
+    assert background.sync(store, run_id, tmp_path) == 0
 
 
 def test_a_server_that_never_answers_does_not_delay_a_step(
@@ -297,9 +297,9 @@ def test_a_killed_writer_loses_nothing_that_it_reported(
 def test_sync_leaves_a_living_writer_alone(store: str, run_id: str, tmp_path: Path) -> None:
     living = Journal.create(tmp_path, run_id)
     living.add(1, {"loss/total": 1.0})
-    assert background.sync(tmp_path, store) == 0
+    assert background.sync(store, run_id, tmp_path) == 0
     living.close()
-    assert background.sync(tmp_path, store) == 1
+    assert background.sync(store, run_id, tmp_path) == 1
 
 
 def test_a_line_cut_short_by_death_is_left_out(store: str, run_id: str, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_line_cut_short_by_death_is_left_out(store: str, run_id: str, tmp_path
     left.close()
     with left.path.open("ab") as file:
         file.write(b'{"step": 2, "time": 17')
-    assert background.sync(tmp_path, store) == 1
+    assert background.sync(store, run_id, tmp_path) == 1
     assert history(store, run_id) == [(1, 1.0)]
 
 
