@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
@@ -29,6 +28,7 @@ from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
 from orchestrator.config.starter import FIRST_LINE
 from orchestrator.console import count
 from orchestrator.errors import ClusterError
+from orchestrator.tracking.uri import sqlite_file, without_password
 
 _GIB = 1 << 30
 _DISK_GIB = (2.0, 10.0)  # the demo with its installation needs about eight
@@ -215,10 +215,8 @@ def tracking(uri: str | None) -> CheckResult:
     """Check that the MLflow store or server of this shell can be reached."""
     if not uri:
         return CheckResult("tracking", "ok", "MLFLOW_TRACKING_URI is not set: SQLite in .mirage/mlflow.db")
-    parts = urlsplit(uri)
-    shown = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]).geturl()  # without a password
-    remedy = "check MLFLOW_TRACKING_URI"
-    if parts.scheme in ("http", "https"):
+    shown, remedy = without_password(uri), "check MLFLOW_TRACKING_URI"
+    if uri.startswith(("http://", "https://")):
         health = uri.rstrip("/") + "/health"
         try:
             with ports.url_opener(uri).open(health, timeout=_TIMEOUT_SECONDS):
@@ -231,8 +229,9 @@ def tracking(uri: str | None) -> CheckResult:
             return CheckResult(
                 "tracking", "warn", f"{shown}: {reason}", f"{remedy}; runs are logged late, not lost"
             )
-    if parts.scheme == "sqlite":
-        return _sqlite(Path(uri.removeprefix("sqlite:///")), remedy)
+    database = sqlite_file(uri)
+    if database is not None:
+        return _sqlite(database, remedy)
     return CheckResult("tracking", "ok", f"{shown}: not checked")
 
 

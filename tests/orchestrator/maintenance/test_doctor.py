@@ -114,7 +114,8 @@ def test_a_tracking_server_is_asked_and_its_password_not_shown() -> None:
         mlflow.shutdown()
     gone = doctor.tracking(f"http://127.0.0.1:{port}")
     assert gone.status == "warn"
-    assert "pass" not in doctor.tracking("postgresql://me:pass@db/mlflow").detail
+    for password in ("pass", "pa/ss@pass"):
+        assert "pass" not in doctor.tracking(f"postgresql://me:{password}@db/mlflow").detail
 
 
 def test_a_damaged_tracking_file_is_found_and_a_good_one_left_alone(tmp_path: Path) -> None:
