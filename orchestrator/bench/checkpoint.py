@@ -24,7 +24,7 @@ from orchestrator.config.schema import Job
 from orchestrator.events import Event, Measured
 from orchestrator.models import network
 from orchestrator.tables import aligned
-from orchestrator.training.checkpoint import Checkpoints, RunIdentity
+from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun, start
@@ -107,7 +107,9 @@ def measure(
     )
     batch = next(stream.steps(0, 1, 0))
     run = start(job, Engine(environment.device, job.train.precision), stream, store, None)
-    checkpoints = Checkpoints(store, RunIdentity("bench", ()), keep=1, header=network.header(job.model))
+    checkpoints = Checkpoints(
+        store, RunIdentity("bench", ()), keep=Retention(1), header=network.header(job.model)
+    )
     _train(run, batch, _WARM_UP)
     save(run, checkpoints, _MetricsDriver())  # the first one opens connections and allocates buffers
     checkpoints.wait()

@@ -11,7 +11,7 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,8 @@ from orchestrator.console import count
 from orchestrator.errors import JobFileError
 
 log = logging.getLogger(__name__)
+
+_Place = Callable[[Key], str]
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,6 @@ _REQUIRED_OF_SECTIONS: dict[str, list[str]] = {"Data": ["manifests"], "Evaluate"
 """Section -> required keys, where a recipe or a setting sets others."""
 
 
-# --- reading -------------------------------------------------------------------------------------------------
-
-
 def _read(path: Path) -> _Layer:
     shown = str(path)
     try:
@@ -209,9 +208,6 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
     return _Layer(values, places, "--set")
 
 
-# --- resolving -----------------------------------------------------------------------------------------------
-
-
 def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     given: dict[str, Any] = {}
     places: dict[Key, str] = {}
@@ -221,29 +217,24 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
         given = _merge(given, layer.values, whole_keys)
         places.update(layer.places)
         replaced += whole_keys
-    whole = layers[-2].whole if len(layers) > 1 else layers[-1].whole
-
-    kind = _kind(given.get("kind", DEFAULT_KIND), places, whole)
+    place = _finder(places, layers[-2].whole if len(layers) > 1 else layers[-1].whole)
+    kind = _kind(given.get("kind", DEFAULT_KIND), place)
     given = _merge(kind.defaults(given), given, whole_keys=replaced)
     try:
         job: AnyJob = kind.model.model_validate(given)
     except ValidationError as error:
-        wrong = [_problem(e, kind, places, whole) for e in _relevant(error.errors())]
+        wrong = [_problem(e, kind, place) for e in _relevant(error.errors())]
         understood = _without_unknown_keys(given, error)
         if understood is not None:
-            wrong += _conflicts(kind, kind.model.model_validate(understood), places, whole)
+            wrong += _conflicts(kind, kind.model.model_validate(understood), place)
         raise _job_file_error(*wrong) from None
-    problems = _conflicts(kind, job, places, whole)
-    if problems:
+    if problems := _conflicts(kind, job, place):
         raise _job_file_error(*problems)
     return job
 
 
-def _conflicts(kind: JobKind, job: AnyJob, places: Mapping[Key, str], whole: str) -> list[Problem]:
-    return [
-        Problem(_place(tuple(key.split(".")), places, whole), key, message)
-        for key, message in kind.conflicts(job)
-    ]
+def _conflicts(kind: JobKind, job: AnyJob, place: _Place) -> list[Problem]:
+    return [Problem(place(tuple(key.split("."))), key, message) for key, message in kind.conflicts(job)]
 
 
 def _without_unknown_keys(given: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any] | None:
@@ -259,13 +250,13 @@ def _without_unknown_keys(given: Mapping[str, Any], error: ValidationError) -> M
     return left
 
 
-def _kind(name: object, places: Mapping[Key, str], whole: str) -> JobKind:
+def _kind(name: object, place: _Place) -> JobKind:
     if isinstance(name, str) and name in KINDS:
         return KINDS[name]
     near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
     message = f"is {name!r}: choose from {', '.join(KINDS)}.{hint}"
-    raise _job_file_error(Problem(_place(("kind",), places, whole), "kind", message))
+    raise _job_file_error(Problem(place(("kind",)), "kind", message))
 
 
 def _merge(
@@ -300,10 +291,10 @@ def _relevant(errors: Sequence[Any]) -> list[Any]:
     return [e for e in errors if not (setting_wrong and e["type"] == "missing" and e["loc"] in derived)]
 
 
-def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -> Problem:
+def _problem(error: Any, kind: JobKind, place: _Place) -> Problem:
     key = tuple(str(part) for part in error["loc"] if part != "[key]")
     dotted = ".".join(key)
-    where = _place(key, places, whole)
+    where = place(key)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         return Problem(where, dotted, _unknown(key, kind))
@@ -316,17 +307,19 @@ def _problem(error: Any, kind: JobKind, places: Mapping[Key, str], whole: str) -
     return Problem(where, dotted, f"is {value!r}: {message[0].lower()}{message[1:]}.{hint}")
 
 
-def _place(key: Key, places: Mapping[Key, str], whole: str) -> str:
-    """Return the place of the key, or of the nearest key above it that has one.
+def _finder(places: Mapping[Key, str], whole: str) -> _Place:
+    """Return a function that returns the place of a key, or of the nearest key above it that has one, or `whole`.
 
     A parameter of a sweep is one key with dots in it, so keys are compared as text.
     """
-    written = {".".join(parts): place for parts, place in places.items()}
-    parts = ".".join(key).split(".")
-    for depth in range(len(parts), 0, -1):
-        if (dotted := ".".join(parts[:depth])) in written:
-            return written[dotted]
-    return whole
+    written = {".".join(parts): where for parts, where in places.items()}
+
+    def place(key: Key) -> str:
+        parts = ".".join(key).split(".")
+        above = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        return next((written[dotted] for dotted in above if dotted in written), whole)
+
+    return place
 
 
 def _unknown(key: Key, kind: JobKind) -> str:

@@ -109,11 +109,11 @@ class Checkpoints:
         store: Store,
         identity: RunIdentity,
         *,
-        keep: Retention | int,
+        keep: Retention,
         code_version: str = "",
         header: Mapping[str, str] | None = None,
     ) -> None:
-        """Open the checkpoints in `store`, the run's folder; an integer `keep` keeps that many of the newest.
+        """Open the checkpoints in `store`, the run's folder.
 
         `header` is written into the blob with the weights, so that it is a weights file; it has at most one entry.
         """
@@ -122,7 +122,7 @@ class Checkpoints:
         )
         self._store = store
         self._identity = identity
-        self._keep = Retention(keep) if isinstance(keep, int) else keep
+        self._keep = keep
         self._code_version = code_version
         self._header = dict(header or {})
         self.write_seconds = 0.0

@@ -123,7 +123,9 @@ DEFAULT = Retention()
 
 
 def checkpointed(storage: LocalStore, run: str, scores: list[float], **more: list[float]) -> Checkpoints:
-    kept = Checkpoints(LocalStore(storage.root / "runs" / run), RunIdentity(run, ("d",)), keep=len(scores))
+    kept = Checkpoints(
+        LocalStore(storage.root / "runs" / run), RunIdentity(run, ("d",)), keep=Retention(len(scores))
+    )
     for step, score in enumerate(scores, 1):
         tensors = {"model": {"w": torch.full((4,), float(step))}}
         others = {f"val/5deg/haze/{name}": values[step - 1] for name, values in more.items()}
@@ -187,7 +189,7 @@ def test_a_proof_goes_when_it_is_old_and_what_else_lies_there_stays(storage: Loc
     proof = "proofs/small-0123456789-7-0"
     for run in ("reference", "killed"):
         store = LocalStore(storage.root / proof / run)
-        kept = Checkpoints(store, RunIdentity("small", ("d",)), keep=9)
+        kept = Checkpoints(store, RunIdentity("small", ("d",)), keep=Retention(9))
         kept.save(CheckpointState(1, 8, 0, {"model": {"w": torch.ones(4)}}))
         kept.wait()
         store.write("ledger/0001/000000000-worker-0-of-1.jsonl", b"{}")
