@@ -100,21 +100,13 @@ class RawSource:
     root: Path
     sets: tuple[RawDataset, ...]
     count: int
+    listings: tuple[bytes, ...] = ()
+    problems: tuple[DataProblem, ...] = ()
 
     @property
     def provenance(self) -> dict[str, object]:
         """Return the names of the datasets."""
         return {"source": "bench", "sets": [raw.name for raw in self.sets]}
-
-    @property
-    def listings(self) -> tuple[bytes, ...]:
-        """Return no listings: it is packed only once."""
-        return ()
-
-    @property
-    def problems(self) -> tuple[DataProblem, ...]:
-        """Return no problems: the files were just written."""
-        return ()
 
     @cached_property
     def licences(self) -> Mapping[str, str]:
