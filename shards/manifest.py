@@ -174,8 +174,10 @@ def from_bytes(data: bytes, where: str) -> Manifest:
     try:
         members = [Member(*member) for member in content["members"]]
         rows = tuple(
-            ManifestRow(*names, None if degraded is None else members[degraded], members[clean], source)
-            for *names, degraded, clean, source in content["rows"]
+            ManifestRow(
+                id_, split, label, None if degraded is None else members[degraded], members[clean], source
+            )
+            for id_, split, label, degraded, clean, source in content["rows"]
         )
         shards = tuple(Shard(*shard) for shard in content["shards"])
         manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])

@@ -217,8 +217,8 @@ class _ShardWriter:
         for name, image in images.items():
             size, checksum = len(image.data), zlib.crc32(image.data)
             members[name] = Member(0, offsets[name], size, checksum, image.encoding, height, width)
-        for pair, name in packed:
-            degraded = None if name is None else members[name]
+        for pair, degraded_name in packed:
+            degraded = None if degraded_name is None else members[degraded_name]
             row = ManifestRow(
                 pair.id, pair.split, pair.degradation, degraded, members[clean_name], pair.source
             )

@@ -127,7 +127,7 @@ def get_run(uri: str, run_id: str) -> TrackedRun | None:
     """Return the run with this MLflow id, None if there is none. Raises TrackingError."""
     with tracking_errors(uri), ignoring("RESOURCE_DOES_NOT_EXIST"):
         return _tracked(connect(uri).get_run(run_id))
-    return None
+    return None  # type: ignore[unreachable]  # mypy does not know that `ignoring` does
 
 
 def log_artifacts(uri: str, run_id: str, files: Mapping[str, bytes | Path]) -> None:
