@@ -27,7 +27,7 @@ from orchestrator.events import Event, Validation
 from orchestrator.paths import below, home
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.training.assignment import worker_assignment
-from orchestrator.training.checkpoint import METRIC, Checkpoints, RunIdentity
+from orchestrator.training.checkpoint import METRIC, Checkpoints, Retention, RunIdentity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.job import train_in_process
 from orchestrator.training.run_location import locate_run
@@ -99,7 +99,7 @@ def _copy_weights(
 ) -> None:
     """Write the checkpoint of another run as the first one of this run."""
     other = Checkpoints(
-        open_store(f"{runs}/{origin['run']}"), RunIdentity(origin["run"], digests), keep=10**6
+        open_store(f"{runs}/{origin['run']}"), RunIdentity(origin["run"], digests), keep=Retention()
     )
     name = next(name for name in other.names() if int(name.split("-")[0]) >= origin["step"])
     checkpoints.save(other.load(name))
