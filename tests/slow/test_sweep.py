@@ -31,7 +31,7 @@ train: {steps: 60, clip_norm: null}
 workers: {min: 1, max: 1, cpus: 1}
 checkpoint: {every_steps: 10}
 validation: {every_steps: 10, photographs: 1, crop_pixels: 32}
-track: {experiment: tuned, register_as: tuned}
+track: {experiment: tuned, register_as: tuned, log: text}
 """
 
 

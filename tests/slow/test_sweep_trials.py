@@ -30,7 +30,7 @@ from tests.orchestrator.sweeps import simulated
 from tests.orchestrator.sweeps.conftest import make_sweep
 from tests.orchestrator.sweeps.formula import StubTracking, run_formula
 from tests.orchestrator.sweeps.simulated import rows
-from tests.slow.driving import ON_LOOPBACK
+from tests.slow.driving import RAY_ENVIRONMENT
 from tests.slow.project import plain_environment
 
 pytestmark = [
@@ -61,7 +61,8 @@ PBT = {
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head without CPUs and two nodes of one, and this process connected to it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(*ON_LOOPBACK)
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
         patch.setenv("MIRAGE_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("PYTHONPATH", str(ROOT))
         import ray
@@ -93,7 +94,7 @@ def add_node(cluster: Any) -> Any:
 def environment_of(cluster: Any, home: str | Path) -> dict[str, str]:
     """Return the environment of a driver on the cluster."""
     own = {"RAY_ADDRESS": cluster.address, "MIRAGE_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    return {**plain_environment(), ON_LOOPBACK[0]: ON_LOOPBACK[1], "OMP_NUM_THREADS": "1", **own}
+    return {**plain_environment(), **RAY_ENVIRONMENT, "OMP_NUM_THREADS": "1", **own}
 
 
 def kill_after_events(driver: subprocess.Popen[Any], sweep: Path, count: int) -> None:
