@@ -72,6 +72,8 @@ def header_of(config: dict[str, object]) -> dict[str, str]:
         (safetensors_save({"x": torch.zeros(1)}, header_of(CONFIG.to_dict())), "do not fit"),
         (dumps(MIRAGE(CONFIG))[:-100], "unreadable"),
     ],
+    # The processes of pytest-xdist must agree on the names, and weights are random.
+    ids=["empty", "no header", "no JSON", "no configuration", "misspelt key", "other shapes", "truncated"],
 )
 def test_an_invalid_weights_file_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "broken"
