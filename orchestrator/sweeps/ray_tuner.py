@@ -126,12 +126,19 @@ def _progress_table(job: SweepJob) -> tune.CLIReporter:
 
 
 def _validations_only(logger: type[tune.Callback]) -> tune.Callback:
-    """Return a logger of Ray Tune without the results that are only signs of life."""
+    """Return a logger of Ray Tune without the results that are only signs of life.
+
+    It also closes the files of trials that a stop interrupts, which Ray Tune leaves open.
+    """
 
     class ValidationsOnly(logger):  # type: ignore[misc]
         def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
             if VALIDATED in result:
                 super().log_trial_result(iteration, trial, result)
+
+        def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+            for trial in trials:
+                self.log_trial_end(trial)
 
     return ValidationsOnly()
 
