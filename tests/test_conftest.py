@@ -10,6 +10,7 @@ import pytest
 
 from tests.claims import ROOT, run_command
 
+# The skips and the expected failure below are the input of the test: it runs pytest on this file.
 TESTS = """
 import pytest, unittest
 def test_for_a_listed_reason(): pytest.skip("needs a CUDA GPU: torch sees none here")

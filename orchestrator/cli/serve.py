@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from orchestrator.cli.app import USE, command, emit_error, use_local_cluster
+from orchestrator.cli.app import USE, argument, command, emit_error, option, use_local_cluster
 
 _LIMITS, _REPLICAS = "Limits", "Replicas"
 
@@ -20,73 +18,54 @@ _LIMITS, _REPLICAS = "Limits", "Replicas"
 def serve(
     model: Annotated[
         str,
-        typer.Argument(
-            help="models:/NAME@ALIAS, whose promotions are followed, a weights file or a run.",
-            show_default=False,
-        ),
+        argument("models:/NAME@ALIAS, whose promotions are followed, a weights file or a run."),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 is every address.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
-    ] = 8000,
+    host: Annotated[str, option("Address to listen on. 0.0.0.0 is every address.")] = "127.0.0.1",
+    port: Annotated[int, option("Port to listen on. 0 takes a free one.", min=0, max=65535)] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the bearer token that clients must send.",
-            show_default="MIRAGE_SERVE_TOKEN, if set",
-        ),
+        option("File with the bearer token that clients must send.", default="MIRAGE_SERVE_TOKEN, if set"),
     ] = None,
     webhook_secret_file: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the secret of MLflow's webhook. See `mirage webhooks`.",
-            show_default="MIRAGE_WEBHOOK_SECRET, if set",
+        option(
+            "File with the secret of MLflow's webhook. See `mirage webhooks`.",
+            default="MIRAGE_WEBHOOK_SECRET, if set",
         ),
     ] = None,
     poll: Annotated[
         float | None,
-        typer.Option(help="Seconds between checks of the alias.", show_default="3; 60 with a webhook"),
+        option("Seconds between checks of the alias.", default="3; 60 with a webhook"),
     ] = None,
     device: Annotated[
         str,
-        typer.Option(metavar="auto|cpu|cuda", help="Device of a replica.", rich_help_panel=_REPLICAS),
+        option("Device of a replica.", metavar="auto|cpu|cuda", rich_help_panel=_REPLICAS),
     ] = "auto",
-    min_replicas: Annotated[
-        int, typer.Option(help="Minimum number of replicas.", rich_help_panel=_REPLICAS)
-    ] = 1,
-    max_replicas: Annotated[
-        int, typer.Option(help="Maximum number of replicas.", rich_help_panel=_REPLICAS)
-    ] = 1,
+    min_replicas: Annotated[int, option("Minimum number of replicas.", rich_help_panel=_REPLICAS)] = 1,
+    max_replicas: Annotated[int, option("Maximum number of replicas.", rich_help_panel=_REPLICAS)] = 1,
     threads: Annotated[
         int,
-        typer.Option(
-            help="CPU threads of a replica. 0 divides the cores by --max-replicas.", rich_help_panel=_REPLICAS
-        ),
+        option("CPU threads of a replica. 0 divides the cores by --max-replicas.", rich_help_panel=_REPLICAS),
     ] = 0,
     max_batch: Annotated[
         int,
-        typer.Option(
-            help="Maximum number of images of one size restored together.", rich_help_panel=_REPLICAS
-        ),
+        option("Maximum number of images of one size restored together.", rich_help_panel=_REPLICAS),
     ] = 4,
     max_megabytes: Annotated[
-        float, typer.Option(help="Maximum size of an image file in MB (10^6 bytes).", rich_help_panel=_LIMITS)
+        float, option("Maximum size of an image file in MB (10^6 bytes).", rich_help_panel=_LIMITS)
     ] = 64,
     max_megapixels: Annotated[
-        float, typer.Option(help="Maximum size of an image in megapixels.", rich_help_panel=_LIMITS)
+        float, option("Maximum size of an image in megapixels.", rich_help_panel=_LIMITS)
     ] = 24,
     max_in_flight: Annotated[
         int,
-        typer.Option(
-            help="Maximum number of in-flight requests. Beyond it clients get HTTP 429.",
-            rich_help_panel=_LIMITS,
+        option(
+            "Maximum number of in-flight requests. Beyond it clients get HTTP 429.", rich_help_panel=_LIMITS
         ),
     ] = 16,
     timeout: Annotated[
         float,
-        typer.Option(
-            help="Maximum seconds for one image. Then the client gets HTTP 504.", rich_help_panel=_LIMITS
-        ),
+        option("Maximum seconds for one image. Then the client gets HTTP 504.", rich_help_panel=_LIMITS),
     ] = 900,
 ) -> None:
     """Serve a model over HTTP, with a web page at /. When its alias moves, the new version is served."""

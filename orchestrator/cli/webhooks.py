@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import MODELS, Command, app, emit, epilog, use_local_cluster
+from orchestrator.cli.app import MODELS, Command, app, argument, emit, epilog, option, use_local_cluster
 
 webhooks = typer.Typer(
     no_args_is_help=True, help="Let an MLflow server tell `mirage serve` or a CI system that an alias moved."
 )
 app.add_typer(webhooks, name="webhooks", rich_help_panel=MODELS)
 
-Id = Annotated[str, typer.Argument(help="The webhook's id, as `list` prints it.", show_default=False)]
+Id = Annotated[str, argument("The webhook's id, as `list` prints it.")]
 
 
 @webhooks.command(
@@ -24,17 +24,14 @@ Id = Annotated[str, typer.Argument(help="The webhook's id, as `list` prints it."
 def create(
     url: Annotated[
         str,
-        typer.Argument(
-            help="Address that gets the events. Of a service: its address with /webhooks/mlflow.",
-            show_default=False,
-        ),
+        argument("Address that gets the events. Of a service: its address with /webhooks/mlflow."),
     ],
-    name: Annotated[str, typer.Option(help="Name of the webhook.")] = "mirage",
+    name: Annotated[str, option("Name of the webhook.")] = "mirage",
     secret_file: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the secret that signs the events. The receiver needs the same.",
-            show_default="MIRAGE_WEBHOOK_SECRET",
+        option(
+            "File with the secret that signs the events. The receiver needs the same.",
+            default="MIRAGE_WEBHOOK_SECRET",
         ),
     ] = None,
 ) -> None:

@@ -238,7 +238,7 @@ def _explained(path: Path) -> Iterator[None]:
             f"{path}: MATLAB arrays are read with SciPy, which is not installed. "
             "Install it: pip install 'mirage-orchestrator[matlab]'."
         ) from error
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # SciPy raises it for MATLAB 7.3 files
         raise PackError(
             f"{path}: MATLAB 7.3 files are not read. Save it with -v7, or as PNG files."
         ) from error

@@ -198,7 +198,7 @@ def test_a_lost_node_costs_its_trial_one_validation_at_most(cluster, make_sweep,
         cluster.remove_node(lost[0], allow_graceful=False)
         wait_until(
             lambda: any(e["kind"] == "ended" for e in events(tmp_path)),
-            "the other trial goes on without it",
+            "the other trial ends without it",
             120,
         )
         add_node(cluster)

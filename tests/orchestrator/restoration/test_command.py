@@ -215,7 +215,7 @@ def test_an_out_that_cannot_be_written_is_an_error_before_any_work(folder: Path,
     assert_one_clear_error(done, "file/out")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")  # the test above covers root
 def test_a_read_only_folder_is_an_error_before_any_work(folder: Path, restore: Command) -> None:
     (folder.parent / "out").mkdir(mode=0o555)
     done = restore("in", "-o", "out")

@@ -131,7 +131,7 @@ class SimulatedTune:
         )
 
     def _validate(self, trial: Trial) -> bool:
-        """Let a trial run to its next validation; return whether it goes on running."""
+        """Let a trial run to its next validation; return whether it still runs."""
         row = self.log.table.trials[int(trial.trial_id)]
         identity = trial.config[TRIAL]
         assert identity["generation"] == row.generation
