@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -87,7 +88,15 @@ def argument(help_text: str, **settings: Any) -> Any:
 
 def option(help_text: str, *names: str, default: str | bool = True, **settings: Any) -> Any:
     """Return an option. `default` is how its help shows the default: its value (True), not at all, or as this text."""
+    settings.setdefault("callback", _require_finite)
     return typer.Option(*names, help=help_text, show_default=default, **settings)
+
+
+def _require_finite(value: Any) -> Any:
+    """Return the value of an option. Raises BadParameter for an infinite number and NaN, which no range excludes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 JobFile = Annotated[

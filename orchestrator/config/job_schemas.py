@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from orchestrator.config.schema import (
     Degradation,
+    Gib,
     Name,
     Names,
     Pack,
@@ -59,7 +60,7 @@ class EvaluationData(Section):
 
     manifests: Annotated[Names, Field(min_length=1)]
     """Packed datasets: URIs, or names below `storage`."""
-    cache_gib: float = Field(default=20.0, gt=0)
+    cache_gib: Gib = 20.0
     """Maximum size of each node's shard cache in GiB."""
 
 

@@ -6,9 +6,11 @@ file, `presets` has the recipes and settings, and `job_schemas` the other kinds 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from mirage import ModelConfig
@@ -41,6 +43,34 @@ def as_tuple(value: Any) -> Any:
     """Return a single name as a tuple of one name."""
     return (value,) if isinstance(value, str) else value
 
+
+def _require_finite(value: Any) -> Any:
+    """Return a value of any shape. Raises ValueError if one of its numbers is infinite or NaN."""
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise ValueError(f"{number} is not a finite number")
+    return value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+
+
+FiniteAny = Annotated[Any, AfterValidator(_require_finite)]
+"""A value of any type, whose numbers are finite."""
+
+# The upper bounds leave room for any real use; beyond them arithmetic and system calls would overflow.
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+Hours = Annotated[float, Field(gt=0, le=1e5)]
+Epochs = Annotated[float, Field(gt=0, le=1e6)]
+Gib = Annotated[float, Field(gt=0, le=1e9)]
+Price = Annotated[float, Field(ge=0, le=1e9)]
+Decibel = Annotated[float, Field(ge=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 """Several names. A single one may be written without brackets."""
@@ -96,7 +126,11 @@ class Section(BaseModel):
     """A section of a job: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
     )
 
 
@@ -111,7 +145,7 @@ class UserModel(Section):
     """package.module:Class of a user-defined network; unset: MIRAGE."""
     path: str | None = None
     """Folder to import `class` from; unset: Python's own path."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, FiniteAny] = Field(default_factory=dict)
     """Keyword arguments of `class`."""
     stride: int = Field(default=8, ge=1)
     """Image sides must be multiples of this many pixels for `class`; images are padded by reflection."""
@@ -132,7 +166,7 @@ class Model(UserModel):
     """Number of blocks after the last decoder."""
     heads: tuple[int, int, int, int] | None = None
     """Number of attention heads at each of the four levels."""
-    ffn_expansion: float | None = Field(default=None, gt=0)
+    ffn_expansion: float | None = Field(default=None, gt=0, le=1000)
     """Hidden width of the feed-forward network relative to its input."""
     branch_ratios: tuple[int, int, int] | None = None
     """Ratio of channels between the attention, convolution and MLP branches."""
@@ -167,13 +201,13 @@ class Model(UserModel):
 class LossConfig(Section):
     """Weights of the loss: L1 + Fourier + SPD contrastive."""
 
-    l1_weight: float = Field(default=1.0, ge=0)
+    l1_weight: Weight = 1.0
     """Weight of the L1 term."""
-    fourier_weight: float = Field(default=0.1, ge=0)
+    fourier_weight: Weight = 0.1
     """Weight of the Fourier term."""
-    spd_weight: float = Field(default=0.01, ge=0)
+    spd_weight: Weight = 0.01
     """Weight of the SPD contrastive term."""
-    temperature: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=0.1, ge=1e-6, le=1e6)
     """Temperature of the contrastive term."""
 
     def build(self) -> LossWeights:
@@ -241,7 +275,7 @@ class CropStage(Section):
 
     from_step: int | None = Field(default=None, ge=0)
     """First step of the stage. The first stage starts at 0."""
-    from_epoch: float | None = Field(default=None, ge=0)
+    from_epoch: float | None = Field(default=None, ge=0, le=1e6)
     """First epoch of the stage, instead of `from_step`."""
     pixels: int = Field(ge=8)
     """Side of the crops in pixels."""
@@ -258,7 +292,7 @@ class Data(Section):
     """How to pack the dataset if it does not exist yet."""
     mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
     """Degradation -> repeats of each of its samples in an epoch."""
-    weights: dict[Degradation, Annotated[float, Field(gt=0)]] | None = None
+    weights: dict[Degradation, Annotated[float, Field(ge=1e-9, le=1e9)]] | None = None
     """Degradation -> its weight in an epoch, instead of the repeats. Any positive numbers."""
     samples_per_epoch: int | None = Field(default=None, ge=1)
     """Length of an epoch with `weights`; unset: the length that the repeats would give."""
@@ -278,7 +312,7 @@ class Data(Section):
     """The 7 non-identity flips and rotations of the authors' release, the paper's flips, or none."""
     readers: int = Field(default=0, ge=0)
     """Data-loading processes per worker. 0 reads in the worker itself."""
-    cache_gib: float = Field(default=20.0, gt=0)
+    cache_gib: Gib = 20.0
     """Maximum size of each node's shard cache in GiB."""
     on_corrupt: Literal["fail", "skip"] = "fail"
     """On a damaged or missing sample, stop the run, or replace it by another one, counted and logged."""
@@ -286,12 +320,15 @@ class Data(Section):
     """Write the id of every consumed sample to the run's folder. `mirage ledger` checks it."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Train(Section):
     """Length of the training, batch, optimiser, schedule and precision."""
 
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: Epochs | None = None
     """Length in epochs; set this or `steps`."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=10**12)
     """Length in optimiser steps; set this or `epochs`."""
     global_batch_size: int = Field(default=32, ge=1)
     """Images per step of all workers together."""
@@ -301,18 +338,18 @@ class Train(Section):
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
     """Scaling of the learning rate by batch / 32: none (fixed), linear or square root (sqrt)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: Weight = 0.01
     schedule: Literal["release", "cosine"] = "release"
     """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. `cosine`: per step."""
-    schedule_epochs: float | None = Field(default=None, gt=0)
+    schedule_epochs: Epochs | None = None
     """Length in epochs of the cosine of schedule `release` (150 in the authors' code, for any `epochs`)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Number of steps of linear warm-up of schedule `cosine`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs. bf16 and fp16 compute the model in
     16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32."""
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0, le=1e30)
     """Maximum gradient norm; larger gradients are scaled down to it."""
     activation_checkpointing: Literal["none", "full_resolution", "all"] = "none"
     """Blocks recomputed in the backward pass: less memory, more time, the same numbers."""
@@ -342,29 +379,29 @@ class WorkerResources(Section):
     """Minimum number of workers."""
     max: int = Field(default=1, ge=1)
     """Maximum number of workers. As many start as the cluster has resources for, at least `min`."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: float = Field(default=0, ge=0, le=1e6)
     """GPUs per worker."""
-    cpus: float = Field(default=1, gt=0)
+    cpus: float = Field(default=1, gt=0, le=1e6)
     """CPUs per worker."""
-    startup_timeout_seconds: float = Field(default=600, gt=0)
+    startup_timeout_seconds: Seconds = 600
     """Maximum time in seconds to wait for free resources or for autoscaled nodes before the job fails."""
-    max_runtime_hours: float | None = Field(default=None, gt=0)
+    max_runtime_hours: Hours | None = None
     """Maximum time in hours before the job stops, with its progress saved, so that it can resume."""
 
 
 class Workers(WorkerResources):
     """Workers that train."""
 
-    images_per_second: float | None = Field(default=None, gt=0)
+    images_per_second: float | None = Field(default=None, ge=1e-6, le=1e9)
     """Training speed of one worker alone in images per second, if you know it, for `mirage plan`."""
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: Gib | None = None
     """Memory of one worker in GiB. `mirage plan` warns if the job needs more."""
 
     max_failures: int = Field(default=3, ge=0)
     """Maximum number of worker failures in a row without a new checkpoint. Each resumes from the newest one."""
-    collective_timeout_seconds: float = Field(default=300, ge=1)
+    collective_timeout_seconds: float = Field(default=300, ge=1, le=1e8)
     """Maximum time in seconds of one collective operation. After it a worker counts as hung, and all restart."""
-    scale_up_delay_seconds: float = Field(default=60, gt=0)
+    scale_up_delay_seconds: Seconds = 60
     """Time in seconds for which resources for more workers must be free before the run restarts with more."""
 
 
@@ -373,11 +410,11 @@ class Prices(Section):
 
     currency: str = "USD"
     """Currency of all prices."""
-    worker_hour: float | None = Field(default=None, ge=0)
+    worker_hour: Price | None = None
     """Price of one worker per hour, with its share of a machine."""
-    head_hour: float = Field(default=0.0, ge=0)
+    head_hour: Price = 0.0
     """Price of the head node per hour."""
-    egress_gib: float | None = Field(default=None, ge=0)
+    egress_gib: Price | None = None
     """Price of each GiB read from the store."""
 
 
@@ -394,7 +431,7 @@ class Checkpoint(Section):
     """Validation metric: val/psnr, the mean over the degradations, or for example val/5deg/haze/ssim."""
     order: Literal["max", "min"] = "max"
     """Whether larger (max) or smaller (min) values of `metric` are better."""
-    keep_hours: float = Field(default=0.0, ge=0)
+    keep_hours: float = Field(default=0.0, ge=0, le=1e6)
     """Age in hours below which every checkpoint is kept."""
 
 
@@ -434,7 +471,7 @@ class Track(Tracking):
     """Name of the registered model. The new version gets the alias `candidate`."""
     every_steps: int = Field(default=10, ge=1)
     """Steps between logged metrics."""
-    system_metrics_seconds: float = Field(default=15, gt=0)
+    system_metrics_seconds: Seconds = 15
     """Minimum time in seconds between system metrics of a node. They are logged with the other metrics."""
     log: Literal["text", "json"] = "text"
     """Format of the driver's output: text, or one JSON object per event."""
@@ -455,21 +492,21 @@ class Profile(Section):
 class Promote(Section):
     """Gates that a model must pass before `mirage promote` moves an alias to it. An unset gate is not checked."""
 
-    margin_db: float = Field(default=0.0, ge=0)
+    margin_db: Decibel = 0.0
     """Minimum gain over the champion in dB, by its lower confidence bound. With 0 the bound must be above 0."""
-    max_drop_db: float = Field(default=0.1, ge=0)
+    max_drop_db: Decibel = 0.1
     """Maximum drop of one degradation on average in dB."""
-    reference_db: float | None = None
+    reference_db: Decibel | None = None
     """A published average PSNR in dB that is not in the paper's tables."""
     paper_row: str | None = None
     """A row of the paper's tables, TABLE:METHOD, for example T2:MIRAGE-T. `mirage report` prints them."""
-    max_below_reference_db: float = Field(default=0.3, ge=0)
+    max_below_reference_db: Decibel = 0.3
     """How far the average may be below these two in dB."""
     parity: tuple[Literal["safetensors", "torchscript", "onnx", "release"], ...] = ("torchscript",)
     """Export formats in which the model must compute the same."""
-    latency_seconds: float | None = Field(default=None, gt=0)
+    latency_seconds: Seconds | None = None
     """Maximum time for one image in seconds."""
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: Gib | None = None
     """Maximum memory for one image in GiB."""
     side_pixels: int = Field(default=512, ge=1)
     """Side in pixels of the square image for latency and memory."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.config.schema import Section, Training
+from orchestrator.config.schema import FiniteAny, Hours, Section, Training
 
 _RANGES = ("range", "log_range", "integer")
 _FORMS = ("choice", *_RANGES, "variants")
@@ -15,7 +15,7 @@ _FORMS = ("choice", *_RANGES, "variants")
 class Domain(Section):
     """The values that a parameter may take. A plain value in a file means `choice` of that value alone."""
 
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    choice: Annotated[tuple[FiniteAny, ...], Field(min_length=1)] | None = None
     """A list of values."""
     range: tuple[float, float] | None = None
     """Lowest and highest number, distributed uniformly."""
@@ -23,13 +23,13 @@ class Domain(Section):
     """Lowest and highest positive number, distributed uniformly in the logarithm."""
     integer: tuple[int, int] | None = None
     """Lowest and highest integer, both included."""
-    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] | None = None
+    variants: Annotated[dict[str, dict[str, FiniteAny]], Field(min_length=1)] | None = None
     """Named sets of keys that change together; the name of the parameter is then not a key of a job."""
     points: int | None = Field(default=None, ge=2)
     """Number of values that a grid takes from a range, both ends included."""
-    when: dict[str, Any] | None = None
+    when: dict[str, FiniteAny] | None = None
     """Earlier parameters and the value, or list of values, that they must have for this one to be used."""
-    default: Any = None
+    default: FiniteAny = None
     """Value where `when` does not hold; unset: the job's own."""
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class Winner(Section):
     then: Literal["none", "continue", "retrain"] = "none"
     """Report it only; continue its run to the end of its job; or train it again with the keys of `set`. The resulting
     model is evaluated and registered as `track.register_as`."""
-    set: dict[str, Any] = Field(default_factory=dict)
+    set: dict[str, FiniteAny] = Field(default_factory=dict)
     """Keys of the job that retraining changes, for example {train.steps: 100000}."""
 
 
@@ -175,9 +175,9 @@ class Sweep(Section):
     """Steps after which a trial ends, even if its job is longer; unset: the whole job."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Most trials that run at the same time; unset: as many as fit the cluster when the sweep starts."""
-    max_device_hours: float | None = Field(default=None, gt=0)
+    max_device_hours: Hours | None = None
     """No trial starts after this many hours, summed over all devices."""
-    stall_minutes: float = Field(default=30, gt=0)
+    stall_minutes: float = Field(default=30, gt=0, le=1e6)
     """The sweep ends with an error when a trial makes no progress for this long."""
     tensorboard: bool = False
     """Whether Ray Tune writes TensorBoard files of the trials' validations."""
