@@ -7,19 +7,18 @@ verified once and read in place. A file that changed after it was verified is ve
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import CorruptObjectError, StoreError
 from shards.manifest import Shard
 from shards.store import LocalStore, Store
+from shards.store.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class ShardCache:
                     f"{self.max_bytes}. Allow the cache more bytes, or pack smaller shards."
                 )
             self._make_folders()
-            with _locked(self.folder / "locks" / shard.sha256):
+            with locked(self.folder / "locks" / shard.sha256):
                 if not self._is_present(path, shard) and not self._verify_again(path, shard):
                     self._fetch(store, shard, path)
         return path
@@ -96,7 +95,7 @@ class ShardCache:
         return True
 
     def _fetch(self, store: Store, shard: Shard, path: Path) -> None:
-        with _locked(self.folder / "locks" / "room"):
+        with locked(self.folder / "locks" / "room"):
             self._evict_for(shard.size)
         part = path.with_suffix(".part")  # only one process writes it: the shard's lock is held
         store.download(shard.key, part)
@@ -127,7 +126,7 @@ class ShardCache:
         try:
             if not mark.is_current(path):
                 self._make_folders()
-                with _locked(self.folder / "locks" / shard.sha256):
+                with locked(self.folder / "locks" / shard.sha256):
                     if not mark.is_current(path):
                         _verify(path, shard, f"{store.uri}/{shard.key}", delete=False)
                         mark.set(path)
@@ -200,11 +199,3 @@ def _files(folder: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
             yield path, path.stat()
         except FileNotFoundError:
             continue  # evicted by another process in the meantime
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock among processes and threads; the kernel frees it when its holder dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,12 +2,14 @@
 
 Objects are write-once: a key always has the same bytes, so a reader never sees a mixture of an old and a new object,
 which S3 servers allow when an object is overwritten. The only mutable objects are *pointers*, which are small and carry
-their own checksum. Nothing relies on conditional requests, ETags, status 206 or page sizes, since servers differ.
+their own checksum, and *leases*, which `create` and `replace` change for one caller at a time. Nothing needs a server
+with conditional requests, status 206 or a certain page size, since servers differ; where conditional requests are
+obeyed, they decide which of two writers is first.
 
-    protocol  interface of a store       write_once  checks of write-once objects
-    local     a folder                   files       atomic writes of local files
-    s3        an S3 bucket               retry       retries and error messages of S3
-                                         pointer     mutable pointers
+    protocol  interface of a store       write_once   checks of write-once objects
+    local     a folder                   files        atomic writes of local files
+    s3        an S3 bucket               retry        retries and error messages of S3
+    pointer   mutable pointers           conditional  conditional writes, and locks where a server has none
 """
 
 from __future__ import annotations

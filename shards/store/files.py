@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ BLOCK = 8 << 20
 """Bytes in memory at a time while a file is copied or compared."""
 TEMPORARY = ".tmp-"
 """Prefix of a file's name while it is written."""
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 @contextmanager
@@ -39,17 +41,58 @@ def translate_os_errors(uri: str, key: str) -> Iterator[None]:
 
 def write_atomically(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
     """Write a temporary file and rename it: after a kill, `path` is complete or unchanged."""
+    with _temporary(path) as temporary:
+        result = _fill(temporary, fill)
+        os.replace(temporary, path)
+    return result
+
+
+def create_atomically(path: Path, fill: Callable[[IO[bytes]], object]) -> bool:
+    """Do `write_atomically` only if there is no such file; return whether it was created.
+
+    Of several processes one creates it. On file systems without hard links a race between two can be lost.
+    """
+    if path.exists():
+        return False
+    with _temporary(path) as temporary:
+        _fill(temporary, fill)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
+
+
+@contextmanager
+def locked(path: Path, mode: str = "ab") -> Iterator[IO[bytes]]:
+    """Open a file and hold its lock among processes and threads; the kernel frees it when its holder dies."""
+    with path.open(mode) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield the name of a file beside `path` and remove what is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            result = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def _fill(path: Path, fill: Callable[[IO[bytes]], T]) -> T:
+    with path.open("xb") as file:
+        result = fill(file)
+        file.flush()
+        os.fsync(file.fileno())
     return result
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from shards.errors import StoreError
+from shards.errors import MissingObjectError, StoreError
 from shards.store import pointer, write_once
-from shards.store.files import TEMPORARY, blocks, copy, translate_os_errors, write_atomically
+from shards.store.files import (
+    TEMPORARY,
+    blocks,
+    copy,
+    create_atomically,
+    locked,
+    translate_os_errors,
+    write_atomically,
+)
 from shards.store.protocol import ObjectStat
 
 
@@ -39,24 +48,37 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object once."""
-        path = self.path(key)
-        with self._explained(key):
-            if path.exists():
-                if path.read_bytes() != data:
-                    raise write_once.conflict(key, self.uri)
-                return
-            write_atomically(path, lambda file: file.write(data))
+        if not self.create(key, data) and self.read(key) != data:
+            raise write_once.conflict(key, self.uri)
 
     def write_file(self, key: str, path: Path) -> None:
         """Write an object once from a file."""
         target = self.path(key)
         with self._explained(key), path.open("rb") as source:
-            if target.exists():
-                with target.open("rb") as present:
-                    if not write_once.equal_blocks(blocks(source), blocks(present)):
-                        raise write_once.conflict(key, self.uri)
+            if create_atomically(target, lambda file: copy(source, file)):
                 return
-            write_atomically(target, lambda file: copy(source, file))
+            source.seek(0)
+            with target.open("rb") as present:
+                if not write_once.equal_blocks(blocks(source), blocks(present)):
+                    raise write_once.conflict(key, self.uri)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object if there is none; return whether this call wrote it."""
+        with self._explained(key):
+            return create_atomically(self.path(key), lambda file: file.write(data))
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace an object if it holds `old`; return whether this call did."""
+        path = self.path(key)
+        try:
+            with self._explained(key), locked(path, "r+b") as file:
+                # A file that was replaced since it was opened is no longer the one that others lock.
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or file.read() != old:
+                    return False
+                write_atomically(path, lambda fresh: fresh.write(new))
+                return True
+        except MissingObjectError:
+            return False
 
     def read_pointer(self, key: str) -> bytes | None:
         """Return the content of a mutable pointer."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
+from shards.store.conditional import ConditionFailedError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
             ) from error
         except (aws.ClientError, S3UploadFailedError) as error:
             if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:
-                _refused(place, key, error)
+                _refused(place, key, error, retried=number > 0)
             failure = error
         except (aws.BotoCoreError, ValueError) as error:  # not an S3 server, or not a URL
             raise StoreError(
@@ -76,13 +77,15 @@ def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
     ) from failure
 
 
-def _refused(place: RequestTarget, key: str, error: Exception) -> NoReturn:
+def _refused(place: RequestTarget, key: str, error: Exception, *, retried: bool) -> NoReturn:
     code = str(_response(error).get("Error", {}).get("Code", ""))
     where = f"{place.uri}/{key} at {place.endpoint()}"
     if code == "NoSuchBucket":
         raise StoreError(
             f"{where}: there is no bucket {place.bucket!r}. Create it or correct the URI."
         ) from error
+    if code in ("PreconditionFailed", "412"):
+        raise ConditionFailedError(f"{where}: the object is not as the condition says.", retried) from error
     if code in ("NoSuchKey", "404"):
         raise MissingObjectError(f"{where}: there is no such object.") from error
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"):

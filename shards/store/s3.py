@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
-from shards.store import files, pointer, retry, write_once
+from shards.store import conditional, files, pointer, retry, write_once
+from shards.store.conditional import ConditionFailedError
 from shards.store.files import blocks, translate_os_errors, write_atomically
 from shards.store.protocol import ObjectStat
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 PART = 16 << 20
 """Size in bytes above which an object is uploaded in parts of this size, four at a time."""
+
+_OBEYS_CONDITIONS: dict[tuple[int, str, str], bool] = {}
+"""Whether the server of a process, an endpoint and a bucket obeys conditional requests."""
 
 
 class S3Store:
@@ -44,35 +48,44 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""
-        return self._attempt(key, lambda client: self._body(client, key))
+        return self._attempt(key, lambda client: self._body(client, key))[1]
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes of an object from `start` on."""
         if length == 0:
             return b""  # HTTP has no empty range
         span = f"bytes={start}-{start + length - 1}"
-        data = self._attempt(key, lambda client: self._body(client, key, Range=span))
+        _, data = self._attempt(key, lambda client: self._body(client, key, Range=span))
         return write_once.check_length(data, length, key, self.uri)
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object once."""
-        size = self._size(key)
-        if size is None:
-            self._send(key, lambda: io.BytesIO(data))
-        elif size != len(data) or self.read(key) != data:
+        if self._create(key, lambda: io.BytesIO(data), len(data)):
+            return
+        if self._size(key) != len(data) or self.read(key) != data:
             raise write_once.conflict(key, self.uri)
 
     def write_file(self, key: str, path: Path) -> None:
         """Write an object once from a file, in parts when it is large."""
-        size = self._size(key)
-        if size is None:
-            self._send(key, lambda: path.open("rb"))
+        length = path.stat().st_size
+        if self._create(key, lambda: path.open("rb"), length):
             return
         with path.open("rb") as source:
-            starts = range(0, size, files.BLOCK)
-            remote = (self.read_range(key, start, min(files.BLOCK, size - start)) for start in starts)
-            if size != path.stat().st_size or not write_once.equal_blocks(blocks(source), remote):
+            starts = range(0, length, files.BLOCK)
+            remote = (self.read_range(key, start, min(files.BLOCK, length - start)) for start in starts)
+            if length != self._size(key) or not write_once.equal_blocks(blocks(source), remote):
                 raise write_once.conflict(key, self.uri)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object if there is none; return whether this call wrote it."""
+        return self._create(key, lambda: io.BytesIO(data), len(data)) and self._has_settled(key, data)
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace an object if it holds `old`; return whether this call did."""
+        if self._obeys_conditions():
+            return self._replace(key, old, new)
+        with conditional.machine_lock(self.bucket, self._full(key)):
+            return self._replace(key, old, new) and self._has_settled(key, new)
 
     def read_pointer(self, key: str) -> bytes | None:
         """Return the content of a mutable pointer."""
@@ -149,15 +162,53 @@ class S3Store:
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _body(self, client: Any, key: str, **span: str) -> bytes:
+    def _body(self, client: Any, key: str, **span: str) -> tuple[dict[str, Any], bytes]:
         answer = client.get_object(Bucket=self.bucket, Key=self._full(key), **span)
         data: bytes = answer["Body"].read()
         if len(data) != answer["ContentLength"]:
             raise retry.IncompleteError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
-        return data
+        return answer, data
 
-    def _send(self, key: str, source: Callable[[], IO[bytes]]) -> None:
-        """Upload, in parts when it is large; the parts of a failed upload are removed."""
+    def _create(self, key: str, source: Callable[[], IO[bytes]], size: int) -> bool:
+        """Upload an object if there is none; return whether this call did."""
+        if self._size(key) is not None:
+            return False
+        if self._obeys_conditions():
+            return self._send(key, source, size, IfNoneMatch="*")
+        with conditional.machine_lock(self.bucket, self._full(key)):
+            return self._size(key) is None and self._send(key, source, size)
+
+    def _replace(self, key: str, old: bytes, new: bytes) -> bool:
+        try:
+            answer, data = self._attempt(key, lambda client: self._body(client, key))
+            return data == old and self._put(key, new, IfMatch=answer["ETag"])
+        except MissingObjectError:
+            return False
+
+    def _has_settled(self, key: str, data: bytes) -> bool:
+        """Return whether an object that was just written still holds these bytes once other writes have ended."""
+        if self._obeys_conditions():
+            return True
+        conditional.settle(self.endpoint())
+        return self.read(key) == data
+
+    def _obeys_conditions(self) -> bool:
+        """Return whether the server obeys conditional requests; ask it once in each process."""
+        place = (os.getpid(), self.endpoint(), self.bucket)
+        if place not in _OBEYS_CONDITIONS:
+            _OBEYS_CONDITIONS[place] = conditional.obeys_conditions(self._put, self.delete)
+            if not _OBEYS_CONDITIONS[place]:
+                log.info("%s ignores conditional requests: lock files are used instead", self.endpoint())
+        return _OBEYS_CONDITIONS[place]
+
+    def _send(self, key: str, source: Callable[[], IO[bytes]], size: int, **condition: str) -> bool:
+        """Upload, in parts when it is large; return whether the condition was met.
+
+        The parts of a failed upload are removed.
+        """
+        if size <= PART:
+            with source() as content:
+                return self._put(key, content.read(), **condition)
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
@@ -166,12 +217,23 @@ class S3Store:
             with source() as content:
                 client.upload_fileobj(content, self.bucket, self._full(key), Config=config)
 
-        self._attempt(key, send)
+        try:
+            self._attempt(key, send)
+        except ConditionFailedError:
+            return False  # or an earlier attempt of this call wrote it: `write_file` compares the bytes
+        return True
 
-    def _put(self, key: str, data: bytes) -> None:
-        self._attempt(
-            key, lambda client: client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
-        )
+    def _put(self, key: str, data: bytes, **condition: str) -> bool:
+        """Write an object; return whether the condition was met."""
+
+        def send(client: Any) -> None:
+            client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+
+        try:
+            self._attempt(key, send)
+        except ConditionFailedError as error:
+            return error.retried and self.read(key) == data  # an earlier attempt may have written it
+        return True
 
     def _size(self, key: str) -> int | None:
         try:
@@ -185,8 +247,15 @@ class S3Store:
     def _connection(self) -> Any:
         with self._lock:
             if self._client is None or self._client[0] != os.getpid():
-                self._client = (os.getpid(), _client())
+                client = _client()
+                client.meta.events.register("before-parameter-build.s3.CompleteMultipartUpload", self._once)
+                self._client = (os.getpid(), client)
             return self._client[1]
+
+    def _once(self, params: dict[str, Any], **_: object) -> None:
+        """Make the end of an upload in parts conditional, which `upload_fileobj` cannot."""
+        if self._obeys_conditions():
+            params["IfNoneMatch"] = "*"
 
     def _attempt(self, key: str, action: Callable[[Any], T]) -> T:
         return retry.with_retries(self, key, lambda: action(self._connection()))

@@ -87,13 +87,13 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 @pytest.fixture(params=["folder", "rclone", "nanio"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
-    return _store(request, tmp_path)
+    return make_store(request, request.param, tmp_path)
 
 
 @pytest.fixture(params=["folder", "rclone"])
 def each_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind that users get by default, for tests that move more bytes."""
-    return _store(request, tmp_path)
+    return make_store(request, request.param, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -128,10 +128,11 @@ def dataset(packed: tuple[str, Manifest], cache: ShardCache) -> Dataset:
     return Dataset([packed[0]], cache)
 
 
-def _store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
+def make_store(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Store:
+    """Return an empty store: a folder, or a bucket of the server whose fixture is named."""
+    if kind == "folder":
         return open_store(str(tmp_path / "store"))
-    server: Server = request.getfixturevalue(request.param)
+    server: Server = request.getfixturevalue(kind)
     request.getfixturevalue("aws").setenv("AWS_ENDPOINT_URL", server.endpoint)
     store = open_store(f"s3://{server.bucket}/{tmp_path.name}")
     store.ensure_bucket()
