@@ -20,6 +20,10 @@ class ClusterError(OrchestratorError):
     """The local cluster, a port, a process or a submission does not work."""
 
 
+class OwnedError(OrchestratorError):
+    """A run or sweep that another live process owns."""
+
+
 class CheckpointError(OrchestratorError):
     """A checkpoint of another run or of another version."""
 
@@ -30,6 +34,10 @@ class DamagedCheckpointError(CheckpointError):
 
 class TrainingError(OrchestratorError):
     """A run that failed after its launch: a worker, a timeout, a loss that is not finite."""
+
+
+class SupersededError(TrainingError):
+    """Workers that go on though others have taken their place; they must not write."""
 
 
 class TrackingError(OrchestratorError):

@@ -24,7 +24,7 @@ class Action:
     """The functions that run and plan jobs of one kind."""
 
     run: Callable[..., JobOutcome]
-    """(job, echo, *, in_process) -> outcome."""
+    """(job, echo, *, in_process) -> outcome; also with `wait` for the kinds in `_OWNED`."""
     plan: Callable[[Any], str]
     """Job -> what it will do and cost, as text."""
 
@@ -37,10 +37,14 @@ ACTIONS: dict[str, Action] = {
     "sweep": Action(run_sweep, plan_sweep),
 }
 
+_OWNED = ("train", "sweep")
+"""Kinds of jobs that one process at a time may run."""
 
-def run_any(job: AnyJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
-    """Run a job of any kind; `in_process` does not use Ray."""
-    return ACTIONS[job.kind].run(job, echo, in_process=in_process)
+
+def run_any(job: AnyJob, echo: Echo, *, in_process: bool = False, wait: bool = False) -> JobOutcome:
+    """Run a job of any kind; `in_process` does not use Ray, `wait` waits while another process owns the run."""
+    owned = {"wait": wait} if job.kind in _OWNED else {}
+    return ACTIONS[job.kind].run(job, echo, in_process=in_process, **owned)
 
 
 def plan_any(job: AnyJob) -> str:

@@ -1,6 +1,7 @@
-"""Handle requests to stop in the driver: SIGTERM, which `ray job stop` and SLURM send, and Ctrl-C.
+"""Handle requests to stop in the driver: SIGTERM, which `ray job stop` and SLURM send, SIGHUP and Ctrl-C.
 
-Workers handle SIGTERM in `orchestrator.training.ray_driver_relay.SigtermFlag`.
+SIGHUP comes when the terminal is closed; a process that ignores it (`nohup`) goes on. Workers handle SIGTERM in
+`orchestrator.training.ray_driver_relay.SigtermFlag`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Stopped(BaseException):
+    """The process was asked to stop. No `Exception`, so that no code mistakes it for a failure of its own."""
+
+
 @contextmanager
 def on_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` on SIGTERM or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
+    """Call `callback` on SIGTERM, SIGHUP or Ctrl-C during the block; a second Ctrl-C interrupts as usual.
 
     Only the main thread may use it.
     """
@@ -23,9 +28,25 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in _stop_signals()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def raise_on_stop() -> Iterator[None]:
+    """Raise Stopped on SIGTERM, SIGHUP or Ctrl-C during the block, outside of the blocks of `on_stop` within it."""
+
+    def stop() -> None:
+        raise Stopped
+
+    with on_stop(stop):
+        yield
+
+
+def _stop_signals() -> list[signal.Signals]:
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]

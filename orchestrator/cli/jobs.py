@@ -23,6 +23,8 @@ from orchestrator.cli.app import (
 if TYPE_CHECKING:
     from orchestrator.config.job_types import AnyJob
 
+Wait = Annotated[bool, option("Wait while another process runs this job, instead of ending.", "--wait")]
+
 STOPPED = 143
 """Exit status of a run that was stopped with a checkpoint: 128 + SIGTERM, as shells report it."""
 
@@ -66,11 +68,13 @@ def plan(
 @command(
     TRAINING, "mirage train jobs/demo.yaml", "mirage train jobs/demo.yaml --set train.steps=200 --in-process"
 )
-def train(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
+def train(
+    job_file: JobFile, overrides: Set = None, in_process: InProcess = False, wait: Wait = False
+) -> None:
     """Train, evaluate and register a model: run a job of kind train. Rerun it to resume."""
     from orchestrator.config.schema import Job
 
-    run_job(load_job_of(Job, job_file, overrides), in_process=in_process)
+    run_job(load_job_of(Job, job_file, overrides), in_process=in_process, wait=wait)
 
 
 @command(
@@ -79,11 +83,11 @@ def train(job_file: JobFile, overrides: Set = None, in_process: InProcess = Fals
     "ray job submit jobs/demo.yaml",
     "ray job submit --working-dir . -- jobs/5deg.yaml --set workers.max=4",
 )
-def run(job_file: JobFile, overrides: Set = None, in_process: InProcess = False) -> None:
+def run(job_file: JobFile, overrides: Set = None, in_process: InProcess = False, wait: Wait = False) -> None:
     """Run a job of any kind: pack, train, sweep, evaluate or restore. `ray job submit JOB` does it on a cluster."""
     from orchestrator.config.loader import load_job
 
-    run_job(load_job(job_file, overrides or ()), in_process=in_process)
+    run_job(load_job(job_file, overrides or ()), in_process=in_process, wait=wait)
 
 
 @command(TRAINING, "mirage schema > jobs/schema.json")
@@ -96,10 +100,10 @@ def schema() -> None:
     emit(json.dumps(json_schema(), indent=2))
 
 
-def run_job(job: AnyJob, *, in_process: bool) -> None:
+def run_job(job: AnyJob, *, in_process: bool, wait: bool = False) -> None:
     """Run `job` to its end. Exits with status 143 where it was stopped with a checkpoint."""
     use_local_cluster()
     from orchestrator.runner import run_any
 
-    if run_any(job, emit, in_process=in_process).status == "stopped":
+    if run_any(job, emit, in_process=in_process, wait=wait).status == "stopped":
         raise typer.Exit(STOPPED)

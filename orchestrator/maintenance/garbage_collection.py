@@ -47,7 +47,7 @@ _KEY = re.compile(
 )
 _PROOF = re.compile(
     rf"(?:.*/)?{PROOFS_FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
-    rf"(?P<rest>(?:{'|'.join(PROOF_RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial)/.+|{re.escape(RESULT)}))"
+    rf"(?P<rest>(?:{'|'.join(PROOF_RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial|owner|writer)/.+|{re.escape(RESULT)}))"
 )
 """Key of an object of a proof; the folder is named by the run, the seed and a number."""
 

@@ -18,9 +18,10 @@ from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import PlanError, SweepError, TrackingError
+from orchestrator.ownership import owned
 from orchestrator.paths import below, home
 from orchestrator.planning.plan import make_plan
-from orchestrator.signals import on_stop
+from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.sweeps.best_trial import winning_job
 from orchestrator.sweeps.event_log import EventLog
 from orchestrator.sweeps.plan import plan_sweep
@@ -35,19 +36,30 @@ from orchestrator.version import code_version
 from shards.store import Store, open_store
 
 
-def run_sweep(job: SweepJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
-    """Run `job` to its end and print what happens. Raises an error of `orchestrator.errors` or `shards.errors`."""
+def run_sweep(job: SweepJob, echo: Echo, *, in_process: bool = False, wait: bool = False) -> JobOutcome:
+    """Run `job` to its end and print what happens; `wait` waits while another process owns the sweep.
+
+    Raises an error of `orchestrator.errors` or `shards.errors`.
+    """
     if in_process:
         raise PlanError(
             "a sweep runs on Ray, so leave out --in-process. Without a cluster, Ray starts on this machine for the "
             "time of the sweep."
         )
-    from orchestrator.cluster.connection import connected
     from orchestrator.sweeps.ray_search import searcher_of
-    from orchestrator.sweeps.ray_tuner import prepare_environment
 
     searcher_of(job.sweep)  # raises if a package is missing, before anything is packed
     print_events = message_echo(console(echo, job.track.log, job.name))
+    try:
+        with raise_on_stop():
+            return _run(job, print_events, echo, wait)
+    except Stopped:
+        print_events("stopped. Submit the sweep again to continue.")
+        return JobOutcome("stopped", 0, job.sweep.trials)
+
+
+def _run(job: SweepJob, print_events: Echo, echo: Echo, wait: bool) -> JobOutcome:
+    """Do `run_sweep`. Raises Stopped when the process is asked to stop while no trial runs."""
     base = training_job(job)
     pack_if_missing(base, print_events)
     print_events(plan_sweep(job) + "\n")
@@ -55,24 +67,20 @@ def run_sweep(job: SweepJob, echo: Echo, *, in_process: bool = False) -> JobOutc
     name = sweep_id(job, dataset)
     store = sweep_store(job, name)
     store.ensure_bucket()
-    log = EventLog(store, print_events)
-    log.echo(f"sweep {name}" + (f" continues after {len(log.events)} events" if log.events else ""))
-    uri = resolve_tracking_uri(job.track.uri)
-    tracking = TrialTracking(job, name, _open_run(job, name, uri), uri, dataset, log.echo)
-    log.submit(dump_job(job).encode(), code=code_version(), data=list(dataset.digests))
-    prepare_environment()
-    status = "FAILED"
-    with connected():
-        try:
-            complete = _run_trials(tracking, log)
-            status = "FINISHED" if complete else "KILLED"
-        finally:
-            _end_run(tracking, log, status)
-    done = sum(row.ended for row in log.table.trials)
-    if not complete:
-        log.echo("the sweep is stopped; its trials have checkpoints. Submit it again to continue.")
-        return JobOutcome("stopped", done, job.sweep.trials)
-    return JobOutcome(_finish_winner(tracking, log.table, echo), done, done)
+    stop = threading.Event()
+    with owned(store, f"sweep {name}", print_events, wait=wait, on_lost=stop.set) as lease:
+        log = EventLog(store, print_events)
+        log.echo(f"sweep {name}" + (f" continues after {len(log.events)} events" if log.events else ""))
+        uri = resolve_tracking_uri(job.track.uri)
+        tracking = TrialTracking(job, name, _open_run(job, name, uri), uri, dataset, log.echo)
+        log.submit(dump_job(job).encode(), code=code_version(), data=list(dataset.digests))
+        complete = _search(tracking, log, stop)
+        lease.check()
+        done = sum(row.ended for row in log.table.trials)
+        if not complete:
+            log.echo("the sweep is stopped; its trials have checkpoints. Submit it again to continue.")
+            return JobOutcome("stopped", done, job.sweep.trials)
+        return JobOutcome(_finish_winner(tracking, log.table, echo), done, done)
 
 
 def sweep_store(job: SweepJob, name: str) -> Store:
@@ -90,12 +98,31 @@ def report_folder(name: str) -> Path:
     return home() / "sweeps" / name
 
 
-def _run_trials(tracking: TrialTracking, log: EventLog) -> bool:
+def _search(tracking: TrialTracking, log: EventLog, stop: threading.Event) -> bool:
+    """Run the trials and report the sweep; return whether it reached its end."""
+    from orchestrator.cluster.connection import connected
+    from orchestrator.sweeps.ray_tuner import prepare_environment
+
+    prepare_environment()
+    status = "FAILED"
+    with connected():
+        try:
+            complete = _run_trials(tracking, log, stop)
+            status = "FINISHED" if complete else "KILLED"
+        except Stopped:
+            status = "KILLED"
+            raise
+        finally:
+            _end_run(tracking, log, status)
+    return complete
+
+
+def _run_trials(tracking: TrialTracking, log: EventLog, stop: threading.Event) -> bool:
     """Run the trials on the connected cluster; return whether the sweep reached its end."""
     from orchestrator.cluster.concurrency import concurrent_groups
     from orchestrator.sweeps.ray_tuner import run_trials
 
-    job, stop = tracking.job, threading.Event()
+    job = tracking.job
     total = make_plan(training_job(job), strict=True, dataset=tracking.dataset).total_steps
     with on_stop(stop.set):
         complete, _ = run_trials(

@@ -19,12 +19,13 @@ from orchestrator.config.schema import Job
 from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
-from orchestrator.errors import PlanError, TrackingError
+from orchestrator.errors import OwnedError, PlanError, TrackingError
 from orchestrator.events import Emit, Event
+from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
-from orchestrator.signals import on_stop
+from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.tracking import background, runs
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
@@ -47,14 +48,30 @@ log = logging.getLogger(__name__)
 
 
 def run_job(
-    job: Job, echo: Echo, *, in_process: bool = False, lineage: Mapping[str, str] | None = None
+    job: Job,
+    echo: Echo,
+    *,
+    in_process: bool = False,
+    wait: bool = False,
+    lineage: Mapping[str, str] | None = None,
 ) -> JobOutcome:
     """Train `job` to its end and print its progress.
 
-    `in_process` trains in this process, without Ray. `lineage`: tags for the origin of the run in MLflow and of
-    the registered version. Raises an error of `orchestrator.errors` or `shards.errors`.
+    `in_process` trains in this process, without Ray. `wait` waits while another process owns the run. `lineage`: tags
+    for the origin of the run in MLflow and of the registered version. Raises an error of `orchestrator.errors` or
+    `shards.errors`.
     """
     emit = console(echo, job.track.log, job.name)
+    try:
+        with raise_on_stop():
+            return _run(job, emit, in_process, wait, lineage or {})
+    except Stopped:
+        emit(events.LogMessage("stopped. Submit the job again to continue."))
+        return JobOutcome("stopped", 0, 0)
+
+
+def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[str, str]) -> JobOutcome:
+    """Do `run_job`. Raises Stopped when the process is asked to stop while it does not train."""
     echo = message_echo(emit)
     uri = resolve_tracking_uri(job.track.uri)
     check_installed(job.track.also)
@@ -64,36 +81,40 @@ def run_job(
     echo(plan.render() + "\n")
     location = locate_run(job, dataset)
     location.store.ensure_bucket()
-
-    found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
-    existing_id = found.id if found else None
-    finished = location.store.exists(RESULT)
-    if job.init_from is not None and not finished:
-        digest = initial_weights.store_weights(job, location.store, uri)
-        echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
-    tracking_id = (
-        existing_id
-        if finished and existing_id
-        else open_run(job, dataset, plan, location, uri, existing_id, lineage)
-    )
-    run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage or {})
-    if finished:
-        emit(events.RunAlreadyFinished(location.run_id))
-        background.sync(uri, tracking_id, home() / "spool")
-        publish(run, emit)
-        return JobOutcome("finished", plan.total_steps, plan.total_steps)
-    emit(events.RunStarted(location.run_id, existing_id is not None))
-    outcome = _train(run, emit, in_process=in_process)
-    if outcome.status == "stopped":
-        end_run(uri, tracking_id, "KILLED")
-        emit(events.RunStopped(outcome.step))
+    stop = threading.Event()
+    with owned(location.store, f"run {location.run_id}", echo, wait=wait, on_lost=stop.set) as lease:
+        found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
+        existing_id = found.id if found else None
+        finished = location.store.exists(RESULT)
+        if job.init_from is not None and not finished:
+            digest = initial_weights.store_weights(job, location.store, uri)
+            echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
+        tracking_id = (
+            existing_id
+            if finished and existing_id
+            else open_run(job, dataset, plan, location, uri, existing_id, lineage)
+        )
+        run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage)
+        if finished:
+            emit(events.RunAlreadyFinished(location.run_id))
+            background.sync(uri, tracking_id, home() / "spool")
+            publish(run, emit)
+            return JobOutcome("finished", plan.total_steps, plan.total_steps)
+        emit(events.RunStarted(location.run_id, existing_id is not None))
+        try:
+            outcome = _train(run, emit, stop, in_process=in_process)
+            lease.check()
+            if outcome.status == "stopped":
+                end_run(uri, tracking_id, "KILLED")
+                emit(events.RunStopped(outcome.step))
+            else:
+                publish(run, emit)
+        except OwnedError:
+            raise  # the run in MLflow belongs to its new owner too
+        except BaseException as error:
+            end_run(uri, tracking_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+            raise
         return outcome
-    try:
-        publish(run, emit)
-    except BaseException:
-        end_run(uri, tracking_id, "FAILED")
-        raise
-    return outcome
 
 
 def _alone(job: Job) -> Job:
@@ -166,22 +187,20 @@ def _description(job: Job, plan: Plan, location: RunLocation) -> str:
     )
 
 
-def _train(run: RunContext, emit: Emit, *, in_process: bool) -> JobOutcome:
+def _train(run: RunContext, emit: Emit, stop: threading.Event, *, in_process: bool) -> JobOutcome:
+    """Train until the end, or until `stop` is set or the process is asked to stop."""
     track = run.job.track
     mirrors = open_mirrors(track.also, track.experiment, run.location.run_id, run.location.folder)
     tracker = background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool", mirrors)
-    driver = _RunDriver(emit, tracker, run)
+    driver = _RunDriver(emit, tracker, run, stop)
     try:
-        with on_stop(driver.stop.set):
+        with on_stop(stop.set):
             if in_process:
                 outcome = train_in_process(run.job, run.dataset, run.location, driver)
             else:
                 outcome = _train_on_cluster(run, driver)
-    except BaseException:
+    finally:
         tracker.close()
-        end_run(run.tracking_uri, run.tracking_id, "FAILED")
-        raise
-    tracker.close()
     _log_profiles(run)
     return outcome
 
@@ -230,8 +249,10 @@ def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: 
 class _RunDriver:
     """A driver that prints and tracks events, and stops the run when `stop` is set."""
 
-    def __init__(self, emit: Emit, tracker: background.Tracker, run: RunContext) -> None:
-        self.stop = threading.Event()
+    def __init__(
+        self, emit: Emit, tracker: background.Tracker, run: RunContext, stop: threading.Event
+    ) -> None:
+        self.stop = stop
         self._emit, self._tracker, self._run = emit, tracker, run
 
     def emit(self, event: Event) -> None:

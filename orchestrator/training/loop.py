@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -24,39 +25,58 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
+from orchestrator.errors import SupersededError
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
 from orchestrator.run_files import RESULT, RETENTION_RULE
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
+from orchestrator.training.fencing import claim_writing, fenced
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
 from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
 from orchestrator.training.step import train_step
 from orchestrator.training.validation import evaluate, validate
 from shards.dataset import Dataset
+from shards.errors import ObjectExistsError
 from shards.ledger import SampleLedger, next_attempt
 from shards.store import Store
 from shards.stream import Batch, TrainStream
+
+log = logging.getLogger(__name__)
 
 
 def train(
     job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
 ) -> JobOutcome:
-    """Train `job` until its end or until a stop or restart is requested; all results go to `store`, its folder."""
-    with deterministic_algorithms(job.train.deterministic):
-        return _train(job, dataset, store, engine, driver, code_version)
+    """Train `job` until its end or until a stop or restart is requested; all results go to `store`, its folder.
 
-
-def _train(
-    job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
-) -> JobOutcome:
+    Workers whose place others have taken write nothing more; for them the run is stopped.
+    """
     stream = datasets.train_stream(dataset, job)
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return JobOutcome("finished", total, total)
+    claim = engine.broadcast_from_rank0(claim_writing(store) if engine.rank == 0 else "")
+    with deterministic_algorithms(job.train.deterministic):
+        try:
+            return _train(job, dataset, stream, fenced(store, claim), engine, driver, code_version, total)
+        except SupersededError as error:
+            log.warning("%s", error)
+            return JobOutcome("stopped", 0, total)
 
+
+def _train(
+    job: Job,
+    dataset: Dataset,
+    stream: TrainStream,
+    store: Store,
+    engine: Engine,
+    driver: Driver,
+    code_version: str,
+    total: int,
+) -> JobOutcome:
     checkpoints = open_checkpoints(job, dataset, store, code_version)
     run = start(job, engine, stream, store, load_newest(stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
@@ -140,4 +160,18 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "pace": throughput and asdict(throughput),
         "finished_unix": int(time.time()),
     }
-    store.write(RESULT, json.dumps(result, indent=1).encode())
+    try:
+        store.write(RESULT, json.dumps(result, indent=1).encode())
+    except ObjectExistsError:
+        if not _has_result_of(store, run):
+            raise
+        log.warning("%s/%s was written by workers that these have replaced; it stays", store.uri, RESULT)
+
+
+def _has_result_of(store: Store, run: TrainingRun) -> bool:
+    """Return whether the stored result is of the same samples; time and speed in it may differ."""
+    try:
+        result = json.loads(store.read(RESULT))
+        return (int(result["step"]), int(result["positions"])) == (run.step, run.position)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,89 @@
+"""Workers that train on after others took their place write nothing, and the run ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.job_types import JobOutcome
+from orchestrator.errors import SupersededError
+from orchestrator.run_files import RESULT
+from orchestrator.training.driver import ControlSignal
+from orchestrator.training.fencing import claim_writing, fenced
+from shards.store import LocalStore
+from tests.claims import assert_same_weights, final_weights, wait_until
+from tests.orchestrator.training.test_loop import Listener, run
+
+
+class Replaced(Listener):
+    """A driver whose group is replaced after a step, without hearing of it."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__()
+        self.folder, self.step = folder, step
+        self.left: dict[str, bytes] = {}
+
+    def control_signal(self, step: int) -> ControlSignal:
+        if step == self.step:
+            for earlier in range(2, step, 2):  # its checkpoint is written in the background
+                record = f"{earlier:09d}-*.json"
+                wait_until(lambda name=record: [*(self.folder / "checkpoints").glob(name)], record)
+            claim_writing(LocalStore(self.folder))
+            self.left = contents(self.folder)
+        return ControlSignal.CONTINUE
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_replaced_workers_write_nothing_more_and_the_new_ones_end_with_the_same_bits(
+    small_job, small_data, tmp_path, step
+) -> None:
+    job, folder = small_job(data={"ledger": True}), tmp_path / "run"
+    driver = Replaced(folder, step)
+    run(small_job(), small_data, tmp_path / "undisturbed")
+    assert run(job, small_data, folder, driver) == JobOutcome("stopped", 0, 6)
+    assert {k: v for k, v in contents(folder).items() if k not in driver.left} == {}
+    assert run(job, small_data, folder) == JobOutcome("finished", 6, 6)
+    assert_same_weights(final_weights(folder), final_weights(tmp_path / "undisturbed"))
+
+
+def test_a_result_that_replaced_workers_wrote_at_the_last_moment_is_the_result(
+    small_job, small_data, tmp_path
+) -> None:
+    """The old group looked for a newer one, hung, and wrote after that."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    run(small_job(), small_data, old)
+
+    class Late(Listener):
+        def control_signal(self, step: int) -> ControlSignal:
+            if step == 6:
+                result = json.loads((old / RESULT).read_text()) | {"finished_unix": 1}
+                (new / RESULT).write_text(json.dumps(result))
+            return super().control_signal(step)
+
+    assert run(small_job(), small_data, new, Late()) == JobOutcome("finished", 6, 6)
+    assert json.loads((new / RESULT).read_text())["finished_unix"] == 1
+
+
+def test_every_write_of_replaced_workers_is_refused_and_every_read_works(tmp_path) -> None:
+    store = LocalStore(tmp_path)
+    old = fenced(store, claim_writing(store))
+    old.write("a", b"1")
+    (tmp_path / "file").write_bytes(b"2")
+    new = fenced(store, claim_writing(store))
+    for write in (
+        lambda: old.write("b", b"1"),
+        lambda: old.write_file("b", tmp_path / "file"),
+        lambda: old.write_pointer("b", b"1"),
+        lambda: old.delete("a"),
+    ):
+        with pytest.raises(SupersededError, match="other workers"):
+            write()
+    assert (old.read("a"), old.exists("b"), old.uri) == (b"1", False, store.uri)
+    new.write("b", b"3")
+    assert store.read("b") == b"3"
