@@ -7,7 +7,6 @@ verified once and read in place. A file that changed after it was verified is ve
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ from typing import BinaryIO
 from shards.errors import CorruptObjectError, StoreError
 from shards.manifest import Shard
 from shards.store import LocalStore, Store
+from shards.store.checked import check_file, download_named
 from shards.store.files import locked
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,11 @@ class ShardCache:
     def _verify_again(self, path: Path, shard: Shard) -> bool:
         """Verify a file that changed after it was verified; remove it and return False when it is damaged."""
         try:
-            _verify(path, shard, str(path), delete=True)
+            check_file(path, shard.sha256, shard.size)
         except FileNotFoundError:
             return False
         except CorruptObjectError:
+            path.unlink(missing_ok=True)
             log.warning("%s was damaged on this disk after it was verified; it is downloaded again", path)
             return False
         self._mark(shard).set(path)
@@ -98,8 +99,7 @@ class ShardCache:
         with locked(self.folder / "locks" / "room"):
             self._evict_for(shard.size)
         part = path.with_suffix(".part")  # only one process writes it: the shard's lock is held
-        store.download(shard.key, part)
-        _verify(part, shard, f"{store.uri}/{shard.key}", delete=True)
+        download_named(store, shard.key, part, shard.sha256, shard.size)
         self._mark(shard).set(part, path)
         part.replace(path)
 
@@ -128,7 +128,7 @@ class ShardCache:
                 self._make_folders()
                 with locked(self.folder / "locks" / shard.sha256):
                     if not mark.is_current(path):
-                        _verify(path, shard, f"{store.uri}/{shard.key}", delete=False)
+                        check_file(path, shard.sha256, shard.size, f"{store.uri}/{shard.key}")
                         mark.set(path)
         except FileNotFoundError as error:
             raise CorruptObjectError(
@@ -167,18 +167,6 @@ class _VerifiedMark:
     def _stamp(path: Path, name: Path) -> str:
         stat = path.stat()
         return f"{name} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _verify(path: Path, shard: Shard, where: str, *, delete: bool) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if size == shard.size else ""
-    if digest == shard.sha256:
-        return
-    if delete:
-        path.unlink()
-    found = "does not match its sha256" if digest else f"has {size} bytes instead of {shard.size}"
-    raise CorruptObjectError(f"{where} {found}. Delete it and pack again, or restore it from a copy.")
 
 
 def _touch(path: Path) -> bool:

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import CorruptObjectError, PackError
+from shards.errors import PackError
 from shards.progress import ProgressCallback
 from shards.store import Store
+from shards.store.checked import read_named
 
 _READERS = 8
 _LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
@@ -71,9 +72,7 @@ def listing_key(digest: str) -> str:
 
 def read_listing(store: Store, digest: str) -> tuple[ListedFile, ...]:
     """Return the files of a listing. Raises CorruptObjectError when it does not match its digest."""
-    data = store.read(listing_key(digest))
-    if digest_of(data) != digest:
-        raise CorruptObjectError(f"{store.uri}/{listing_key(digest)} does not match its digest. Pack again.")
+    data = read_named(store, listing_key(digest))
     return tuple(
         ListedFile(name.decode("utf-8", "surrogateescape"), int(size), sha256.decode())
         for name, size, sha256 in _LINE.findall(data)

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
 from shards.sample import NOISE
 from shards.store import Store
+from shards.store.checked import read_checked
+from shards.store.files import BLOCK
 
 READABLE = (1, 2)
 """Readable versions of the format. Version 2 has images of encoding `original`; version 1 has tiles only."""
@@ -162,7 +164,7 @@ def from_bytes(data: bytes, where: str) -> Manifest:
     try:
         content = json.loads(data)
         version = content["version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ManifestError(
             f"{where} is not a manifest ({error}). Correct the URI, or pack again."
         ) from error
@@ -173,29 +175,44 @@ def from_bytes(data: bytes, where: str) -> Manifest:
         )
     try:
         members = [Member(*member) for member in content["members"]]
+        numbers = range(len(members))  # it refuses negative ones
         rows = tuple(
             ManifestRow(
-                id_, split, label, None if degraded is None else members[degraded], members[clean], source
+                id_,
+                split,
+                label,
+                None if degraded is None else members[numbers.index(degraded)],
+                members[numbers.index(clean)],
+                source,
             )
             for id_, split, label, degraded, clean, source in content["rows"]
         )
         shards = tuple(Shard(*shard) for shard in content["shards"])
         manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        _check(manifest, where)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
-    _check(manifest, where)
     return manifest
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """Raise ManifestError unless the manifest is consistent."""
+    """Raise ManifestError unless the manifest is consistent and every value has its type."""
+    if not _are(str, manifest.name, *manifest.licences, *manifest.licences.values()):
+        raise ManifestError(f"{where}: the name, or a licence, is not text.")
+    if not isinstance(manifest.provenance, dict):
+        raise ManifestError(f"{where}: `provenance` is not an object.")
     for shard in manifest.shards:
-        if re.fullmatch("[0-9a-f]+", str(shard.sha256)) is None:  # it names a file of the cache
+        if not (_are(str, shard.key, shard.sha256) and _are(int, shard.size) and shard.size >= 0):
+            raise ManifestError(f"{where}: {shard} has a value of a wrong type.")
+        if re.fullmatch("[0-9a-f]+", shard.sha256) is None:  # it names a file of the cache
             raise ManifestError(
                 f"{where}: shard {shard.key!r} has sha256 {shard.sha256!r}, which is not a digest."
             )
+    checked: set[int] = set()
     seen: set[tuple[str, str, str]] = set()
     for row in manifest.rows:
+        if not _are(str, row.id, row.split, row.degradation, row.source):
+            raise ManifestError(f"{where}: row {row.id!r} has a name that is not text.")
         if row.split not in ("train", "test"):
             raise ManifestError(
                 f"{where}: row {row.id!r} has split {row.split!r}, neither 'train' nor 'test'."
@@ -208,32 +225,67 @@ def _check(manifest: Manifest, where: str) -> None:
             raise ManifestError(f"{where}: sample {row.id!r} ({row.degradation}) is listed twice.")
         seen.add((row.split, row.degradation, row.id))
         for member in filter(None, (row.degraded, row.clean)):
-            if not 0 <= member.shard < len(manifest.shards):
-                raise ManifestError(
-                    f"{where}: row {row.id!r} is in shard {member.shard}, which is not listed."
-                )
-            if not 0 <= member.offset <= manifest.shards[member.shard].size - member.size:
-                raise ManifestError(f"{where}: row {row.id!r} is outside its shard.")
+            if id(member) not in checked:  # rows share members
+                _check_member(member, manifest.shards, f"{where}: row {row.id!r}")
+                checked.add(id(member))
+
+
+def _check_member(member: Member, shards: tuple[Shard, ...], where: str) -> None:
+    numbers = (member.shard, member.offset, member.size, member.crc32, member.height, member.width)
+    if not (_are(int, *numbers) and _are(str, member.encoding)):
+        raise ManifestError(f"{where} has a value of a wrong type: {member}.")
+    if min(numbers) < 0 or not (member.height and member.width):
+        raise ManifestError(f"{where} has a number below its minimum: {member}.")
+    if member.shard >= len(shards):
+        raise ManifestError(f"{where} is in shard {member.shard}, which is not listed.")
+    if member.offset > shards[member.shard].size - member.size:
+        raise ManifestError(f"{where} is outside its shard.")
+
+
+def _are(kind: type, *values: object) -> bool:
+    """Return whether all values have this type: `int` without booleans, `str` without lone surrogates."""
+    if not all(type(value) is kind for value in values):
+        return False
+    return kind is not str or all(str(value).isascii() or _is_unicode(str(value)) for value in values)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(store: Store, digest: str) -> Manifest:
     key = manifest_key(digest)
-    where = f"{store.uri}/{key}"
     try:
-        packed = store.read(key)
+        data = read_checked(store, key, lambda packed: _unpack(packed, digest, f"{store.uri}/{key}"))
     except MissingObjectError as error:
-        raise ManifestError(f"{where} is missing although the pointer names it. Pack again.") from error
+        raise ManifestError(
+            f"{store.uri}/{key} is missing although the pointer names it. Pack again."
+        ) from error
+    return from_bytes(data, f"{store.uri}/{key}")
+
+
+def _unpack(packed: bytes, digest: str, where: str) -> bytes:
+    """Return the JSON of a manifest. Its digest is checked before it is held in memory: a small archive can be huge."""
+    found, size = hashlib.sha256(), 0
     try:
         with gzip.open(io.BytesIO(packed)) as file:
-            data = file.read(MAX_BYTES + 1)
+            for block in iter(lambda: file.read(BLOCK), b""):
+                found.update(block)
+                size += len(block)
+                if size > MAX_BYTES:
+                    break
     except (OSError, EOFError, zlib.error) as error:
         raise CorruptObjectError(
             f"{where} is not a gzip file ({error}). Delete it and pack again."
         ) from error
-    if len(data) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise CorruptObjectError(
             f"{where} decompresses to more than {MAX_BYTES:,} bytes, the maximum of a manifest. Delete it."
         )
-    if hashlib.sha256(data).hexdigest() != digest:
+    if found.hexdigest() != digest:
         raise CorruptObjectError(f"{where} does not match its digest. Delete it and pack again.")
-    return from_bytes(data, where)
+    return gzip.decompress(packed)

@@ -25,6 +25,7 @@ from shards.pipeline import read_groups
 from shards.processes import RowsCallback, TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
 from shards.store import LocalStore, Store
+from shards.store.checked import download_named
 
 _SHOWN = 10
 
@@ -124,7 +125,10 @@ def _local_file(store: Store, shard: Shard, folder: Path) -> Path:
             raise MissingObjectError(shard.key)
         return path
     path = folder / "shard.tar"
-    store.download(shard.key, path)
+    try:
+        download_named(store, shard.key, path, shard.sha256, shard.size)
+    except CorruptObjectError:
+        store.download(shard.key, path)  # the caller says what is wrong with it
     return path
 
 

@@ -32,6 +32,7 @@ from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.sample import NOISE, SIGMA
 from shards.store import Store, open_store
+from shards.store.checked import read_named
 
 _CHUNKS = 64
 """Number of chunks of a job, unless they would exceed `_MAX_CHUNK_SIZE`."""
@@ -127,7 +128,7 @@ class EvaluationWorker:
         self._store = open_store(spec.uri)
         self._benchmarks = Benchmarks(job, data.open_benchmarks(job, spec.digests))
         self._device = torch.device("cuda" if job.workers.gpus and torch.cuda.is_available() else "cpu")
-        weights = self._store.read(spec.weights) if spec.weights else b""
+        weights = read_named(self._store, spec.weights) if spec.weights else b""
         self._model = build_model(job.model, weights, self._device, job.evaluate.precision)
         self._perceptual: PerceptualDistance | None = None
         if job.evaluate.lpips != "none":

@@ -12,7 +12,6 @@ missing or has changed. A model that came from a sweep has one more link.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from shards.listing import ListedFile, measure, read_listing
 from shards.manifest import Manifest, load_manifest, manifest_key
 from shards.photographs import PHOTOGRAPHS, photograph_file
 from shards.store import Store, open_store
+from shards.store.checked import download_named, read_named
 
 State = Literal["verified", "present", "unknown", "broken"]
 
@@ -175,8 +175,8 @@ def _result(version: ModelVersion, job: Job, deep: bool) -> Link:
         key = str(json.loads(store.read(RESULT))["weights"])
         if Path(key).stem != digest:
             return Link("result", "broken", Path(key).stem, f"{uri} ended with other weights")
-        if deep and hashlib.sha256(store.read(key)).hexdigest() != digest:
-            return Link("result", "broken", digest, f"{uri}/{key} is not what was written")
+        if deep:
+            read_named(store, key)
         there = deep or store.exists(key)
     except (ShardsError, ValueError, KeyError) as error:
         return Link("result", "broken", digest, f"{uri}: {error}")
@@ -229,12 +229,9 @@ def _shard(store: Store, key: str, digest: str, deep: bool) -> Link:
             return Link(key[:22] + "…", "present" if there else "broken", digest, "" if there else "gone")
         with tempfile.TemporaryDirectory(prefix="mirage-trace-") as folder:
             copy = Path(folder, "shard.tar")
-            store.download(key, copy)
-            found = measure(copy)[1]
+            download_named(store, key, copy, digest)
     except ShardsError as error:
         return Link(key[:22] + "…", "broken", digest, str(error))
-    if found != digest:
-        return Link(key[:22] + "…", "broken", digest, f"{store.uri}/{key} is {found[:16]} now")
     return Link(key[:22] + "…", "verified", digest)
 
 

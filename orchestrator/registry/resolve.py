@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from orchestrator.registry import versions
 from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
-from shards.errors import MissingObjectError
-from shards.store import open_store
+from shards.errors import CorruptObjectError, MissingObjectError
+from shards.store import checked, open_store
 
 _CHECKPOINTS = (".ckpt", ".pt", ".pth")
 
@@ -104,9 +105,17 @@ def _weights_of_run(name: str, folder: str) -> Path:
         ) from error
     except (ValueError, KeyError) as error:
         raise RegistryError(f"{name}: {folder}/{RESULT} is not the result of a run.") from error
-    if "://" not in folder:
-        return Path(folder, key)
-    cached = home() / "models" / Path(key).stem / WEIGHTS
-    if not cached.is_file():
-        store.download(key, cached)
+    try:
+        if "://" not in folder:
+            path = Path(folder, key)
+            checked.check_file(path, checked.digest_in(key))
+            return path
+        cached = home() / "models" / checked.digest_in(key) / WEIGHTS
+        if cached.is_file():
+            with suppress(CorruptObjectError):  # a kept copy that is damaged is downloaded again
+                checked.check_file(cached, checked.digest_in(key))
+                return cached
+        checked.download_named(store, key, cached)
+    except CorruptObjectError as error:
+        raise RegistryError(f"{name}: the weights are damaged: {error}") from error
     return cached

@@ -23,6 +23,7 @@ from orchestrator.run_files import WEIGHTS
 from orchestrator.tracking.client import connect, one_line
 from orchestrator.tracking.uri import without_password
 from shards.listing import digest_of, list_folder
+from shards.store import checked
 
 KEY_TAG = "mirage.idempotency_key"
 DIGEST_TAG = "mirage.weights_sha256"
@@ -206,11 +207,15 @@ def _verified(version: ModelVersion, name: str, digest: str, tracking_uri: str) 
     """
     with registry_client(tracking_uri) as client:
         location = client.get_model_version_download_uri(version.name, str(version.version))
-        path = _local(location, name, digest, tracking_uri)
-    if not path.is_file() or sha256(path.read_bytes()) != digest:
-        state = "is not what was registered" if path.is_file() else "is gone"
-        raise RegistryError(f"{version.uri}: {path} {state}. Bring back the file, or register again.")
-    return path
+        for _ in range(checked.ATTEMPTS):
+            path = _local(location, name, digest, tracking_uri)
+            if path.is_file() and sha256(path.read_bytes()) == digest:
+                return path
+            if not path.is_relative_to(home() / "models"):
+                break
+            path.unlink(missing_ok=True)  # the kept copy, or what arrived, is damaged: download it again
+    state = "is not what was registered" if path.is_file() else "is gone or arrives damaged"
+    raise RegistryError(f"{version.uri}: {path} {state}. Bring back the file, or register again.")
 
 
 def _local(location: str, name: str, digest: str, tracking_uri: str) -> Path:

@@ -14,10 +14,12 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from orchestrator.errors import PhotoError
 from shards.errors import MissingObjectError
 from shards.store import Store
+from shards.store.checked import read_named
 
 FOLDER = ".mirage-restored"
 _README = f"{FOLDER}/README.txt"
@@ -86,7 +88,7 @@ class ResultIndex:
             keys = [key for key in self._store.list(f"{FOLDER}/") if key.endswith(".jsonl")]
             try:
                 with ThreadPoolExecutor(_READERS) as readers:
-                    return dict(zip(keys, readers.map(self._store.read, keys), strict=True))
+                    return dict(zip(keys, readers.map(partial(read_named, self._store), keys), strict=True))
             except MissingObjectError:
                 if not attempts_left:
                     raise

@@ -34,6 +34,7 @@ from orchestrator.errors import SweepError
 from orchestrator.sweeps.trial_table import Event, TrialTable, apply
 from shards.errors import ShardsError
 from shards.store import Store
+from shards.store.checked import read_named
 
 _FORMAT = 2
 """Format of the events; those from before Ray Tune have none, and cannot be repeated."""
@@ -107,14 +108,13 @@ class EventLog:
 
     def _write(self, event: dict[str, Any]) -> Event:
         key = f"{_FOLDER}/{len(self.events):06d}.json"
-        if self._store.exists(key):
+        event |= {"unix": round(time.time(), 3), "driver": self._driver}
+        data = json.dumps(event, allow_nan=False).encode()
+        if not self._store.create(key, data):
             raise SweepError(
                 f"{self._store.uri}/{key} was written by another driver: this sweep runs twice. Stop one of them; "
                 "finished work is kept."
             )
-        event |= {"unix": round(time.time(), 3), "driver": self._driver}
-        data = json.dumps(event, allow_nan=False).encode()
-        self._store.write(key, data)
         self.events.append(json.loads(data))
         return self.events[-1]
 
@@ -146,6 +146,6 @@ def newest_job(store: Store, events: Sequence[Event]) -> bytes:
             f"{store.uri} contains no sweep. Name a sweep by its id or by its folder in the store."
         )
     try:
-        return store.read(submitted[-1]["job"])
+        return read_named(store, submitted[-1]["job"])
     except ShardsError as error:
         raise SweepError(f"{store.uri}: the job of the sweep cannot be read: {error}") from error

@@ -19,6 +19,7 @@ from orchestrator.models.network import Network
 from orchestrator.paths import absolute_if_file
 from orchestrator.registry.resolve import find_model
 from shards.store import Store
+from shards.store.checked import read_named
 
 FOLDER = "initial/"
 _HEADS = "spd_"
@@ -53,7 +54,7 @@ def load_stored(job: Job, model: Network, store: Store) -> None:
     """Load the stored initial weights into `model`."""
     assert job.init_from is not None, "called only for jobs with init_from"
     (kept,) = store.list(FOLDER)
-    load_bytes(model, store.read(kept), job.init_from)
+    load_bytes(model, read_named(store, kept), job.init_from)
 
 
 def load_bytes(model: Network, data: bytes, where: str) -> None:

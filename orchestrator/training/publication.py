@@ -31,6 +31,7 @@ from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
 from orchestrator.version import code_version
 from shards.evaluation import EvalItem
+from shards.store.checked import read_named
 
 
 def publish(run: RunContext, emit: Emit) -> None:
@@ -42,7 +43,7 @@ def publish(run: RunContext, emit: Emit) -> None:
     images = max(score.n for score in scores[:-1])  # the last one is the mean
     legend = run_report.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
     card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version())
-    weights = run.location.store.read(result["weights"])
+    weights = read_named(run.location.store, result["weights"])
 
     registered = _register(run, result, scores, weights, card) if run.job.track.register_as else None
     contents = {

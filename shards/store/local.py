@@ -125,6 +125,9 @@ class LocalStore:
         with self._explained(key), self.path(key).open("rb") as source:
             write_atomically(path, lambda file: copy(source, file))
 
+    def reconnect(self) -> None:
+        """Do nothing: a folder has no connections."""
+
     def ensure_bucket(self) -> None:
         """Create the folder."""
         with self._explained(""):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import TYPE_CHECKING
 
 from shards.errors import CorruptObjectError, MissingObjectError
+from shards.store.checked import read_checked
 
 if TYPE_CHECKING:
     from shards.store.protocol import Store
 
-_ATTEMPTS = 4
 _DIGEST = 64  # hexadecimal characters of a sha256
 
 
@@ -21,19 +20,17 @@ def seal(data: bytes) -> bytes:
 
 
 def read_pointer(store: Store, key: str) -> bytes | None:
-    """Return the content of a pointer, None if it was never written; retry while its checksum does not match.
+    """Return the content of a pointer, None if it was never written. Raises CorruptObjectError."""
 
-    Raises CorruptObjectError after the last attempt.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            sealed = store.read(key)
-        except MissingObjectError:
-            return None
+    def content(sealed: bytes) -> bytes:
         data = sealed[_DIGEST + 1 :]
-        if seal(data) == sealed:
-            return data
-        time.sleep(0.1 * 2**attempt)  # it may be in the middle of an update
-    raise CorruptObjectError(
-        f"{store.uri}/{key}: the pointer does not match its own checksum. Publish again, or restore a copy."
-    )
+        if seal(data) != sealed:  # damaged, or in the middle of an update
+            raise CorruptObjectError(
+                f"{store.uri}/{key}: the pointer does not match its own checksum. Publish again, or restore a copy."
+            )
+        return data
+
+    try:
+        return read_checked(store, key, content)
+    except MissingObjectError:
+        return None

@@ -65,5 +65,8 @@ class Store(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Copy an object to a local file, in bounded memory."""
 
+    def reconnect(self) -> None:
+        """Close all connections; the next request opens a new one."""
+
     def ensure_bucket(self) -> None:
         """Create the folder or bucket if it does not exist."""

@@ -142,6 +142,10 @@ class S3Store:
         with translate_os_errors(str(path.parent), path.name):
             self._attempt(key, fetch)
 
+    def reconnect(self) -> None:
+        """Close all connections; the next request opens a new one."""
+        self._connection().close()
+
     def ensure_bucket(self) -> None:
         """Create the bucket if it does not exist."""
 

@@ -101,7 +101,7 @@ def test_a_local_store_is_read_in_place_and_verified_once(packed, cache, monkeyp
     store = LocalStore(Path(packed[0]))
     shard = packed[1].shards[0]
     assert cache.path(store, shard) == store.path(shard.key)
-    monkeypatch.setattr("shards.cache.hashlib.file_digest", lambda *_: pytest.fail("verified again"))
+    monkeypatch.setattr("shards.store.checked.hashlib.file_digest", lambda *_: pytest.fail("verified again"))
     assert cache.path(store, shard) == store.path(shard.key)
 
 

@@ -64,5 +64,5 @@ def test_a_changed_listing_is_refused(photographs: Path, tmp_path: Path):
     (digest,) = manifest.provenance["sources"]
     path = tmp_path / listing_key(digest)
     path.write_bytes(path.read_bytes().replace(b"coffee", b"toffee"))
-    with pytest.raises(CorruptObjectError, match="does not match its digest"):
+    with pytest.raises(CorruptObjectError, match="does not match its sha256"):
         read_listing(store, digest)

@@ -50,6 +50,9 @@ class MemoryStore:
     def write(self, key: str, content: bytes) -> None:
         self.content.setdefault(key, content)
 
+    def create(self, key: str, content: bytes) -> bool:
+        return self.content.setdefault(key, content) is content
+
     def list(self, prefix: str) -> list[str]:
         return sorted(key for key in self.content if key.startswith(prefix))
 
