@@ -11,6 +11,7 @@ from typing import NoReturn
 from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
+from orchestrator.masking import MaskingFormatter, without_password
 
 __all__ = [
     "app",
@@ -34,7 +35,9 @@ def main() -> NoReturn:
     """Run the command line. Errors that a user can fix are printed without a traceback, with exit status 2."""
     import logging
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app(prog_name="mirage")
     except KeyboardInterrupt:
@@ -43,7 +46,7 @@ def main() -> NoReturn:
     except Exception as error:
         if not _is_user_error(error):
             raise
-        emit_error(str(error))
+        emit_error(without_password(str(error)))
         sys.exit(2)
     sys.exit(0)
 

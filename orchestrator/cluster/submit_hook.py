@@ -3,6 +3,9 @@
 Without the hook `ray job submit JOB.yaml` works only if the head was started in the project root and the file is
 executable. The hook replaces it by a command that always works: it uploads the project as the working directory and
 runs the job file by the cluster's Python.
+
+With the hook no submission uploads files whose names say that they hold secrets. `.rayignore` has the same list, for
+submissions without the hook.
 """
 
 from __future__ import annotations
@@ -16,6 +19,20 @@ from typing import Any
 
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """Time for a stopped job to write its checkpoint [s]; Ray's default is 3."""
+_SECRET_FILES = """
+    .mirage/ .env .env.* *.env .envrc
+    .netrc _netrc .pgpass .my.cnf .pypirc .npmrc .git-credentials .htpasswd .databrickscfg .boto .s3cfg
+    rclone.conf kaggle.json credentials credentials.* *-credentials.json *_credentials.json
+    client_secret*.json service-account*.json service_account*.json
+    .aws/ .ssh/ .gnupg/ .kube/ .docker/ .azure/ .oci/ .config/ .ray/ .huggingface/
+    secret/ secrets/ .secret/ .secrets/ secrets.env secrets.json secrets.toml secrets.txt secrets.yaml secrets.yml
+    *.secret *.secrets *.pem *.PEM *.key *.KEY *.p12 *.pfx *.jks *.keystore *.kdbx *.ppk *.gpg
+    *.token *_token token.txt id_rsa* id_dsa* id_ecdsa* id_ed25519* *.tfstate *.tfvars *.kubeconfig kubeconfig
+"""
+NEVER_UPLOADED = tuple(_SECRET_FILES.split())
+"""Files and folders, as patterns of .gitignore, that no working directory takes to a cluster."""
+_RAY_EXCLUDES = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
+_RAYS_OWN_EXCLUDES = (".git", ".venv", "venv", "__pycache__")
 _HOOK = "RAY_JOB_SUBMIT_HOOK"
 _ROOT_MARKS = (".rayignore", "pyproject.toml", ".git")
 _VALUE_OPTIONS = (
@@ -39,6 +56,7 @@ def submit(**options: Any) -> None:
 
     `options` are those of `ray job submit`, under Ray's names.
     """
+    os.environ.setdefault(_RAY_EXCLUDES, ",".join((*_RAYS_OWN_EXCLUDES, *NEVER_UPLOADED)))
     entrypoint: Sequence[str] = options["entrypoint"]
     if not is_job_file(entrypoint):
         return

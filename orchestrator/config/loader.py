@@ -25,6 +25,7 @@ from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.config.schema import Training
 from orchestrator.console import count
 from orchestrator.errors import JobFileError
+from orchestrator.masking import masked
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
 
 
 def dump_job(job: AnyJob) -> str:
-    """Return the resolved job as YAML. Reading it back gives an equal job."""
-    return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+    """Return the resolved job as YAML, without passwords. Reading it back gives an equal job if it has none."""
+    return str(yaml.safe_dump(masked(job.model_dump(mode="json")), sort_keys=False))
 
 
 def show_job(job: AnyJob) -> str:
@@ -96,7 +97,7 @@ def show_job(job: AnyJob) -> str:
 
     An unset key that the recipe or the setting sets by default stays `null`.
     """
-    content = job.model_dump(mode="json")
+    content = masked(job.model_dump(mode="json"))
     if isinstance(job, Training) and job.model.class_ is None:
         sizes = json.loads(json.dumps(asdict(job.model.build())))
         content["model"] |= {key: sizes[key] for key in content["model"].keys() & sizes.keys()}

@@ -46,7 +46,7 @@ from orchestrator.evaluation.summary import SUMMARY, EvaluationSummary, render, 
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
-from orchestrator.tracking.uri import page_command, resolve_tracking_uri, without_password
+from orchestrator.tracking.uri import page_command, resolve_tracking_uri
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.errors import ShardsError
@@ -229,14 +229,12 @@ def _track(
         "mirage.weights": identity.weights,
         "mirage.protocols": ", ".join(job.evaluate.protocols),
     }
-    uri_shown = job.track.uri and without_password(job.track.uri)
-    shown = job.model_copy(update={"track": job.track.model_copy(update={"uri": uri_shown})})
-    params = runs.flat_params(shown.model_dump(mode="json", exclude_none=True))
+    params = runs.flat_params(job.model_dump(mode="json", exclude_none=True))
     run_id = runs.start_run(
         uri, job.track.experiment, evaluation.name, tags, params, resume_id=known.id if known else None
     )
     background.log_metrics(uri, run_id, 0, {metric_name(score): score.value for score in scores})
-    runs.log_artifacts(uri, run_id, {"job.yaml": dump_job(shown).encode(), **files})
+    runs.log_artifacts(uri, run_id, {"job.yaml": dump_job(job).encode(), **files})
     runs.end_run(uri, run_id, "FINISHED")
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
-
-from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import Values, candidate, set_key
 from orchestrator.config.starter import FIRST_LINE
@@ -72,8 +70,7 @@ def export_job(job: SweepJob, sweep: str, table: TrialTable, out: Path, number: 
         f"# Trial {trial.number} of sweep {sweep}: {format_params(trial.values)}.\n"
         f"# Validation: {trial.psnr:.2f} dB PSNR at step {trial.step}; {trial.costs.parameters:,} parameters.\n"
     )
-    content = yaml.safe_dump(winning_job(job, sweep, trial, name).model_dump(mode="json"), sort_keys=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"{FIRST_LINE}\n" + head + str(content))
+    out.write_text(f"{FIRST_LINE}\n" + head + dump_job(winning_job(job, sweep, trial, name)))
     out.chmod(0o755)
     return f"{out}: trial {trial.number} of {sweep}. See what it takes: mirage plan {out}"

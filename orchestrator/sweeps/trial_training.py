@@ -24,6 +24,7 @@ from orchestrator.config.search_space import Values
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.data import datasets
 from orchestrator.events import Event, Validation
+from orchestrator.masking import masked
 from orchestrator.paths import below, home
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.training.assignment import worker_assignment
@@ -58,7 +59,7 @@ class SweepTraining:
     """Training of a sweep's trials on its packed data."""
 
     job: Mapping[str, Any]
-    """The sweep's job, resolved."""
+    """The sweep's job, resolved, without passwords: Ray Tune writes it to files."""
     sweep: str
     manifests: tuple[str, ...]
     digests: tuple[str, ...]
@@ -71,7 +72,9 @@ class SweepTraining:
         """Return the training of the trials of `job`."""
         alone = job.workers.min == 1 and job.engine.name == "ddp"
         manifests = tuple(below(job.storage, name) for name in job.data.manifests)
-        return cls(job.model_dump(mode="json"), sweep, manifests, tuple(dataset.digests), str(home()), alone)
+        content = job.model_dump(mode="json")
+        content["track"] = masked(content["track"])
+        return cls(content, sweep, manifests, tuple(dataset.digests), str(home()), alone)
 
     def train(self, identity: Mapping[str, Any], values: Values, session: TrialSession) -> JobOutcome:
         """Train a trial from its newest checkpoint, or from the weights that it copies."""

@@ -35,6 +35,8 @@ def connect(uri: str) -> Any:
     """Return an `MlflowClient` for `uri` with short retries. MLflow is imported here because it takes seconds."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # Otherwise MLflow prints the address of each run with the user and password of its URI.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from mlflow import MlflowClient
 
     for logger, level in _LOG_LEVELS.items():

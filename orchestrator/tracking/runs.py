@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.masking import masked
 from orchestrator.tracking.client import connect, ignoring, tracking_errors
 from orchestrator.tracking.uri import artifact_folder, sqlite_file
 from orchestrator.version import git_commit
@@ -80,13 +81,13 @@ def _user() -> str:
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Return nested values as parameters of a run: one level, keys joined by dots."""
+    """Return nested values as parameters of a run, without passwords: one level, keys joined by dots."""
     flat: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= flat_params(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
+            flat[f"{prefix}{name}"] = masked(value)
     return flat
 
 

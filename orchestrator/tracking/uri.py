@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -12,15 +11,27 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import TrackingError
+from orchestrator.masking import unmasked, without_password
 from orchestrator.paths import home
+
+__all__ = [
+    "artifact_folder",
+    "page_command",
+    "resolve_tracking_uri",
+    "server_command",
+    "sqlite_file",
+    "without_password",
+]
 
 
 def resolve_tracking_uri(configured: str | None = None) -> str:
     """Return the absolute URI of the store: `configured`, else MLFLOW_TRACKING_URI, else SQLite at home.
 
-    A relative SQLite path is relative to the project, because Ray runs a job in another working directory.
+    A relative SQLite path is relative to the project, because Ray runs a job in another working directory. The URI of
+    a stored job has no password: MLFLOW_TRACKING_URI of the same server, or MLFLOW_TRACKING_PASSWORD, has it.
     """
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = unmasked(configured, given) if configured else given or f"sqlite:///{home() / 'mlflow.db'}"
     database = sqlite_file(uri)
     return f"sqlite:///{home().parent / database}" if database else uri
 
@@ -28,14 +39,6 @@ def resolve_tracking_uri(configured: str | None = None) -> str:
 def sqlite_file(uri: str) -> Path | None:
     """Return the database file of a SQLite URI, None for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def without_password(uri: str) -> str:
-    """Return `uri` without user and password.
-
-    A password may contain "/" and "@" unescaped, so everything up to the last "@" is hidden.
-    """
-    return re.sub(r"//[^\s/:]*(?::\S*)?@", "//***@", uri)
 
 
 def page_command(uri: str) -> str:

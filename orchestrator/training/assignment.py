@@ -9,6 +9,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
+from orchestrator.masking import masked
 from orchestrator.paths import home
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
@@ -24,6 +25,7 @@ class WorkerAssignment:
     """The input of a worker: plain data, so that it can be pickled."""
 
     job: dict[str, Any]
+    """Without passwords: Ray's state API shows it."""
     manifests: tuple[str, ...]
     digests: tuple[str, ...]
     """Digests of the manifests: restarted workers read the same data even if it was packed again."""
@@ -47,8 +49,10 @@ class WorkerAssignment:
 
 def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> WorkerAssignment:
     """Return the assignment of a run; all its workers get the same one."""
+    content = job.model_dump(mode="json")
+    content["track"] = masked(content["track"])
     return WorkerAssignment(
-        job=job.model_dump(mode="json"),
+        job=content,
         manifests=datasets.manifest_uris(job),
         digests=tuple(dataset.digests),
         run_uri=location.uri,

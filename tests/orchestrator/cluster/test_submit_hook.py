@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import submit_hook
-from tests.claims import BIN, run_command
+from tests.claims import BIN, ROOT, run_command
 
 
 @pytest.fixture
@@ -162,6 +162,41 @@ def test_ray_submits_a_job_file_with_the_project_and_every_option(project: Path,
     assert cluster.tokens == ["secret"]
     (package,) = cluster.packages.values()
     assert "jobs/tiny.yaml" in zipfile.ZipFile(io.BytesIO(package)).namelist()
+
+
+SECRETS = (
+    *(
+        ".env",
+        ".env.prod",
+        ".netrc",
+        ".aws/credentials",
+        "secrets/db.txt",
+        "keys/server.pem",
+        "keys/server.key",
+    ),
+    *("serve.token", "webhook.secret", "deep/er/.ssh/id_ed25519", "deep/er/id_rsa", "prod.tfvars", "x_token"),
+)
+"""Files that people have in a project and that no cluster needs."""
+
+
+@pytest.mark.parametrize("job_file", [True, False], ids=["job file", "other command"])
+def test_a_submission_uploads_no_file_that_holds_a_secret(
+    project: Path, cluster: JobServer, job_file: bool
+) -> None:
+    for name in SECRETS:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("CANARY")
+    (project / "jobs" / "secrets.py").write_text("tokens = 3")
+    command = ("--", "tiny.yaml") if job_file else ("--working-dir", str(project), "--", "python", "-V")
+    ray_job_submit(project, cluster, *command)
+    (package,) = cluster.packages.values()
+    archive = zipfile.ZipFile(io.BytesIO(package))
+    assert {"jobs/tiny.yaml", "jobs/secrets.py"} <= set(archive.namelist())
+    assert not [name for name in archive.namelist() if b"CANARY" in archive.read(name)]
+
+
+def test_rayignore_lists_the_same_secrets_for_submissions_without_the_hook() -> None:
+    assert set(submit_hook.NEVER_UPLOADED) <= set((ROOT / ".rayignore").read_text().splitlines())
 
 
 def test_ray_submits_another_command_as_if_there_were_no_hook(project: Path, cluster: JobServer) -> None:
