@@ -13,6 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from mirage.config import ModelConfig
 from mirage.model import MIRAGE
@@ -25,10 +26,12 @@ __all__ = [
     "load",
     "load_release",
     "loads",
+    "not_finite",
     "read_metadata",
     "release_state_dict",
     "save",
     "save_release",
+    "to_bytes",
 ]
 
 LIGHTNING = "2.6.0"
@@ -50,7 +53,36 @@ def dumps(model: MIRAGE, metadata: Mapping[str, str] | None = None) -> bytes:
     _refuse_padded(model)
     header = {**(metadata or {}), CONFIG_KEY: json.dumps(model.config.to_dict())}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(tensors, header)
+    return to_bytes(tensors, header)
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return tensors as a safetensors file whose bytes depend on them and the metadata alone.
+
+    safetensors writes the entries of the metadata in random order; here they are sorted.
+    """
+    data = safetensors.torch.save(dict(tensors), dict(metadata) if metadata else None)
+    if not metadata:
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of the weights and running statistics that hold an infinite value or NaN.
+
+    Other buffers may: masks hold minus infinity.
+    """
+    statistics = ("running_mean", "running_var")
+    tensors = [
+        *model.named_parameters(),
+        *((name, buffer) for name, buffer in model.named_buffers() if name.endswith(statistics)),
+    ]
+    return [name for name, tensor in tensors if not bool(tensor.detach().isfinite().all())]
 
 
 def loads(data: bytes, device: str | torch.device = "cpu", training: bool = False) -> MIRAGE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +28,7 @@ def extremes(results: Sequence[ImageResult], count: int) -> Iterator[tuple[str, 
         if one.protocol == results[0].protocol:
             groups[one.digest, one.degradation].append(one)
     for _, group in sorted(groups.items()):
-        group.sort(key=lambda one: (one.psnr, one.image))
+        group.sort(key=lambda one: (-math.inf if math.isnan(one.psnr) else one.psnr, one.image))
         yield from (("worst", one) for one in group[:count])
         yield from (("best", one) for one in group[: count - 1 : -1][:count])
 

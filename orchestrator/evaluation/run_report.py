@@ -31,7 +31,7 @@ def conclusion(rows: Sequence[DegradationScore]) -> str:
     """Return one sentence on the average, and one on degradations that became worse."""
     average = rows[-1]
     beats = "beats" if average.psnr > average.baseline_psnr else "DOES NOT BEAT"
-    worse = [row.degradation for row in rows[:-1] if row.gain < 0]
+    worse = [row.degradation for row in rows[:-1] if not row.gain >= 0]
     text = (
         f"On average the model improves the degraded input by {average.gain:+.2f} dB and {beats} the best linear "
         f"brightness-and-contrast fit ({average.psnr:.2f} against {average.baseline_psnr:.2f} dB)."
@@ -53,5 +53,5 @@ def _cells(row: DegradationScore) -> tuple[str, ...]:
         f"{row.baseline_psnr:.2f}",
         f"{row.psnr:.2f} / {row.ssim:.3f}",
         f"{row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}]",
-        "worse than the input" if row.gain < 0 else "",
+        "" if row.gain >= 0 else "worse than the input",
     )

@@ -12,6 +12,7 @@ of 8, the crop and the clamp of `mirage.restore`. They restore whole images, wit
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,7 +107,7 @@ def measure(model: MIRAGE, run: RestoreFunction, tolerance: float) -> ExportPari
         expected, found = restore(model, degraded, "whole"), run(degraded)
         same_shape = found.shape == expected.shape
         difference = float((found - expected).abs().max()) if same_shape else float("inf")
-        if not difference <= worst:  # NaN counts as the worst
+        if not (difference <= worst or math.isnan(worst)):  # NaN counts as the worst
             worst, worst_shape = difference, shape
     return ExportParity(worst, worst_shape, tolerance)
 

@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE, Output, restore
 from mirage.restore import reflect_to_multiple
 from mirage.tiles import forward_in_tiles
-from mirage.weights import CONFIG_KEY, dumps, loads
+from mirage.weights import CONFIG_KEY, dumps, loads, to_bytes
 from orchestrator.config.schema import Model
 from orchestrator.errors import ModelError
 from orchestrator.models import user_model
@@ -84,7 +83,7 @@ def dump(network: Network, metadata: Mapping[str, str]) -> bytes:
         return dumps(network, metadata)
     tensors = {name: value.detach().cpu().clone() for name, value in network.inner.state_dict().items()}
     kind = type(network.inner)
-    return safetensors.torch.save(tensors, {**metadata, "class": f"{kind.__module__}:{kind.__qualname__}"})
+    return to_bytes(tensors, {**metadata, "class": f"{kind.__module__}:{kind.__qualname__}"})
 
 
 def header(model: Model) -> dict[str, str]:

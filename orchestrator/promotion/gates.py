@@ -6,11 +6,12 @@ Two models are compared image by image, on the same dataset digests, protocol an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from orchestrator import tables
 from orchestrator.evaluation.bootstrap import Interval, mean_over_images
+from orchestrator.evaluation.ranking import rank_value
 
 Scores = Mapping[str, Mapping[str, float]]
 """Degradation → photograph → PSNR [dB]."""
@@ -49,6 +50,8 @@ class GateVerdict:
     passed: bool
     measured: str
     required: str
+    checked: bool = True
+    """False if the gate is off, which refuses nothing."""
 
 
 def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> str | None:
@@ -81,10 +84,14 @@ def beats_champion(candidate: VersionScores, champion: VersionScores, margin_db:
     return GateVerdict(f"better than {champion.name}", passed, str(gain), f"lower bound {required}")
 
 
+def degraded_input(candidate: VersionScores) -> VersionScores:
+    """Return the scores of the candidate's degraded input, with which the first champion is compared."""
+    return replace(candidate, name="the degraded input", psnr=candidate.input_psnr)
+
+
 def beats_input(candidate: VersionScores) -> GateVerdict:
     """Require that the average gain over the degraded input exceeds 0 with 95 % confidence."""
-    gain = paired_difference(candidate.psnr, candidate.input_psnr)
-    return GateVerdict("better than the degraded input", gain.low > 0, str(gain), "lower bound above 0 dB")
+    return beats_champion(candidate, degraded_input(candidate), 0.0)
 
 
 def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_drop_db: float) -> GateVerdict:
@@ -93,7 +100,7 @@ def no_degradation_lost(candidate: VersionScores, champion: VersionScores, max_d
         degradation: fmean(psnr - champion.psnr[degradation][name] for name, psnr in scores.items())
         for degradation, scores in sorted(candidate.psnr.items())
     }
-    worst = min(changes, key=lambda degradation: changes[degradation])
+    worst = min(changes, key=lambda degradation: rank_value(changes[degradation]))
     return GateVerdict(
         "no degradation lost",
         changes[worst] >= -max_drop_db,
@@ -143,10 +150,21 @@ def paired_difference(ours: Scores, theirs: Scores) -> Interval:
     )
 
 
+def not_checked(gate: str, key: str) -> GateVerdict:
+    """Return the row of a gate that is off because the key of `promote:` is not set."""
+    return GateVerdict(gate, True, "not checked", f"promote.{key} is not set", checked=False)
+
+
 def gate_table(verdicts: Sequence[GateVerdict]) -> str:
     """Return the gates as aligned text, one line each."""
-    rows = [(v.gate, "pass" if v.passed else "FAIL", v.measured, v.required) for v in verdicts]
+    rows = [(v.gate, _outcome(v), v.measured, v.required) for v in verdicts]
     return "\n".join(tables.aligned(("gate", "", "measured", "required"), rows))
+
+
+def _outcome(verdict: GateVerdict) -> str:
+    if not verdict.checked:
+        return "-"
+    return "pass" if verdict.passed else "FAIL"
 
 
 def _short(digests: Sequence[str]) -> str:

@@ -158,6 +158,7 @@ def _evaluate_gates(
     ours = version_scores(candidate, tracking_uri, results)
     outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
     if holder is None:
+        theirs = gates.degraded_input(ours)
         verdicts = [gates.beats_input(ours)]
     else:
         champion = versions.find(f"models:/{candidate.name}/{holder}", tracking_uri)
@@ -166,19 +167,26 @@ def _evaluate_gates(
         if reason:
             advice = "Evaluate both by one job of kind evaluate, and give the folders as --results."
             return replace(outcome, refusal=f"{reason} {advice}")
-        verdicts = [
-            gates.beats_champion(ours, theirs, limits.margin_db),
-            gates.no_degradation_lost(ours, theirs, limits.max_drop_db),
-        ]
-    if limits.reference_db is not None:
-        verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
+        verdicts = [gates.beats_champion(ours, theirs, limits.margin_db)]
+    verdicts.append(gates.no_degradation_lost(ours, theirs, limits.max_drop_db))
     if limits.paper_row is not None:
         verdicts.append(_near_paper(ours, limits.paper_row, limits.max_below_reference_db))
+    else:
+        verdicts.append(gates.not_checked("near the paper", "paper_row"))
+    if limits.reference_db is not None:
+        verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
+    else:
+        verdicts.append(gates.not_checked("near the paper", "reference_db"))
     weights = versions.weights_file(candidate.uri, tracking_uri)
     verdicts += [_parity(weights, format_name) for format_name in limits.parity]
+    if not limits.parity:
+        verdicts.append(gates.not_checked("the same when exported", "parity"))
     if limits.latency_seconds is not None or limits.memory_gib is not None:
         cost = measure_inference_cost(weights, limits.side_pixels)
         verdicts += gates.within_limits(cost, limits.latency_seconds, limits.memory_gib)
+    for gate, key in (("latency", "latency_seconds"), ("memory", "memory_gib")):
+        if getattr(limits, key) is None:
+            verdicts.append(gates.not_checked(gate, key))
     return replace(outcome, verdicts=tuple(verdicts))
 
 

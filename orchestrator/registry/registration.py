@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import mirage
-from mirage.weights import WeightsError, loads
+from mirage.weights import WeightsError, loads, not_finite
 from orchestrator.errors import RegistryError
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
@@ -68,9 +68,11 @@ def register(
     version with the lower number stays. Raises RegistryError.
     """
     try:
-        loads(weights)
+        model = loads(weights)
     except WeightsError as error:
         raise RegistryError(f"{name}: not registered: the weights are not a MIRAGE ({error})") from error
+    if wrong := not_finite(model):
+        raise RegistryError(f"{name}: not registered: {len(wrong)} tensors are not finite, first {wrong[0]}.")
     with registry_client(tracking_uri) as client:
         if not _versions_with_key(client, name, idempotency_key):
             carried = {"card.md": card.encode(), **(files or {})}

@@ -222,7 +222,8 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]
     def _stop_reason(self, row: TrialRow) -> str:
         name, text = self._sweep.scheduler.name, f"{row.psnr:.2f} dB at step {row.step}"
         if name == "asha":
-            scores = [t.observed[row.step][METRIC] for t in self._log.table.trials if row.step in t.observed]
+            curves = (dict(trial.curve) for trial in self._log.table.trials)
+            scores = [curve[row.step] for curve in curves if row.step in curve]
             text += f", rank {1 + sum(score > (row.psnr or 0) for score in scores)} of {len(scores)} so far"
         return f"{text}: stopped by {name}"
 

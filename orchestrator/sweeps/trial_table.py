@@ -6,12 +6,14 @@ ended never changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.config.constraints import Costs
 from orchestrator.config.search_space import Values
+from orchestrator.evaluation.ranking import rank_value
 from orchestrator.training.checkpoint import METRIC
 
 Event = Mapping[str, Any]
@@ -54,8 +56,9 @@ class TrialRow:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """(step, PSNR [dB]) of its validations."""
-        return [(step, metrics[METRIC]) for step, metrics in sorted(self.observed.items())]
+        """(step, PSNR [dB]) of its validations that are finite."""
+        found = ((step, metrics.get(METRIC)) for step, metrics in sorted(self.observed.items()))
+        return [(step, psnr) for step, psnr in found if psnr is not None and math.isfinite(psnr)]
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -64,8 +67,9 @@ class TrialRow:
 
     @property
     def psnr(self) -> float | None:
-        """Mean PSNR [dB] of the newest validation."""
-        return self.metrics.get(METRIC)
+        """Mean PSNR [dB] of the newest validation; None if it is not finite."""
+        psnr = self.metrics.get(METRIC)
+        return psnr if psnr is not None and math.isfinite(psnr) else None
 
     @property
     def ended(self) -> bool:
@@ -115,13 +119,13 @@ class TrialTable:
 
         def rank(trial: TrialRow) -> tuple[float, ...]:
             step = 0 if trial.status == "finished" else -trial.step
-            return (_RANKS[trial.status], step, -(trial.psnr or 0), trial.costs.parameters, trial.number)
+            return (_RANKS[trial.status], step, -rank_value(trial.psnr), trial.costs.parameters, trial.number)
 
         return sorted(self.trials, key=rank)
 
     def best(self) -> TrialRow | None:
         """Return the finished trial with the highest PSNR, the smallest of equals; None if none finished."""
-        return next((trial for trial in self.ranked() if trial.status == "finished"), None)
+        return next((t for t in self.ranked() if t.status == "finished" and t.psnr is not None), None)
 
 
 def table_of(events: Iterable[Event]) -> TrialTable:

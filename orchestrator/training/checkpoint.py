@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from mirage.weights import to_bytes
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
+from orchestrator.evaluation.ranking import rank_value
 from shards.errors import MissingObjectError, ObjectExistsError
 from shards.store import Store
 
@@ -87,13 +90,13 @@ class Retention:
 
     def kept(self, records: Mapping[str, Mapping[str, Any]], now: float) -> set[str]:
         """Return the names of the records to keep; `now` is Unix time."""
-        newest = sorted(records)[-self.newest :]
-        scored = [name for name in sorted(records) if self.metric in records[name]["metrics"]]
+        names = sorted(records, key=_age)
+        newest = names[-self.newest :]
+        sign = 1 if self.larger_is_better else -1
+        scores = {name: records[name]["metrics"].get(self.metric) for name in names}
+        scored = [name for name in names if rank_value(scores[name]) > -math.inf]
         # The earliest of equals: a later checkpoint without a new validation must not replace it.
-        sign = -1 if self.larger_is_better else 1
-        best = sorted(scored, key=lambda name: sign * float(records[name]["metrics"][self.metric]))[
-            : self.best
-        ]
+        best = sorted(scored, key=lambda name: -sign * rank_value(scores[name]))[: self.best]
         young = [name for name in records if now - records[name].get("written_unix", 0) < 3600 * self.hours]
         return {*newest, *best, *young}
 
@@ -115,11 +118,8 @@ class Checkpoints:
     ) -> None:
         """Open the checkpoints in `store`, the run's folder.
 
-        `header` is written into the blob with the weights, so that it is a weights file; it has at most one entry.
+        `header` is written into the blob with the weights, so that it is a weights file.
         """
-        assert header is None or len(header) <= 1, (
-            "the order of several entries is not fixed, and it changes the digest"
-        )
         self._store = store
         self._identity = identity
         self._keep = keep
@@ -201,8 +201,7 @@ class Checkpoints:
         weights = "ema" if "ema" in state.tensors else "model"
         blobs = {}
         for part, tensors in state.tensors.items():
-            header = self._header if part == weights else {}
-            data = safetensors.torch.save(dict(tensors), header or None)
+            data = to_bytes(tensors, self._header if part == weights else None)
             blobs[part] = hashlib.sha256(data).hexdigest()
             self._put(_blob_key(blobs[part]), data)
         name = self._recorded(state.step, blobs) or self._put_record(state, blobs, weights)
@@ -288,6 +287,12 @@ class Checkpoints:
 def step_of(name: str) -> int:
     """Return the step of the checkpoint `name`."""
     return int(name.partition("-")[0])
+
+
+def _age(key: str) -> tuple[int, str]:
+    """Sort names and keys of checkpoints by step, oldest first; steps above 999,999,999 have more digits."""
+    name = key.rpartition("/")[2]
+    return step_of(name), name
 
 
 def _blob_key(digest: str) -> str:

@@ -33,6 +33,7 @@ from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.fencing import claim_writing, fenced
+from orchestrator.training.finite import require_finite_scores, require_finite_weights, require_taken_steps
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
 from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
@@ -106,6 +107,7 @@ def _train(
             return JobOutcome(status, run.step, total)
 
     finish_saving(checkpoints, driver)
+    require_taken_steps(run.skipped_steps, run.step)
     _finish(run, dataset, store)
     return JobOutcome("finished", run.step, total)
 
@@ -135,9 +137,11 @@ def _record_samples(run: TrainingRun, micro_batches: Sequence[Batch], ledger: Sa
 
 
 def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
-    """Evaluate, then write the weights and, as the last object, the result."""
+    """Evaluate, then write the weights and, as the last object, the result. Raises TrainingError if not finite."""
     model = run.evaluation_model()
+    require_finite_weights(model, run.step)
     scores = evaluate(run, model, dataset)
+    require_finite_scores(scores)
     if run.engine.rank != 0:
         return
     facts = {

@@ -29,6 +29,7 @@ from orchestrator.tracking import background, runs
 from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
+from orchestrator.training.finite import require_finite_scores
 from orchestrator.version import code_version
 from shards.evaluation import EvalItem
 from shards.store.checked import read_named
@@ -38,7 +39,9 @@ def publish(run: RunContext, emit: Emit) -> None:
     """Publish the result in the run's folder. Repeating it changes nothing."""
     result = json.loads(run.location.store.read(RESULT))
     throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
-    scores = summarise(from_records(result["scores"]), run.job.evaluate.degradations)
+    measured = from_records(result["scores"])
+    require_finite_scores(measured)
+    scores = summarise(measured, run.job.evaluate.degradations)
     averaging = "EMA" if result["averaged"] else "raw"
     images = max(score.n for score in scores[:-1])  # the last one is the mean
     legend = run_report.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)

@@ -15,6 +15,7 @@ from orchestrator.models import network
 from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
+from orchestrator.training.finite import require_finite_weights
 from orchestrator.training.run_state import TrainingRun
 from shards.dataset import Dataset
 from shards.store import Store
@@ -38,12 +39,16 @@ def retention(rule: Checkpoint) -> Retention:
 
 
 def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
-    """Take a snapshot, which worker 0 writes in the background, and report the time that training was blocked."""
+    """Take a snapshot, which worker 0 writes in the background, and report the time that training was blocked.
+
+    Raises TrainingError if the weights are not finite, so that the checkpoints before it are not replaced.
+    """
     began = time.monotonic()
     if run.engine.rank != 0 and not run.engine.sharded:
         return
     optimizer = run.engine.optimizer_state(run.model, run.optimizer)
     with run.engine.full_params(run.model):
+        require_finite_weights(run.model, run.step)
         model = _snapshot(run.model.state_dict())
     if run.engine.rank != 0:
         return

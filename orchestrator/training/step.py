@@ -10,8 +10,8 @@ from torch import Tensor
 from mirage.collective import BatchShare
 from mirage.loss import restoration_loss
 from orchestrator.config.schedule import learning_rate
-from orchestrator.errors import TrainingError
 from orchestrator.training import ema
+from orchestrator.training.finite import diverged
 from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
 from shards.stream import Batch
@@ -24,9 +24,10 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     """Advance `run` by one optimiser step; return this worker's share of the scalars, detached.
 
     Sums over workers of the `loss/` terms are those of the global batch. A step whose gradient is not finite leaves
-    the weights unchanged and is counted.
+    weights and BatchNorm statistics unchanged and is counted.
     """
     run.model.train()
+    buffers = [buffer.clone() for buffer in run.model.buffers()]
     train = run.job.train
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(train, run.step, run.steps_per_epoch)
@@ -54,12 +55,13 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
                 ema.update(run.ema, run.model, train.ema_decay or 0.0, run.step)
         run.consecutive_skips = 0
     else:
+        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         run.skipped_steps += 1
         run.consecutive_skips += 1
         if run.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
-            raise TrainingError(
-                f"the gradients of the last {MAX_CONSECUTIVE_SKIPS} steps were not finite (step {run.step}): the run "
-                "has diverged. Lower train.learning_rate, set train.clip_norm, or use precision fp32."
+            raise diverged(
+                f"the gradients of the last {MAX_CONSECUTIVE_SKIPS} steps were not finite (step {run.step})"
             )
     run.step += 1
     # The norm is equal on all workers, and scalars are summed over the workers.

@@ -84,6 +84,22 @@ def test_one_degradation_that_loses_more_than_allowed_is_named(
     assert verdict.measured.startswith("haze")
 
 
+@few
+@given(scores(), st.data())
+def test_a_score_that_is_no_number_passes_no_comparison(of: Scores, data: st.DataObject) -> None:
+    degradation = data.draw(st.sampled_from(sorted(of)))
+    photograph = data.draw(st.sampled_from(sorted(of[degradation])))
+    broken = shifted(of, 5.0)
+    broken[degradation][photograph] = float("nan")
+    candidate, champion = evidence(broken, "version 2"), evidence(of)
+    lost = gates.no_degradation_lost(candidate, champion, 0.1)
+    assert not lost.passed
+    assert lost.measured.startswith(degradation)
+    assert not gates.beats_champion(candidate, champion, 0).passed
+    assert not gates.beats_input(candidate).passed
+    assert not gates.near_reference(candidate, 1.0, 0.3).passed
+
+
 def test_a_gain_that_hangs_on_one_photograph_does_not_pass() -> None:
     old = {"rain": {name: 30.0 for name in "abcdefgh"}}
     lucky = {"rain": {**{name: 29.9 for name in "abcdefg"}, "h": 34.0}}

@@ -82,6 +82,36 @@ def test_the_first_champion_needs_to_beat_the_degraded_input_alone(store: str, n
     assert versions.aliases(store, name) == {"candidate": 2, "champion": 2}
 
 
+def test_a_first_champion_that_is_worse_than_its_input_in_one_degradation_is_refused(
+    store: str, name: str
+) -> None:
+    put(store, name, scored(2.0, haze=-8.0))  # rain +7 dB, haze -1 dB: better on average
+    outcome = promote(name, store, QUICK)
+    assert not outcome.moved
+    failed = [verdict for verdict in outcome.verdicts if not verdict.passed]
+    assert [verdict.gate for verdict in failed] == ["no degradation lost"]
+    assert failed[0].measured.startswith("haze -")
+    assert promote(name, store, QUICK | {"max_drop_db": 1.5}).moved
+
+
+def test_every_gate_of_the_docs_has_a_row_for_a_first_champion_and_for_the_next(
+    store: str, name: str
+) -> None:
+    rows = Path("docs/registry.md").read_text().partition("| gate |")[2].partition("\n\n")[0]
+    put(store, name, scored(0.0))
+    first = promote(name, store, QUICK)
+    put(store, name, scored(0.5))
+    second = promote(name, store, {"parity": [], "latency_seconds": 1000.0, "side_pixels": 16})
+    for outcome in (first, second):
+        assert outcome.moved
+        assert len(outcome.verdicts) == 7
+        assert [verdict.checked for verdict in outcome.verdicts].count(False) == 4
+    required = " ".join(verdict.required for verdict in (*first.verdicts, *second.verdicts))
+    for key in ("paper_row", "reference_db", "parity", "latency_seconds", "memory_gib"):
+        assert f"`{key}" in rows
+        assert f"promote.{key} is not set" in required
+
+
 def test_a_better_version_moves_the_alias_and_keeps_the_previous(store: str, name: str) -> None:
     put(store, name, scored(0.0))
     promote(name, store, QUICK)

@@ -108,6 +108,10 @@ def test_a_resumed_run_is_bit_equal(small_job, small_data, tmp_path, uninterrupt
     assert run(small_job(), small_data, folder, driver) == JobOutcome("finished", 6, 6)
     assert driver.resumed_at() == [2]
     assert_same_weights(final_weights(folder), uninterrupted)
+    (weights,) = (folder / "weights").iterdir()
+    assert (
+        tmp_path / "uninterrupted" / "weights" / weights.name
+    ).is_file()  # named by the digest of its bytes
 
 
 @pytest.fixture
