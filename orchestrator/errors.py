@@ -48,6 +48,10 @@ class RegistryError(OrchestratorError):
     """A model could not be registered, resolved or loaded."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """MLflow failed or could not be reached; what was asked of the registry may be repeated later."""
+
+
 class ModelError(OrchestratorError):
     """A user-defined network that cannot be imported, built, loaded with weights or called."""
 

@@ -15,6 +15,9 @@ WEIGHTS = "weights.safetensors"
 SCORES, JOB = "scores.json", "job.yaml"
 """Files of a registered version: its score on every held-out photograph, and the job that trained it."""
 
+UNPUBLISHED = "unpublished.json"
+"""File in a run's folder on this machine while the result still has to be registered or tracked."""
+
 PROOFS_FOLDER = "proofs"
 
 PROOF_RUNS = ("reference", "killed")

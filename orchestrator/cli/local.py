@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.app import START, command, emit, option, use_local_cluster
+from orchestrator.console import count
 
 
 @command(START, "mirage doctor")
@@ -77,3 +78,25 @@ def ui(
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     open_page(resolve_tracking_uri(), port, emit, browser=browser)
+
+
+@command(START, "mirage sync")
+def sync() -> None:
+    """Send MLflow what it did not take while jobs ran: metrics, pictures, files, results, models.
+
+    Exit status 1 if something still waits.
+    """
+    use_local_cluster()
+    from orchestrator.paths import home
+    from orchestrator.tracking.background import sync_all
+    from orchestrator.tracking.uri import resolve_tracking_uri
+    from orchestrator.training.job import publish_waiting
+
+    complete = publish_waiting(emit)
+    found = list(sync_all(resolve_tracking_uri(), home() / "spool"))
+    for run in found:
+        emit(f"{run.name}: " + (run.problem or f"{count(run.sent, 'record')} sent"))
+    if not found and complete:
+        emit("nothing waits")
+    if not complete or any(run.problem for run in found):
+        raise typer.Exit(1)

@@ -25,6 +25,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
 from orchestrator.console import Echo
 from orchestrator.data import datasets as data
+from orchestrator.errors import TrackingError
 from orchestrator.evaluation.aggregates import AggregateScore, aggregate
 from orchestrator.evaluation.chunks import (
     Benchmarks,
@@ -205,11 +206,14 @@ def _report(evaluation: _Evaluation, echo: Echo) -> None:
     for name, file in files.items():
         file.write_bytes(content[name])
     uri = resolve_tracking_uri(job.track.uri)
-    _track(evaluation, scores, files, uri)
     echo("\n" + text + "\n")
     for file in files.values():
         echo(f"{file.name:<15} {file}")
     echo(f"{'MLflow':<15} {page_command(uri)}")
+    try:
+        _track(evaluation, scores, files, uri)
+    except TrackingError as error:
+        echo(f"warning: {error} The evaluation is not in MLflow yet; submit the job again to send it.")
 
 
 def _track(

@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import RegistryError
-from orchestrator.tracking.client import connect, one_line
+from orchestrator.errors import RegistryError, RegistryUnavailableError
+from orchestrator.tracking.client import connect
+from orchestrator.tracking.failures import explain
 from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _holder(client: Any, name: str) -> tuple[str, str]:
 
 
 def _registry_error(client: Any, error: Exception) -> RegistryError:
-    return RegistryError(f"MLflow at {without_password(client.tracking_uri)}: {one_line(error)}")
+    return RegistryUnavailableError(f"MLflow at {without_password(client.tracking_uri)}: {explain(error)}")
 
 
 def _delete(client: Any, name: str, token: str) -> None:

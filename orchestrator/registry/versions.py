@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.errors import RegistryError
+from orchestrator.errors import RegistryError, RegistryUnavailableError
 from orchestrator.paths import home
 from orchestrator.run_files import WEIGHTS
-from orchestrator.tracking.client import connect, one_line
+from orchestrator.tracking.client import connect
+from orchestrator.tracking.failures import explain
 from orchestrator.tracking.uri import without_password
 from shards.listing import digest_of, list_folder
 from shards.store import checked
@@ -141,13 +142,15 @@ def weights_file(model: str, tracking_uri: str) -> Path:
 
 @contextmanager
 def registry_client(tracking_uri: str) -> Iterator[Any]:
-    """Yield an `MlflowClient` and turn its errors into a RegistryError of one line."""
+    """Yield an `MlflowClient` and turn its errors into a RegistryUnavailableError of one line."""
     try:
         yield connect(tracking_uri)
     except RegistryError:
         raise
     except Exception as error:
-        raise RegistryError(f"MLflow at {without_password(tracking_uri)}: {one_line(error)}") from error
+        raise RegistryUnavailableError(
+            f"MLflow at {without_password(tracking_uri)}: {explain(error)}"
+        ) from error
 
 
 def aliases_of(client: Any, name: str) -> dict[str, int]:

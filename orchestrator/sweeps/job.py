@@ -17,7 +17,7 @@ from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
-from orchestrator.errors import PlanError, SweepError, TrackingError
+from orchestrator.errors import PlanError, SweepError
 from orchestrator.ownership import owned
 from orchestrator.paths import below, home
 from orchestrator.planning.plan import make_plan
@@ -30,8 +30,10 @@ from orchestrator.sweeps.trial_table import TrialTable
 from orchestrator.sweeps.trial_tracking import PARENT_TAG, SWEEP_ID_TAG, TrialTracking
 from orchestrator.sweeps.trial_training import SweepTraining
 from orchestrator.tracking import runs
+from orchestrator.tracking.background import Tracker
+from orchestrator.tracking.mirrors import check_installed
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
-from orchestrator.training.job import end_run, run_job
+from orchestrator.training.job import run_job
 from orchestrator.version import code_version
 from shards.store import Store, open_store
 
@@ -49,6 +51,7 @@ def run_sweep(job: SweepJob, echo: Echo, *, in_process: bool = False, wait: bool
     from orchestrator.sweeps.ray_search import searcher_of
 
     searcher_of(job.sweep)  # raises if a package is missing, before anything is packed
+    check_installed(job.track.also)
     print_events = message_echo(console(echo, job.track.log, job.name))
     try:
         with raise_on_stop():
@@ -160,16 +163,15 @@ def _end_run(tracking: TrialTracking, log: EventLog, status: str) -> None:
     """Report the sweep, here and in MLflow, and end its run there."""
     folder = report_folder(tracking.sweep)
     files = write_report(tracking.job, tracking.sweep, log.events, folder)
-    artifacts: dict[str, bytes | Path] = {path.name: path for path in files}
-    artifacts["job.yaml"] = dump_job(tracking.job).encode()
-    try:
-        runs.log_artifacts(tracking.uri, tracking.parent, artifacts)
-    except TrackingError as error:
-        log.echo(f"warning: the report is not in MLflow: {error}")
-    end_run(tracking.uri, tracking.parent, status)
     log.echo((folder / "leaderboard.txt").read_text())
     log.echo(f"report     {folder / 'report.html'}, report.md")
     log.echo(f"MLflow     {page_command(tracking.uri)}")
+    tracker = Tracker(tracking.uri, tracking.parent, home() / "spool", name=tracking.sweep)
+    for path in files:
+        tracker.artifact(path.name, path.read_bytes())
+    tracker.artifact("job.yaml", dump_job(tracking.job).encode())
+    tracker.end(status)
+    tracker.close()
 
 
 # --- the winner ----------------------------------------------------------------------------------------------

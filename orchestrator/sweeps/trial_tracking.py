@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.console import Echo, text
-from orchestrator.errors import TrackingError
 from orchestrator.events import Event, Progress
-from orchestrator.paths import home
 from orchestrator.planning.plan import make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.trial_table import TrialRow
-from orchestrator.tracking import background, runs
+from orchestrator.tracking import runs
+from orchestrator.tracking.background import Tracker
 from orchestrator.training import initial_weights
-from orchestrator.training.job import end_run, open_run, track
+from orchestrator.training.context import RunContext
+from orchestrator.training.job import describe_run, open_run, open_tracker, track
 from orchestrator.training.run_location import locate_run
 from shards.dataset import Dataset
-
-log = logging.getLogger(__name__)
 
 SWEEP_TAG = "mirage.sweep"
 """Tag of a trial's run, and of a model made from it: the id of its sweep."""
@@ -43,7 +40,7 @@ class TrialTracking:
     uri: str
     dataset: Dataset
     echo: Echo
-    _open: dict[int, tuple[str, background.Tracker]] = field(default_factory=dict)
+    _open: dict[int, tuple[RunContext, Tracker]] = field(default_factory=dict)
 
     def lineage(self, number: int) -> dict[str, str]:
         """Return the tags that name the sweep and the trial which something comes from."""
@@ -62,11 +59,13 @@ class TrialTracking:
         tracked = open_run(job, self.dataset, plan, location, self.uri, known or None, lineage, chosen)
         if job.init_from is not None and not row.generation and not location.store.exists(RESULT):
             initial_weights.store_weights(job, location.store, self.uri)
-        if row.number not in self._open:
-            self._open[row.number] = tracked, background.Tracker(self.uri, tracked, home() / "spool")
+        run = RunContext(job, self.dataset, plan, location, self.uri, tracked, lineage)
+        _, tracker = self._open.get(row.number) or (run, open_tracker(run, mirrors=True))
+        self._open[row.number] = run, tracker
+        describe_run(tracker, job, plan)
         if row.generation:  # parameters of a run never change in MLflow, so new values are metrics
             numbers = {name: v for name, v in row.values.items() if isinstance(v, int | float)}
-            self._open[row.number][1].metrics(row.step, {f"sweep/{n}": float(v) for n, v in numbers.items()})
+            tracker.metrics(row.step, {f"sweep/{n}": float(v) for n, v in numbers.items()})
         length = min(plan.total_steps, self.job.sweep.steps or plan.total_steps)
         return {
             "attempt": row.attempts + 1,
@@ -81,7 +80,8 @@ class TrialTracking:
         """Track events of a trial and print those that are not progress."""
         for event in events:
             if number in self._open:
-                track(event, self._open[number][1])
+                run, tracker = self._open[number]
+                track(event, tracker, run)
             if (line := text(event)) and not isinstance(event, Progress):
                 self.echo(f"trial {number}  {line}")
 
@@ -89,22 +89,19 @@ class TrialTracking:
         """End the run of a trial with its costs."""
         if row.number not in self._open:
             return  # ended by an earlier driver
-        tracked, tracker = self._open.pop(row.number)
-        tracker.close()
+        _, tracker = self._open.pop(row.number)
         wall = sum(row.seconds.values()) - row.seconds.get(row.attempts, 0.0) + seconds
         values = {f"sweep/{name}": float(value) for name, value in asdict(row.costs).items()}
         values |= {"sweep/wall_seconds": wall, "sweep/device_seconds": wall * row.devices}
         if row.psnr is not None:
             values["sweep/psnr"] = row.psnr
-        try:
-            background.log_metrics(self.uri, tracked, row.step, values)
-        except TrackingError as error:
-            log.warning("the costs of trial %d are not in MLflow: %s", row.number, error)
-        end_run(self.uri, tracked, {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+        tracker.metrics(row.step, values)
+        tracker.end({"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+        tracker.close()
 
     def close(self) -> None:
         """Close the runs of trials that have not ended; they are opened again when the sweep continues."""
-        for tracked, tracker in self._open.values():
+        for _, tracker in self._open.values():
+            tracker.end("KILLED")
             tracker.close()
-            end_run(self.uri, tracked, "KILLED")
         self._open.clear()

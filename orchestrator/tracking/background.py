@@ -1,14 +1,16 @@
-"""Log metrics and images to MLflow in the background, from a journal on disk.
+"""Send what a run reports to MLflow in the background, from a journal on disk.
 
-    Tracker.metrics, .image ─► journal on disk ─► sender thread ─► MLflow
+    Tracker.metrics, .image, .artifact, … ─► journal on disk ─► sender thread ─► MLflow
 
 Tracking never slows training. A call of a `Tracker` appends to a local file; it neither waits for the server nor
 raises. A thread sends what the journal holds. While the server is away the journal grows and the thread retries; what a
-process could not send before it ended is sent when the job is submitted again, by `Tracker` or `sync`.
+process could not send before it ended is sent by the next process that tracks to this server, or by `mirage sync`.
 
 Each (metric, step) is recorded once. A run that resumes from step 500 after dying at 540 repeats the steps 501 to 540.
 Their metrics are equal by construction (to rounding, if the number of workers changed), and MLflow would keep both
-values and draw a zigzag, so the sender skips the steps that the server has. This also lets a journal be replayed twice.
+values and draw a zigzag, so the sender skips the steps that the server has. A process sends a metric by ascending step,
+so it asks the server once for the newest step of each metric. Only a journal that another process left behind may fill
+gaps before that step; of the metrics for which it could, the whole history is read.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.client import connect, one_line, tracking_errors
-from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics
+from orchestrator.masking import unmasked, without_password
+from orchestrator.run_files import RUN_TAG
+from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
+from orchestrator.tracking.client import connect
+from orchestrator.tracking.failures import error_code, explain, tracking_errors
+from orchestrator.tracking.inputs import InputDataset
+from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics, waiting_runs
 from orchestrator.tracking.mirrors import Mirror
-from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +43,20 @@ BATCH_VALUES = 900
 POLL_SECONDS = 1.0
 RETRY_SECONDS = (5.0, 60.0)
 """First and longest pause after a failed attempt."""
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""Codes of MLflow's errors about a content that it will never take."""
+
+
+@dataclass(frozen=True)
+class SyncedRun:
+    """What `sync_all` did for one run."""
+
+    name: str
+    """Name of the run, or its MLflow id."""
+    sent: int
+    """Number of steps, images and files sent."""
+    problem: str = ""
+    """Why something still waits."""
 
 
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
@@ -44,30 +66,53 @@ def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -
 
 
 def sync(uri: str, run_id: str, spool: Path) -> int:
-    """Send what earlier processes of a run left in `spool`; return the number of steps and images sent.
+    """Send what ended processes of a run left in `spool`; return the number of steps, images and files sent.
 
     Journals of running processes are left alone. Raises TrackingError.
     """
     with tracking_errors(uri):
-        return _replay(uri, run_id, spool)
+        return _send_abandoned(uri, run_id, run_id, spool)
+
+
+def sync_all(uri: str, spool: Path) -> Iterator[SyncedRun]:
+    """Send what ended processes left in `spool`, for every run; yield what was done for each.
+
+    A journal goes to the server that its run was tracked to: `uri`, or the address in the journal.
+    """
+    for run_id in waiting_runs(spool):
+        about = _about(spool, run_id)
+        if about is None:
+            continue  # its process is alive
+        target = unmasked(about["server"], uri) if "server" in about else uri
+        name = about.get("run") or run_id
+        try:
+            with tracking_errors(target):
+                found = _successor(target, run_id, name)
+                yield SyncedRun(name, _send_abandoned(target, run_id, found or run_id, spool))
+        except TrackingError as error:
+            yield SyncedRun(name, 0, str(error))
 
 
 class Tracker:
-    """Logs to one MLflow run in the background.
+    """Reports one run to MLflow in the background.
 
-    `spool` must be a folder on a local disk. A metric that is not finite is logged as NaN: MLflow stores an infinity as
-    1.8e308, and one such point flattens a whole chart.
+    `spool` must be a folder on a local disk. `name`: what the run is called besides its id in MLflow. What an earlier
+    run of the same name reported that MLflow no longer has is sent to this run. A metric that is not finite is logged
+    as NaN: MLflow stores an infinity as 1.8e308, and one such point flattens a whole chart.
     """
 
-    def __init__(self, uri: str, run_id: str, spool: Path, mirrors: Sequence[Mirror] = ()) -> None:
-        self._uri, self._run_id, self._spool, self._mirrors = uri, run_id, spool, mirrors
+    def __init__(
+        self, uri: str, run_id: str, spool: Path, mirrors: Sequence[Mirror] = (), name: str = ""
+    ) -> None:
+        self.run_id = run_id
+        self._uri, self._spool, self._mirrors, self._name = uri, spool, mirrors, name
         self._closing = threading.Event()
         self._lost = 0
         self._complete = False
-        self._action: Callable[[], None] | None = None
+        self._problem = ""
         self._journal: Journal | None = None
         try:
-            self._journal = Journal.create(spool, run_id)
+            self._journal = Journal.create(spool, run_id, {"server": without_password(uri), "run": name})
         except OSError as error:
             log.warning("nothing is tracked: cannot write %s (%s)", spool, error.strerror)
         self._thread = threading.Thread(
@@ -75,8 +120,10 @@ class Tracker:
         )
         self._thread.start()
 
+    # All of these return at once and never raise.
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of one step. Returns at once and never raises."""
+        """Log the metrics of one step."""
         finite = {name: value if math.isfinite(value) else math.nan for name, value in values.items()}
         with self._counting_losses():
             if self._journal:
@@ -85,45 +132,70 @@ class Tracker:
             mirror.metrics(step, finite)
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        """Log a PNG of one step. Returns at once and never raises."""
+        """Log a PNG of one step."""
         with self._counting_losses():
             if self._journal:
                 self._journal.add_image(name, png, step)
         for mirror in self._mirrors:
             mirror.image(name, png, step)
 
-    def run_soon(self, action: Callable[[], None]) -> None:
-        """Call `action` in the background after what was logged before; if several wait, only the newest is called.
+    def artifact(self, path: str, content: bytes) -> None:
+        """Log a file of the run; it replaces an earlier one of the same path."""
+        with self._counting_losses():
+            if self._journal:
+                self._journal.add_artifact(path, content)
 
-        If it raises TrackingError, that is logged and metrics are sent as before.
-        """
-        self._action = action
+    def checkpoints(
+        self,
+        kept: Sequence[TrackedCheckpoint],
+        params: Mapping[str, object],
+        validated_on: InputDataset | None,
+    ) -> None:
+        """Make the LoggedModels of the run those of `kept`, as `sync_checkpoints` does."""
+        dataset = asdict(validated_on) if validated_on else None
+        with self._counting_losses():
+            if self._journal:
+                self._journal.add_checkpoints(
+                    {
+                        "checkpoints": [asdict(one) for one in kept],
+                        "params": dict(params),
+                        "validated_on": dataset,
+                    }
+                )
+
+    def end(self, status: str) -> None:
+        """Let the run end as FINISHED, FAILED or KILLED; it is FINISHED when everything else has arrived."""
+        with self._counting_losses():
+            if self._journal:
+                self._journal.end(status)
 
     def close(self, timeout: float = 30.0) -> bool:
         """Send what is left, for at most `timeout` seconds; return whether everything has arrived.
 
-        What has not arrived stays on disk and is sent when the job is submitted again.
+        A second call changes nothing.
         """
+        if self._closing.is_set():
+            return self._complete
         for mirror in self._mirrors:
             mirror.close()
-        self._journal = None
+        journal, self._journal = self._journal, None
         self._closing.set()
         self._thread.join(timeout)
-        if not self._complete:
+        if self._lost:
             log.warning(
-                "MLflow at %s has not received everything; the rest is in %s",
-                without_password(self._uri),
-                self._spool,
+                "%d reports of this run were lost, because they could not be written to disk", self._lost
             )
+        if not self._complete and journal is not None:
+            with suppress(OSError):
+                log.warning(
+                    "MLflow at %s has not received everything; the rest is in %s: %s.%s Send it with `mirage sync`, or "
+                    "submit the job again.",
+                    without_password(self._uri),
+                    journal.path.parent,
+                    journal.waiting() or "nothing but its end",
+                    f" {self._problem}" if self._problem else "",
+                )
         return self._complete
-
-    def _run_action(self) -> None:
-        action, self._action = self._action, None
-        if action is not None:
-            try:
-                action()
-            except TrackingError as error:
-                log.warning("%s", error)
 
     @contextmanager
     def _counting_losses(self) -> Iterator[None]:
@@ -138,85 +210,173 @@ class Tracker:
         """Send what waits, once a second; after a failure, pause and try again."""
         if journal is None:
             return
-        pause, first_error, sender = RETRY_SECONDS[0], True, None
+        pause, sender, others_sent = RETRY_SECONDS[0], None, False
         while True:
             last = self._closing.is_set()
             try:
                 if sender is None:
-                    _replay(self._uri, self._run_id, self._spool)
-                    sender = _Sender(self._uri, self._run_id)
+                    self._send_earlier()
+                    sender = _Sender(self._uri, self.run_id)
                 sender.send(journal)
-                self._run_action()
             except Exception as error:
-                if first_error:
-                    log.warning(
-                        "MLflow at %s does not answer; training continues: %s",
-                        without_password(self._uri),
-                        one_line(error),
-                    )
-                first_error = False
+                self._report(error)
                 if last:
                     journal.close()
                     return
                 self._closing.wait(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             else:
-                pause, first_error = RETRY_SECONDS[0], True
+                pause, self._problem = RETRY_SECONDS[0], ""
                 if last:
                     journal.discard()
                     self._complete = self._lost == 0
                     return
+                if not others_sent:
+                    others_sent = True
+                    self._send_others()
                 self._closing.wait(POLL_SECONDS)
+
+    def _report(self, error: Exception) -> None:
+        problem = explain(error)
+        if problem != self._problem:
+            log.warning(
+                "MLflow at %s: %s Training continues, and what it reports is kept in %s.",
+                without_password(self._uri),
+                problem,
+                self._spool,
+            )
+        self._problem = problem
+
+    def _send_earlier(self) -> None:
+        """Send what earlier processes of this run left, also under the id of a run that is gone."""
+        _send_abandoned(self._uri, self.run_id, self.run_id, self._spool)
+        for run_id in waiting_runs(self._spool):
+            about = _about(self._spool, run_id) if run_id != self.run_id and self._name else None
+            if (
+                about
+                and about.get("run") == self._name
+                and about.get("server") == without_password(self._uri)
+                and not _is_active(connect(self._uri), run_id)
+            ):
+                _send_abandoned(self._uri, run_id, self.run_id, self._spool)
+
+    def _send_others(self) -> None:
+        """Send what ended processes of other runs left for this server."""
+        for run_id in waiting_runs(self._spool):
+            if self._closing.is_set():
+                return
+            about = _about(self._spool, run_id)
+            if run_id != self.run_id and about and about.get("server") == without_password(self._uri):
+                try:
+                    target = _successor(self._uri, run_id, about.get("run", ""))
+                    _send_abandoned(self._uri, run_id, target or run_id, self._spool)
+                except Exception as error:
+                    log.warning(
+                        "what run %s left is still waiting: %s", about.get("run") or run_id, explain(error)
+                    )
 
 
 class _Sender:
-    """Sends journals to one run, except what the server had when the sender first met a metric."""
+    """Sends journals to one run, except the steps that the server has."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self._client = connect(uri)
         self._run_id = run_id
-        self._steps_sent: dict[str, frozenset[int]] = {}
+        self._newest_step = self._read_newest_steps()
         self._images_sent: frozenset[tuple[str, int]] | None = None
+        self._steps_sent: dict[str, set[int]] = {}
 
-    def send(self, journal: Journal) -> int:
-        """Send everything that waits; return the number of steps and images sent.
+    def _read_newest_steps(self) -> dict[str, int]:
+        run = self._client.get_run(self._run_id)
+        if run.info.run_id != self._run_id:  # an empty answer counts as a run without an id
+            raise TrackingError(
+                "what answers there is not MLflow. Check the address in MLFLOW_TRACKING_URI or track.uri."
+            )
+        return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
-        Metrics go first, because the server may refuse images, whose store is another service.
+    def send(self, journal: Journal, *, abandoned: bool = False, status: bool = True) -> int:
+        """Send everything that waits; return the number of steps, images and files sent.
+
+        Metrics go first, because the server may refuse images and files, whose store is another service. `abandoned`:
+        the journal of another process. `status` False: leave out how the run ended.
         """
         count = 0
         while True:
             steps, mark = journal.pending(BATCH_VALUES)
+            self._send_steps(steps, journal, fill_gaps=abandoned)
+            journal.sent(mark)
             if not steps:
                 break
-            self.send_metrics(steps)
-            journal.sent(mark)
             count += len(steps)
+        end = journal.status() if status else None
+        if end and end[0]["status"] != "FINISHED":
+            self._end(journal, *end)
+            end = None
         for image in journal.images():
-            self._send_image(image)
-            image.file.unlink()
+            self._send_image(journal, image)
             count += 1
+        for file in journal.artifacts():
+            self._send_artifact(journal, file)
+            count += 1
+        if found := journal.checkpoints():
+            self._send_checkpoints(journal, *found)
+        if end:
+            self._end(journal, *end)
         return count
 
-    def send_metrics(self, steps: list[StepMetrics]) -> None:
+    def send_metrics(self, steps: Sequence[StepMetrics], *, fill_gaps: bool = False) -> None:
         """Send the metrics that the server does not have."""
-        from mlflow.entities import Metric
+        self._send_steps(steps, None, fill_gaps=fill_gaps)
 
-        metrics = [
-            Metric(name, value, step.time, step.step)
-            for step in steps
-            for name, value in step.values.items()
-            if step.step not in self._known_steps(name)
-        ]
-        if metrics:
-            self._client.log_batch(self._run_id, metrics=metrics)
+    def _send_steps(self, steps: Sequence[StepMetrics], journal: Journal | None, *, fill_gaps: bool) -> None:
+        newest: dict[str, int] = {}
+        new: list[tuple[StepMetrics, str]] = []
+        chosen: set[tuple[str, int]] = set()
+        for step in steps:
+            for name in step.values:
+                before = newest.get(name, self._newest_step.get(name, step.step - 1))
+                if step.step > before or (
+                    fill_gaps and (name, step.step) not in chosen and step.step not in self._known_steps(name)
+                ):
+                    new.append((step, name))
+                    chosen.add((name, step.step))
+                    newest[name] = max(step.step, before)
+        self._log_batch(new, journal)
+        self._newest_step |= newest
+        for name, number in chosen:
+            if name in self._steps_sent:
+                self._steps_sent[name].add(number)
 
-    def _known_steps(self, name: str) -> frozenset[int]:
+    def _known_steps(self, name: str) -> set[int]:
         if name not in self._steps_sent:
             history = self._client.get_metric_history(self._run_id, name)
-            self._steps_sent[name] = frozenset(metric.step for metric in history)
+            self._steps_sent[name] = {metric.step for metric in history}
         return self._steps_sent[name]
 
-    def _send_image(self, image: PendingImage) -> None:
+    def _log_batch(self, new: Sequence[tuple[StepMetrics, str]], journal: Journal | None) -> None:
+        """Log metrics in one request; if the server refuses one of them, find it and set it aside."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, step.values[name], step.time, step.step) for step, name in new]
+        if not metrics:
+            return
+        try:
+            self._client.log_batch(self._run_id, metrics=metrics)
+        except Exception as error:
+            if journal is None or error_code(error) not in _REFUSED or "'active' state" in str(error):
+                raise
+            if len(new) == 1:
+                step, name = new[0]
+                journal.set_aside(
+                    step._replace(values={name: step.values[name]}),
+                    f"MLflow refuses a metric ({explain(error)})",
+                )
+                return
+            middle = len(new) // 2
+            self._log_batch(new[:middle], journal)
+            self._log_batch(new[middle:], journal)
+
+    def _send_image(self, journal: Journal, image: PendingImage) -> None:
         from PIL import Image
 
         if self._images_sent is None:
@@ -224,25 +384,105 @@ class _Sender:
             # MLflow names them images/<name, / as ~>+step+<step>+timestamp+...
             parts = [Path(file.path).name.split("+") for file in listed]
             self._images_sent = frozenset((part[0], int(part[2])) for part in parts if part[1:2] == ["step"])
-        if (image.name.replace("/", "~"), image.step) not in self._images_sent:
-            with Image.open(io.BytesIO(image.file.read_bytes())) as picture:
-                self._client.log_image(
-                    self._run_id,
-                    picture,
-                    key=image.name,
-                    step=image.step,
-                    timestamp=image.time,
-                    synchronous=True,
-                )
-
-
-def _replay(uri: str, run_id: str, spool: Path) -> int:
-    count = 0
-    for journal in Journal.abandoned(spool, run_id):
+        if (image.name.replace("/", "~"), image.step) in self._images_sent:
+            journal.remove(image.file)
+            return
         try:
-            count += _Sender(uri, run_id).send(journal)
+            with Image.open(io.BytesIO(image.file.read_bytes())) as picture:
+                picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            journal.set_aside(image.file, f"{image.file.name} is damaged ({error})")
+            return
+        try:
+            self._client.log_image(
+                self._run_id, picture, key=image.name, step=image.step, timestamp=image.time, synchronous=True
+            )
+        except Exception as error:
+            self._images_sent = None  # the answer may be lost although the server has it
+            if error_code(error) not in _REFUSED:
+                raise
+            journal.set_aside(image.file, f"MLflow refuses an image ({explain(error)})")
+            return
+        journal.remove(image.file)
+
+    def _send_artifact(self, journal: Journal, file: Path) -> None:
+        folder = file.parent.relative_to(journal.artifacts_folder).as_posix()
+        inode = file.stat().st_ino
+        try:
+            self._client.log_artifact(self._run_id, str(file), None if folder == "." else folder)
+        except Exception as error:
+            if error_code(error) not in _REFUSED:
+                raise
+            journal.set_aside(file, f"MLflow refuses a file ({explain(error)})")
+        else:
+            journal.remove(file, inode)
+
+    def _send_checkpoints(self, journal: Journal, content: dict[str, Any], files: list[Path]) -> None:
+        try:
+            kept = [TrackedCheckpoint(**one) for one in content["checkpoints"]]
+            dataset = InputDataset(**content["validated_on"]) if content["validated_on"] else None
+            params = dict(content["params"])
+        except (KeyError, TypeError, ValueError):
+            journal.set_aside(files[-1], f"{files[-1].name} is damaged")
+            return
+        try:
+            sync_checkpoints(self._client, self._run_id, kept, params, dataset)
+        except Exception as error:
+            # A server before MLflow 3 has no LoggedModels.
+            if error_code(error) not in (*_REFUSED, "ENDPOINT_NOT_FOUND") or "'active' state" in str(error):
+                raise
+            journal.set_aside(files[-1], f"MLflow refuses the list of checkpoints ({explain(error)})")
+        for file in files:
+            journal.remove(file)
+
+    def _end(self, journal: Journal, content: dict[str, Any], file: Path) -> None:
+        self._client.set_terminated(self._run_id, status=content["status"], end_time=content.get("time"))
+        journal.remove(file)
+
+
+def _send_abandoned(uri: str, source: str, target: str, spool: Path) -> int:
+    """Send the journals that ended processes left for run `source` to run `target`; return the number of things sent.
+
+    How the run ended counts only if no newer process of the run is alive.
+    """
+    count, sender = 0, None
+    for journal in Journal.abandoned(spool, source):
+        newest = journal.path == max((spool / source).glob("*.jsonl"))
+        try:
+            sender = sender or _Sender(uri, target)
+            count += sender.send(journal, abandoned=True, status=newest and source == target)
         except BaseException:
             journal.close()
             raise
         journal.discard()
     return count
+
+
+def _about(spool: Path, run_id: str) -> dict[str, str] | None:
+    """Return what the abandoned journals of a run say of it, None if there are none."""
+    about = None
+    for journal in Journal.abandoned(spool, run_id):
+        about = {**(about or {}), **journal.about}
+        journal.close()
+    return about
+
+
+def _is_active(client: Any, run_id: str) -> bool:
+    """Return whether MLflow has this run and it is not deleted."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except Exception as error:
+        if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def _successor(uri: str, run_id: str, name: str) -> str | None:
+    """Return the newest run of this name if MLflow no longer has the run with this id, else None."""
+    client = connect(uri)
+    if not name or _is_active(client, run_id):
+        return None
+    ids = [one.experiment_id for one in client.search_experiments()]
+    newest = ["attributes.start_time DESC"]
+    found = client.search_runs(ids, f"tags.`{RUN_TAG}` = '{name}'", order_by=newest, max_results=1)
+    return str(found[0].info.run_id) if found else None

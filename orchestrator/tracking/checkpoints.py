@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.tracking.client import connect, tracking_errors
 from orchestrator.tracking.inputs import InputDataset
 
 CHECKPOINT_TAG = "mirage.checkpoint"
@@ -32,27 +31,25 @@ class TrackedCheckpoint:
 
 
 def sync_checkpoints(
-    tracking_uri: str,
+    client: Any,
     run_id: str,
-    checkpoints: list[TrackedCheckpoint],
+    checkpoints: Sequence[TrackedCheckpoint],
     params: Mapping[str, object],
     validated_on: InputDataset | None,
 ) -> None:
     """Make the run's LoggedModels those of `checkpoints`: create what is missing and delete what is gone.
 
     One that an interrupted call left without its metrics is replaced. `params` describe each of them; `validated_on`
-    is the dataset of their metrics. A repeated call changes nothing. Raises TrackingError.
+    is the dataset of their metrics. A repeated call changes nothing. Raises MLflow's errors.
     """
-    with tracking_errors(tracking_uri):
-        client = connect(tracking_uri)
-        run = client.get_run(run_id)
-        models = _logged(client, run.info.experiment_id, run_id)
-        wanted = {one.uri: one for one in checkpoints}
-        known = {uri for uri, model in models.items() if model.status == "READY" and uri in wanted}
-        for uri in models.keys() - known:
-            client.delete_logged_model(models[uri].model_id)
-        for uri in sorted(wanted.keys() - known):
-            _log(client, run, wanted[uri], params, validated_on)
+    run = client.get_run(run_id)
+    models = _logged(client, run.info.experiment_id, run_id)
+    wanted = {one.uri: one for one in checkpoints}
+    known = {uri for uri, model in models.items() if model.status == "READY" and uri in wanted}
+    for uri in models.keys() - known:
+        client.delete_logged_model(models[uri].model_id)
+    for uri in sorted(wanted.keys() - known):
+        _log(client, run, wanted[uri], params, validated_on)
 
 
 def log_model_metrics(

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.errors import TrackingError
-from orchestrator.tracking.uri import without_password
-
 _DEFAULTS = {
     # MLflow's own default is 7 retries, about four minutes per call.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -25,7 +22,7 @@ _DEFAULTS = {
 
 _LOG_LEVELS = {
     "alembic": logging.WARNING,  # one line per migration of the schema
-    "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # tracebacks of SQLAlchemy; the caller reports the error
     "mlflow.pyfunc": logging.WARNING,  # announces that it runs the input example
     "urllib3.connectionpool": logging.ERROR,  # one line per retry; the caller reports the outage
 }
@@ -45,20 +42,6 @@ def connect(uri: str) -> Any:
 
 
 @contextmanager
-def tracking_errors(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow, its HTTP client and its database into a TrackingError of one line."""
-    try:
-        yield
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise TrackingError(
-            f"MLflow at {without_password(uri)}: {one_line(error)} "
-            "Start that server, or unset MLFLOW_TRACKING_URI and track.uri to track into a local file."
-        ) from error
-
-
-@contextmanager
 def ignoring(code: str) -> Iterator[None]:
     """Ignore the MLflow error with this code in the block."""
     from mlflow.exceptions import MlflowException
@@ -68,11 +51,3 @@ def ignoring(code: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != code:
             raise
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an MLflow error without passwords, at most 200 characters long."""
-    text = without_password((str(error) or type(error).__name__).splitlines()[0])
-    if "failed with exception" in text:  # MLflow's wrapping of any error of its HTTP client
-        return "no answer."
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.masking import masked
-from orchestrator.tracking.client import connect, ignoring, tracking_errors
+from orchestrator.tracking.client import connect, ignoring
+from orchestrator.tracking.failures import tracking_errors
 from orchestrator.tracking.uri import artifact_folder, sqlite_file
 from orchestrator.version import git_commit
 
@@ -45,21 +46,25 @@ def start_run(
 ) -> str:
     """Create a run and return its id; with `resume_id`, reopen that run and update its tags.
 
-    Parameters are written at creation only, because MLflow refuses to change them. Creates the SQLite schema and the
-    experiment where they are missing. Raises TrackingError.
+    A parameter keeps its first value, because MLflow refuses to change it; those that a failed start left out are
+    added. Creates the SQLite schema and the experiment where they are missing. Raises TrackingError.
     """
     with tracking_errors(uri), _schema_lock(uri):
         client = connect(uri)
-        if resume_id is not None:
-            client.update_run(resume_id, status="RUNNING")
-            for key, value in tags.items():
-                client.set_tag(resume_id, key, value)
-            return resume_id
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
-        experiment_id = _experiment_id(client, uri, experiment)
-        run_id = str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
-        items = [Param(key, str(value)) for key, value in params.items()]
+        if resume_id is not None:
+            run_id = resume_id
+            client.update_run(run_id, status="RUNNING")
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            known = client.get_run(run_id).data.params
+        else:
+            experiment_id = _experiment_id(client, uri, experiment)
+            run_id, known = (
+                str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id),
+                {},
+            )
+        items = [Param(key, str(value)) for key, value in params.items() if key not in known]
         for start in range(0, len(items), 100):  # MLflow takes at most 100 per request
             client.log_batch(run_id, params=items[start : start + 100])
     return run_id

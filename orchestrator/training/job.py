@@ -5,29 +5,31 @@ Every stage is idempotent. A job that is submitted again resumes; a finished one
 
 from __future__ import annotations
 
-import logging
+import json
 import threading
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
+import yaml
 
 from orchestrator import events
 from orchestrator.config.job_types import JobOutcome
-from orchestrator.config.loader import dump_job
+from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import Job
-from orchestrator.console import Echo, console, message_echo
+from orchestrator.console import Echo, console, message_echo, text_console
 from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
-from orchestrator.errors import OwnedError, PlanError, TrackingError
+from orchestrator.errors import OrchestratorError, OwnedError, PlanError, TrackingError
 from orchestrator.events import Emit, Event
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.run_files import RESULT, RUN_TAG
+from orchestrator.run_files import RESULT, RUN_TAG, UNPUBLISHED
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.tracking import background, runs
-from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
+from orchestrator.tracking.checkpoints import TrackedCheckpoint
 from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
 from orchestrator.tracking.mirrors import check_installed, open_mirrors
 from orchestrator.tracking.uri import resolve_tracking_uri, without_password
@@ -43,8 +45,7 @@ from orchestrator.training.publication import publish, without_secrets
 from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
 from shards.dataset import Dataset
-
-log = logging.getLogger(__name__)
+from shards.errors import ShardsError
 
 
 def run_job(
@@ -83,38 +84,98 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     location.store.ensure_bucket()
     stop = threading.Event()
     with owned(location.store, f"run {location.run_id}", echo, wait=wait, on_lost=stop.set) as lease:
+        if location.store.exists(RESULT):
+            emit(events.RunAlreadyFinished(location.run_id))
+            _publish_finished(RunContext(job, dataset, plan, location, uri, "", lineage), emit)
+            return JobOutcome("finished", plan.total_steps, plan.total_steps)
         found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
-        existing_id = found.id if found else None
-        finished = location.store.exists(RESULT)
-        if job.init_from is not None and not finished:
+        if job.init_from is not None:
             digest = initial_weights.store_weights(job, location.store, uri)
             echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
-        tracking_id = (
-            existing_id
-            if finished and existing_id
-            else open_run(job, dataset, plan, location, uri, existing_id, lineage)
-        )
+        tracking_id = open_run(job, dataset, plan, location, uri, found.id if found else None, lineage)
         run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage)
-        if finished:
-            emit(events.RunAlreadyFinished(location.run_id))
-            background.sync(uri, tracking_id, home() / "spool")
-            publish(run, emit)
-            return JobOutcome("finished", plan.total_steps, plan.total_steps)
-        emit(events.RunStarted(location.run_id, existing_id is not None))
-        try:
-            outcome = _train(run, emit, stop, in_process=in_process)
+        emit(events.RunStarted(location.run_id, found is not None))
+        with tracked(run) as tracker:
+            outcome = _train(run, tracker, emit, stop, in_process=in_process)
             lease.check()
             if outcome.status == "stopped":
-                end_run(uri, tracking_id, "KILLED")
-                emit(events.RunStopped(outcome.step))
+                tracker.end("KILLED")
             else:
-                publish(run, emit)
-        except OwnedError:
-            raise  # the run in MLflow belongs to its new owner too
-        except BaseException as error:
-            end_run(uri, tracking_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
-            raise
+                publish(run, tracker, emit)
+        if outcome.status == "stopped":
+            emit(events.RunStopped(outcome.step))
         return outcome
+
+
+def publish_waiting(echo: Echo) -> bool:
+    """Publish the finished runs whose model or result MLflow did not take; return whether none waits any longer."""
+    emit = text_console(echo)
+    complete = True
+    for file in sorted((home() / "runs").glob(f"*/{UNPUBLISHED}")):
+        try:
+            content = json.loads(file.read_text())
+            job = job_from_mapping(yaml.safe_load(content["job"]))
+            assert isinstance(job, Job), "only training jobs are published"
+            dataset = datasets.open_dataset_at(datasets.manifest_uris(job), content["digests"], job.data)
+            location = locate_run(job, dataset)
+            if not location.store.exists(RESULT):
+                raise TrackingError(f"{location.uri} holds no result any more. Submit the job again.")
+            plan = make_plan(_alone(job), strict=True, dataset=dataset)
+            run = RunContext(
+                job, dataset, plan, location, resolve_tracking_uri(job.track.uri), "", content["lineage"]
+            )
+            with owned(location.store, f"run {location.run_id}", echo):
+                _publish_finished(run, emit)
+        except (OrchestratorError, ShardsError, KeyError, TypeError, ValueError) as error:
+            echo(f"{file.parent.name}: cannot be published: {error} The file {file} asks for it.")
+        complete &= not file.exists()
+    return complete
+
+
+def _publish_finished(run: RunContext, emit: Emit) -> None:
+    """Publish a run that has its result; without MLflow its report alone."""
+    try:
+        found = runs.find_run(run.tracking_uri, RUN_TAG, run.location.run_id, run.job.track.experiment)
+        tracking_id = (
+            found.id
+            if found
+            else open_run(run.job, run.dataset, run.plan, run.location, run.tracking_uri, None, run.lineage)
+        )
+    except TrackingError as error:
+        emit(events.LogMessage(str(error), "warning"))
+        publish(run, None, emit)
+        return
+    run = replace(run, tracking_id=tracking_id)
+    tracker = open_tracker(run)
+    if found is None:
+        describe_run(tracker, run.job, run.plan)
+    try:
+        publish(run, tracker, emit, tracked=found is not None and found.finished)
+    finally:
+        tracker.close()
+
+
+@contextmanager
+def tracked(run: RunContext) -> Iterator[background.Tracker]:
+    """Track the run in MLflow and in the mirrors of its job; if the block raises, it ends there as FAILED."""
+    tracker = open_tracker(run, mirrors=True)
+    describe_run(tracker, run.job, run.plan)
+    try:
+        yield tracker
+    except OwnedError:
+        raise  # the run in MLflow belongs to its new owner too
+    except BaseException as error:
+        tracker.end("KILLED" if isinstance(error, Stopped) else "FAILED")
+        raise
+    finally:
+        tracker.close()
+
+
+def open_tracker(run: RunContext, *, mirrors: bool = False) -> background.Tracker:
+    """Return a tracker of the run, and of the mirrors that its job asks for."""
+    track, name = run.job.track, run.location.run_id
+    opened = open_mirrors(track.also, track.experiment, name, run.location.folder) if mirrors else []
+    return background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool", opened, name)
 
 
 def _alone(job: Job) -> Job:
@@ -156,15 +217,15 @@ def open_run(
     tracking_id = runs.start_run(
         uri, job.track.experiment, location.run_id, tags, params, resume_id=existing_id
     )
-    if existing_id is None:
-        runs.log_artifacts(
-            uri,
-            tracking_id,
-            {"job.yaml": dump_job(without_secrets(job)).encode(), "plan.txt": plan.render().encode()},
-        )
-        validated, evaluated = validation_input(job, dataset), evaluation_input(job, dataset)
-        log_inputs(uri, tracking_id, [*inputs_of(dataset, "train", "training"), *validated, *evaluated])
+    validated, evaluated = validation_input(job, dataset), evaluation_input(job, dataset)
+    log_inputs(uri, tracking_id, [*inputs_of(dataset, "train", "training"), *validated, *evaluated])
     return tracking_id
+
+
+def describe_run(tracker: background.Tracker, job: Job, plan: Plan) -> None:
+    """Send the files that say what the run does."""
+    tracker.artifact("job.yaml", dump_job(without_secrets(job)).encode())
+    tracker.artifact("plan.txt", plan.render().encode())
 
 
 def validation_input(job: Job, dataset: Dataset) -> list[InputDataset]:
@@ -187,21 +248,18 @@ def _description(job: Job, plan: Plan, location: RunLocation) -> str:
     )
 
 
-def _train(run: RunContext, emit: Emit, stop: threading.Event, *, in_process: bool) -> JobOutcome:
+def _train(
+    run: RunContext, tracker: background.Tracker, emit: Emit, stop: threading.Event, *, in_process: bool
+) -> JobOutcome:
     """Train until the end, or until `stop` is set or the process is asked to stop."""
-    track = run.job.track
-    mirrors = open_mirrors(track.also, track.experiment, run.location.run_id, run.location.folder)
-    tracker = background.Tracker(run.tracking_uri, run.tracking_id, home() / "spool", mirrors)
     driver = _RunDriver(emit, tracker, run, stop)
-    try:
-        with on_stop(stop.set):
-            if in_process:
-                outcome = train_in_process(run.job, run.dataset, run.location, driver)
-            else:
-                outcome = _train_on_cluster(run, driver)
-    finally:
-        tracker.close()
-    _log_profiles(run)
+    with on_stop(stop.set):
+        if in_process:
+            outcome = train_in_process(run.job, run.dataset, run.location, driver)
+        else:
+            outcome = _train_on_cluster(run, driver)
+    for key in run.location.store.list(f"{FOLDER}/"):
+        tracker.artifact(key, run.location.store.read(key))  # the traces of the profiler
     return outcome
 
 
@@ -212,25 +270,6 @@ def _train_on_cluster(run: RunContext, driver: _RunDriver) -> JobOutcome:
     with connected():
         spec = worker_assignment(run.job, run.dataset, run.location)
         return launch(run.job, spec, driver, driver.stop)
-
-
-def _log_profiles(run: RunContext) -> None:
-    """Copy the profiler's traces to MLflow; if it is unreachable they stay in the store alone."""
-    store = run.location.store
-    traces = {key: store.read(key) for key in store.list(f"{FOLDER}/")}
-    if traces:
-        try:
-            runs.log_artifacts(run.tracking_uri, run.tracking_id, traces)
-        except TrackingError as error:
-            log.warning("the traces are in %s/%s only: %s", run.location.uri, FOLDER, error)
-
-
-def end_run(uri: str, tracking_id: str, status: str) -> None:
-    """End the MLflow run; if MLflow is unreachable, only log it, so that the outcome of the run is not hidden."""
-    try:
-        runs.end_run(uri, tracking_id, status)
-    except TrackingError as error:
-        log.warning("the run in MLflow stays open: %s", error)
 
 
 def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: Driver) -> JobOutcome:
@@ -256,17 +295,27 @@ class _RunDriver:
         self._emit, self._tracker, self._run = emit, tracker, run
 
     def emit(self, event: Event) -> None:
-        track(event, self._tracker)
-        if isinstance(event, events.CheckpointWritten):
-            self._tracker.run_soon(partial(_track_checkpoints, self._run, event.kept))
+        track(event, self._tracker, self._run)
         self._emit(event)
 
     def control_signal(self, step: int) -> ControlSignal:
         return ControlSignal.STOP if self.stop.is_set() else ControlSignal.CONTINUE
 
 
-def _track_checkpoints(run: RunContext, kept: Mapping[str, Mapping[str, float]]) -> None:
-    """Show the kept checkpoints in MLflow. Raises TrackingError."""
+def track(event: Event, tracker: background.Tracker, run: RunContext) -> None:
+    """Track an event's metrics, image or checkpoints in MLflow."""
+    match event:
+        case events.Measured(step, metrics):
+            tracker.metrics(step, metrics)
+        case events.Image(name, png, step):
+            tracker.image(name, png, step)
+        case events.CheckpointWritten(kept=kept):
+            _track_checkpoints(kept, tracker, run)
+
+
+def _track_checkpoints(
+    kept: Mapping[str, Mapping[str, float]], tracker: background.Tracker, run: RunContext
+) -> None:
     job = run.job
     prefixes = (f"val/{job.setting}/", "val/")
     checkpoints = [
@@ -279,23 +328,8 @@ def _track_checkpoints(run: RunContext, kept: Mapping[str, Mapping[str, float]])
     ]
     params = {"recipe": job.recipe, "setting": job.setting, "plan.parameters": run.plan.parameters}
     validated_on = validation_input(job, run.dataset)
-    sync_checkpoints(
-        run.tracking_uri,
-        run.tracking_id,
-        checkpoints,
-        params,
-        validated_on[0] if len(validated_on) == 1 else None,
-    )
+    tracker.checkpoints(checkpoints, params, validated_on[0] if len(validated_on) == 1 else None)
 
 
 def _without_prefix(key: str, prefixes: Sequence[str]) -> str:
     return next((key.removeprefix(prefix) for prefix in prefixes if key.startswith(prefix)), key)
-
-
-def track(event: Event, tracker: background.Tracker) -> None:
-    """Track an event's metrics or image in MLflow."""
-    match event:
-        case events.Measured(step, metrics):
-            tracker.metrics(step, metrics)
-        case events.Image(name, png, step):
-            tracker.image(name, png, step)

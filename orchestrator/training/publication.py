@@ -14,6 +14,7 @@ from orchestrator import events
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
+from orchestrator.errors import RegistryUnavailableError
 from orchestrator.evaluation import run_report
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
@@ -24,8 +25,8 @@ from orchestrator.models import network
 from orchestrator.planning import throughput
 from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
-from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
-from orchestrator.tracking import background, runs
+from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES, UNPUBLISHED
+from orchestrator.tracking.background import Tracker
 from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
@@ -35,8 +36,12 @@ from shards.evaluation import EvalItem
 from shards.store.checked import read_named
 
 
-def publish(run: RunContext, emit: Emit) -> None:
-    """Publish the result in the run's folder. Repeating it changes nothing."""
+def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bool = False) -> None:
+    """Print and publish the result in the run's folder. Repeating it changes nothing.
+
+    `tracker` is None if MLflow could not be reached; `tracked`: the run in MLflow has the result. What MLflow does not
+    take now waits on this machine for `mirage sync` or for the next submission of the job.
+    """
     result = json.loads(run.location.store.read(RESULT))
     throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
     measured = from_records(result["scores"])
@@ -45,24 +50,25 @@ def publish(run: RunContext, emit: Emit) -> None:
     averaging = "EMA" if result["averaged"] else "raw"
     images = max(score.n for score in scores[:-1])  # the last one is the mean
     legend = run_report.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
+    report = [run_report.score_table(scores), legend, run_report.conclusion(scores)]
+    emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
+
+    if tracker and not tracked:
+        tracker.metrics(result["step"], as_metrics(scores, "test"))
     card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version())
     weights = read_named(run.location.store, result["weights"])
-
-    registered = _register(run, result, scores, weights, card) if run.job.track.register_as else None
+    registered, pictures = _register_and_restore(run, tracker, result, scores, weights, card, emit)
     contents = {
-        **_pictures(run, weights, registered),
+        **pictures,
         "report.md": run_report.markdown_report(scores, run.location.run_id, legend).encode(),
         "scores.json": json.dumps(result["scores"], indent=1).encode(),
         "model-card.md": card.encode(),
     }
     files = _write_changed(run.location.folder, contents)
-    if not runs.is_finished(run.tracking_uri, run.tracking_id):
-        background.log_metrics(run.tracking_uri, run.tracking_id, result["step"], as_metrics(scores, "test"))
-        runs.log_artifacts(run.tracking_uri, run.tracking_id, files)
-        runs.end_run(run.tracking_uri, run.tracking_id, "FINISHED")
-
-    report = [run_report.score_table(scores), legend, run_report.conclusion(scores)]
-    emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
+    if tracker and not tracked:
+        for name, content in contents.items():
+            tracker.artifact(name, content)
+        tracker.end("FINISHED")
     if registered:
         emit(events.ModelRegistered(registered.name, str(registered.version), registered.uri))
     shown = {name: _short_path(path) for name, path in files.items()}
@@ -76,6 +82,49 @@ def without_secrets(job: Job) -> Job:
     return job.model_copy(
         update={"track": job.track.model_copy(update={"uri": without_password(job.track.uri)})}
     )
+
+
+def _register_and_restore(
+    run: RunContext,
+    tracker: Tracker | None,
+    result: Mapping[str, Any],
+    scores: list[DegradationScore],
+    weights: bytes,
+    card: str,
+    emit: Emit,
+) -> tuple[ModelVersion | None, dict[str, bytes]]:
+    """Register the model if the job says so; return its version and the run's pictures.
+
+    If MLflow fails, the registration waits in a file of the run's folder.
+    """
+    waiting = run.location.folder / UNPUBLISHED
+    try:
+        if tracker is None:
+            raise RegistryUnavailableError(f"MLflow at {without_password(run.tracking_uri)} did not answer.")
+        registered = _register(run, result, scores, weights, card) if run.job.track.register_as else None
+        pictures = _pictures(run, weights, registered)
+        waiting.unlink(missing_ok=True)
+        return registered, pictures
+    except RegistryUnavailableError as error:
+        _write_changed(run.location.folder, {UNPUBLISHED: unpublished(run)})
+        what = "The model is not registered" if run.job.track.register_as else "The result is not in MLflow"
+        emit(
+            events.LogMessage(
+                f"{error} {what} yet: call `mirage sync` or submit the job again when MLflow is back.",
+                "warning",
+            )
+        )
+        return None, _pictures(run, weights, None)
+
+
+def unpublished(run: RunContext) -> bytes:
+    """Return what `mirage sync` needs to publish the run."""
+    content = {
+        "job": dump_job(run.job),
+        "digests": list(run.dataset.digests),
+        "lineage": dict(run.lineage),
+    }
+    return json.dumps(content, indent=1).encode()
 
 
 def _register(

@@ -21,7 +21,8 @@ from PIL import Image
 
 from orchestrator.errors import TrackingError
 from orchestrator.tracking import journal, runs
-from orchestrator.tracking.client import connect, one_line
+from orchestrator.tracking.client import connect
+from orchestrator.tracking.failures import one_line
 from orchestrator.tracking.journal import Journal
 
 if TYPE_CHECKING:
