@@ -11,6 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_requested = False
+
+
+def stop_requested() -> bool:
+    """Return whether this process has been asked to stop since the outermost block of `on_stop` began."""
+    return _requested
+
 
 class Stopped(BaseException):
     """The process was asked to stop. No `Exception`, so that no code mistakes it for a failure of its own."""
@@ -24,14 +31,19 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
+        global _requested
+        _requested = True
         callback()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
+    global _requested
+    earlier = _requested
     before = {number: signal.signal(number, handle) for number in _stop_signals()}
     try:
         yield
     finally:
+        _requested = earlier
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -40,5 +40,9 @@ class MixtureError(ShardsError):
     """A mixture or schedule that is impossible with the data."""
 
 
+class ReaderError(ShardsError):
+    """Reader processes that hang or die again and again."""
+
+
 class LedgerError(ShardsError):
     """A sample ledger that has a gap or contradicts itself."""

@@ -9,27 +9,26 @@ the position.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from shards.augment import Augmentation, Image, centre_window, draw_crop, draw_orientation, keyed_rng, orient
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
-from shards.errors import CorruptObjectError, MissingObjectError, MixtureError, ShardsError
+from shards.errors import CorruptObjectError, MissingObjectError, MixtureError
 from shards.manifest import ManifestRow
 from shards.mixture import Mixture, MixtureEntry
 from shards.noise import NoiseRule, add_noise
 from shards.order import SampleOrder, Sampling, Tail, share
 from shards.prefetch import Prefetcher, PrefetchWindow
+from shards.readers import read_in_processes
 from shards.sample import SIGMA
 from shards.windows import ShardWindows
 
@@ -102,7 +101,8 @@ class TrainStream:
     """Training samples of a dataset, mixed by `(degradation, repeat)` pairs or by a `Mixture`.
 
     A step's global batch is divided into `micro_batches` of equal size, which the workers share. `readers` subprocesses
-    prepare batches ahead; with 0, this process does. `window` is a number of shards, for data larger than the cache
+    prepare batches ahead; with 0, this process does. They are replaced when nothing comes from them for
+    `reader_timeout_seconds`. `window` is a number of shards, for data larger than the cache
     (`shards.windows`). `stages` change crop and batch size by step, in place of `crop_pixels`. Images are cut to
     multiples of `multiple` pixels before a crop is drawn: 16 in the all-in-one benchmarks, 1 for whole images.
     `on_corrupt="skip"` replaces a damaged or missing sample by another one of the same degradation, the same for every
@@ -128,10 +128,12 @@ class TrainStream:
         multiple: int = 16,
         on_corrupt: OnCorrupt = "fail",
         readers: int = 0,
+        reader_timeout_seconds: float = 150.0,
     ) -> None:
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self.augmentation: Augmentation = augmentation
-        self.on_corrupt, self.readers = on_corrupt, readers
+        self.on_corrupt = on_corrupt
+        self.readers, self.reader_timeout_seconds = readers, reader_timeout_seconds
         self.stages = stages or CropSchedule.constant(crop_pixels, global_batch_size)
         if isinstance(mixture, Mixture):
             self._rows = [self._training_rows(entry.degradation) for entry in mixture.entries]
@@ -173,15 +175,16 @@ class TrainStream:
         world_size: int = 1,
         rank: int = 0,
         stop_position: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Iterator[Batch]:
         """Yield this worker's share of every micro-batch from a position on.
 
-        The last one is the last complete micro-batch before `stop_position`. A step has `micro_batches` of them.
+        The last one is the last complete micro-batch before `stop_position`. A step has `micro_batches` of them. While
+        `stopping`, readers that hang are replaced soon.
         """
         with Prefetcher(self.dataset, self._ahead(start_position)) as prefetcher:
-            for batch in self._batches(
-                _WorkerShare(self, world_size, rank), self.parts(start_position, stop_position)
-            ):
+            reader = _WorkerShare(self, world_size, rank)
+            for batch in self._batches(reader, start_position, stop_position, stopping):
                 prefetcher.reached(int(batch.positions[0]))
                 for position, degradation, id_, why in batch.skipped:
                     log.warning(
@@ -255,28 +258,26 @@ class TrainStream:
             f"position {position}: {_MAX_CONSECUTIVE_SKIPS} consecutive samples cannot be read; the last: {lost[-1][1]}"
         )
 
-    def _batches(self, reader: _WorkerShare, parts: Iterable[MicroBatch]) -> Iterator[Batch]:
+    def _batches(
+        self,
+        reader: _WorkerShare,
+        start_position: int,
+        stop_position: int | None,
+        stopping: Callable[[], bool],
+    ) -> Iterator[Batch]:
         if self.readers == 0:
             pin = torch.cuda.is_available()
-            for part in parts:
+            for part in self.parts(start_position, stop_position):
                 batch = reader.read(part)
                 yield batch.pin_memory() if pin else batch
             return
-        # Children of a fork server do not inherit this process's threads, locks or CUDA context.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["shards.stream"])
-        loader = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=parts,
-            num_workers=self.readers,
-            multiprocessing_context=context,
-            pin_memory=torch.cuda.is_available(),
+        yield from read_in_processes(
+            reader.read,
+            lambda done: islice(self.parts(start_position, stop_position), done, None),
+            self.readers,
+            timeout_seconds=self.reader_timeout_seconds,
+            stopping=stopping,
         )
-        for batch in loader:
-            if isinstance(batch, ShardsError):
-                raise batch
-            yield batch
 
     def _shards(self) -> list[NDArray[np.int64]]:
         return [np.array([self.dataset.shard_of(row) for row in rows], np.int64) for rows in self._rows]
@@ -310,22 +311,16 @@ class TrainStream:
             )
 
 
-class _WorkerShare(TorchDataset["Batch | ShardsError"]):
-    """One worker's share of any micro-batch, as a map-style dataset for torch's DataLoader."""
+class _WorkerShare:
+    """One worker's share of any micro-batch."""
 
     def __init__(self, stream: TrainStream, world_size: int, rank: int) -> None:
         self._stream, self._world_size, self._rank = stream, world_size, rank
 
     def read(self, part: MicroBatch) -> Batch:
+        """Return this worker's share of a micro-batch."""
         offset, count = share(part.total, self._world_size, self._rank)
         return self._stream.batch(range(part.first + offset, part.first + offset + count), offset, part)
-
-    def __getitem__(self, part: MicroBatch) -> Batch | ShardsError:
-        # Returned, not raised: DataLoader would wrap it in a traceback of the subprocess.
-        try:
-            return self.read(part)
-        except ShardsError as error:
-            return error
 
 
 def _check_sizes(rows: Sequence[ManifestRow], crop_pixels: int, multiple: int) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.claims")
 
+os.environ.setdefault("MIRAGE_STORE_RETRY_MINUTES", "0.05")  # a store that is meant to be away is told soon
+
 ALLOWED_SKIPS = {
     "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/benchmarks.md)",
     "root may write anywhere": "CI runs as root in a container",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import ray.train
 
 from orchestrator.errors import ClusterError
 
+log = logging.getLogger(__name__)
+
 _RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -24,6 +27,7 @@ _RAY_TRAIN = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 
+_HEAD_SECONDS = 5.0
 
 _ALLOCATOR = {
     # By default glibc returns large blocks to the system and requests them again in every step, which costs about
@@ -54,9 +58,43 @@ def connected() -> Iterator[None]:
             "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
         ) from error
     try:
-        yield
+        with _head_watched(ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _head_watched(address: str) -> Iterator[None]:
+    """Say in one line what to do when the cluster's head is lost: Ray ends this process a minute later."""
+    host, _, port = address.rpartition(":")
+    ended = threading.Event()
+
+    def watch() -> None:
+        answered = True
+        while not ended.wait(_HEAD_SECONDS):
+            before, answered = answered, _listens(host, int(port))
+            if before and not answered and not _listens(host, int(port)):
+                log.warning(
+                    "the head of the Ray cluster at %s does not answer. If it does not come back, Ray ends this "
+                    "process within about a minute. Then start a cluster again (`mirage up`) and submit the job again: "
+                    "it resumes from its newest checkpoint.",
+                    address,
+                )
+
+    threading.Thread(target=watch, name="ray-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=_HEAD_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

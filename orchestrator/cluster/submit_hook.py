@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
@@ -60,10 +65,39 @@ def submit(**options: Any) -> None:
     entrypoint: Sequence[str] = options["entrypoint"]
     if not is_job_file(entrypoint):
         return
+    options["submission_id"] = options.get("submission_id") or f"raysubmit_{secrets.token_hex(8)}"
     arguments = submission(Path.cwd(), {**_options_not_passed_to_hooks(), **options})
-    environment = {name: value for name, value in os.environ.items() if name != _HOOK}
-    sys.stdout.flush()
-    os.execve(sys.argv[0], [sys.argv[0], *arguments], environment)
+    del os.environ[_HOOK]
+    sys.argv = [sys.argv[0], *arguments]
+    (ray,) = entry_points(group="console_scripts", name="ray")
+    with _told_on_interrupt(options["submission_id"], options.get("address")):
+        ray.load()()
+
+
+@contextmanager
+def _told_on_interrupt(submission_id: str, address: str | None) -> Iterator[None]:
+    """Say on Ctrl-C that the job goes on, and how to stop it: Ray only stops to watch it."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except SystemExit:
+        if not interrupted:
+            raise
+        where = f" --address {address}" if address else ""
+        print(
+            f"Ctrl-C stops watching only: job {submission_id} goes on, if it had been submitted.\n"
+            f"  to watch it again:               ray job logs{where} {submission_id} --follow\n"
+            f"  to stop it, with a checkpoint:   ray job stop{where} {submission_id}",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
 
 
 def is_job_file(entrypoint: Sequence[str]) -> bool:

@@ -400,7 +400,8 @@ class Workers(WorkerResources):
     max_failures: int = Field(default=3, ge=0)
     """Maximum number of worker failures in a row without a new checkpoint. Each resumes from the newest one."""
     collective_timeout_seconds: float = Field(default=300, ge=1, le=1e8)
-    """Maximum time in seconds of one collective operation. After it a worker counts as hung, and all restart."""
+    """Maximum time in seconds that a worker waits for the others in a collective operation. After it one of them counts
+    as hung, and all restart. Readers of which nothing comes for half of it are replaced."""
     scale_up_delay_seconds: Seconds = 60
     """Time in seconds for which resources for more workers must be free before the run restarts with more."""
 

@@ -191,6 +191,8 @@ def train_stream(dataset: Dataset, job: Job) -> TrainStream:
         multiple=spec.crop_multiple,
         on_corrupt=spec.on_corrupt,
         readers=spec.readers,
+        # Half, so that readers are replaced before the other workers give up on this one.
+        reader_timeout_seconds=job.workers.collective_timeout_seconds / 2,
     )
 
 

@@ -29,9 +29,61 @@ class RequestFault(Enum):
     RESET = "connection reset without forwarding"
     STALL = "no response for a while, then connection reset"
     TRUNCATED = "forwarded, response body truncated"
+    FLIPPED_BIT = "forwarded, one bit of the response body flipped"
+    SLOW_DOWN = "503 SlowDown with Retry-After"
+    INTERNAL_ERROR = "500 InternalError"
+    REQUEST_TIMEOUT = "400 RequestTimeout"
+    THROTTLED = "400 ThrottlingException"
+    EXPIRED_TOKEN = "400 ExpiredToken"
+    CLOCK_SKEW = "403 RequestTimeTooSkewed"
+    DENIED = "403 AccessDenied"
+    REDIRECT = "301 to the same address"
+    TEMPORARY_REDIRECT = "307 to the same address"
+    NO_CONTENT = "204 without forwarding"
+    WEB_PAGE = "200 with a web page"
+    XHTML_PAGE = "200 with a web page that is well-formed XML"
+    NO_HEADERS = "200 without headers of an object"
+    TOO_LARGE = "413 with a web page"
 
 
-REQUEST_FAULTS = tuple(fault for fault in RequestFault if fault is not RequestFault.NONE)
+REQUEST_FAULTS = (
+    RequestFault.ERROR,
+    RequestFault.LOST_RESPONSE,
+    RequestFault.RESET,
+    RequestFault.STALL,
+    RequestFault.TRUNCATED,
+)
+"""Faults of any HTTP server."""
+
+_PAGE = b"<html><body>Log in</body></html>"
+
+
+def _refusal(status: bytes, code: bytes, *headers: bytes) -> bytes:
+    body = b"<?xml version='1.0'?><Error><Code>%b</Code><Message>Injected</Message></Error>" % code
+    return _answer(status, body, b"Content-Type: application/xml", *headers)
+
+
+def _answer(status: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 " + status, *headers, b"Content-Length: %d" % len(body), b"Connection: close"]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+_ANSWERS = {
+    RequestFault.ERROR: _answer(b"503 Slow Down", b"", b"Retry-After: 0"),
+    RequestFault.SLOW_DOWN: _refusal(b"503 Slow Down", b"SlowDown", b"Retry-After: 0"),
+    RequestFault.INTERNAL_ERROR: _refusal(b"500 Internal Server Error", b"InternalError"),
+    RequestFault.REQUEST_TIMEOUT: _refusal(b"400 Bad Request", b"RequestTimeout"),
+    RequestFault.THROTTLED: _refusal(b"400 Bad Request", b"ThrottlingException"),
+    RequestFault.EXPIRED_TOKEN: _refusal(b"400 Bad Request", b"ExpiredToken"),
+    RequestFault.CLOCK_SKEW: _refusal(b"403 Forbidden", b"RequestTimeTooSkewed"),
+    RequestFault.DENIED: _refusal(b"403 Forbidden", b"AccessDenied"),
+    RequestFault.NO_CONTENT: b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+    RequestFault.WEB_PAGE: _answer(b"200 OK", b"<!doctype html><p>Log in", b"Content-Type: text/html"),
+    RequestFault.XHTML_PAGE: _answer(b"200 OK", _PAGE, b"Content-Type: application/xhtml+xml"),
+    RequestFault.NO_HEADERS: _answer(b"200 OK", b""),
+    RequestFault.TOO_LARGE: _answer(b"413 Request Entity Too Large", _PAGE, b"Content-Type: text/html"),
+}
+"""Answers that are sent instead of forwarding."""
 
 FaultPlan = Callable[[int], RequestFault]
 """Function from the number of a request, counted from 0, to its fault."""
@@ -113,10 +165,13 @@ class FaultyProxy:
         with self._lock:
             fault = self.plan(sum(self.counts.values()))
             self.counts[fault] += 1
-        if fault is RequestFault.ERROR:
-            client.sendall(
-                b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\nRetry-After: 0\r\n\r\n"
-            )
+        if fault in (RequestFault.REDIRECT, RequestFault.TEMPORARY_REDIRECT):
+            method, path = request.split(b" ", 2)[:2]
+            place = b"Location: http://127.0.0.1:%d%b" % (self.port, path)
+            moved = _refusal(fault.value[:3].encode() + b" Moved", b"PermanentRedirect", place)
+            client.sendall(_without_body(method, moved))
+        elif fault in _ANSWERS:
+            client.sendall(_without_body(request.split(b" ", 1)[0], _ANSWERS[fault]))
         elif fault is RequestFault.RESET:
             _reset(client)
         elif fault is RequestFault.STALL:
@@ -130,8 +185,22 @@ class FaultyProxy:
                 head, _, body = response.partition(b"\r\n\r\n")
                 client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
                 _reset(client)
+            elif fault is RequestFault.FLIPPED_BIT:
+                client.sendall(_with_flipped_bit(response))
             else:
                 client.sendall(response)
+
+
+def _without_body(method: bytes, answer: bytes) -> bytes:
+    """Return an answer without its body if it answers HEAD."""
+    return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == b"HEAD" else answer
+
+
+def _with_flipped_bit(response: bytes) -> bytes:
+    head, mark, body = response.partition(b"\r\n\r\n")
+    middle = len(body) // 2
+    flipped = bytes([body[middle] ^ 1]) if body else b""
+    return head + mark + body[:middle] + flipped + body[middle + 1 :]
 
 
 def _forward(port: int, request: bytes) -> bytes:

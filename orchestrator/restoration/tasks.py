@@ -24,7 +24,7 @@ from orchestrator.restoration.locations import (
 )
 from orchestrator.restoration.restorer import Progress, Restorer
 from orchestrator.restoration.result_index import ResultIndex, ResultRecord
-from shards.errors import StoreError, UnreachableStoreError
+from shards.errors import CorruptObjectError, StoreError, UnreachableStoreError
 
 MAX_WAITING_PIXELS = 2**24
 """Pixels of photographs that wait for others of their size."""
@@ -164,7 +164,7 @@ class RestoreWorker:
                 format_for(task.target.key, photo)
             except UnreachableStoreError:
                 raise
-            except (PhotoError, StoreError) as error:
+            except (PhotoError, StoreError, CorruptObjectError) as error:
                 outcomes.append(RestoreOutcome(task, "failed", str(error)))
                 continue
             waiting.setdefault(photo.size, []).append((task, photo, digest))

@@ -29,6 +29,7 @@ from orchestrator.errors import SupersededError
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
 from orchestrator.run_files import RESULT, RETENTION_RULE
+from orchestrator.signals import stop_requested
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
@@ -115,7 +116,7 @@ def _train(
 def _steps(stream: TrainStream, run: TrainingRun, total: int) -> Iterator[list[Batch]]:
     """Yield this worker's micro-batches of each remaining step."""
     end = run.stages.position_at(total)
-    batches = stream.steps(run.position, run.engine.world_size, run.engine.rank, end)
+    batches = stream.steps(run.position, run.engine.world_size, run.engine.rank, end, stop_requested)
     while micro_batches := list(islice(batches, run.job.train.micro_batches)):
         yield micro_batches
 

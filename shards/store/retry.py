@@ -1,34 +1,106 @@
 """Retries of S3 requests, and error messages for their failures.
 
-A request to an unreachable or busy server is retried with exponential backoff. A refused request is not retried.
+The code of a failure tells whether another attempt may help, not its HTTP status alone:
+
+    passing    no answer, server errors, throttling, time-outs      tried again for RETRY_MINUTES
+               expired credentials                                  the same, with credentials that are read again
+    doubtful   denied, redirected, not S3, damaged on its way       tried again for a few seconds
+    final      everything else                                      an error at once
+
+Pauses grow exponentially with full jitter, and are at least what the server's `Retry-After` asks for. The retries of
+botocore cover neither reading a body, nor the doubtful ones, nor expired credentials, nor a budget in minutes, so this
+module is the only one that retries, unless the user's AWS configuration asks for botocore's retries too.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import random
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, Protocol, TypeVar
 
-from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
+from shards.errors import (
+    CorruptObjectError,
+    MissingObjectError,
+    ShardsError,
+    StoreError,
+    UnreachableStoreError,
+)
 from shards.store.conditional import ConditionFailedError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ATTEMPTS = 4
-"""Number of attempts before a request fails."""
+RETRY_MINUTES = 2.0
+"""Minutes in which passing failures of one request are tried again; the variable below replaces it."""
+VARIABLE = "MIRAGE_STORE_RETRY_MINUTES"
+DOUBTFUL_SECONDS = 8.0
 
 _FIRST_PAUSE_SECONDS = 0.4
-_BUSY = {429, 500, 502, 503, 504}  # HTTP statuses of a server that may answer the same request later
+_LONGEST_PAUSE_SECONDS = 20.0
+_PASSING = {
+    "InternalError",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "PriorRequestNotComplete",
+    "ServiceUnavailable",
+    "SlowDown",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+    "LimitExceededException",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_DOUBTFUL = {
+    "RequestTimeTooSkewed",
+    "BadDigest",
+    "InvalidDigest",
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "InvalidToken",
+}
+_WRONG_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "AuthorizationHeaderMalformed",
+}
+_RIGHTS = {
+    "HeadObject": "s3:GetObject, and s3:ListBucket to be told that an object is missing",
+    "GetObject": "s3:GetObject, and s3:ListBucket to be told that an object is missing",
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObject": "s3:DeleteObject",
+    "ListBuckets": "s3:ListAllMyBuckets",
+    "CreateBucket": "s3:CreateBucket",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+}
+"""Rights that an operation needs; others need s3:PutObject."""
+
+_answered: set[str] = set()
+"""Endpoints that have answered this process; one that never did is more likely wrong than away."""
 
 
 class IncompleteError(Exception):
     """A response body shorter than announced; the request is retried."""
 
 
+class DamagedAnswerError(Exception):
+    """A response body that does not fit the checksum that the server gives."""
+
+
+class MalformedAnswerError(Exception):
+    """An answer that no S3 server gives; the message says what came."""
+
+
 class RequestTarget(Protocol):
-    """Protocol of the target of a request, for messages."""
+    """Protocol of the target of a request."""
 
     uri: str
     bucket: str
@@ -36,72 +108,208 @@ class RequestTarget(Protocol):
     def endpoint(self) -> str:
         """Return the URL of the server."""
 
+    def reconnect(self) -> None:
+        """Close all connections."""
+
+    def renew(self) -> None:
+        """Read credentials again and open new connections for the next request."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a failed attempt means."""
+
+    kind: Literal["unreached", "passing", "doubtful", "final"]
+    error: ShardsError
+    """Raised when no attempt is left."""
+    why: str
+    repair: Literal["", "reconnect", "renew"] = ""
+    """What is called on the target before the next attempt."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def budget_seconds() -> float:
+    """Return for how long passing failures are tried again. Raises StoreError."""
+    text = os.environ.get(VARIABLE, str(RETRY_MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes <= 24 * 60:
+        raise StoreError(f"{VARIABLE} is {text!r}. Give minutes from 0 to 1440.")
+    return 60 * minutes
+
 
 def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
-    """Run `action` with retries. Raises UnreachableStoreError, MissingObjectError or StoreError."""
+    """Run `action` with retries. Raises the ShardsError of its last failure."""
+    budget = budget_seconds()
+    began, paused = time.monotonic(), 0.0
+    for number in itertools.count():
+        try:
+            answer = action()
+            _answered.add(place.endpoint())
+            return answer
+        except Exception as error:
+            failure = _failure(place, key, error, retried=number > 0)
+            if failure is None:
+                raise
+            cause = error
+        spent = max(time.monotonic() - began, paused)
+        limit = {"final": 0.0, "passing": budget}.get(failure.kind, min(budget, DOUBTFUL_SECONDS))
+        pause = max(_jittered(number), _retry_after(failure.headers))
+        if spent + pause > limit:
+            if number and not isinstance(failure.error, (MissingObjectError, ConditionFailedError)):
+                message = f"{failure.error} ({number + 1} attempts in {spent:.0f} s)"
+                raise type(failure.error)(message) from cause
+            raise failure.error from cause
+        log.log(
+            logging.WARNING if number == 2 else logging.INFO,
+            *("%s/%s: %s; attempt %d follows", place.uri, key, failure.why, number + 2),
+        )
+        if failure.repair:
+            getattr(place, failure.repair)()
+        time.sleep(pause)
+        paused += pause
+    raise AssertionError("the loop ends by return or raise")
+
+
+def _jittered(number: int) -> float:
+    return random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**number))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a `Retry-After` header asks for, which gives seconds or a date; 0 without one."""
+    text = headers.get("retry-after", "")
+    try:
+        return (
+            float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
+        )
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool) -> _Failure | None:
+    """Return what an exception means, None if it is not one of a request."""
     import botocore.exceptions as aws
     from boto3.exceptions import S3UploadFailedError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import ProtocolError
 
-    broken = (
-        ProtocolError,  # a connection reset during a read, which botocore does not wrap
-        aws.ConnectionError,
-        aws.HTTPClientError,  # timed out, closed, cut off while the body was read
-        aws.IncompleteReadError,
-        IncompleteError,
-    )
-    for number in range(ATTEMPTS):
-        try:
-            return action()
-        except broken as error:
-            failure: Exception = error
-        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
-            raise StoreError(
+    where = f"{place.uri}/{key}"
+    match error:
+        case aws.FlexibleChecksumError() | DamagedAnswerError():
+            message = (
+                f"{where} at {place.endpoint()}: what arrives does not fit the server's checksum ({error})."
+            )
+            return _Failure(
+                "doubtful", CorruptObjectError(f"{message} Restore it from a copy."), str(error), "reconnect"
+            )
+        case MalformedAnswerError() | ResponseParserError():
+            message = (
+                f"{where} at {place.endpoint()}: this is not the answer of an S3 server: {_line(error)}. "
+                "Check AWS_ENDPOINT_URL, and whether a proxy or a login page answers instead."
+            )
+            return _Failure("doubtful", StoreError(message), _line(error))
+        case (
+            ProtocolError()  # a connection reset during a read, which botocore does not wrap
+            | aws.ConnectionError()
+            | aws.HTTPClientError()  # timed out, closed, cut off while the body was read
+            | aws.IncompleteReadError()
+            | IncompleteError()
+        ):
+            message = (
+                f"{where}: {place.endpoint()} did not answer ({error}). "
+                "Check that the server runs and that AWS_ENDPOINT_URL is right."
+            )
+            kind: Literal["passing", "unreached"] = (
+                "passing" if place.endpoint() in _answered else "unreached"
+            )
+            return _Failure(kind, UnreachableStoreError(message), str(error))
+        case (
+            aws.NoCredentialsError()
+            | aws.PartialCredentialsError()
+            | aws.ProfileNotFound()
+            | aws.CredentialRetrievalError()
+            | aws.TokenRetrievalError()
+        ):
+            message = (
                 f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or start the store of this machine: mirage up."
-            ) from error
-        except (aws.ClientError, S3UploadFailedError) as error:
-            if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") not in _BUSY:
-                _refused(place, key, error, retried=number > 0)
-            failure = error
-        except (aws.BotoCoreError, ValueError) as error:  # not an S3 server, or not a URL
-            raise StoreError(
-                f"{place.uri}/{key}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
-            ) from error
-        if number < ATTEMPTS - 1:
-            log.info("%s of %s: %s; with_retries %d of %d", key, place.uri, failure, number + 1, ATTEMPTS)
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**number)
-    raise UnreachableStoreError(
-        f"{place.uri}/{key}: {place.endpoint()} did not answer after {ATTEMPTS} attempts ({failure}). "
-        "Check that the server runs and that AWS_ENDPOINT_URL is right."
-    ) from failure
+            )
+            return _Failure("final", StoreError(message), str(error))
+        case aws.ClientError() | S3UploadFailedError():
+            _answered.add(place.endpoint())
+            return _refusal(place, key, error, retried)
+        case aws.BotoCoreError() | ValueError():  # not a URL, a bucket name that cannot be one
+            message = f"{where}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
+            return _Failure("final", StoreError(message), str(error))
+    return None
 
 
-def _refused(place: RequestTarget, key: str, error: Exception, *, retried: bool) -> NoReturn:
-    code = str(_response(error).get("Error", {}).get("Code", ""))
+def _refusal(place: RequestTarget, key: str, error: Exception, retried: bool) -> _Failure:
+    """Return what the server's refusal means."""
+    # For uploads in parts the refusal is in the exception's context.
+    refused = error if hasattr(error, "response") else error.__context__
+    response: dict[str, Any] = getattr(refused, "response", {})
+    operation = str(getattr(refused, "operation_name", "request"))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    code = str(response.get("Error", {}).get("Code") or "")
+    said = str(response.get("Error", {}).get("Message") or "").strip()
+    why = f"{operation}: HTTP {status}" + f" {code}" * (not code.isdigit()) + f" ({said})" * bool(said)
     where = f"{place.uri}/{key} at {place.endpoint()}"
+
+    if code in ("PreconditionFailed", "412") or status == 412:
+        return _Failure("final", ConditionFailedError(f"{where}: {why}", retried), why)
     if code == "NoSuchBucket":
-        raise StoreError(
-            f"{where}: there is no bucket {place.bucket!r}. Create it or correct the URI."
-        ) from error
-    if code in ("PreconditionFailed", "412"):
-        raise ConditionFailedError(f"{where}: the object is not as the condition says.", retried) from error
-    if code in ("NoSuchKey", "404"):
-        raise MissingObjectError(f"{where}: there is no such object.") from error
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"):
-        raise StoreError(
-            f"{where}: wrong credentials ({code}). Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from error
-    if code in ("AccessDenied", "403"):
-        raise StoreError(
-            f"{where}: access denied. Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on "
-            "the bucket."
-        ) from error
-    raise StoreError(f"{where}: {error}") from error
+        message = f"{where}: there is no bucket {place.bucket!r}. Create it or correct the URI."
+        return _Failure("final", StoreError(message), why)
+    if code in ("NoSuchKey", "404") and status == 404:
+        return _Failure("final", MissingObjectError(f"{where}: there is no such object."), why)
+    if code in _EXPIRED:
+        message = (
+            f"{where}: the credentials have expired: {why}. Renew them where AWS finds them: a file or a role is read "
+            "again, variables of a running process are not."
+        )
+        return _Failure("passing", StoreError(message), why, "renew", headers)
+    if (
+        code in _PASSING
+        or "Throttl" in code
+        or status in (408, 425, 429)
+        or (status >= 500 and status != 501)
+    ):
+        message = f"{where}: the server is busy: {why}. Try again later, or raise {VARIABLE}."
+        return _Failure("passing", UnreachableStoreError(message), why, "", headers)
+    if code in _WRONG_CREDENTIALS:
+        message = f"{where}: wrong credentials: {why}. Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        return _Failure("doubtful", StoreError(message), why, "renew")
+    if code == "RequestTimeTooSkewed":
+        message = f"{where}: the clocks of this machine and of the server differ too much: {why}. Set them."
+        return _Failure("doubtful", StoreError(message), why)
+    if "PathStyle" in code or code == "SecondLevelDomainForbidden":
+        message = (
+            f"{where}: {why}. This server wants the bucket in the host name: write `addressing_style = virtual` below "
+            "`s3 =` in ~/.aws/config."
+        )
+        return _Failure("final", StoreError(message), why)
+    if status == 403:
+        needed = _RIGHTS.get(operation, "s3:PutObject")
+        message = (
+            f"{where}: access denied: {why}. It needs the right {needed}. Check it, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY."
+        )
+        return _Failure("doubtful", StoreError(message), why, "renew")
+    if 300 <= status < 400:
+        target = headers.get("location", "nowhere")
+        message = f"{where}: {why} leads to {target}. Check AWS_ENDPOINT_URL and AWS_REGION."
+        return _Failure("doubtful", StoreError(message), why)
+    if operation == "HeadObject" and status == 400:  # GET worked, or it would have given a code
+        return _Failure("doubtful", StoreError(f"{where}: {why}."), why)
+    remedy = " A proxy before the server may limit the size of uploads." if status == 413 else ""
+    kind: Literal["doubtful", "final"] = "doubtful" if code in _DOUBTFUL else "final"
+    return _Failure(kind, StoreError(f"{where}: {why}.{remedy}"), why)
 
 
-def _response(error: Exception) -> dict[str, Any]:
-    """Return the server's response; for multipart uploads it is in the exception's context."""
-    cause = error if hasattr(error, "response") else error.__context__
-    response: dict[str, Any] = getattr(cause, "response", {})
-    return response
+def _line(error: Exception) -> str:
+    """Return the beginning of an error's text, in one line."""
+    return " ".join(str(error).split())[:200]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import io
 import logging
 import os
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import MissingObjectError, StoreError, UnreachableStoreError
-from shards.store import conditional, files, pointer, retry, write_once
+from shards.store import answers, conditional, files, pointer, retry, write_once
 from shards.store.conditional import ConditionFailedError
 from shards.store.files import blocks, translate_os_errors, write_atomically
 from shards.store.protocol import ObjectStat
@@ -48,7 +51,7 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""
-        return self._attempt(key, lambda client: self._body(client, key))[1]
+        return self._whole(key)[1]
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes of an object from `start` on."""
@@ -101,7 +104,7 @@ class S3Store:
 
     def stat(self, key: str) -> ObjectStat:
         """Return size and age of an object."""
-        head = self._attempt(key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key)))
+        head = self._attempt(key, lambda client: self._head(client, key))
         return ObjectStat(int(head["ContentLength"]), head["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
@@ -123,19 +126,33 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """Remove an object."""
-        self._attempt(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._full(key)))
+
+        def remove(client: Any) -> None:
+            answer = client.delete_object(Bucket=self.bucket, Key=self._full(key))["ResponseMetadata"]
+            # Status 204 is all that an anonymous server says, and any server can say that.
+            if not answers.is_signed(answer["HTTPHeaders"]) and self._size(key) is not None:
+                raise retry.MalformedAnswerError(
+                    f"DeleteObject was answered with HTTP {answer['HTTPStatusCode']}, and the object is still there"
+                )
+
+        self._attempt(key, remove)
 
     def download(self, key: str, path: Path) -> None:
         """Copy an object to a local file."""
+        body = answers.BodyCheck()
 
         def fetch(client: Any) -> None:
-            answer = client.get_object(Bucket=self.bucket, Key=self._full(key))
+            answer = client.get_object(Bucket=self.bucket, Key=self._full(key), ChecksumMode="ENABLED")
             expected = int(answer["ContentLength"])
 
             def fill(file: IO[bytes]) -> None:
-                size = sum(map(file.write, answer["Body"].iter_chunks(files.BLOCK)))
+                size, md5 = 0, hashlib.md5(usedforsecurity=False)
+                for block in answer["Body"].iter_chunks(files.BLOCK):
+                    size += file.write(block)
+                    md5.update(block)
                 if size != expected:
                     raise retry.IncompleteError(f"{size} of {expected} bytes arrived")
+                body.check(client.meta.endpoint_url, answer, md5.hexdigest())
 
             write_atomically(path, fill)
 
@@ -145,6 +162,11 @@ class S3Store:
     def reconnect(self) -> None:
         """Close all connections; the next request opens a new one."""
         self._connection().close()
+
+    def renew(self) -> None:
+        """Read credentials again and open new connections for the next request."""
+        with self._lock:
+            self._client = None
 
     def ensure_bucket(self) -> None:
         """Create the bucket if it does not exist."""
@@ -166,12 +188,36 @@ class S3Store:
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _body(self, client: Any, key: str, **span: str) -> tuple[dict[str, Any], bytes]:
-        answer = client.get_object(Bucket=self.bucket, Key=self._full(key), **span)
+    def _body(self, client: Any, key: str, **query: str) -> tuple[dict[str, Any], bytes]:
+        answer = client.get_object(Bucket=self.bucket, Key=self._full(key), **query)
         data: bytes = answer["Body"].read()
         if len(data) != answer["ContentLength"]:
             raise retry.IncompleteError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
         return answer, data
+
+    def _whole(self, key: str) -> tuple[dict[str, Any], bytes]:
+        """Return the answer and all bytes of an object, checked as far as the server gives checksums."""
+        body = answers.BodyCheck()
+
+        def get(client: Any) -> tuple[dict[str, Any], bytes]:
+            answer, data = self._body(client, key, ChecksumMode="ENABLED")
+            body.check(client.meta.endpoint_url, answer, hashlib.md5(data, usedforsecurity=False).hexdigest())
+            return answer, data
+
+        return self._attempt(key, get)
+
+    def _head(self, client: Any, key: str) -> dict[str, Any]:
+        """Return size and time of an object. HEAD has no body, so GET is asked for the reason of a refusal."""
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self.bucket, "Key": self._full(key)}
+        try:
+            head: dict[str, Any] = client.head_object(**place)
+        except ClientError as error:
+            if error.response["Error"].get("Code") in ("400", "403"):
+                client.get_object(**place, Range="bytes=0-0")["Body"].close()
+            raise
+        return head
 
     def _create(self, key: str, source: Callable[[], IO[bytes]], size: int) -> bool:
         """Upload an object if there is none; return whether this call did."""
@@ -184,7 +230,7 @@ class S3Store:
 
     def _replace(self, key: str, old: bytes, new: bytes) -> bool:
         try:
-            answer, data = self._attempt(key, lambda client: self._body(client, key))
+            answer, data = self._whole(key)
             return data == old and self._put(key, new, IfMatch=answer["ETag"])
         except MissingObjectError:
             return False
@@ -198,7 +244,7 @@ class S3Store:
 
     def _obeys_conditions(self) -> bool:
         """Return whether the server obeys conditional requests; ask it once in each process."""
-        place = (os.getpid(), self.endpoint(), self.bucket)
+        place = (os.getpid(), self._attempt("", lambda client: str(client.meta.endpoint_url)), self.bucket)
         if place not in _OBEYS_CONDITIONS:
             _OBEYS_CONDITIONS[place] = conditional.obeys_conditions(self._put, self.delete)
             if not _OBEYS_CONDITIONS[place]:
@@ -230,8 +276,13 @@ class S3Store:
     def _put(self, key: str, data: bytes, **condition: str) -> bool:
         """Write an object; return whether the condition was met."""
 
+        digest = hashlib.md5(data, usedforsecurity=False)
+        md5 = base64.b64encode(digest.digest()).decode()
+
         def send(client: Any) -> None:
-            client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+            where = {"Bucket": self.bucket, "Key": self._full(key)}
+            answer = client.put_object(**where, Body=data, ContentMD5=md5, **condition)
+            answers.learn(client.meta.endpoint_url, answer, digest.hexdigest())
 
         try:
             self._attempt(key, send)
@@ -241,9 +292,7 @@ class S3Store:
 
     def _size(self, key: str) -> int | None:
         try:
-            head = self._attempt(
-                key, lambda client: client.head_object(Bucket=self.bucket, Key=self._full(key))
-            )
+            head = self._attempt(key, lambda client: self._head(client, key))
         except MissingObjectError:
             return None
         return int(head["ContentLength"])
@@ -269,19 +318,39 @@ class S3Store:
         return str(self._connection().meta.endpoint_url)
 
 
+@functools.cache
+def _loader() -> Any:
+    """Return a loader that keeps the description of S3, whose parsing takes most of a client's creation."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
+
+
 def _client() -> BaseClient:
+    """Return a client with the user's AWS configuration: addressing style, region and retries are theirs if set."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _loader())
+    profile = session.get_scoped_config()
+    own_retries = "retry_mode" in profile or {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys()
+    options: dict[str, Any] = {}
+    if not own_retries and session.get_config_variable("max_attempts") is None:
+        options["retries"] = {"mode": "standard", "total_max_attempts": 1}  # only `_attempt` retries
+    if "addressing_style" not in (session.get_config_variable("s3") or {}):
+        options["s3"] = {"addressing_style": "path"}
     config = Config(
         signature_version="s3v4",
-        s3={"addressing_style": "path"},
         connect_timeout=5,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 1},  # only `_attempt` retries
         max_pool_connections=16,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
+        request_checksum_calculation="when_required",  # `Content-MD5` instead, which every server checks
+        response_checksum_validation="when_required",  # asked for in reads of whole objects
+        **options,
     )
-    session = boto3.session.Session()
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    made = boto3.session.Session(botocore_session=session)
+    client = made.client("s3", region_name=made.region_name or "us-east-1", config=config)
+    answers.watch(client.meta.events)
+    return client

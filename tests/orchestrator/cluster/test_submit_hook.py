@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -97,6 +99,9 @@ class JobServer(ThreadingHTTPServer):
         self.packages: dict[str, bytes] = {}
         self.jobs: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
+        self.watched, self.ended = threading.Event(), threading.Event()
+
+    daemon_threads = True
 
 
 class Requests(BaseHTTPRequestHandler):
@@ -106,6 +111,9 @@ class Requests(BaseHTTPRequestHandler):
         if self.path == "/api/version":
             version = metadata.version("ray")
             self.reply(200, {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""})
+        elif self.path.endswith("/logs/tail"):
+            self.server.watched.set()
+            self.server.ended.wait(60)
         else:
             self.reply(200 if self.path in self.server.packages else 404)
 
@@ -116,7 +124,8 @@ class Requests(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.jobs.append(json.loads(self.body()))
         self.server.tokens.append(self.headers["x-token"])
-        self.reply(200, {"job_id": "raysubmit_1", "submission_id": "raysubmit_1"})
+        name = self.server.jobs[-1].get("submission_id") or "raysubmit_1"
+        self.reply(200, {"job_id": name, "submission_id": name})
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers["content-length"]))
@@ -137,6 +146,7 @@ def cluster() -> Iterator[JobServer]:
     with JobServer() as server:
         threading.Thread(target=server.serve_forever).start()
         yield server
+        server.ended.set()
         server.shutdown()
 
 
@@ -204,3 +214,22 @@ def test_ray_submits_another_command_as_if_there_were_no_hook(project: Path, clu
     assert job["entrypoint"] == "python tiny.yaml"
     assert job["runtime_env"] == {}
     assert cluster.packages == {}
+
+
+def test_ctrl_c_says_that_the_job_goes_on_and_how_to_stop_it(project: Path, cluster: JobServer) -> None:
+    with subprocess.Popen(
+        [BIN / "ray", "job", "submit", "--address", cluster.address, "tiny.yaml"],
+        cwd=project / "jobs",
+        env={**os.environ, "RAY_JOB_SUBMIT_HOOK": "orchestrator.cluster.submit_hook.submit"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as watching:
+        assert cluster.watched.wait(60), "ray shows the log of the job"
+        watching.send_signal(signal.SIGINT)
+        text, _ = watching.communicate(timeout=60)
+    (job,) = cluster.jobs
+    assert f"job {job['submission_id']} goes on" in text
+    assert f"ray job stop --address {cluster.address} {job['submission_id']}" in text
+    assert "Traceback" not in text
+    assert watching.returncode == 130
