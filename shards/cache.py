@@ -7,6 +7,7 @@ verified once and read in place. A file that changed after it was verified is ve
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -133,6 +134,12 @@ class ShardCache:
         except FileNotFoundError as error:
             raise CorruptObjectError(
                 f"{store.uri}/{shard.key} is missing although the manifest lists it. Pack again."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise CorruptObjectError(
+                f"{store.uri}/{shard.key} is no file ({error.strerror}). Restore it from a copy."
             ) from error
         return path
 

@@ -132,6 +132,8 @@ class Dataset:
         store, shard = self._shards[member.shard]
         with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
             try:
+                if member.encoding != ORIGINAL:
+                    _require_size(tiles.shape(view), member)
                 if member.encoding == ORIGINAL:
                     return _decode_file(bytes(view), member, window, decode)
                 if window is not None:
@@ -180,7 +182,15 @@ def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode:
         image = decode(data, "a kept file")
     except PackError as error:
         raise CorruptObjectError(f"{error} Samples that are read must be 8-bit grey or RGB.") from error
+    _require_size(image.shape[:2], member)
     return image if window is None else window.of(image)
+
+
+def _require_size(found: tuple[int, ...], member: Member) -> None:
+    if found != (member.height, member.width):
+        raise CorruptObjectError(
+            f"it has {found[1]} x {found[0]} pixels, and the manifest says {member.width} x {member.height}."
+        )
 
 
 def _renumber(row: ManifestRow, first: int) -> ManifestRow:

@@ -72,7 +72,8 @@ def check_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_:
     if missing := _REQUIRED.get(name, set()) - parsed.keys():
         what += f", without {', '.join(sorted(missing))}"
     has_body = name == "DeleteObject" and http_response.content.strip()
-    if missing or is_page or has_body or status not in _STATUSES.get(name, {200}):
+    wrong_status = status not in _STATUSES.get(name, {200} if name in _REQUIRED else {status})
+    if missing or is_page or has_body or wrong_status:
         if "Body" in parsed:
             parsed["Body"].close()
         raise MalformedAnswerError(what)

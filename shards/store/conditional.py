@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from shards.errors import ShardsError, StoreError
-from shards.store.files import locked
+from shards.store.files import locked, translate_os_errors
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +59,12 @@ def obeys_conditions(put: Callable[..., bool], delete: Callable[[str], None]) ->
 @contextmanager
 def machine_lock(bucket: str, key: str) -> Iterator[None]:
     """Hold the lock of an object among the processes of this user on this machine."""
-    folder = Path(tempfile.gettempdir(), f"mirage-object-locks-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = Path(f"/tmp/mirage-object-locks-{os.getuid()}")  # not TMPDIR, which may differ among processes
     digest = hashlib.sha256(f"{bucket}/{key}".encode()).digest()
-    with locked(folder / str(digest[0] % _LOCKS)):
+    with ExitStack() as stack:
+        with translate_os_errors(str(folder), ""):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(locked(folder / str(digest[0] % _LOCKS)))
         yield
 
 

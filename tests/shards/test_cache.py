@@ -6,11 +6,14 @@ import hashlib
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shards.augment import CropWindow
 from shards.cache import ShardCache
+from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, StoreError
 from shards.manifest import Manifest, Shard, load_manifest
 from shards.pack import pack
@@ -95,6 +98,33 @@ def test_a_shard_that_vanished_is_named(source, tmp_path, cache, remote):
         store.delete(shard.key)
         with pytest.raises((CorruptObjectError, StoreError), match=shard.key):
             cache.path(store, shard)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [a_folder, a_loop])
+def test_a_shard_that_is_no_file_is_named(source, tmp_path, cache, make):
+    store = LocalStore(tmp_path / "store")
+    shard = pack(source, store, name="cuts").shards[0]
+    store.delete(shard.key)
+    make(store.path(shard.key))
+    with pytest.raises(CorruptObjectError, match=rf"{shard.key} (is no file|has \d+ bytes)"):
+        cache.open(store, shard)
+
+
+def test_an_image_of_another_size_than_the_manifest_says_is_damaged(packed, cache):
+    dataset = Dataset([packed[0]], cache)
+    (row, *_) = dataset.manifests[0].rows
+    wrong = replace(row, clean=replace(row.clean, height=row.clean.height + 1))
+    for window in (None, CropWindow(0, 0, row.clean.height + 1, 8)):
+        with pytest.raises(CorruptObjectError, match=f"sample {row.id!r}.*pixels, and the manifest says"):
+            dataset.read(wrong, window)
 
 
 def test_a_local_store_is_read_in_place_and_verified_once(packed, cache, monkeypatch):
