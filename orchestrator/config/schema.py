@@ -434,6 +434,10 @@ class Checkpoint(Section):
     """Whether larger (max) or smaller (min) values of `metric` are better."""
     keep_hours: float = Field(default=0.0, ge=0, le=1e6)
     """Age in hours below which every checkpoint is kept."""
+    if_all_damaged: Literal["fail", "restart"] = "fail"
+    """When no checkpoint of the run is whole: end with an error that names them, or start again at step 0."""
+    if_model_changed: Literal["fail", "continue"] = "fail"
+    """When the source of `model.class` is not that of the checkpoint: end with an error, or continue with it."""
 
 
 class ValidationOptions(Section):

@@ -91,6 +91,11 @@ def header(model: Model) -> dict[str, str]:
     return {} if model.class_ is not None else {CONFIG_KEY: json.dumps(model.build().to_dict())}
 
 
+def source_digest(model: Model) -> str:
+    """Return the digest of a user-defined model's source, "" for a MIRAGE. Raises ModelError."""
+    return "" if model.class_ is None else user_model.source_digest(model.class_, model.path)
+
+
 def read(model: Model, weights: bytes) -> Network:
     """Return the network of the section `model` with weights written by `dump`, in eval mode."""
     if model.class_ is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
+import importlib.util
 import io
 import pickle
 import sys
@@ -42,6 +45,50 @@ def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Modul
     except TypeError as error:
         raise ModelError(f"model.arguments do not fit {name}: {error}.") from error
     return network
+
+
+def source_digest(name: str, path: str | None) -> str:
+    """Return a sha256 of the source that defines a class: its module, and what that imports from beside it.
+
+    Raises ModelError.
+    """
+    module = _import(name.partition(":")[0], None if path is None else Path(absolute_uri(path)))
+    folder = _file_of(module).parents[module.__name__.count(".") + (_file_of(module).name == "__init__.py")]
+    waiting, sources = [module.__name__], {}
+    while waiting:
+        imported = sys.modules.get(waiting.pop())
+        file = _file_of(imported)
+        # A module of an installed package has that package's own name as the first folder below `folder`.
+        if imported is None or imported.__name__ in sources or file.suffix != ".py":
+            continue
+        if not file.is_relative_to(folder):
+            continue
+        if file.relative_to(folder).with_suffix("").parts[0] != imported.__name__.partition(".")[0]:
+            continue
+        sources[imported.__name__] = file.read_bytes()
+        waiting += _imports(imported, sources[imported.__name__])
+    digest = hashlib.sha256()
+    for key in sorted(sources):
+        digest.update(f"{key} {len(sources[key])}\n".encode() + sources[key])
+    return digest.hexdigest()
+
+
+def _file_of(module: ModuleType | None) -> Path:
+    return Path(getattr(module, "__file__", None) or "").resolve()
+
+
+def _imports(module: ModuleType, source: bytes) -> list[str]:
+    """Return the names of modules that a module imports, wherever in its source."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [
+        ".".join(parts[: n + 1]) for parts in (name.split(".") for name in found) for n in range(len(parts))
+    ]
 
 
 def load_weights(network: nn.Module, data: bytes, where: str) -> None:

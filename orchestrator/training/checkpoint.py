@@ -4,11 +4,13 @@ Layout below the run's own folder in the store:
 
     blobs/<sha256>.safetensors          model, EMA and optimiser tensors, named by their content
     checkpoints/<step>-<digest>.json    one per checkpoint: its blobs, position and run
+    damaged/<step>-<digest>.json        records of checkpoints that were found damaged
 
 The blob of the EMA, or of the model in a run without one, is a weights file that `mirage.load` reads: its header
 holds the configuration. The record names it as `weights`.
 
-The JSON is written last and has its own checksum, so a checkpoint is complete or invisible. Sample order,
+The JSON is written last and has its own checksum, so a checkpoint is complete or invisible. A damaged checkpoint is set
+aside: it resumes nothing, and no rule counts it. Sample order,
 augmentation, noise and DropPath depend on (seed, position) alone, and the learning rate on the step, so no state of
 random generators or schedulers is stored.
 """
@@ -19,24 +21,31 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
+from pydantic import ConfigDict, Field, TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from mirage.weights import to_bytes
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from orchestrator.evaluation.ranking import rank_value
-from shards.errors import MissingObjectError, ObjectExistsError
+from shards.errors import CorruptObjectError, MissingObjectError, ObjectExistsError
 from shards.store import Store
+from shards.store.checked import read_checked, read_named
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_LISTINGS = 3
+"""How often a store is asked for its list if it names records that are gone."""
 METRIC = "val/psnr"
 """Validation metric that ranks checkpoints; larger is better."""
 
@@ -48,6 +57,33 @@ class RunIdentity:
     run_id: str
     manifests: tuple[str, ...]
     """Digests of the packed datasets."""
+
+
+_Whole = Annotated[int, Field(ge=0)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Identity(TypedDict):
+    run_id: str
+    manifests: list[str]
+
+
+class _Record(TypedDict):
+    """What a record must hold to resume a run; it may hold more."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    identity: _Identity
+    step: _Whole
+    position: _Whole
+    skipped_steps: _Whole
+    world_size: _Whole
+    metrics: dict[str, float]
+    blobs: dict[str, _Digest]
+
+
+_RECORD = TypeAdapter(_Record)
+_KEY = re.compile(r"checkpoints/(\d+-[0-9a-f]{12})\.json")
 
 
 @dataclass(frozen=True)
@@ -114,16 +150,22 @@ class Checkpoints:
         *,
         keep: Retention,
         code_version: str = "",
+        model_source: str = "",
+        may_change_model: bool = False,
         header: Mapping[str, str] | None = None,
     ) -> None:
         """Open the checkpoints in `store`, the run's folder.
 
-        `header` is written into the blob with the weights, so that it is a weights file.
+        `model_source` is the digest of a user-defined model's source, which a checkpoint must share unless
+        it `may_change_model`. `header` is written into the blob with the weights, so that it is a weights file.
         """
         self._store = store
         self._identity = identity
         self._keep = keep
         self._code_version = code_version
+        self._model_source = model_source
+        self._may_change_model = may_change_model
+        self._strays: set[str] = set()
         self._header = dict(header or {})
         self.write_seconds = 0.0
         """Duration of the latest write, in the background."""
@@ -143,10 +185,15 @@ class Checkpoints:
         return pending.result()
 
     def names(self) -> list[str]:
-        """Return the checkpoints' names, oldest first."""
-        return [
-            key.removeprefix("checkpoints/").removesuffix(".json") for key in self._store.list("checkpoints/")
-        ]
+        """Return the checkpoints' names, oldest first. Other files beside them are ignored with a warning."""
+        found = []
+        for key in self._store.list("checkpoints/"):
+            if match := _KEY.fullmatch(key):
+                found.append(match[1])
+            elif key not in self._strays:
+                self._strays.add(key)
+                log.warning("%s/%s is no checkpoint, it is ignored", self._store.uri, key)
+        return sorted(found, key=_age)
 
     def metrics(self) -> dict[int, Mapping[str, float]]:
         """Return step -> metrics of every valid record."""
@@ -155,18 +202,55 @@ class Checkpoints:
             try:
                 record = self._record(name)
             except (DamagedCheckpointError, MissingObjectError):
-                continue  # `load_newest` reports it
+                continue  # `load_newest` sets it aside
             found[int(record["step"])] = record["metrics"]
         return found
 
-    def load_newest(self) -> tuple[str, CheckpointState] | None:
-        """Return name and content of the newest valid checkpoint, or None. Damaged ones are logged and skipped."""
+    def load_newest(self, *, start_over: bool = False) -> tuple[str, CheckpointState] | None:
+        """Return name and content of the newest whole checkpoint, None if there is no checkpoint.
+
+        Damaged ones that are newer are set aside. If all are damaged, raises CheckpointError and leaves them in place,
+        or, to `start_over`, sets them aside and returns None.
+        """
+        for _ in range(_LISTINGS):
+            found, damaged, gone = self._newest_whole()
+            if not gone:
+                break
+            log.warning("%s lists checkpoints that are gone; listing again", self._store.uri)
+        unusable = [*damaged, *gone]
+        if unusable and found is None and not start_over:
+            raise CheckpointError(
+                f"no checkpoint of this run in {self._store.uri} is whole; damaged or gone: {', '.join(unusable)}. "
+                "Restore them from a copy, or start at step 0: --set checkpoint.if_all_damaged=restart. The damaged "
+                "records are then kept in damaged/."
+            )
+        for name, why in damaged.items():
+            self._set_aside(name, why)
+        return found
+
+    def _newest_whole(self) -> tuple[tuple[str, CheckpointState] | None, dict[str, str], list[str]]:
+        """Return the newest whole checkpoint, why newer ones are damaged, and the listed ones that are gone."""
+        damaged: dict[str, str] = {}
+        gone: list[str] = []
         for name in reversed(self.names()):
             try:
-                return name, self.load(name)
-            except (DamagedCheckpointError, MissingObjectError) as error:
+                return (name, self.load(name)), damaged, gone
+            except DamagedCheckpointError as error:
                 log.warning("checkpoint %s is damaged; trying the one before: %s", name, error)
-        return None
+                damaged[name] = str(error)
+            except MissingObjectError:
+                gone.append(name)
+        return None, damaged, gone
+
+    def _set_aside(self, name: str, why: str) -> None:
+        """Move a damaged record out of the way, so that it neither resumes a run nor counts as one that is kept."""
+        aside = f"damaged/{name}.json"
+        try:
+            self._put(aside, self._store.read(_record_key(name)))
+            self._store.delete(_record_key(name))
+        except MissingObjectError:
+            return  # another process did it
+        log.warning("checkpoint %s is set aside as %s/%s: %s", name, self._store.uri, aside, why)
 
     def load(self, name: str) -> CheckpointState:
         """Return the checkpoint `name` after verifying its checksums. Raises CheckpointError."""
@@ -178,14 +262,15 @@ class Checkpoints:
                 f"checkpoint {name} in {self._store.uri} belongs to run {owner['run_id']} on data "
                 f"{owner['manifests']}, not to {mine['run_id']} on {mine['manifests']}. Give the job another name."
             )
+        self._compare_code(name, record)
         tensors = {}
         for part, blob in record["blobs"].items():
-            data = self._store.read(_blob_key(blob))
-            if hashlib.sha256(data).hexdigest() != blob:
-                raise DamagedCheckpointError(
-                    f"{self._store.uri}/{_blob_key(blob)} does not match its checksum."
-                )
-            tensors[part] = safetensors.torch.load(data)
+            try:
+                tensors[part] = safetensors.torch.load(read_named(self._store, _blob_key(blob)))
+            except (CorruptObjectError, MissingObjectError, SafetensorError) as error:
+                raise DamagedCheckpointError(str(error)) from error
+        if "model" not in tensors:
+            raise DamagedCheckpointError(f"checkpoint {name} in {self._store.uri} holds no model.")
         return CheckpointState(
             step=record["step"],
             position=record["position"],
@@ -196,6 +281,24 @@ class Checkpoints:
             gradient_scale=record.get("gradient_scale", {}),
         )
 
+    def _compare_code(self, name: str, record: Mapping[str, Any]) -> None:
+        """Warn if other code wrote the record; raise CheckpointError if the user's model has changed."""
+        source, version = record.get("model_source", ""), record.get("code_version", "")
+        if source and source != self._model_source and not self._may_change_model:
+            raise CheckpointError(
+                f"the source of model.class is not that of checkpoint {name} in {self._store.uri} (sha256 "
+                f"{source[:12]}, now {self._model_source[:12]}). Restore it, give the job another name, or continue "
+                "with the changed model: --set checkpoint.if_model_changed=continue."
+            )
+        if version and self._code_version and version != self._code_version:
+            log.warning(
+                "checkpoint %s was written by version %s, this is %s: the run continues, but its steps may round "
+                "differently",
+                name,
+                version,
+                self._code_version,
+            )
+
     def _write(self, state: CheckpointState) -> WrittenCheckpoint:
         began = time.monotonic()
         weights = "ema" if "ema" in state.tensors else "model"
@@ -205,7 +308,7 @@ class Checkpoints:
             blobs[part] = hashlib.sha256(data).hexdigest()
             self._put(_blob_key(blobs[part]), data)
         name = self._recorded(state.step, blobs) or self._put_record(state, blobs, weights)
-        kept = self._prune()
+        kept = self._prune(name)
         self.write_seconds = time.monotonic() - began
         return WrittenCheckpoint(name, state.step, {name: record["metrics"] for name, record in kept.items()})
 
@@ -215,6 +318,7 @@ class Checkpoints:
             "format": FORMAT,
             "identity": asdict(self._identity),
             "code_version": self._code_version,
+            **({"model_source": self._model_source} if self._model_source else {}),
             "step": state.step,
             "position": state.position,
             "skipped_steps": state.skipped_steps,
@@ -236,7 +340,7 @@ class Checkpoints:
             if name.startswith(f"{step:09d}-"):
                 try:
                     return name if self._record(name)["blobs"] == blobs else ""
-                except DamagedCheckpointError:
+                except (DamagedCheckpointError, MissingObjectError):
                     continue
         return ""
 
@@ -250,43 +354,57 @@ class Checkpoints:
             self._store.write(key, data)
 
     def _record(self, name: str) -> dict[str, Any]:
+        """Return a whole record. Raises DamagedCheckpointError, MissingObjectError."""
         key = _record_key(name)
-        try:
-            record = json.loads(self._store.read(key))
-            claimed = record.pop("sha256")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DamagedCheckpointError(
-                f"{self._store.uri}/{key} is not a checkpoint record: {error!r}."
-            ) from error
-        if _digest(record) != claimed:
-            raise DamagedCheckpointError(f"{self._store.uri}/{key} does not match its own checksum.")
-        if record["format"] != FORMAT:
-            raise CheckpointError(
-                f"{self._store.uri}/{key} has format {record['format']}; this version reads {FORMAT}."
-            )
-        return record  # type: ignore[no-any-return]
+        where = f"{self._store.uri}/{key}"
+        return read_checked(self._store, key, lambda data: _parse(data, where, name), DamagedCheckpointError)
 
-    def _prune(self) -> dict[str, dict[str, Any]]:
-        """Delete checkpoints that no rule keeps, each record before its blobs; return the kept records by name."""
+    def _prune(self, written: str) -> dict[str, dict[str, Any]]:
+        """Delete checkpoints that no rule keeps, each record before its blobs; return the kept records by name.
+
+        The one that was just `written` is kept, whatever others there are.
+        """
         records = {}
         for name in self.names():
             try:
                 records[name] = self._record(name)
             except DamagedCheckpointError as error:
-                log.warning("checkpoint %s is damaged; not deleting it: %s", name, error)
-        kept = self._keep.kept(records, time.time())
+                self._set_aside(name, str(error))
+            except MissingObjectError:
+                continue  # the list is older than its deletion
+        kept = self._keep.kept(records, time.time()) | ({written} & records.keys())
         needed = {blob for name in kept for blob in records[name]["blobs"].values()}
         for name in records.keys() - kept:
             self._store.delete(_record_key(name))
         for name in records.keys() - kept:
             for blob in set(records[name]["blobs"].values()) - needed:
                 self._store.delete(_blob_key(blob))
-        return {name: records[name] for name in sorted(kept)}
+        return {name: records[name] for name in sorted(kept, key=_age)}
 
 
 def step_of(name: str) -> int:
     """Return the step of the checkpoint `name`."""
     return int(name.partition("-")[0])
+
+
+def _parse(data: bytes, where: str, name: str) -> dict[str, Any]:
+    """Return the record in these bytes. Raises DamagedCheckpointError, and CheckpointError for another format."""
+    try:
+        record = json.loads(data)
+        claimed = record.pop("sha256")
+        if _digest(record) != claimed:
+            raise DamagedCheckpointError(f"{where} does not match its own checksum.")
+        if record["format"] != FORMAT:
+            raise CheckpointError(f"{where} has format {record['format']}; this version reads {FORMAT}.")
+        _RECORD.validate_python(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = str(error).partition("\n")[0]
+        raise DamagedCheckpointError(
+            f"{where} is not a checkpoint record ({type(error).__name__}: {problem})."
+        ) from error
+    if record["step"] != step_of(name):
+        raise DamagedCheckpointError(f"{where} is of step {record['step']}, which its name denies.")
+    return record  # type: ignore[no-any-return]
 
 
 def _age(key: str) -> tuple[int, str]:

@@ -80,7 +80,7 @@ def _train(
     total: int,
 ) -> JobOutcome:
     checkpoints = open_checkpoints(job, dataset, store, code_version)
-    run = start(job, engine, stream, store, load_newest(stream, engine, checkpoints, driver))
+    run = start(job, engine, stream, store, load_newest(job, stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
         compile_blocks(run, driver)
     ledger = _open_ledger(run, store)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from mirage import MIRAGE, compile
 from mirage.loss import LossWeights
 from orchestrator.config.schema import Job
+from orchestrator.errors import CheckpointError
 from orchestrator.events import LogMessage
 from orchestrator.models import network
 from orchestrator.models.network import Network
@@ -85,7 +86,14 @@ def start(
             for head in (model.spd_shallow, model.spd_latent):
                 head.requires_grad_(False)
     if state is not None:
-        model.load_state_dict(dict(state.tensors["model"]))
+        try:
+            model.load_state_dict(dict(state.tensors["model"]))
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise CheckpointError(
+                f"the weights of the checkpoint of step {state.step} do not fit the model: {first} Give the job "
+                "another name."
+            ) from error
     elif job.init_from is not None:
         initial_weights.load_stored(job, model, store)
     averaged = None

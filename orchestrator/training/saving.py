@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from orchestrator.config.identity import run_id
+from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Checkpoint, Job
 from orchestrator.errors import TrainingError
 from orchestrator.events import CheckpointWritten, Metrics, Resumed
@@ -29,6 +30,8 @@ def open_checkpoints(job: Job, dataset: Dataset, store: Store, code_version: str
         RunIdentity(run_id(job, dataset.digests), tuple(dataset.digests)),
         keep=retention(job.checkpoint),
         code_version=code_version,
+        model_source=network.source_digest(job.model),
+        may_change_model=job.checkpoint.if_model_changed == "continue",
         header=network.header(job.model),
     )
 
@@ -80,14 +83,21 @@ def finish_saving(checkpoints: Checkpoints, driver: Driver) -> None:
 
 
 def load_newest(
-    stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver
+    job: Job, stream: TrainStream, engine: Engine, checkpoints: Checkpoints, driver: Driver
 ) -> CheckpointState | None:
-    """Return the newest valid checkpoint, None if there is none; worker 0 chooses it for all workers."""
-    found = checkpoints.load_newest() if engine.rank == 0 else None
+    """Return the newest whole checkpoint, None if there is none; worker 0 chooses it for all workers."""
+    start_over = job.checkpoint.if_all_damaged == "restart"
+    found = checkpoints.load_newest(start_over=start_over) if engine.rank == 0 else None
     name = engine.broadcast_from_rank0(found[0] if found else "")
     if not name:
         return None
     state = found[1] if found else checkpoints.load(name)
+    total = total_steps(job.train, stream.order.steps_per_epoch)
+    if state.step > total:
+        raise TrainingError(
+            f"checkpoint {name} is at step {state.step}, but this job ends at step {total}. It was not written by "
+            "this job: move its record away."
+        )
     if state.position != stream.stages.position_at(state.step):
         raise TrainingError(
             f"checkpoint {name} is at sample {state.position}, but step {state.step} of this job begins at "
