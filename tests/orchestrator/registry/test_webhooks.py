@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mirage.weights import dumps
 from orchestrator.errors import RegistryError
-from orchestrator.registry import versions, webhooks
+from orchestrator.registry import registration, versions, webhooks
 from orchestrator.registry.webhooks import WebhookEntry
-from orchestrator.serving.served_model import ServedModel
+from orchestrator.serving.front_end import Secrets, assemble
+from orchestrator.serving.http_server import HttpServer, listen
+from orchestrator.serving.served_model import ServedModel, load_model
 from orchestrator.serving.webhook import PATH, VARIABLE
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
 from tests.claims import assert_one_clear_error, mirage, wait_until
 from tests.orchestrator.mlflow_server import WEBHOOKS
-from tests.orchestrator.serving.inprocess import Running, running, served, small_model
+from tests.orchestrator.serving.inprocess import HOURLY, Managed, Running, running, served, small_model
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -64,6 +68,46 @@ def test_a_moved_alias_is_delivered_signed_and_makes_the_service_look(
     total = 'mirage_webhook_deliveries_total{status="200"} 3.0'
     wait_until(lambda: total in service.get("/metrics").body.decode(), "the delivery for another model")
     assert len(looks) == 2
+
+
+@on_server
+def test_an_alias_that_moves_on_the_server_changes_what_is_served_long_before_the_next_poll(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    run = runs.start_run(server.uri, "served", "run", {}, {})
+    for seed in (0, 1):
+        registration.register(
+            server.uri,
+            "served",
+            run_id=run,
+            weights=dumps(small_model(seed)),
+            card="",
+            metrics={},
+            tags={"recipe": "fast", "protocol": "rgb-crop16"},
+            idempotency_key=str(seed),
+        )
+    versions.set_aliases(server.uri, "served", {"champion": 1})
+    alias = "models:/served@champion"
+    first = load_model(alias, server.uri)
+    front = assemble(alias, server.uri, first, HOURLY, Managed(HOURLY), Secrets(webhook=SECRET))
+    loop = threading.Thread(target=front.monitor.run)
+    loop.start()
+    hook = None
+    try:
+        with listen("127.0.0.1", 0) as listening, HttpServer(front.service.app, listening, 30):
+            port = listening.getsockname()[1]
+            service = Running(port, front.service, Managed(HOURLY), front.service.active)
+            assert service.get("/health").json()["model"] == "served/1"
+            hook = webhooks.create(server.uri, "served", f"http://127.0.0.1:{port}{PATH}", SECRET)
+            time.sleep(1.1)  # the server's list of webhooks may be a second old
+            versions.set_aliases(server.uri, "served", {"champion": 2})
+            wait_until(lambda: service.get("/health").json()["model"] == "served/2", "the newer version")
+    finally:
+        if hook:
+            webhooks.delete(server.uri, hook.id)
+        front.monitor.stop()
+        loop.join()
 
 
 @on_server

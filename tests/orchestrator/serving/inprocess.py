@@ -72,6 +72,23 @@ class InProcess:
         return await self._replica.restore(data, model.digest, weights)
 
 
+class Managed(InProcess):
+    """The same backend with the duties that a front end asks of one."""
+
+    problem = ""
+    """Why a model fails its smoke test."""
+
+    def smoke_test(self, model: ServedModel) -> str:
+        return self.problem
+
+    def count_replicas(self) -> None:
+        self.replicas = 1
+
+
+HOURLY = ServiceSettings(port=0, poll_seconds=3600)
+"""Settings of a service that learns of an alias by its webhook alone."""
+
+
 @dataclass(frozen=True)
 class Reply:
     status: int

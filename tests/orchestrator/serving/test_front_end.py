@@ -13,23 +13,11 @@ from orchestrator.serving import served_model
 from orchestrator.serving.front_end import FrontEnd, Secrets, assemble
 from orchestrator.serving.http_server import HttpServer, listen
 from orchestrator.serving.served_model import ServedModel
-from orchestrator.serving.settings import ServiceSettings
 from orchestrator.serving.webhook import PATH, sign
 from tests.claims import wait_until
-from tests.orchestrator.serving.inprocess import InProcess, Running, served, small_model
+from tests.orchestrator.serving.inprocess import HOURLY, Managed, Running, served, small_model
 
 ALIAS = "models:/small@champion"
-HOURLY = ServiceSettings(port=0, poll_seconds=3600)
-
-
-class Managed(InProcess):
-    problem = ""
-
-    def smoke_test(self, model: ServedModel) -> str:
-        return self.problem
-
-    def count_replicas(self) -> None:
-        self.replicas = 1
 
 
 def assembled(model: ServedModel, name: str = ALIAS, secret: str | None = "secret") -> FrontEnd:

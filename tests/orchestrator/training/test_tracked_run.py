@@ -83,6 +83,20 @@ def test_each_kept_checkpoint_is_a_logged_model_ranked_by_its_validation(shown) 
     assert {model.source_run_id for model in models} == {run.info.run_id}
 
 
+def test_pictures_have_the_key_and_the_steps_by_which_mlflows_page_compares_runs(shown) -> None:
+    client, _, run, job = shown
+    files = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")]
+    # MLflow's page reads <key>+step+<step>+timestamp+<time>+<id>.png, and a small ...+compressed.webp beside it.
+    pictures = [file.rpartition(".")[0].split("+") for file in files if file.endswith(".png")]
+    expected = [str(step) for step in range(3, job.train.steps + 1, job.validation.every_steps)]
+    assert sorted((parts[0], parts[1], parts[2]) for parts in pictures) == [
+        ("sheet", "step", s) for s in expected
+    ]
+    small = {file.removesuffix("+compressed.webp") for file in files if file.endswith(".webp")}
+    assert small == {"+".join(parts) for parts in pictures}
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
 def test_the_scores_of_the_version_are_metrics_of_its_model_on_the_evaluated_data(shown) -> None:
     client, experiment, run, _ = shown
     (model,) = client.search_logged_models([experiment.experiment_id], filter_string="name = 'shown'")
