@@ -140,6 +140,9 @@ def _in_bucket(given: str) -> Iterator[InputPhoto]:
     bucket, path = f"s3://{name}", path.strip("/")
     pattern = _as_regex(path) if _WILDCARD.search(path) else None
     base = _glob_base(path) if pattern else path
+    if pattern is None and _is_image(path) and _open_cached(bucket).exists(path):
+        yield InputPhoto(ObjectLocation(bucket, path), PurePosixPath(path).name)
+        return  # one photograph needs no right to list the bucket
     for key in _open_cached(bucket).list(base):
         name = key.removeprefix(base).lstrip("/")
         if key == path:

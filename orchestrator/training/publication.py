@@ -14,7 +14,7 @@ from orchestrator import events
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.errors import RegistryUnavailableError
+from orchestrator.errors import CheckpointError, RegistryUnavailableError
 from orchestrator.evaluation import run_report
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
@@ -32,6 +32,7 @@ from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
 from orchestrator.training.finite import require_finite_scores
 from orchestrator.version import code_version
+from shards.errors import CorruptObjectError
 from shards.evaluation import EvalItem
 from shards.store.checked import read_named
 
@@ -56,7 +57,13 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
     if tracker and not tracked:
         tracker.metrics(result["step"], as_metrics(scores, "test"))
     card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version())
-    weights = read_named(run.location.store, result["weights"])
+    try:
+        weights = read_named(run.location.store, result["weights"])
+    except CorruptObjectError as error:
+        raise CheckpointError(
+            f"{error} To make it again, delete it and {run.location.store.uri}/{RESULT}, and submit the job again: it "
+            "goes on from its newest checkpoint."
+        ) from error
     registered, pictures = _register_and_restore(run, tracker, result, scores, weights, card, emit)
     contents = {
         **pictures,

@@ -251,7 +251,13 @@ class S3Store:
         """Return whether the server obeys conditional requests; ask it once in each process."""
         place = (os.getpid(), self._attempt("", lambda client: str(client.meta.endpoint_url)), self.bucket)
         if place not in _OBEYS_CONDITIONS:
-            _OBEYS_CONDITIONS[place] = conditional.obeys_conditions(self._put, self.delete)
+            try:
+                _OBEYS_CONDITIONS[place] = conditional.obeys_conditions(self._put, self.delete)
+            except UnreachableStoreError:
+                raise
+            except StoreError as error:
+                log.info("conditional requests cannot be tried: %s", error)
+                return False  # the write itself tells what is wrong
             if not _OBEYS_CONDITIONS[place]:
                 log.info("%s ignores conditional requests: lock files are used instead", self.endpoint())
         return _OBEYS_CONDITIONS[place]

@@ -16,9 +16,11 @@ from PIL import Image
 
 from mirage import MIRAGE
 from orchestrator.imaging.photos import decode, encode
+from orchestrator.restoration.locations import find_photographs
 from orchestrator.restoration.restorer import Restorer
 from orchestrator.restoration.result_index import FOLDER, ResultIndex, ResultRecord
-from shards.store import LocalStore, open_store
+from shards.errors import StoreError
+from shards.store import LocalStore, S3Store, open_store
 from tests.claims import Finished, assert_one_clear_error, modification_times, wait_until
 
 RESULTS = ["alpha.png", "deep.png", "deep.tif", "grey.png", "trip/turned.jpg", "turned.jpg"]
@@ -286,6 +288,21 @@ def test_bf16_and_strips_change_the_digest_of_the_settings(folder: Path, restore
         with Image.open(folder.parent / name / "grey.png") as image, Image.open(plain) as exact:
             apart = np.abs(np.asarray(image, np.int16) - np.asarray(exact, np.int16))
         assert apart.max() <= (1 if name == "c" else 20)
+
+
+def test_one_photograph_of_a_bucket_needs_no_right_to_list_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(bucket).write("raw/a.png", b"pixels")
+
+    def denied(*_: object) -> list[str]:
+        raise StoreError("access denied: it needs the right s3:ListBucket")
+
+    monkeypatch.setattr(S3Store, "list", denied)
+    (photo,), _ = find_photographs([f"{bucket}/raw/a.png"], "out")
+    assert photo.location.store.read(photo.location.key) == b"pixels"
+    with pytest.raises(StoreError):
+        find_photographs([f"{bucket}/raw"], "out")
 
 
 def test_inputs_and_results_can_be_in_a_bucket(folder: Path, restore: Command, bucket: str) -> None:
