@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
@@ -56,14 +57,13 @@ def read_in_processes(
     """
     done = failures = 0
     while True:
-        running = _Readers(read, indices(done), readers)
         try:
-            for item in running.items(timeout_seconds, stopping):
-                done, failures = done + 1, 0
-                yield item
+            with closing(_Readers(read, indices(done), readers)) as running:
+                for item in running.items(timeout_seconds, stopping):
+                    done, failures = done + 1, 0
+                    yield item
             return
         except _FailedError as error:
-            running.kill()
             failures += 1
             if failures == ATTEMPTS:
                 raise ReaderError(
@@ -72,8 +72,6 @@ def read_in_processes(
                     "Submit the job again to resume from its newest checkpoint."
                 ) from error
             log.warning("%s; new readers read the same samples again", error)
-        finally:
-            running.close()
 
 
 class _FailedError(Exception):
@@ -126,8 +124,13 @@ class _Readers(Generic[I, T]):
             pin_memory=torch.cuda.is_available(),
         )
         before = {process.pid for process in multiprocessing.active_children()}
-        loaded = iter(loader)
-        self._processes = [p for p in multiprocessing.active_children() if p.pid not in before]
+        try:
+            loaded = iter(loader)
+        except OSError as error:  # no room in /dev/shm, no process, no file left
+            for process in _children_besides(before):
+                process.kill()
+            raise _FailedError(f"readers do not start: {error}") from error
+        self._processes = _children_besides(before)
         self._received: queue.Queue[Any] = queue.Queue(1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._receive, args=[loaded], name="readers", daemon=True)
@@ -151,6 +154,13 @@ class _Readers(Generic[I, T]):
 
     def items(self, timeout_seconds: float, stopping: Callable[[], bool]) -> Iterator[T]:
         """Yield the items. Raises _FailedError when readers hang or are dead."""
+        try:
+            yield from self._items(timeout_seconds, stopping)
+        except _FailedError:
+            self.kill()
+            raise
+
+    def _items(self, timeout_seconds: float, stopping: Callable[[], bool]) -> Iterator[T]:
         waiting_since = time.monotonic()
         while True:
             try:
@@ -196,6 +206,10 @@ class _Readers(Generic[I, T]):
             self._closed.set()
             self._thread.join(_CLOSE_SECONDS)
         self.kill()
+
+
+def _children_besides(known: set[int | None]) -> list[multiprocessing.process.BaseProcess]:
+    return [process for process in multiprocessing.active_children() if process.pid not in known]
 
 
 def _shared_memory_left() -> int | None:

@@ -103,7 +103,11 @@ def schema() -> None:
 def run_job(job: AnyJob, *, in_process: bool, wait: bool = False) -> None:
     """Run `job` to its end. Exits with status 143 where it was stopped with a checkpoint."""
     use_local_cluster()
+    from orchestrator.cluster.local.users import using
+    from orchestrator.paths import home
     from orchestrator.runner import run_any
 
-    if run_any(job, emit, in_process=in_process, wait=wait).status == "stopped":
+    with using(home(), f"{job.kind} job {job.name}"):
+        status = run_any(job, emit, in_process=in_process, wait=wait).status
+    if status == "stopped":
         raise typer.Exit(STOPPED)

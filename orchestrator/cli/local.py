@@ -45,11 +45,24 @@ def up(
     emit(started.render())
 
 
-@command(START, "mirage down")
-def down() -> None:
-    """Stop what `mirage up` started."""
-    from orchestrator.cluster.local import lifecycle
+@command(START, "mirage down", "mirage down --force")
+def down(
+    force: Annotated[
+        bool, option("Also while jobs run. Those of Ray are stopped first, with a checkpoint.", "--force")
+    ] = False,
+) -> None:
+    """Stop what `mirage up` started. Refuses, or asks at a terminal, while a job uses it."""
+    import sys
 
+    from orchestrator.cluster.local import lifecycle
+    from orchestrator.errors import ClusterError
+
+    running = lifecycle.uses(Path.cwd())
+    if running and not force:
+        told = "\n".join(["this cluster is in use:", *(f"  {use}" for use in running)])
+        if not sys.stdin.isatty():
+            raise ClusterError(f"{told}\nStop that first, or stop all of it: mirage down --force")
+        typer.confirm(f"{told}\nStop all of it?", abort=True)
     stopped = lifecycle.down(Path.cwd())
     emit("stopped " + ", ".join(stopped) if stopped else "nothing was running")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -99,6 +100,20 @@ def test_a_full_shared_memory_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(readers, "_shared_memory_left", lambda: 4096)
     with pytest.raises(ReaderError, match=r"/dev/shm, through which .* has 0\.0 MiB left.*--shm-size"):
         values(items(Read(tmp_path, hang, 1, ATTEMPTS), timeout_seconds=10_000))
+
+
+def test_readers_that_cannot_start_are_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a /dev/shm of 64 KiB, where not even their locks have room."""
+    monkeypatch.setattr(readers, "_shared_memory_left", lambda: 0)
+
+    def no_room(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(readers.DataLoader, "__iter__", no_room)
+    with pytest.raises(ReaderError, match=r"do not start: .*No space left on device.*/dev/shm.*0\.0 MiB"):
+        values(items(Read(tmp_path, hang, 1, 0)))
 
 
 class UnpicklableError(Exception):

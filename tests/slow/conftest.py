@@ -31,5 +31,5 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     up = made.run(sys.executable, "-m", "orchestrator", "up")
     assert up.status == 0, up.text
     yield made
-    down = made.run(sys.executable, "-m", "orchestrator", "down")
+    down = made.run(sys.executable, "-m", "orchestrator", "down", "--force")
     assert down.status == 0, down.text

@@ -12,6 +12,7 @@ Ray needs no password by default, so it and the store listen on 127.0.0.1 only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ from orchestrator.cluster.local import ports, processes, ray_head, s3_server
 from orchestrator.cluster.local.processes import Process
 from orchestrator.cluster.local.s3_server import S3Server
 from orchestrator.cluster.local.state import ClusterState, locked, project_home, read, write
+from orchestrator.cluster.local.users import users
 from orchestrator.errors import ClusterError
 from orchestrator.tracking.uri import without_password
 
@@ -156,6 +158,22 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
         if s3_server.NAME in names and state.s3 is not None:
             stopped.append(f"S3 server on port {state.s3.port}")
         return stopped
+
+
+def uses(project: Path) -> list[str]:
+    """Return what uses the cluster of this project now, one line each: commands, and other jobs of its Ray head."""
+    home = project / ".mirage"
+    state = read(home)
+    if state is None:
+        return []
+    found = users(home)
+    lines = [str(user) for user in found]
+    if state.ready and ray_head.dashboard_answers(state.dashboard_port):
+        with contextlib.suppress(OSError, RuntimeError):  # a broken head must not prevent `down`
+            known = {user.process.submission for user in found}
+            running = ray_head.running_jobs(state.dashboard_port, state.environment)
+            lines += [f"job {job}. Stop it: ray job stop {job}" for job in running if job not in known]
+    return lines
 
 
 def status(project: Path) -> ClusterStatus:

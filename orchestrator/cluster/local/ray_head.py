@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,14 +12,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster.local import processes
 from orchestrator.cluster.local.ports import free_port, url_opener
 from orchestrator.cluster.local.processes import Process
 from orchestrator.cluster.local.state import ClusterState
 from orchestrator.errors import ClusterError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 RAYLET = "raylet"
 """Stopped first: otherwise Ray's agents log the loss of the head."""
@@ -136,27 +141,39 @@ def _accepts_jobs(agent_port: int) -> bool:
         return False
 
 
-def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds: float) -> list[str]:
-    """Stop every running job, wait until they have ended, and return their submission ids.
-
-    `environment` is that of the cluster. Raises OSError or RuntimeError when the head does not answer as it should.
-    """
+@contextlib.contextmanager
+def _job_client(dashboard_port: int, environment: Mapping[str, str]) -> Iterator[JobSubmissionClient]:
+    """Yield the client of this head; `environment` is that of the cluster."""
     url = f"http://127.0.0.1:{dashboard_port}"
     # Ray prefers this variable to the address that its client is given: without it, jobs of another cluster would stop.
     with processes.environment_variables({**environment, "RAY_API_SERVER_ADDRESS": url}):
         from ray.job_submission import JobSubmissionClient
 
-        client = JobSubmissionClient(url)
+        yield JobSubmissionClient(url)
 
-        def running() -> list[str]:
-            jobs = ((job.submission_id, job.status) for job in client.list_jobs())
-            return [submission for submission, status in jobs if submission and not status.is_terminal()]
 
-        stopped = running()
+def _running(client: JobSubmissionClient) -> list[str]:
+    jobs = ((job.submission_id, job.status) for job in client.list_jobs())
+    return [submission for submission, status in jobs if submission and not status.is_terminal()]
+
+
+def running_jobs(dashboard_port: int, environment: Mapping[str, str]) -> list[str]:
+    """Return the submission ids of running jobs. Raises OSError or RuntimeError as `stop_jobs` does."""
+    with _job_client(dashboard_port, environment) as client:
+        return _running(client)
+
+
+def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds: float) -> list[str]:
+    """Stop every running job, wait until they have ended, and return their submission ids.
+
+    `environment` is that of the cluster. Raises OSError or RuntimeError when the head does not answer as it should.
+    """
+    with _job_client(dashboard_port, environment) as client:
+        stopped = _running(client)
         for submission in stopped:
             client.stop_job(submission)
         deadline = time.monotonic() + grace_seconds
-        while running() and time.monotonic() < deadline:
+        while _running(client) and time.monotonic() < deadline:
             time.sleep(0.3)
     return stopped
 
