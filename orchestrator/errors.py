@@ -72,6 +72,10 @@ class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
 
 
+class UnsupportedPhotoError(PhotoError):
+    """A file of a format that is not read."""
+
+
 class ResultError(PhotoError):
     """The output of a model for a photograph is not an image."""
 

@@ -155,7 +155,8 @@ def _photos_package(folder: Path) -> Path:
     """Create the package that reads and writes image files below `folder`; return its path."""
     package = folder / PHOTOS_PACKAGE
     orchestrator = Path(__file__).parents[1]
-    for name in ("__init__.py", "errors.py", "imaging/__init__.py", "imaging/photos.py"):
+    modules = ("__init__", "photos", "formats", "samples", "metadata", "tags")
+    for name in ("__init__.py", "errors.py", *(f"imaging/{module}.py" for module in modules)):
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(orchestrator / name, target)

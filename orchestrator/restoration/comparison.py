@@ -38,11 +38,8 @@ def comparison(pairs: Sequence[tuple[ObjectLocation, ObjectLocation]], out: Path
 def _upright(photo: Photo) -> NDArray[np.uint8]:
     """Return the pixels (h, w, 3) with the EXIF orientation applied, reduced to a cell of the sheet."""
     image = Image.fromarray(np.rint(np.moveaxis(photo.pixels, 0, 2) * 255).astype(np.uint8))
-    tags = Image.Exif()
-    tags.load(photo.exif)
-    if _ORIENTATION in tags:
-        image.getexif()[_ORIENTATION] = tags[_ORIENTATION]
-        ImageOps.exif_transpose(image, in_place=True)
+    image.getexif()[_ORIENTATION] = photo.metadata.orientation
+    ImageOps.exif_transpose(image, in_place=True)
     image.thumbnail((CELL_PIXELS, 2 * CELL_PIXELS), Image.Resampling.LANCZOS)
     return np.asarray(image)
 

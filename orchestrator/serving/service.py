@@ -10,14 +10,14 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrator.imaging.photos import DECODE_ERRORS, open_image
+from orchestrator.errors import PhotoError, UnsupportedPhotoError
+from orchestrator.imaging.photos import image_size
 from orchestrator.serving import metrics, webhook
 from orchestrator.serving.active_model import ActiveModel
 from orchestrator.serving.admission import AdmissionControl
@@ -243,16 +243,13 @@ class Service:
 def check_header(data: bytes, max_pixels: int) -> None:
     """Check format and size of an image in its header, without decoding it. Raises RequestError."""
     try:
-        with open_image(data) as image:
-            width, height = image.size
-    except UnidentifiedImageError:
+        height, width = image_size(data, "The image")
+    except UnsupportedPhotoError:
         raise RequestError(
             415, "This is not a JPEG, PNG, TIFF, WebP or BMP image. Convert it first."
         ) from None
-    except Image.DecompressionBombError:
-        width, height = max_pixels, 2  # more than Pillow's own limit
-    except DECODE_ERRORS as error:
-        raise RequestError(422, f"The image is damaged or incomplete ({error}).") from error
+    except PhotoError as error:
+        raise RequestError(422, str(error)) from error
     if width * height > max_pixels:
         limit = math.floor(max_pixels / 1e5) / 10
         raise RequestError(

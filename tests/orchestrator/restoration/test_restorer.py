@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -99,8 +100,10 @@ def test_a_caller_sets_the_limits(limits: Limits, message: str) -> None:
 
 def finished_run(folder: Path, model: MIRAGE) -> None:
     (folder / "weights").mkdir(parents=True)
-    (folder / "weights" / "abc.safetensors").write_bytes(dumps(model))
-    (folder / "result.json").write_text(json.dumps({"weights": "weights/abc.safetensors"}))
+    data = dumps(model)
+    name = f"weights/{hashlib.sha256(data).hexdigest()}.safetensors"
+    (folder / name).write_bytes(data)
+    (folder / "result.json").write_text(json.dumps({"weights": name}))
 
 
 def test_a_model_is_found_by_each_of_its_names(
