@@ -32,6 +32,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint whose checksum does not match; the one before it is used."""
 
 
+class DamagedResultError(OrchestratorError):
+    """A `result.json` that is not the result of a run; a resubmission computes it again."""
+
+
 class TrainingError(OrchestratorError):
     """A run that failed after its launch: a worker, a timeout, a loss that is not finite."""
 

@@ -1,6 +1,14 @@
-"""Name the files in a run's folder and its MLflow tags."""
+"""Name the files in a run's folder and its MLflow tags, and read a run's result."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from orchestrator.errors import DamagedResultError
+from shards.store import Store
+from shards.store.checked import read_checked
 
 RESULT = "result.json"
 
@@ -22,3 +30,45 @@ PROOFS_FOLDER = "proofs"
 
 PROOF_RUNS = ("reference", "killed")
 """Runs of a resume proof, in `proofs/<run>-<seed>-<number>/` below the storage."""
+
+
+_TYPES: Mapping[str, type] = {
+    "step": int,
+    "positions": int,
+    "skipped_steps": int,
+    "weights": str,
+    "averaged": bool,
+    "scores": list,
+    RETENTION_RULE: dict,
+}
+"""Types of the keys of `result.json` that anything reads."""
+
+
+def read_result(store: Store, required: Collection[str] = ("weights",)) -> dict[str, Any]:
+    """Return the result of the run in `store`, which has the `required` keys.
+
+    Raises MissingObjectError if the run has none, DamagedResultError if it is not the result of a run.
+    """
+
+    def parse(data: bytes) -> dict[str, Any]:
+        try:
+            return _checked_result(json.loads(data), required)
+        except (ValueError, RecursionError) as error:
+            raise DamagedResultError(
+                f"{store.uri}/{RESULT} is not the result of a run ({error}). Submit the job again: it is computed from "
+                "the newest checkpoint."
+            ) from error
+
+    return read_checked(store, RESULT, parse, DamagedResultError)
+
+
+def _checked_result(result: Any, required: Collection[str]) -> dict[str, Any]:
+    if not isinstance(result, dict):
+        raise ValueError("no JSON object")
+    for key in required:
+        if key not in result:
+            raise ValueError(f"{key} is missing")
+    for key, kind in _TYPES.items():
+        if key in result and not isinstance(result[key], kind):
+            raise ValueError(f"{key} is {result[key]!r:.40}")
+    return result

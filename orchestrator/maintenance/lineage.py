@@ -12,7 +12,6 @@ missing or has changed. A model that came from a sweep has one more link.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ import yaml
 from orchestrator.config.identity import run_id
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
-from orchestrator.errors import JobFileError, RegistryError, SweepError
+from orchestrator.errors import DamagedResultError, JobFileError, RegistryError, SweepError
 from orchestrator.paths import absolute_uri, below
 from orchestrator.registry import versions
 from orchestrator.registry.versions import ModelVersion
-from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES
+from orchestrator.run_files import JOB, RUN_TAG, SCORES, read_result
 from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import table_of
 from orchestrator.sweeps.trial_tracking import SWEEP_TAG, TRIAL_TAG
@@ -172,13 +171,13 @@ def _result(version: ModelVersion, job: Job, deep: bool) -> Link:
     digest = version.tags[versions.DIGEST_TAG]
     try:
         store = open_store(uri)
-        key = str(json.loads(store.read(RESULT))["weights"])
+        key = read_result(store)["weights"]
         if Path(key).stem != digest:
             return Link("result", "broken", Path(key).stem, f"{uri} ended with other weights")
         if deep:
             read_named(store, key)
         there = deep or store.exists(key)
-    except (ShardsError, ValueError, KeyError) as error:
+    except (ShardsError, DamagedResultError) as error:
         return Link("result", "broken", digest, f"{uri}: {error}")
     return Link("result", ("verified" if deep else "present") if there else "broken", digest, uri)
 

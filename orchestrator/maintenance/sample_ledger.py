@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from orchestrator.paths import absolute_uri
-from orchestrator.run_files import RESULT
+from orchestrator.run_files import RESULT, read_result
 from shards.ledger import LedgerReport, read_ledger
 from shards.store import open_store
 
@@ -18,5 +16,5 @@ def consumed(run: str) -> LedgerReport:
     store = open_store(absolute_uri(run))
     positions = None
     if store.exists(RESULT):
-        positions = json.loads(store.read(RESULT)).get("positions")
+        positions = read_result(store, ()).get("positions")
     return read_ledger(store, positions)

@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Job
 from orchestrator.paths import below
-from shards.errors import ShardsError
+from shards.errors import MissingObjectError, ObjectExistsError, ShardsError
 from shards.store import Store, open_store
 
 _MIN_STEPS = 5
@@ -39,10 +40,12 @@ _SPEED_SECTIONS = ("model", "data", "train", "engine", "workers")
 class Throughput:
     """Throughput of a run, measured by worker 0."""
 
-    seconds_per_step: float
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    seconds_per_step: Annotated[float, Field(gt=0)]
     """Median time from the end of one step to the end of the next, including waits for data."""
-    steps: int
-    workers: int
+    steps: Annotated[int, Field(ge=1)]
+    workers: Annotated[int, Field(ge=1)]
     device: str
     load_per_core: float | None = None
     """Load average of the machine over its cores at the end; None in records of older versions."""
@@ -51,6 +54,9 @@ class Throughput:
     def is_busy(self) -> bool:
         """Return whether other work slowed the run down: it loads each core with at most about one process."""
         return self.load_per_core is not None and self.load_per_core > _BUSY_LOAD
+
+
+_THROUGHPUT = TypeAdapter(Throughput)
 
 
 class StepTimer:
@@ -80,8 +86,13 @@ def store_throughput(job: Job, run: str, throughput: Mapping[str, Any] | None) -
     if throughput is None:
         return
     content = job.model_dump(mode="json", include=set(_SPEED_SECTIONS))
-    record = {"job": content, "pace": throughput}
-    _timings(job.storage).write(f"{run}.json", json.dumps(record, sort_keys=True).encode())
+    data = json.dumps({"job": content, "pace": throughput}, sort_keys=True).encode()
+    store, key = _timings(job.storage), f"{run}.json"
+    try:
+        store.write(key, data)
+    except ObjectExistsError:  # of an earlier training of the run, or damaged
+        store.delete(key)
+        store.write(key, data)
 
 
 def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
@@ -93,11 +104,12 @@ def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
     with suppress(ShardsError, FileNotFoundError):
         store = _timings(job.storage)
         for key in store.list()[-_MAX_RECORDS:]:
-            data = store.read(key)
-            with suppress(ValueError, KeyError, TypeError):
-                record = json.loads(data)
+            with suppress(
+                MissingObjectError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                record = json.loads(store.read(key))
                 values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
-                found.append((Job.model_validate(values), Throughput(**record["pace"])))
+                found.append((Job.model_validate(values), _THROUGHPUT.validate_python(record["pace"])))
     return found
 
 

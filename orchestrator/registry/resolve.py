@@ -10,7 +10,6 @@ s3://bucket/runs/demo-1f2e3d4c   a finished run by its folder in the store, whic
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from pathlib import Path
 import torch
 
 from mirage import MIRAGE, load, load_release
-from orchestrator.errors import RegistryError, TrackingError
+from orchestrator.errors import DamagedResultError, RegistryError, TrackingError
 from orchestrator.paths import below, home
 from orchestrator.registry import versions
-from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS
+from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS, read_result
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 from shards.errors import CorruptObjectError, MissingObjectError
@@ -98,13 +97,13 @@ def _weights_of_run(name: str, folder: str) -> Path:
     """Return the weights of the finished run in a store folder: in place if it is local, else a cached copy."""
     store = open_store(folder)
     try:
-        key = str(json.loads(store.read(RESULT))["weights"])
+        key = read_result(store)["weights"]
     except MissingObjectError as error:
         raise RegistryError(
             f"{name}: {folder} holds no finished run (no {RESULT}). Name a finished run or a weights file."
         ) from error
-    except (ValueError, KeyError) as error:
-        raise RegistryError(f"{name}: {folder}/{RESULT} is not the result of a run.") from error
+    except DamagedResultError as error:
+        raise RegistryError(f"{name}: {error}") from error
     try:
         if "://" not in folder:
             path = Path(folder, key)

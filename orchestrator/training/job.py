@@ -42,6 +42,7 @@ from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
 from orchestrator.training.publication import publish, without_secrets
+from orchestrator.training.result import is_finished
 from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
 from shards.dataset import Dataset
@@ -84,7 +85,7 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     location.store.ensure_bucket()
     stop = threading.Event()
     with owned(location.store, f"run {location.run_id}", echo, wait=wait, on_lost=stop.set) as lease:
-        if location.store.exists(RESULT):
+        if is_finished(location.store):
             emit(events.RunAlreadyFinished(location.run_id))
             _publish_finished(RunContext(job, dataset, plan, location, uri, "", lineage), emit)
             return JobOutcome("finished", plan.total_steps, plan.total_steps)

@@ -25,10 +25,10 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.errors import SupersededError
+from orchestrator.errors import DamagedResultError, SupersededError
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
-from orchestrator.run_files import RESULT, RETENTION_RULE
+from orchestrator.run_files import RESULT, RETENTION_RULE, read_result
 from orchestrator.signals import stop_requested
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
@@ -176,7 +176,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
 def _has_result_of(store: Store, run: TrainingRun) -> bool:
     """Return whether the stored result is of the same samples; time and speed in it may differ."""
     try:
-        result = json.loads(store.read(RESULT))
-        return (int(result["step"]), int(result["positions"])) == (run.step, run.position)
-    except (ValueError, KeyError, TypeError):
+        result = read_result(store, ("step", "positions"))
+    except DamagedResultError:
         return False
+    return (result["step"], result["positions"]) == (run.step, run.position)

@@ -31,6 +31,7 @@ from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
 from orchestrator.training.finite import require_finite_scores
+from orchestrator.training.result import run_result
 from orchestrator.version import code_version
 from shards.errors import CorruptObjectError
 from shards.evaluation import EvalItem
@@ -43,7 +44,7 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
     `tracker` is None if MLflow could not be reached; `tracked`: the run in MLflow has the result. What MLflow does not
     take now waits on this machine for `mirage sync` or for the next submission of the job.
     """
-    result = json.loads(run.location.store.read(RESULT))
+    result = run_result(run.location.store)
     throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
     measured = from_records(result["scores"])
     require_finite_scores(measured)
