@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from shards.filesystem import expand_user
+
 FOLDER = ".mirage"
 
 
@@ -23,7 +25,7 @@ def absolute_uri(storage: str) -> str:
     """
     if "://" in storage:
         return storage.rstrip("/")
-    return str((home().parent / Path(storage).expanduser()).absolute())
+    return str((home().parent / expand_user(storage)).absolute())
 
 
 def absolute_if_file(model: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import CorruptObjectError, StoreError
+from shards.filesystem import expand_user
 from shards.manifest import Shard
 from shards.store import LocalStore, Store
 from shards.store.checked import check_file, download_named
@@ -34,7 +35,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = expand_user(folder).absolute()
         self.max_bytes = max_bytes
 
     def path(self, store: Store, shard: Shard) -> Path:
@@ -136,7 +137,7 @@ class ShardCache:
                 f"{store.uri}/{shard.key} is missing although the manifest lists it. Pack again."
             ) from error
         except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO):
                 raise
             raise CorruptObjectError(
                 f"{store.uri}/{shard.key} is no file ({error.strerror}). Restore it from a copy."

@@ -24,6 +24,10 @@ class ObjectExistsError(StoreError):
     """A write to a key that already holds other bytes; objects are written once."""
 
 
+class PathError(ShardsError):
+    """A path that cannot be resolved, or a folder that cannot be listed."""
+
+
 class ManifestError(ShardsError):
     """A manifest that is missing, unreadable, or lacks what was requested."""
 

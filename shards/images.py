@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,17 @@ from PIL import Image as PilImage
 from PIL import UnidentifiedImageError
 
 from shards.errors import PackError
+from shards.filesystem import files_below, open_regular, read_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+"""Formats that are opened, whatever the suffix. Pillow knows others, and runs a program to read PostScript."""
+MAX_PIXELS = 89_478_485
+"""Maximum height times width: the number from which Pillow warns of a decompression bomb."""
+
+# Pillow's warning is no error, and a filter that makes it one is shared by all threads: `_open` checks the size.
+warnings.filterwarnings("ignore", category=PilImage.DecompressionBombWarning)
+
 _READABLE = {"RGB", "L", "P", "1"}
 
 
@@ -37,7 +46,7 @@ class ImageHeader:
 
 def read_header(path: Path) -> ImageHeader:
     """Read the header of a file, without its pixels. Raises PackError."""
-    with _explained(str(path)), PilImage.open(path) as image:
+    with _explained(str(path)), open_regular(path) as file, _open(file) as image:
         return _header(image)
 
 
@@ -47,19 +56,19 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     16-bit, alpha and CMYK files are refused: a conversion would lose information silently. Orientation tags are not
     applied, since the published pairs were made without them.
     """
-    with _explained(str(path)), PilImage.open(path) as image:
+    with _explained(str(path)), open_regular(path) as file, _open(file) as image:
         return _rgb(image, str(path))
 
 
 def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
     """Do `read_image` on the bytes of a file; `where` names them in errors."""
-    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+    with _explained(where), _open(io.BytesIO(data)) as image:
         return _rgb(image, where)
 
 
 def reduce_image(data: bytes, where: str) -> NDArray[np.uint8]:
     """Return any image reduced to (h, w, 3) uint8 RGB for display: alpha and the lower of 16 bits are lost."""
-    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+    with _explained(where), _open(io.BytesIO(data)) as image:
         if not image.mode.startswith(("I", "F")):
             return np.array(image.convert("RGB"))
         grey = np.asarray(image, np.float64)
@@ -71,19 +80,22 @@ def reduce_image(data: bytes, where: str) -> NDArray[np.uint8]:
 def read_bytes(path: Path) -> bytes:
     """Return all bytes of a file. Raises PackError."""
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise PackError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def read_samples(data: bytes, where: str) -> NDArray[Any]:
     """Return all samples of a file with its own channels and depth (RGBA, 16-bit RGB ...); plain files as RGB."""
-    with _explained(where), PilImage.open(io.BytesIO(data)) as image:
+    with _explained(where), _open(io.BytesIO(data)) as image:
         header = _header(image)
         if header.plain:
             return _rgb(image, where)
         if header.format == "PNG":
-            return _png_samples(data, where)
+            import imagecodecs
+
+            samples: NDArray[Any] = imagecodecs.png_decode(data)
+            return samples
         if header.mode.endswith(";16"):
             raise PackError(
                 f"{where}: {header.format} files of 16-bit colour are not read. Save them as PNG."
@@ -92,25 +104,11 @@ def read_samples(data: bytes, where: str) -> NDArray[Any]:
         return np.asarray(image)
 
 
-def _png_samples(data: bytes, where: str) -> NDArray[Any]:
-    import imagecodecs
-
-    try:
-        samples: NDArray[Any] = imagecodecs.png_decode(data)
-    except imagecodecs.PngError as error:
-        raise PackError(f"{where}: not a readable image ({error}). Replace or remove the file.") from error
-    return samples
-
-
 def list_images(folder: Path) -> list[Path]:
-    """Return the sorted image files of a folder and its subfolders, without hidden ones. Raises PackError."""
+    """Return the sorted image files of a folder and its subfolders, as `files_below` finds them. Raises PackError."""
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder.")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts[-2:])
-    )
+    found = sorted(folder / name for name in files_below(folder, SUFFIXES))
     if not found:
         raise PackError(f"{folder}: no image files ({', '.join(SUFFIXES)}).")
     return found
@@ -148,15 +146,30 @@ def _rgb(image: PilImage.Image, where: str) -> NDArray[np.uint8]:
 
 
 @contextmanager
+def _open(file: BinaryIO) -> Iterator[PilImage.Image]:
+    with PilImage.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise PilImage.DecompressionBombError(
+                f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}"
+            )
+        yield image
+
+
+@contextmanager
 def _explained(where: str) -> Iterator[None]:
     """Turn the exceptions of a broken file into an error that names it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PilImage.DecompressionBombWarning)
-            yield
+        yield
+    except PackError:
+        raise
     except FileNotFoundError as error:
         raise PackError(f"{where}: there is no such file.") from error
-    except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning) as error:
+    except PilImage.DecompressionBombError as error:
         raise PackError(f"{where}: {error}. No photograph is that large; remove it.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PackError(f"{where}: not a readable image ({error}). Replace or remove the file.") from error
+    except UnidentifiedImageError as error:
+        raise PackError(
+            f"{where}: not a readable image (not one of {', '.join(FORMATS)}). Replace or remove the file."
+        ) from error
+    except Exception as error:  # decoders raise errors of any type for damaged files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PackError(f"{where}: not a readable image ({reason}). Replace or remove the file.") from error

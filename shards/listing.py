@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.filesystem import open_regular
 from shards.progress import ProgressCallback
 from shards.store import Store
 from shards.store.checked import read_named
@@ -53,7 +54,7 @@ def list_folder(root: Path, files: Iterable[Path], on_progress: ProgressCallback
 def measure(path: Path) -> tuple[int, str]:
     """Return a file's size in bytes and its sha256. Raises PackError."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return file.tell(), digest
     except OSError as error:

@@ -201,6 +201,8 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ManifestError(f"{where}: the name, or a licence, is not text.")
     if not isinstance(manifest.provenance, dict):
         raise ManifestError(f"{where}: `provenance` is not an object.")
+    if not _is_unicode(json.dumps(manifest.provenance, ensure_ascii=False)):
+        raise ManifestError(f"{where}: `provenance` holds half of a character pair.")
     for shard in manifest.shards:
         if not (_are(str, shard.key, shard.sha256) and _are(int, shard.size) and shard.size >= 0):
             raise ManifestError(f"{where}: {shard} has a value of a wrong type.")

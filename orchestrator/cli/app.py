@@ -167,8 +167,8 @@ def use_local_cluster() -> None:
         offered = lifecycle.environment(Path.cwd())
     except ClusterError:
         return
-    has_own_store = (
-        not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or Path("~/.aws").expanduser().exists()
+    has_own_store = not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or os.path.exists(
+        os.path.expanduser("~/.aws")
     )
     for name, value in offered.items():
         if not (has_own_store and name.startswith("AWS_")):

@@ -41,9 +41,7 @@ def init(
     out: Annotated[Path | None, option("Job file to write.", "--out", "-o", default="jobs/NAME.yaml")] = None,
 ) -> None:
     """Write a commented job file for your own photographs or pairs. In a terminal it asks for what is missing."""
-    import yaml
-
-    from orchestrator.config.loader import job_from_mapping
+    from orchestrator.config.loader import job_from_yaml
     from orchestrator.config.starter import starter_job
     from orchestrator.errors import PlanError
 
@@ -74,7 +72,7 @@ def init(
         if len(kinds) > 1:
             raise PlanError(f"--degradation: pairs have one degradation, and {len(kinds)} are named.")
     text = starter_job(name, pack, kinds, path=str(path), steps=steps, gpu=gpu)
-    job_from_mapping(yaml.safe_load(text), str(path))  # refuses for example an unknown degradation
+    job_from_yaml(text, str(path))  # refuses for example an unknown degradation
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)

@@ -57,7 +57,7 @@ def restore(
     ] = False,
     device: Annotated[str, option("Device.", metavar="auto|cpu|cuda")] = "auto",
     precision: Annotated[str, option("Precision.", metavar="fp32|bf16")] = "fp32",
-    threads: Annotated[int | None, option("Number of CPU threads.", default="all", min=1)] = None,
+    threads: Annotated[int | None, option("Number of CPU threads.", default="all", min=1, max=1024)] = None,
     mode: Annotated[
         str,
         option(
@@ -143,7 +143,7 @@ def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) 
     tiled = tile is not None or overlap is not None
     if tiled and mode not in ("auto", "tiles"):
         raise PhotoError(f"--tile and --overlap go with --mode tiles, not with --mode {mode}.")
-    side = tile or _DEFAULT_TILE
+    side = _DEFAULT_TILE if tile is None else tile
     shared = min(_DEFAULT_OVERLAP, side // 4) if overlap is None else overlap
     return RestoreSettings(precision, "tiles" if tiled else mode, side, shared)  # type: ignore[arg-type]  # checked in there
 

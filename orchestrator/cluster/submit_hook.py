@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shards.filesystem import read_regular
+
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """Time for a stopped job to write its checkpoint [s]; Ray's default is 3."""
 _SECRET_FILES = """
@@ -128,11 +130,11 @@ def submission(cwd: Path, options: Mapping[str, Any]) -> list[str]:
 
 def _metadata(options: Mapping[str, Any], path: Path, shown: str) -> dict[str, str]:
     """Return the metadata of the submission: the job's name and file, which Ray's pages show, and what was given."""
-    import yaml
+    from orchestrator.config.yaml_text import MAX_BYTES, read_yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = read_yaml(read_regular(path, MAX_BYTES).decode()).value
+    except (OSError, ValueError):
         values = None  # the job itself reports what is wrong with its file
     name = values.get("name") if isinstance(values, dict) else None
     given = options.get("metadata_json") or {}

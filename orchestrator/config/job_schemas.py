@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from orchestrator.config.schema import (
+    Bool,
     Degradation,
+    Float,
     Gib,
+    Int,
     Name,
     Names,
     Pack,
@@ -79,7 +82,7 @@ class EvaluationOptions(Section):
     """Backbone of the perceptual distance LPIPS; needs the extra `lpips` and its weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model."""
-    pictures: int = Field(default=1, ge=0)
+    pictures: Int = Field(default=1, ge=0)
     """Number of best and of worst images of each degradation to show."""
 
 
@@ -111,15 +114,15 @@ class Restoration(Section):
     """Precision of the model."""
     mode: Literal["auto", "whole", "strips", "tiles"] = "auto"
     """`strips` gives the result of `whole` in little memory; `auto` selects one of the two. `tiles` differs."""
-    tile: int = 512
+    tile: Int = 512
     """Side of a tile in pixels, for mode `tiles`."""
-    overlap: int = 64
+    overlap: Int = 64
     """Pixels that adjacent tiles share."""
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: Int = Field(default=1, ge=1)
     """Number of photographs of one size restored together. More are faster on a GPU."""
-    max_megapixels: float = Field(default=179, gt=0, le=179)
+    max_megapixels: Float = Field(default=179, gt=0, le=179)
     """Maximum size of a photograph in megapixels. Larger ones are refused before they are decoded."""
-    overwrite: bool = False
+    overwrite: Bool = False
     """Replace existing results. Photographs are never replaced."""
 
 

@@ -11,25 +11,30 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.config.schema import Training
+from orchestrator.config.yaml_text import MAX_BYTES, YamlError, read_yaml, write_yaml
 from orchestrator.console import count
 from orchestrator.errors import JobFileError
 from orchestrator.masking import masked
+from shards.errors import PathError
+from shards.filesystem import expand_user, read_regular
 
 log = logging.getLogger(__name__)
 
 _Place = Callable[[Key], str]
+_MAX_PROBLEMS = 50
+"""Maximum number of problems that one error lists."""
+_MAX_OVERRIDE_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,14 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
 
     Raises JobFileError, which lists every problem.
     """
-    path = Path(path)
+    path = _expanded(path)
     layers = [_read(path)]
     parent = layers[0].values.pop("extends", None)
     if parent is not None:
-        base = _read(path.parent / str(parent))
+        if not isinstance(parent, str):
+            where = layers[0].places[("extends",)]
+            raise _job_file_error(Problem(where, "extends", f"is {_shown(parent)}: it must name a job file."))
+        base = _read(path.parent / _expanded(parent))
         if "extends" in base.values:
             where = base.places[("extends",)]
             raise _job_file_error(
@@ -82,6 +90,14 @@ def overrides_from(path: Path, section: str) -> list[str]:
     return [f"{section}.{name}={json.dumps(value)}" for name, value in values.items() if value is not None]
 
 
+def job_from_yaml(text: str | bytes, whole: str = "job") -> AnyJob:
+    """Return the job that `dump_job` wrote. `whole` is its name in error messages. Raises JobFileError."""
+    try:
+        return _resolve([_layer_of(text if isinstance(text, str) else text.decode(), whole)])
+    except UnicodeDecodeError as error:
+        raise _job_file_error(Problem(whole, "", f"cannot be read as text: {error}")) from error
+
+
 def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
     """Return the job with these values, for example those of a stored job. `whole` is its name in error messages."""
     return _resolve([_Layer(dict(values), {}, whole)])
@@ -89,7 +105,7 @@ def job_from_mapping(values: Mapping[str, Any], whole: str = "job") -> AnyJob:
 
 def dump_job(job: AnyJob) -> str:
     """Return the resolved job as YAML, without passwords. Reading it back gives an equal job if it has none."""
-    return str(yaml.safe_dump(masked(job.model_dump(mode="json")), sort_keys=False))
+    return write_yaml(masked(job.model_dump(mode="json")))
 
 
 def show_job(job: AnyJob) -> str:
@@ -101,7 +117,7 @@ def show_job(job: AnyJob) -> str:
     if isinstance(job, Training) and job.model.class_ is None:
         sizes = json.loads(json.dumps(asdict(job.model.build())))
         content["model"] |= {key: sizes[key] for key in content["model"].keys() & sizes.keys()}
-    return str(yaml.safe_dump(_without_unset(content, KINDS[job.kind].defaults(content)), sort_keys=False))
+    return write_yaml(_without_unset(content, KINDS[job.kind].defaults(content)))
 
 
 def _without_unset(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,52 +152,51 @@ _REQUIRED_OF_SECTIONS: dict[str, list[str]] = {"Data": ["manifests"], "Evaluate"
 """Section -> required keys, where a recipe or a setting sets others."""
 
 
+def _expanded(path: str | Path) -> Path:
+    try:
+        return expand_user(path)
+    except PathError as error:
+        raise _job_file_error(Problem(str(path), "", str(error))) from error
+
+
 def _read(path: Path) -> _Layer:
     shown = str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = difflib.get_close_matches(path.name, near, n=1)
         tail = f" Did you mean {path.parent / hint[0]}?" if hint else ""
         raise _job_file_error(Problem(shown, "", f"this job file does not exist.{tail}")) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise _job_file_error(Problem(_cut(shown), "", f"cannot be read: {error.strerror}.")) from error
+    except UnicodeDecodeError as error:
         raise _job_file_error(Problem(shown, "", f"cannot be read as text: {error}")) from error
+    return _layer_of(text, shown)
+
+
+def _layer_of(text: str, whole: str) -> _Layer:
+    """Return the values of a YAML text. `whole` is its name in error messages."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{shown}:{mark.line + 1}" if mark else shown
-        what = getattr(error, "problem", None) or "not YAML"
-        message = f"is not valid YAML: {what}. Correct that line; indent with spaces."
-        raise _job_file_error(Problem(at, "", message)) from error
-    if not isinstance(values, dict):
-        raise _job_file_error(Problem(shown, "", "must be a mapping of keys to values."))
-    places: dict[Key, str] = {}
-    repeated: list[Problem] = []
-    for key, line in _walk(root, ()):
-        if key in places:
-            message = f"is given twice; first at {places[key]}."
-            repeated.append(Problem(f"{shown}:{line}", ".".join(key), message))
-        places.setdefault(key, f"{shown}:{line}")
-    if repeated:
-        raise _job_file_error(*repeated)
-    return _Layer(values, places, shown)
-
-
-def _walk(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
-    """Yield every key path below `node` with its 1-based line."""
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            key = (*prefix, str(name.value))
-            yield key, name.start_mark.line + 1
-            yield from _walk(value, key)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            key = (*prefix, str(index))
-            yield key, item.start_mark.line + 1
-            yield from _walk(item, key)
+        document = read_yaml(text)
+    except YamlError as error:
+        at = f"{whole}:{error.line}" if error.line else whole
+        raise _job_file_error(
+            Problem(
+                at, "", f"{error.message}. Correct {'that line' if error.line else 'it'}; indent with spaces."
+            )
+        ) from error
+    if not isinstance(document.value, dict):
+        raise _job_file_error(Problem(whole, "", "must be a mapping of keys to values."))
+    places = {key: f"{whole}:{line}" for key, line in document.lines.items()}
+    if document.repeated:
+        raise _job_file_error(
+            *(
+                Problem(f"{whole}:{line}", ".".join(key), f"is given twice; first at {places[key]}.")
+                for key, line in document.repeated
+            )
+        )
+    return _Layer(document.value, places, whole)
 
 
 def _read_overrides(overrides: Sequence[str]) -> _Layer:
@@ -190,13 +205,13 @@ def _read_overrides(overrides: Sequence[str]) -> _Layer:
     for text in overrides:
         name, equals, value = text.partition("=")
         key = tuple(name.strip().split("."))
-        where = f"--set {text}"
-        if not equals or not all(key):
+        where = f"--set {_cut(text)}"
+        if not equals or not all(key) or len(key) > _MAX_OVERRIDE_DEPTH:
             raise _job_file_error(Problem(where, "", "is not key=value, for example train.steps=100."))
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise _job_file_error(Problem(where, "", "the value is not valid YAML.")) from error
+            parsed = read_yaml(value).value
+        except YamlError as error:
+            raise _job_file_error(Problem(where, "", f"the value {error.message}.")) from error
         inner = values
         for part in key[:-1]:
             inner = inner.setdefault(part, {})
@@ -224,7 +239,7 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     try:
         job: AnyJob = kind.model.model_validate(given)
     except ValidationError as error:
-        wrong = [_problem(e, kind, place) for e in _relevant(error.errors())]
+        wrong = [_problem(e, kind, place) for e in _relevant(error.errors())[:_MAX_PROBLEMS]]
         understood = _without_unknown_keys(given, error)
         if understood is not None:
             wrong += _conflicts(kind, kind.model.model_validate(understood), place)
@@ -256,7 +271,7 @@ def _kind(name: object, place: _Place) -> JobKind:
         return KINDS[name]
     near = difflib.get_close_matches(name, KINDS, n=1) if isinstance(name, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    message = f"is {name!r}: choose from {', '.join(KINDS)}.{hint}"
+    message = f"is {_shown(name)}: choose from {', '.join(KINDS)}.{hint}"
     raise _job_file_error(Problem(place(("kind",)), "kind", message))
 
 
@@ -305,7 +320,7 @@ def _problem(error: Any, kind: JobKind, place: _Place) -> Problem:
     choices = message.split("'")[1::2]  # pydantic quotes them
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    return Problem(where, dotted, f"is {value!r}: {message[0].lower()}{message[1:]}.{hint}")
+    return Problem(where, dotted, f"is {_shown(value)}: {message[0].lower()}{message[1:]}.{hint}")
 
 
 def _finder(places: Mapping[Key, str], whole: str) -> _Place:
@@ -349,11 +364,28 @@ def _by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    """Return a text as one that is short enough for a message."""
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _job_file_error(*problems: Problem) -> JobFileError:
-    width = max(len(p.where) for p in problems)
-    keys = max(len(p.key) for p in problems)
+    listed = problems[:_MAX_PROBLEMS]
+    width = max(len(p.where) for p in listed)
+    keys = max(len(_cut(p.key)) for p in listed)
     lines = [
-        f"{p.where:<{width}}  {p.key:<{keys}}  {p.message}" if keys else f"{p.where:<{width}}  {p.message}"
-        for p in problems
+        f"{p.where:<{width}}  {_cut(p.key):<{keys}}  {p.message}"
+        if keys
+        else f"{p.where:<{width}}  {p.message}"
+        for p in listed
     ]
-    return JobFileError("\n".join([*lines, f"{count(len(problems), 'problem')}. Nothing was started."]))
+    number = (
+        count(len(problems), "problem")
+        if len(problems) < _MAX_PROBLEMS
+        else f"{_MAX_PROBLEMS} problems or more"
+    )
+    return JobFileError("\n".join([*lines, f"{number}. Nothing was started."]))

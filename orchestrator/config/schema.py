@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
 
 if TYPE_CHECKING:
     from mirage import ModelConfig
@@ -63,20 +63,25 @@ def _numbers(value: Any) -> Iterator[float]:
 FiniteAny = Annotated[Any, AfterValidator(_require_finite)]
 """A value of any type, whose numbers are finite."""
 
+# Strict: pydantic would take text and true for numbers, and "yes" and 1 for true.
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+Bool = Annotated[bool, Strict()]
+
 # The upper bounds leave room for any real use; beyond them arithmetic and system calls would overflow.
-Seconds = Annotated[float, Field(gt=0, le=1e8)]
-Hours = Annotated[float, Field(gt=0, le=1e5)]
-Epochs = Annotated[float, Field(gt=0, le=1e6)]
-Gib = Annotated[float, Field(gt=0, le=1e9)]
-Price = Annotated[float, Field(ge=0, le=1e9)]
-Decibel = Annotated[float, Field(ge=0, le=1000)]
-Weight = Annotated[float, Field(ge=0, le=1e9)]
+Seconds = Annotated[Float, Field(gt=0, le=1e8)]
+Hours = Annotated[Float, Field(gt=0, le=1e5)]
+Epochs = Annotated[Float, Field(gt=0, le=1e6)]
+Gib = Annotated[Float, Field(gt=0, le=1e9)]
+Price = Annotated[Float, Field(ge=0, le=1e9)]
+Decibel = Annotated[Float, Field(ge=0, le=1000)]
+Weight = Annotated[Float, Field(ge=0, le=1e9)]
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 """Several names. A single one may be written without brackets."""
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
@@ -147,9 +152,9 @@ class UserModel(Section):
     """Folder to import `class` from; unset: Python's own path."""
     arguments: dict[str, FiniteAny] = Field(default_factory=dict)
     """Keyword arguments of `class`."""
-    stride: int = Field(default=8, ge=1)
+    stride: Int = Field(default=8, ge=1)
     """Image sides must be multiples of this many pixels for `class`; images are padded by reflection."""
-    tile: int | None = Field(default=None, ge=64)
+    tile: Int | None = Field(default=None, ge=64)
     """Side in pixels of the tiles in which `class` restores larger images; unset: whole images only."""
 
 
@@ -158,19 +163,19 @@ class Model(UserModel):
 
     variant: Literal["tiny", "small", "base"] = "tiny"
     """Published size tiny (T, 6.2 M parameters) or small (S, 9.7 M), or our own size base (28.3 M)."""
-    dim: int | None = Field(default=None, ge=2)
+    dim: Int | None = Field(default=None, ge=2)
     """Number of channels at full resolution."""
-    blocks: tuple[int, int, int, int] | None = None
+    blocks: tuple[Int, Int, Int, Int] | None = None
     """Number of blocks in encoders 1, 2, 3 and the latent. The decoders have as many as the encoders."""
-    refinement_blocks: int | None = Field(default=None, ge=0)
+    refinement_blocks: Int | None = Field(default=None, ge=0)
     """Number of blocks after the last decoder."""
-    heads: tuple[int, int, int, int] | None = None
+    heads: tuple[Int, Int, Int, Int] | None = None
     """Number of attention heads at each of the four levels."""
-    ffn_expansion: float | None = Field(default=None, gt=0, le=1000)
+    ffn_expansion: Float | None = Field(default=None, gt=0, le=1000)
     """Hidden width of the feed-forward network relative to its input."""
-    branch_ratios: tuple[int, int, int] | None = None
+    branch_ratios: tuple[Int, Int, Int] | None = None
     """Ratio of channels between the attention, convolution and MLP branches."""
-    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    drop_path: Float | None = Field(default=None, ge=0, lt=1)
     """Probability of dropping a convolution branch of an image in training."""
     shallow_tap: Literal["encoder1", "patch_embed"] | None = None
     """Shallow features of the SPD term: encoder1 (the authors' code) or patch_embed (the paper's appendix C.3)."""
@@ -207,7 +212,7 @@ class LossConfig(Section):
     """Weight of the Fourier term."""
     spd_weight: Weight = 0.01
     """Weight of the SPD contrastive term."""
-    temperature: float = Field(default=0.1, ge=1e-6, le=1e6)
+    temperature: Float = Field(default=0.1, ge=1e-6, le=1e6)
     """Temperature of the contrastive term."""
 
     def build(self) -> LossWeights:
@@ -231,16 +236,16 @@ class Pack(Section):
     """Lossless tiles as QOI (fast) or WebP (compact), or the bytes of the source files (original)."""
     jpeg: Literal["keep", "tile"] = "keep"
     """Keep the bytes of JPEG files, or store them as tiles, which take several times the space."""
-    shard_mib: int = Field(default=64, ge=1)
+    shard_mib: Int = Field(default=64, ge=1)
     """Approximate size of a shard in MiB."""
-    allow_partial: bool = False
+    allow_partial: Bool = False
     """Pack what is there, and record what is missing in the manifest."""
 
     degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
     """Degradations to make (`photographs`, `synthetic`). Noise is added when a sample is read; it is not stored."""
     held_out: Names = ()
     """Photographs for evaluation, by their names without suffix (`synthetic`)."""
-    variants: int = Field(default=4, ge=1)
+    variants: Int = Field(default=4, ge=1)
     """Random draws of each degradation per training photograph (`photographs`, `synthetic`)."""
     seed: Seed = 0
     """Random seed of the degradations (`photographs`, `synthetic`)."""
@@ -251,7 +256,7 @@ class Pack(Section):
     """Pattern of the clean files below `root`, for example target/{key}.png (`pairs`)."""
     degradation: Degradation | None = None
     """Degradation of the degraded files (`pairs`)."""
-    held_out_share: float = Field(default=0.0, ge=0, le=1)
+    held_out_share: Float = Field(default=0.0, ge=0, le=1)
     """Share of the clean files for evaluation, 0 to 1 (`pairs`)."""
     licence: str = "not stated"
     """Licence of the photographs, for the manifest (`pairs`, `synthetic`)."""
@@ -262,24 +267,24 @@ class Pack(Section):
     """Degradations to pack of `cdd11`."""
     list_file: str | None = None
     """Official list of training files, one per line, for example hazy_outside.txt of OTS."""
-    crops: bool = False
+    crops: Bool = False
     """Cut the training frames of `gopro` into 512-pixel crops, 256 apart."""
-    exclude_leaked: bool = False
+    exclude_leaked: Bool = False
     """Leave out training scenes that are also test images."""
-    expected: dict[str, int] = {}
+    expected: dict[str, Int] = {}
     """Part of a published dataset -> its number of pairs, if you packed a subset of it."""
 
 
 class CropStage(Section):
     """A stage of progressive training: a crop size, and optionally a batch size, from a step or an epoch on."""
 
-    from_step: int | None = Field(default=None, ge=0)
+    from_step: Int | None = Field(default=None, ge=0)
     """First step of the stage. The first stage starts at 0."""
-    from_epoch: float | None = Field(default=None, ge=0, le=1e6)
+    from_epoch: Float | None = Field(default=None, ge=0, le=1e6)
     """First epoch of the stage, instead of `from_step`."""
-    pixels: int = Field(ge=8)
+    pixels: Int = Field(ge=8)
     """Side of the crops in pixels."""
-    batch: int | None = Field(default=None, ge=1)
+    batch: Int | None = Field(default=None, ge=1)
     """Images per step of all workers together; unset: `train.global_batch_size`."""
 
 
@@ -290,37 +295,37 @@ class Data(Section):
     """Packed datasets: URIs, or names below `storage`."""
     pack: Pack | None = None
     """How to pack the dataset if it does not exist yet."""
-    mixture: dict[Degradation, Annotated[int, Field(ge=1)]]
+    mixture: dict[Degradation, Annotated[Int, Field(ge=1)]]
     """Degradation -> repeats of each of its samples in an epoch."""
-    weights: dict[Degradation, Annotated[float, Field(ge=1e-9, le=1e9)]] | None = None
+    weights: dict[Degradation, Annotated[Float, Field(ge=1e-9, le=1e9)]] | None = None
     """Degradation -> its weight in an epoch, instead of the repeats. Any positive numbers."""
-    samples_per_epoch: int | None = Field(default=None, ge=1)
+    samples_per_epoch: Int | None = Field(default=None, ge=1)
     """Length of an epoch with `weights`; unset: the length that the repeats would give."""
     sampling: Literal["permutation", "replacement"] = "permutation"
     """Draw each sample as often as its repeats say (permutation), or at random (replacement)."""
     tail: Literal["drop", "carry"] = "drop"
     """Samples beyond the last full batch of an epoch: drop them as the authors' code does, or carry them over."""
-    shuffle_window: int | None = Field(default=None, ge=1)
+    shuffle_window: Int | None = Field(default=None, ge=1)
     """Number of shards that samples are drawn from at a time, for data larger than the cache; unset: all."""
-    crop_pixels: Annotated[int, Field(ge=8)] | tuple[CropStage, ...] = 128
+    crop_pixels: Annotated[Int, Field(ge=8)] | tuple[CropStage, ...] = 128
     """Side of the square crops in pixels, or a list of stages for progressive training."""
-    crop_multiple: Literal[16, 1] = 16
+    crop_multiple: Annotated[Literal[16, 1], BeforeValidator(TypeAdapter(Int).validate_python)] = 16
     """Images are centre-cropped to multiples of this before a crop is drawn. 1 is for CDD-11, as in its own loader."""
     noise: Literal["release", "float"] = "release"
     """Clip and truncate noisy images to 8 bits as the authors' release does, or keep floats."""
     augmentation: Literal["release", "paper", "none"] = "release"
     """The 7 non-identity flips and rotations of the authors' release, the paper's flips, or none."""
-    readers: int = Field(default=0, ge=0)
+    readers: Int = Field(default=0, ge=0)
     """Data-loading processes per worker. 0 reads in the worker itself."""
     cache_gib: Gib = 20.0
     """Maximum size of each node's shard cache in GiB."""
     on_corrupt: Literal["fail", "skip"] = "fail"
     """On a damaged or missing sample, stop the run, or replace it by another one, counted and logged."""
-    ledger: bool = False
+    ledger: Bool = False
     """Write the id of every consumed sample to the run's folder. `mirage ledger` checks it."""
 
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Train(Section):
@@ -328,14 +333,14 @@ class Train(Section):
 
     epochs: Epochs | None = None
     """Length in epochs; set this or `steps`."""
-    steps: int | None = Field(default=None, ge=1, le=10**12)
+    steps: Int | None = Field(default=None, ge=1, le=10**12)
     """Length in optimiser steps; set this or `epochs`."""
-    global_batch_size: int = Field(default=32, ge=1)
+    global_batch_size: Int = Field(default=32, ge=1)
     """Images per step of all workers together."""
-    micro_batches: int = Field(default=1, ge=1)
+    micro_batches: Int = Field(default=1, ge=1)
     """Forward-backward passes per step. Batch-norm statistics and contrastive negatives are those of a micro-batch."""
     optimizer: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: Float = Field(default=2e-4, gt=0)
     lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
     """Scaling of the learning rate by batch / 32: none (fixed), linear or square root (sqrt)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -344,21 +349,21 @@ class Train(Section):
     """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. `cosine`: per step."""
     schedule_epochs: Epochs | None = None
     """Length in epochs of the cosine of schedule `release` (150 in the authors' code, for any `epochs`)."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Int = Field(default=0, ge=0)
     """Number of steps of linear warm-up of schedule `cosine`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs. bf16 and fp16 compute the model in
     16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32."""
-    clip_norm: float | None = Field(default=None, gt=0, le=1e30)
+    clip_norm: Float | None = Field(default=None, gt=0, le=1e30)
     """Maximum gradient norm; larger gradients are scaled down to it."""
     activation_checkpointing: Literal["none", "full_resolution", "all"] = "none"
     """Blocks recomputed in the backward pass: less memory, more time, the same numbers."""
     compile: Literal["none", "blocks"] = "none"
     """Run blocks through torch.compile in training: equal up to rounding, after a long compilation. Where compilation
     is impossible they stay eager, with one warning."""
-    deterministic: bool = False
+    deterministic: Bool = False
     """Use only bit-reproducible algorithms on GPUs, at some cost of speed. On CPUs steps are always reproducible."""
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    ema_decay: Float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an exponential moving average (EMA) of the weights, at most (1 + step) / (10 + step). The
     averaged weights are evaluated and registered instead of the raw ones."""
 
@@ -368,20 +373,20 @@ class EngineChoice(Section):
 
     name: Literal["ddp", "deepspeed"] = "ddp"
     """`ddp` is enough for models of this size; `deepspeed` divides the state of larger ones among workers."""
-    zero_stage: int = Field(default=1, ge=0, le=3)
+    zero_stage: Int = Field(default=1, ge=0, le=3)
     """What DeepSpeed divides among workers: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights."""
 
 
 class WorkerResources(Section):
     """Worker processes of a job and the resources of each."""
 
-    min: int = Field(default=1, ge=1)
+    min: Int = Field(default=1, ge=1)
     """Minimum number of workers."""
-    max: int = Field(default=1, ge=1)
+    max: Int = Field(default=1, ge=1)
     """Maximum number of workers. As many start as the cluster has resources for, at least `min`."""
-    gpus: float = Field(default=0, ge=0, le=1e6)
+    gpus: Float = Field(default=0, ge=0, le=1e6)
     """GPUs per worker."""
-    cpus: float = Field(default=1, gt=0, le=1e6)
+    cpus: Float = Field(default=1, gt=0, le=1e6)
     """CPUs per worker."""
     startup_timeout_seconds: Seconds = 600
     """Maximum time in seconds to wait for free resources or for autoscaled nodes before the job fails."""
@@ -392,14 +397,14 @@ class WorkerResources(Section):
 class Workers(WorkerResources):
     """Workers that train."""
 
-    images_per_second: float | None = Field(default=None, ge=1e-6, le=1e9)
+    images_per_second: Float | None = Field(default=None, ge=1e-6, le=1e9)
     """Training speed of one worker alone in images per second, if you know it, for `mirage plan`."""
     memory_gib: Gib | None = None
     """Memory of one worker in GiB. `mirage plan` warns if the job needs more."""
 
-    max_failures: int = Field(default=3, ge=0)
+    max_failures: Int = Field(default=3, ge=0)
     """Maximum number of worker failures in a row without a new checkpoint. Each resumes from the newest one."""
-    collective_timeout_seconds: float = Field(default=300, ge=1, le=1e8)
+    collective_timeout_seconds: Float = Field(default=300, ge=1, le=1e8)
     """Maximum time in seconds that a worker waits for the others in a collective operation. After it one of them counts
     as hung, and all restart. Readers of which nothing comes for half of it are replaced."""
     scale_up_delay_seconds: Seconds = 60
@@ -422,17 +427,17 @@ class Prices(Section):
 class Checkpoint(Section):
     """When checkpoints are written, and which are kept."""
 
-    every_steps: int = Field(default=500, ge=1)
+    every_steps: Int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    keep: int = Field(default=3, ge=1)
+    keep: Int = Field(default=3, ge=1)
     """Number of newest checkpoints to keep."""
-    keep_best: int = Field(default=1, ge=0)
+    keep_best: Int = Field(default=1, ge=0)
     """Number of best checkpoints, by `metric`, to keep besides."""
     metric: str = Field(default="val/psnr", pattern=r"^val/[a-z0-9_/]+$")
     """Validation metric: val/psnr, the mean over the degradations, or for example val/5deg/haze/ssim."""
     order: Literal["max", "min"] = "max"
     """Whether larger (max) or smaller (min) values of `metric` are better."""
-    keep_hours: float = Field(default=0.0, ge=0, le=1e6)
+    keep_hours: Float = Field(default=0.0, ge=0, le=1e6)
     """Age in hours below which every checkpoint is kept."""
     if_all_damaged: Literal["fail", "restart"] = "fail"
     """When no checkpoint of the run is whole: end with an error that names them, or start again at step 0."""
@@ -443,11 +448,11 @@ class Checkpoint(Section):
 class ValidationOptions(Section):
     """Validation during training, on centre crops of held-out photographs."""
 
-    every_steps: int = Field(default=5000, ge=1)
+    every_steps: Int = Field(default=5000, ge=1)
     """Steps between validations."""
-    photographs: int = Field(default=4, ge=1)
+    photographs: Int = Field(default=4, ge=1)
     """Number of held-out photographs per degradation."""
-    crop_pixels: int = Field(default=256, ge=8)
+    crop_pixels: Int = Field(default=256, ge=8)
     """Side of the centre crops in pixels."""
 
 
@@ -474,7 +479,7 @@ class Track(Tracking):
 
     register_as: Name | None = None
     """Name of the registered model. The new version gets the alias `candidate`."""
-    every_steps: int = Field(default=10, ge=1)
+    every_steps: Int = Field(default=10, ge=1)
     """Steps between logged metrics."""
     system_metrics_seconds: Seconds = 15
     """Minimum time in seconds between system metrics of a node. They are logged with the other metrics."""
@@ -488,9 +493,9 @@ class Track(Tracking):
 class Profile(Section):
     """A trace of worker 0 by torch.profiler at each start of the run."""
 
-    steps: int = Field(default=20, ge=1)
+    steps: Int = Field(default=20, ge=1)
     """Number of steps to trace."""
-    skip_first: int = Field(default=5, ge=0)
+    skip_first: Int = Field(default=5, ge=0)
     """Number of steps to skip first."""
 
 
@@ -513,7 +518,7 @@ class Promote(Section):
     """Maximum time for one image in seconds."""
     memory_gib: Gib | None = None
     """Maximum memory for one image in GiB."""
-    side_pixels: int = Field(default=512, ge=1)
+    side_pixels: Int = Field(default=512, ge=1)
     """Side in pixels of the square image for latency and memory."""
 
 

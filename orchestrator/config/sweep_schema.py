@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.config.schema import FiniteAny, Hours, Section, Training
+from orchestrator.config.schema import Bool, FiniteAny, Float, Hours, Int, Section, Training
 
 _RANGES = ("range", "log_range", "integer")
 _FORMS = ("choice", *_RANGES, "variants")
@@ -17,15 +17,15 @@ class Domain(Section):
 
     choice: Annotated[tuple[FiniteAny, ...], Field(min_length=1)] | None = None
     """A list of values."""
-    range: tuple[float, float] | None = None
+    range: tuple[Float, Float] | None = None
     """Lowest and highest number, distributed uniformly."""
-    log_range: tuple[float, float] | None = None
+    log_range: tuple[Float, Float] | None = None
     """Lowest and highest positive number, distributed uniformly in the logarithm."""
-    integer: tuple[int, int] | None = None
+    integer: tuple[Int, Int] | None = None
     """Lowest and highest integer, both included."""
     variants: Annotated[dict[str, dict[str, FiniteAny]], Field(min_length=1)] | None = None
     """Named sets of keys that change together; the name of the parameter is then not a key of a job."""
-    points: int | None = Field(default=None, ge=2)
+    points: Int | None = Field(default=None, ge=2)
     """Number of values that a grid takes from a range, both ends included."""
     when: dict[str, FiniteAny] | None = None
     """Earlier parameters and the value, or list of values, that they must have for this one to be used."""
@@ -128,9 +128,9 @@ class Search(Section):
     called `optuna`, is part of the installation; the others need a package of their own."""
     second_objective: Literal["parameters", "macs_224"] | None = None
     """With `tpe`: a cost to minimise while PSNR is maximised."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Int = Field(default=0, ge=0, lt=2**31)
     """Random seed of the search and the scheduler; that of training is the job's `seed`."""
-    startup_trials: int = Field(default=5, ge=1)
+    startup_trials: Int = Field(default=5, ge=1)
     """Random trials before `tpe` uses its model."""
 
 
@@ -142,9 +142,9 @@ class Scheduler(Section):
     ] = "none"
     """`asha`: asynchronous successive halving; `hyperband`: the same in brackets; `median`: stop below the median;
     `pbt`, `pb2`: weak trials copy weights and values of strong ones."""
-    first_steps: int = Field(default=100, ge=1)
+    first_steps: Int = Field(default=100, ge=1)
     """Steps before the first comparison of trials; with `pbt` and `pb2`, steps between comparisons."""
-    reduction: int = Field(default=3, ge=2)
+    reduction: Int = Field(default=3, ge=2)
     """One of this many trials passes a comparison; with `pbt` and `pb2`, one of this many is copied."""
 
 
@@ -169,17 +169,17 @@ class Sweep(Section):
     scheduler: Annotated[
         Scheduler, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
     ] = Scheduler()
-    trials: int = Field(default=12, ge=1)
+    trials: Int = Field(default=12, ge=1)
     """Trials to run; rejected candidates do not count. A grid ends with its last point."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: Int | None = Field(default=None, ge=1)
     """Steps after which a trial ends, even if its job is longer; unset: the whole job."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: Int | None = Field(default=None, ge=1)
     """Most trials that run at the same time; unset: as many as fit the cluster when the sweep starts."""
     max_device_hours: Hours | None = None
     """No trial starts after this many hours, summed over all devices."""
-    stall_minutes: float = Field(default=30, gt=0, le=1e6)
+    stall_minutes: Float = Field(default=30, gt=0, le=1e6)
     """The sweep ends with an error when a trial makes no progress for this long."""
-    tensorboard: bool = False
+    tensorboard: Bool = False
     """Whether Ray Tune writes TensorBoard files of the trials' validations."""
     winner: Winner = Winner()
 

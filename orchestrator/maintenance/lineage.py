@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from orchestrator.config.identity import run_id
-from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.loader import job_from_yaml
 from orchestrator.config.schema import Job
 from orchestrator.errors import DamagedResultError, JobFileError, RegistryError, SweepError
 from orchestrator.paths import absolute_uri, below
@@ -140,7 +138,7 @@ def _job(version: ModelVersion, tracking_uri: str) -> tuple[Job | None, Link]:
     if link.state != "verified":
         return None, link
     try:
-        job = job_from_mapping(yaml.safe_load(versions.read_file(version, JOB, tracking_uri)))
+        job = job_from_yaml(versions.read_file(version, JOB, tracking_uri))
     except JobFileError as error:
         return None, Link(JOB, "unknown", link.digest, f"this release does not read it: {error}")
     assert isinstance(job, Job), "only training registers"

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Promote
+from orchestrator.config.yaml_text import read_yaml
 from orchestrator.errors import EvaluationError, ExportError, RegistryError
 from orchestrator.paper.tables import published_averages
 from orchestrator.promotion import gates
@@ -111,9 +111,13 @@ def promote(
 
 def gate_limits(version: ModelVersion, tracking_uri: str, given: Mapping[str, object]) -> Promote:
     """Return the limits of the job that trained a version, with those `given` in place. Raises RegistryError."""
-    job, _ = with_current_names(yaml.safe_load(versions.read_file(version, JOB, tracking_uri)))
     try:
-        return Promote.model_validate({**job.get("promote", {}), **given})
+        job, _ = with_current_names(read_yaml(versions.read_file(version, JOB, tracking_uri).decode()).value)
+        limits = {**job.get("promote", {}), **given}
+    except (ValueError, TypeError) as error:
+        raise RegistryError(f"{version.uri}: its {JOB} is not the file of a job: {error}.") from error
+    try:
+        return Promote.model_validate(limits)
     except ValidationError as error:
         problems = "; ".join(f"promote.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RegistryError(f"{version.uri}: no such gates: {problems}") from error

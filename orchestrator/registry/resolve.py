@@ -24,6 +24,7 @@ from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS, read_result
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 from shards.errors import CorruptObjectError, MissingObjectError
+from shards.filesystem import expand_user
 from shards.store import checked, open_store
 
 _CHECKPOINTS = (".ckpt", ".pt", ".pth")
@@ -65,7 +66,7 @@ def _path(name: str, uri: str) -> Path:
         return _weights_of_run(name, folder) if folder else versions.weights_file(name, uri)
     if "://" in name:
         return _weights_of_run(name, name)
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.is_file():
         return path
     if path.is_dir():

@@ -18,12 +18,16 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import SUFFIXES
+from shards.errors import PathError
+from shards.filesystem import expand_user, files_below
 from shards.store import Store, open_store
 
 RESULT_MARK = ".restored"
 """In the name of a result beside its photograph: NAME.restored.EXT."""
 
 _WILDCARD = re.compile(r"[*?\[]")
+MAX_NAME_BYTES = 255
+"""Maximum length of a file's name in most file systems."""
 _UNSUPPORTED_SUFFIXES = {".heic", ".gif", ".avif", ".jxl", ".pdf", ".raw"}
 
 
@@ -53,6 +57,11 @@ class ObjectLocation:
         return self.uri if relative.startswith("..") else relative
 
     @property
+    def has_long_name(self) -> bool:
+        """Whether most file systems refuse the name as too long."""
+        return "://" not in self.folder and len(os.fsencode(os.path.basename(self.key))) > MAX_NAME_BYTES
+
+    @property
     def identity(self) -> str:
         """The full name with links resolved: equal for two names of one file."""
         return self.uri if "://" in self.folder else os.path.realpath(self.uri)
@@ -78,9 +87,17 @@ def find_photographs(inputs: Sequence[str], out: str | None) -> tuple[list[Input
     found: dict[str, InputPhoto] = {}
     problems = []
     for given in inputs:
+        try:
+            photos = list(_in_bucket(given) if given.startswith("s3://") else _in_folder(given))
+        except PathError as error:
+            problems.append(str(error))
+            continue
+        except OSError as error:  # for example a name that is too long
+            problems.append(f"{given}: {error.strerror}.")
+            continue
         before = len(found)
         duplicates = 0
-        for photo in _in_bucket(given) if given.startswith("s3://") else _in_folder(given):
+        for photo in photos:
             if _is_result(photo, out):
                 continue
             duplicates += photo.location.identity in found
@@ -115,24 +132,26 @@ def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[Obje
 
 
 def _in_folder(given: str) -> Iterator[InputPhoto]:
-    path = Path(given).expanduser()
+    path = expand_user(given)
     if path.is_dir():
-        for file in _images_below(path):
-            yield InputPhoto(_location(str(file)), file.relative_to(path).as_posix())
+        for name in files_below(path, tuple(SUFFIXES)):
+            yield InputPhoto(_location(str(path / name)), name)
     elif path.exists():
         yield InputPhoto(_location(str(path)), path.name)
     elif _WILDCARD.search(given):
         base = Path(_glob_base(str(path)))
-        for file in sorted(Path(match) for match in glob.glob(str(path), recursive=True)):
-            if file.is_file() and _is_image(file.name):
-                yield InputPhoto(_location(str(file)), file.relative_to(base).as_posix())
+        for file in _matches(str(path), base):
+            yield InputPhoto(_location(str(file)), file.relative_to(base).as_posix())
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, sorted; hidden files and folders are skipped."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(files) if _is_image(name))
+def _matches(pattern: str, base: Path) -> list[Path]:
+    """Return the sorted image files that a glob matches; `**` goes where `files_below` goes."""
+    if "**" in pattern:
+        below = _as_regex(pattern.removeprefix(_glob_base(pattern)))
+        return sorted(base / name for name in files_below(base, tuple(SUFFIXES)) if below.fullmatch(name))
+    return sorted(
+        path for path in map(Path, glob.glob(pattern)) if _is_image(path.name) and not path.is_dir()
+    )
 
 
 def _in_bucket(given: str) -> Iterator[InputPhoto]:
@@ -174,7 +193,7 @@ def _is_result(photo: InputPhoto, out: str | None) -> bool:
 def _why_empty(given: str) -> str:
     if given.startswith("s3://") or _WILDCARD.search(given):
         return "matches no photograph."
-    if Path(given).expanduser().is_dir():
+    if expand_user(given).is_dir():
         return f"has no photograph, apart from results. Suffixes of photographs: {', '.join(SUFFIXES)}."
     return "no such file or folder."
 
@@ -204,7 +223,7 @@ def _with_unique_names(photos: list[InputPhoto]) -> list[InputPhoto]:
 
 
 def _names_a_file(out: str) -> bool:
-    if out.endswith("/") or ("://" not in out and Path(out).expanduser().is_dir()):
+    if out.endswith("/") or ("://" not in out and expand_user(out).is_dir()):
         return False
     suffix = PurePosixPath(out).suffix.lower()
     if suffix in _UNSUPPORTED_SUFFIXES:
@@ -213,7 +232,7 @@ def _names_a_file(out: str) -> bool:
 
 
 def _folder(out: str) -> str:
-    return out.rstrip("/") if "://" in out else str(Path(out).expanduser().absolute())
+    return out.rstrip("/") if "://" in out else str(expand_user(out).absolute())
 
 
 def _beside(location: ObjectLocation) -> ObjectLocation:
@@ -226,5 +245,5 @@ def _location(name: str) -> ObjectLocation:
     if "://" in name:
         folder, _, key = name.rpartition("/")
         return ObjectLocation(folder, key)
-    path = Path(name).expanduser().absolute()
+    path = expand_user(name).absolute()
     return ObjectLocation(str(path.parent), path.name)

@@ -12,11 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import Literal
 
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode, format_for
 from orchestrator.restoration.locations import (
+    MAX_NAME_BYTES,
     InputPhoto,
     ObjectLocation,
     find_photographs,
@@ -75,6 +78,12 @@ def plan(
     """
     photos, problems = find_photographs(inputs, out)
     targets = result_locations(photos, out)
+    possible = [not target.has_long_name for target in targets]
+    problems += [
+        f"{photo.location}: the name of its result is longer than {MAX_NAME_BYTES} bytes. Name a folder with -o."
+        for photo in compress(photos, map(not_, possible))
+    ]
+    photos, targets = list(compress(photos, possible)), list(compress(targets, possible))
     tasks: dict[ObjectLocation, RestoreTask] = {}
     by_store: dict[str, dict[ObjectLocation, InputPhoto]] = {}
     for target, photo in zip(targets, photos, strict=True):

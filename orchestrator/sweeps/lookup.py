@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
-from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.loader import job_from_yaml
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError, TrackingError
 from orchestrator.paths import below, home
@@ -34,8 +32,9 @@ def find_sweep(run: str) -> StoredSweep:
     folder = run.rstrip("/") if "/" in run else _folder(run)
     store = open_store(folder)
     events = read_events(store)
-    job = job_from_mapping(yaml.safe_load(newest_job(store, events)))
-    assert isinstance(job, SweepJob), "only sweeps write event logs"
+    job = job_from_yaml(newest_job(store, events), f"{store.uri}: the newest job")
+    if not isinstance(job, SweepJob):
+        raise SweepError(f"{store.uri}: its newest job is of kind {job.kind}, and no sweep.")
     return StoredSweep(folder.rpartition("/")[2], job, events)
 
 

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.filesystem import read_regular
 from shards.problems import DataProblem
 from shards.sources.layout import PublishedDataset
+from shards.sources.pattern import as_one_form
 from shards.sources.recognise import FilePair
 
 
@@ -26,8 +28,8 @@ class OfficialList:
     def read(path: Path) -> OfficialList:
         """Read a text file with one file name per line. Raises PackError."""
         try:
-            data = path.read_bytes()
-            lines = [line.strip() for line in data.decode().splitlines()]
+            data = read_regular(path)
+            lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise PackError(f"{path}: the list cannot be read as text ({error}).") from error
         names = tuple(dict.fromkeys(_stem(line) for line in lines if line))
@@ -62,7 +64,7 @@ class OfficialList:
 
 def _stem(line: str) -> str:
     """Return a file's name without folders and suffix, and without the `a` that some copies put before BSD's ids."""
-    name = line.rpartition("/")[2]
+    name = as_one_form(line).replace("\\", "/").rpartition("/")[2]
     head, dot, tail = name.rpartition(".")
     stem = head if dot and tail.isalpha() else name
     return stem[1:] if stem[:1] == "a" and stem[1:].isdigit() else stem

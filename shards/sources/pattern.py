@@ -5,12 +5,14 @@
     (png|jpg)     one of these, not captured
     *             anything within one name            **/   any folders, or none
 
-Paths are relative, with `/`. Case is ignored.
+Paths are relative, with `/`. Case is ignored. Patterns and paths are compared in Unicode's form NFC, since macOS
+writes an accent as a character of its own.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,11 @@ _KINDS = {"": r"[^/]+?", "d": r"\d+", "f": r"\d*\.?\d+"}
 _TOKEN = re.compile(
     r"\{(?P<name>\w+)(?::(?P<kind>[^{}]*))?\}|\((?P<choice>[^()]*)\)|(?P<deep>\*\*/)|(?P<any>\*)"
 )
+
+
+def as_one_form(name: str) -> str:
+    """Return a name in the form in which names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ class Pattern:
         return self._compile("(?P<base_>(?:[^/]+/)*?)")
 
     def _compile(self, head: str) -> re.Pattern[str]:
-        out, at, seen = [head], 0, set[str]()
-        for token in _TOKEN.finditer(self.text):
-            out.append(re.escape(self.text[at : token.start()]))
+        out, at, seen, text = [head], 0, set[str](), as_one_form(self.text)
+        for token in _TOKEN.finditer(text):
+            out.append(re.escape(text[at : token.start()]))
             at = token.end()
             if token["name"]:
                 kind = token["kind"] or ""
@@ -79,5 +86,5 @@ class Pattern:
                 out.append(f"(?:{'|'.join(map(re.escape, token['choice'].split('|')))})")
             else:
                 out.append("(?:.*/)?" if token["deep"] else "[^/]*")
-        out.append(re.escape(self.text[at:]))
+        out.append(re.escape(text[at:]))
         return re.compile("".join(out), re.IGNORECASE)

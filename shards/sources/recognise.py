@@ -7,17 +7,17 @@ is none, the nearest one is chosen and its problems are reported.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.filesystem import files_below
 from shards.images import SUFFIXES
 from shards.problems import DataProblem
 from shards.sources.image import matlab_shape
 from shards.sources.layout import DatasetPart, FileLayout, MatlabLayout
-from shards.sources.pattern import Pattern
+from shards.sources.pattern import Pattern, as_one_form
 
 _SUFFIXES = (*SUFFIXES, ".mat")
 
@@ -31,22 +31,13 @@ class FileTree:
 
     @staticmethod
     def of(root: Path) -> FileTree:
-        """List the image files below `root`, without hidden files and folders. Raises PackError."""
+        """List the image files below `root`, as `files_below` finds them. Raises PackError."""
         if not root.is_dir():
             raise PackError(f"{root}: there is no such folder.")
-        found: list[str] = []
-        for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            inside = Path(folder).relative_to(root).as_posix()
-            prefix = "" if inside == "." else f"{inside}/"
-            found += [
-                prefix + name
-                for name in files
-                if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-            ]
+        found = sorted(files_below(root, _SUFFIXES))
         if not found:
             raise PackError(f"{root}: no image files ({', '.join(_SUFFIXES)}).")
-        return FileTree(root, tuple(sorted(found)))
+        return FileTree(root, tuple(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +166,8 @@ def _matches(layout: FileLayout, tree: FileTree, below: str | None) -> list[Layo
         for pattern, kind in ((layout.degraded_pattern, "degraded"), (layout.clean_pattern, "clean")):
             if pattern is None:
                 continue
-            hit = pattern.match_below(file) if below is None else _below(pattern, file, below)
+            name = as_one_form(file)
+            hit = pattern.match_below(name) if below is None else _below(pattern, name, below)
             if hit is not None:
                 getattr(by_base.setdefault(hit[0], _Files()), kind).append((file, hit[1]))
     return [_pair(layout, base, files) for base, files in by_base.items()]

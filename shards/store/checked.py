@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from shards.errors import CorruptObjectError
+from shards.filesystem import open_regular
 from shards.store.protocol import Store
 
 log = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def download_named(
 
 def check_file(path: Path, digest: str, size: int | None = None, where: str | None = None) -> None:
     """Raise CorruptObjectError unless a local file has this sha256 and size; `where` names it in the error."""
-    if size is not None and (found := path.stat().st_size) != size:
+    if size is not None and path.is_file() and (found := path.stat().st_size) != size:
         raise CorruptObjectError(f"{where or path} has {found} bytes instead of {size}. {_REMEDY}")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         _require(hashlib.file_digest(file, "sha256").hexdigest(), digest, where or str(path))
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from shards.errors import MissingObjectError, StoreError
+from shards.filesystem import expand_user, open_regular, read_regular
 from shards.store import pointer, write_once
 from shards.store.files import (
     TEMPORARY,
@@ -25,7 +26,7 @@ class LocalStore:
     """Objects as plain files in one folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = expand_user(root).absolute()
         self.uri = str(self.root)
 
     def path(self, key: str) -> Path:
@@ -37,11 +38,11 @@ class LocalStore:
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""
         with self._explained(key):
-            return self.path(key).read_bytes()
+            return read_regular(self.path(key))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes of an object from `start` on."""
-        with self._explained(key), self.path(key).open("rb") as file:
+        with self._explained(key), open_regular(self.path(key)) as file:
             file.seek(start)
             data = file.read(length)
         return write_once.check_length(data, length, key, self.uri)
@@ -122,7 +123,7 @@ class LocalStore:
 
     def download(self, key: str, path: Path) -> None:
         """Copy an object to a local file."""
-        with self._explained(key), self.path(key).open("rb") as source:
+        with self._explained(key), open_regular(self.path(key)) as source:
             write_atomically(path, lambda file: copy(source, file))
 
     def reconnect(self) -> None:

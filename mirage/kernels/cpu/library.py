@@ -132,6 +132,8 @@ def _load() -> ctypes.CDLL | None:
     if os.environ.get("MIRAGE_NATIVE") == "0":
         return None
     target = _folder() / f"native-{_fingerprint()}.so"
+    if not target.is_absolute():  # no home folder: HOME is not set, and the user has no account
+        return None
     if not target.is_file():
         names = (os.environ.get("CC", "cc"), "gcc", "clang")
         compiler = next(filter(None, map(shutil.which, names)), None)
@@ -175,8 +177,7 @@ def _build(compiler: str, target: Path) -> str:
 
 
 def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mirage"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mirage")
 
 
 def _fingerprint() -> str:
