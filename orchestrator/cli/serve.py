@@ -22,6 +22,13 @@ def serve(
     ],
     host: Annotated[str, option("Address to listen on. 0.0.0.0 is every address.")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen on. 0 takes a free one.", min=0, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        option(
+            "Name in the address of the service, for example behind a proxy. Repeatable.",
+            default="addresses, local names, this machine's name; with a token any",
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None,
         option("File with the bearer token that clients must send.", default="MIRAGE_SERVE_TOKEN, if set"),
@@ -80,6 +87,7 @@ def serve(
     settings = ServiceSettings.from_flags(
         host=host,
         port=port,
+        allow_host=allow_host,
         max_megabytes=max_megabytes,
         max_megapixels=max_megapixels,
         max_in_flight=max_in_flight,

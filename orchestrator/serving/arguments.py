@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from orchestrator.errors import ServiceError
 from orchestrator.serving.settings import MEGABYTE, MEGAPIXEL, ServiceSettings
@@ -24,6 +24,8 @@ class ApplicationArguments(BaseModel):
     token_file: Path | None = None
     """Read where the front end runs, as is `webhook_secret_file`."""
     webhook_secret_file: Path | None = None
+    allow_host: list[str] | None = None
+    """Text holds names separated by commas."""
     poll: float | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     """There is no "auto": where the application is built says nothing about the nodes of its replicas."""
@@ -35,6 +37,11 @@ class ApplicationArguments(BaseModel):
     max_megapixels: float = _DEFAULT.max_pixels / MEGAPIXEL
     max_in_flight: int = _DEFAULT.max_in_flight
     timeout: float = _DEFAULT.timeout_seconds
+
+    @field_validator("allow_host", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> ApplicationArguments:

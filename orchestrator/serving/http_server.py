@@ -12,6 +12,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orchestrator.errors import ServiceError
+from orchestrator.serving.http_protocol import HttpProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
 
 
 class HttpServer:
@@ -20,8 +23,11 @@ class HttpServer:
     def __init__(self, app: Starlette, listening: socket.socket, drain_seconds: float) -> None:
         config = uvicorn.Config(
             app,
+            http=HttpProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",  # a request to change to WebSocket is a plain request
             lifespan="off",
-            log_level="warning",
+            log_level="error",  # warnings are about requests that are not valid HTTP, which are answered
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(int(drain_seconds), 1),

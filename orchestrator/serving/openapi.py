@@ -13,6 +13,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ERRORS = {
     "400": "The request has no image.",
     "401": "The bearer token is missing or wrong.",
+    "403": "Another site's page sends the request, or its Host header names another service.",
     "408": "The image did not arrive in time.",
     "413": "The image has too many bytes.",
     "415": "The body is not a JPEG, PNG, TIFF, WebP or BMP image.",

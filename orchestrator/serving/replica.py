@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from mirage.restore import WHOLE_BYTES, whole_bytes
 from mirage.weights import WeightsError, loads
 from orchestrator.errors import PhotoError, ResultError
-from orchestrator.imaging.photos import Limits, Photo, decode, encode
+from orchestrator.imaging.photos import Limits, Photo, decode, encode, image_size
 from orchestrator.restoration.restorer import Restorer, choose_device
 from orchestrator.serving.batching import Batcher, StillWanted
+from orchestrator.serving.pixel_budget import PixelBudget
 from orchestrator.serving.smoke_test import find_problem, warm_up
 
 KEPT_MODELS = 2
 FILE_THREADS = 2
+MIN_PIXELS = 32_000_000
+"""A replica holds decoded images of at most this many pixels, or of two of the largest ones: about 0.5 GB."""
 
 FetchWeights = Callable[[], Awaitable[bytes]]
 """Returns the weights of the model that a request names; called only when the replica does not have them."""
@@ -87,10 +90,18 @@ class Replica:
         self._loading = asyncio.Lock()
         self._compute = ThreadPoolExecutor(1, "restore")
         self._files = ThreadPoolExecutor(FILE_THREADS, "files")
+        self._pixels = PixelBudget(max(2 * limits.pixels, MIN_PIXELS))
         self._batcher: Batcher[_BatchKey, Photo, _BatchResult] = Batcher(self._run_batch, self._batch_limit)
 
     async def restore(self, data: bytes, digest: str, fetch: FetchWeights) -> RestoredImage | RestoreFailure:
         """Restore an image file with the model of this digest."""
+        pixels = await asyncio.get_running_loop().run_in_executor(self._files, pixels_in_header, data)
+        # A caller that leaves frees its pixels, and what waits for a thread then is dropped. A thread that has begun
+        # ends its work, so up to FILE_THREADS images more are in memory for that time.
+        async with self._pixels.reserve(pixels):
+            return await self._restore(data, digest, fetch)
+
+    async def _restore(self, data: bytes, digest: str, fetch: FetchWeights) -> RestoredImage | RestoreFailure:
         loop = asyncio.get_running_loop()
         start = perf_counter()
         try:
@@ -155,4 +166,14 @@ def _restore(
         if not still_wanted():
             raise _CancelledError
 
+    check(0, 1)
     return restorer.pixels_of_several(photos, check)
+
+
+def pixels_in_header(data: bytes) -> int:
+    """Return height times width as the header of an image file says, 0 if it cannot be read."""
+    try:
+        height, width = image_size(data, "the image")
+    except PhotoError:  # decoding tells what is wrong
+        return 0
+    return height * width

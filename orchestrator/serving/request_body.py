@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 
 _FORM = re.compile(r'multipart/form-data\s*;.*?boundary="?([^";]{1,70})"?', re.IGNORECASE)
+_ANY_FORM = re.compile(r"multipart/", re.IGNORECASE)
 _FORM_OVERHEAD = 16 * 1024
 """Bytes of a form besides its file."""
 
@@ -19,17 +21,27 @@ class BodyError(Exception):
 
 
 async def read_body(
-    chunks: AsyncIterator[bytes], declared: str | None, content_type: str, max_bytes: int
+    chunks: AsyncIterator[bytes],
+    declared: str | None,
+    content_type: str,
+    max_bytes: int,
+    *,
+    waits: bool = False,
 ) -> bytes:
     """Return the image's bytes, holding at most `max_bytes` and a form's overhead. Raises BodyError.
 
-    `declared` is the Content-Length header.
+    `declared` is the Content-Length header. `waits`: the client sends nothing before it is asked to.
     """
     boundary = _FORM.match(content_type)
     allowed = max_bytes + (_FORM_OVERHEAD if boundary else 0)
-    if declared is not None and declared.isdigit() and int(declared) > allowed:
-        await _discard(chunks, allowed)
+    if declared is not None and re.fullmatch(r"[0-9]{1,20}", declared) and int(declared) > allowed:
+        if not waits:
+            await _discard(chunks, allowed)
         raise _too_large(int(declared), max_bytes)
+    if boundary is None and _ANY_FORM.match(content_type):
+        if not waits:
+            await _discard(chunks, allowed)
+        raise BodyError(400, "The form's Content-Type is not multipart/form-data with a boundary.")
     parts: list[bytes] = []
     length = 0
     async for chunk in chunks:
@@ -62,6 +74,34 @@ def first_file(body: bytes, boundary: bytes) -> bytes:
             return body[head_end + 4 : following]
         at = following + 2
     raise BodyError(400, "The form has no file, or is incomplete. Send one part with a file name.")
+
+
+async def paced(
+    chunks: AsyncIterator[bytes], bytes_per_second: float, window_seconds: float, seconds: float
+) -> AsyncIterator[bytes]:
+    """Yield `chunks` as long as they arrive at this rate, measured over a window, and within `seconds` in all.
+
+    Raises BodyError.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    received, window_end = 0, min(loop.time() + window_seconds, end)
+    while True:
+        try:
+            async with asyncio.timeout_at(window_end):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            if window_end == end:
+                raise BodyError(408, f"The image did not arrive within {seconds:g} s.") from None
+            raise BodyError(
+                408, f"The image arrives at less than {bytes_per_second:g} bytes per second. Send it again."
+            ) from None
+        yield chunk
+        received += len(chunk)
+        if received >= bytes_per_second * window_seconds:
+            received, window_end = 0, min(loop.time() + window_seconds, end)
 
 
 async def _discard(chunks: AsyncIterator[bytes], limit: int) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -20,13 +22,14 @@ from orchestrator.errors import PhotoError, UnsupportedPhotoError
 from orchestrator.imaging.photos import image_size
 from orchestrator.serving import metrics, webhook
 from orchestrator.serving.active_model import ActiveModel
-from orchestrator.serving.admission import AdmissionControl
+from orchestrator.serving.admission import AdmissionControl, UploadBudget, UploadsFullError
 from orchestrator.serving.auth import allows
 from orchestrator.serving.backend import Backend, ReplicasFailedError
 from orchestrator.serving.openapi import openapi
 from orchestrator.serving.page import SAMPLES, page, samples
 from orchestrator.serving.replica import RestoredImage, RestoreFailure
-from orchestrator.serving.request_body import BodyError, read_body
+from orchestrator.serving.request_body import BodyError, paced, read_body
+from orchestrator.serving.request_filter import NOSNIFF, RequestFilter
 from orchestrator.serving.settings import ServiceSettings
 from orchestrator.serving.webhook import Delivery, DeliveryError, DeliveryVerifier, read_delivery
 
@@ -65,6 +68,7 @@ class Service:
         self.active = active
         self.backend = backend
         self.admission = AdmissionControl(settings.max_in_flight)
+        self.uploads = UploadBudget(settings.max_in_flight * settings.max_bytes)
         self.metrics = metrics.ServiceMetrics(settings.max_in_flight)
         self.draining = False
         self.registry_error: Callable[[], str] = lambda: ""
@@ -85,6 +89,17 @@ class Service:
                 *([Route(webhook.PATH, self._webhook, methods=["POST"])] if verifier else []),
             ],
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
+            middleware=[
+                Middleware(
+                    RequestFilter,
+                    # No page of another site has the token.
+                    names=settings.names if token is None else None,
+                    open_paths=[webhook.PATH] if verifier else [],
+                )
+            ],
+        )
+        self.app.router.redirect_slashes = (
+            False  # RequestFilter finds the route; a redirect would lose a base path
         )
 
     # -------------------------------------------------------------------------------------- POST /restore
@@ -108,26 +123,32 @@ class Service:
         return response
 
     async def _respond(self, request: Request) -> Response:
-        chunks = request.stream()
+        settings = self.settings
+        chunks = paced(
+            request.stream(), settings.upload_rate, settings.upload_window_seconds, settings.upload_seconds
+        )
         if not allows(self._token, request.headers.get("authorization")):
-            await _discard_body(chunks, self.settings)
+            await self._discard_body(request, chunks)
             raise RequestError(401, _NO_TOKEN, _CHALLENGE)
-        if not self.admission.acquire():
-            await _discard_body(chunks, self.settings)
-            wait = self.admission.retry_after(self.backend.replicas)
-            raise RequestError(
-                429,
-                f"{self.admission.capacity} requests are in flight, the maximum. Retry in {wait} s.",
-                {"Retry-After": str(wait)},
-            )
-        busy = None
-        try:
-            data = await self._receive(request, chunks)
-            await asyncio.to_thread(check_header, data, self.settings.max_pixels)
-            restored, label = await self._restored(data, request)
-            busy = restored.seconds["restore"] / restored.batch
-        finally:
-            self.admission.release(busy)
+        if self.admission.full:
+            await self._discard_body(request, chunks)
+            raise self._busy(f"{self.admission.capacity} requests are in flight, the maximum.")
+        with self.uploads.upload() as upload:
+            try:
+                data = await self._receive(request, upload.counted(chunks))
+            except UploadsFullError:
+                await self._discard_body(request, chunks)
+                raise self._busy("There is no memory for more images now.") from None
+            # Only now: clients that do not send, or slowly, take no places from those that do.
+            if not self.admission.acquire():
+                raise self._busy(f"{self.admission.capacity} requests are in flight, the maximum.")
+            busy = None
+            try:
+                await asyncio.to_thread(check_header, data, settings.max_pixels)
+                restored, label = await self._restored(data, request)
+                busy = restored.seconds["restore"] / restored.batch
+            finally:
+                self.admission.release(busy)
         self.metrics.image_restored(restored)
         timing = ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in restored.seconds.items())
         return Response(
@@ -141,17 +162,29 @@ class Service:
             },
         )
 
+    def _busy(self, reason: str) -> RequestError:
+        wait = self.admission.retry_after(self.backend.replicas)
+        return RequestError(429, f"{reason} Retry in {wait} s.", {"Retry-After": str(wait)})
+
     async def _receive(self, request: Request, chunks: AsyncIterator[bytes]) -> bytes:
         headers = request.headers
-        reading = read_body(
-            chunks, headers.get("content-length"), headers.get("content-type", ""), self.settings.max_bytes
+        return await read_body(
+            chunks,
+            headers.get("content-length"),
+            headers.get("content-type", ""),
+            self.settings.max_bytes,
+            waits=_waits(request),
         )
-        try:
-            return await asyncio.wait_for(reading, self.settings.upload_seconds)
-        except TimeoutError:
-            raise RequestError(
-                408, f"The image did not arrive within {self.settings.upload_seconds:g} s."
-            ) from None
+
+    async def _discard_body(self, request: Request, chunks: AsyncIterator[bytes]) -> None:
+        """Read and drop the body of a refused request: most clients read the response only after sending it."""
+        length = 0
+        if not _waits(request):
+            with suppress(BodyError):
+                async for chunk in chunks:
+                    length += len(chunk)
+                    if length > self.settings.max_bytes:
+                        return
 
     async def _restored(self, data: bytes, request: Request) -> tuple[RestoredImage, str]:
         """Return the restored image and the label of the model that restored it."""
@@ -281,25 +314,22 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _discard_body(chunks: AsyncIterator[bytes], settings: ServiceSettings) -> None:
-    """Read and drop the body of a refused request: most clients read the response only after sending it."""
-    try:
-        async with asyncio.timeout(settings.upload_seconds):
-            length = 0
-            async for chunk in chunks:
-                length += len(chunk)
-                if length > settings.max_bytes:
-                    return
-    except TimeoutError:
-        return
+def _waits(request: Request) -> bool:
+    """Return whether the client sends its body only after `100 Continue`, which the first read of the body sends."""
+    return request.headers.get("expect", "").lower() == "100-continue"
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"status": status, "error": message}, status_code=status, headers=headers)
+    content = {"status": status, "error": message}
+    return JSONResponse(content, status_code=status, headers={**NOSNIFF, **(headers or {})})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(
+            status_code=204, headers=error.headers
+        )  # `Allow`; no CORS: other sites are not served
     return _error(error.status_code, error.detail, dict(error.headers or {}))
 
 

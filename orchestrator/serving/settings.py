@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +34,11 @@ class ServiceSettings:
     """Time from the last byte of a request to its response."""
     upload_seconds: float = 120.0
     """Time from the head of a request to its last byte."""
+    upload_rate: int = 4096
+    """Least bytes per second of an upload, measured over `upload_window_seconds`."""
+    upload_window_seconds: float = 10.0
+    allow_hosts: tuple[str, ...] = ()
+    """Host names of the service besides addresses, local names and its machine's name."""
     max_batch: int = 4
     """Images of one size that are restored together."""
     min_replicas: int = 1
@@ -52,6 +59,12 @@ class ServiceSettings:
         for name, low in {"max_in_flight": 1, "max_batch": 1, "min_replicas": 1, "threads": 0}.items():
             if getattr(self, name) < low:
                 raise ServiceError(f"{_flag(name)} {getattr(self, name)}: must be at least {low}.")
+        for host in self.allow_hosts:
+            if not re.fullmatch(r"[a-z0-9._-]{1,253}", host):
+                raise ServiceError(
+                    f"--allow-host {host}: is not a host name. Give the name only, without scheme and port: "
+                    "photos.example.org"
+                )
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -63,16 +76,29 @@ class ServiceSettings:
 
     @classmethod
     def from_flags(
-        cls, *, max_megabytes: float, max_megapixels: float, timeout: float, poll: float | None, **others: Any
+        cls,
+        *,
+        max_megabytes: float,
+        max_megapixels: float,
+        timeout: float,
+        poll: float | None,
+        allow_host: Sequence[str] | None = None,
+        **others: Any,
     ) -> ServiceSettings:
         """Return the settings for values of the flags of `mirage serve`. Raises ServiceError."""
         return cls(
+            allow_hosts=tuple(name.strip().lower() for name in allow_host or ()),
             max_bytes=int(max_megabytes * MEGABYTE),
             max_pixels=int(max_megapixels * MEGAPIXEL),
             timeout_seconds=timeout,
             poll_seconds=poll,
             **others,
         )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Host names of the service, in lower case."""
+        return frozenset({self.host.lower(), *self.allow_hosts})
 
     def poll_interval(self, has_webhook: bool) -> float:
         """Return the interval between two looks at the registry's alias [s]."""
