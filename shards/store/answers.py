@@ -23,6 +23,7 @@ _REQUIRED = {
     "CreateMultipartUpload": {"UploadId"},
     "CompleteMultipartUpload": {"ETag"},
     "ListObjectsV2": {"IsTruncated"},
+    "ListBuckets": {"Buckets"},
 }
 """What the answer to an operation holds, if it succeeded."""
 _STATUSES = {"GetObject": {200, 206}, "DeleteObject": {200, 204}, "AbortMultipartUpload": {200, 204}}
@@ -41,7 +42,8 @@ def watch(events: Any) -> None:
     ):  # named, to come before a handler of botocore for all operations
         events.register_first(f"before-parse.s3.{operation}", _refuse_page)
     events.register("after-call.s3", check_answer)
-    events.register_first("needs-retry.s3.HeadBucket", _end_redirects)
+    for operation in ("HeadBucket", "ListBuckets"):
+        events.register_first(f"needs-retry.s3.{operation}", _end_redirects)
 
 
 def _refuse_page(operation_model: Any, response_dict: Mapping[str, Any], **_: object) -> None:
@@ -121,7 +123,7 @@ def learn(endpoint: str, answer: Mapping[str, Any], md5: str) -> None:
 
 
 def _end_redirects(response: Any, operation: Any, **_: object) -> None:
-    """Stop botocore from asking for a bucket's region again and again when that question is redirected too."""
+    """Stop botocore from asking for the region of a bucket when that question is redirected, or there is no bucket."""
     from botocore.exceptions import ClientError
 
     if response is None or response[0].status_code not in (301, 302, 307, 308):

@@ -173,6 +173,7 @@ class S3Store:
             names = [bucket["Name"] for bucket in client.list_buckets().get("Buckets", [])]
             if self.bucket not in names:
                 client.create_bucket(Bucket=self.bucket)
+                client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)  # any server may say status 200
                 log.info("created bucket %s", self.bucket)
 
         try:

@@ -115,11 +115,12 @@ VERBS: dict[str, tuple[Callable[[S3Store, Path], object], object]] = {
     "create": (lambda bucket, _: bucket.create("new", NEW), True),
     "replace": (lambda bucket, _: bucket.replace("old", OLD, NEW), True),
     "pointer": (_moved, NEW),
+    "ensure_bucket": (lambda bucket, _: bucket.ensure_bucket(), None),
     "delete": (lambda bucket, _: (bucket.delete("old"), bucket.exists("old"))[1], False),
 }
 """What every verb returns on a bucket that holds `old`."""
 FAULTS = [fault for fault in RequestFault if fault is not RequestFault.NONE]
-WITHOUT_CHECKSUM = ("list", "read_range")
+WITHOUT_CHECKSUM = ("list", "read_range", "ensure_bucket")
 WITHOUT_BODY = ("exists", "stat", "delete")
 FEW = {RequestFault.LOST_RESPONSE, RequestFault.EXPIRED_TOKEN, RequestFault.WEB_PAGE, RequestFault.DENIED}
 """Faults that are tried with `write_file`, which sends megabytes."""
