@@ -156,8 +156,9 @@ class Checkpoints:
     ) -> None:
         """Open the checkpoints in `store`, the run's folder.
 
-        `model_source` is the digest of a user-defined model's source, which a checkpoint must share unless
-        it `may_change_model`. `header` is written into the blob with the weights, so that it is a weights file.
+        `model_source` is the digest of a user-defined model's source, which a checkpoint must share unless it
+        `may_change_model`; "" compares nothing. `header` is written into the blob with the weights, so that it is a
+        weights file.
         """
         self._store = store
         self._identity = identity
@@ -284,7 +285,8 @@ class Checkpoints:
     def _compare_code(self, name: str, record: Mapping[str, Any]) -> None:
         """Warn if other code wrote the record; raise CheckpointError if the user's model has changed."""
         source, version = record.get("model_source", ""), record.get("code_version", "")
-        if source and source != self._model_source and not self._may_change_model:
+        known = source and self._model_source
+        if known and source != self._model_source and not self._may_change_model:
             raise CheckpointError(
                 f"the source of model.class is not that of checkpoint {name} in {self._store.uri} (sha256 "
                 f"{source[:12]}, now {self._model_source[:12]}). Restore it, give the job another name, or continue "

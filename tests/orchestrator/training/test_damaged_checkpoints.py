@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config.identity import run_id
 from orchestrator.config.job_types import JobOutcome
+from orchestrator.config.schema import Job
 from orchestrator.errors import CheckpointError, ModelError, TrainingError
 from orchestrator.models.user_model import source_digest
 from orchestrator.training import checkpoint
-from orchestrator.training.checkpoint import Checkpoints, Retention
+from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
+from shards.dataset import Dataset
 from shards.store import LocalStore, checked
 from tests.claims import assert_same_weights, final_weights
 from tests.orchestrator.training.test_checkpoint import IDENTITY, state
@@ -241,6 +244,10 @@ def test_another_version_of_the_code_is_named_and_goes_on(
     assert "was written by version test, this is 1.2.4+abc" in caplog.text
 
 
+def identity(job: Job, dataset: Dataset) -> RunIdentity:
+    return RunIdentity(run_id(job, dataset.digests), tuple(dataset.digests))
+
+
 def write_model(folder: Path, helper: str = "WIDTH = 4", note: str = "") -> None:
     (folder / "net").mkdir(exist_ok=True)
     (folder / "net" / "__init__.py").write_text("")
@@ -311,6 +318,8 @@ def test_a_run_of_a_changed_model_class_asks_before_it_goes_on(
         CheckpointError, match=r"model\.class is not that of checkpoint .*if_model_changed=continue"
     ):
         run(own(), small_data, tmp_path / "run")
+    reader = Checkpoints(LocalStore(tmp_path / "run"), identity(own(), small_data), keep=Retention())
+    assert reader.load_newest() is not None  # as a sweep copies the weights of another trial
     driver = Listener()
     assert (
         run(own(checkpoint={"if_model_changed": "continue"}), small_data, tmp_path / "run", driver).status

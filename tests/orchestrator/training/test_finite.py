@@ -206,3 +206,19 @@ def test_a_mask_of_minus_infinity_is_no_weight() -> None:
     module = nn.Linear(2, 2)
     module.register_buffer("mask", torch.tensor([-math.inf]))
     assert not_finite(module) == []
+
+
+def test_a_result_of_an_older_version_that_is_not_finite_is_not_published(
+    small_job, tmp_path, at_home
+) -> None:
+    job = small_job(
+        name="old-nan", storage=str(tmp_path / "store"), track={"register_as": None}, example=None
+    )
+    run_any(job, lambda line: None, in_process=True)
+    (file,) = tmp_path.rglob(RESULT)
+    result = json.loads(file.read_bytes())
+    result["scores"][0]["psnr"] = math.nan
+    file.chmod(0o644)
+    file.write_text(json.dumps(result))
+    with pytest.raises(TrainingError, match=r"1 of .* scores are not finite"):
+        run_any(job, lambda line: None, in_process=True)
