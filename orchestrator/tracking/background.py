@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from orchestrator.masking import unmasked, without_password
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.client import connect
-from orchestrator.tracking.failures import error_code, explain, tracking_errors
+from orchestrator.tracking.failures import error_code, explain, is_too_large, tracking_errors
 from orchestrator.tracking.inputs import InputDataset
 from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics, waiting_runs
 from orchestrator.tracking.mirrors import Mirror
+from orchestrator.tracking.runs import STARTED_TAG
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ def sync_all(uri: str, spool: Path) -> Iterator[SyncedRun]:
                 found = _successor(target, run_id, name)
                 yield SyncedRun(name, _send_abandoned(target, run_id, found or run_id, spool))
         except TrackingError as error:
-            yield SyncedRun(name, 0, str(error))
+            yield SyncedRun(name, 0, f"{error} What waits is in {spool / run_id}; delete it to give it up.")
 
 
 class Tracker:
@@ -249,7 +251,7 @@ class Tracker:
 
     def _send_earlier(self) -> None:
         """Send what earlier processes of this run left, also under the id of a run that is gone."""
-        _send_abandoned(self._uri, self.run_id, self.run_id, self._spool)
+        _send_abandoned(self._uri, self.run_id, self.run_id, self._spool, owned=True)
         for run_id in waiting_runs(self._spool):
             about = _about(self._spool, run_id) if run_id != self.run_id and self._name else None
             if (
@@ -258,7 +260,7 @@ class Tracker:
                 and about.get("server") == without_password(self._uri)
                 and not _is_active(connect(self._uri), run_id)
             ):
-                _send_abandoned(self._uri, run_id, self.run_id, self._spool)
+                _send_abandoned(self._uri, run_id, self.run_id, self._spool, owned=True)
 
     def _send_others(self) -> None:
         """Send what ended processes of other runs left for this server."""
@@ -282,23 +284,28 @@ class _Sender:
     def __init__(self, uri: str, run_id: str) -> None:
         self._client = connect(uri)
         self._run_id = run_id
-        self._newest_step = self._read_newest_steps()
+        self._newest_step, self._started = self._read_run()
         self._images_sent: frozenset[tuple[str, int]] | None = None
         self._steps_sent: dict[str, set[int]] = {}
 
-    def _read_newest_steps(self) -> dict[str, int]:
+    def _read_run(self) -> tuple[dict[str, int], int]:
+        """Return the newest step of each metric, and when a process last started the run."""
         run = self._client.get_run(self._run_id)
         if run.info.run_id != self._run_id:  # an empty answer counts as a run without an id
             raise TrackingError(
                 "what answers there is not MLflow. Check the address in MLFLOW_TRACKING_URI or track.uri."
             )
-        return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        started = run.data.tags.get(STARTED_TAG, "")
+        return {metric.key: metric.step for metric in run.data.to_proto().metrics}, (
+            int(started) if started.isdecimal() else 0
+        )
 
-    def send(self, journal: Journal, *, abandoned: bool = False, status: bool = True) -> int:
+    def send(self, journal: Journal, *, abandoned: bool = False, owned: bool = True) -> int:
         """Send everything that waits; return the number of steps, images and files sent.
 
         Metrics go first, because the server may refuse images and files, whose store is another service. `abandoned`:
-        the journal of another process. `status` False: leave out how the run ended.
+        the journal of another process. `owned` False: the run may go on elsewhere, and then the list of checkpoints and
+        the end of an earlier process say nothing.
         """
         count = 0
         while True:
@@ -308,18 +315,33 @@ class _Sender:
             if not steps:
                 break
             count += len(steps)
-        end = journal.status() if status else None
+        end = journal.status()
+        if end and abandoned and (owned or end[0]["time"] < self._started):
+            journal.remove(end[1])
+            end = None
         if end and end[0]["status"] != "FINISHED":
             self._end(journal, *end)
             end = None
-        for image in journal.images():
-            self._send_image(journal, image)
-            count += 1
-        for file in journal.artifacts():
-            self._send_artifact(journal, file)
-            count += 1
+        too_large: Exception | None = None
+        actions = [partial(self._send_image, journal, image) for image in journal.images()]
+        actions += [partial(self._send_artifact, journal, file) for file in journal.artifacts()]
+        for action in actions:
+            try:
+                action()
+                count += 1
+            except Exception as error:
+                if not is_too_large(error):
+                    raise
+                too_large = error
         if found := journal.checkpoints():
-            self._send_checkpoints(journal, *found)
+            content, files = found
+            if not owned and _milliseconds(files[-1]) < self._started:
+                for file in files:
+                    journal.remove(file)
+            else:
+                self._send_checkpoints(journal, content, files)
+        if too_large:
+            raise too_large
         if end:
             self._end(journal, *end)
         return count
@@ -363,7 +385,8 @@ class _Sender:
         try:
             self._client.log_batch(self._run_id, metrics=metrics)
         except Exception as error:
-            if journal is None or error_code(error) not in _REFUSED or "'active' state" in str(error):
+            refused = error_code(error) in _REFUSED and "'active' state" not in str(error)
+            if journal is None or not (refused or (is_too_large(error) and len(new) > 1)):
                 raise
             if len(new) == 1:
                 step, name = new[0]
@@ -440,22 +463,27 @@ class _Sender:
         journal.remove(file)
 
 
-def _send_abandoned(uri: str, source: str, target: str, spool: Path) -> int:
+def _send_abandoned(uri: str, source: str, target: str, spool: Path, *, owned: bool = False) -> int:
     """Send the journals that ended processes left for run `source` to run `target`; return the number of things sent.
 
-    How the run ended counts only if no newer process of the run is alive.
+    `owned`: this process runs `target`, so how an earlier one ended says nothing.
     """
     count, sender = 0, None
     for journal in Journal.abandoned(spool, source):
-        newest = journal.path == max((spool / source).glob("*.jsonl"))
         try:
             sender = sender or _Sender(uri, target)
-            count += sender.send(journal, abandoned=True, status=newest and source == target)
+            count += sender.send(journal, abandoned=True, owned=owned)
         except BaseException:
             journal.close()
             raise
         journal.discard()
     return count
+
+
+def _milliseconds(file: Path) -> int:
+    """Return when a list of checkpoints was stored."""
+    number = file.stem.rpartition("-")[2]
+    return int(number) // 1_000_000 if number.isdecimal() else 0
 
 
 def _about(spool: Path, run_id: str) -> dict[str, str] | None:

@@ -13,7 +13,7 @@ _UNREACHABLE = (
     "Start that server, or unset MLFLOW_TRACKING_URI and track.uri to track into a local file.",
     "no answer.",
 )
-_STATUS = re.compile(r"too many (\d{3}) error responses|error code (\d{3}) ")
+_STATUS = re.compile(r"too many (\d{3}) error responses|error code (\d{3}) |^(\d{3}) Client Error")
 _ARTIFACTS = re.compile(r"/mlflow-artifacts/|/get-artifact|/upload-artifact")
 
 _KINDS: tuple[tuple[str, str, str], ...] = (
@@ -90,7 +90,7 @@ def explain(error: Exception) -> str:
         if match := re.search(pattern, text):
             return f"{match.expand(what)} {match.expand(remedy)}"
     if match := _STATUS.search(text):
-        status = int(match[1] or match[2])
+        status = int(match[1] or match[2] or match[3])
         if status in _STATUSES:
             return " ".join(_STATUSES[status])
         part = "its artifact store" if _ARTIFACTS.search(text) else "the server"
@@ -127,3 +127,9 @@ def one_line(error: Exception) -> str:
 def error_code(error: BaseException) -> str:
     """Return the code of an MLflow error, "" for another one."""
     return str(getattr(error, "error_code", ""))
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Return whether a proxy refused a request for its size."""
+    match = _STATUS.search(str(error))
+    return match is not None and "413" in match.groups()

@@ -100,17 +100,32 @@ class Journal:
     def abandoned(cls, spool: Path, run_id: str) -> Iterator[Journal]:
         """Yield the journals of `run_id` whose writers have died, oldest first, locked for the caller."""
         for path in sorted((spool / run_id).glob("*.jsonl")):
-            with suppress(FileNotFoundError):  # another process has sent it
-                file = path.open("ab", buffering=0)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()  # its writer is alive
-                    continue
-                if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                    file.close()  # its writer is alive and has just compacted it
-                    continue
-                yield cls(path, file)
+            try:
+                found = cls._locked(path)
+            except FileNotFoundError:
+                continue  # another process has sent it
+            except OSError as error:
+                log.warning("%s is left alone: %s", path, error)
+                continue
+            if found:
+                yield found
+
+    @classmethod
+    def _locked(cls, path: Path) -> Journal | None:
+        """Return the journal, locked, or None if its writer is alive."""
+        with path.open("rb"):
+            file = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return cls(path, file)
+        except BlockingIOError:
+            pass
+        except OSError:
+            file.close()
+            raise
+        file.close()  # its writer holds it, or has just compacted it
+        return None
 
     # --- written by the run
 
@@ -229,16 +244,19 @@ class Journal:
     def set_aside(self, what: Path | StepMetrics | bytes, why: str) -> None:
         """Move a file, a step or a line to the folder `damaged`, and say why."""
         folder = self.path.parents[1] / DAMAGED
-        folder.mkdir(exist_ok=True)
         name = f"{self.path.parent.name}-{self.path.stem}"
-        if isinstance(what, Path):
-            target = folder / f"{name}-{what.name}"
-            what.replace(target)
-        else:
-            target = folder / f"{name}.jsonl"
-            line = what if isinstance(what, bytes) else json.dumps(what._asdict()).encode() + b"\n"
-            with target.open("ab") as file:
-                file.write(line)
+        target = folder / (f"{name}-{what.name}" if isinstance(what, Path) else f"{name}.jsonl")
+        try:
+            folder.mkdir(exist_ok=True)
+            if isinstance(what, Path):
+                what.replace(target)
+            else:
+                line = what if isinstance(what, bytes) else json.dumps(what._asdict()).encode() + b"\n"
+                with target.open("ab") as file:
+                    file.write(line)
+        except OSError as error:
+            log.warning("run %s: %s. It cannot be kept: %s", self.path.parent.name, why, error)
+            return
         log.warning(
             "run %s: %s. It is set aside in %s and not in MLflow.", self.path.parent.name, why, target
         )

@@ -6,6 +6,7 @@ import fcntl
 import getpass
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from orchestrator.version import git_commit
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Make MLflow's page show an experiment as model development; without it, some open as GenAI projects."""
+STARTED_TAG = "mirage.started"
+"""When a process last started or resumed a run, in milliseconds since 1970."""
 DESCRIPTION_TAG = "mlflow.note.content"
 """Holds the description of a run on MLflow's page, in Markdown."""
 
@@ -49,6 +52,7 @@ def start_run(
     A parameter keeps its first value, because MLflow refuses to change it; those that a failed start left out are
     added. Creates the SQLite schema and the experiment where they are missing. Raises TrackingError.
     """
+    tags = {**tags, STARTED_TAG: str(time.time_ns() // 1_000_000)}
     with tracking_errors(uri), _schema_lock(uri):
         client = connect(uri)
         from mlflow.entities import Param, RunTag

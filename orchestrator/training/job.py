@@ -127,7 +127,7 @@ def publish_waiting(echo: Echo) -> bool:
             )
             with owned(location.store, f"run {location.run_id}", echo):
                 _publish_finished(run, emit)
-        except (OrchestratorError, ShardsError, KeyError, TypeError, ValueError) as error:
+        except (OrchestratorError, ShardsError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             echo(f"{file.parent.name}: cannot be published: {error} The file {file} asks for it.")
         complete &= not file.exists()
     return complete

@@ -112,7 +112,7 @@ def test_a_damaged_image_is_set_aside_and_blocks_nothing(store: str, tmp_path: P
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\x00", b'{"checkpoints": 3, "status": 4}'])
-@pytest.mark.parametrize("name", ["checkpoints-5.json", "status.json"])
+@pytest.mark.parametrize("name", ["checkpoints-9999999999999999999.json", "status.json"])
 def test_a_damaged_list_or_status_is_set_aside_and_blocks_nothing(
     store: str, tmp_path: Path, name: str, content: bytes
 ) -> None:
@@ -149,6 +149,19 @@ def test_a_newer_file_replaces_one_that_waits(store: str, tmp_path: Path, name: 
     assert background.sync(store, run_id, tmp_path) == 1
     local = connect(store).download_artifacts(run_id, name, str(tmp_path))
     assert Path(local).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("stray", ["folder", "empty", "part"])
+def test_a_stray_thing_in_the_spool_blocks_nothing(store: str, tmp_path: Path, stray: str) -> None:
+    run_id = runs.start_run(store, "journal", "stray", {}, {})
+    left = Journal.create(tmp_path, run_id)
+    left.add(1, {"loss/total": 1.0})
+    left.close()
+    odd = tmp_path / run_id / {"folder": "0-1.jsonl", "empty": "0-1.jsonl", "part": "0-1.part"}[stray]
+    odd.mkdir() if stray == "folder" else odd.write_bytes(b"")
+    (tmp_path / "file.jsonl").write_text("")
+    assert background.sync(store, run_id, tmp_path) == 1
+    assert [each.problem for each in background.sync_all(store, tmp_path)] == []
 
 
 # --- size ------------------------------------------------------------------------------------------------------

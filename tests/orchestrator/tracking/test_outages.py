@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from PIL import Image
 from orchestrator.errors import TrackingError
 from orchestrator.tracking import background, runs
 from orchestrator.tracking.background import Tracker, sync_all
-from orchestrator.tracking.checkpoints import TrackedCheckpoint
+from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import explain
+from orchestrator.tracking.journal import Journal
 from tests.claims import wait_until
 from tests.orchestrator.tracking.gate import Answer, Gate, artifacts
 
@@ -220,6 +222,45 @@ def test_many_steps_are_sent_in_few_requests(gate: Gate, server: Server, tmp_pat
     del gate.requests[:]
     assert background.sync(gate.uri, run_id, tmp_path) == 300
     assert len(gate.requests) <= 2 + 300 * 9 / background.BATCH_VALUES
+
+
+@on_server
+def test_a_file_that_a_proxy_finds_too_large_holds_nothing_else_back(
+    gate: Gate, server: Server, tmp_path: Path
+) -> None:
+    run_id = runs.start_run(server.uri, "outages", "large", {}, {})
+    gate.fault = lambda path: (413, b"") if "large.bin" in path else None
+    tracker = Tracker(gate.uri, run_id, tmp_path)
+    tracker.artifact("a/large.bin", b"x" * 100)
+    report(tracker, range(3))
+    tracker.end("FINISHED")
+    assert not tracker.close()
+    files = {file.path for file in connect(server.uri).list_artifacts(run_id)}
+    assert files == {"images", "pictures"}
+    gate.fault = lambda path: None
+    assert [each.sent for each in sync_all(gate.uri, tmp_path)] == [1]
+    assert_arrived(server.uri, run_id, 3, parts=1)
+
+
+def test_how_an_earlier_process_ended_says_nothing_of_a_run_that_goes_on_elsewhere(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = runs.start_run(store, "outages", "elsewhere", {}, {})
+    left = Journal.create(tmp_path, run_id)
+    left.add(1, {"loss/total": 1.0})
+    left.add_checkpoints({"checkpoints": [], "params": {}, "validated_on": None})
+    left.end("KILLED")
+    left.close()
+    later = time.time_ns() + 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    runs.start_run(store, "outages", "elsewhere", {}, {}, resume_id=run_id)
+    running = [TrackedCheckpoint("s3://store/5.json", 5, {"average/psnr": 20.0})]
+    sync_checkpoints(connect(store), run_id, running, {}, None)
+    assert [each.problem for each in sync_all(store, tmp_path)] == [""]
+    run = connect(store).get_run(run_id)
+    assert (run.info.status, run.data.metrics["loss/total"]) == ("RUNNING", 1.0)
+    found = connect(store).search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    assert len(found) == 1
 
 
 # --- a run or a database that is gone --------------------------------------------------------------------------
