@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mirage.metrics import PROTOCOLS, measure
+from orchestrator.errors import EvaluationError
 from orchestrator.imaging.convert import to_float
 from shards.evaluation import EvalItem
 
@@ -52,13 +53,21 @@ def evaluate_image(
     device: torch.device,
     perceptual: PerceptualDistance | None = None,
 ) -> list[ImageResult]:
-    """Restore one image once and measure it under each protocol; `dataset` is its name and digest."""
+    """Restore one image once and measure it under each protocol; `dataset` is its name and digest.
+
+    Raises EvaluationError if the restored image is not finite.
+    """
     degraded, clean = to_float(item.degraded, device), to_float(item.clean, device)
     began = time.perf_counter()
     restored = restore(degraded)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
+    if not bool(restored.isfinite().all()):
+        raise EvaluationError(
+            f"{dataset[0]}: {item.degradation} of {item.id}: the model's output is not finite, so it has no score. "
+            "Evaluate other weights, or with precision fp32."
+        )
     result = partial(
         ImageResult,
         *(*dataset, item.source, item.degradation, item.id),

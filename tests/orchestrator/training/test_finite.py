@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps, not_finite
 from orchestrator.config.constraints import Costs
-from orchestrator.errors import RegistryError, TrainingError
+from orchestrator.errors import EvaluationError, RegistryError, TrainingError
 from orchestrator.evaluation.extremes import extremes
-from orchestrator.evaluation.image_results import ImageResult
+from orchestrator.evaluation.image_results import ImageResult, evaluate_image
 from orchestrator.evaluation.ranking import rank_value
 from orchestrator.evaluation.scores import ImageScore
 from orchestrator.registry import registration
@@ -30,6 +31,7 @@ from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.checkpoint import METRIC, Retention
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.finite import require_finite_scores, require_taken_steps
+from shards.evaluation import EvalItem
 from tests.orchestrator.training.test_loop import CPU, Listener, run
 
 WRONG = (math.nan, math.inf, -math.inf)
@@ -222,3 +224,17 @@ def test_a_result_of_an_older_version_that_is_not_finite_is_not_published(
     file.write_text(json.dumps(result))
     with pytest.raises(TrainingError, match=r"1 of .* scores are not finite"):
         run_any(job, lambda line: None, in_process=True)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_evaluation_of_a_model_whose_output_is_not_finite_is_one_error(wrong: float) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+
+    def restore(degraded: Tensor) -> Tensor:
+        out = degraded.clone()
+        out[0, 3, 5] = wrong
+        return out
+
+    item = EvalItem("photograph", "haze", image, image)
+    with pytest.raises(EvaluationError, match="set: haze of photograph: the model's output is not finite"):
+        evaluate_image(item, restore, ["rgb"], ("set", "digest"), CPU)
