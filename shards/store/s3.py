@@ -227,6 +227,8 @@ class S3Store:
 
     def _create(self, key: str, source: Callable[[], IO[bytes]], size: int) -> bool:
         """Upload an object if there is none; return whether this call did."""
+        if size <= PART and self._obeys_conditions():
+            return self._send(key, source, size, IfNoneMatch="*")
         if self._size(key) is not None:
             return False
         if self._obeys_conditions():

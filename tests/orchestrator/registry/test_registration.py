@@ -227,6 +227,8 @@ def test_a_version_on_a_server_is_fetched_once(
     assert fetched.read_bytes() == dumps(model())
     before = fetched.stat().st_mtime_ns
     assert versions.weights_file(version.uri, server.uri).stat().st_mtime_ns == before
+    fetched.write_bytes(b"damaged on this disk" + fetched.read_bytes()[20:])
+    assert versions.weights_file(version.uri, server.uri).read_bytes() == dumps(model())
     degraded = np.full((1, 3, 9, 11), 0.5, np.float32)
     import mlflow
 
