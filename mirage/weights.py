@@ -6,7 +6,7 @@ import io
 import json
 import os
 import pickle
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -200,13 +200,15 @@ def _refuse_padded(model: MIRAGE) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    """Write a file whole or not at all, with the mode that the umask gives. Raises WeightsError."""
+    partial = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(partial, path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        partial.unlink(missing_ok=True)

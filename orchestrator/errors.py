@@ -72,6 +72,10 @@ class ExportError(OrchestratorError):
     """A model that cannot be exported, or whose export computes something else."""
 
 
+class OutputError(OrchestratorError):
+    """A file that cannot be written where the user wants it."""
+
+
 class PhotoError(OrchestratorError):
     """A file is not a photograph that can be read or written."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.bench.errors import BenchError
+from orchestrator.errors import OutputError
+from orchestrator.outputs import write_output
 
 if TYPE_CHECKING:
     from orchestrator.bench.environment import Echo, Environment
@@ -136,12 +138,12 @@ def main(arguments: Sequence[str]) -> int:
             raise BenchError(f"--json {options.json}: its folder does not exist.")
         where = environment.prepare(options.device, options.threads, options.precision)
         result = _benchmark(options.kind)(options, where, print)
-    except BenchError as error:
+        if options.json is not None:
+            record = {**environment.describe(where), "command": environment.command(options), **result}
+            write_output(options.json, json.dumps(record, indent=1) + "\n")
+    except (BenchError, OutputError) as error:
         print(error, file=sys.stderr)
         return 2
-    if options.json is not None:
-        record = {**environment.describe(where), "command": environment.command(options), **result}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -35,13 +35,14 @@ def show(
     use_local_cluster()
     from orchestrator.data.datasets import open_uris
     from orchestrator.data.summary import contact_sheet, describe
+    from orchestrator.imaging.convert import encode_png
+    from orchestrator.outputs import write_output
 
     dataset = open_uris([uri])
     (manifest,) = dataset.manifests
     emit(describe(dataset.uris[0], manifest))
     path = out or Path(f"{manifest.name}.sheet.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(dataset).save(path)
+    write_output(path, encode_png(contact_sheet(dataset)))
     emit(f"sheet      {path}")
 
 
@@ -115,6 +116,8 @@ def audit(
     use_local_cluster()
     from orchestrator.data.datasets import open_uris
     from orchestrator.data.summary import duplicate_sheet
+    from orchestrator.imaging.convert import encode_png
+    from orchestrator.outputs import write_output
     from shards.audit import audit as compare
     from shards.audit import leaked_test_samples
     from shards.processes import ProcessPool, available_cores
@@ -136,8 +139,7 @@ def audit(
         f"{len(duplicates):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} between train and test"
     )
     if duplicates:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        duplicate_sheet(dataset, duplicates[:shown]).save(out)
+        write_output(out, encode_png(duplicate_sheet(dataset, duplicates[:shown])))
         emit(f"pictures   {out}")
     leaked = leaked_test_samples(duplicates)
     for uri, samples in leaked.items():

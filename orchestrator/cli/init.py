@@ -44,6 +44,7 @@ def init(
     from orchestrator.config.loader import job_from_yaml
     from orchestrator.config.starter import starter_job
     from orchestrator.errors import PlanError
+    from orchestrator.outputs import write_output
 
     path = out or Path("jobs") / f"{name}.yaml"
     if path.exists():
@@ -73,9 +74,7 @@ def init(
             raise PlanError(f"--degradation: pairs have one degradation, and {len(kinds)} are named.")
     text = starter_job(name, pack, kinds, path=str(path), steps=steps, gpu=gpu)
     job_from_yaml(text, str(path))  # refuses for example an unknown degradation
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o755)
+    write_output(path, text, executable=True)
     emit(f"written: {path}\nnext:    mirage plan {path}")
 
 

@@ -17,6 +17,7 @@ from mirage import MIRAGE, analysis
 from orchestrator.errors import PhotoError, RegistryError
 from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics, ScaleStatistics
 from orchestrator.imaging.photos import read_photo
+from orchestrator.outputs import write_output
 from orchestrator.registry.resolve import find_model
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import background, runs
@@ -56,9 +57,8 @@ def analyse(
         yield from _lines(one)
     from orchestrator.evaluation.feature_figures import draw
 
-    out.mkdir(parents=True, exist_ok=True)
     content = [as_json(one) for one in found]
-    (out / "analysis.json").write_text(json.dumps(content, indent=1))
+    write_output(out / "analysis.json", json.dumps(content, indent=1))
     files = [out / "analysis.json", *draw(found, out)]
     if run is not None:
         yield _track(run, found, files)

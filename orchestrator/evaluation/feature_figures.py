@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from mirage.analysis import contrast
 from orchestrator.errors import PhotoError
 from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics
+from orchestrator.outputs import write_output
 
 _NAMES = {"encoder1": "scale 1", "encoder2": "scale 2", "encoder3": "scale 3", "latent": "scale 4"}
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b")
@@ -46,7 +48,10 @@ def draw(found: Sequence[FeatureStatistics], out: Path) -> list[Path]:
         for name, figure in figures.items():
             for suffix in ("png", "pdf"):
                 files.append(out / f"{name}.{suffix}")
-                figure.savefig(files[-1], metadata=None if suffix == "png" else {"CreationDate": None})
+                content = io.BytesIO()
+                undated = None if suffix == "png" else {"CreationDate": None}
+                figure.savefig(content, format=suffix, metadata=undated)
+                write_output(files[-1], content.getvalue())
             pyplot.close(figure)
     return files
 

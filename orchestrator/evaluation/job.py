@@ -44,6 +44,7 @@ from orchestrator.evaluation.model_under_test import (
     identify,
 )
 from orchestrator.evaluation.summary import SUMMARY, EvaluationSummary, render, summary_bytes
+from orchestrator.outputs import write_output
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
 from orchestrator.tracking import background, runs
@@ -201,10 +202,9 @@ def _report(evaluation: _Evaluation, echo: Echo) -> None:
             results, evaluation.benchmarks, evaluation.model, job.evaluate.pictures
         )
     folder = home() / "evaluations" / evaluation.name
-    folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in content}
     for name, file in files.items():
-        file.write_bytes(content[name])
+        write_output(file, content[name])
     uri = resolve_tracking_uri(job.track.uri)
     echo("\n" + text + "\n")
     for file in files.values():

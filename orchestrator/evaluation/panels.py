@@ -19,7 +19,8 @@ from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.chunks import Benchmarks
 from orchestrator.evaluation.model_under_test import ModelUnderTest, build_model, fetch_weights, identify
 from orchestrator.imaging.contact_sheet import image_grid
-from orchestrator.imaging.convert import to_float, to_uint8
+from orchestrator.imaging.convert import encode_png, to_float, to_uint8
+from orchestrator.outputs import write_output
 from shards.evaluation import EvalItem
 
 Pixels = NDArray[np.uint8]
@@ -61,8 +62,7 @@ def draw_panels(
     labels = [f"{item.degradation}\n{item.id}" for item in items]
     drawn, captions = zip(*rows, strict=True)
     page = image_grid(drawn, ["degraded", *names, "clean"], labels, captions)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(out, "PNG")
+    write_output(out, encode_png(page))
     return [label.replace("\n", " ") for label in labels]
 
 

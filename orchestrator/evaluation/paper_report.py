@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.errors import EvaluationError
 from orchestrator.evaluation import paper_tables
 from orchestrator.evaluation.summary import SUMMARY, EvaluationSummary, read_summary
+from orchestrator.outputs import write_output
 from orchestrator.paper.tables import NAMES, source
 from orchestrator.paths import home
 
@@ -36,12 +37,11 @@ def report(
     for table in made:
         yield paper_tables.text(table) + "\n"
     folder = out or home() / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     head = f"# The paper's tables with measured scores\n\nPublished rows: {source()}\n\n"
-    (folder / "tables.md").write_text(head + "\n".join(map(paper_tables.markdown, made)))
-    (folder / "tables.csv").write_text(paper_tables.as_csv(made))
+    write_output(folder / "tables.md", head + "\n".join(map(paper_tables.markdown, made)))
+    write_output(folder / "tables.csv", paper_tables.as_csv(made))
     content = {"source": source(), "tables": [asdict(table) for table in made]}
-    (folder / "tables.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    write_output(folder / "tables.json", json.dumps(content, indent=1, ensure_ascii=False))
     yield f"published rows: {source()}"
     yield f"written: {folder / 'tables.md'}, tables.csv, tables.json"
 

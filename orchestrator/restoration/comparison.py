@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from orchestrator.errors import PhotoError
 from orchestrator.imaging.contact_sheet import image_grid
+from orchestrator.imaging.convert import encode_png
 from orchestrator.imaging.photos import Photo, decode
+from orchestrator.outputs import write_output
 from orchestrator.restoration.locations import ObjectLocation
 
 MAX_ROWS = 20
@@ -21,18 +22,13 @@ _ORIENTATION = 274
 
 
 def comparison(pairs: Sequence[tuple[ObjectLocation, ObjectLocation]], out: Path) -> Path:
-    """Write a PNG with one row per (photograph, result), for the first `MAX_ROWS`. Raises PhotoError."""
+    """Write a PNG with one row per (photograph, result), for the first `MAX_ROWS`. Raises PhotoError, OutputError."""
     rows = []
     for pair in pairs[:MAX_ROWS]:
         rows.append([_upright(decode(location.store.read(location.key), str(location))) for location in pair])
     labels = [_short(result.key) for _, result in pairs[:MAX_ROWS]]
     page = image_grid(rows, ("before", "after"), labels, cell=CELL_PIXELS)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        page.save(out, "PNG")
-    except OSError as error:
-        raise PhotoError(f"--compare {out}: cannot be written ({error.strerror})") from error
-    return out
+    return write_output(out, encode_png(page))
 
 
 def _upright(photo: Photo) -> NDArray[np.uint8]:

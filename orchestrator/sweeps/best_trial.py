@@ -11,6 +11,7 @@ from orchestrator.config.search_space import Values, candidate, set_key
 from orchestrator.config.starter import FIRST_LINE
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.errors import SweepError
+from orchestrator.outputs import write_output
 from orchestrator.sweeps.trial_table import TrialRow, TrialTable
 
 
@@ -70,7 +71,6 @@ def export_job(job: SweepJob, sweep: str, table: TrialTable, out: Path, number: 
         f"# Trial {trial.number} of sweep {sweep}: {format_params(trial.values)}.\n"
         f"# Validation: {trial.psnr:.2f} dB PSNR at step {trial.step}; {trial.costs.parameters:,} parameters.\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"{FIRST_LINE}\n" + head + dump_job(winning_job(job, sweep, trial, name)))
-    out.chmod(0o755)
+    text = f"{FIRST_LINE}\n" + head + dump_job(winning_job(job, sweep, trial, name))
+    write_output(out, text, executable=True)
     return f"{out}: trial {trial.number} of {sweep}. See what it takes: mirage plan {out}"

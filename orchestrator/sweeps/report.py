@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from orchestrator import tables
 from orchestrator.config.constraints import format_quantity
 from orchestrator.config.sweep_schema import SweepJob, format_value
+from orchestrator.outputs import write_output
 from orchestrator.sweeps.best_trial import format_params
 from orchestrator.sweeps.importance import Importance, comparable, importance, pareto_front
 from orchestrator.sweeps.plan import grid_points
@@ -51,10 +52,7 @@ def write_report(job: SweepJob, name: str, events: Sequence[Event], folder: Path
     files = {f"{key}.svg": picture for key, picture in pictures.items()}
     files |= {"leaderboard.txt": "\n".join(leaderboard(job, table)), "report.md": text}
     files["report.html"] = _html(name, text, pictures)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        (folder / file).write_text(content)
-    return [folder / file for file in files]
+    return [write_output(folder / file, content) for file, content in files.items()]
 
 
 def compute_of(job: SweepJob, table: TrialTable) -> Compute:
