@@ -72,6 +72,8 @@ class ConditionalServer:
                         "server",
                     ):
                         self.send_header(name, value)
+                if self.command == "PUT":
+                    self.send_header("Content-Type", "text/html")  # as moto and others do, without a body
                 length = headers.get("content-length") if self.command == "HEAD" else None
                 self.send_header("Content-Length", length or str(len(body)))
                 self.end_headers()
