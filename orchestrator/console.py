@@ -90,6 +90,9 @@ def text(event: Event) -> str:
             return f"{before}stopping: the run writes a checkpoint at its next step and stops"
         case events.WorkersRestarting(step):
             return f"another group of workers resumes from step {step}"
+        case events.WorkersReplaced(ranks, reason):
+            which = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(map(str, ranks))}"
+            return f"{which} failed: {reason}"
         case events.WorkersFailed(error):
             return f"{error}\nThe run made progress before it failed; restarting it."
         case events.WorkerKilled(rank, step):

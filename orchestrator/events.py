@@ -156,6 +156,15 @@ class WorkersRestarting(Event):
 
 
 @dataclass(frozen=True)
+class WorkersReplaced(Event):
+    """Workers died or failed; Ray Train starts the group again."""
+
+    ranks: tuple[int, ...]
+    reason: str
+    """Of the first one."""
+
+
+@dataclass(frozen=True)
 class WorkersFailed(Event):
     """Workers died too often, but the run made progress, so another group is started."""
 

@@ -23,6 +23,7 @@ _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Ray's dashboard and state API show each run and its workers
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a notice may leave 30 seconds
     # After the loss of a node Ray waits this long for as many workers as before; then it accepts fewer.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }

@@ -23,7 +23,7 @@ def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callabl
     if (
         "RAY_ADDRESS" not in os.environ
     ):  # a Ray head of its own, on loopback: Ray reads this when it is imported
-        os.environ.update({**ray_head.ENVIRONMENT, "RAY_AUTH_MODE": ray_head.auth_mode()})
+        os.environ.update({**ray_head.ENVIRONMENT, **ray_head.auth_environment()})
     from orchestrator.serving.ray_serve import replicas
 
     tracking_uri = resolve_tracking_uri()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.store import open_store
+
+_CHECKPOINT = re.compile(r"checkpoints/(\d+-[0-9a-f]{12})\.json")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class WorkerAssignment:
         job = job_from_mapping(self.job)
         assert isinstance(job, Job), "only training jobs have workers"
         return job
+
+    def newest_checkpoint(self) -> str:
+        """Return the name of the run's newest checkpoint, verified or not, or ""; if it changes, the run progresses."""
+        found = map(_CHECKPOINT.fullmatch, open_store(self.run_uri).list("checkpoints/"))
+        return max((match[1] for match in found if match), default="")
 
     def train(self, job: Job, engine: Engine, driver: Driver) -> JobOutcome:
         """Take part in the run of `job`, the resolved one, until it ends or the driver stops it."""

@@ -19,7 +19,7 @@ class ControlSignal(IntEnum):
 
 
 class Driver(Protocol):
-    """A worker's connection to the process that launched it. No method blocks or raises."""
+    """A worker's connection to the process that launched it. No method waits for that process."""
 
     def emit(self, event: Event) -> None:
         """Send an event."""

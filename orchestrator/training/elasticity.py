@@ -1,13 +1,13 @@
-"""Decide when a group of workers is replaced: its nodes are leaving, or the cluster has capacity for more workers."""
+"""Decide when a group of workers is replaced because the cluster has capacity for more."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator.cluster.capacity import Resources, fitting_workers
 from orchestrator.config.schema import Workers
-from orchestrator.events import CapacityAvailable, NodesDraining, RestartRequested
+from orchestrator.events import CapacityAvailable
 
 
 class ElasticityPolicy:
@@ -18,21 +18,13 @@ class ElasticityPolicy:
         self._clock = clock
         self._capacity_since: float | None = None
 
-    def restart(
-        self, members: Mapping[int, str], draining: Mapping[str, float], free: Sequence[Resources], now: float
-    ) -> RestartRequested | None:
-        """Return why the group should be replaced, or None.
+    def restart(self, workers: int, free: Sequence[Resources]) -> CapacityAvailable | None:
+        """Return why a group of this many workers should be replaced, or None.
 
-        `members`: the workers' nodes by rank. `draining`: node -> Unix time at which it leaves, 0 if not known.
-        `free`: free resources of each node that stays. `now`: Unix time.
+        `free`: free resources of each node that stays.
         """
-        leaving = {rank: node for rank, node in sorted(members.items()) if node in draining}
-        if leaving:
-            known = [draining[node] - now for node in leaving.values() if draining[node]]
-            seconds = max(0.0, min(known)) if known else None
-            return NodesDraining(tuple(sorted(set(leaving.values()))), tuple(leaving), seconds)
-        missing = self._workers.max - len(members)
-        more = min(missing, fitting_workers(self._workers, free)) if members and missing > 0 else 0
+        missing = self._workers.max - workers
+        more = min(missing, fitting_workers(self._workers, free)) if workers and missing > 0 else 0
         if more <= 0:
             self._capacity_since = None
             return None

@@ -14,12 +14,20 @@ from typing import Any
 
 import ray
 
-from orchestrator.events import Event, LogMessage, WorkerTerminated
+from orchestrator.events import CheckpointWritten, Event, LogMessage, NodesDraining, WorkerTerminated
 from orchestrator.training.driver import ControlSignal, Driver
+from orchestrator.training.ray_session import RaySession
+
+Group = tuple[int, int, dict[int, str]]
+"""Number of a group of workers, its size, and its workers' nodes by rank."""
 
 
 class DriverRelay:
-    """An actor between driver and workers; it holds no durable state."""
+    """An actor between driver and workers.
+
+    Ray starts it again if its process dies. Driver and workers then tell it all it knew, except the events that the
+    driver had not collected, at most those of the last half second.
+    """
 
     def __init__(self) -> None:
         self._signal = ControlSignal.CONTINUE
@@ -28,6 +36,7 @@ class DriverRelay:
         self._members: dict[int, str] = {}
         self._world_size = 0
         self._groups = 0
+        self._knows_driver = False
 
     def join(self, rank: int, world_size: int, node: str) -> int:
         """Register a started worker and return the number of its group.
@@ -40,23 +49,24 @@ class DriverRelay:
         self._members[rank] = node
         return self._groups
 
-    def group(self) -> tuple[int, int, dict[int, str]]:
-        """Return the number of groups so far, the newest group's size, and its workers' nodes by rank."""
-        return self._groups, self._world_size, self._members
+    def group(self) -> Group:
+        """Return the newest group; its number is that of the groups so far."""
+        return self._groups, self._world_size, dict(self._members)
 
-    def exchange(self, events: list[Event]) -> ControlSignal:
-        """Take a worker's events and return the control signal."""
+    def exchange(self, events: list[Event], group: Group | None = None) -> ControlSignal:
+        """Take a worker's events, and its group if it knows it, and return the control signal."""
         self._events += events
+        if group is not None and self._knows_driver and group[0] >= self._groups:
+            self._groups, self._world_size, self._members = group[0], group[1], dict(group[2])
         return self._signal
 
-    def collect(self) -> list[Event]:
-        """Return the events since the previous call."""
+    def collect(self, signal: ControlSignal, groups: int) -> list[Event]:
+        """Set the control signal and return the events since the previous call; the driver knows of `groups` groups."""
+        self._signal = signal
+        if not self._knows_driver:  # this process has just started; who joined it is a new group
+            self._knows_driver, self._groups = True, groups + bool(self._members)
         events, self._events = self._events, []
         return events
-
-    def set_signal(self, signal: ControlSignal) -> None:
-        """Set the control signal."""
-        self._signal = signal
 
     def fail(self, message: str) -> None:
         """Record a failure that a restart cannot cure; the first one counts."""
@@ -75,39 +85,52 @@ class RemoteDriver:
     """The driver as a worker sees it: events are sent in the background, and replies read once they are there.
 
     Worker 0 asks for the control signal about once a second, and before each regular checkpoint, since a run that
-    resumes from it does not repeat the events before it. The other workers only send their events.
+    resumes from it does not repeat the events before it. The other workers only send their events. `session` tells
+    Ray Train of checkpoints and returns its notices of nodes that leave.
     """
 
-    def __init__(self, relay: Any, rank: int, checkpoint_every: int) -> None:
+    def __init__(self, relay: Any, rank: int, checkpoint_every: int, session: RaySession) -> None:
         self._relay, self._rank, self._checkpoint_every = relay, rank, checkpoint_every
+        self._session = session
         self._events: list[Event] = []
         self._exchange: Any = None
         self._next_exchange = 0.0
-        self._signal = ControlSignal.CONTINUE
-        self._reported_sigterm = False
+        self._signal = self._own_signal = ControlSignal.CONTINUE
+        self._group: Group | None = None
 
     def emit(self, event: Event) -> None:
         """Queue an event for the next exchange."""
         self._events.append(event)
+        if isinstance(event, CheckpointWritten):
+            self._session.add_checkpoint(event)
 
     def control_signal(self, step: int) -> ControlSignal:
-        """Return the newest signal from the driver, or RESTART if this process received SIGTERM."""
-        own = ControlSignal.RESTART if SigtermFlag.received else ControlSignal.CONTINUE
-        if own and not self._reported_sigterm:
-            self._reported_sigterm = True
-            self.emit(WorkerTerminated(self._rank))
+        """Return the newest signal from the driver, or RESTART if this process received SIGTERM or a node leaves."""
+        draining = self._session.synchronize(step)
+        if SigtermFlag.received:
+            self._restart(WorkerTerminated(self._rank))
+        if draining is not None:
+            self._restart(draining if self._rank == 0 else None)
         if self._exchange is not None and ray.wait([self._exchange], timeout=0)[0]:
             self._signal, self._exchange = ControlSignal(ray.get(self._exchange)), None
         is_time = self._exchange is None and time.monotonic() >= self._next_exchange
         if (is_time or step % self._checkpoint_every == 0) and (self._rank == 0 or self._events):
+            if self._rank == 0 and self._group is None:
+                self._group = ray.get(self._relay.group.remote())  # complete: all workers have synchronized
             events, self._events = self._events, []
             self._next_exchange = time.monotonic() + _EXCHANGE_SECONDS
-            self._exchange = self._relay.exchange.remote(events)
-        return max(self._signal, own)
+            self._exchange = self._relay.exchange.remote(events, self._group)
+        return max(self._signal, self._own_signal)
+
+    def _restart(self, reason: WorkerTerminated | NodesDraining | None) -> None:
+        if self._own_signal is ControlSignal.CONTINUE:
+            self._own_signal = ControlSignal.RESTART
+            if reason is not None:
+                self.emit(reason)
 
     def flush(self) -> None:
         """Send the queued events and wait until they have arrived."""
-        ray.get(self._relay.exchange.remote(self._events))
+        ray.get(self._relay.exchange.remote(self._events, self._group))
         self._events = []
 
 

@@ -1,12 +1,13 @@
 """Launch a run on Ray Train with as many workers as the job allows and the cluster can hold.
 
 Ray keeps one group of workers alive: when a worker or a node dies, it restarts the group, with fewer workers (but at
-least `workers.min`) if there is no replacement. When a node is draining, or when there has been capacity for more
-workers for a while, the group writes a checkpoint and exits, and another group resumes: no step is lost. The training
-itself is `orchestrator.training.loop`; its result does not depend on the number of workers.
+least `workers.min`) if there is no replacement. When Ray Train gives notice that a node leaves, or when there has been
+capacity for more workers for a while, the group writes a checkpoint and exits, and another group resumes: no step is
+lost. Ray Train would train on until the node is gone, and repeat what follows the checkpoint. The training itself is
+`orchestrator.training.loop`; its result does not depend on the number of workers.
 
-Checkpoints are written by the run (`orchestrator.training.checkpoint`), not by Ray: a checkpoint in the store counts,
-whatever Ray knew of it when a worker died.
+Checkpoints are written by the run (`orchestrator.training.checkpoint`) and reported to Ray Train (`ray_session`): a
+checkpoint in the store counts, whatever Ray knew of it when a worker died.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.elasticity import ElasticityPolicy
 from orchestrator.training.ray_driver_relay import DriverRelay, SigtermFlag
 from orchestrator.training.ray_worker import run_worker
-from shards.store import open_store
 
 _POLL_SECONDS = 0.5
 _NEVER_SECONDS = 1e9
+_PREEMPTION_GRACE_SECONDS = 30.0
+_SAME_FAILURE_SECONDS = 5.0  # less than a group needs to start again
+_COLLECTIVE_TIMEOUT = "RAY_TRAIN_COLLECTIVE_TIMEOUT_S"
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -57,6 +60,24 @@ class _TorchConfig(TorchConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[_Backend]:
         return _Backend
+
+
+class FailureReports(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells the driver which workers failed; Ray Train calls it in its controller, at each poll until they are gone."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+        self._reported: tuple[int, ...] = ()
+        self._last_call = 0.0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Send the driver an event, unless Ray Train repeats the failure."""
+        ranks = tuple(sorted(worker_exceptions))
+        is_new = ranks != self._reported or time.monotonic() - self._last_call > _SAME_FAILURE_SECONDS
+        self._reported, self._last_call = ranks, time.monotonic()
+        if is_new:
+            event = events.WorkersReplaced(ranks, _root_cause(worker_exceptions[ranks[0]]))
+            self._relay.exchange.remote([event])
 
 
 class FailureLimitReachedError(TrainingError):
@@ -88,11 +109,11 @@ def launch(
         )
         if workers == 0:
             return JobOutcome("stopped", 0, 0)
-        newest = _newest_checkpoint(assignment)
+        newest = assignment.newest_checkpoint()
         try:
             outcome = _WorkerGroup(job, assignment, driver, stop, deadline).run(workers)
         except FailureLimitReachedError as error:
-            if not retry_on_progress or _newest_checkpoint(assignment) == newest or stop.is_set():
+            if not retry_on_progress or assignment.newest_checkpoint() == newest or stop.is_set():
                 raise
             driver.emit(events.WorkersFailed(str(error)))
         else:
@@ -119,7 +140,8 @@ class _WorkerGroup:
         self._stop_reason = ""
         # On this process's node: the relay must not be lost with another node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._relay = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverRelay).remote()
+        restarted = {"max_restarts": -1, "max_task_retries": -1}
+        self._relay = ray.remote(num_cpus=0, scheduling_strategy=here, **restarted)(DriverRelay).remote()
         self._elasticity = ElasticityPolicy(job.workers)
         self._requests = NodeRequest(job.workers) if is_autoscaling() else None
         self._signal = ControlSignal.CONTINUE
@@ -176,22 +198,31 @@ class _WorkerGroup:
                 # Ray would resume what it finds under a known name; resuming is our part, so each name is new.
                 name=f"{self._assignment.run_uri.rsplit('/', 1)[-1]}-{time.time_ns() // 1_000_000}",
                 storage_path=os.path.join(self._assignment.home, "ray"),  # of Ray's marker files
-                failure_config=ray.train.FailureConfig(max_failures=need.max_failures),
+                callbacks=[FailureReports(self._relay)],
+                failure_config=ray.train.FailureConfig(
+                    max_failures=need.max_failures,
+                    max_preemption_failures=-1,  # a node that leaves after a notice is no failure
+                    # If the node is gone before the checkpoint is written, worker 0 may write it to its end. Without
+                    # relax_collectives_on_preemption: the barriers of workers that still train would get out of step.
+                    preemption_grace_s=_PREEMPTION_GRACE_SECONDS,
+                ),
             ),
         )
 
     def _fit(self, trainer: TorchTrainer) -> None:
+        # Ray Train's own barriers would wait for a hung worker without end.
+        os.environ[_COLLECTIVE_TIMEOUT] = str(self._job.workers.collective_timeout_seconds)
         try:
             self._result.append(trainer.fit())
         except BaseException as error:  # the main thread raises it
             self._result.append(error)
 
     def _forward_events(self) -> None:
-        for event in ray.get(self._relay.collect.remote()):
+        for event in ray.get(self._relay.collect.remote(self._signal, self._groups)):
             self._driver.emit(event)
 
     def _supervise(self) -> None:
-        """Send the workers a control signal if there is a reason, and give up on a group that does not start."""
+        """Choose the control signal of the next exchange, and give up on a group that does not start."""
         if self._is_stopping():
             self._send(ControlSignal.STOP, events.StopRequested(self._stop_reason))
             return
@@ -199,13 +230,14 @@ class _WorkerGroup:
         if self._waiting_since is not None:
             self._check_start_timeout(self._waiting_since)
             return
+        if not members:
+            return
         if lost := _on_dead_nodes(members):
             self._wait_for_replacement(lost, len(members))
             return
-        draining = draining_nodes()
-        restart = self._elasticity.restart(members, draining, self._capacity(members, draining), time.time())
-        if restart:
-            self._send(ControlSignal.RESTART, restart)
+        more = self._elasticity.restart(len(members), self._capacity(len(members)))
+        if more:
+            self._send(ControlSignal.RESTART, more)
 
     def _is_stopping(self) -> bool:
         if self._deadline and time.monotonic() > self._deadline and not self._stop.is_set():
@@ -216,17 +248,20 @@ class _WorkerGroup:
         return self._stop.is_set()
 
     def _running_members(self) -> dict[int, str]:
-        """Return the nodes of the newest group's workers by rank; report a new group."""
+        """Return the nodes of the newest group's workers by rank; report a new group.
+
+        Empty while the relay does not know all of them: not all have joined, or it was restarted.
+        """
         groups, size, members = ray.get(self._relay.group.remote())
-        if groups != self._groups:
+        if groups > self._groups:
             self._groups, self._waiting_since = groups, None
             self._driver.emit(events.WorkersStarted(size))
-        return dict(members)
+        return members if len(members) == size else {}
 
     def _check_start_timeout(self, since: float) -> None:
         timeout = self._job.workers.startup_timeout_seconds
         if time.monotonic() - since > timeout:
-            self._relay.set_signal.remote(ControlSignal.STOP)  # in case a group starts after all
+            self._relay.collect.remote(ControlSignal.STOP, self._groups)  # in case a group starts after all
             raise PlanError(
                 f"no group of workers started within workers.startup_timeout_seconds ({timeout:g} s). "
                 "Run `ray status` to see what the cluster is waiting for. "
@@ -243,11 +278,12 @@ class _WorkerGroup:
             nodes = tuple(sorted(set(lost.values())))
             self._driver.emit(events.WorkersLost(nodes, tuple(sorted(lost)), waiting_for))
 
-    def _capacity(self, members: dict[int, str], draining: dict[str, float]) -> list[Resources]:
+    def _capacity(self, workers: int) -> list[Resources]:
         """Return the free resources of nodes that stay; request the missing workers of an autoscaling cluster."""
+        draining = draining_nodes()
         free = free_resources(draining)
         if self._requests:
-            self._requests.request(self._job.workers.max - len(members))
+            self._requests.request(self._job.workers.max - workers)
             free += [self._requests.bundle] * self._requests.ready(draining)
         return free
 
@@ -255,17 +291,11 @@ class _WorkerGroup:
         if signal > self._signal:
             self._signal = signal
             self._driver.emit(event)
-            self._relay.set_signal.remote(signal)
 
 
 def _on_dead_nodes(members: dict[int, str]) -> dict[int, str]:
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return {rank: node for rank, node in members.items() if node not in alive}
-
-
-def _newest_checkpoint(assignment: WorkerAssignment) -> str:
-    """Return the newest checkpoint's name, verified or not, or ""; if it changes, the run makes progress."""
-    return max(open_store(assignment.run_uri).list("checkpoints/"), default="")
 
 
 def _root_cause(error: BaseException) -> str:

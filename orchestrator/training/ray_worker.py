@@ -19,7 +19,10 @@ from orchestrator.training.driver import Driver
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver
+from orchestrator.training.ray_session import RaySession, reported_checkpoint
 from shards.errors import ShardsError, UnreachableStoreError
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("orchestrator", "shards", "mirage")
 
@@ -36,7 +39,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    driver = RemoteDriver(relay, rank, job.checkpoint.every_steps)
+    session = RaySession(assignment.run_uri)
+    driver = RemoteDriver(relay, rank, job.checkpoint.every_steps, session)
     handler = DriverLogHandler(driver)
     node = ray.get_runtime_context().get_node_id()
     group = ray.get(relay.join.remote(rank, context.get_world_size(), node))
@@ -47,7 +51,10 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
     try:
+        if rank == 0:
+            _compare_with_ray(assignment)
         outcome = assignment.train(job, engine_for(job, ray.train.torch.get_device()), run_driver)
+        session.finish()
     except UnreachableStoreError:
         raise  # the store may be reachable again when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:
@@ -58,3 +65,14 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         for package in _PACKAGES:
             logging.getLogger(package).removeHandler(handler)
     return asdict(outcome)
+
+
+def _compare_with_ray(assignment: WorkerAssignment) -> None:
+    """Warn if the store lost the checkpoint that Ray Train would resume from.
+
+    The run resumes from the newest valid checkpoint in the store, whatever Ray Train was told of: it may have been told
+    of an older one, or of none by an earlier submission.
+    """
+    reported = reported_checkpoint()
+    if reported > assignment.newest_checkpoint():
+        log.warning("checkpoint %s is not in %s any more; steps are repeated", reported, assignment.run_uri)

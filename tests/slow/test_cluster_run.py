@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train import Result
 from torch import Tensor
 
 from orchestrator.events import (
@@ -20,6 +22,7 @@ from orchestrator.events import (
     RunStarted,
     RunStopped,
     Validation,
+    WorkersReplaced,
     WorkersStarted,
     WorkersStarting,
 )
@@ -39,6 +42,12 @@ def submit(project: Project, *words: str, **options: Any) -> str:
     assert done.status == 0, done.text
     (job,) = set(re.findall(r"raysubmit_\w+", done.text))
     return job
+
+
+def train_runs(project: Project) -> list[dict[str, Any]]:
+    """Return what Ray's state API says of all Train runs."""
+    with urllib.request.urlopen("http://127.0.0.1:8265/api/train/v2/runs/v1", timeout=30) as answer:
+        return list(json.load(answer)["train_runs"])
 
 
 def leaked_groups(project: Project) -> list[str]:
@@ -85,6 +94,26 @@ def test_every_event_of_the_run_is_in_the_jobs_log_once_and_in_order(
     assert not [line for line in lines if "pid=" in line or "RayTrainWorker" in line]
 
 
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's
+def test_ray_knows_the_run_and_each_checkpoint_with_its_metrics(project: Project, uninterrupted) -> None:
+    (folder,) = runs(project, "small")
+    (run,) = (run for run in train_runs(project) if str(run["name"]).rpartition("-")[0] == folder.name)
+    assert run["status"] == "FINISHED"
+    assert [len(attempt["workers"]) for attempt in run["attempts"]] == [2]
+    result = Result.from_path(project.root / ".mirage" / "ray" / run["name"])
+    in_store = {file.stem: json.loads(file.read_bytes()) for file in (folder / "checkpoints").iterdir()}
+    newest = max(in_store)
+    assert Path(result.checkpoint.path).name == newest
+    uri = f"s3://mirage/runs/{folder.name}/checkpoints/{newest}.json"
+    with result.checkpoint.as_directory() as pointer:
+        assert json.loads((Path(pointer) / "checkpoint.json").read_bytes()) == {"uri": uri}
+    reported = {Path(checkpoint.path).name: metrics for checkpoint, metrics in result.best_checkpoints}
+    assert reported[newest] == {"step": 100, "checkpoint": uri, **in_store[newest]["metrics"]}
+    assert reported[newest]["val/psnr"] > 0
+    # Ray deletes none that the store keeps.
+    assert in_store.keys() - reported.keys() == set()
+
+
 def test_submitting_a_finished_job_from_anywhere_without_its_executable_bit_reports_it_and_changes_nothing(
     project: Project, uninterrupted, tmp_path: Path
 ) -> None:
@@ -119,6 +148,10 @@ def test_a_killed_worker_costs_time_and_nothing_else_in_a_job_submitted_from_any
     workers[-1].kill()
     done = project.wait_for_end(job)
     assert done.status == 0, done.text
+    failed = find_event(project.events(job), WorkersReplaced)
+    assert failed
+    assert {*failed[1].ranks} <= {0, 1}
+    assert failed[1].reason
     resumed = find_event(project.events(job), Resumed)
     assert resumed
     assert resumed[1].step >= 10

@@ -7,7 +7,7 @@
     └── logs/                rclone.log, ray-start.log; ray/ holds Ray's own logs, also after `down`
 
 `up.json` is written before anything starts, so that the next `up` or `down` finds what an interrupted `up` left.
-Ray needs no password by default, so it and the store listen on 127.0.0.1 only.
+Ray 2.60 asks for no token by default, so it and the store listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _environment(home: Path, server: S3Server | None) -> dict[str, str]:
     return {
         **(server.environment() if server else {}),
         **ray_head.ENVIRONMENT,
-        "RAY_AUTH_MODE": ray_head.auth_mode(),
+        **ray_head.auth_environment(),
         "MLFLOW_TRACKING_URI": tracking,
         "MIRAGE_HOME": str(home),
         "NO_PROXY": _no_proxy(),

@@ -13,8 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from packaging.version import Version
 
 from orchestrator.cluster.local import processes
 from orchestrator.cluster.local.ports import free_port, url_opener
@@ -39,6 +42,8 @@ ENVIRONMENT = {
 }
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK", "OMP_NUM_THREADS")
 _AWS_NOT_INHERITED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_ENDPOINT_URL_S3")
+_TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Where Ray looks for a token, before `~/.ray/auth_token`."""
 _RECORDED = ("gcs_server", RAYLET)
 _START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 300 * 2**20  # batches travel through files, not through Ray's object store
@@ -86,6 +91,8 @@ def start(state: ClusterState, project: Path, log: Path, cpus: int | None) -> li
     dropped = {*_NOT_INHERITED, *(_AWS_NOT_INHERITED if state.s3 is not None else ())}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     own = {**state.environment, "PATH": path_with_this_python(), processes.TAG: state.tag}
+    if state.environment["RAY_AUTH_MODE"] == "token":
+        make_token_if_missing(ray, {**inherited, **own})
     with open(log, "wb") as output:
         try:
             ended = subprocess.run(
@@ -116,6 +123,21 @@ def start(state: ClusterState, project: Path, log: Path, cpus: int | None) -> li
                 )
             time.sleep(0.2)
     return [process for process in processes.tagged(state.tag) if process.name in _RECORDED]
+
+
+def make_token_if_missing(ray: str, environment: Mapping[str, str]) -> None:
+    """Write `~/.ray/auth_token` unless Ray finds a token. Raises `ClusterError` with Ray's error."""
+    made = subprocess.run(
+        [ray, "get-auth-token", "--generate"],
+        env=environment,
+        umask=0o077,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ClusterError(f"Ray cannot read or make a token: {reason}")
 
 
 def dashboard_answers(port: int) -> bool:
@@ -178,13 +200,18 @@ def stop_jobs(dashboard_port: int, environment: Mapping[str, str], grace_seconds
     return stopped
 
 
-def auth_mode() -> str:
-    """Return whether the head asks for a token: only if the user says so.
+def auth_environment() -> dict[str, str]:
+    """Return the variables by which the head asks for a token, and clients find it.
 
-    By default Ray asks for one as soon as `~/.ray/auth_token` exists, which any earlier `ray.init()` may have made;
-    the same command would then work on one machine and fail on the next.
+    RAY_AUTH_MODE of the shell decides, else the default of Ray's clients: a token from Ray 2.61 on, none before. An
+    earlier client sends a token only if that variable says so, and `ray job submit` must work in any shell. A head of
+    such a version asks for one by default if `~/.ray/auth_token` exists: the same command would work on one machine and
+    fail on the next.
     """
-    return os.environ.get("RAY_AUTH_MODE", "disabled")
+    default = "token" if Version(version("ray")) >= Version("2.61") else "disabled"
+    mode = os.environ.get("RAY_AUTH_MODE", default)
+    sources = _TOKEN_SOURCES if mode == "token" else ()
+    return {"RAY_AUTH_MODE": mode, **{name: os.environ[name] for name in sources if name in os.environ}}
 
 
 def session_logs(temp_dir: Path) -> Path:
