@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.config.identity import sweep_id
 from orchestrator.config.loader import load_job
 from orchestrator.config.schema import Job
-from orchestrator.errors import PlanError, SweepError
+from orchestrator.config.sweep_schema import SweepJob
+from orchestrator.errors import OwnedError, PlanError, SweepError
+from orchestrator.ownership import FOLDER, Owner, newest_claim, numbered_claim, owned
 from orchestrator.runner import run_any
+from orchestrator.sweeps import job as sweeps_job
 from orchestrator.sweeps.event_log import EventLog
 from orchestrator.sweeps.lookup import find_sweep
-from shards.store import LocalStore
+from shards.dataset import Dataset
+from shards.store import LocalStore, Store
 
 
 def test_a_sweep_in_process_is_refused_in_one_line(make_sweep) -> None:
@@ -82,3 +90,48 @@ def test_a_sweep_from_before_ray_tune_is_not_continued_and_the_error_says_what_w
     with pytest.raises(SweepError, match="older version") as caught:
         EventLog(LocalStore(old_sweep))
     assert "mirage sweep report" in str(caught.value)
+
+
+@pytest.fixture
+def real_sweep(make_sweep, small_job, small_data, store):
+    """A sweep on the small dataset, with MLflow in a database that exists."""
+    job = small_job()
+    sections = {name: job.model_dump(mode="json")[name] for name in ("data", "storage", "validation")}
+    return make_sweep({**sections, "track": {"experiment": "sweeps", "uri": store}}, winner={"then": "none"})
+
+
+def sweep_folder(job: SweepJob, data: Dataset) -> Store:
+    return sweeps_job.sweep_store(job, sweep_id(job, data))
+
+
+def test_a_second_driver_of_a_sweep_hears_who_owns_it_and_records_nothing(real_sweep, small_data) -> None:
+    folder = sweep_folder(real_sweep, small_data)
+    with (
+        owned(folder, "sweep", print),
+        pytest.raises(OwnedError, match=rf"sweep mine-.* belongs to process {os.getpid()}"),
+    ):
+        run_any(real_sweep, lambda line: None)
+    assert [key for key in folder.list() if not key.startswith("owner/")] == []
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
+    real_sweep, small_data, monkeypatch, taken_over
+) -> None:
+    """A stop, or a successor: what the search itself does is tested on real clusters."""
+    folder = sweep_folder(real_sweep, small_data)
+
+    def search(tracking: object, log: EventLog, stop: threading.Event) -> bool:
+        if taken_over:
+            folder.write_pointer(numbered_claim(folder, FOLDER), Owner.here().to_json())
+            return True
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise AssertionError("it is stopped before")
+
+    monkeypatch.setattr(sweeps_job, "_search", search)
+    if taken_over:
+        with pytest.raises(OwnedError, match="taken over"):
+            run_any(real_sweep, lambda line: None)
+        return
+    assert run_any(real_sweep, lambda line: None).status == "stopped"
+    assert Owner.from_json(folder.read_pointer(newest_claim(folder, FOLDER)) or b"").released
