@@ -25,7 +25,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,11 +47,12 @@ _NOT_REPEATED = ("submitted", "started", "exhausted")
 class EventLog:
     """The events of one sweep and their table, written by one driver at a time.
 
+    `check` is called before each write; it raises if another driver has taken over.
     Raises SweepError if events are damaged, or from before Ray Tune.
     """
 
-    def __init__(self, store: Store, echo: Echo = print) -> None:
-        self._store, self.echo = store, echo
+    def __init__(self, store: Store, echo: Echo = print, check: Callable[[], None] = lambda: None) -> None:
+        self._store, self.echo, self._check = store, echo, check
         self._driver = uuid.uuid4().hex[:12]
         self.events = read_events(store)
         if any(event["kind"] == "submitted" and event.get("format") != _FORMAT for event in self.events):

@@ -72,7 +72,7 @@ def _run(job: SweepJob, print_events: Echo, echo: Echo, wait: bool) -> JobOutcom
     store.ensure_bucket()
     stop = threading.Event()
     with owned(store, f"sweep {name}", print_events, wait=wait, on_lost=stop.set) as lease:
-        log = EventLog(store, print_events)
+        log = EventLog(store, print_events, lease.check)
         log.echo(f"sweep {name}" + (f" continues after {len(log.events)} events" if log.events else ""))
         uri = resolve_tracking_uri(job.track.uri)
         tracking = TrialTracking(job, name, _open_run(job, name, uri), uri, dataset, log.echo)

@@ -114,6 +114,17 @@ def test_a_second_driver_of_a_sweep_hears_who_owns_it_and_records_nothing(real_s
     assert [key for key in folder.list() if not key.startswith("owner/")] == []
 
 
+def test_a_driver_whose_sweep_was_taken_over_records_no_event(tmp_path) -> None:
+    store = LocalStore(tmp_path)
+    with owned(store, "sweep s", print) as lease:
+        log = EventLog(store, print, lease.check)
+        log.submit(b"job", code="", data=[])
+        store.write_pointer(numbered_claim(store, FOLDER), Owner.here().to_json())
+        with pytest.raises(OwnedError, match="taken over"):
+            log.add("exhausted", reason="no more")
+    assert store.list("events/") == ["events/000000.json"]
+
+
 @pytest.mark.parametrize("taken_over", [False, True])
 def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
     real_sweep, small_data, monkeypatch, taken_over
