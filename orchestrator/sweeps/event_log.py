@@ -108,6 +108,7 @@ class EventLog:
         )
 
     def _write(self, event: dict[str, Any]) -> Event:
+        self._check()
         key = f"{_FOLDER}/{len(self.events):06d}.json"
         event |= {"unix": round(time.time(), 3), "driver": self._driver}
         data = json.dumps(event, allow_nan=False).encode()
