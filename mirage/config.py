@@ -134,8 +134,17 @@ class Stage:
     """Input pixels per pixel of this stage, along each axis."""
 
 
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_MOST = 1 << 20
+"""Maximum of any count: a file of a stranger may claim more, and the checks below take time with it."""
 
 
 def _check_counts(config: ModelConfig) -> None:
@@ -146,12 +155,16 @@ def _check_counts(config: ModelConfig) -> None:
         ("spd_channels", 2, 1),
     ):
         value = getattr(config, name)
-        if len(value) != length or not all(_is_whole_number(v) and v >= least for v in value):
-            raise ValueError(f"{name}={value}: must be {length} whole numbers, each at least {least}.")
+        if len(value) != length or not all(_is_whole_number(v) and least <= v <= _MOST for v in value):
+            raise ValueError(
+                f"{name}={_shown(value)}: must be {length} whole numbers, each at least {least} and at most {_MOST:,}."
+            )
     for name, least in (("dim", 2), ("refinement_blocks", 0), ("spd_embed_dim", 1)):
         value = getattr(config, name)
-        if not _is_whole_number(value) or value < least:
-            raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}.")
+        if not _is_whole_number(value) or not least <= value <= _MOST:
+            raise ValueError(
+                f"{name}={_shown(value)}: must be a whole number of at least {least} and at most {_MOST:,}."
+            )
     if sum(config.branch_ratios) == 0:
         raise ValueError(
             "branch_ratios=(0, 0, 0): at least one branch must have a width. The paper's ratios are (1, 1, 1)."
@@ -168,8 +181,10 @@ def _check_widths(config: ModelConfig) -> None:
             f"dim={config.dim}: must be even (halving a level halves the channels first) and a multiple of "
             f"{total}, the sum of branch_ratios {config.branch_ratios}. Nearest: {nearest}."
         )
-    if not config.ffn_expansion > 0 or int(config.dim * config.ffn_expansion) < 1:
-        raise ValueError(f"ffn_expansion={config.ffn_expansion}: leaves no hidden channel. The paper uses 2.")
+    if not 0 < config.ffn_expansion <= _MOST or int(config.dim * config.ffn_expansion) < 1:
+        raise ValueError(
+            f"ffn_expansion={_shown(config.ffn_expansion)}: leaves no hidden channel, or too many. The paper uses 2."
+        )
 
 
 def _check_heads(config: ModelConfig) -> None:

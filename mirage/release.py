@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mirage.config import ModelConfig
+from mirage.cost import parameters
 from mirage.model import MIRAGE
 
 PREFIX = "net."
@@ -115,7 +116,18 @@ def from_release(state: Mapping[str, Tensor]) -> MIRAGE:
 
     Raises ValueError if a tensor is missing, unknown or of another shape.
     """
-    model = MIRAGE(config_of(state))
+    odd = next((name for name, tensor in state.items() if not isinstance(tensor, Tensor)), None)
+    if odd is not None:
+        raise ValueError(f"{odd} is no tensor.")
+    config = config_of(state)
+    stored = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()
+    }
+    if parameters(config) > sum(stored.values()):  # before a network is built that no memory holds
+        raise ValueError(
+            f"the shapes imply {parameters(config):,} parameters, and {sum(stored.values()):,} bytes are stored."
+        )
+    model = MIRAGE(config)
     ours = model.state_dict()
     names = {release_name(name): name for name in ours}
     missing, extra = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
@@ -144,6 +156,10 @@ def config_of(state: Mapping[str, Tensor]) -> ModelConfig:
     except KeyError as missing:
         raise ValueError(
             f"no tensor {missing.args[0]}: these are not weights of the release's MIRAGE."
+        ) from None
+    except IndexError:
+        raise ValueError(
+            "a tensor has too few dimensions: these are not weights of the release's MIRAGE."
         ) from None
     return ModelConfig.from_dict(
         {

@@ -6,9 +6,12 @@ import io
 import json
 import os
 import pickle
+import struct
 import uuid
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mirage.config import ModelConfig
+from mirage.cost import parameters
 from mirage.model import MIRAGE
 from mirage.padding import padded
 from mirage.release import PREFIX, from_release, release_state_dict
@@ -27,6 +31,7 @@ __all__ = [
     "load_release",
     "loads",
     "not_finite",
+    "read_checkpoint",
     "read_metadata",
     "release_state_dict",
     "save",
@@ -95,8 +100,12 @@ def loads(data: bytes, device: str | torch.device = "cpu", training: bool = Fals
         )
     try:
         config = ModelConfig.from_dict(json.loads(header[CONFIG_KEY]))
+        if parameters(config) > len(data):  # before a network is built that no memory holds
+            raise ValueError(
+                f"{len(data):,} bytes do not fit {parameters(config):,} parameters of their own configuration"
+            )
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"unreadable weights: {error}") from error
     model = MIRAGE(config)
     try:
@@ -113,9 +122,11 @@ def read_metadata(data: bytes) -> dict[str, str]:
         raise WeightsError(f"not a safetensors file, or truncated: {len(data)} bytes.")
     try:
         header = json.loads(data[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError("not a safetensors file: its header is not JSON.") from error
     entries = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    if not isinstance(entries, dict):
+        raise WeightsError("not a safetensors file: its metadata is not an object.")
     return {str(name): str(value) for name, value in entries.items()}
 
 
@@ -144,30 +155,47 @@ def load(
     return model if align == 1 else padded(model, align)
 
 
+def read_checkpoint(data: bytes) -> Any:
+    """Return the plain tensors and values in a PyTorch checkpoint. Raises WeightsError; pickled code is never run."""
+    refused = "not a PyTorch checkpoint of plain tensors and values"
+    if b"\nbytearray\n" in data or _unpacked_size(data) > len(data):
+        raise WeightsError(f"{refused}: it would take far more memory than its size.")
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message recommends to allow arbitrary code
+        raise WeightsError(
+            f"{refused}. Pickled code is never run: save the file again without it."
+        ) from error
+    except Exception as error:  # torch.load raises errors of any type for damaged files
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise WeightsError(f"{refused} ({reason})") from error
+
+
+def _unpacked_size(data: bytes) -> int:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
+        return 0  # an older layout, or damaged: torch says so
+
+
 def load_release(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", training: bool = False
 ) -> MIRAGE:
     """Return the model in one of the authors' Lightning checkpoints, without Lightning or running pickled code."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its message recommends to allow arbitrary code
-        raise WeightsError(
-            f"{path}: not a PyTorch checkpoint of plain tensors and values. Pickled code is never run: save the file "
-            "again without it."
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise WeightsError(
-            f"{path}: not a PyTorch checkpoint of plain tensors and values ({str(error).splitlines()[0]})"
-        ) from error
+        checkpoint = read_checkpoint(Path(path).read_bytes())
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: no `state_dict` inside, which a Lightning checkpoint has.")
-    outside = [name for name in state if not name.startswith(PREFIX)]
+    outside = [name for name in state if not (isinstance(name, str) and name.startswith(PREFIX))]
     if outside:
         raise WeightsError(f"{path}: {outside[0]} is not under `{PREFIX}`, unlike the release's weights.")
     try:
         model = from_release({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # also tensors that are sparse or have no storage
         raise WeightsError(f"{path}: {error}") from error
     return model.to(device).train(training)
 

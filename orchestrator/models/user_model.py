@@ -6,19 +6,18 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import io
-import pickle
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mirage.weights import WeightsError, read_checkpoint
 from orchestrator.errors import ModelError
 from orchestrator.paths import absolute_uri
 
@@ -44,6 +43,8 @@ def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Modul
         network: nn.Module = class_(**arguments)
     except TypeError as error:
         raise ModelError(f"model.arguments do not fit {name}: {error}.") from error
+    except (Exception, SystemExit) as error:  # the user's code
+        raise ModelError(f"{name} cannot be built: {_told(error)}.") from error
     return network
 
 
@@ -142,10 +143,19 @@ def _import(name: str, folder: Path | None) -> ModuleType:
             f"model.class: {name} cannot be imported{where}: {error}. model.path is the folder that holds "
             f"{name.partition('.')[0]}."
         ) from error
+    except (Exception, SystemExit) as error:  # the user's code
+        raise ModelError(f"model.class: {name} fails while it is imported: {_told(error)}.") from error
     origin = Path(getattr(module, "__file__", None) or "").resolve()
     if folder is not None and not origin.is_relative_to(folder.resolve()):
         raise ModelError(f"model.class: {name} was imported from {origin}, which hides the one in {folder}.")
     return module
+
+
+def _told(error: BaseException) -> str:
+    """Return an error of the user's code with its type and its innermost line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _state(data: bytes, where: str) -> dict[str, Tensor]:
@@ -154,16 +164,16 @@ def _state(data: bytes, where: str) -> dict[str, Tensor]:
     except SafetensorError:
         pass  # then it is a torch checkpoint
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(
-            f"{where}: neither safetensors nor a checkpoint of plain tensors ({str(error).splitlines()[0]})."
-        ) from error
+        content = read_checkpoint(data)
+    except WeightsError as error:
+        raise ModelError(f"{where}: neither safetensors nor {error}") from error
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise ModelError(f"{where}: has no parameters, and none of the keys {', '.join(_WRAPPERS)}.")
     return content
 

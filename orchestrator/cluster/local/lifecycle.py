@@ -136,10 +136,14 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
     Running jobs are stopped first and have `job_grace_seconds` to write their checkpoint.
     """
     home = project / ".mirage"
-    if not (home / "up.json").exists():
+    if not os.path.lexists(home / "up.json"):
         return []
     with locked(home):
-        state = read(home)
+        try:
+            state = read(home)
+        except ClusterError as error:
+            logger.warning("%s", error)
+            return _stop_unrecorded(home)
         if state is None:
             return []
         stopped = []
@@ -163,11 +167,14 @@ def down(project: Path, *, job_grace_seconds: float = 60.0) -> list[str]:
 def uses(project: Path) -> list[str]:
     """Return what uses the cluster of this project now, one line each: commands, and other jobs of its Ray head."""
     home = project / ".mirage"
-    state = read(home)
-    if state is None:
-        return []
     found = users(home)
     lines = [str(user) for user in found]
+    try:
+        state = read(home)
+    except ClusterError:
+        return lines
+    if state is None:
+        return []
     if state.ready and ray_head.dashboard_answers(state.dashboard_port):
         with contextlib.suppress(OSError, RuntimeError):  # a broken head must not prevent `down`
             known = {user.process.submission for user in found}
@@ -178,7 +185,10 @@ def uses(project: Path) -> list[str]:
 
 def status(project: Path) -> ClusterStatus:
     """Return whether the cluster of this project runs, and whether all of it answers."""
-    state = read(project / ".mirage")
+    try:
+        state = read(project / ".mirage")
+    except ClusterError as error:
+        return ClusterStatus("broken", str(error))
     if state is None:
         return ClusterStatus("down", "nothing runs; `mirage up` starts it")
     problem = _problem(state)
@@ -276,8 +286,23 @@ def _stop(home: Path, state: ClusterState) -> None:
         _keep_logs(home, state)
     except OSError as error:  # shutil.Error too; a full disk must not prevent `down`
         logger.warning("Ray's logs could not be kept in %s: %s", home / "logs" / "ray", error)
-    shutil.rmtree(state.temp_dir, ignore_errors=True)
+    if Path(state.temp_dir).name.startswith(ray_head.TEMPORARY):  # up.json may come from a stranger
+        shutil.rmtree(state.temp_dir, ignore_errors=True)
     (home / "up.json").unlink(missing_ok=True)
+
+
+def _stop_unrecorded(home: Path) -> list[str]:
+    """Stop the clusters of a folder whose `up.json` cannot be read, and remove that file."""
+    members = processes.of_folder(home)
+    left = processes.stop(members, ray_head.RAYLET, _GRACE_SECONDS)
+    if left:
+        names = ", ".join(f"{process.name} ({process.pid})" for process in left)
+        raise ClusterError(f"these processes do not stop: {names}. Kill them, then run `mirage down` again")
+    file = home / "up.json"
+    if file.is_dir() and not file.is_symlink():
+        raise ClusterError(f"{file} is a folder: remove it")
+    file.unlink(missing_ok=True)
+    return [f"{process.name} ({process.pid})" for process in members] or ["nothing ran; up.json is removed"]
 
 
 def _keep_logs(home: Path, state: ClusterState) -> None:
@@ -308,7 +333,7 @@ def _describe(home: Path, state: ClusterState, *, already: bool, notes: tuple[st
         ray_address=f"127.0.0.1:{state.ray_port}",
         s3_endpoint=state.s3.endpoint if state.s3 else None,
         store=home / "store",
-        tracking_uri=state.environment["MLFLOW_TRACKING_URI"],
+        tracking_uri=state.environment.get("MLFLOW_TRACKING_URI", ""),
         notes=notes,
     )
 

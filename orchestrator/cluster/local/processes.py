@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
@@ -50,6 +51,18 @@ def tagged(tag: str) -> list[Process]:
                 for member in (process, *process.children(recursive=True)):
                     found[member.pid] = member
     return list(_running(found.values()))
+
+
+def of_folder(home: Path) -> list[Process]:
+    """Return every process of clusters whose `.mirage` folder is `home`, without any record of them."""
+    tags = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
+            environment = process.environ()
+            ours = environment.get("MIRAGE_HOME") == str(home) or str(home / "store") in process.cmdline()
+            if ours and TAG in environment:
+                tags.add(environment[TAG])
+    return [process for tag in sorted(tags) for process in tagged(tag)]
 
 
 def stop(processes: list[Process], first: str, grace_seconds: float) -> list[Process]:
@@ -123,7 +136,7 @@ def _find(process: Process) -> psutil.Process | None:
         candidate = psutil.Process(process.pid)
         same = abs(candidate.create_time() - process.started) < _START_TOLERANCE_SECONDS
         return candidate if same and candidate.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
+    except (psutil.Error, ValueError, OverflowError):  # also an id that no process can have
         return None
 
 

@@ -50,6 +50,10 @@ OBJECT_STORE_BYTES = 300 * 2**20  # batches travel through files, not through Ra
 _UNIX_SOCKET_BUDGET = 40  # Ray appends 63 characters, and the path of a socket may have 107
 
 
+TEMPORARY = "mirage-"
+"""Prefix of the name of Ray's folder."""
+
+
 def make_temp_dir() -> str:
     """Make a private folder whose path is short enough for Ray's unix sockets.
 
@@ -57,7 +61,7 @@ def make_temp_dir() -> str:
     """
     system = tempfile.gettempdir()
     short = tempfile.mkdtemp(
-        prefix="mirage-", dir=system if len(system) < _UNIX_SOCKET_BUDGET - 20 else "/tmp"
+        prefix=TEMPORARY, dir=system if len(system) < _UNIX_SOCKET_BUDGET - 20 else "/tmp"
     )
     stale_address_file().parent.mkdir(exist_ok=True)
     return short

@@ -9,10 +9,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from orchestrator.cluster.local.processes import Process
 from orchestrator.cluster.local.s3_server import S3Server
 from orchestrator.errors import ClusterError
+from orchestrator.records import RecordError, Text, read_record
+from shards.filesystem import read_regular
+
+MAX_BYTES = 1 << 20
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,11 @@ class ClusterState:
 
     tag: str
     """In the environment of every process of the cluster."""
-    ray_port: int
-    dashboard_port: int
-    temp_dir: str
+    ray_port: Port
+    dashboard_port: Port
+    temp_dir: Text
     s3: S3Server | None
-    environment: dict[str, str]
+    environment: dict[Text, Text]
     """What the cluster's processes get besides the variables of the shell."""
     processes: tuple[Process, ...] = ()
     ready: bool = False
@@ -60,20 +68,21 @@ def locked(home: Path) -> Iterator[None]:
 
 
 def read(home: Path) -> ClusterState | None:
-    """Return the content of `up.json`, or None if there is none; raises `ClusterError` if it is damaged."""
+    """Return the content of `up.json`, or None if there is none; raises `ClusterError` if it is not readable.
+
+    Fields that this version does not know are ignored.
+    """
+    file = home / "up.json"
     try:
-        raw = json.loads((home / "up.json").read_text())
+        return read_record(ClusterState, read_regular(file, MAX_BYTES))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ClusterError(f"{home / 'up.json'} is damaged ({error}): remove it") from error
-    return ClusterState(
-        **{
-            **raw,
-            "s3": S3Server(**raw["s3"]) if raw["s3"] else None,
-            "processes": tuple(Process(**process) for process in raw["processes"]),
-        }
-    )
+    except (OSError, RecordError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClusterError(
+            f"{file} is damaged, or of another version ({reason}): run `mirage down`, which stops what it started, "
+            "then `mirage up`"
+        ) from error
 
 
 def write(home: Path, state: ClusterState) -> None:

@@ -185,7 +185,7 @@ def test_the_environment_after_a_reboot_is_refused_with_the_remedy(project: Path
 def test_logs_that_cannot_be_kept_do_not_keep_a_cluster_from_going(
     project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    temp_dir = tmp_path / "ray"
+    temp_dir = tmp_path / "mirage-ray"
     ray_head.session_logs(temp_dir).mkdir(parents=True)
     record(project, temp_dir=temp_dir)
     (project / ".mirage" / "logs" / "ray").write_text("a file in the way stops root as well")

@@ -47,7 +47,7 @@ def test_an_exported_checkpoint_has_the_releases_names_and_no_code(weights: Path
     ("source", "out", "message"),
     [
         ("absent.ckpt", "out.safetensors", "no such file"),
-        ("weights.safetensors", "out.safetensors", "no `state_dict` inside"),
+        ("weights.safetensors", "out.safetensors", "not a PyTorch checkpoint"),
         ("weights.safetensors", "out.pth", "a .safetensors file"),
         ("weights.safetensors", "weights.safetensors", "already exists"),
     ],

@@ -1,0 +1,43 @@
+"""Read records in JSON, which strangers, other versions or a power cut may have written: one function checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""Text that the system takes as a name or a variable."""
+
+MAX_BYTES = 64 << 20
+"""Maximum size of a record."""
+
+
+class RecordError(ValueError):
+    """Bytes that are not a record of the wanted type; the message says where they differ."""
+
+
+def read_record(kind: type[T], data: bytes | str) -> T:
+    """Return the record in `data`. Raises RecordError, and nothing else.
+
+    kind: a dataclass, a pydantic model or a type such as `dict[str, int]`. Unknown fields are ignored. Depth is bounded
+    by pydantic's parser of JSON.
+    """
+    if len(data) > MAX_BYTES:
+        raise RecordError(f"has more than {MAX_BYTES:,} bytes")
+    try:
+        record: T = _adapter(cast(Hashable, kind)).validate_json(data, strict=True)
+        return record
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{at}: {first['msg']}" if at else str(first["msg"])) from error
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(type[Any], kind))
