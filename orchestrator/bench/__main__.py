@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         default="none",
         help="blocks of ours whose activations are recomputed in the backward pass",
     )
-    add("--threads", type=_positive, default=1, help="CPU threads")
+    add("--threads", type=_threads, default=1, help="CPU threads")
 
     parity = kinds.add_parser("train-parity", help="train ours and the release side by side")
     add = parity.add_argument
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=_positive, default=2, help="images per step")
     add("--learning-rate", type=float, default=2e-4)
     add("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
-    add("--threads", type=_positive, default=2, help="CPU threads")
+    add("--threads", type=_threads, default=2, help="CPU threads")
 
     loader = kinds.add_parser("loader", help="compare our training samples per second with the release's")
     add = loader.add_argument
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     _s3(loader)
     add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
     add("--seed", type=int, default=0)
-    add("--threads", type=_positive, default=1, help="CPU threads")
+    add("--threads", type=_threads, default=1, help="CPU threads")
 
     scaling = kinds.add_parser("scaling", help="measure a step on several workers and simulate more of them")
     add = scaling.add_argument
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         help="learning rate as a function of the global batch",
     )
     add("--figure", type=Path, metavar="FILE", help="write the curves there as PNG")
-    add("--threads", type=_positive, default=1, help="CPU threads per worker")
+    add("--threads", type=_threads, default=1, help="CPU threads per worker")
 
     checkpoint = kinds.add_parser("checkpoint", help="measure the cost of a checkpoint in a folder and on S3")
     add = checkpoint.add_argument
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=_positive, default=3, help="steps with, and as many without, a checkpoint")
     add("--repeats", type=_positive, default=5, help="repeats, after one warm-up")
     _s3(checkpoint)
-    add("--threads", type=_positive, default=1, help="CPU threads per step")
+    add("--threads", type=_threads, default=1, help="CPU threads per step")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
 
     for each in (model, parity):
@@ -195,6 +195,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least 1")
     return value
+
+
+def _threads(text: str) -> int:
+    if _positive(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text}: at most 1024")
+    return int(text)
 
 
 def _multiple_of_8(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
     from orchestrator.restoration.restorer import RestoreSettings
-    from orchestrator.restoration.tasks import RestoreTask, RestoreWorker, Status
+    from orchestrator.restoration.tasks import RestoreOutcome, RestoreTask, RestoreWorker, Status
 
 _DEFAULT_TILE, _DEFAULT_OVERLAP = 512, 64
 
@@ -93,7 +94,8 @@ def restore(
 
         torch.set_num_threads(threads)
     named = find_model(model)
-    tasks, problems = plan(inputs, out)
+    work = plan(inputs, out)
+    tasks, problems = work.tasks, work.problems
     _check_compare(compare, tasks)
     for line in problems:
         emit_error(line)
@@ -102,13 +104,12 @@ def restore(
         worker = RestoreWorker(
             lambda: Restorer(named.load(target), settings), settings.digest(named.digest), overwrite=overwrite
         )
+        shown = []
         with report_progress(len(tasks)) as reporter:
-            shown = []
-            for task in tasks:
-                status = _restore(worker, task, reporter)
-                counts[status] += 1
-                if status != "failed":
-                    shown.append((task.source, task.target))
+            for outcome in _outcomes(worker, tasks, reporter):
+                counts[outcome.status] += 1
+                if outcome.status != "failed":
+                    shown.append((outcome.task.source, outcome.task.target))
         merge_indexes(tasks)
         if compare and shown:
             from orchestrator.restoration.comparison import MAX_ROWS, comparison
@@ -116,23 +117,41 @@ def restore(
             emit(f"before and after: {comparison(shown, compare)}")
             if len(shown) > MAX_ROWS:
                 emit(f"  (the first {MAX_ROWS} of {len(shown)})")
+    if work.others:
+        emit(work.named_others())
     if counts.total() > 1:
         emit(summary(counts))
     if counts["failed"]:
         raise typer.Exit(1)
 
 
-def _restore(worker: RestoreWorker, task: RestoreTask, reporter: ProgressReporter) -> Status:
-    """Restore one photograph, print the outcome, and return its status."""
-    reporter.start(str(task.source))
-    (outcome,) = worker.run([task], reporter.advance)
-    line = {
-        "failed": outcome.reason,
-        "skipped": f"{task.target} is already restored",
-        "restored": f"{task.source} -> {task.target}",
-    }[outcome.status]
-    reporter.finish(line, failed=outcome.status == "failed", worked=outcome.status == "restored")
-    return outcome.status
+def _outcomes(
+    worker: RestoreWorker, tasks: list[RestoreTask], reporter: ProgressReporter
+) -> Iterator[RestoreOutcome]:
+    """Restore photographs, print and yield each outcome. What is restored is written also after Ctrl-C."""
+    try:
+        for task in tasks:
+            reporter.start(str(task.source))
+            yield from _reported(worker.run([task], reporter.advance), reporter)
+    except BaseException:
+        _reported(worker.finish(), reporter)
+        raise
+    yield from _reported(worker.finish(), reporter)
+
+
+def _reported(outcomes: list[RestoreOutcome], reporter: ProgressReporter) -> list[RestoreOutcome]:
+    """Print a line per outcome, with what its result does not keep."""
+    for outcome in outcomes:
+        task = outcome.task
+        line = {
+            "failed": outcome.reason,
+            "skipped": f"{task.target} is already restored",
+            "restored": f"{task.source} -> {task.target}",
+        }[outcome.status]
+        reporter.finish(line, failed=outcome.status == "failed", worked=outcome.status == "restored")
+        if outcome.note:
+            emit_error(outcome.note)
+    return outcomes
 
 
 def _settings(precision: str, mode: str, tile: int | None, overlap: int | None) -> RestoreSettings:

@@ -52,7 +52,12 @@ def serve(
     max_replicas: Annotated[int, option("Maximum number of replicas.", rich_help_panel=_REPLICAS)] = 1,
     threads: Annotated[
         int,
-        option("CPU threads of a replica. 0 divides the cores by --max-replicas.", rich_help_panel=_REPLICAS),
+        option(
+            "CPU threads of a replica. 0 divides the cores by --max-replicas.",
+            rich_help_panel=_REPLICAS,
+            min=0,
+            max=1024,
+        ),
     ] = 0,
     max_batch: Annotated[
         int,

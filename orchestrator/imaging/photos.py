@@ -159,6 +159,8 @@ def format_for(name: str, like: Photo) -> str:
 
 def read_photo(path: Path) -> Photo:
     """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise PhotoError(f"{path}: cannot be read (not a regular file)")
     try:
         data = path.read_bytes()
     except OSError as error:

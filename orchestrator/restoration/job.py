@@ -23,8 +23,16 @@ from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits
 from orchestrator.paths import absolute_uri
 from orchestrator.registry.resolve import ModelFile, find_model
-from orchestrator.restoration.restorer import RestoreSettings
-from orchestrator.restoration.tasks import RestoreOutcome, RestoreTask, Status, merge_indexes, plan, summary
+from orchestrator.restoration.restorer import RestoreSettings, checked_threads
+from orchestrator.restoration.tasks import (
+    RestoreOutcome,
+    RestorePlan,
+    RestoreTask,
+    Status,
+    merge_indexes,
+    plan,
+    summary,
+)
 from orchestrator.restoration.worker_spec import CHUNK_SIZE, Outcomes, WorkerSpec
 from orchestrator.signals import on_stop
 
@@ -37,7 +45,8 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
     Raises PhotoError at the end if some photographs could not be restored; all others are.
     """
     model = find_model(_model(job.restore.model))
-    tasks, problems = _plan(job, dry_run=False)
+    work = _plan(job, dry_run=False)
+    tasks, problems = work.tasks, work.problems
     for line in problems:
         echo(line)
     if not tasks:
@@ -61,6 +70,8 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
         echo(f"stopped: {progress.summary()}, {left:,} left. Submit the job again to continue.")
         return JobOutcome("stopped", progress.ended, len(tasks))
     merge_indexes(tasks)
+    if work.others:
+        echo(work.named_others())
     echo(progress.summary())
     if failed := progress.counts["failed"]:
         raise PhotoError(f"{failed:,} of {len(tasks):,} could not be restored; they are named above.")
@@ -69,7 +80,8 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
 
 def plan_restore(job: RestoreJob) -> str:
     """Return what the job will do and how many results exist. Writes nothing."""
-    tasks, problems = _plan(job, dry_run=True)
+    work = _plan(job, dry_run=True)
+    tasks = work.tasks
     existing = sum(task.exists for task in tasks)
     how = job.restore
     workers = job.workers
@@ -82,10 +94,10 @@ def plan_restore(job: RestoreJob) -> str:
         f"into         {absolute_uri(how.out)}, where {existing:,} of these names exist",
         f"workers      {workers.min} to {workers.max}, each {resources}",
     ]
-    return "\n".join([*lines, *problems])
+    return "\n".join([*lines, *work.problems, *filter(None, [work.named_others()])])
 
 
-def _plan(job: RestoreJob, *, dry_run: bool) -> tuple[list[RestoreTask], list[str]]:
+def _plan(job: RestoreJob, *, dry_run: bool) -> RestorePlan:
     out = absolute_uri(job.restore.out)
     # The slash: OUT of a job is a folder, also if its name ends like that of an image.
     return plan([absolute_uri(given) for given in job.restore.inputs], f"{out}/", dry_run=dry_run)
@@ -108,7 +120,7 @@ def _worker_spec(job: RestoreJob, model: ModelFile) -> WorkerSpec:
         digest=settings.digest(model.digest),
         gpu=job.workers.gpus > 0,
         # The number of threads changes the order of sums, so the job sets it, not the machine.
-        threads=max(1, int(job.workers.cpus)),
+        threads=checked_threads(max(1, int(job.workers.cpus)), "workers.cpus"),
         overwrite=how.overwrite,
         batch_size=how.batch_size,
         limits=Limits(LIMITS.bytes, int(how.max_megapixels * 1e6)),
@@ -134,8 +146,13 @@ def _outcomes(
 
 def _restore_here(spec: WorkerSpec, chunks: Iterable[Sequence[RestoreTask]]) -> Outcomes:
     worker = spec.make_worker()
-    for chunk in chunks:
-        yield from worker.run(chunk)
+    left: list[RestoreOutcome] = []
+    try:
+        for chunk in chunks:
+            yield from worker.run(chunk)
+    finally:  # also when the job is stopped
+        left = worker.finish()
+    yield from left
 
 
 class _ProgressReport:
@@ -153,14 +170,14 @@ class _ProgressReport:
         return time.monotonic() - self._began
 
     def add(self, outcome: RestoreOutcome) -> None:
-        """Count one outcome; print the reason if it failed."""
+        """Count one outcome; print why it failed, or what its result does not keep."""
         now = time.monotonic()
         if not self.ended:  # before the first outcome, workers started and loaded their model
             self._first = self._logged = now
         self.ended += 1
         self.counts[outcome.status] += 1
-        if outcome.status == "failed":
-            self._echo(outcome.reason)
+        if line := outcome.reason or outcome.note:
+            self._echo(line)
         if now - self._logged > _REPORT_SECONDS:
             self._logged = now
             rate = (self.ended - 1) / (now - self._first)

@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import PhotoError
-from orchestrator.imaging.photos import SUFFIXES
+from orchestrator.imaging.formats import PICTURE_SUFFIXES, SUFFIXES
 from shards.errors import PathError
 from shards.filesystem import expand_user, files_below
 from shards.store import Store, open_store
@@ -28,7 +28,7 @@ RESULT_MARK = ".restored"
 _WILDCARD = re.compile(r"[*?\[]")
 MAX_NAME_BYTES = 255
 """Maximum length of a file's name in most file systems."""
-_UNSUPPORTED_SUFFIXES = {".heic", ".gif", ".avif", ".jxl", ".pdf", ".raw"}
+_PICTURES = (*SUFFIXES, *PICTURE_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,29 @@ class InputPhoto:
     location: ObjectLocation
     name: str
     """Path below the input."""
+    is_read: bool = True
+    """Whether its format is read, as far as its name says. What an input itself names is always tried."""
 
 
-def find_photographs(inputs: Sequence[str], out: str | None) -> tuple[list[InputPhoto], list[str]]:
-    """Return the photographs that the inputs name, each once, and the problems of inputs without any.
+@dataclass(frozen=True, slots=True)
+class FoundPhotos:
+    """What inputs name."""
+
+    photos: list[InputPhoto]
+    """Each photograph once."""
+    problems: list[str]
+    """Why an input has no photograph."""
+    others: list[ObjectLocation]
+    """Pictures in folders and buckets whose formats are not read."""
+
+
+def find_photographs(inputs: Sequence[str], out: str | None) -> FoundPhotos:
+    """Return the photographs that the inputs name, the problems of inputs without any, and other pictures.
 
     Results are excluded: what lies below `out` or, without `out`, is named NAME.restored.EXT.
     """
     found: dict[str, InputPhoto] = {}
+    others: dict[str, ObjectLocation] = {}
     problems = []
     for given in inputs:
         try:
@@ -100,11 +115,14 @@ def find_photographs(inputs: Sequence[str], out: str | None) -> tuple[list[Input
         for photo in photos:
             if _is_result(photo, out):
                 continue
+            if not photo.is_read:
+                others[photo.location.identity] = photo.location
+                continue
             duplicates += photo.location.identity in found
             found.setdefault(photo.location.identity, photo)
         if len(found) == before and not duplicates:
             problems.append(f"{given}: {_why_empty(given)}")
-    return _with_unique_names(list(found.values())), problems
+    return FoundPhotos(_with_unique_names(list(found.values())), problems, list(others.values()))
 
 
 def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[ObjectLocation]:
@@ -119,7 +137,7 @@ def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[Obje
             raise PhotoError(
                 f"-o {out} names a file, and there are {len(photos)} photographs. Name a folder."
             )
-        locations = [_location(out)]
+        locations = [_location(out)] * len(photos)
     else:
         locations = [ObjectLocation(_folder(out), photo.name) for photo in photos]
     originals = {photo.location.identity for photo in photos}
@@ -134,21 +152,21 @@ def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[Obje
 def _in_folder(given: str) -> Iterator[InputPhoto]:
     path = expand_user(given)
     if path.is_dir():
-        for name in files_below(path, tuple(SUFFIXES)):
-            yield InputPhoto(_location(str(path / name)), name)
+        for name in files_below(path, _PICTURES):
+            yield InputPhoto(_location(str(path / name)), name, _is_read(name))
     elif path.exists():
         yield InputPhoto(_location(str(path)), path.name)
     elif _WILDCARD.search(given):
         base = Path(_glob_base(str(path)))
         for file in _matches(str(path), base):
-            yield InputPhoto(_location(str(file)), file.relative_to(base).as_posix())
+            yield InputPhoto(_location(str(file)), file.relative_to(base).as_posix(), _is_read(file.name))
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:
     """Return the sorted image files that a glob matches; `**` goes where `files_below` goes."""
     if "**" in pattern:
         below = _as_regex(pattern.removeprefix(_glob_base(pattern)))
-        return sorted(base / name for name in files_below(base, tuple(SUFFIXES)) if below.fullmatch(name))
+        return sorted(base / name for name in files_below(base, _PICTURES) if below.fullmatch(name))
     return sorted(
         path for path in map(Path, glob.glob(pattern)) if _is_image(path.name) and not path.is_dir()
     )
@@ -168,14 +186,18 @@ def _in_bucket(given: str) -> Iterator[InputPhoto]:
             yield InputPhoto(ObjectLocation(bucket, key), PurePosixPath(key).name)
         elif pattern is not None:
             if pattern.fullmatch(key) and _is_image(key):
-                yield InputPhoto(ObjectLocation(bucket, key), name)
+                yield InputPhoto(ObjectLocation(bucket, key), name, _is_read(key))
         elif (not base or key.startswith(f"{base}/")) and _is_image(name):
-            yield InputPhoto(ObjectLocation(bucket, key), name)
+            yield InputPhoto(ObjectLocation(bucket, key), name, _is_read(key))
 
 
 def _is_image(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in _PICTURES and not any(part.startswith(".") for part in path.parts)
+
+
+def _is_read(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _is_result(photo: InputPhoto, out: str | None) -> bool:
@@ -226,7 +248,7 @@ def _names_a_file(out: str) -> bool:
     if out.endswith("/") or ("://" not in out and expand_user(out).is_dir()):
         return False
     suffix = PurePosixPath(out).suffix.lower()
-    if suffix in _UNSUPPORTED_SUFFIXES:
+    if suffix in PICTURE_SUFFIXES:
         raise PhotoError(f"-o {out}: a result ends in one of {', '.join(SUFFIXES)}; a folder ends in /.")
     return suffix in SUFFIXES
 

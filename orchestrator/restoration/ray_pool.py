@@ -40,6 +40,7 @@ class _Worker:
         outcomes: list[RestoreOutcome] = []
         for chunk in batch["chunk"]:
             outcomes += self._worker.run(pickle.loads(chunk))
+        outcomes += self._worker.finish()  # Ray may end an actor without a word after any call
         return {"outcome": [pickle.dumps(outcome) for outcome in outcomes]}
 
 

@@ -108,6 +108,17 @@ class Restorer:
         return restored.cpu().numpy()
 
 
+MAX_THREADS = 1024
+"""Threads of one process; many more exhaust a machine's memory, and no CPU has as many cores."""
+
+
+def checked_threads(number: int, option: str) -> int:
+    """Return a number of threads. Raises PhotoError unless it is between 1 and `MAX_THREADS`."""
+    if not 1 <= number <= MAX_THREADS:
+        raise PhotoError(f"{option} {number:,}: must be between 1 and {MAX_THREADS} threads.")
+    return number
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device `auto`, `cpu` or `cuda`. Raises PhotoError if it is not available."""
     if name == "auto":

@@ -17,7 +17,7 @@ from operator import not_
 from typing import Literal
 
 from orchestrator.errors import PhotoError
-from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode, format_for
+from orchestrator.imaging.photos import LIMITS, Limits, Photo, decode, encode, format_for, losses
 from orchestrator.restoration.locations import (
     MAX_NAME_BYTES,
     InputPhoto,
@@ -36,6 +36,11 @@ LIST_THRESHOLD = 100
 """Check more objects than this by listing their bucket, fewer one by one."""
 
 Status = Literal["restored", "skipped", "failed"]
+
+MAX_WAITING_RESULTS, MAX_WAITING_SECONDS, MAX_WAITING_BYTES = 64, 10.0, 2**28
+"""How many results, and for how long, wait to be recorded by one object. A kill loses at most these."""
+
+MAX_NAMED_PICTURES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,28 @@ class RestoreOutcome:
     reason: str = ""
     """Why it failed: a sentence with the name of the file."""
     seconds: float = 0.0
+    note: str = ""
+    """What the result does not keep of the photograph's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What there is to do."""
+
+    tasks: list[RestoreTask]
+    """One per photograph."""
+    problems: list[str]
+    """Why an input has no photograph, or a photograph has no task."""
+    others: list[ObjectLocation]
+    """Pictures whose formats are not read."""
+
+    def named_others(self) -> str:
+        """Return the pictures that are not read as one sentence, or "" if there is none."""
+        if not self.others:
+            return ""
+        names = ", ".join(map(str, self.others[:MAX_NAMED_PICTURES]))
+        more = len(self.others) - MAX_NAMED_PICTURES
+        return f"not read, since of another format: {names}{f' and {more:,} more' if more > 0 else ''}."
 
 
 def summary(counts: Counter[Status]) -> str:
@@ -68,15 +95,25 @@ def summary(counts: Counter[Status]) -> str:
     return f"{counts['restored']:,} restored{skipped}{failed}"
 
 
-def plan(
-    inputs: Sequence[str], out: str | None, *, dry_run: bool = False
-) -> tuple[list[RestoreTask], list[str]]:
-    """Return one task per photograph, and the problems of inputs without photographs.
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """A restored photograph that is not written yet."""
+
+    task: RestoreTask
+    record: ResultRecord
+    data: bytes
+    seconds: float
+    note: str
+
+
+def plan(inputs: Sequence[str], out: str | None, *, dry_run: bool = False) -> RestorePlan:
+    """Return what there is to do. A problem of one input or photograph does not hinder the others.
 
     Prepares the stores of the results unless `dry_run`. Raises PhotoError if a result would replace a photograph,
     StoreError if a store cannot be written.
     """
-    photos, problems = find_photographs(inputs, out)
+    found = find_photographs(inputs, out)
+    photos, problems = found.photos, found.problems
     targets = result_locations(photos, out)
     possible = [not target.has_long_name for target in targets]
     problems += [
@@ -92,12 +129,12 @@ def plan(
         index = ResultIndex(ObjectLocation(folder, "").store)
         if not dry_run:
             index.prepare()
-        records, existing = index.read(), _existing_keys(list(members))
+        records, existing = index.read(), _existing_keys(list(members), problems)
         for target, photo in members.items():
-            tasks[target] = RestoreTask(
-                photo.location, target, records.get(target.key, ()), target.key in existing
-            )
-    return [tasks[target] for target in targets], problems
+            if target.key in existing:
+                known = records.get(target.key, ())
+                tasks[target] = RestoreTask(photo.location, target, known, existing[target.key])
+    return RestorePlan([tasks[target] for target in targets if target in tasks], problems, found.others)
 
 
 def merge_indexes(tasks: Sequence[RestoreTask]) -> None:
@@ -125,15 +162,17 @@ class RestoreWorker:
         self._open_model, self._settings = open_model, settings
         self._overwrite, self._batch_size, self._limits = overwrite, batch_size, limits
         self._restorer: Restorer | None = None
+        self._waiting: list[_Result] = []
+        self._written = -MAX_WAITING_SECONDS
 
     def run(self, tasks: Sequence[RestoreTask], progress: Progress | None = None) -> list[RestoreOutcome]:
-        """Restore the photographs of tasks whose targets are in one store; write records, then results.
+        """Restore the photographs of tasks; return the outcomes so far, also those of earlier calls.
 
-        A photograph that cannot be restored is an outcome. A store that does not answer or cannot be written is an
-        error; nothing is lost, and a new plan continues from there.
+        Results wait for others, so that one object records many. Call `finish` at the end. A photograph that cannot be
+        restored is an outcome. A store that does not answer or whose records cannot be written is an error; nothing
+        is lost, and a new plan continues from there.
         """
         outcomes: list[RestoreOutcome] = []
-        restored: list[tuple[RestoreTask, ResultRecord, bytes, float]] = []
         for batch in self._batches(tasks, outcomes):
             began = time.monotonic()
             try:
@@ -145,17 +184,33 @@ class RestoreWorker:
             seconds = (time.monotonic() - began) / len(batch)
             for (task, photo, digest), pixels in zip(batch, results, strict=True):
                 try:
-                    data = encode(pixels, photo, format_for(task.target.key, photo))
+                    kind = format_for(task.target.key, photo)
+                    data = encode(pixels, photo, kind)
                 except PhotoError as error:
                     outcomes.append(RestoreOutcome(task, "failed", str(error)))
                     continue
                 record = ResultRecord(task.target.key, digest, self._settings, _digest(data))
-                restored.append((task, record, data, seconds))
-        if restored:
-            ResultIndex(restored[0][0].target.store).add([record for _, record, _, _ in restored])
-        for task, record, data, seconds in restored:
-            outcomes.append(self._write(task, record, data, seconds))
+                self._waiting.append(_Result(task, record, data, seconds, losses(photo, kind)))
+        size = sum(len(result.data) for result in self._waiting)
+        waited = time.monotonic() - self._written
+        if (
+            len(self._waiting) >= MAX_WAITING_RESULTS
+            or size >= MAX_WAITING_BYTES
+            or waited >= MAX_WAITING_SECONDS
+        ):
+            outcomes += self.finish()
         return outcomes
+
+    def finish(self) -> list[RestoreOutcome]:
+        """Write the records of the results that wait, then the results; return their outcomes."""
+        waiting, self._waiting = self._waiting, []
+        by_store: dict[str, list[_Result]] = {}
+        for result in waiting:
+            by_store.setdefault(result.task.target.folder, []).append(result)
+        for members in by_store.values():
+            ResultIndex(members[0].task.target.store).add([result.record for result in members])
+        self._written = time.monotonic()
+        return [self._write(result) for result in waiting]
 
     def _batches(
         self, tasks: Sequence[RestoreTask], outcomes: list[RestoreOutcome]
@@ -203,8 +258,17 @@ class RestoreWorker:
             f"{task.target}: exists and is not a known result. Choose another -o, or --overwrite."
         )
 
-    def _write(self, task: RestoreTask, record: ResultRecord, data: bytes, seconds: float) -> RestoreOutcome:
+    def _write(self, result: _Result) -> RestoreOutcome:
+        try:
+            return self._write_unless_other(result)
+        except UnreachableStoreError:
+            raise
+        except StoreError as error:  # its store took the record, so the problem is this result's own
+            return RestoreOutcome(result.task, "failed", str(error))
+
+    def _write_unless_other(self, result: _Result) -> RestoreOutcome:
         """Write a result, unless another process has written the target since the plan."""
+        task, record = result.task, result.record
         store, key = task.target.store, task.target.key
         if task.exists:
             store.delete(key)
@@ -214,16 +278,25 @@ class RestoreWorker:
             if ours not in ResultIndex(store).read().get(key, ()):
                 return RestoreOutcome(task, "failed", f"{task.target}: another process wrote it meanwhile.")
             return RestoreOutcome(task, "skipped")
-        store.write(key, data)
-        return RestoreOutcome(task, "restored", seconds=seconds)
+        store.write(key, result.data)
+        return RestoreOutcome(task, "restored", seconds=result.seconds, note=result.note)
 
 
-def _existing_keys(locations: Sequence[ObjectLocation]) -> set[str]:
-    """Return the keys that exist of these, all in one store."""
+def _existing_keys(locations: Sequence[ObjectLocation], problems: list[str]) -> dict[str, bool]:
+    """Return whether each of these keys, all in one store, exists; a key that cannot be asked for is a problem."""
     folder, store = locations[0].folder, locations[0].store
     if "://" in folder and len(locations) > LIST_THRESHOLD:
-        return set(store.list())
-    return {location.key for location in locations if store.exists(location.key)}
+        existing = set(store.list())
+        return {location.key: location.key in existing for location in locations}
+    found = {}
+    for location in locations:
+        try:
+            found[location.key] = store.exists(location.key)
+        except UnreachableStoreError:
+            raise
+        except StoreError as error:
+            problems.append(str(error))
+    return found
 
 
 def _digest(data: bytes) -> str:

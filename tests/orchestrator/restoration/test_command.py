@@ -13,9 +13,11 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mirage import MIRAGE
 from orchestrator.imaging.photos import decode, encode
+from orchestrator.restoration import tasks
 from orchestrator.restoration.locations import find_photographs
 from orchestrator.restoration.restorer import Restorer
 from orchestrator.restoration.result_index import FOLDER, ResultIndex, ResultRecord
@@ -97,6 +99,41 @@ def test_the_index_is_read_completely_while_another_process_merges_it(tmp_path: 
 def test_the_index_of_a_finished_command_is_one_file(folder: Path, restore: Command) -> None:
     restore("in", "-o", "out")
     assert len(list((folder.parent / "out" / FOLDER).glob("*.jsonl"))) == 1
+
+
+def test_one_object_records_many_results(
+    folder: Path, restore: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(10):
+        Image.fromarray(np.full((9, 9, 3), index, np.uint8)).save(folder / f"plain{index:02}.png")
+    monkeypatch.setattr(tasks, "merge_indexes", lambda tasks: None)
+    monkeypatch.setattr(tasks, "MAX_WAITING_SECONDS", 1e9)
+    monkeypatch.setattr(tasks, "MAX_WAITING_RESULTS", 8)
+    assert "16 restored" in restore("in", "-o", "out").text
+    # The first result is not kept waiting; then 8 and the 7 that are left.
+    records = sorted((folder.parent / "out" / FOLDER).glob("*.jsonl"))
+    assert sorted(len(path.read_text().splitlines()) for path in records) == [1, 7, 8]
+    assert "0 restored, 16 already restored" in restore("in", "-o", "out").text
+
+
+def test_a_stopped_command_writes_what_it_has_restored(
+    folder: Path, restore: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MAX_WAITING_SECONDS", 1e9)
+    read, seen = LocalStore.read, []
+
+    def interrupt(self: LocalStore, key: str) -> bytes:
+        seen.append(key)
+        if key == "turned.jpg" and len(seen) > 3:
+            raise KeyboardInterrupt
+        return read(self, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "read", interrupt)
+        assert restore("in", "-o", "out").status not in (0, None)
+    written = files(folder.parent / "out")
+    assert 3 <= len(written) < 6
+    assert f"{6 - len(written)} restored, {len(written)} already restored" in restore("in", "-o", "out").text
 
 
 @pytest.mark.parametrize("change", ["settings", "photograph", "stranger", "damage"])
@@ -204,6 +241,50 @@ def test_a_file_as_out_chooses_the_format(folder: Path, restore: Command) -> Non
     assert "a result ends in one of" in restore("in/grey.png", "-o", "c.heic").text
 
 
+@pytest.mark.parametrize("given", ["missing.png", "empty", "*.gif", "~nobody-of-that-name/a.png"])
+def test_a_file_as_out_without_a_photograph_is_one_error(folder: Path, restore: Command, given: str) -> None:
+    (folder.parent / "empty").mkdir()
+    done = restore(given, "-o", "out.png")
+    assert_one_clear_error(done, f"{given}: ")
+    assert not (folder.parent / "out.png").exists()
+
+
+def test_a_problem_of_one_result_does_not_hinder_the_others(folder: Path, restore: Command) -> None:
+    (folder.parent / "out").mkdir()
+    (folder.parent / "out" / "trip").write_text("a file where a folder is needed")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / f"{'x' * 245}.png")
+    done = restore("in", "-o", "out")
+    assert done.status == 1
+    assert "out/trip/turned.jpg: " in done.text
+    assert "6 restored, 1 failed" in done.text
+    beside = restore("in")  # NAME.restored.png is longer than a file system allows
+    assert beside.status == 1
+    assert "6 restored, 1 failed" in beside.text
+
+
+def test_pictures_of_other_formats_are_named_at_the_end(folder: Path, restore: Command) -> None:
+    for name in ("a.HEIC", "trip/b.gif", "c.cr2", "d.jxl"):
+        (folder / name).write_bytes(b"any")
+    done = restore("in", "-o", "out")
+    assert done.status == 0, done.text
+    assert (
+        "not read, since of another format: in/a.HEIC, in/c.cr2, in/d.jxl, in/trip/b.gif.\n6 restored"
+        in done.text
+    )
+    named = restore("in/a.HEIC", "-o", "out")
+    assert_one_clear_error(named, "in/a.HEIC: not a JPEG, PNG, TIFF, WebP or BMP file")
+
+
+def test_what_another_format_does_not_keep_is_said_once(folder: Path, restore: Command) -> None:
+    text = PngInfo()
+    text.add_text("Author", "me")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "said.png", pnginfo=text)
+    done = restore("in/said.png", "-o", "out.jpg")
+    assert done.status == 0
+    assert done.text.count("in/said.png: not kept in the JPEG: texts.") == 1
+    assert "not kept" not in restore("in/said.png", "-o", "out.png").text
+
+
 def test_a_wrong_suffix_does_not_change_the_format(folder: Path, restore: Command) -> None:
     (folder / "grey.png").rename(folder / "grey.jpg")
     assert restore("in/grey.jpg", "-o", "out").status == 0
@@ -299,7 +380,7 @@ def test_one_photograph_of_a_bucket_needs_no_right_to_list_it(
         raise StoreError("access denied: it needs the right s3:ListBucket")
 
     monkeypatch.setattr(S3Store, "list", denied)
-    (photo,), _ = find_photographs([f"{bucket}/raw/a.png"], "out")
+    (photo,) = find_photographs([f"{bucket}/raw/a.png"], "out").photos
     assert photo.location.store.read(photo.location.key) == b"pixels"
     with pytest.raises(StoreError):
         find_photographs([f"{bucket}/raw"], "out")
@@ -328,7 +409,10 @@ def test_inputs_and_results_can_be_in_a_bucket(folder: Path, restore: Command, b
 def test_a_killed_command_continues_and_loses_no_result(folder: Path, weights: str) -> None:
     for index in range(12):
         Image.fromarray(np.full((160, 200, 3), index, np.uint8)).save(folder / f"plain{index:02}.png")
-    command = [sys.executable, "-m", "orchestrator", "restore", "in", "-o", "out", "-m", weights]
+    # Results are written by twos, so that some are written and others wait when the process is killed.
+    start = "from orchestrator.restoration import tasks; tasks.MAX_WAITING_RESULTS = 2; "
+    start += "from orchestrator.cli import main; main()"
+    command = [sys.executable, "-c", start, "restore", "in", "-o", "out", "-m", weights]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     out = folder.parent / "out"

@@ -121,6 +121,11 @@ def test_an_invalid_job_is_refused_with_all_its_problems() -> None:
     assert "3 is more than workers.max, 2" in str(error.value)
 
 
+def test_a_number_of_threads_that_no_machine_has_is_refused(folder: Path, weights: str) -> None:
+    with pytest.raises(PhotoError, match=r"workers\.cpus 100,000: must be between 1 and 1024 threads"):
+        run(print, {"cpus": 100_000}, model=weights, inputs="in", out="out")
+
+
 def test_the_example_is_a_job() -> None:
     path = Path(__file__).parents[3] / "jobs" / "restore.yaml"
     assert load_job(path).kind == "restore"
