@@ -140,13 +140,27 @@ def _files(store: Store) -> list[tuple[int, str]]:
 
 
 def _lines(store: Store, key: str, skipped: dict[int, tuple[str, str, str]]) -> Iterator[tuple[int, Sample]]:
-    for number, text in enumerate(store.read(key).decode().splitlines(), 1):
+    for number, text in enumerate(store.read(key).splitlines(), 1):
         try:
             line = json.loads(text)
-            samples = [(int(position), (str(d), str(id_))) for position, d, id_ in line["samples"]]
-            skipped.update({int(position): (d, id_, why) for position, d, id_, why in line["skipped"]})
-        except (ValueError, TypeError, KeyError) as error:
+            samples = [(_position(position), _texts(*sample)) for position, *sample in line["samples"]]
+            lost = {_position(position): _texts(*sample) for position, *sample in line["skipped"]}
+            skipped.update({position: (d, id_, why) for position, (d, id_, why) in lost.items()})
+            pairs = [(position, (d, id_)) for position, (d, id_) in samples]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise LedgerError(
-                f"{store.uri}/{key}, line {number}: not a line of a ledger ({error})."
+                f"{store.uri}/{key}, line {number}: not a line of a ledger ({error or type(error).__name__})."
             ) from error
-        yield from samples
+        yield from pairs
+
+
+def _position(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]!r} is no position")
+    return value
+
+
+def _texts(*values: object) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("a name is no text")
+    return tuple(map(str, values))

@@ -26,6 +26,7 @@ from shards.processes import RowsCallback, TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
 from shards.store import LocalStore, Store
 from shards.store.checked import download_named
+from shards.store.files import BLOCK
 
 _SHOWN = 10
 
@@ -166,6 +167,12 @@ def tar_problems(path: Path) -> Iterator[str]:
                     yield f"holds {member.name!r}, a name that leaves the folder it is unpacked in."
                 elif not member.isreg():
                     yield f"holds {member.name!r}, which is not a regular file."
+            end = tar.offset
+        # tarfile stops at a header that it cannot read; other programs skip it and find more behind it.
+        with path.open("rb") as file:
+            file.seek(end)
+            if any(block.strip(b"\0") for block in iter(lambda: file.read(BLOCK), b"")):
+                yield f"holds something behind its end at byte {end}, which other programs may unpack."
     except (tarfile.TarError, EOFError) as error:
         yield f"is not a tar ({error})."
 

@@ -31,6 +31,8 @@ from typing import Any
 
 from orchestrator.console import Echo
 from orchestrator.errors import SweepError
+from orchestrator.records import read_record
+from orchestrator.sweeps.event_schema import AnyEvent
 from orchestrator.sweeps.trial_table import Event, TrialTable, apply
 from shards.errors import ShardsError
 from shards.store import Store
@@ -126,18 +128,27 @@ def read_events(store: Store) -> list[Event]:
     keys = [key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")]
     with ThreadPoolExecutor(_READERS) as readers:
         contents = list(readers.map(store.read, keys))
-    events = []
+    events, table = [], TrialTable()
     for index, (key, content) in enumerate(zip(keys, contents, strict=True)):
         try:
             if key != f"{_FOLDER}/{index:06d}.json":
                 raise ValueError(f"event {index} is missing")
-            events.append(json.loads(content))
-        except ValueError as error:
+            read_record(AnyEvent, content)
+            event = json.loads(content)  # with the fields that no schema names
+            apply(table, event)
+            events.append(event)
+        except (ValueError, LookupError) as error:
             raise SweepError(
-                f"{store.uri}/{key}: the event log of the sweep is damaged ({error}). "
+                f"{store.uri}/{key}: the event log of the sweep is damaged ({_reason(error)}). "
                 "Give the sweep another name to start again."
             ) from error
     return events
+
+
+def _reason(error: Exception) -> str:
+    return (
+        str(error) if isinstance(error, ValueError) else "it names a trial or a step that no event before has"
+    )
 
 
 def newest_job(store: Store, events: Sequence[Event]) -> bytes:

@@ -137,11 +137,13 @@ def table_of(events: Iterable[Event]) -> TrialTable:
 
 
 def apply(table: TrialTable, event: Event) -> None:
-    """Update the table by one event."""
+    """Update the table by one event. Raises LookupError if it names a trial or a step that no event before has."""
     match event["kind"]:
         case "rejected":
             table.rejected.append(RejectedCandidate(dict(event["values"]), event["reason"]))
         case "suggested":
+            if event["number"] != len(table.trials):
+                raise LookupError(event["number"])
             costs = Costs(**event["costs"])
             table.trials.append(TrialRow(event["number"], dict(event["values"]), event["reason"], costs))
         case "exhausted":

@@ -143,3 +143,48 @@ def test_a_line_that_is_none_is_named(tmp_path):
     store.write("ledger/0000/000000000-worker-0-of-1.jsonl", b"<html>\n")
     with pytest.raises(LedgerError, match=r"worker-0-of-1\.jsonl, line 1"):
         read_ledger(store)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            b"\xff\xfe",
+            b"[" * 50_000,
+            b"null",
+            b"[]",
+            b'"x"',
+            b"9" * 5000,
+            b"{}",
+            b'{"samples": 5, "skipped": []}',
+        ),
+        *(
+            b'{"samples": [[%s, "rain", "a"]], "skipped": []}' % p
+            for p in (b"-1", b"true", b"1.5", b"1e999", b'"1"')
+        ),
+        *(
+            b'{"samples": [%s], "skipped": []}' % s
+            for s in (b"[0]", b'[0, "rain"]', b"[0, 1, 2]", b"5", b"{}", b"null")
+        ),
+        *(
+            b'{"samples": [], "skipped": [%s]}' % s
+            for s in (b'[0, "rain", "a"]', b"[0, 1, 2, 3]", b"[]", b"null")
+        ),
+    ],
+)
+def test_a_hostile_line_is_one_error_with_its_number(tmp_path, line: bytes):
+    store = LocalStore(tmp_path)
+    store.write("ledger/0000/000000000-worker-0-of-1.jsonl", line + b"\n")
+    with pytest.raises(LedgerError, match="line 1: not a line of a ledger"):
+        read_ledger(store)
+
+
+def test_names_may_hold_any_sign_of_unicode(tmp_path):
+    store = LocalStore(tmp_path)
+    odd = "a\u2028b\x85c\x1dd\nä😀"
+    share = batch(0, STEP)
+    share.ids[0] = odd
+    ledger = SampleLedger(store, 0)
+    ledger.record(0, share)
+    ledger.flush()
+    assert read_ledger(store, STEP).samples[0] == ("rain", odd)

@@ -30,7 +30,7 @@ from shards.pack import pack
 from shards.processes import ProcessPool
 from shards.sources import FolderSource
 from shards.store import LocalStore, Store
-from shards.verify import verify
+from shards.verify import tar_problems, verify
 from tests.claims import flip_byte
 
 
@@ -200,3 +200,21 @@ def test_a_shard_key_that_leaves_the_store_is_refused(tmp_path: Path):
     outside = replace(manifest, shards=(replace(manifest.shards[0], key="../outside.tar"),))
     with pytest.raises(StoreError, match=r"without '\.\.'"):
         verify(store, outside)
+
+
+@pytest.mark.parametrize("gap", [b"\xff" * 512, b"\0" * 512 + b"x" * 512, b"\0" * 1024, b"a" * 100])
+def test_members_behind_a_header_that_cannot_be_read_are_found(tmp_path: Path, gap: bytes):
+    """GNU tar goes on there, and would unpack them."""
+    parts = []
+    for name in ("a.txt", "../../evil"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+        parts.append(buffer.getvalue()[:1024])
+    (tmp_path / "whole.tar").write_bytes(parts[0] + b"\0" * 9216)
+    assert list(tar_problems(tmp_path / "whole.tar")) == []
+    (tmp_path / "hidden.tar").write_bytes(parts[0] + gap + parts[1] + b"\0" * 1024)
+    (problem,) = tar_problems(tmp_path / "hidden.tar")
+    assert "behind its end at byte 1024" in problem

@@ -1,0 +1,84 @@
+"""Events of a sweep that are damaged or of another shape: one error that names the event."""
+
+import copy
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import SweepError
+from orchestrator.sweeps.event_log import read_events
+from orchestrator.sweeps.trial_table import table_of
+from shards.store import LocalStore
+
+COSTS = {"parameters": 1, "parameters_at_inference": 1, "macs_224": 1, "training_memory": 1}
+EVENTS: list[dict[str, Any]] = [
+    {"kind": "submitted", "job": "jobs/a.yaml", "format": 2, "unix": 1.5},
+    {"kind": "suggested", "index": 0, "number": 0, "values": {"a": 1}, "reason": "first", "costs": COSTS},
+    {
+        "kind": "started",
+        "number": 0,
+        "attempt": 1,
+        "run": "r",
+        "tracked": "t",
+        "devices": 1,
+        "length": 9,
+        "whole": True,
+    },
+    {"kind": "observed", "number": 0, "attempt": 1, "step": 3, "seconds": 1.5, "metrics": {"val/psnr": 20}},
+    {"kind": "suggested", "index": 1, "number": 1, "values": {"a": 2}, "reason": "second", "costs": COSTS},
+    {"kind": "exploited", "number": 1, "origin": 0, "step": 3, "values": {"a": 3}},
+    {"kind": "rejected", "index": 2, "values": {}, "reason": "no"},
+    {"kind": "ended", "number": 0, "status": "finished", "reason": "done", "seconds": 2.5},
+    {"kind": "exhausted", "reason": "all"},
+]
+ODD = ["x", -1, 1.5, True, None, [], {}, [1], {"a": []}, 2**70, 99]
+
+
+def write(folder: Path, events: list[Any]) -> LocalStore:
+    (folder / "events").mkdir()
+    for index, event in enumerate(events):
+        data = event if isinstance(event, bytes) else json.dumps(event).encode()
+        (folder / "events" / f"{index:06d}.json").write_bytes(data)
+    return LocalStore(folder)
+
+
+def test_whole_events_are_read_with_fields_that_no_schema_names(tmp_path: Path):
+    events = [{**event, "newer": 1} for event in EVENTS]
+    assert read_events(write(tmp_path, events)) == events
+
+
+PLACES = [
+    (index, name)
+    for index, event in enumerate(EVENTS)
+    for name in event
+    if name not in ("index", "format", "unix")
+]
+
+
+@given(place=st.sampled_from(PLACES), value=st.sampled_from([..., *ODD]))
+@settings(max_examples=150, deadline=None)
+def test_any_field_that_is_missing_or_of_another_type_is_read_or_told(tmp_path_factory, place, value: object):
+    events = copy.deepcopy(EVENTS)
+    index, name = place
+    if value is ...:
+        del events[index][name]
+    else:
+        events[index][name] = value
+    store = write(tmp_path_factory.mktemp("sweep"), events)
+    with suppress(SweepError):
+        table = table_of(read_events(store))
+        assert value is not ...
+        assert [(row.psnr, row.curve, row.wall_seconds) for row in table.ranked()]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"\xff", b"[" * 50_000, b"{", b'{"kind": "new"}', b'{"kind": []}']
+)
+def test_an_object_that_is_no_event_is_named(tmp_path: Path, content: bytes):
+    with pytest.raises(SweepError, match=r"000001\.json: the event log of the sweep is damaged"):
+        read_events(write(tmp_path, [EVENTS[0], content]))
