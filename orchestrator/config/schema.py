@@ -526,7 +526,7 @@ class Example(Section):
     """A held-out photograph that is restored at the end of training and kept as PNG."""
 
     photograph: str
-    """Id of the photograph, as `mirage show` lists them."""
+    """Id of the photograph, or its last part (`Dune` for `degraded/Dune`)."""
     degradation: Degradation
     """Its degradation."""
 

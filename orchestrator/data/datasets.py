@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import crop_stages
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
-from orchestrator.config.schema import Data, Job, Pack
+from orchestrator.config.schema import Data, Example, Job, Pack
 from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import source_of
 from orchestrator.errors import PlanError
@@ -143,17 +143,27 @@ def check_holds(dataset: Dataset, job: Job) -> None:
         if not dataset.rows("test", row_degradation(d))
     ]
     if job.example is not None:
-        known = [row.id for row in dataset.rows("test", job.example.degradation)]
-        if job.example.photograph not in known or job.example.degradation not in job.evaluate.degradations:
-            raise PlanError(
-                f"example: no held-out photograph {job.example.photograph!r} is evaluated with "
-                f"{job.example.degradation}. There are: {', '.join(sorted(known)) or 'none'}."
-            )
+        example_id(dataset, job, job.example)
     if missing:
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
             "Pack that data too, or take the degradation out of the job."
         )
+
+
+def example_id(dataset: Dataset, job: Job, example: Example) -> str:
+    """Return the id of the held-out photograph that an example names in full or by its last part. Raises PlanError."""
+    known = [row.id for row in dataset.rows("test", example.degradation)]
+    named = [one for one in known if one == example.photograph] or [
+        one for one in known if one.rpartition("/")[2] == example.photograph
+    ]
+    if len(named) != 1 or example.degradation not in job.evaluate.degradations:
+        several = f", but {len(named)} have this name" if len(named) > 1 else ""
+        raise PlanError(
+            f"example: no held-out photograph {example.photograph!r} is evaluated with {example.degradation}{several}. "
+            f"There are: {', '.join(sorted(known)) or 'none'}."
+        )
+    return named[0]
 
 
 def mixture(job: Job, held: Mapping[str, int]) -> Mixture:

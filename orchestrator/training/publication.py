@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from orchestrator.training.finite import require_finite_scores
 from orchestrator.training.result import run_result
 from orchestrator.version import code_version
 from shards.errors import CorruptObjectError
-from shards.evaluation import EvalItem
 from shards.store.checked import read_named
 
 
@@ -180,19 +179,14 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
     pictures = {"sheet.png": comparison_sheet(validation_items(held_out, run.job.validation), restore, cpu)}
     if run.job.example is None:
         return pictures
-    item = _example(run.job, held_out.items(0, 1))
+    wanted = (datasets.example_id(run.dataset, run.job, run.job.example), run.job.example.degradation)
+    item = next(item for item in held_out.items(0, 1) if (item.id, item.degradation) == wanted)
     if registered is not None:
         from mirage import load
 
         restore = network.restore_function(load(versions.weights_file(registered.uri, run.tracking_uri)))
     restored = to_uint8(restore(to_float(item.degraded, cpu)))
     return pictures | {"restored.png": png_bytes(restored), "degraded.png": png_bytes(item.degraded)}
-
-
-def _example(job: Job, items: Iterable[EvalItem]) -> EvalItem:
-    assert job.example is not None, "called for jobs with an example"
-    wanted = (job.example.photograph, job.example.degradation)
-    return next(item for item in items if (item.id, item.degradation) == wanted)
 
 
 def _write_changed(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
