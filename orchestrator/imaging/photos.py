@@ -48,6 +48,7 @@ LIMITS = Limits()
 
 _HOLDS_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _JPEG_QUALITY = 95
+_BLOCK_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,9 @@ def _to_rgb(samples: Samples) -> NDArray[np.float32]:
     """Return the colours as (3, h, w) in [0, 1]."""
     height, width, _ = samples.colour.shape
     planes = np.broadcast_to(np.moveaxis(samples.colour, 2, 0), (3, height, width))
-    return planes.astype(np.float32) / np.float32(samples.white)
+    pixels = planes.astype(np.float32)
+    pixels /= np.float32(samples.white)
+    return pixels
 
 
 def _is_lossless_webp(data: bytes) -> bool:
@@ -252,14 +255,22 @@ def _depth(kind: str, like: Photo) -> tuple[int, np.dtype[Any]]:
 def _to_samples(restored: NDArray[np.float32], like: Photo, kind: str) -> NDArray[Any]:
     """Return (h, w, c) samples, or (h, w) for grey, rounded to nearest, with the original extra channel."""
     bits, dtype = _depth(kind, like)
-    colour = np.clip(restored.mean(axis=0, keepdims=True) if like.grey else restored, 0, 1)
-    if dtype.kind == "u":
-        colour = np.rint(colour.astype(np.float64) * (2**bits - 1))
-    samples = colour.astype(dtype)
-    if like.extra is not None and (like.has_alpha or kind == "TIFF"):
-        samples = np.concatenate([samples, _in_depth(like.extra, dtype)[None]])
-    # A copy has plain strides also where an axis has one pixel; the encoders ask for them.
-    return np.moveaxis(samples, 0, 2).copy() if len(samples) > 1 else samples[0].copy()
+    height, width = like.size
+    colours = 1 if like.grey else 3
+    extra = like.extra if like.has_alpha or kind == "TIFF" else None
+    samples = np.empty((height, width, colours + (extra is not None)), dtype)
+    rows = max(
+        1, _BLOCK_PIXELS // width
+    )  # by blocks, since each of 8 bytes a sample would be the peak of memory
+    for top in range(0, height, rows):
+        block = restored[:, top : top + rows]
+        colour = np.clip(block.mean(axis=0, keepdims=True) if like.grey else block, 0, 1)
+        if dtype.kind == "u":
+            colour = np.rint(colour.astype(np.float64) * (2**bits - 1))
+        samples[top : top + rows, :, :colours] = np.moveaxis(colour, 0, 2)
+    if extra is not None:
+        samples[..., -1] = _in_depth(extra, dtype)
+    return samples if samples.shape[2] > 1 else samples.reshape(height, width)
 
 
 def _in_depth(extra: Pixels, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -56,6 +56,16 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT = 
 _ORIENTATION, _DNG_VERSION = 274, 50706
 _UNSIGNED, _FLOAT = 1, 3
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_PREDICTOR = 317
+_PREDICTED = frozenset({5, 8, 32946, 34925, 50000})
+"""LZW, Deflate, LZMA and Zstandard: the methods that libtiff combines with a predictor."""
+_COMPRESSIONS = _PREDICTED | {1, 2, 3, 4, 6, 7, 32773, 34676, 34677, 34887, 50001, 32771, 32809}
+_COMPRESSION_NAMES = {
+    **{32773: "PackBits", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 34933: "PNG"},
+    **dict.fromkeys([33003, 33004, 33005, 34712], "JPEG 2000"),
+    **dict.fromkeys([22610, 34934], "JPEG XR"),
+    **{34892: "lossy JPEG of a raw file", 34713: "a camera's own method", 32767: "a camera's own method"},
+}
 _UNLABELLED, _PREMULTIPLIED, _ALPHA = 0, 1, 2
 """What TIFF says of an extra channel."""
 
@@ -205,6 +215,11 @@ def _of_jpeg(data: bytes, name: str, icc: bytes) -> Samples:
         raise ValueError(f"it has {len(scan)} bytes for {width} x {height} pixels")
     kept = [part for mark, part in segments if mark in (0xE0, 0xEE) or not (mark == 0xFE or mark >= 0xE0)]
     bare = b"".join([data[:2], *kept, scan])
+    if bits not in (8, 12) or marker not in (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA):
+        raise PhotoError(
+            f"{name}: is a {bits}-bit JPEG of a rare kind (frame {marker:X}), which is not read here. Convert it to a "
+            "16-bit PNG or TIFF first."
+        )
     if bits == 12:
         samples = _complete(bare, imagecodecs.jpeg8_decode)
         samples = samples.reshape(*samples.shape[:2], -1)
@@ -255,7 +270,7 @@ def _of_pillow(name: str, image: Image.Image, icc: bytes) -> Samples:
         image = image.convert("RGBA")
     elif mode == "L" and transparent:
         image = image.convert("LA")
-    elif mode in ("P", "RGBX"):
+    elif mode in ("P", "RGBX", "YCbCr"):
         image = image.convert("RGB")
     elif mode == "1":
         image = image.convert("L")
@@ -290,6 +305,7 @@ def _of_tiff(data: bytes, name: str, pages: TiffPages, icc: bytes) -> Samples:
     photometric = page.number(_PHOTOMETRIC, -1)
     kinds = set(page.numbers(_SAMPLE_FORMAT)) or {_UNSIGNED}
     _check_complete(page)
+    _check_compression(page, name)
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         if (kinds == {_UNSIGNED} and bits in ({8}, {16})) or (
             kinds == {_FLOAT} and bits in ({16}, {32}, {64})
@@ -365,6 +381,17 @@ def _plain_tiff(data: bytes, name: str, pages: TiffPages, photometric: int) -> S
         colour = np.minimum(colour.astype(np.float64) / share * white, white)
         colour = (colour if samples.dtype.kind == "f" else np.rint(colour)).astype(samples.dtype)
     return Samples(colour, white, 8 * samples.dtype.itemsize, extra, label in (_PREMULTIPLIED, _ALPHA))
+
+
+def _check_compression(page: Directory, name: str) -> None:
+    """Raise PhotoError for what decoders cannot read, and for predictors that they silently leave out."""
+    compression, predictor = page.number(_COMPRESSION, 1), page.number(_PREDICTOR, 1)
+    if compression not in _COMPRESSIONS or (predictor > 1 and compression not in _PREDICTED):
+        how = _COMPRESSION_NAMES.get(compression, f"method {compression}")
+        how += " with a predictor" if compression in _COMPRESSIONS else ""
+        raise PhotoError(
+            f"{name}: is a TIFF compressed by {how}, which is not read here. Save it with LZW or Deflate."
+        )
 
 
 def _check_complete(page: Directory) -> None:

@@ -199,6 +199,15 @@ OTHERS = {
         tiff(scene(3, np.uint16), photometric="cielab"),
         "has 16-bit samples of CIELAB. Convert it",
     ),
+    "lossless16.jpg": (
+        bytes(imagecodecs.jpeg8_encode(scene(1, np.uint16), lossless=True, bitspersample=16)),
+        "is a 16-bit JPEG of a rare kind (frame C3), which is not read here. Convert it to a 16-bit PNG",
+    ),
+    "jxl.tif": (tiff(scene(3), compression="jpegxl"), "is a TIFF compressed by JPEG XL, which is not read"),
+    "packed.tif": (
+        tiff(scene(3), compression="packbits", predictor=True),
+        "is a TIFF compressed by PackBits with a predictor, which is not read here. Save it with LZW",
+    ),
     "five.tif": (tiff(scene(5), photometric="rgb"), "has 5 channels. A photograph has 1 or 3"),
     "pages.tif": (tiff(np.stack([scene(1)] * 2), photometric="minisblack"), "holds 2 pictures"),
 }
@@ -210,7 +219,7 @@ def test_what_is_not_read_is_called_by_its_name_with_what_to_do(name: str) -> No
     with pytest.raises(PhotoError) as refusal:
         decode(data, name)
     assert_one_clear_error(refusal.value, f"{name}: {says}")
-    if "not read here" in says:
+    if "not read here" in says and "JPEG of" not in says and not name.endswith(".tif"):
         with pytest.raises(UnsupportedPhotoError):
             image_size(data, name)
 
