@@ -41,7 +41,7 @@ from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
-from orchestrator.training.publication import publish, without_secrets
+from orchestrator.training.publication import publish
 from orchestrator.training.result import is_finished
 from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
@@ -209,7 +209,7 @@ def open_run(
         runs.DESCRIPTION_TAG: _description(job, plan, location),
     }
     params = {
-        **runs.flat_params(without_secrets(job).model_dump(mode="json", exclude_none=True)),
+        **runs.flat_params(job.model_dump(mode="json", exclude_none=True)),
         "plan.parameters": plan.parameters,
         "plan.macs_224": plan.macs,
         "plan.total_steps": plan.total_steps,
@@ -225,7 +225,7 @@ def open_run(
 
 def describe_run(tracker: background.Tracker, job: Job, plan: Plan) -> None:
     """Send the files that say what the run does."""
-    tracker.artifact("job.yaml", dump_job(without_secrets(job)).encode())
+    tracker.artifact("job.yaml", dump_job(job).encode())
     tracker.artifact("plan.txt", plan.render().encode())
 
 

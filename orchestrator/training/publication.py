@@ -12,7 +12,6 @@ import torch
 
 from orchestrator import events
 from orchestrator.config.loader import dump_job
-from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.errors import CheckpointError, RegistryUnavailableError
 from orchestrator.evaluation import run_report
@@ -82,15 +81,6 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
     emit(events.RunFinished(run.location.run_id, shown, page_command(run.tracking_uri)))
 
 
-def without_secrets(job: Job) -> Job:
-    """Return the job without the password that its tracking URI may contain."""
-    if job.track.uri is None:
-        return job
-    return job.model_copy(
-        update={"track": job.track.model_copy(update={"uri": without_password(job.track.uri)})}
-    )
-
-
 def _register_and_restore(
     run: RunContext,
     tracker: Tracker | None,
@@ -156,7 +146,7 @@ def _register(
             "data": ", ".join(run.dataset.digests),
         },
         idempotency_key=f"{run.location.run_id}:{result['weights']}",
-        files={JOB: dump_job(without_secrets(job)).encode(), SCORES: _scores_file(run, result)},
+        files={JOB: dump_job(job).encode(), SCORES: _scores_file(run, result)},
     )
 
 
