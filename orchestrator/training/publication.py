@@ -21,6 +21,7 @@ from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_re
 from orchestrator.events import Emit
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.models import network
+from orchestrator.outputs import write_output
 from orchestrator.planning import throughput
 from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
@@ -181,11 +182,10 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
 
 def _write_changed(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
     """Write the files whose content differs; return all paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         path = folder / name
         if not (path.exists() and path.read_bytes() == content):
-            path.write_bytes(content)
+            write_output(path, content)
     return {name: folder / name for name in contents}
 
 
