@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import traceback
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 _MASK = "***"
@@ -45,3 +48,10 @@ class MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         return without_password(super().format(record))
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None = None
+) -> None:
+    """Print a traceback to standard error as Python does, without passwords in its messages."""
+    sys.stderr.write(without_password("".join(traceback.format_exception(kind, error, trace))))

@@ -11,7 +11,7 @@ from typing import NoReturn
 from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
-from orchestrator.masking import MaskingFormatter, without_password
+from orchestrator.masking import MaskingFormatter, print_traceback, without_password
 
 __all__ = [
     "app",
@@ -45,6 +45,7 @@ def main() -> NoReturn:
         sys.exit(130)
     except Exception as error:
         if not _is_user_error(error):
+            sys.excepthook = print_traceback  # in place of Typer's, which would print passwords in messages
             raise
         emit_error(without_password(str(error)))
         sys.exit(2)

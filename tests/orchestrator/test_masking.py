@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.config.job_types import AnyJob
 from orchestrator.config.loader import dump_job, job_from_mapping, load_job, show_job
 from orchestrator.errors import OrchestratorError
-from orchestrator.masking import MaskingFormatter, masked, unmasked, without_password
+from orchestrator.masking import MaskingFormatter, masked, print_traceback, unmasked, without_password
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri
 from tests.claims import mirage
@@ -112,3 +112,13 @@ def test_the_command_line_prints_no_password(monkeypatch: pytest.MonkeyPatch) ->
     assert CANARY not in done.text
     record = logging.LogRecord("urllib3", logging.WARNING, "", 1, "retrying %s", (URI,), None)
     assert CANARY not in MaskingFormatter().format(record)
+
+
+def test_a_traceback_has_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ConnectionError(f"no answer from {URI}")
+    except ConnectionError as error:
+        print_traceback(type(error), error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert "ConnectionError: no answer from http://***@mlflow.example:5000" in printed
+    assert CANARY not in printed.replace("CANARY}", "")
