@@ -201,7 +201,7 @@ class Lease:
                     return
                 self._owner = replace(self._owner, renewed=self._owner.renewed + 1)
                 self._store.write_pointer(self._key, self._owner.to_json())
-            except StoreError as error:  # nobody can take over while the store does not answer
+            except Exception as error:  # of boto too: without renewals another driver would take over
                 log.info("the claim of %s is not renewed: %s", self._what, error)
 
     def _look(self) -> None:

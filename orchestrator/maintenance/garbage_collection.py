@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_RULE
-from orchestrator.training.checkpoint import Retention
+from orchestrator.errors import CheckpointError, DamagedResultError
+from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_RULE, read_result
+from orchestrator.training.checkpoint import Retention, read_record
 from shards.errors import MissingObjectError, ShardsError
 from shards.listing import listing_key
 from shards.manifest import load_manifest
@@ -47,7 +48,7 @@ _KEY = re.compile(
 )
 _PROOF = re.compile(
     rf"(?:.*/)?{PROOFS_FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
-    rf"(?P<rest>(?:{'|'.join(PROOF_RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial|owner|writer)/.+|{re.escape(RESULT)}))"
+    rf"(?P<rest>(?:{'|'.join(PROOF_RUNS)})/(?:(?:blobs|checkpoints|weights|ledger|profile|initial|owner|writer|damaged)/.+|{re.escape(RESULT)}))"
 )
 """Key of an object of a proof; the folder is named by the run, the seed and a number."""
 
@@ -102,7 +103,10 @@ def find(
         try:
             free = list(look())
             stats = {key: store.stat(key) for key, _ in free}
-        except (ShardsError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            *(ShardsError, CheckpointError, DamagedResultError),
+            *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        ) as error:
             notes.append(f"{where}: skipped, its references cannot be read: {error}")
             continue
         newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
@@ -180,11 +184,11 @@ def _shards_of(dataset: Store, record: str) -> list[str]:
 def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     if not any(kind in keys for kind in ("blobs", "checkpoints", "weights")):
         return
-    records = {key: json.loads(store.read(key)) for key in sorted(keys.get("checkpoints", ()))}
+    records = {key: read_record(store, key) for key in sorted(keys.get("checkpoints", ()))}
     kept = set(records)
     if "result" in keys:
-        result = json.loads(store.read(root + RESULT))
-        named = {root + str(result["weights"])}
+        result = read_result(open_store(f"{store.uri}/{root}".rstrip("/")))
+        named = {root + result["weights"]}
         if RETENTION_RULE in result:
             # The newest one is enough: the older ones are backups for a run that resumes.
             kept = replace(Retention(**result[RETENTION_RULE]), newest=1).kept(records, time.time())

@@ -8,6 +8,7 @@ Only finished runs are stored. A plan uses those on the same kind of device and 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 import time
@@ -26,6 +27,8 @@ from orchestrator.config.schema import Job
 from orchestrator.paths import below
 from shards.errors import MissingObjectError, ObjectExistsError, ShardsError
 from shards.store import Store, open_store
+
+log = logging.getLogger(__name__)
 
 _MIN_STEPS = 5
 """Minimum number of measured steps; the first ones are slow."""
@@ -82,17 +85,21 @@ class StepTimer:
 
 
 def store_throughput(job: Job, run: str, throughput: Mapping[str, Any] | None) -> None:
-    """Store the throughput of the finished `run` in the store of its job."""
+    """Store the throughput of the finished `run` in the store of its job; a failure is a warning."""
     if throughput is None:
         return
     content = job.model_dump(mode="json", include=set(_SPEED_SECTIONS))
     data = json.dumps({"job": content, "pace": throughput}, sort_keys=True).encode()
-    store, key = _timings(job.storage), f"{run}.json"
+    key = f"{run}.json"
     try:
-        store.write(key, data)
-    except ObjectExistsError:  # of an earlier training of the run, or damaged
-        store.delete(key)
-        store.write(key, data)
+        store = _timings(job.storage)
+        try:
+            store.write(key, data)
+        except ObjectExistsError:  # of an earlier training of the run, or damaged
+            store.delete(key)
+            store.write(key, data)
+    except ShardsError as error:  # the result does not depend on it
+        log.warning("plans will not know how fast run %s was: %s", run, error)
 
 
 def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:

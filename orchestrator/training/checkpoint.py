@@ -356,10 +356,7 @@ class Checkpoints:
             self._store.write(key, data)
 
     def _record(self, name: str) -> dict[str, Any]:
-        """Return a whole record. Raises DamagedCheckpointError, MissingObjectError."""
-        key = _record_key(name)
-        where = f"{self._store.uri}/{key}"
-        return read_checked(self._store, key, lambda data: _parse(data, where, name), DamagedCheckpointError)
+        return read_record(self._store, _record_key(name))
 
     def _prune(self, written: str) -> dict[str, dict[str, Any]]:
         """Delete checkpoints that no rule keeps, each record before its blobs; return the kept records by name.
@@ -387,6 +384,17 @@ class Checkpoints:
 def step_of(name: str) -> int:
     """Return the step of the checkpoint `name`."""
     return int(name.partition("-")[0])
+
+
+def read_record(store: Store, key: str) -> dict[str, Any]:
+    """Return the whole record under a key.
+
+    Raises MissingObjectError, DamagedCheckpointError, and CheckpointError for another format.
+    """
+    name = key.rpartition("/")[2].removesuffix(".json")
+    return read_checked(
+        store, key, lambda data: _parse(data, f"{store.uri}/{key}", name), DamagedCheckpointError
+    )
 
 
 def _parse(data: bytes, where: str, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from orchestrator.ownership import delete_older_claims, newest_claim, numbered_c
 from shards.store import Store
 
 _FOLDER = "writer"
-_WRITES = ("write", "write_file", "write_pointer", "delete")
+_WRITES = ("write", "write_file", "create", "replace", "write_pointer", "delete")
 
 
 def claim_writing(store: Store) -> str:

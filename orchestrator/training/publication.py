@@ -184,7 +184,7 @@ def _write_changed(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Pat
     """Write the files whose content differs; return all paths."""
     for name, content in contents.items():
         path = folder / name
-        if not (path.exists() and path.read_bytes() == content):
+        if not (path.is_file() and path.read_bytes() == content):
             write_output(path, content)
     return {name: folder / name for name in contents}
 

@@ -3,7 +3,7 @@
 The code of a failure tells whether another attempt may help, not its HTTP status alone:
 
     passing    no answer, server errors, throttling, time-outs      tried again for RETRY_MINUTES
-               expired credentials                                  the same, with credentials that are read again
+               expired credentials, or none where there were some   the same, with credentials that are read again
     doubtful   denied, redirected, not S3, damaged on its way       tried again for a few seconds
     final      everything else                                      an error at once
 
@@ -196,6 +196,7 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
     from urllib3.exceptions import ProtocolError
 
     where = f"{place.uri}/{key}"
+    lasting = (aws.PartialCredentialsError, aws.ProfileNotFound)
     match error:
         case aws.FlexibleChecksumError() | DamagedAnswerError():
             message = (
@@ -232,11 +233,13 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
             | aws.CredentialRetrievalError()
             | aws.TokenRetrievalError()
         ):
+            # A role's or a program's answer may be missing for a moment while it renews them.
+            had_some = not isinstance(error, lasting) and place.endpoint() in _answered
             message = (
                 f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or start the store of this machine: mirage up."
             )
-            return _Failure("final", StoreError(message), str(error))
+            return _Failure("passing" if had_some else "final", StoreError(message), str(error), "renew")
         case aws.ClientError() | S3UploadFailedError():
             _answered.add(place.endpoint())
             return _refusal(place, key, error, retried)

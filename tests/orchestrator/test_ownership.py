@@ -218,14 +218,15 @@ def test_a_claim_that_is_withdrawn_at_once_takes_nothing_over(
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("error", [StoreError("no answer"), KeyError("an answer that boto does not expect")])
 def test_a_store_that_fails_for_a_while_takes_nothing_from_the_owner(
-    folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+    folder: LocalStore, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     failed = threading.Event()
 
     def fail(*arguments: object) -> None:
         failed.set()
-        raise StoreError("no answer")
+        raise error
 
     with owned(folder, "run r", print) as lease:
         with monkeypatch.context() as patch:

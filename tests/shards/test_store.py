@@ -318,6 +318,27 @@ def test_expired_credentials_are_read_again(aws, monkeypatch, busy, tmp_path: Pa
     assert store._connection()._request_signer._credentials.access_key == "second"
 
 
+def test_credentials_that_are_missing_while_they_are_renewed_end_nothing(
+    aws, monkeypatch, busy, tmp_path: Path
+):
+    endpoint, answers = busy
+    file = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        aws.delenv(name)
+    aws.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    aws.setenv("AWS_ENDPOINT_URL", endpoint)
+    text = "[default]\naws_access_key_id = one\naws_secret_access_key = x\n"
+    file.write_text(text)
+    store = open_store("s3://bucket/p")
+    answers[:] = [200]
+    store.read("key")
+    renewing = iter([lambda: file.unlink(), lambda: None, lambda: file.write_text(text)])
+    monkeypatch.setattr(time, "sleep", lambda _: next(renewing)())
+    answers[:] = [400, 200]  # 400 is ExpiredToken there
+    assert store.read("key") == b"ok"
+    assert list(renewing) == []
+
+
 def test_the_users_own_aws_configuration_is_honoured(aws, tmp_path: Path):
     file = tmp_path / "config"
     file.write_text(

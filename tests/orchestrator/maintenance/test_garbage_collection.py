@@ -224,11 +224,18 @@ def test_a_registered_run_is_known_when_its_own_folder_is_looked_through(storage
     assert len(find(own, set()).garbage) == 2  # the first checkpoint and its tensors
 
 
-def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore):
+def with_another_blob(data: bytes) -> bytes:
+    """Return a record that names another blob, as after a flipped bit; the blob that it named looks like garbage."""
+    record = json.loads(data)
+    return json.dumps(record | {"blobs": dict.fromkeys(record["blobs"], "0" * 64)}).encode()
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"<html>", lambda _: b"[" * 100_000, with_another_blob])
+def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore, damage):
     checkpointed(storage, "one", [20.0, 30.0, 25.0])
     finish(storage, "one")
     path = storage.path(storage.list("runs/one/checkpoints/")[0])
-    path.write_bytes(b"<html>")
+    path.write_bytes(damage(path.read_bytes()))
     grow_old(storage)
     found = find(storage, set())
     assert found.garbage == ()

@@ -91,6 +91,15 @@ def test_a_run_that_is_trained_again_writes_its_timing_again(small_job) -> None:
     assert earlier_runs(job) == [(job, Throughput(**PACE))]
 
 
+def test_a_timing_that_cannot_be_stored_is_a_warning(small_job, caplog: pytest.LogCaptureFixture) -> None:
+    job = small_job()
+    timings = Path(job.storage) / "timings"
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    timings.write_bytes(b"no folder")
+    store_throughput(job, "run", PACE)
+    assert "how fast run run was" in caplog.text
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
