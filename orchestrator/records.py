@@ -21,7 +21,7 @@ class RecordError(ValueError):
     """Bytes that are not a record of the wanted type; the message says where they differ."""
 
 
-def read_record(kind: type[T] | Any, data: bytes | str) -> T:
+def read_record(kind: type[T], data: bytes | str) -> T:
     """Return the record in `data`. Raises RecordError, and nothing else.
 
     kind: a dataclass, a pydantic model or a type such as `dict[str, int]`. Unknown fields are ignored. Depth is bounded

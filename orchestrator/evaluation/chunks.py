@@ -19,7 +19,7 @@ import torch
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.data import datasets as data
-from orchestrator.errors import PlanError
+from orchestrator.errors import EvaluationError, PlanError
 from orchestrator.evaluation.image_results import (
     ImageResult,
     PerceptualDistance,
@@ -28,6 +28,7 @@ from orchestrator.evaluation.image_results import (
 )
 from orchestrator.evaluation.lpips import load_lpips
 from orchestrator.evaluation.model_under_test import build_model
+from orchestrator.records import RecordError, read_record
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.sample import NOISE, SIGMA
@@ -165,7 +166,13 @@ def done_chunks(store: Store) -> set[int]:
 
 def read_results(store: Store, chunk: int) -> list[ImageResult]:
     """Return the results of a chunk that is done."""
-    return [ImageResult(**record) for record in json.loads(store.read(results_key(chunk)))]
+    key = results_key(chunk)
+    try:
+        return read_record(list[ImageResult], store.read(key))
+    except RecordError as error:
+        raise EvaluationError(
+            f"{store.uri}/{key} is damaged ({error}). Delete it and submit the job again: the chunk is measured again."
+        ) from error
 
 
 def _degradations(job: EvaluateJob, dataset: Dataset) -> list[str]:

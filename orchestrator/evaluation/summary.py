@@ -11,6 +11,8 @@ from orchestrator import tables
 from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.aggregates import AggregateScore
 from orchestrator.evaluation.model_under_test import ModelIdentity
+from orchestrator.records import RecordError, read_record
+from shards.filesystem import read_regular
 
 SUMMARY = "summary.json"
 
@@ -38,13 +40,10 @@ def read_summary(path: Path) -> EvaluationSummary:
     """Return the summary in a file, or in the folder that holds it. Raises EvaluationError."""
     file = path / SUMMARY if path.is_dir() else path
     try:
-        content = json.loads(file.read_bytes())
-        model = ModelIdentity(**content["model"])
-        scores = tuple(AggregateScore(**score) for score in content["figures"])
-        return EvaluationSummary(**{**content, "model": model, "figures": scores})
+        return read_record(EvaluationSummary, read_regular(file))
     except OSError as error:
         raise EvaluationError(f"{file}: no results of an evaluation ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except RecordError as error:
         raise EvaluationError(f"{file}: not the summary of an evaluation ({error}).") from error
 
 

@@ -105,7 +105,7 @@ def find(
             stats = {key: store.stat(key) for key, _ in free}
         except (
             *(ShardsError, CheckpointError, DamagedResultError),
-            *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+            *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
         ) as error:
             notes.append(f"{where}: skipped, its references cannot be read: {error}")
             continue
@@ -177,7 +177,7 @@ def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[t
 def _shards_of(dataset: Store, record: str) -> list[str]:
     try:
         return [shard[0] for shard in json.loads(dataset.read(record))["shards"]]
-    except (ValueError, KeyError, TypeError, MissingObjectError):
+    except (ValueError, LookupError, TypeError, RecursionError, MissingObjectError):
         return []  # a damaged record names nothing and is garbage itself
 
 

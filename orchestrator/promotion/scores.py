@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import EvaluationError
+from orchestrator.errors import EvaluationError, RegistryError
 from orchestrator.evaluation.image_results import IMAGES, from_parquet
 from orchestrator.evaluation.summary import read_summary
 from orchestrator.promotion.gates import VersionScores
+from orchestrator.records import RecordError, read_record
 from orchestrator.registry import versions
 from orchestrator.registry.versions import DIGEST_TAG, ModelVersion
 from orchestrator.run_files import SCORES
+
+
+@dataclass(frozen=True)
+class _Score:
+    degradation: str
+    photograph: str
+    psnr: float
+    input_psnr: float
+
+
+@dataclass(frozen=True)
+class _Scores:
+    protocol: str
+    data: list[str]
+    scores: list[_Score]
 
 
 def version_scores(version: ModelVersion, tracking_uri: str, results: Sequence[Path] = ()) -> VersionScores:
@@ -23,9 +39,12 @@ def version_scores(version: ModelVersion, tracking_uri: str, results: Sequence[P
     """
     if results:
         return _of_evaluation(version, _evaluation_of(version, results))
-    content = json.loads(versions.read_file(version, SCORES, tracking_uri))
-    rows = ((s["degradation"], s["photograph"], s["psnr"], s["input_psnr"]) for s in content["scores"])
-    return _scores(version, content["protocol"], content["data"], rows)
+    try:
+        content = read_record(_Scores, versions.read_file(version, SCORES, tracking_uri))
+    except RecordError as error:
+        raise RegistryError(f"{version.uri}: its {SCORES} are no scores: {error}.") from error
+    rows = ((s.degradation, s.photograph, s.psnr, s.input_psnr) for s in content.scores)
+    return _scores(version, content.protocol, content.data, rows)
 
 
 def _of_evaluation(version: ModelVersion, folder: Path) -> VersionScores:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from orchestrator.errors import PhotoError
+from orchestrator.records import RecordError, read_record
 from shards.errors import MissingObjectError
 from shards.store import Store
 from shards.store.checked import read_named
@@ -96,8 +97,8 @@ class ResultIndex:
 
     def _record(self, line: bytes) -> ResultRecord:
         try:
-            return ResultRecord(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            return read_record(ResultRecord, line)
+        except RecordError as error:
             raise PhotoError(
                 f"{self._store.uri}/{FOLDER}: has a line that is not a record. Remove the folder; the existing "
                 "results are then replaced only with --overwrite."

@@ -411,7 +411,7 @@ class _Sender:
             journal.remove(image.file)
             return
         try:
-            with Image.open(io.BytesIO(image.file.read_bytes())) as picture:
+            with Image.open(io.BytesIO(image.file.read_bytes()), formats=["PNG"]) as picture:
                 picture.load()
         except (OSError, SyntaxError, ValueError) as error:
             journal.set_aside(image.file, f"{image.file.name} is damaged ({error})")

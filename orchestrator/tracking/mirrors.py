@@ -71,7 +71,7 @@ class TensorBoard:
         import numpy as np
         from PIL import Image
 
-        with Image.open(io.BytesIO(png)) as picture:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         self._writer_from(step).add_image(name, pixels, step, dataformats="HWC")
 
@@ -120,7 +120,7 @@ class WeightsAndBiases:
         import wandb
         from PIL import Image
 
-        with Image.open(io.BytesIO(png)) as picture:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             self._run.log({name: wandb.Image(picture.convert("RGB"))}, step=step)
 
     def close(self) -> None:

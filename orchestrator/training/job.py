@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-import yaml
 
 from orchestrator import events
 from orchestrator.config.job_types import JobOutcome
-from orchestrator.config.loader import dump_job, job_from_mapping
+from orchestrator.config.loader import dump_job, job_from_yaml
 from orchestrator.config.schema import Job
 from orchestrator.console import Echo, console, message_echo, text_console
 from orchestrator.data import datasets
@@ -115,7 +114,7 @@ def publish_waiting(echo: Echo) -> bool:
     for file in sorted((home() / "runs").glob(f"*/{UNPUBLISHED}")):
         try:
             content = json.loads(file.read_text())
-            job = job_from_mapping(yaml.safe_load(content["job"]))
+            job = job_from_yaml(content["job"])
             assert isinstance(job, Job), "only training jobs are published"
             dataset = datasets.open_dataset_at(datasets.manifest_uris(job), content["digests"], job.data)
             location = locate_run(job, dataset)
@@ -127,7 +126,7 @@ def publish_waiting(echo: Echo) -> bool:
             )
             with owned(location.store, f"run {location.run_id}", echo):
                 _publish_finished(run, emit)
-        except (OrchestratorError, ShardsError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (OrchestratorError, ShardsError, KeyError, TypeError, ValueError, AttributeError) as error:
             echo(f"{file.parent.name}: cannot be published: {error} The file {file} asks for it.")
         complete &= not file.exists()
     return complete

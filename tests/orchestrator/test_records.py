@@ -1,0 +1,91 @@
+"""One reader of JSON records: a schema, a bound of size and depth, one error. And one list of image formats."""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import records
+from orchestrator.errors import EvaluationError
+from orchestrator.evaluation.chunks import read_results, results_key
+from orchestrator.evaluation.summary import read_summary
+from orchestrator.records import RecordError, read_record
+from shards.store import LocalStore
+
+
+@dataclass(frozen=True)
+class Record:
+    number: int
+    names: tuple[str, ...] = ()
+
+
+def test_a_record_of_the_schema_is_read_and_unknown_fields_are_ignored():
+    assert read_record(Record, b'{"number": 1, "names": ["a"], "newer": []}') == Record(1, ("a",))
+
+
+BROKEN = [
+    *(b"", b"\xff", b"null", b"[]", b"{}", b'{"number": "1"}', b'{"number": true}', b'{"number": 1.5}'),
+    *(b'{"number": 1, "names": "a"}', b'{"number": 1, "names": [1]}', b'{"number": ' + b"9" * 5000 + b"}"),
+    *(b'{"number": 1} x', b"[" * 100_000, b'{"number":' * 100_000, b'{"number": 1, "names": ["\\ud800"]}'),
+]
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_bytes_of_another_shape_are_one_error(data: bytes):
+    with pytest.raises(RecordError):
+        read_record(Record, data)
+
+
+@given(data=st.binary(max_size=60))
+def test_any_bytes_are_read_or_one_error(data: bytes):
+    with pytest.raises(RecordError):
+        read_record(Record, data + b"\0")
+
+
+def test_a_record_above_the_bound_is_not_parsed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "MAX_BYTES", 20)
+    with pytest.raises(RecordError, match="more than 20 bytes"):
+        read_record(Record, b'{"number": 1}' + b" " * 20)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"[{}]", b"\xff", b"[" * 50_000])
+def test_results_of_an_evaluation_that_are_damaged_are_named(tmp_path: Path, data: bytes):
+    store = LocalStore(tmp_path)
+    store.write(results_key(0), data)
+    (tmp_path / "summary.json").write_bytes(data)
+    with pytest.raises(EvaluationError, match="is damaged"):
+        read_results(store, 0)
+    with pytest.raises(EvaluationError, match="not the summary of an evaluation"):
+        read_summary(tmp_path)
+
+
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    return [
+        call
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func).endswith(name)
+    ]
+
+
+def test_pillow_opens_listed_formats_only_everywhere():
+    found = 0
+    for package in ("shards", "orchestrator", "mirage"):
+        for path in Path(package).rglob("*.py"):
+            for call in _calls(ast.parse(path.read_text()), "Image.open"):
+                found += 1
+                assert "formats" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
+    assert found >= 4
+
+
+def test_no_text_of_yaml_is_read_but_by_the_one_reader():
+    for path in Path("orchestrator").rglob("*.py"):
+        if path.name != "yaml_text.py":
+            for name in ("yaml.load", "yaml.safe_load", "yaml.compose"):
+                calls = _calls(ast.parse(path.read_text()), name)
+                assert not calls or path.name == "submit_hook.py", path

@@ -1,0 +1,291 @@
+"""Mutated files of every format that strangers, other versions or a power cut may write: one error, or a result.
+
+A new seed for each run is printed; MIRAGE_FUZZ_SEED=N repeats one. No cluster.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirage import MIRAGE, ModelConfig, load_release
+from mirage.weights import PREFIX, WeightsError, dumps, loads, release_state_dict
+from orchestrator.cluster.local.state import read as read_state
+from orchestrator.cluster.local.state import write as write_state
+from orchestrator.config.loader import load_job
+from orchestrator.errors import OrchestratorError
+from orchestrator.imaging.photos import decode, encode, format_for
+from orchestrator.records import RecordError, read_record
+from orchestrator.run_files import read_result
+from orchestrator.sweeps.event_log import read_events
+from orchestrator.sweeps.trial_table import table_of
+from shards import manifest as manifests
+from shards import tiles
+from shards.errors import ShardsError
+from shards.images import decode_image, read_samples
+from shards.ledger import read_ledger
+from shards.manifest import Manifest, ManifestRow, Member, Shard
+from shards.store import LocalStore
+from tests.orchestrator.cluster.test_state import STATE
+from tests.orchestrator.sweeps.test_hostile_events import EVENTS
+
+pytestmark = pytest.mark.slow
+
+MUTATIONS = int(os.environ.get("MIRAGE_FUZZ_MUTATIONS", "2000"))
+SEED = int(os.environ.get("MIRAGE_FUZZ_SEED") or int.from_bytes(os.urandom(6)))
+MAX_SECONDS, MAX_BYTES = 10, 1 << 30
+SHARES = {"events of sweeps": 8, "checkpoints of the authors": 4, "safetensors": 2}
+"""Formats whose files take longer to read: they get this part of the mutations."""
+EXPECTED = (OrchestratorError, ShardsError, WeightsError, RecordError)
+ODD_TEXT = (
+    *(
+        b"null",
+        b"true",
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b'""',
+        b"[]",
+        b"{}",
+        b"[" * 500,
+        b"9" * 5000,
+        b"\\ud800",
+        b"\0",
+    ),
+    *(
+        b"\xff\xfe",
+        b"!!int ''",
+        b"&a [*a]",
+        b"<<: *b",
+        b"2020-13-45",
+        b"010",
+        b"1:40",
+        b"~nobody/x",
+        b"../../x",
+    ),
+)
+
+Read = Callable[[bytes, Path], object]
+
+
+def mutated(data: bytes, random: Random) -> bytes:
+    """Return the bytes with one or a few changes: bits, odd texts, cuts, doubled and moved pieces."""
+    changed = bytearray(data)
+    for _ in range(random.choice([1, 1, 1, 2, 8])):
+        at = random.randrange(len(changed) + 1)
+        end = min(len(changed), at + random.choice([1, 2, 8, 64]))
+        kind = random.randrange(6)
+        if kind == 0 and at < len(changed):
+            changed[at] ^= 1 << random.randrange(8)
+        elif kind == 1 and at < len(changed):
+            changed[at] = random.choice([0, 1, 0x7F, 0x80, 0xFF])
+        elif kind == 2:
+            changed[at:end] = random.choice(ODD_TEXT)
+        elif kind == 3:
+            del changed[at:end]
+        elif kind == 4:
+            changed[at:at] = changed[at:end] * random.choice([1, 2, 50])
+        elif random.random() < 0.3:
+            del changed[at:]
+    return bytes(changed)
+
+
+def in_json(content: object, random: Random) -> bytes:
+    """Return JSON in which one value is another."""
+    places = list(_places(content, ()))
+    whole = json.loads(json.dumps(content))
+    *above, last = random.choice(places)
+    inner = whole
+    for key in above:
+        inner = inner[key]
+    inner[last] = random.choice([None, True, -1, 2**70, 1.5, "", "x", [], {}, [[]], "\ud800", "\0", 1e300])
+    return json.dumps(whole).encode()
+
+
+def _places(content: object, path: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
+    keys = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from _places(content[key], (*path, key))  # type: ignore[index]
+
+
+def _saved(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 33, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def _photograph(data: bytes, folder: Path) -> None:
+    for read in (decode_image, read_samples):
+        with suppress(*EXPECTED):
+            read(data, "a.png")
+    photo = decode(data, "a.png")
+    for suffix in (".png", ".tif", ".jpg"):
+        with suppress(*EXPECTED):
+            encode(photo.pixels, photo, format_for(f"b{suffix}", photo))
+
+
+def _in_store(key: str, read: Callable[[LocalStore], object]) -> Read:
+    def run(data: bytes, folder: Path) -> object:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(data)
+        return read(LocalStore(folder))
+
+    return run
+
+
+def _job(data: bytes, folder: Path) -> object:
+    (folder / "job.yaml").write_bytes(data)
+    return load_job(folder / "job.yaml")
+
+
+def _manifest(data: bytes, folder: Path) -> object:
+    digest = hashlib.sha256(data).hexdigest()
+    key = folder / manifests.manifest_key(digest)
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.write_bytes(gzip.compress(data, 1))
+    found = manifests.load_manifest(LocalStore(folder), digest)
+    assert manifests.from_bytes(manifests.to_bytes(found), "again") == found
+    return found
+
+
+def _release(data: bytes, folder: Path) -> object:
+    (folder / "a.ckpt").write_bytes(data)
+    return load_release(folder / "a.ckpt")
+
+
+def _events(data: bytes, folder: Path) -> object:
+    (folder / "events").mkdir(exist_ok=True)
+    for index, event in enumerate(data.split(b"\n")):
+        (folder / "events" / f"{index:06d}.json").write_bytes(event)
+    return table_of(read_events(LocalStore(folder))).ranked()
+
+
+def _state(data: bytes, folder: Path) -> object:
+    (folder / "up.json").write_bytes(data)
+    return read_state(folder)
+
+
+def _manifest_json() -> bytes:
+    member = Member(0, 512, 100, 7, "tiles-qoi", 8, 9)
+    rows = (
+        ManifestRow("a", "train", "rain", member, Member(0, 1024, 50, 8, "original", 8, 9), "s"),
+        ManifestRow("b", "test", "noise", None, member, "s"),
+    )
+    shard = Shard("shards/a.tar", 4096, "0a" * 32)
+    return manifests.to_bytes(Manifest("name", (shard,), rows, {"s": "CC0"}, {"tool": [1, {"x": None}]}))
+
+
+def _checkpoint(model: MIRAGE) -> bytes:
+    out = io.BytesIO()
+    torch.save({"state_dict": {PREFIX + n: t for n, t in release_state_dict(model).items()}, "epoch": 1}, out)
+    return out.getvalue()
+
+
+def _up_json(tmp: Path) -> bytes:
+    write_state(tmp, STATE)
+    return (tmp / "up.json").read_bytes()
+
+
+RESULT = {
+    "weights": f"weights/{'0' * 64}.safetensors",
+    "positions": 4,
+    "averaged": True,
+    "scores": [],
+    "steps": 5,
+}
+LEDGER = b'{"step":0,"samples":[[0,"rain","a"],[1,"haze","b"]],"skipped":[[1,"haze","b","why"]]}\n' * 2
+
+
+@pytest.fixture(scope="module")
+def network() -> MIRAGE:
+    return MIRAGE(ModelConfig(dim=6, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement_blocks=1))
+
+
+FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
+    "job files": (
+        lambda _, tmp: [Path(f"jobs/{name}.yaml").read_bytes() for name in ("demo", "5deg", "restore")],
+        _job,
+    ),
+    "photographs": (
+        lambda _, tmp: [
+            *(_saved("PNG"), _saved("PNG", "P"), _saved("PNG", "I;16"), _saved("PNG", "RGBA"), _saved("BMP")),
+            *(
+                _saved("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"),
+                _saved("WEBP"),
+                _saved("PPM"),
+                _saved("TIFF"),
+            ),
+            *(_saved("TIFF", compression="tiff_adobe_deflate"), _saved("TIFF", "I;16"), _saved("TIFF", "1")),
+        ],
+        _photograph,
+    ),
+    "tiles": (
+        lambda _, tmp: [
+            tiles.encode(np.arange(18_900).reshape(70, 90, 3).astype(np.uint8), codec)
+            for codec in tiles.CODECS
+        ],
+        lambda data, folder: tiles.decode(data),
+    ),
+    "manifests": (lambda _, tmp: [_manifest_json()], _manifest),
+    "ledgers": (lambda _, tmp: [LEDGER], _in_store("ledger/0000/000000000-worker-0-of-1.jsonl", read_ledger)),
+    "events of sweeps": (
+        lambda _, tmp: [b"\n".join(json.dumps(event).encode() for event in EVENTS)],
+        _events,
+    ),
+    "results": (lambda _, tmp: [json.dumps(RESULT).encode()], _in_store("result.json", read_result)),
+    "records": (
+        lambda _, tmp: [b'{"a": [1, 2], "b": []}'],
+        lambda data, _: read_record(dict[str, list[int]], data),
+    ),
+    "up.json": (lambda _, tmp: [_up_json(tmp)], _state),
+    "safetensors": (lambda network, tmp: [dumps(network)], lambda data, folder: loads(data)),
+    "checkpoints of the authors": (lambda network, tmp: [_checkpoint(network)], _release),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_mutation_is_a_traceback_or_takes_long_or_much_memory(
+    name: str, network: MIRAGE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, read = FORMATS[name]
+    wholes = make(network, tmp_path)
+    random = Random(f"{SEED} {name}")
+    print(f"MIRAGE_FUZZ_SEED={SEED}")
+    monkeypatch.setattr(
+        "shards.store.checked._FIRST_PAUSE_SECONDS", 0
+    )  # damaged objects are read again after a pause
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(MUTATIONS // SHARES.get(name, 1)):
+        whole = random.choice(wholes)
+        if whole[:1] == b"{" and b"\n" not in whole and random.random() < 0.5:
+            data = in_json(json.loads(whole), random)
+        else:
+            header = 4096 if random.random() < 0.7 else len(whole)  # most of what can go wrong is there
+            data = mutated(whole[:header], random) + whole[header:]
+        began = time.process_time()
+        try:
+            read(data, tmp_path)
+        except EXPECTED:
+            pass
+        except Exception as error:
+            (tmp_path / "failing").write_bytes(data)
+            raise AssertionError(f"seed {SEED}, mutation {number} of {name}: {tmp_path}/failing") from error
+        assert time.process_time() - began < MAX_SECONDS, f"seed {SEED}, mutation {number} of {name} is slow"
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert grown < MAX_BYTES, f"seed {SEED}: {name} took {grown >> 20} MiB"
