@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from orchestrator.errors import DamagedResultError
-from orchestrator.evaluation.scores import from_records
+from orchestrator.evaluation.scores import ImageScore
 from orchestrator.run_files import RESULT, read_result
 from shards.errors import CorruptObjectError, MissingObjectError
 from shards.store import Store
@@ -15,6 +18,8 @@ from shards.store.checked import digest_in
 
 log = logging.getLogger(__name__)
 
+_SCORES = TypeAdapter(list[ImageScore])
+_MOMENTS = 6
 _REQUIRED = ("step", "weights", "averaged", "scores")
 
 
@@ -23,10 +28,12 @@ def run_result(store: Store) -> dict[str, Any]:
     result = read_result(store, _REQUIRED)
     try:
         digest_in(result["weights"])
-        if not from_records(result["scores"]):
+        scores = _SCORES.validate_json(json.dumps(result["scores"]), strict=True)
+        if not scores or any(len(score.moments) != _MOMENTS for score in scores):
             raise ValueError("no scores")
     except (CorruptObjectError, ValueError, KeyError, TypeError) as error:
-        raise DamagedResultError(f"{store.uri}/{RESULT} is not the result of a run ({error}).") from error
+        problem = ": ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise DamagedResultError(f"{store.uri}/{RESULT} is not the result of a run ({problem}).") from error
     return result
 
 

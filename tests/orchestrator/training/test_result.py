@@ -32,6 +32,15 @@ def without(key: str) -> Callable[[bytes], bytes]:
     return lambda data: json.dumps({k: v for k, v in json.loads(data).items() if k != key}).encode()
 
 
+def with_score(**values: object) -> Callable[[bytes], bytes]:
+    def damage(data: bytes) -> bytes:
+        result = json.loads(data)
+        first, *others = result["scores"]
+        return json.dumps({**result, "scores": [{**first, **values}, *others]}).encode()
+
+    return damage
+
+
 def changed(**values: object) -> Callable[[bytes], bytes]:
     return lambda data: json.dumps({**json.loads(data), **values}).encode()
 
@@ -48,6 +57,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "scores of another shape": changed(scores=[{"psnr": 1}]),
     "no scores": changed(scores=[]),
     "scores that are text": changed(scores="none"),
+    "a score that is text": with_score(psnr="31"),
+    "a score that is null": with_score(ssim=None),
+    "a photograph that is a number": with_score(photograph=5),
+    "too few moments": with_score(moments=[1.0, 2.0]),
+    "moments that are text": with_score(moments="123456"),
 }
 
 
