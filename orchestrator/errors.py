@@ -44,6 +44,10 @@ class SupersededError(TrainingError):
     """Workers that go on though others have taken their place; they must not write."""
 
 
+class NewOwnerError(SupersededError):
+    """Workers of a driver that go on though another driver has taken over."""
+
+
 class TrackingError(OrchestratorError):
     """MLflow refused or could not be reached where it was required."""
 

@@ -10,7 +10,7 @@ An owner renews its claim every `RENEW_SECONDS`. It is dead if it ran on this ma
 did not renew its claim for `LEASE_SECONDS` of the observer's own clock; clocks of two machines are never compared. An
 owner that was suspended for that long finds the claim of its successor, and stops.
 
-`numbered_claim` and `newest_claim` serve the workers of a run too (`orchestrator.training.fencing`).
+The number of the owner's claim orders the workers of a run too (`orchestrator.training.fencing`).
 """
 
 from __future__ import annotations
@@ -49,8 +49,16 @@ _CLAIM = re.compile(r"[^/]+/(\d{6})-[0-9a-f]{32}\.json")
 def numbered_claim(store: Store, folder: str) -> str:
     """Return a new key below `folder` that is higher than all claims there."""
     newest = newest_claim(store, folder)
-    number = int(newest.partition("/")[2][:6]) + 1 if newest else 1
+    number = _number(newest) + 1 if newest else 1
     return f"{folder}/{number:06d}-{uuid.uuid4().hex}.json"
+
+
+def next_number(store: Store) -> int:
+    """Take the next number of the folder `store` without owning it, for workers that no owner has started."""
+    key = numbered_claim(store, FOLDER)
+    store.write_pointer(key, replace(Owner.here(), released=True).to_json())
+    delete_older_claims(store, FOLDER, key)
+    return _number(key)
 
 
 def newest_claim(store: Store, folder: str) -> str:
@@ -63,6 +71,10 @@ def delete_older_claims(store: Store, folder: str, own: str) -> None:
     for key in _claims(store, folder):
         if key < own:
             store.delete(key)
+
+
+def _number(claim: str) -> int:
+    return int(claim.partition("/")[2][:6])
 
 
 def _claims(store: Store, folder: str) -> list[str]:
@@ -175,6 +187,11 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def number(self) -> int:
+        """Number of the claim; a later owner has a higher one."""
+        return _number(self._key)
 
     def check(self) -> None:
         """Raise OwnedError if another process has taken over."""

@@ -14,6 +14,7 @@ from orchestrator.masking import masked
 from orchestrator.paths import home
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
+from orchestrator.training.fencing import Turn
 from orchestrator.training.loop import train
 from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
@@ -35,6 +36,10 @@ class WorkerAssignment:
     run_uri: str
     code_version: str
     home: str
+    owner: int = 0
+    """Number of the driver's claim on the run; 0 if it has none, as proofs and trials."""
+    launch: int = 0
+    """Calls of Ray Train by the driver so far."""
     kill_schedule: dict[str, Any] | None = None
     """Fields of a `KillSchedule`; only proofs set it."""
 
@@ -49,14 +54,21 @@ class WorkerAssignment:
         found = map(_CHECKPOINT.fullmatch, open_store(self.run_uri).list("checkpoints/"))
         return max((match[1] for match in found if match), default="")
 
-    def train(self, job: Job, engine: Engine, driver: Driver) -> JobOutcome:
-        """Take part in the run of `job`, the resolved one, until it ends or the driver stops it."""
+    def train(self, job: Job, engine: Engine, driver: Driver, group: int = 0) -> JobOutcome:
+        """Take part in the run of `job`, the resolved one, until it ends or the driver stops it.
+
+        `group`: number of the group of workers within a call of Ray Train.
+        """
+        turn = Turn(self.owner, self.launch, group) if self.owner else None
         dataset = datasets.open_dataset_at(self.manifests, self.digests, job.data)
-        return train(job, dataset, open_store(self.run_uri), engine, driver, self.code_version)
+        return train(job, dataset, open_store(self.run_uri), engine, driver, self.code_version, turn)
 
 
-def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> WorkerAssignment:
-    """Return the assignment of a run; all its workers get the same one."""
+def worker_assignment(job: Job, dataset: Dataset, location: RunLocation, owner: int = 0) -> WorkerAssignment:
+    """Return the assignment of a run; all its workers get the same one.
+
+    `owner`: number of the driver's claim on the run, if it has one.
+    """
     content = job.model_dump(mode="json")
     content["track"] = masked(content["track"])
     return WorkerAssignment(
@@ -66,4 +78,5 @@ def worker_assignment(job: Job, dataset: Dataset, location: RunLocation) -> Work
         run_uri=location.uri,
         code_version=code_version(),
         home=str(home()),
+        owner=owner,
     )

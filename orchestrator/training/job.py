@@ -38,6 +38,7 @@ from orchestrator.training.checkpoint import step_of
 from orchestrator.training.context import RunContext
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
+from orchestrator.training.fencing import Turn
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
 from orchestrator.training.publication import publish
@@ -96,7 +97,7 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
         run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage)
         emit(events.RunStarted(location.run_id, found is not None))
         with tracked(run) as tracker:
-            outcome = _train(run, tracker, emit, stop, in_process=in_process)
+            outcome = _train(run, tracker, emit, stop, lease.number, in_process=in_process)
             lease.check()
             if outcome.status == "stopped":
                 tracker.end("KILLED")
@@ -249,30 +250,38 @@ def _description(job: Job, plan: Plan, location: RunLocation) -> str:
 
 
 def _train(
-    run: RunContext, tracker: background.Tracker, emit: Emit, stop: threading.Event, *, in_process: bool
+    run: RunContext,
+    tracker: background.Tracker,
+    emit: Emit,
+    stop: threading.Event,
+    owner: int,
+    *,
+    in_process: bool,
 ) -> JobOutcome:
-    """Train until the end, or until `stop` is set or the process is asked to stop."""
+    """Train until the end, or until `stop` is set or the process is asked to stop; `owner`: number of its claim."""
     driver = _RunDriver(emit, tracker, run, stop)
     with on_stop(stop.set):
         if in_process:
-            outcome = train_in_process(run.job, run.dataset, run.location, driver)
+            outcome = train_in_process(run.job, run.dataset, run.location, driver, Turn(owner))
         else:
-            outcome = _train_on_cluster(run, driver)
+            outcome = _train_on_cluster(run, driver, owner)
     for key in run.location.store.list(f"{FOLDER}/"):
         tracker.artifact(key, run.location.store.read(key))  # the traces of the profiler
     return outcome
 
 
-def _train_on_cluster(run: RunContext, driver: _RunDriver) -> JobOutcome:
+def _train_on_cluster(run: RunContext, driver: _RunDriver, owner: int) -> JobOutcome:
     from orchestrator.cluster.connection import connected
     from orchestrator.training.ray_launcher import launch
 
     with connected():
-        spec = worker_assignment(run.job, run.dataset, run.location)
+        spec = worker_assignment(run.job, run.dataset, run.location, owner)
         return launch(run.job, spec, driver, driver.stop)
 
 
-def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: Driver) -> JobOutcome:
+def train_in_process(
+    job: Job, dataset: Dataset, location: RunLocation, driver: Driver, turn: Turn | None = None
+) -> JobOutcome:
     """Train in this process until the end, or until `driver` signals it to stop."""
     if job.engine.name != "ddp":
         raise PlanError(
@@ -282,7 +291,7 @@ def train_in_process(job: Job, dataset: Dataset, location: RunLocation, driver: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(job.workers.cpus)))
     engine = Engine(device, job.train.precision)
-    return train(job, dataset, location.store, engine, driver, code_version())
+    return train(job, dataset, location.store, engine, driver, code_version(), turn)
 
 
 class _RunDriver:

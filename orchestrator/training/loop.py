@@ -25,7 +25,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.errors import DamagedResultError, SupersededError
+from orchestrator.errors import DamagedResultError, NewOwnerError, SupersededError
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
 from orchestrator.run_files import RESULT, RETENTION_RULE, read_result
@@ -33,7 +33,7 @@ from orchestrator.signals import stop_requested
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.engines.base import Engine
-from orchestrator.training.fencing import claim_writing, fenced
+from orchestrator.training.fencing import Turn, fenced, new_claim, require_newest, write_claim
 from orchestrator.training.finite import require_finite_scores, require_finite_weights, require_taken_steps
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
@@ -50,23 +50,33 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    job: Job, dataset: Dataset, store: Store, engine: Engine, driver: Driver, code_version: str
+    job: Job,
+    dataset: Dataset,
+    store: Store,
+    engine: Engine,
+    driver: Driver,
+    code_version: str,
+    turn: Turn | None = None,
 ) -> JobOutcome:
     """Train `job` until its end or until a stop or restart is requested; all results go to `store`, its folder.
 
-    Workers whose place others have taken write nothing more; for them the run is stopped.
+    Workers that come before others by their `turn` write nothing more: for them the run is stopped if a new driver owns
+    it, and restarting if their own driver has replaced them.
     """
     stream = datasets.train_stream(dataset, job)
     total = total_steps(job.train, stream.order.steps_per_epoch)
     if store.exists(RESULT):
         return JobOutcome("finished", total, total)
-    claim = engine.broadcast_from_rank0(claim_writing(store) if engine.rank == 0 else "")
+    claim = engine.broadcast_from_rank0(new_claim(store, turn) if engine.rank == 0 else "")
     with deterministic_algorithms(job.train.deterministic):
         try:
+            require_newest(store, claim)
+            if engine.rank == 0:
+                write_claim(store, claim)
             return _train(job, dataset, stream, fenced(store, claim), engine, driver, code_version, total)
         except SupersededError as error:
             log.warning("%s", error)
-            return JobOutcome("stopped", 0, total)
+            return JobOutcome("stopped" if isinstance(error, NewOwnerError) else "restarting", 0, total)
 
 
 def _train(

@@ -21,6 +21,9 @@ from orchestrator.training.ray_session import RaySession
 Group = tuple[int, int, dict[int, str]]
 """Number of a group of workers, its size, and its workers' nodes by rank."""
 
+Failure = tuple[int, str]
+"""Number of the group that failed for a reason that a restart cannot cure, and that reason; (0, "") if none did."""
+
 
 class DriverRelay:
     """An actor between driver and workers.
@@ -31,7 +34,7 @@ class DriverRelay:
 
     def __init__(self) -> None:
         self._signal = ControlSignal.CONTINUE
-        self._failure = ""
+        self._failure: Failure = (0, "")
         self._events: list[Event] = []
         self._members: dict[int, str] = {}
         self._world_size = 0
@@ -60,21 +63,29 @@ class DriverRelay:
             self._groups, self._world_size, self._members = group[0], group[1], dict(group[2])
         return self._signal
 
-    def collect(self, signal: ControlSignal, groups: int) -> list[Event]:
-        """Set the control signal and return the events since the previous call; the driver knows of `groups` groups."""
+    def collect(
+        self, signal: ControlSignal, groups: int, failure: Failure = (0, "")
+    ) -> tuple[list[Event], Failure]:
+        """Set the control signal; return the events since the previous call, and the newest failure.
+
+        The driver knows of `groups` groups and of `failure`.
+        """
         self._signal = signal
+        self.fail(failure[1], failure[0])
         if not self._knows_driver:  # this process has just started; who joined it is a new group
             self._knows_driver, self._groups = True, groups + bool(self._members)
         events, self._events = self._events, []
-        return events
+        return events, self._failure
 
-    def fail(self, message: str) -> None:
-        """Record a failure that a restart cannot cure; the first one counts."""
-        self._failure = self._failure or message
+    def fail(self, message: str, group: int) -> None:
+        """Record a failure of a group that a restart cannot cure; the first one of the newest group counts."""
+        if group > self._failure[0]:
+            self._failure = group, message
 
     def failure(self) -> str:
-        """Return that failure, or ""."""
-        return self._failure
+        """Return that failure, or "" if the newest group has none: workers that were replaced may fail late."""
+        group, message = self._failure
+        return message if group >= self._groups else ""
 
 
 _EXCHANGE_SECONDS = 1.0

@@ -16,7 +16,8 @@ import math
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import count
 from typing import Any
 
 import ray
@@ -35,11 +36,13 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job
 from orchestrator.console import message_echo
 from orchestrator.errors import PlanError, TrainingError
+from orchestrator.ownership import next_number
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.elasticity import ElasticityPolicy
-from orchestrator.training.ray_driver_relay import DriverRelay, SigtermFlag
+from orchestrator.training.ray_driver_relay import DriverRelay, Failure, SigtermFlag
 from orchestrator.training.ray_worker import run_worker
+from shards.store import open_store
 
 _POLL_SECONDS = 0.5
 _NEVER_SECONDS = 1e9
@@ -102,7 +105,8 @@ def launch(
         time.monotonic() + 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
     )
     started_before = False
-    while True:
+    owner = assignment.owner or next_number(open_store(assignment.run_uri))
+    for launches in count(1):
         free_leaked_groups()
         workers = wait_for_capacity(
             job.workers, message_echo(driver.emit), stop.is_set, known_to_fit=started_before
@@ -111,7 +115,8 @@ def launch(
             return JobOutcome("stopped", 0, 0)
         newest = assignment.newest_checkpoint()
         try:
-            outcome = _WorkerGroup(job, assignment, driver, stop, deadline).run(workers)
+            turn = replace(assignment, owner=owner, launch=launches)
+            outcome = _WorkerGroup(job, turn, driver, stop, deadline).run(workers)
         except FailureLimitReachedError as error:
             if not retry_on_progress or assignment.newest_checkpoint() == newest or stop.is_set():
                 raise
@@ -122,6 +127,7 @@ def launch(
                 return outcome
             driver.emit(events.WorkersRestarting(outcome.step))
         started_before = True
+    raise AssertionError("`count` has no end")
 
 
 class _WorkerGroup:
@@ -146,6 +152,7 @@ class _WorkerGroup:
         self._requests = NodeRequest(job.workers) if is_autoscaling() else None
         self._signal = ControlSignal.CONTINUE
         self._groups = 0
+        self._failure: Failure = (0, "")
         self._waiting_since: float | None = time.monotonic()
         """When the wait for a running group began; None while one is running."""
         self._result: list[ray.train.Result | BaseException] = []
@@ -171,8 +178,7 @@ class _WorkerGroup:
                 self._requests.release()
         self._forward_events()
         (result,) = self._result
-        failure = ray.get(self._relay.failure.remote())
-        if failure:
+        if failure := ray.get(self._relay.failure.remote()):
             raise TrainingError(failure)
         if isinstance(result, ray.train.Result):
             return JobOutcome(**result.return_value)
@@ -218,7 +224,9 @@ class _WorkerGroup:
             self._result.append(error)
 
     def _forward_events(self) -> None:
-        for event in ray.get(self._relay.collect.remote(self._signal, self._groups)):
+        collected = self._relay.collect.remote(self._signal, self._groups, self._failure)
+        news, self._failure = ray.get(collected)
+        for event in news:
             self._driver.emit(event)
 
     def _supervise(self) -> None:

@@ -53,12 +53,12 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         if rank == 0:
             _compare_with_ray(assignment)
-        outcome = assignment.train(job, engine_for(job, ray.train.torch.get_device()), run_driver)
+        outcome = assignment.train(job, engine_for(job, ray.train.torch.get_device()), run_driver, group)
         session.finish()
     except UnreachableStoreError:
         raise  # the store may be reachable again when Ray restarts the group
     except (OrchestratorError, ShardsError) as error:
-        ray.get(relay.fail.remote(str(error)))
+        ray.get(relay.fail.remote(str(error), group))
         raise
     finally:
         driver.flush()

@@ -115,6 +115,28 @@ def test_a_relay_killed_at_any_moment_knows_its_group_and_the_signal_again(
         assert groups_seen == number
 
 
+def test_the_failure_of_a_group_that_was_replaced_ends_nothing() -> None:
+    relay = DriverRelay()
+    relay.join(0, 1, "a")
+    relay.join(0, 1, "b")
+    relay.fail("of the old group", 1)
+    assert relay.failure() == ""
+    relay.fail("of the new group", 2)
+    relay.fail("a consequence of it", 2)
+    relay.fail("of the old group", 1)
+    assert relay.failure() == "of the new group"
+
+
+def test_a_relay_that_was_killed_after_a_failure_hears_of_it_from_the_driver() -> None:
+    relay = DriverRelay()
+    relay.join(0, 1, "a")
+    relay.fail("not finite", 1)
+    known = relay.collect(ControlSignal.CONTINUE, 1)[1]
+    relay = DriverRelay()
+    relay.collect(ControlSignal.CONTINUE, 1, known)
+    assert relay.failure() == "not finite"
+
+
 def test_a_failure_is_reported_once_although_ray_train_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 100.0
     monkeypatch.setattr(ray_launcher.time, "monotonic", lambda: seconds)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.config.job_types import JobOutcome
-from orchestrator.errors import SupersededError
+from orchestrator.errors import NewOwnerError, SupersededError
+from orchestrator.ownership import owned
 from orchestrator.run_files import RESULT
 from orchestrator.training.driver import ControlSignal
-from orchestrator.training.fencing import claim_writing, fenced
+from orchestrator.training.fencing import Turn, fenced, new_claim, write_claim
 from shards.store import LocalStore
 from tests.claims import assert_same_weights, final_weights, wait_until
 from tests.orchestrator.training.test_loop import Listener, run
@@ -33,6 +37,12 @@ class Replaced(Listener):
             claim_writing(LocalStore(self.folder))
             self.left = contents(self.folder)
         return ControlSignal.CONTINUE
+
+
+def claim_writing(store: LocalStore, turn: Turn | None = None) -> str:
+    claim = new_claim(store, turn)
+    write_claim(store, claim)
+    return claim
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,3 +99,58 @@ def test_every_write_of_replaced_workers_is_refused_and_every_read_works(tmp_pat
     assert (old.read("a"), old.exists("b"), old.uri) == (b"1", False, store.uri)
     new.write("b", b"3")
     assert store.read("b") == b"3"
+
+
+TURNS = [Turn(1, 1, 1), Turn(1, 1, 2), Turn(1, 2, 1), Turn(2, 1, 1), Turn(10, 1, 1)]
+
+
+@given(st.permutations(TURNS))
+def test_in_whatever_order_groups_claim_only_the_last_turn_writes(order: list[Turn]) -> None:
+    """A group may hang before it claims, and a dead driver's Ray may start its group again."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(folder)
+        claims: dict[Turn, str] = {}
+        for turn in order:
+            claims[turn] = claim = new_claim(store, turn)
+            if turn == max(claims):
+                write_claim(store, claim)
+                continue
+            kind = SupersededError if turn.owner == max(claims).owner else NewOwnerError
+            with pytest.raises(SupersededError) as error:
+                write_claim(store, claim)
+            assert type(error.value) is kind
+        for turn, claim in claims.items():
+            if turn == TURNS[-1]:
+                fenced(store, claim).write("a", b"1")
+            else:
+                with pytest.raises(SupersededError):
+                    fenced(store, claim).write("b", b"1")
+
+
+@pytest.mark.parametrize(
+    ("late", "status"),
+    [(Turn(2, 1, 1), "restarting"), (Turn(1, 9, 9), "stopped")],
+    ids=["a group that was replaced", "a group of a dead driver"],
+)
+def test_a_group_that_starts_late_does_not_stop_the_one_in_its_place(
+    small_job, small_data, tmp_path, late, status
+) -> None:
+    ended: list[JobOutcome] = []
+
+    class Hung(Listener):
+        def control_signal(self, step: int) -> ControlSignal:
+            if step == 3:
+                ended.append(run(small_job(), small_data, tmp_path, turn=late))
+            return super().control_signal(step)
+
+    assert run(small_job(), small_data, tmp_path, Hung(), turn=Turn(2, 1, 2)) == JobOutcome("finished", 6, 6)
+    assert ended == [JobOutcome(status, 0, 6)]
+
+
+def test_workers_without_an_owner_follow_all_others_and_an_owner_follows_them(tmp_path) -> None:
+    store = LocalStore(tmp_path)
+    with owned(store, "run r", print) as lease:
+        first = claim_writing(store, Turn(lease.number))
+    trial = claim_writing(store)
+    with owned(store, "run r", print) as lease:
+        assert first < trial < claim_writing(store, Turn(lease.number))

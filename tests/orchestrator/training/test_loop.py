@@ -66,9 +66,11 @@ class Listener:
         return ControlSignal.CONTINUE if self._left > 0 else self._signal
 
 
-def run(job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None) -> JobOutcome:
+def run(
+    job: Job, dataset: Dataset, folder: Path, driver: Listener | None = None, engine=None, turn=None
+) -> JobOutcome:
     torch.set_num_threads(1)
-    return train(job, dataset, LocalStore(folder), engine or Engine(CPU), driver or Listener(), "test")
+    return train(job, dataset, LocalStore(folder), engine or Engine(CPU), driver or Listener(), "test", turn)
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
