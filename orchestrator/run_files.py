@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.errors import DamagedResultError
 from shards.store import Store
-from shards.store.checked import read_checked
+from shards.store.checked import read_checked, record_digest
 
 RESULT = "result.json"
 
@@ -65,6 +65,8 @@ def read_result(store: Store, required: Collection[str] = ("weights",)) -> dict[
 def _checked_result(result: Any, required: Collection[str]) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise ValueError("no JSON object")
+    if "sha256" in result and result["sha256"] != record_digest(result):  # older results have none
+        raise ValueError("it does not match its own checksum")
     for key in required:
         if key not in result:
             raise ValueError(f"{key} is missing")

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from shards.sample import NOISE, SIGMA
 from shards.store import Store, open_store
-from shards.store.checked import read_named
+from shards.store.checked import read_checked, read_named
 
 _CHUNKS = 64
 """Number of chunks of a job, unless they would exceed `_MAX_CHUNK_SIZE`."""
@@ -168,7 +169,7 @@ def read_results(store: Store, chunk: int) -> list[ImageResult]:
     """Return the results of a chunk that is done."""
     key = results_key(chunk)
     try:
-        return read_record(list[ImageResult], store.read(key))
+        return read_checked(store, key, partial(read_record, list[ImageResult]), RecordError)
     except RecordError as error:
         raise EvaluationError(
             f"{store.uri}/{key} is damaged ({error}). Delete it and submit the job again: the chunk is measured again."

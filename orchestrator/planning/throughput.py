@@ -27,6 +27,7 @@ from orchestrator.config.schema import Job
 from orchestrator.paths import below
 from shards.errors import MissingObjectError, ObjectExistsError, ShardsError
 from shards.store import Store, open_store
+from shards.store.checked import read_checked
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
             with suppress(
                 MissingObjectError, ValueError, KeyError, TypeError, AttributeError, RecursionError
             ):
-                record = json.loads(store.read(key))
+                record = read_checked(store, key, json.loads, ValueError)
                 values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
                 found.append((Job.model_validate(values), _THROUGHPUT.validate_python(record["pace"])))
     return found

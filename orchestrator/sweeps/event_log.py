@@ -31,12 +31,12 @@ from typing import Any
 
 from orchestrator.console import Echo
 from orchestrator.errors import SweepError
-from orchestrator.records import read_record
+from orchestrator.records import RecordError, read_record
 from orchestrator.sweeps.event_schema import AnyEvent
 from orchestrator.sweeps.trial_table import Event, TrialTable, apply
 from shards.errors import ShardsError
 from shards.store import Store
-from shards.store.checked import read_named
+from shards.store.checked import read_checked, read_named
 
 _FORMAT = 2
 """Format of the events; those from before Ray Tune have none, and cannot be repeated."""
@@ -127,14 +127,13 @@ def read_events(store: Store) -> list[Event]:
     """Return the events in their order. Raises SweepError if one is missing or damaged."""
     keys = [key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")]
     with ThreadPoolExecutor(_READERS) as readers:
-        contents = list(readers.map(store.read, keys))
+        reads = [readers.submit(read_checked, store, key, _parse, RecordError) for key in keys]
     events, table = [], TrialTable()
-    for index, (key, content) in enumerate(zip(keys, contents, strict=True)):
+    for index, (key, read) in enumerate(zip(keys, reads, strict=True)):
         try:
             if key != f"{_FOLDER}/{index:06d}.json":
                 raise ValueError(f"event {index} is missing")
-            read_record(AnyEvent, content)  # type: ignore[arg-type]  # a union is no class
-            event = json.loads(content)  # with the fields that no schema names
+            event = read.result()
             apply(table, event)
             events.append(event)
         except (ValueError, LookupError) as error:
@@ -143,6 +142,13 @@ def read_events(store: Store) -> list[Event]:
                 "Give the sweep another name to start again."
             ) from error
     return events
+
+
+def _parse(content: bytes) -> Event:
+    """Return an event, with the fields that no schema names. Raises RecordError."""
+    read_record(AnyEvent, content)  # type: ignore[arg-type]  # a union is no class
+    event: Event = json.loads(content)
+    return event
 
 
 def _reason(error: Exception) -> str:

@@ -10,9 +10,10 @@ The blob of the EMA, or of the model in a run without one, is a weights file tha
 holds the configuration. The record names it as `weights`.
 
 The JSON is written last and has its own checksum, so a checkpoint is complete or invisible. A damaged checkpoint is set
-aside: it resumes nothing, and no rule counts it. Sample order,
-augmentation, noise and DropPath depend on (seed, position) alone, and the learning rate on the step, so no state of
-random generators or schedulers is stored.
+aside: it resumes nothing, and no rule counts it.
+
+Sample order, augmentation, noise and DropPath depend on (seed, position) alone, and the learning rate on the step, so
+no state of random generators or schedulers is stored.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from orchestrator.evaluation.ranking import rank_value
 from shards.errors import CorruptObjectError, MissingObjectError, ObjectExistsError
 from shards.store import Store
-from shards.store.checked import read_checked, read_named
+from shards.store.checked import read_checked, read_named, record_digest
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +332,7 @@ class Checkpoints:
             "weights": _blob_key(blobs[weights]),
             "written_unix": int(time.time()),
         }
-        digest = _digest(record)
+        digest = record_digest(record)
         name = f"{state.step:09d}-{digest[:12]}"
         self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
         return name
@@ -402,7 +403,7 @@ def _parse(data: bytes, where: str, name: str) -> dict[str, Any]:
     try:
         record = json.loads(data)
         claimed = record.pop("sha256")
-        if _digest(record) != claimed:
+        if record_digest(record) != claimed:
             raise DamagedCheckpointError(f"{where} does not match its own checksum.")
         if record["format"] != FORMAT:
             raise CheckpointError(f"{where} has format {record['format']}; this version reads {FORMAT}.")
@@ -429,8 +430,3 @@ def _blob_key(digest: str) -> str:
 
 def _record_key(name: str) -> str:
     return f"checkpoints/{name}.json"
-
-
-def _digest(record: Mapping[str, object]) -> str:
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

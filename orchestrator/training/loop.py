@@ -44,6 +44,7 @@ from shards.dataset import Dataset
 from shards.errors import ObjectExistsError
 from shards.ledger import SampleLedger, next_attempt
 from shards.store import Store
+from shards.store.checked import record_digest
 from shards.stream import Batch, TrainStream
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "finished_unix": int(time.time()),
     }
     try:
-        store.write(RESULT, json.dumps(result, indent=1).encode())
+        store.write(RESULT, json.dumps({**result, "sha256": record_digest(result)}, indent=1).encode())
     except ObjectExistsError:
         if not _has_result_of(store, run):
             raise

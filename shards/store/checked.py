@@ -7,10 +7,11 @@ object that does not fit is read again over a new connection before it counts as
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -81,6 +82,12 @@ def digest_in(key: str) -> str:
     if re.fullmatch("[0-9a-f]{64}", name) is None:
         raise CorruptObjectError(f"{key!r} is not the name of an object that is named by its sha256.")
     return name
+
+
+def record_digest(record: Mapping[str, object]) -> str:
+    """Return the sha256 of a record in JSON; the record holds it as `sha256`, beside the keys that it covers."""
+    covered = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _require(found: str, expected: str, where: str) -> None:

@@ -1,6 +1,8 @@
 """One reader of JSON records: a schema, a bound of size and depth, one error. And one list of image formats."""
 
 import ast
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,18 @@ from orchestrator import records
 from orchestrator.errors import EvaluationError
 from orchestrator.evaluation.chunks import read_results, results_key
 from orchestrator.evaluation.summary import read_summary
+from orchestrator.planning.throughput import earlier_runs, store_throughput
 from orchestrator.records import RecordError, read_record
-from shards.store import LocalStore
+from orchestrator.sweeps.event_log import read_events
+from shards.store import LocalStore, Store, checked
+from tests.shards.test_checked import DAMAGES, Wire
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pause() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checked, "_FIRST_PAUSE_SECONDS", 0.0)
+        yield
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,30 @@ def test_a_record_above_the_bound_is_not_parsed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(records, "MAX_BYTES", 20)
     with pytest.raises(RecordError, match="more than 20 bytes"):
         read_record(Record, b'{"number": 1}' + b" " * 20)
+
+
+READERS: dict[str, tuple[str, object, Callable[[Store], object]]] = {
+    "an event of a sweep": ("events/000000.json", {"kind": "exhausted", "reason": "all"}, read_events),
+    "results of a chunk": (results_key(0), [], lambda store: read_results(store, 0)),
+}
+
+
+@pytest.mark.parametrize("damage", ["a lost end", "nothing", "a web page"])
+@pytest.mark.parametrize("reader", READERS)
+def test_one_damaged_answer_is_read_again(tmp_path: Path, reader: str, damage: str):
+    key, content, read = READERS[reader]
+    LocalStore(tmp_path).write(key, json.dumps(content).encode())
+    assert read(Wire(tmp_path, DAMAGES[damage], 1)) == read(LocalStore(tmp_path))
+
+
+def test_a_timing_that_arrives_damaged_once_is_read_again(small_job, monkeypatch: pytest.MonkeyPatch):
+    job = small_job()
+    pace = {"seconds_per_step": 0.5, "steps": 9, "workers": 1, "device": "CPU", "load_per_core": 0.5}
+    store_throughput(job, "run", pace)
+    wire = Wire(Path(job.storage) / "timings", DAMAGES["a lost end"], 1)
+    monkeypatch.setattr("orchestrator.planning.throughput._timings", lambda _: wire)
+    assert len(earlier_runs(job)) == 1
+    assert wire.damaged < 0
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"[{}]", b"\xff", b"[" * 50_000])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import SweepError
 from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import table_of
-from shards.store import LocalStore
+from shards.store import LocalStore, checked
 
 COSTS = {"parameters": 1, "parameters_at_inference": 1, "macs_224": 1, "training_memory": 1}
 EVENTS: list[dict[str, Any]] = [
@@ -37,6 +38,13 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "exhausted", "reason": "all"},
 ]
 ODD = ["x", -1, 1.5, True, None, [], {}, [1], {"a": []}, 2**70, 99]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pause() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checked, "_FIRST_PAUSE_SECONDS", 0.0)
+        yield
 
 
 def write(folder: Path, events: list[Any]) -> LocalStore:

@@ -16,12 +16,12 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job
 from orchestrator.errors import CheckpointError, ModelError, TrainingError
 from orchestrator.models.user_model import source_digest
-from orchestrator.training import checkpoint
 from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.loop import train
 from shards.dataset import Dataset
 from shards.store import LocalStore, checked
+from shards.store.checked import record_digest
 from tests.claims import assert_same_weights, final_weights
 from tests.orchestrator.training.test_checkpoint import IDENTITY, state
 from tests.orchestrator.training.test_loop import CPU, Listener, run
@@ -48,7 +48,7 @@ def sealed(**changes: object) -> Callable[[Path], None]:
     def forge(record: Path) -> None:
         content = {**json.loads(record.read_bytes()), **changes}
         content = {key: value for key, value in content.items() if value is not None and key != "sha256"}
-        overwrite(record, json.dumps({**content, "sha256": checkpoint._digest(content)}).encode())
+        overwrite(record, json.dumps({**content, "sha256": record_digest(content)}).encode())
 
     return forge
 

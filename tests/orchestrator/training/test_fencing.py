@@ -17,6 +17,7 @@ from orchestrator.run_files import RESULT
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.fencing import Turn, fenced, new_claim, write_claim
 from shards.store import LocalStore
+from shards.store.checked import record_digest
 from tests.claims import assert_same_weights, final_weights, wait_until
 from tests.orchestrator.training.test_loop import Listener, run
 
@@ -73,6 +74,7 @@ def test_a_result_that_replaced_workers_wrote_at_the_last_moment_is_the_result(
         def control_signal(self, step: int) -> ControlSignal:
             if step == 6:
                 result = json.loads((old / RESULT).read_text()) | {"finished_unix": 1}
+                result["sha256"] = record_digest(result)
                 (new / RESULT).write_text(json.dumps(result))
             return super().control_signal(step)
 

@@ -71,15 +71,25 @@ def test_a_damaged_result_is_set_aside_and_computed_again(small_job, small_data,
     run(small_job(), small_data, tmp_path)
     assert is_finished(store)
     whole, weights = file.read_bytes(), sorted((tmp_path / "weights").iterdir())
+    without_checksum = without("sha256")(whole)  # as older versions wrote it
+    assert without_checksum != whole
     for name, damage in DAMAGE.items():
         file.chmod(0o644)
-        file.write_bytes(damage(whole))
+        damaged = damage(without_checksum)
+        file.write_bytes(damaged)
         with pytest.raises(DamagedResultError, match="is not the result of a run"):
             run_result(store)
         assert not is_finished(store), name
         assert not file.exists()
-        assert damage(whole) in [kept.read_bytes() for kept in (tmp_path / "damaged").iterdir()]
-        file.write_bytes(whole)
+        assert damaged in [kept.read_bytes() for kept in (tmp_path / "damaged").iterdir()]
+        file.write_bytes(without_checksum)
+        assert is_finished(store), "an older version wrote it"
+    for at in [at for at, byte in enumerate(whole) if chr(byte).isdigit()][::40]:
+        damaged = whole[:at] + (b"9" if whole[at : at + 1] != b"9" else b"1") + whole[at + 1 :]
+        file.write_bytes(damaged)
+        if json.loads(damaged) != json.loads(whole):  # no last digit that makes no difference
+            with pytest.raises(DamagedResultError, match="checksum"):
+                run_result(store)
     file.unlink()
     assert run(small_job(), small_data, tmp_path).status == "finished"
     assert sorted((tmp_path / "weights").iterdir()) == weights
