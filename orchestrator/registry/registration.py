@@ -102,6 +102,12 @@ def register(
     return version
 
 
+def is_registered(tracking_uri: str, name: str, idempotency_key: str) -> bool:
+    """Return whether a version was registered with this key. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        return bool(_versions_with_key(client, name, idempotency_key))
+
+
 def _versions_with_key(client: Any, name: str, idempotency_key: str) -> list[ModelVersion]:
     """Return the versions registered with this key, by ascending number."""
     with_key = f"name = '{name}' AND tags.`{versions.KEY_TAG}` = '{idempotency_key}'"

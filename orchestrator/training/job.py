@@ -41,7 +41,7 @@ from orchestrator.training.engines.base import Engine
 from orchestrator.training.fencing import Turn
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
-from orchestrator.training.publication import publish
+from orchestrator.training.publication import is_published, publish
 from orchestrator.training.result import is_finished
 from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
@@ -83,12 +83,13 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     echo(plan.render() + "\n")
     location = locate_run(job, dataset)
     location.store.ensure_bucket()
+    finished = RunContext(job, dataset, plan, location, uri, "", lineage)
+    if is_published(job, location, uri):  # without a claim: the store may be one that is only read
+        return _report_finished(finished, emit)
     stop = threading.Event()
     with owned(location.store, f"run {location.run_id}", echo, wait=wait, on_lost=stop.set) as lease:
         if is_finished(location.store):
-            emit(events.RunAlreadyFinished(location.run_id))
-            _publish_finished(RunContext(job, dataset, plan, location, uri, "", lineage), emit)
-            return JobOutcome("finished", plan.total_steps, plan.total_steps)
+            return _report_finished(finished, emit)
         found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
         if job.init_from is not None:
             digest = initial_weights.store_weights(job, location.store, uri)
@@ -106,6 +107,12 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
         if outcome.status == "stopped":
             emit(events.RunStopped(outcome.step))
         return outcome
+
+
+def _report_finished(run: RunContext, emit: Emit) -> JobOutcome:
+    emit(events.RunAlreadyFinished(run.location.run_id))
+    _publish_finished(run, emit)
+    return JobOutcome("finished", run.plan.total_steps, run.plan.total_steps)
 
 
 def publish_waiting(echo: Echo) -> bool:

@@ -12,8 +12,9 @@ import torch
 
 from orchestrator import events
 from orchestrator.config.loader import dump_job
+from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.errors import CheckpointError, RegistryUnavailableError
+from orchestrator.errors import CheckpointError, DamagedResultError, RegistryUnavailableError, TrackingError
 from orchestrator.evaluation import run_report
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
@@ -26,15 +27,33 @@ from orchestrator.planning import throughput
 from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES, UNPUBLISHED
+from orchestrator.tracking import runs
 from orchestrator.tracking.background import Tracker
 from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command, without_password
 from orchestrator.training.context import RunContext
 from orchestrator.training.finite import require_finite_scores
 from orchestrator.training.result import run_result
+from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
-from shards.errors import CorruptObjectError
+from shards.errors import CorruptObjectError, MissingObjectError
 from shards.store.checked import read_named
+
+
+def is_published(job: Job, location: RunLocation, uri: str) -> bool:
+    """Return whether MLflow has all of a finished run: publishing it again writes nothing to the store."""
+    if (location.folder / UNPUBLISHED).exists():
+        return False
+    try:
+        result, name = run_result(location.store), job.track.register_as
+        found = runs.find_run(uri, RUN_TAG, location.run_id, job.track.experiment)
+        return (
+            found is not None
+            and found.finished
+            and (not name or registration.is_registered(uri, name, _registration_key(location, result)))
+        )
+    except (MissingObjectError, DamagedResultError, TrackingError, RegistryUnavailableError):
+        return False
 
 
 def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bool = False) -> None:
@@ -44,7 +63,8 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
     take now waits on this machine for `mirage sync` or for the next submission of the job.
     """
     result = run_result(run.location.store)
-    throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
+    if not tracked:
+        throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
     measured = from_records(result["scores"])
     require_finite_scores(measured)
     scores = summarise(measured, run.job.evaluate.degradations)
@@ -146,9 +166,13 @@ def _register(
             "protocol": job.evaluate.protocol,
             "data": ", ".join(run.dataset.digests),
         },
-        idempotency_key=f"{run.location.run_id}:{result['weights']}",
+        idempotency_key=_registration_key(run.location, result),
         files={JOB: dump_job(job).encode(), SCORES: _scores_file(run, result)},
     )
+
+
+def _registration_key(location: RunLocation, result: Mapping[str, Any]) -> str:
+    return f"{location.run_id}:{result['weights']}"
 
 
 def _scores_file(run: RunContext, result: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,8 @@ from orchestrator.runner import run_any
 from orchestrator.training import job as training_job
 from orchestrator.training import publication
 from orchestrator.training.run_location import locate_run
+from shards.errors import StoreError
+from shards.store import LocalStore
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,29 @@ def test_a_driver_that_lost_its_run_stops_without_publishing(make, small_data, s
         run_any(job, lambda line: None, in_process=True)
     assert mlflow_runs(store, "lost") == ["RUNNING"], "it belongs to the new owner"
     assert MlflowClient(store).search_model_versions("name = 'lost'") == []
+
+
+def test_a_finished_run_is_reported_from_a_store_that_refuses_writes(
+    make, small_data, store, monkeypatch
+) -> None:
+    job = make("finished")
+    folder = locate_run(job, small_data).store
+    assert run_any(job, lambda line: None, in_process=True).status == "finished"
+    before = folder.list()
+
+    def refuse(self: LocalStore, key: str, *_: object) -> None:
+        raise StoreError(f"{key} may not be written")
+
+    for name in ("write", "write_file", "create", "write_pointer", "delete"):
+        monkeypatch.setattr(LocalStore, name, refuse)
+    told: list[str] = []
+    assert run_any(job, told.append, in_process=True).status == "finished"
+    assert "PSNR" in "".join(told)
+    assert folder.list() == before
+    (version,) = MlflowClient(store).search_model_versions("name = 'finished'")
+    MlflowClient(store).delete_model_version("finished", version.version)
+    with pytest.raises(StoreError, match="owner/"):  # registration needs the claim
+        run_any(job, told.append, in_process=True)
 
 
 def interrupting(function: Callable[..., object], number: int, *, before: bool) -> Callable[..., object]:
