@@ -20,7 +20,7 @@ from shards.store import Store
 
 _FOLDER = "writer"
 _CLAIM = re.compile(rf"{_FOLDER}/(\d{{6}})(-\d{{6}}){{2}}-[0-9a-f]{{32}}\.json")
-_WRITES = ("write", "write_file", "create", "replace", "write_pointer", "delete")
+_WRITES = ("write", "write_file", "create", "write_pointer", "delete")
 
 
 class Turn(NamedTuple):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from shards.errors import MissingObjectError, StoreError
+from shards.errors import StoreError
 from shards.filesystem import expand_user, open_regular, read_regular
 from shards.store import pointer, write_once
 from shards.store.files import (
@@ -15,7 +14,6 @@ from shards.store.files import (
     blocks,
     copy,
     create_atomically,
-    locked,
     translate_os_errors,
     write_atomically,
 )
@@ -67,19 +65,6 @@ class LocalStore:
         """Write an object if there is none; return whether this call wrote it."""
         with self._explained(key):
             return create_atomically(self.path(key), lambda file: file.write(data))
-
-    def replace(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace an object if it holds `old`; return whether this call did."""
-        path = self.path(key)
-        try:
-            with self._explained(key), locked(path, "r+b") as file:
-                # A file that was replaced since it was opened is no longer the one that others lock.
-                if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or file.read() != old:
-                    return False
-                write_atomically(path, lambda fresh: fresh.write(new))
-                return True
-        except MissingObjectError:
-            return False
 
     def read_pointer(self, key: str) -> bytes | None:
         """Return the content of a mutable pointer."""

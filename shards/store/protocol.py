@@ -38,9 +38,6 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object if there is none; return whether this call wrote it. Of several callers one is told True."""
 
-    def replace(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace an object if it holds `old`; return whether this call did. Of several callers one is told True."""
-
     def read_pointer(self, key: str) -> bytes | None:
         """Return the content of a mutable pointer, None if it was never written."""
 

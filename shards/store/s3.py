@@ -81,13 +81,6 @@ class S3Store:
         """Write an object if there is none; return whether this call wrote it."""
         return self._create(key, lambda: io.BytesIO(data), len(data)) and self._has_settled(key, data)
 
-    def replace(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace an object if it holds `old`; return whether this call did."""
-        if self._obeys_conditions():
-            return self._replace(key, old, new)
-        with conditional.machine_lock(self.bucket, self._full(key)):
-            return self._replace(key, old, new) and self._has_settled(key, new)
-
     def read_pointer(self, key: str) -> bytes | None:
         """Return the content of a mutable pointer."""
         return pointer.read_pointer(self, key)
@@ -235,13 +228,6 @@ class S3Store:
             return self._send(key, source, size, IfNoneMatch="*")
         with conditional.machine_lock(self.bucket, self._full(key)):
             return self._size(key) is None and self._send(key, source, size)
-
-    def _replace(self, key: str, old: bytes, new: bytes) -> bool:
-        try:
-            answer, data = self._whole(key)
-            return data == old and self._put(key, new, IfMatch=answer["ETag"])
-        except MissingObjectError:
-            return False
 
     def _has_settled(self, key: str, data: bytes) -> bool:
         """Return whether an object that was just written still holds these bytes once other writes have ended."""

@@ -1,4 +1,4 @@
-"""A real S3 server with conditional writes: a proxy that obeys `If-None-Match` and `If-Match` of PUT and POST.
+"""A real S3 server with conditional writes: a proxy that obeys `If-None-Match` of PUT and POST.
 
 The small servers that can be installed here ignore these headers; AWS, MinIO and Ceph obey them as this proxy does.
 """
@@ -27,25 +27,24 @@ class ConditionalServer:
         config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1})
         client = boto3.client("s3", endpoint_url=upstream, region_name="us-east-1", config=config)
 
-        def etag(path: str) -> str | None:
+        def exists(path: str) -> bool:
             bucket, _, key = urlsplit(path).path.lstrip("/").partition("/")
             try:
-                return str(client.head_object(Bucket=bucket, Key=key)["ETag"])
+                client.head_object(Bucket=bucket, Key=key)
             except ClientError:
-                return None
+                return False
+            return True
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                none_match, match = self.headers.get("If-None-Match"), self.headers.get("If-Match")
-                if self.command not in ("PUT", "POST") or not (none_match or match):
+                if self.command not in ("PUT", "POST") or "If-None-Match" not in self.headers:
                     self._forward(body)
                     return
                 with lock:
-                    present = etag(self.path)
-                    if (none_match and present) or (match and match != present):
+                    if exists(self.path):
                         self._answer(412, {"Content-Type": "application/xml"}, _REFUSED)
                     else:
                         self._forward(body)

@@ -48,33 +48,19 @@ def test_only_the_first_creates_and_the_others_see_its_bytes(any_store: Store):
     assert list(any_store.unfinished()) == []
 
 
-def test_an_object_is_replaced_only_if_it_holds_what_the_caller_read(any_store: Store):
-    assert not any_store.replace("lease", b"", b"new")
-    assert not any_store.exists("lease")
-    any_store.create("lease", b"first")
-    assert any_store.replace("lease", b"first", b"second")
-    assert not any_store.replace("lease", b"first", b"third")
-    assert any_store.read("lease") == b"second"
-    assert any_store.list() == ["lease"]
-
-
-@pytest.mark.parametrize("operation", ["create", "replace", "write", "write_file"])
+@pytest.mark.parametrize("operation", ["create", "write", "write_file"])
 def test_of_racing_writers_exactly_one_is_told_that_it_wrote(
     any_store: Store, tmp_path: Path, operation: str
 ):
     others = [open_store(any_store.uri) for _ in range(4)]
     for number in range(RACES):
         key = f"race/{number}"
-        if operation == "replace":
-            any_store.create(key, b"old")
 
         def write(rank: int, key: str = key) -> bool:
             data = b"%d" % rank * 1000
             match operation:
                 case "create":
                     return others[rank].create(key, data)
-                case "replace":
-                    return others[rank].replace(key, b"old", data)
                 case "write":
                     return _is_written(lambda: others[rank].write(key, data))
             file = tmp_path / f"file-{rank}"

@@ -92,7 +92,6 @@ def test_every_write_of_replaced_workers_is_refused_and_every_read_works(tmp_pat
         lambda: old.write("b", b"1"),
         lambda: old.write_file("b", tmp_path / "file"),
         lambda: old.create("b", b"1"),
-        lambda: old.replace("a", b"1", b"2"),
         lambda: old.write_pointer("b", b"1"),
         lambda: old.delete("a"),
     ):
