@@ -222,17 +222,20 @@ class Lease:
                 log.info("the claim of %s is not renewed: %s", self._what, error)
 
     def _look(self) -> None:
-        """Find out whether there is a successor; one that withdraws at once is none."""
-        if self._lost or newest_claim(self._store, FOLDER) <= self._key:
-            return
-        self._ended.wait(2 * _POLL_SECONDS)
-        successor = newest_claim(self._store, FOLDER)
-        if successor > self._key:
-            owner = _read(self._store, successor)
-            self._lost = (
-                f"{self._what} was taken over by {owner or 'another process'}, because this process did not renew its "
-                f"claim for {LEASE_SECONDS:.0f} s. It stops without writing anything more."
-            )
+        """Find out whether there is a successor: a claim that is renewed, or that is not withdrawn for a while."""
+        successor, since = "", 0.0
+        while not self._lost and (newest := newest_claim(self._store, FOLDER)) > self._key:
+            if newest != successor:
+                successor, since = newest, time.monotonic()
+            owner = _read(self._store, newest)
+            stays = time.monotonic() - since > 2 * RENEW_SECONDS
+            if owner is not None and (owner.renewed or owner.released or stays):
+                self._lost = (
+                    f"{self._what} was taken over by {owner}, because this process did not renew its claim for "
+                    f"{LEASE_SECONDS:.0f} s. It stops without writing anything more."
+                )
+            elif self._ended.wait(2 * _POLL_SECONDS):
+                return
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     <spool>/<run id>/<start>-<pid>.jsonl     a line {"server", "run"}, then one per step: {"step", "time", "values"}
     <spool>/<run id>/<start>-<pid>/          <step>-<time>-<quoted name>.png    an image
                                              artifacts/<path>                   a file of the run
-                                             checkpoints-<time>.json            the checkpoints that the store keeps
+                                             checkpoints-<number>-<time>.json   the checkpoints that the store keeps
                                              status.json                        how the run ended
     <spool>/damaged/<run id>-<start>-<pid>…  what cannot be read or is refused by the server
 
@@ -148,7 +148,11 @@ class Journal:
 
     def add_checkpoints(self, content: Mapping[str, Any]) -> None:
         """Store the list of checkpoints, which replaces an earlier one. Raises OSError or JournalFullError."""
-        self._store(f"checkpoints-{time.time_ns()}.json", json.dumps(content).encode())
+        earlier = self._lists()
+        number = _number(earlier[-1]) + 1 if earlier else 1  # clocks go back
+        self._store(f"checkpoints-{number}-{time.time_ns()}.json", json.dumps(content).encode())
+        for file in earlier:
+            self.remove(file)
 
     def end(self, status: str) -> None:
         """Store how the run ended. Raises OSError or JournalFullError."""
@@ -220,9 +224,13 @@ class Journal:
 
     def checkpoints(self) -> tuple[dict[str, Any], list[Path]] | None:
         """Return what was last stored of the checkpoints, and the files to remove when the server has it."""
-        files = sorted(self.folder.glob("checkpoints-*.json"))
-        content = self._json(files[-1], "checkpoints") if files else None
+        with self._lock:  # a newer list would replace it meanwhile
+            files = self._lists()
+            content = self._json(files[-1], "checkpoints") if files else None
         return (content, files) if content else None
+
+    def _lists(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoints-*.json"), key=lambda file: (_number(file), file.name))
 
     def status(self) -> tuple[dict[str, Any], Path] | None:
         """Return how the run ended, and the file to remove when the server has it."""
@@ -339,6 +347,12 @@ class Journal:
         self._file.close()
         self._file = file
         self._size, self._sent = self._start + len(rest), self._start
+
+
+def _number(file: Path) -> int:
+    """Return the number of a list of checkpoints; earlier releases gave it none."""
+    number, _, time_ns = file.stem.removeprefix("checkpoints-").partition("-")
+    return int(number) if time_ns and number.isdecimal() else 0
 
 
 def waiting_runs(spool: Path) -> list[str]:

@@ -202,20 +202,40 @@ def test_an_owner_that_was_suspended_stops_when_it_comes_back(folder: LocalStore
     assert Owner.from_json(folder.read_pointer(successor) or b"") == elsewhere, "the successor's claim stays"
 
 
-def test_a_claim_that_is_withdrawn_at_once_takes_nothing_over(
-    folder: LocalStore, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("looks", [1, 5])
+def test_a_claim_that_is_withdrawn_at_once_or_late_takes_nothing_over(
+    folder: LocalStore, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
+    monkeypatch.setattr(ownership, "RENEW_SECONDS", 3600)
+    left = looks
     with owned(folder, "run r", print) as lease:
         key = claim(folder, elsewhere)
 
         class Withdrawing(threading.Event):
             def wait(self, timeout: float | None = None) -> bool:
-                folder.delete(key)
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    folder.delete(key)
                 return False
 
         monkeypatch.setattr(lease, "_ended", Withdrawing())
         lease.check()
+        assert left == 0
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("sign", ["renewed", "released"])
+def test_a_claim_with_a_sign_of_life_takes_over_at_once(
+    folder: LocalStore, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.setattr(ownership, "RENEW_SECONDS", 3600)
+    with owned(folder, "run r", print) as lease:
+        claim(
+            folder, replace(elsewhere, renewed=1) if sign == "renewed" else replace(elsewhere, released=True)
+        )
+        with pytest.raises(OwnedError, match="taken over"):
+            lease.check()
 
 
 @pytest.mark.parametrize("error", [StoreError("no answer"), KeyError("an answer that boto does not expect")])

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_a_driver_whose_sweep_was_taken_over_records_no_event(tmp_path) -> None:
     with owned(store, "sweep s", print) as lease:
         log = EventLog(store, print, lease.check)
         log.submit(b"job", code="", data=[])
-        store.write_pointer(numbered_claim(store, FOLDER), Owner.here().to_json())
+        store.write_pointer(numbered_claim(store, FOLDER), replace(Owner.here(), renewed=1).to_json())
         with pytest.raises(OwnedError, match="taken over"):
             log.add("exhausted", reason="no more")
     assert store.list("events/") == ["events/000000.json"]
@@ -134,7 +135,7 @@ def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
 
     def search(tracking: object, log: EventLog, stop: threading.Event) -> bool:
         if taken_over:
-            folder.write_pointer(numbered_claim(folder, FOLDER), Owner.here().to_json())
+            folder.write_pointer(numbered_claim(folder, FOLDER), replace(Owner.here(), renewed=1).to_json())
             return True
         os.kill(os.getpid(), signal.SIGHUP)
         raise AssertionError("it is stopped before")

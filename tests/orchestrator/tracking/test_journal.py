@@ -111,6 +111,22 @@ def test_a_damaged_image_is_set_aside_and_blocks_nothing(store: str, tmp_path: P
     assert not (tmp_path / run_id).exists()
 
 
+def test_one_list_of_checkpoints_waits_and_it_is_the_newest_although_the_clock_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Journal.create(tmp_path, "run")
+    left.folder.mkdir()
+    (left.folder / f"checkpoints-{2 * 10**18}.json").write_text('{"checkpoints": "of an earlier release"}')
+    for number in range(12):
+        monkeypatch.setattr(journal.time, "time_ns", lambda number=number: 10**18 - number)
+        left.add_checkpoints({"checkpoints": number})
+    content, files = left.checkpoints() or ({}, [])
+    assert content == {"checkpoints": 11}
+    assert [*left.folder.iterdir()] == files
+    assert len(files) == 1
+    left.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\x00", b'{"checkpoints": 3, "status": 4}'])
 @pytest.mark.parametrize("name", ["checkpoints-9999999999999999999.json", "status.json"])
 def test_a_damaged_list_or_status_is_set_aside_and_blocks_nothing(

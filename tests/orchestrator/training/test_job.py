@@ -79,7 +79,7 @@ def test_a_driver_that_lost_its_run_stops_without_publishing(make, small_data, s
 
     def then_taken_over(*arguments: object) -> JobOutcome:
         outcome = original(*arguments)
-        folder.write_pointer(numbered_claim(folder, FOLDER), Owner.here().to_json())
+        folder.write_pointer(numbered_claim(folder, FOLDER), replace(Owner.here(), renewed=1).to_json())
         return outcome
 
     monkeypatch.setattr(training_job, "train_in_process", then_taken_over)
