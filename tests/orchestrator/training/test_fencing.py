@@ -14,11 +14,13 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import NewOwnerError, SupersededError
 from orchestrator.ownership import owned
 from orchestrator.run_files import RESULT
+from orchestrator.training.checkpoint import Checkpoints, Retention
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.fencing import Turn, fenced, new_claim, write_claim
 from shards.store import LocalStore
 from shards.store.checked import record_digest
 from tests.claims import assert_same_weights, final_weights, wait_until
+from tests.orchestrator.training.test_checkpoint import IDENTITY, state
 from tests.orchestrator.training.test_loop import Listener, run
 
 
@@ -155,3 +157,24 @@ def test_workers_without_an_owner_follow_all_others_and_an_owner_follows_them(tm
     trial = claim_writing(store)
     with owned(store, "run r", print) as lease:
         assert first < trial < claim_writing(store, Turn(lease.number))
+
+
+def test_each_deletion_of_old_checkpoints_looks_for_newer_workers(tmp_path) -> None:
+    class Taken(LocalStore):
+        """A store in which other workers take over after the first deletion."""
+
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            if key.startswith("checkpoints/"):
+                claim_writing(LocalStore(tmp_path))
+
+    store = Taken(tmp_path)
+    all_kept = Checkpoints(store, IDENTITY, keep=Retention(newest=9))
+    for step in (1, 2, 3):
+        all_kept.save(state(step))
+        all_kept.wait()
+    one_kept = Checkpoints(fenced(store, claim_writing(store)), IDENTITY, keep=Retention(newest=1, best=0))
+    one_kept.save(state(4))
+    with pytest.raises(SupersededError):
+        one_kept.wait()
+    assert len(all_kept.names()) == 3
