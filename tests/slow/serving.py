@@ -6,13 +6,12 @@ import http.client
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +21,17 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps
 from orchestrator.cluster.local import lifecycle
+from orchestrator.cluster.local.ports import free_port
 from orchestrator.registry import registration, versions
 from orchestrator.serving.webhook import PATH, sign
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
-from tests.claims import BIN
+from tests.claims import BIN, wait_until
 from tests.slow.project import Project
 
 NAME = "served"
@@ -87,11 +88,12 @@ class Serving:
     """A running service, over HTTP."""
 
     port: int
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-    application: str = ""
+    application: str
     """Name of the Serve application that the replicas belong to."""
     token: str = ""
+    process: subprocess.Popen[bytes] = field(init=False)
+    log: Path = field(init=False)
+    """Everything that it printed."""
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -123,10 +125,18 @@ class Serving:
     def health(self) -> dict[str, Any]:
         return dict(self.request("GET", "/health").json())
 
-    def metric(self, name: str) -> float:
-        text = self.request("GET", "/metrics").body.decode()
-        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
+    def metric(self, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(self.request("GET", "/metrics").body.decode())
+        samples = (sample for family in families for sample in family.samples)
+        return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
+
+    def answers(self) -> bool:
+        """Return whether the service answers; fail if its process has ended."""
+        try:
+            return self.request("GET", "/health").status == 200
+        except OSError:
+            assert self.process.poll() is None, self.log.read_text()
+            return False
 
     def replicas(self) -> list[psutil.Process]:
         """Return the replica processes of this service."""
@@ -141,80 +151,51 @@ class Serving:
 @contextmanager
 def serving(project: Project, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Serving]:
     """Run `mirage serve models:/served@champion` on a free port until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "serve", f"models:/{NAME}@champion", "--port", "0", *flags],
-        cwd=project.root,
-        env=environment or project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    lines: list[str] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("serving "):
-                ready.set()
-        ready.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        assert ready.wait(240), "".join(lines)
-        found = re.search(r"serving .* at http://127\.0\.0\.1:(\d+)/", "".join(lines))
-        assert found, "".join(lines)
-        port = int(found.group(1))
-        token = TOKEN if "--token-file" in flags else ""
-        yield Serving(port, process, lines, f"mirage-{port}", token)
-    finally:
-        end(process, signal.SIGTERM)
-        reader.join()
-        assert process.stdout is not None
-        process.stdout.close()
+    port = free_port()
+    program = [sys.executable, "-m", "orchestrator", "serve", f"models:/{NAME}@champion", "--port", str(port)]
+    token = TOKEN if "--token-file" in flags else ""
+    command = [*program, *flags]
+    environment = environment or project.environment
+    with started(project, command, environment, Serving(port, f"mirage-{port}", token)) as running:
+        yield running
 
 
 @contextmanager
 def application(project: Project, *arguments: str) -> Iterator[Serving]:
     """Run `serve run orchestrator.serving.app:build model=models:/served@champion` until the block ends."""
-    command = [str(BIN / "serve"), "run", "--name", "restoring", "orchestrator.serving.app:build"]
-    log = project.root / "serve-run.log"
-    with log.open("wb") as written:
-        process = subprocess.Popen(
-            [*command, f"model=models:/{NAME}@champion", *arguments],
+    program = [str(BIN / "serve"), "run", "--name", "restoring", "orchestrator.serving.app:build"]
+    command = [*program, f"model=models:/{NAME}@champion", *arguments]
+    environment = {**project.environment, **lifecycle.environment(project.root)}
+    with started(project, command, environment, Serving(8000, "restoring", TOKEN)) as running:
+        yield running
+
+
+@contextmanager
+def started(
+    project: Project, command: list[str], environment: dict[str, str], running: Serving
+) -> Iterator[Serving]:
+    """Start a service and wait until it answers; end it after the block."""
+    running.log = project.root / f"serve-{running.port}.txt"
+    with running.log.open("wb") as output:
+        running.process = process = subprocess.Popen(
+            command,
             cwd=project.root,
-            env={**project.environment, **lifecycle.environment(project.root)},
-            stdout=written,
-            stderr=written,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    running = Serving(8000, process, application="restoring", token=TOKEN)
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return running.request("GET", "/health").status == 200
-        except OSError:
-            return False
-
     try:
-        until(answers, 240, "the application answers")
+        wait_until(running.answers, f"the service answers; see {running.log}", 240, every=0.2)
         yield running
     finally:
-        end(process, signal.SIGINT)
-
-
-def end(process: subprocess.Popen[Any], number: int) -> None:
-    """Ask a process to end; kill it where it does not."""
-    if process.poll() is None:
-        process.send_signal(number)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @contextmanager
@@ -239,13 +220,6 @@ def load(serving: Serving, clients: int, data: bytes) -> Iterator[list[Reply]]:
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def until(claim: Callable[[], Any], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s: {what}"
-        time.sleep(0.1)
 
 
 def failed(replies: list[Reply]) -> list[tuple[int, bytes]]:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.claims import wait_until
 from tests.slow.project import Project
 from tests.slow.serving import (
     BETTER,
@@ -33,7 +34,6 @@ from tests.slow.serving import (
     load,
     registry_of,
     serving,
-    until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.cluster]
@@ -128,7 +128,7 @@ def test_it_restores_and_refuses_as_it_says(form: Serving) -> None:
     for method, path, status in (("GET", "/nowhere", 404), ("GET", "/restore", 405), ("GET", "/", 200)):
         assert form.request(method, path).status == status
     assert form.request("GET", "/metrics", headers={"Authorization": "Bearer no"}).status == 401
-    assert form.metric('mirage_requests_total{status="413"}') == 2
+    assert form.metric("mirage_requests_total", status="413") == 2
     facts = form.request("GET", "/model").json()
     assert (facts["name"], facts["max_bytes"], facts["max_pixels"], facts["token"]) == (
         "served",
@@ -148,15 +148,15 @@ def test_beyond_its_limit_it_says_when_to_come_back_and_a_lost_client_frees_its_
     lost = [socket.create_connection(("127.0.0.1", form.port)) for _ in range(8)]
     for client in lost:
         client.sendall(head.encode() + b"the first bytes")
-    until(lambda: form.health()["in_flight"] == 8, 30, "eight in flight")
+    wait_until(lambda: form.health()["in_flight"] == 8, "eight in flight", 30)
     refused = form.restore(image())
     for client in lost:
         client.close()
     assert refused.status == 429
     assert refused.json()["error"].startswith("8 requests are in flight, the maximum. Retry in ")
     assert int(refused.headers["retry-after"]) >= 1
-    until(lambda: form.health()["in_flight"] == 0, 30, "nobody in flight")
-    assert form.metric('mirage_requests_total{status="499"}') > 0
+    wait_until(lambda: form.health()["in_flight"] == 0, "nobody in flight", 30)
+    assert form.metric("mirage_requests_total", status="499") > 0
     assert form.restore(image()).status == 200
 
 
@@ -167,10 +167,10 @@ def test_a_delivery_of_the_webhook_moves_the_application_under_load(
     with load(form, 2, image()) as replies:
         registry.promote(BETTER)
         assert form.deliver("champion").status == 200
-        until(lambda: form.health()["model"] == f"served/{BETTER}", 60, "the new version answers")
+        wait_until(lambda: form.health()["model"] == f"served/{BETTER}", "the new version answers", 60)
         registry.promote(GOOD)
         assert form.deliver("champion").status == 200
-        until(lambda: form.health()["model"] == f"served/{GOOD}", 60, "the old version answers")
+        wait_until(lambda: form.health()["model"] == f"served/{GOOD}", "the old version answers", 60)
     assert failed(replies) == []
     assert {reply.headers["x-mirage-model"] for reply in replies} == {f"served/{GOOD}", f"served/{BETTER}"}
 
@@ -178,7 +178,7 @@ def test_a_delivery_of_the_webhook_moves_the_application_under_load(
 def test_load_brings_a_second_replica(service: Serving) -> None:
     assert service.health()["replicas"] == 1
     with load(service, 6, image(600, 400)) as replies:
-        until(lambda: service.health()["replicas"] == 2, 120, "a second replica")
+        wait_until(lambda: service.health()["replicas"] == 2, "a second replica", 120)
     assert failed(replies) == []
 
 
@@ -205,11 +205,11 @@ def test_a_promotion_arrives_under_load_without_a_failed_request(
     service: Serving, registry: Registry
 ) -> None:
     with load(service, 4, image()) as replies:
-        until(lambda: len(replies) > 8, 60, "load")
+        wait_until(lambda: len(replies) > 8, "load", 60)
         registry.promote(BETTER)
-        until(lambda: service.health()["model"] == f"served/{BETTER}", 60, "the new version answers")
+        wait_until(lambda: service.health()["model"] == f"served/{BETTER}", "the new version answers", 60)
         after = len(replies)
-        until(lambda: len(replies) > after + 8, 60, "load after the promotion")
+        wait_until(lambda: len(replies) > after + 8, "load after the promotion", 60)
     assert failed(replies) == []
     models = [reply.headers["x-mirage-model"] for reply in replies]
     assert set(models) == {f"served/{GOOD}", f"served/{BETTER}"}
@@ -224,10 +224,10 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(
 ) -> None:
     with load(service, 2, image()) as replies:
         registry.promote(version)
-        until(lambda: service.health()["rejected"], 60, "the refusal")
+        wait_until(lambda: service.health()["rejected"], "the refusal", 60)
         health = service.health()
         registry.promote(BETTER)
-        until(lambda: service.health()["rejected"] is None, 60, "the refusal is over")
+        wait_until(lambda: service.health()["rejected"] is None, "the refusal is over", 60)
     assert (health["rejected"]["version"], health["model"]) == (version, f"served/{BETTER}")
     assert reason in health["rejected"]["reason"]
     assert failed(replies) == []
@@ -237,12 +237,12 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(
 def test_a_replica_dies_under_load_and_nothing_is_lost(service: Serving) -> None:
     large = image(600, 400)
     with load(service, 4, large) as replies:
-        until(lambda: len(replies) > 4, 90, "load")
+        wait_until(lambda: len(replies) > 4, "load", 90)
         victim = service.replicas()[0]
         victim.kill()
-        until(lambda: service.metric("mirage_retries_total") >= 1, 60, "a request done again")
-        until(
-            lambda: len(service.replicas()) == 2 and service.health()["replicas"] == 2, 120, "a new replica"
+        wait_until(lambda: service.metric("mirage_retries_total") >= 1, "a request done again", 60)
+        wait_until(
+            lambda: len(service.replicas()) == 2 and service.health()["replicas"] == 2, "a new replica", 120
         )
     assert failed(replies) == []
 
@@ -261,7 +261,7 @@ def test_overload_is_told_to_come_back_and_then_served(service: Serving) -> None
         ended = list(pool.map(persist, range(16)))
     assert {status for status, _ in ended} == {200}
     assert sum(told for _, told in ended) > 0
-    assert service.metric('mirage_requests_total{status="429"}') > 0
+    assert service.metric("mirage_requests_total", status="429") > 0
 
 
 def test_batches_are_at_most_a_level_from_single_images(service: Serving) -> None:
@@ -284,7 +284,7 @@ def test_at_its_end_it_answers_who_is_inside_and_leaves_nothing(service: Serving
     large = image(600, 400)
     with ThreadPoolExecutor(6) as pool:
         inside = [pool.submit(service.restore, large) for _ in range(6)]
-        until(lambda: service.health()["in_flight"] == 6, 30, "six inside")
+        wait_until(lambda: service.health()["in_flight"] == 6, "six inside", 30)
         ended: list[int] = []
         stopping = threading.Thread(target=lambda: ended.append(service.stop()))
         stopping.start()
@@ -293,7 +293,7 @@ def test_at_its_end_it_answers_who_is_inside_and_leaves_nothing(service: Serving
     assert failed(replies) == []
     assert ended == [0]
     assert service.replicas() == []
-    assert "Traceback" not in "".join(service.lines)
+    assert "Traceback" not in service.log.read_text()
 
 
 def test_one_that_ends_leaves_another_on_the_same_cluster(project: Project, registry: Registry) -> None:
