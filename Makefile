@@ -40,8 +40,7 @@ test: setup check
 
 test-slow: setup
 	@scripts/browser
-	@$(SPREAD) 2 -m "slow and not cluster"
-	@$(PYTEST) -m "slow and cluster"
+	@$(SPREAD) 2 -m slow
 
 mutants: setup
 	@$(BIN)/python scripts/mutants $(MUTANTS)
