@@ -44,6 +44,12 @@ def submit(project: Project, *words: str, **options: Any) -> str:
     return job
 
 
+def kill_relay(project: Project) -> None:
+    """Kill the actor between driver and workers."""
+    (relay,) = project.workers("DriverRelay")
+    relay.kill()
+
+
 def train_runs(project: Project) -> list[dict[str, Any]]:
     """Return what Ray's state API says of all Train runs."""
     with urllib.request.urlopen("http://127.0.0.1:8265/api/train/v2/runs/v1", timeout=30) as answer:
@@ -129,7 +135,7 @@ def test_submitting_a_finished_job_from_anywhere_without_its_executable_bit_repo
     assert not find_event(found, RunStarted)
 
 
-def test_a_killed_worker_costs_time_and_nothing_else_in_a_job_submitted_from_anywhere(
+def test_a_killed_worker_and_relay_cost_time_and_nothing_else_in_a_job_submitted_from_anywhere(
     project: Project, uninterrupted, tmp_path: Path
 ) -> None:
     command = (
@@ -145,6 +151,7 @@ def test_a_killed_worker_costs_time_and_nothing_else_in_a_job_submitted_from_any
     project.wait_for_event(job, Progress, step=20)
     workers = project.workers("RayTrainWorker")
     assert len(workers) == 2
+    kill_relay(project)
     workers[-1].kill()
     done = project.wait_for_end(job)
     assert done.status == 0, done.text
@@ -165,6 +172,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_a_folder_serves_as_well_as_a_buck
     command = ("jobs/small.yaml", "--set", "storage=.mirage/folder", "--set", "name=stopped")
     job = project.start(*command)
     project.wait_for_event(job, Progress, step=20)
+    kill_relay(project)
     project.run(str(BIN / "ray"), "job", "stop", job)
     project.wait_for_status(job, "STOPPED")
     assert leaked_groups(project) == []
