@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 POINTER = "checkpoint.json"
 _SYNCHRONIZE_SECONDS = (1.0, 10.0)
-_COST_LIMIT = 0.05
+_COST_LIMIT = 0.01
 """Largest share of the time that barriers may take, as long as they are less than ten seconds apart."""
 
 
