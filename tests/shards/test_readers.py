@@ -20,6 +20,17 @@ from shards.readers import ATTEMPTS, read_in_processes
 ITEMS = 6
 
 
+PATIENCE_SECONDS = 120
+"""For readers that do not hang: a busy machine may start them late."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Start the process that readers are forked from; it imports torch, which takes seconds."""
+    read = Read(tmp_path_factory.mktemp("none"), die, 0, 0)
+    assert values(items(read, timeout_seconds=PATIENCE_SECONDS)) == list(range(ITEMS))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_POLL_SECONDS", 0.2)
@@ -56,7 +67,7 @@ def exit_early() -> None:
 
 def items(read: Callable[[int], Tensor], **options: object) -> Iterator[Tensor]:
     numbers = lambda done: islice(range(ITEMS), done, None)  # noqa: E731
-    return read_in_processes(read, numbers, 2, **{"timeout_seconds": 1.5, **options})
+    return read_in_processes(read, numbers, 2, **{"timeout_seconds": 3, **options})
 
 
 def values(found: Iterator[Tensor]) -> list[int]:
@@ -91,7 +102,7 @@ def test_two_failures_between_items_that_arrive_are_not_in_a_row(tmp_path: Path)
 def test_a_hung_reader_is_replaced_soon_once_the_process_is_asked_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "STOPPING_SECONDS", 0.5)
+    monkeypatch.setattr(readers, "STOPPING_SECONDS", 3)
     read = Read(tmp_path, hang, 3, 1)
     assert values(items(read, timeout_seconds=10_000, stopping=lambda: True)) == list(range(ITEMS))
 
@@ -150,4 +161,4 @@ def test_an_error_of_the_code_that_reads_is_raised_as_it_is_and_not_tried_again(
     tmp_path: Path, trouble: Callable[[], None], kind: type[Exception], text: str
 ) -> None:
     with pytest.raises(kind, match=text):
-        values(items(Read(tmp_path, trouble, 1, 1)))
+        values(items(Read(tmp_path, trouble, 1, 1), timeout_seconds=PATIENCE_SECONDS))
