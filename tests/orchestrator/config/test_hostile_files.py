@@ -160,8 +160,10 @@ def test_no_text_and_no_truth_value_counts_as_a_number_and_the_other_way_round(k
             load_job("jobs/demo.yaml", [f"{key}={other}"])
 
 
-@pytest.mark.parametrize("key", ["train.steps", "workers.max", "data.crop_pixels"])
-def test_a_number_with_a_point_is_no_count(key: str):
+@pytest.mark.parametrize("key", ["train.steps", "checkpoint.every_steps", "data.crop_pixels"])
+def test_a_count_may_have_an_exponent_but_no_fraction(key: str):
+    section, name = key.split(".")
+    assert repr(getattr(getattr(load_job("jobs/demo.yaml", [f"{key}=6.4e+1"]), section), name)) == "64"
     with pytest.raises(JobFileError, match=key):
         load_job("jobs/demo.yaml", [f"{key}=64.5"])
 
