@@ -31,6 +31,7 @@ from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.errors import ClusterError, TrackingError
 from orchestrator.events import Event, read_log
+from orchestrator.paths import home
 from orchestrator.resilience import resume_proof
 from orchestrator.resilience.fault_schedule import (
     ChaosReport,
@@ -44,7 +45,7 @@ from orchestrator.resilience.fault_schedule import (
 from orchestrator.resilience.faulty_proxy import FaultyProxy, healthy, outage, random_faults
 from orchestrator.resilience.resume_proof import ProofConfig
 from orchestrator.run_files import RUN_TAG
-from orchestrator.tracking import runs
+from orchestrator.tracking import background, runs
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.page import wait_until_up
 from orchestrator.tracking.uri import server_command
@@ -355,6 +356,7 @@ def _untracked(cluster: _ChaosCluster, run: str, last: int) -> int:
     tracked = runs.find_run(cluster.mlflow_uri, RUN_TAG, run, cluster.job.track.experiment)
     if tracked is None:
         return last
+    background.sync(cluster.mlflow_uri, tracked.id, home() / "spool")
     history = connect(cluster.mlflow_uri).get_metric_history(tracked.id, "loss/total")
     return len(set(range(1, last + 1)) - {metric.step for metric in history})
 

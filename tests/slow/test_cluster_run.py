@@ -116,8 +116,9 @@ def test_ray_knows_the_run_and_each_checkpoint_with_its_metrics(project: Project
     reported = {Path(checkpoint.path).name: metrics for checkpoint, metrics in result.best_checkpoints}
     assert reported[newest] == {"step": 100, "checkpoint": uri, **in_store[newest]["metrics"]}
     assert reported[newest]["val/psnr"] > 0
-    # Ray deletes none that the store keeps.
-    assert in_store.keys() - reported.keys() == set()
+    # Of several that are written between two exchanges with Ray, the newest is reported.
+    assert len(reported) >= 3
+    assert all(metrics["checkpoint"].endswith(f"/{name}.json") for name, metrics in reported.items())
 
 
 def test_submitting_a_finished_job_from_anywhere_without_its_executable_bit_reports_it_and_changes_nothing(
