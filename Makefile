@@ -40,7 +40,8 @@ test: setup check
 
 test-slow: setup
 	@scripts/browser
-	@$(SPREAD) 2 -m slow
+	@$(SPREAD) 2 -m "slow and not cluster"
+	@$(PYTEST) -m "slow and cluster"
 
 mutants: setup
 	@$(BIN)/python scripts/mutants $(MUTANTS)

@@ -26,26 +26,24 @@ MODULE = "import pytest\npytest.skip('a whole module', allow_module_level=True)"
 
 FILES = """
 import os, pathlib, pytest
-pytestmark = pytest.mark.MARKER
 @pytest.mark.parametrize("i", range(6))
 def test_where_it_runs(i):
     pathlib.Path(__file__).with_suffix("." + os.environ["PYTEST_XDIST_WORKER"]).touch()
 """
 
 
-def test_all_tests_of_a_file_and_all_that_start_a_ray_head_run_in_one_process(tmp_path: Path) -> None:
+def test_all_tests_of_a_file_run_in_one_process(tmp_path: Path) -> None:
     """pytest-xdist 3.8 reads the groups with pytest below 9.2 only, and says nothing where it ignores them."""
     (tmp_path / "conftest.py").write_text("from tests.conftest import *")
-    for name, marker in {"a": "slow", "b": "slow", "c": "cluster", "d": "cluster"}.items():
-        (tmp_path / f"test_{name}.py").write_text(FILES.replace("MARKER", marker))
+    for name in ("test_a", "test_b"):
+        (tmp_path / f"{name}.py").write_text(FILES)
     done = run_command(
         *(sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path),
         *("-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"),
         environment={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert " 24 passed" in done.text.splitlines()[-1], done.text
-    assert sorted(path.stem for path in tmp_path.glob("*.gw*")) == ["test_a", "test_b", "test_c", "test_d"]
-    assert len({path.suffix for name in "cd" for path in tmp_path.glob(f"test_{name}.gw*")}) == 1
+    assert " 12 passed in " in done.text.splitlines()[-1], done.text
+    assert sorted(path.stem for path in tmp_path.glob("*.gw*")) == ["test_a", "test_b"]
 
 
 @pytest.mark.parametrize(
