@@ -113,7 +113,6 @@ VERBS: dict[str, tuple[Callable[[S3Store, Path], object], object]] = {
     "write": (lambda bucket, _: (bucket.write("new", NEW), bucket.read("new"))[1], NEW),
     "write_file": (_write_large_file, True),
     "create": (lambda bucket, _: bucket.create("new", NEW), True),
-    "replace": (lambda bucket, _: bucket.replace("old", OLD, NEW), True),
     "pointer": (_moved, NEW),
     "ensure_bucket": (lambda bucket, _: bucket.ensure_bucket(), None),
     "delete": (lambda bucket, _: (bucket.delete("old"), bucket.exists("old"))[1], False),
