@@ -142,15 +142,18 @@ def test_it_restores_and_refuses_as_it_says(form: Serving) -> None:
 
 
 def test_beyond_its_limit_it_says_when_to_come_back_and_a_lost_client_frees_its_place(form: Serving) -> None:
+    large = image(600, 400)
     head = (
-        f"POST /restore HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n"
-    )
-    lost = [socket.create_connection(("127.0.0.1", form.port)) for _ in range(8)]
+        f"POST /restore HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"Content-Length: {len(large)}\r\n\r\n"
+    ).encode()
+    slow, *lost = [socket.create_connection(("127.0.0.1", form.port)) for _ in range(9)]
+    slow.sendall(head + b"the first bytes")  # takes no place
     for client in lost:
-        client.sendall(head.encode() + b"the first bytes")
+        client.sendall(head + large)
     wait_until(lambda: form.health()["in_flight"] == 8, "eight in flight", 30)
     refused = form.restore(image())
-    for client in lost:
+    for client in (slow, *lost):
         client.close()
     assert refused.status == 429
     assert refused.json()["error"].startswith("8 requests are in flight, the maximum. Retry in ")
