@@ -64,7 +64,6 @@ FiniteAny = Annotated[Any, AfterValidator(_require_finite)]
 """A value of any type, whose numbers are finite."""
 
 
-
 def _as_int(value: Any) -> Any:
     """Return 100000 for 1.0e+5, as a number of steps may be written; leave everything else to the strict type."""
     return int(value) if type(value) is float and value.is_integer() else value
