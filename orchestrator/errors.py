@@ -41,11 +41,11 @@ class TrainingError(OrchestratorError):
 
 
 class SupersededError(TrainingError):
-    """Workers that go on though others have taken their place; they must not write."""
+    """Workers that still run after others have replaced them; they must not write."""
 
 
 class NewOwnerError(SupersededError):
-    """Workers of a driver that go on though another driver has taken over."""
+    """Workers of a driver that still run after another driver has taken over."""
 
 
 class TrackingError(OrchestratorError):

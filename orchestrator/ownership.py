@@ -46,29 +46,29 @@ _CLAIM = re.compile(r"[^/]+/(\d{6})-[0-9a-f]{32}\.json")
 # --- claims ----------------------------------------------------------------------------------------------------
 
 
-def numbered_claim(store: Store, folder: str) -> str:
-    """Return a new key below `folder` that is higher than all claims there."""
-    newest = newest_claim(store, folder)
+def next_claim(store: Store) -> str:
+    """Return a new key that is higher than all claims."""
+    newest = newest_claim(store)
     number = _number(newest) + 1 if newest else 1
-    return f"{folder}/{number:06d}-{uuid.uuid4().hex}.json"
+    return f"{FOLDER}/{number:06d}-{uuid.uuid4().hex}.json"
 
 
 def next_number(store: Store) -> int:
     """Take the next number of the folder `store` without owning it, for workers that no owner has started."""
-    key = numbered_claim(store, FOLDER)
+    key = next_claim(store)
     store.write_pointer(key, replace(Owner.here(), released=True).to_json())
-    delete_older_claims(store, FOLDER, key)
+    _delete_older_claims(store, key)
     return _number(key)
 
 
-def newest_claim(store: Store, folder: str) -> str:
-    """Return the highest claim below `folder`, or ""."""
-    return max(_claims(store, folder), default="")
+def newest_claim(store: Store) -> str:
+    """Return the highest claim, or ""."""
+    return max(_claims(store), default="")
 
 
-def delete_older_claims(store: Store, folder: str, own: str) -> None:
+def _delete_older_claims(store: Store, own: str) -> None:
     """Delete the claims below `own`."""
-    for key in _claims(store, folder):
+    for key in _claims(store):
         if key < own:
             store.delete(key)
 
@@ -77,8 +77,8 @@ def _number(claim: str) -> int:
     return int(claim.partition("/")[2][:6])
 
 
-def _claims(store: Store, folder: str) -> list[str]:
-    return [key for key in store.list(f"{folder}/") if _CLAIM.fullmatch(key)]
+def _claims(store: Store) -> list[str]:
+    return [key for key in store.list(f"{FOLDER}/") if _CLAIM.fullmatch(key)]
 
 
 # --- owners ----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Lease:
     def _look(self) -> None:
         """Find out whether there is a successor: a claim that is renewed, or that is not withdrawn for a while."""
         successor, since = "", 0.0
-        while not self._lost and (newest := newest_claim(self._store, FOLDER)) > self._key:
+        while not self._lost and (newest := newest_claim(self._store)) > self._key:
             if newest != successor:
                 successor, since = newest, time.monotonic()
             owner = _read(self._store, newest)
@@ -265,10 +265,10 @@ def _acquire(store: Store, what: str, echo: Callable[[str], None], wait: bool) -
     while True:
         rival = watch.rival()
         if rival is None:
-            key = numbered_claim(store, FOLDER)
+            key = next_claim(store)
             store.write_pointer(key, mine.to_json())
-            if watch.free >= {*_claims(store, FOLDER)} - {key}:
-                delete_older_claims(store, FOLDER, key)
+            if watch.free >= {*_claims(store)} - {key}:
+                _delete_older_claims(store, key)
                 return key, mine
             store.delete(key)
         elif watch.alive and not wait:
@@ -296,7 +296,7 @@ class _Watch:
 
     def rival(self) -> Owner | None:
         """Return the newest owner that is not known to be gone or dead."""
-        for key in sorted({*_claims(self._store, FOLDER)} - self.free, reverse=True):
+        for key in sorted({*_claims(self._store)} - self.free, reverse=True):
             owner = _read(self._store, key)
             if owner is None:
                 continue

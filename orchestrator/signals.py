@@ -1,6 +1,6 @@
 """Handle requests to stop in the driver: SIGTERM, which `ray job stop` and SLURM send, SIGHUP and Ctrl-C.
 
-SIGHUP comes when the terminal is closed; a process that ignores it (`nohup`) goes on. Workers handle SIGTERM in
+SIGHUP comes when the terminal is closed; a process that ignores it (`nohup`) continues. Workers handle SIGTERM in
 `orchestrator.training.ray_driver_relay.SigtermFlag`.
 """
 

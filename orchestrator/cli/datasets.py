@@ -167,10 +167,11 @@ def gc(
     use_local_cluster()
     from orchestrator.errors import PlanError
     from orchestrator.maintenance import garbage_collection
+    from orchestrator.masking import without_password
     from orchestrator.paths import absolute_uri
     from orchestrator.registry import versions
     from orchestrator.run_files import RUN_TAG
-    from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
+    from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
     from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))

@@ -128,7 +128,7 @@ def restore(
 def _outcomes(
     worker: RestoreWorker, tasks: list[RestoreTask], reporter: ProgressReporter
 ) -> Iterator[RestoreOutcome]:
-    """Restore photographs, print and yield each outcome. What is restored is written also after Ctrl-C."""
+    """Restore photographs, print and yield each outcome. On Ctrl-C, write what is already restored."""
     try:
         for task in tasks:
             reporter.start(str(task.source))

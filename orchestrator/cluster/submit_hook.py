@@ -78,7 +78,7 @@ def submit(**options: Any) -> None:
 
 @contextmanager
 def _told_on_interrupt(submission_id: str, address: str | None) -> Iterator[None]:
-    """Say on Ctrl-C that the job goes on, and how to stop it: Ray only stops to watch it."""
+    """Print on Ctrl-C that the job still runs and how to stop it: Ray only stops watching it."""
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -94,7 +94,7 @@ def _told_on_interrupt(submission_id: str, address: str | None) -> Iterator[None
             raise
         where = f" --address {address}" if address else ""
         print(
-            f"Ctrl-C stops watching only: job {submission_id} goes on, if it had been submitted.\n"
+            f"Ctrl-C only stops watching: job {submission_id} still runs, if it was submitted.\n"
             f"  to watch it again:               ray job logs{where} {submission_id} --follow\n"
             f"  to stop it, with a checkpoint:   ray job stop{where} {submission_id}",
             file=sys.stderr,

@@ -17,11 +17,12 @@ from mirage import MIRAGE, analysis
 from orchestrator.errors import PhotoError, RegistryError
 from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics, ScaleStatistics
 from orchestrator.imaging.photos import read_photo
+from orchestrator.masking import without_password
 from orchestrator.outputs import write_output
 from orchestrator.registry.resolve import find_model
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import background, runs
-from orchestrator.tracking.uri import resolve_tracking_uri, without_password
+from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.degrade import SYNTHETIC, degrade
 from shards.noise import add_noise
 from shards.sample import SIGMA

@@ -28,7 +28,8 @@ from orchestrator.cluster.local.s3_probe import S3ProbeError, list_buckets
 from orchestrator.config.starter import FIRST_LINE
 from orchestrator.console import count
 from orchestrator.errors import ClusterError
-from orchestrator.tracking.uri import sqlite_file, without_password
+from orchestrator.masking import without_password
+from orchestrator.tracking.uri import sqlite_file
 
 _GIB = 1 << 30
 _DISK_GIB = (2.0, 10.0)  # the demo with its installation needs about eight

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import RegistryError, RegistryUnavailableError
+from orchestrator.masking import without_password
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import explain
-from orchestrator.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
 

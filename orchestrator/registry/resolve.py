@@ -18,11 +18,12 @@ import torch
 
 from mirage import MIRAGE, load, load_release
 from orchestrator.errors import DamagedResultError, RegistryError, TrackingError
+from orchestrator.masking import without_password
 from orchestrator.paths import below, home
 from orchestrator.registry import versions
 from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS, read_result
 from orchestrator.tracking import runs
-from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
 from shards.errors import CorruptObjectError, MissingObjectError
 from shards.filesystem import expand_user
 from shards.store import checked, open_store

@@ -18,11 +18,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import RegistryError, RegistryUnavailableError
+from orchestrator.masking import without_password
 from orchestrator.paths import home
 from orchestrator.run_files import WEIGHTS
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import explain
-from orchestrator.tracking.uri import without_password
 from shards.listing import digest_of, list_folder
 from shards.store import checked
 

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.errors import RegistryError
+from orchestrator.masking import without_password
 from orchestrator.registry.versions import registry_client
-from orchestrator.tracking.uri import without_password
 
 EVENT = "model_version_alias.created"
 """MLflow's event for an alias that is set, also when it moves from another version."""

@@ -118,7 +118,7 @@ class HttpProtocol(H11Protocol):
     # ------------------------------------------------------------------------------ slow senders
 
     def _watch(self) -> None:
-        """Start the time limit of what the client has to send now; one that runs for the same goes on."""
+        """Start the time limit of the part that the client sends now, unless it already runs."""
         if self._closing:
             return
         waits_for = ""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from orchestrator.config.loader import job_from_yaml
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError, TrackingError
+from orchestrator.masking import without_password
 from orchestrator.paths import below, home
 from orchestrator.sweeps.event_log import newest_job, read_events
 from orchestrator.sweeps.trial_table import Event
 from orchestrator.sweeps.trial_tracking import SWEEP_ID_TAG
 from orchestrator.tracking import runs
-from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
 from shards.store import open_store
 
 

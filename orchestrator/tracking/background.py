@@ -304,8 +304,8 @@ class _Sender:
         """Send everything that waits; return the number of steps, images and files sent.
 
         Metrics go first, because the server may refuse images and files, whose store is another service. `abandoned`:
-        the journal of another process. `owned` False: the run may go on elsewhere, and then the list of checkpoints and
-        the end of an earlier process say nothing.
+        the journal of another process. `owned` False: the run may continue elsewhere, so that the list of checkpoints
+        and the end of an earlier process say nothing.
         """
         count = 0
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.uri import without_password
+from orchestrator.masking import without_password
 
 _UNREACHABLE = (
     "Start that server, or unset MLFLOW_TRACKING_URI and track.uri to track into a local file.",

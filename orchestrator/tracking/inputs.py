@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.masking import without_password
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import tracking_errors
-from orchestrator.tracking.uri import without_password
 from shards.dataset import Dataset
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.uri import server_command, sqlite_file, without_password
+from orchestrator.masking import without_password
+from orchestrator.tracking.uri import server_command, sqlite_file
 
 _START_SECONDS = 180.0
 _EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow opens in its GenAI mode otherwise

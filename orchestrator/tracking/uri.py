@@ -14,15 +14,6 @@ from orchestrator.errors import TrackingError
 from orchestrator.masking import unmasked, without_password
 from orchestrator.paths import home
 
-__all__ = [
-    "artifact_folder",
-    "page_command",
-    "resolve_tracking_uri",
-    "server_command",
-    "sqlite_file",
-    "without_password",
-]
-
 
 def resolve_tracking_uri(configured: str | None = None) -> str:
     """Return the absolute URI of the store: `configured`, else MLFLOW_TRACKING_URI, else SQLite at home.

@@ -22,6 +22,7 @@ from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import OrchestratorError, OwnedError, PlanError, TrackingError
 from orchestrator.events import Emit, Event
+from orchestrator.masking import without_password
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
@@ -31,7 +32,7 @@ from orchestrator.tracking import background, runs
 from orchestrator.tracking.checkpoints import TrackedCheckpoint
 from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
 from orchestrator.tracking.mirrors import check_installed, open_mirrors
-from orchestrator.tracking.uri import resolve_tracking_uri, without_password
+from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
 from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import step_of

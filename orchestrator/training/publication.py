@@ -21,6 +21,7 @@ from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
 from orchestrator.events import Emit
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
+from orchestrator.masking import without_password
 from orchestrator.models import network
 from orchestrator.outputs import write_output
 from orchestrator.planning import throughput
@@ -30,7 +31,7 @@ from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES, UNPUBLISHED
 from orchestrator.tracking import runs
 from orchestrator.tracking.background import Tracker
 from orchestrator.tracking.inputs import inputs_of
-from orchestrator.tracking.uri import page_command, without_password
+from orchestrator.tracking.uri import page_command
 from orchestrator.training.context import RunContext
 from orchestrator.training.finite import require_finite_scores
 from orchestrator.training.result import run_result
@@ -82,7 +83,7 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
     except CorruptObjectError as error:
         raise CheckpointError(
             f"{error} To make it again, delete it and {run.location.store.uri}/{RESULT}, and submit the job again: it "
-            "goes on from its newest checkpoint."
+            "continues from its newest checkpoint."
         ) from error
     registered, pictures = _register_and_restore(run, tracker, result, scores, weights, card, emit)
     contents = {

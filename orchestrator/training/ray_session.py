@@ -22,7 +22,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from orchestrator.events import CheckpointWritten, NodesDraining
-from orchestrator.tracking.uri import without_password
+from orchestrator.masking import without_password
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import ownership
 from orchestrator.errors import OwnedError
-from orchestrator.ownership import FOLDER, Lease, Owner, newest_claim, numbered_claim, owned
+from orchestrator.ownership import FOLDER, Lease, Owner, newest_claim, next_claim, owned
 from shards.errors import StoreError
 from shards.store import LocalStore
 from tests.claims import wait_until
@@ -52,7 +52,7 @@ def owner_of(pid: int) -> Owner:
 
 
 def claim(store: LocalStore, owner: Owner) -> str:
-    key = numbered_claim(store, FOLDER)
+    key = next_claim(store)
     store.write_pointer(key, owner.to_json())
     return key
 
@@ -108,7 +108,7 @@ def test_two_that_claim_at_once_never_both_own(
     finally:
         renewing.set()
         thread.join()
-    assert newest_claim(folder, FOLDER) == rival, "ours is withdrawn"
+    assert newest_claim(folder) == rival, "ours is withdrawn"
 
 
 def keep_alive(store: LocalStore, key: str, owner: Owner, ended: threading.Event) -> None:
@@ -144,7 +144,7 @@ def test_an_owner_of_this_machine_that_was_killed_is_replaced_at_once(
     other_process.kill()  # it stays a zombie until it is waited for
     wait_until(lambda: not ownership._start_of(other_process.pid), "the process ends")
     with owned(folder, "run r", print):
-        assert newest_claim(folder, FOLDER) > old
+        assert newest_claim(folder) > old
         assert not folder.exists(old)
 
 
@@ -169,7 +169,7 @@ def test_an_owner_elsewhere_that_gives_no_sign_of_life_is_replaced(
         folder.write_pointer(old, content)
     told: list[str] = []
     with owned(folder, "run r", told.append):
-        assert newest_claim(folder, FOLDER) > old
+        assert newest_claim(folder) > old
     assert len(told) == 1
     assert "looking for a sign of life" in told[0]
 
@@ -253,7 +253,7 @@ def test_a_store_that_fails_for_a_while_takes_nothing_from_the_owner(
             patch.setattr(LocalStore, "write_pointer", fail)
             assert failed.wait(30)
         lease.check()
-        key = newest_claim(folder, FOLDER)
+        key = newest_claim(folder)
         wait_until(lambda: renewals(folder, key) > 0, "it is renewed again")
 
 
@@ -265,14 +265,14 @@ def test_a_driver_that_failed_leaves_the_run_to_the_next(folder: LocalStore) -> 
     with pytest.raises(ZeroDivisionError), owned(folder, "run r", print):
         raise ZeroDivisionError
     with owned(folder, "run r", print):
-        assert newest_claim(folder, FOLDER).startswith(f"{FOLDER}/000002-")
+        assert newest_claim(folder).startswith(f"{FOLDER}/000002-")
 
 
 def test_stray_files_among_the_claims_are_ignored(folder: LocalStore) -> None:
     for name in (".DS_Store", "999999.json", "notes.txt", f"000009-{'0' * 32}.json.bak"):
         folder.write(f"{FOLDER}/{name}", b"?")
     with owned(folder, "run r", print):
-        assert newest_claim(folder, FOLDER).startswith(f"{FOLDER}/000001-")
+        assert newest_claim(folder).startswith(f"{FOLDER}/000001-")
 
 
 def test_a_lease_is_a_thread_that_ends_with_it(folder: LocalStore) -> None:

@@ -55,8 +55,8 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh", *map(str, words)]
     ended = subprocess.run(inside, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if "unshare" in ended.stderr or "mount:" in ended.stderr:
-        # A container may forbid user namespaces; tests/conftest.py lists this reason.
-        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+        # tests/conftest.py lists this reason
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")  # containers may forbid it
     failure, unpublished, left = ended.stdout.strip().splitlines() or [ended.stderr] * 3
     assert re.search(says, failure), ended.stdout + ended.stderr
     assert unpublished == "ManifestError"

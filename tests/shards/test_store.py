@@ -490,8 +490,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path):
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(tmp_path)]
     ended = subprocess.run([*inside, sys.executable], capture_output=True, text=True)
     if "unshare" in ended.stderr or "mount:" in ended.stderr:
-        # A container may forbid user namespaces; tests/conftest.py lists this reason.
-        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+        # tests/conftest.py lists this reason
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")  # containers may forbid it
     assert "StoreError" in ended.stdout, ended.stderr
     assert "No space left on device. Free some space. ['small']" in ended.stdout
     assert ended.stdout.strip().endswith(f"{tmp_path}/small")

@@ -28,7 +28,7 @@ from orchestrator.cluster.local.s3_server import S3Server
 from orchestrator.cluster.local.state import ClusterState, locked, project_home, read, write
 from orchestrator.cluster.local.users import users
 from orchestrator.errors import ClusterError
-from orchestrator.tracking.uri import without_password
+from orchestrator.masking import without_password
 
 logger = logging.getLogger(__name__)
 

@@ -229,7 +229,7 @@ def test_ctrl_c_says_that_the_job_goes_on_and_how_to_stop_it(project: Path, clus
         watching.send_signal(signal.SIGINT)
         text, _ = watching.communicate(timeout=60)
     (job,) = cluster.jobs
-    assert f"job {job['submission_id']} goes on" in text
+    assert f"job {job['submission_id']} still runs" in text
     assert f"ray job stop --address {cluster.address} {job['submission_id']}" in text
     assert "Traceback" not in text
     assert watching.returncode == 130

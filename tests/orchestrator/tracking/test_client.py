@@ -27,8 +27,9 @@ from orchestrator.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
+from orchestrator.masking import without_password
 from orchestrator.tracking import background
-from orchestrator.tracking.uri import page_command, resolve_tracking_uri, without_password
+from orchestrator.tracking.uri import page_command, resolve_tracking_uri
 from tests.claims import assert_one_clear_error, wait_until
 
 

@@ -272,8 +272,8 @@ def test_a_disk_that_is_full_for_a_moment_costs_the_lines_of_that_moment(tmp_pat
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh", *words]
     ended = subprocess.run(inside, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     if "unshare" in ended.stderr or "mount:" in ended.stderr:
-        # A container may forbid user namespaces; tests/conftest.py lists this reason.
-        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+        # tests/conftest.py lists this reason
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")  # containers may forbid it
     assert ended.stdout.split() == ["True", "True", "True"], ended.stderr
 
 
