@@ -50,6 +50,20 @@ class TrainingRun:
     """Metrics of the newest validation."""
     clock: StepTimer = field(default_factory=StepTimer)
 
+    def __post_init__(self) -> None:
+        self._buffers = list(self.model.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+
+    def keep_buffers(self) -> None:
+        """Remember the buffers, such as BatchNorm statistics, as they are before a step."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+
+    def restore_buffers(self) -> None:
+        """Set the buffers to what `keep_buffers` remembered."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+
     @property
     def position(self) -> int:
         """Number of samples that all workers have consumed: the whole state of the data."""

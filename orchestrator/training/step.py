@@ -27,7 +27,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     weights and BatchNorm statistics unchanged and is counted.
     """
     run.model.train()
-    buffers = [buffer.clone() for buffer in run.model.buffers()]
+    run.keep_buffers()
     train = run.job.train
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(train, run.step, run.steps_per_epoch)
@@ -55,8 +55,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
                 ema.update(run.ema, run.model, train.ema_decay or 0.0, run.step)
         run.consecutive_skips = 0
     else:
-        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        run.restore_buffers()
         run.skipped_steps += 1
         run.consecutive_skips += 1
         if run.consecutive_skips == MAX_CONSECUTIVE_SKIPS:

@@ -41,9 +41,9 @@ from tests.mirage.interpreter import HAS_TRITON
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A skip for either reason fails CI, since tests/conftest.py does not list it: CI has Triton and a compiler.
-needs_triton = pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(  # fails CI
     not HAS_TRITON, reason="Triton is not installed: it exists for Linux only"
-)  # fails CI
+)
 needs_c = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")  # fails CI
 
 FUSED = [name for name in OPERATORS if hasattr(fused_c, name.split()[0])]
