@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.masking import masked
 from orchestrator.paths import home
+from orchestrator.training.checkpoint import RECORD_KEY
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.fencing import Turn
@@ -20,8 +20,6 @@ from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.store import open_store
-
-_CHECKPOINT = re.compile(r"checkpoints/(\d+-[0-9a-f]{12})\.json")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class WorkerAssignment:
 
     def newest_checkpoint(self) -> str:
         """Return the name of the run's newest checkpoint, verified or not, or ""; if it changes, the run progresses."""
-        found = map(_CHECKPOINT.fullmatch, open_store(self.run_uri).list("checkpoints/"))
+        found = map(RECORD_KEY.fullmatch, open_store(self.run_uri).list("checkpoints/"))
         return max((match[1] for match in found if match), default="")
 
     def train(self, job: Job, engine: Engine, driver: Driver, group: int = 0) -> JobOutcome:

@@ -84,7 +84,8 @@ class _Record(TypedDict):
 
 
 _RECORD = TypeAdapter(_Record)
-_KEY = re.compile(r"checkpoints/(\d+-[0-9a-f]{12})\.json")
+RECORD_KEY = re.compile(r"checkpoints/(\d+-[0-9a-f]{12})\.json")
+"""Key of a record; its group is the checkpoint's name."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Checkpoints:
         """Return the checkpoints' names, oldest first. Other files beside them are ignored with a warning."""
         found = []
         for key in self._store.list("checkpoints/"):
-            if match := _KEY.fullmatch(key):
+            if match := RECORD_KEY.fullmatch(key):
                 found.append(match[1])
             elif key not in self._strays:
                 self._strays.add(key)
