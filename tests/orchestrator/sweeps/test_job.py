@@ -18,7 +18,7 @@ from orchestrator.config.loader import load_job
 from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import OwnedError, PlanError, SweepError
-from orchestrator.ownership import FOLDER, Owner, newest_claim, numbered_claim, owned
+from orchestrator.ownership import Owner, newest_claim, next_claim, owned
 from orchestrator.runner import run_any
 from orchestrator.sweeps import job as sweeps_job
 from orchestrator.sweeps.event_log import EventLog
@@ -120,7 +120,7 @@ def test_a_driver_whose_sweep_was_taken_over_records_no_event(tmp_path) -> None:
     with owned(store, "sweep s", print) as lease:
         log = EventLog(store, print, lease.check)
         log.submit(b"job", code="", data=[])
-        store.write_pointer(numbered_claim(store, FOLDER), replace(Owner.here(), renewed=1).to_json())
+        store.write_pointer(next_claim(store), replace(Owner.here(), renewed=1).to_json())
         with pytest.raises(OwnedError, match="taken over"):
             log.add("exhausted", reason="no more")
     assert store.list("events/") == ["events/000000.json"]
@@ -135,7 +135,7 @@ def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
 
     def search(tracking: object, log: EventLog, stop: threading.Event) -> bool:
         if taken_over:
-            folder.write_pointer(numbered_claim(folder, FOLDER), replace(Owner.here(), renewed=1).to_json())
+            folder.write_pointer(next_claim(folder), replace(Owner.here(), renewed=1).to_json())
             return True
         os.kill(os.getpid(), signal.SIGHUP)
         raise AssertionError("it is stopped before")
@@ -146,4 +146,4 @@ def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
             run_any(real_sweep, lambda line: None)
         return
     assert run_any(real_sweep, lambda line: None).status == "stopped"
-    assert Owner.from_json(folder.read_pointer(newest_claim(folder, FOLDER)) or b"").released
+    assert Owner.from_json(folder.read_pointer(newest_claim(folder)) or b"").released

@@ -17,7 +17,7 @@ from orchestrator import ownership
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.data import datasets
 from orchestrator.errors import OwnedError
-from orchestrator.ownership import FOLDER, Owner, newest_claim, numbered_claim
+from orchestrator.ownership import Owner, newest_claim, next_claim
 from orchestrator.registry import registration
 from orchestrator.runner import run_any
 from orchestrator.training import job as training_job
@@ -64,7 +64,7 @@ def mlflow_runs(store: str, experiment: str) -> list[str]:
 def test_a_second_submission_ends_at_once_and_leaves_no_trace(make, small_data, store, live_owner) -> None:
     job = make("twice")
     folder = locate_run(job, small_data).store
-    claim = numbered_claim(folder, FOLDER)
+    claim = next_claim(folder)
     folder.write_pointer(claim, live_owner.to_json())
     with pytest.raises(OwnedError, match=r"run twice-.*ray job stop raysubmit_7"):
         run_any(job, lambda line: None, in_process=True)
@@ -79,7 +79,7 @@ def test_a_driver_that_lost_its_run_stops_without_publishing(make, small_data, s
 
     def then_taken_over(*arguments: object) -> JobOutcome:
         outcome = original(*arguments)
-        folder.write_pointer(numbered_claim(folder, FOLDER), replace(Owner.here(), renewed=1).to_json())
+        folder.write_pointer(next_claim(folder), replace(Owner.here(), renewed=1).to_json())
         return outcome
 
     monkeypatch.setattr(training_job, "train_in_process", then_taken_over)
@@ -148,7 +148,7 @@ def test_after_any_number_of_stops_while_a_model_is_registered_there_is_one_vers
                     module, function, interrupting(getattr(module, function), number, before=before)
                 )
                 assert run_any(job, lambda line: None, in_process=True).status == "stopped", function
-            assert Owner.from_json(folder.read_pointer(newest_claim(folder, FOLDER)) or b"").released
+            assert Owner.from_json(folder.read_pointer(newest_claim(folder)) or b"").released
             assert mlflow_runs(store, "stopped") == ["KILLED"], function
     assert run_any(job, lambda line: None, in_process=True).status == "finished"
     assert mlflow_runs(store, "stopped") == ["FINISHED"]
