@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.config.constraints import Costs
+from orchestrator.config.constraints import QUANTITIES, Costs
 from orchestrator.config.search_space import Values
 from orchestrator.evaluation.ranking import rank_value
 from orchestrator.training.checkpoint import METRIC
@@ -144,7 +144,7 @@ def apply(table: TrialTable, event: Event) -> None:
         case "suggested":
             if event["number"] != len(table.trials):
                 raise LookupError(event["number"])
-            costs = Costs(**event["costs"])
+            costs = Costs(**{name: event["costs"][name] for name in QUANTITIES})
             table.trials.append(TrialRow(event["number"], dict(event["values"]), event["reason"], costs))
         case "exhausted":
             table.notes.append(event["reason"])

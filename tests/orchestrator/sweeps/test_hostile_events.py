@@ -56,7 +56,8 @@ def write(folder: Path, events: list[Any]) -> LocalStore:
 
 
 def test_whole_events_are_read_with_fields_that_no_schema_names(tmp_path: Path):
-    events = [{**event, "newer": 1} for event in EVENTS]
+    events = [{**event, "newer": 1} for event in copy.deepcopy(EVENTS)]
+    events[1]["costs"]["newer"] = 1
     assert read_events(write(tmp_path, events)) == events
 
 
