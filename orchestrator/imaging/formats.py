@@ -5,7 +5,7 @@ from __future__ import annotations
 # Relative, because each registered model version contains a copy of this package and of the errors.
 from ..errors import UnsupportedPhotoError
 
-__all__ = ["PICTURE_SUFFIXES", "SUFFIXES", "identify"]
+__all__ = ["PICTURE_SUFFIXES", "READ_SUFFIXES", "SUFFIXES", "identify"]
 
 SUFFIXES = {
     ".jpg": "JPEG",
@@ -18,17 +18,19 @@ SUFFIXES = {
 }
 """Suffixes of the formats that are read and written."""
 
+READ_SUFFIXES = {**SUFFIXES, ".avif": "AVIF", ".gif": "GIF"}
+"""Suffixes of the formats that are read."""
+
 _OTHER_SUFFIXES = """
 avif bpg exr gif hdr heic heif j2k jfif jp2 jpe jxl jxr pbm pdf pgm pnm ppm psb psd qoi svg tga xcf
 3fr arw cr2 cr3 dng erf iiq kdc mef mrw nef nrw orf pef raf raw rw2 sr2 srw x3f
 """
 PICTURE_SUFFIXES = frozenset(f".{suffix}" for suffix in _OTHER_SUFFIXES.split())
-"""Suffixes of pictures in formats that are not read."""
+"""Suffixes of pictures in formats that are not written."""
 
 _CONVERT = "Convert it to PNG or JPEG first"
 _DEVELOP = "Develop it into a TIFF or JPEG first"
 _OTHERS = (
-    (b"GIF8", "a GIF", _CONVERT),
     (b"8BPS", "a Photoshop file", "Export it as TIFF or PNG first"),
     (b"%PDF", "a PDF", "Export its pages as PNG first"),
     (b"%!PS", "a PostScript program", "Export it as PNG first"),
@@ -51,13 +53,13 @@ _OTHERS = (
 _HEIC = ("a HEIC", "Convert it to JPEG or PNG first, for example by `heif-convert`")
 _BRANDS = {
     **dict.fromkeys([b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"], _HEIC),
-    **dict.fromkeys([b"avif", b"avis"], ("an AVIF", _CONVERT)),
+    b"avis": ("an animated AVIF", "Save one of its pictures as PNG first"),
     b"crx ": ("a raw file of a camera", _DEVELOP),
 }
 
 
 def identify(data: bytes, name: str) -> str:
-    """Return JPEG, PNG, TIFF, WEBP or BMP. Raises UnsupportedPhotoError for another file, called `name`."""
+    """Return JPEG, PNG, TIFF, WEBP, BMP, AVIF or GIF. Raises UnsupportedPhotoError for another file, called `name`."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -68,7 +70,17 @@ def identify(data: bytes, name: str) -> str:
         return "WEBP"
     if data[:2] == b"BM":
         return "BMP"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if data[4:8] == b"ftyp" and data[8:12] != b"avis" and b"avif" in _brands(data):
+        return "AVIF"
     raise UnsupportedPhotoError(f"{name}: {_what_else(data)}")
+
+
+def _brands(data: bytes) -> tuple[bytes, ...]:
+    """Return the brands of an ISO base media file; those from the second on are compatible ones."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 512)
+    return tuple(data[at : at + 4] for at in (8, *range(16, end, 4)))
 
 
 def _what_else(data: bytes) -> str:
@@ -80,4 +92,4 @@ def _what_else(data: bytes) -> str:
     for magic, what, remedy in _OTHERS:
         if data.startswith(magic):
             return f"is {what}, which is not read here. {remedy}."
-    return "not a JPEG, PNG, TIFF, WebP or BMP file. Convert it to one first."
+    return "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file. Convert it to one first."

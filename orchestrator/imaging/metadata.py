@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .boxes import read_avif
 from .tags import SHORT, Directory, Tag, dump, read_exif
 
 __all__ = ["NONE", "Metadata", "attach", "chunks_of", "fitting", "read_metadata", "segments_of", "tiff_tags"]
@@ -31,6 +32,8 @@ class Metadata:
     photoshop: bytes = b""
     """Image resources of Photoshop, which contain IPTC."""
     dpi: tuple[float, float] | None = None
+    cicp: bytes = b""
+    """Colour space in the four numbers of a PNG's cICP chunk, of a format that has no such chunk."""
     own: tuple[tuple[str, bytes], ...] = ()
     """Segments of a JPEG, chunks of a PNG, or the directory of a TIFF, whole and in the order of the file. Each has a
     name if no other field contains what it says."""
@@ -76,12 +79,14 @@ _BIG_VALUE = 1_024
 def read_metadata(kind: str, data: bytes, info: dict[str, Any], directory: Directory | None) -> Metadata:
     """Return the metadata of a file.
 
-    info: what Pillow read of a WebP or BMP file. directory: the main one of a TIFF file.
+    info: what Pillow read of a WebP, BMP or GIF file. directory: the main one of a TIFF file.
     """
     if kind == "JPEG":
         return _of_jpeg(data)
     if kind == "PNG":
         return _of_png(data)
+    if kind == "AVIF":
+        return _of_avif(data)
     if directory is not None:
         return _of_tiff(directory)
     return Metadata(
@@ -90,6 +95,7 @@ def read_metadata(kind: str, data: bytes, info: dict[str, Any], directory: Direc
         icc=info.get("icc_profile") or b"",
         xmp=info.get("xmp") or b"",
         dpi=info.get("dpi"),
+        own=(("comment", b""),) if info.get("comment") else (),
     )
 
 
@@ -228,6 +234,19 @@ def _inflated(data: bytes) -> bytes:
     return found if stream.eof else b""
 
 
+def _of_avif(data: bytes) -> Metadata:
+    found = read_avif(data)
+    exif, dropped = found.exif, list(found.others)
+    directory = read_exif(exif) if exif else None
+    if exif and directory is None:
+        dropped.append("damaged EXIF")
+    directory = directory or Directory()
+    if directory.number(_ORIENTATION, 1) != found.orientation:  # viewers ignore the one of EXIF
+        directory.set(_ORIENTATION, SHORT, found.orientation)
+        exif = dump(directory)
+    return Metadata("AVIF", exif, found.icc, found.xmp, cicp=found.cicp, unreadable=tuple(dropped))
+
+
 def _of_tiff(directory: Directory) -> Metadata:
     kept = {code: tag for code, tag in directory.tags.items() if code not in _LAYOUT_TAGS}
     portable = {code: tag for code, tag in kept.items() if code not in _TIFF_ONLY_TAGS}
@@ -298,6 +317,7 @@ def fitting(metadata: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
         "xmp": kind != "BMP" and not (kind == "JPEG" and len(kept.xmp) > _SEGMENT - len(_XMP_HEAD)),
         "photoshop": kind in ("JPEG", "TIFF"),
         "dpi": kind != "WEBP" or bool(kept.exif),
+        "cicp": kind == "PNG",
     }
     for name, has_room in room.items():
         if getattr(kept, name) and not has_room:
@@ -312,6 +332,7 @@ _PART_NAMES = {
     "xmp": "XMP",
     "photoshop": "IPTC and Photoshop's data",
     "dpi": "the resolution",
+    "cicp": "the colour space (cICP)",
 }
 
 
@@ -399,6 +420,8 @@ def _with_chunks(file: bytes, metadata: Metadata) -> bytes:
 
 
 def _new_chunks(metadata: Metadata) -> Iterator[bytes]:
+    if metadata.cicp:
+        yield _chunk(b"cICP", metadata.cicp)
     if metadata.icc:
         yield _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc))
     if metadata.dpi:

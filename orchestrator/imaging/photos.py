@@ -1,12 +1,13 @@
 """Read and write photographs, as files or bytes, and keep their metadata through a restoration.
 
-Size, format, bit depth, grey or colour, alpha and all metadata are kept. Pixels are used as stored: no profile and no
-orientation is applied, since viewers apply both to the result as they did to the original. CMYK and CIELAB are the
-exception: they become sRGB. Alpha and an unlabelled extra channel are copied, not restored.
+Size, format, bit depth, grey or colour, alpha and all metadata are kept; AVIF and GIF become PNG. Pixels are used as
+stored: no profile and no orientation is applied, since viewers apply both to the result as they did to the original.
+CMYK and CIELAB are the exception: they become sRGB. Alpha and an unlabelled extra channel are copied, not restored.
 
 formats    which format a file has
 samples    its pixels
 metadata   everything else, as bytes
+boxes      what an AVIF says
 tags       the directories of TIFF and EXIF
 """
 
@@ -60,9 +61,9 @@ class Photo:
     pixels: NDArray[np.float32]
     """(3, h, w) in [0, 1]. A grey photograph has three equal channels."""
     format: str
-    """JPEG, PNG, TIFF, WEBP or BMP."""
+    """JPEG, PNG, TIFF, WEBP, BMP, AVIF or GIF."""
     bits: int = 8
-    """8 or 16, 12 in a JPEG, 16 to 64 of floats in a TIFF."""
+    """8 or 16, 12 in a JPEG, 10 or 12 in an AVIF, 16 to 64 of floats in a TIFF."""
     floats: bool = False
     grey: bool = False
     extra: Pixels | None = None
@@ -79,9 +80,14 @@ class Photo:
         """Return (height, width)."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
+    @property
+    def result_format(self) -> str:
+        """Return the format of a result unless another is asked for."""
+        return self.format if self.format in SUFFIXES.values() else "PNG"
+
 
 def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
-    """Decode a JPEG, PNG, TIFF, WebP or BMP file, called `name` in messages. Raises PhotoError."""
+    """Decode a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file, called `name` in messages. Raises PhotoError."""
     kind = identify(data, name)
     if len(data) > limits.bytes:
         raise PhotoError(
@@ -116,7 +122,7 @@ def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) 
     quality 95, JPEG without chroma subsampling. Raises ResultError when `restored` is not finite, PhotoError when the
     format cannot hold it.
     """
-    kind = kind or like.format
+    kind = kind or like.result_format
     if restored.shape != like.pixels.shape:
         raise ValueError(f"restored has shape {restored.shape}, the photograph {like.pixels.shape}")
     if not np.isfinite(restored).all():
@@ -133,7 +139,7 @@ def encode(restored: NDArray[np.float32], like: Photo, kind: str | None = None) 
 
 def losses(like: Photo, kind: str | None = None) -> str:
     """Return what a result in a format does not keep of the photograph's file, as one sentence; "" if it keeps all."""
-    kind = kind or like.format
+    kind = kind or like.result_format
     lost = [*like.notes, *fitting(like.metadata, kind)[1]]
     if like.extra is not None and not like.has_alpha and kind != "TIFF":
         lost.append("the unlabelled extra channel")
@@ -145,11 +151,14 @@ def losses(like: Photo, kind: str | None = None) -> str:
 def format_for(name: str, like: Photo) -> str:
     """Return the format of a result called `name`, by its suffix, or the photograph's if both have the same suffix.
 
-    So a PNG file with the suffix .jpg stays a PNG. Raises PhotoError when the format cannot hold the photograph.
+    So a PNG file with the suffix .jpg stays a PNG; an AVIF with that suffix becomes a JPEG. Raises PhotoError when the
+    format cannot hold the photograph.
     """
     suffix = Path(name).suffix.lower()
-    if suffix == Path(like.name).suffix.lower():
-        kind = like.format
+    if suffix == Path(like.name).suffix.lower() and (
+        like.format == like.result_format or suffix not in SUFFIXES
+    ):
+        kind = like.result_format
     elif suffix in SUFFIXES:
         kind = SUFFIXES[suffix]
     else:
@@ -159,7 +168,7 @@ def format_for(name: str, like: Photo) -> str:
 
 
 def read_photo(path: Path) -> Photo:
-    """Read a JPEG, PNG, TIFF, WebP or BMP file. Raises PhotoError."""
+    """Read a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file. Raises PhotoError."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise PhotoError(f"{path}: cannot be read (not a regular file)")
     try:
@@ -190,7 +199,7 @@ def _decode(kind: str, data: bytes, name: str, limits: Limits) -> Photo:
     if height * width > limits.pixels:
         raise _too_large(name, limits)
     info: dict[str, Any] = {}
-    if kind in ("WEBP", "BMP"):
+    if kind in ("WEBP", "BMP", "GIF"):
         with open_image(data, kind) as image:
             info = {str(key): value for key, value in image.info.items()}
     metadata = read_metadata(kind, data, info, directory)
@@ -210,7 +219,7 @@ def _decode(kind: str, data: bytes, name: str, limits: Limits) -> Photo:
         grey=samples.colour.shape[2] == 1,
         extra=samples.extra,
         has_alpha=samples.extra is not None and samples.is_alpha,
-        lossless=kind in ("PNG", "TIFF", "BMP") or (kind == "WEBP" and _is_lossless_webp(data)),
+        lossless=kind in ("PNG", "TIFF", "BMP", "GIF") or (kind == "WEBP" and _is_lossless_webp(data)),
         metadata=metadata,
         notes=tuple(notes),
     )
@@ -246,7 +255,7 @@ def _depth(kind: str, like: Photo) -> tuple[int, np.dtype[Any]]:
     if kind == "TIFF":
         kept = like.bits if like.floats or like.bits in (8, 16) else 16
         return kept, np.dtype(f"{'f' if like.floats else 'u'}{kept // 8}")
-    if kind == "JPEG" and like.bits == 12:
+    if kind == like.format == "JPEG" and like.bits == 12:
         return 12, np.dtype(np.uint16)
     bits = 16 if kind == "PNG" and like.bits > 8 else 8
     return bits, np.dtype(f"u{bits // 8}")
@@ -288,7 +297,7 @@ def _encode(kind: str, samples: NDArray[Any], like: Photo) -> bytes:
         return attach(kind, bytes(imagecodecs.png_encode(samples)), metadata)
     if kind == "TIFF":
         return _encode_tiff(samples, like, metadata)
-    if kind == "JPEG" and like.bits == 12:
+    if kind == "JPEG" and samples.dtype == np.uint16:
         file = imagecodecs.jpeg8_encode(samples, level=_JPEG_QUALITY, bitspersample=12, subsampling="444")
         return attach(kind, bytes(file), metadata)
     options: dict[str, Any] = {"quality": _JPEG_QUALITY}

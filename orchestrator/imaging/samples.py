@@ -1,8 +1,8 @@
 """Decode the pixels of an image file, as they are stored.
 
-Pillow reads JPEG, WebP, BMP and the TIFF files with a palette or another way to store colour. imagecodecs reads PNG
-and all other TIFF files, which have more varieties than Pillow has modes. Decoders get JPEG files without their
-metadata, so metadata that a decoder dislikes cannot lose the pixels.
+Pillow reads JPEG, WebP, BMP, GIF and the TIFF files with a palette or another way to store colour. imagecodecs reads
+PNG, AVIF and all other TIFF files, which have more varieties than Pillow has modes. Decoders get JPEG files without
+their metadata, so metadata that a decoder dislikes cannot lose the pixels.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from ..errors import PhotoError
+from .boxes import read_avif
 from .metadata import chunks_of, segments_of
 from .tags import Directory, read_chain
 
@@ -38,7 +39,7 @@ __all__ = [
 
 DECODE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error),
-    *(imagecodecs.PngError, imagecodecs.TiffError, imagecodecs.Jpeg8Error),
+    *(imagecodecs.PngError, imagecodecs.TiffError, imagecodecs.Jpeg8Error, imagecodecs.AvifError),
 )
 """Errors of Pillow and imagecodecs for damaged files, including missing or invalid TIFF tags."""
 
@@ -111,7 +112,7 @@ class TiffPages:
 
 
 @contextmanager
-def open_image(data: bytes, kind: str) -> Iterator[Image.Image]:
+def open_image(data: bytes, kind: str) -> Iterator[ImageFile.ImageFile]:
     """Open an image file of a known format and read its header only. Raises Pillow's errors."""
     with warnings.catch_warnings():
         # Warnings are about metadata, and about Pillow's own limit of pixels: callers check theirs.
@@ -147,6 +148,9 @@ def size_of(kind: str, data: bytes, page: Directory | None) -> tuple[int, int]:
         width, height = struct.unpack_from(">II", data, 16)
     elif kind == "JPEG":
         _, height, width, _ = _frame(data)
+    elif kind == "AVIF":
+        found = read_avif(data)
+        height, width = found.height, found.width
     else:
         with open_image(data, kind) as image:
             width, height = image.size
@@ -163,9 +167,15 @@ def decode_samples(kind: str, data: bytes, name: str, pages: TiffPages | None, i
         return _of_png(data, name)
     if kind == "JPEG":
         return _of_jpeg(data, name, icc)
+    if kind == "AVIF":
+        return _of_avif(data)
     with open_image(data, kind) as image:
-        if (pictures := getattr(image, "n_frames", 1)) > 1:
-            raise PhotoError(f"{name}: holds {pictures} pictures, and a photograph has one. Split the file.")
+        if getattr(image, "is_animated", False):
+            raise PhotoError(f"{name}: holds several pictures, and a photograph has one. Split the file.")
+        if kind == "GIF" and image.tile[0].extents != (0, 0, *image.size):
+            raise PhotoError(
+                f"{name}: does not fill its {image.width} x {image.height} pixels. Crop it first."
+            )
         return _of_pillow(name, image, icc)
 
 
@@ -253,6 +263,24 @@ def _complete(data: bytes, decode: Any) -> Any:
         if np.array_equal(getattr(first, "colour", first), getattr(second, "colour", second)):
             return first
         raise
+
+
+# ----------------------------------------------------------------------------------------------- AVIF
+
+
+def _of_avif(data: bytes) -> Samples:
+    about = read_avif(data)
+    found = _of_array(np.asarray(imagecodecs.avif_decode(data, index=0)))
+    if found.colour.shape[:2] != (about.height, about.width):
+        raise ValueError(f"its pixels are {found.colour.shape}")
+    if found.bits == 8:
+        return found
+    if about.bits not in (10, 12, 16):
+        raise ValueError(f"it says {about.bits} bits")
+    extra = found.extra
+    if extra is not None:
+        extra = (extra.astype(np.uint32) * 65_535 // (2**about.bits - 1)).astype(np.uint16)
+    return replace(found, white=float(2**about.bits - 1), bits=about.bits, extra=extra)
 
 
 # ----------------------------------------------------------------------------------------------- Pillow

@@ -161,7 +161,7 @@ def _photos_package(folder: Path) -> Path:
     """Create the package that reads and writes image files below `folder`; return its path."""
     package = folder / PHOTOS_PACKAGE
     orchestrator = Path(__file__).parents[1]
-    modules = ("__init__", "photos", "formats", "samples", "metadata", "tags")
+    modules = ("__init__", "photos", "formats", "samples", "metadata", "boxes", "tags")
     for name in ("__init__.py", "errors.py", *(f"imaging/{module}.py" for module in modules)):
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)

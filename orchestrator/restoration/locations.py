@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import PhotoError
-from orchestrator.imaging.formats import PICTURE_SUFFIXES, SUFFIXES
+from orchestrator.imaging.formats import PICTURE_SUFFIXES, READ_SUFFIXES, SUFFIXES
 from shards.errors import PathError
 from shards.filesystem import expand_user, files_below
 from shards.store import Store, open_store
@@ -139,13 +139,16 @@ def result_locations(photos: Sequence[InputPhoto], out: str | None) -> list[Obje
             )
         locations = [_location(out)] * len(photos)
     else:
-        locations = [ObjectLocation(_folder(out), photo.name) for photo in photos]
+        locations = [ObjectLocation(_folder(out), _as_written(photo.name)) for photo in photos]
     originals = {photo.location.identity for photo in photos}
     for location in locations:
         if location.identity in originals:
             raise PhotoError(
                 f"{location}: is the photograph itself. Choose another location for the results."
             )
+    for location, count in Counter(locations).items():
+        if count > 1:
+            raise PhotoError(f"{location}: is the result of {count} photographs. Rename one of them.")
     return locations
 
 
@@ -197,7 +200,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_read(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return PurePosixPath(name).suffix.lower() in READ_SUFFIXES
 
 
 def _is_result(photo: InputPhoto, out: str | None) -> bool:
@@ -216,7 +219,7 @@ def _why_empty(given: str) -> str:
     if given.startswith("s3://") or _WILDCARD.search(given):
         return "matches no photograph."
     if expand_user(given).is_dir():
-        return f"has no photograph, apart from results. Suffixes of photographs: {', '.join(SUFFIXES)}."
+        return f"has no photograph, apart from results. Suffixes of photographs: {', '.join(READ_SUFFIXES)}."
     return "no such file or folder."
 
 
@@ -257,9 +260,15 @@ def _folder(out: str) -> str:
     return out.rstrip("/") if "://" in out else str(expand_user(out).absolute())
 
 
+def _as_written(name: str) -> str:
+    """Return the name of a result: a.gif.png for a.gif, since a folder may have an a.png too."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return f"{name}.png" if suffix in READ_SUFFIXES and suffix not in SUFFIXES else name
+
+
 def _beside(location: ObjectLocation) -> ObjectLocation:
     folder, name = os.path.split(location.key)
-    stem, suffix = os.path.splitext(name)
+    stem, suffix = os.path.splitext(_as_written(name))
     return ObjectLocation(f"{location.folder}/{folder}".rstrip("/"), f"{stem}{RESULT_MARK}{suffix}")
 
 

@@ -8,7 +8,8 @@ from orchestrator.serving import webhook
 from orchestrator.serving.settings import ServiceSettings
 from orchestrator.version import code_version
 
-IMAGES = ("image/jpeg", "image/png", "image/tiff", "image/webp", "image/bmp")
+RESULTS = ("image/jpeg", "image/png", "image/tiff", "image/webp", "image/bmp")
+IMAGES = (*RESULTS, "image/avif", "image/gif")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ERRORS = {
     "400": "The request has no image.",
@@ -16,7 +17,7 @@ _ERRORS = {
     "403": "Another site's page sends the request, or its Host header names another service.",
     "408": "The image did not arrive in time.",
     "413": "The image has too many bytes.",
-    "415": "The body is not a JPEG, PNG, TIFF, WebP or BMP image.",
+    "415": "The body is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image.",
     "422": "The image has too many pixels, is damaged, or has an unsupported layout.",
     "429": "Too many requests are in flight. Retry after the seconds in Retry-After.",
     "500": "The model's result is not finite, or an internal error occurred.",
@@ -64,7 +65,7 @@ def openapi(settings: ServiceSettings, *, secured: bool, has_webhook: bool = Fal
                     "X-Mirage-Batch": _header("Number of images in the batch."),
                     "Server-Timing": _header("Time of decode, wait, restore and encode [ms]."),
                 },
-                "content": dict.fromkeys(IMAGES, _BINARY),
+                "content": dict.fromkeys(RESULTS, _BINARY),
             },
             **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
         },

@@ -121,7 +121,7 @@ class Replica:
             "restore": result.seconds,
             "encode": perf_counter() - ended,
         }
-        return RestoredImage(encoded, photo.format, seconds, result.batch)
+        return RestoredImage(encoded, photo.result_format, seconds, result.batch)
 
     async def smoke_test(self, digest: str, fetch: FetchWeights) -> str:
         """Load a model and restore the probe image; return what is wrong with the model, or ""."""

@@ -272,11 +272,11 @@ def without_tag(tiff: bytes, tag: int) -> bytes:
 
 
 REFUSED = {
-    "text.jpg": (b"this is no photograph\n", "not a JPEG, PNG, TIFF, WebP or BMP file"),
-    "empty.png": (b"", "not a JPEG, PNG, TIFF, WebP or BMP file"),
+    "text.jpg": (b"this is no photograph\n", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file"),
+    "empty.png": (b"", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file"),
     "picture.gif": (
-        encoded("GIF", "L"),
-        "is a GIF, which is not read here. Convert it to PNG or JPEG first.",
+        encoded("GIF", "L", save_all=True, append_images=[Image.new("L", (64, 64))]),
+        "holds several pictures, and a photograph has one. Split the file.",
     ),
     "half.jpg": (encoded("JPEG", quality=95)[:-200], "damaged or incomplete"),
     "half.png": (encoded("PNG")[:-60], "damaged or incomplete"),

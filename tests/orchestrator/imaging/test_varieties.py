@@ -14,8 +14,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from orchestrator.errors import PhotoError, UnsupportedPhotoError
 from orchestrator.imaging.photos import Limits, decode, encode, image_size, losses
 from orchestrator.imaging.samples import SRGB
+from orchestrator.imaging.tags import Directory, dump
 from tests.claims import assert_one_clear_error
-from tests.orchestrator.imaging.test_metadata import SIZE, saved, scene, tiff
+from tests.orchestrator.imaging.test_metadata import ARTIST, SIZE, saved, scene, tiff
 
 ALPHA = {"extrasamples": ["unassalpha"]}
 VARIETIES = {
@@ -165,6 +166,10 @@ def test_pixels_that_a_header_only_claims_are_not_made_up() -> None:
     strips[at + 8 : at + 10] = struct.pack("<H", 60_000)
     with pytest.raises(PhotoError, match="parts of its pixels are missing"):
         decode(bytes(strips), "a.tif")
+    canvas = bytearray(saved(scene(3), "GIF"))
+    canvas[6:10] = struct.pack("<HH", 6_000, 4_000)
+    with pytest.raises(PhotoError, match="does not fill its 6000 x 4000 pixels"):
+        decode(bytes(canvas), "a.gif")
 
 
 def ftyp(brand: bytes) -> bytes:
@@ -173,10 +178,9 @@ def ftyp(brand: bytes) -> bytes:
 
 OTHERS = {
     "phone.heic": (ftyp(b"heic"), "is a HEIC, which is not read here. Convert it to JPEG or PNG first"),
-    "web.avif": (ftyp(b"avif"), "is an AVIF, which is not read here. Convert it"),
+    "film.avif": (ftyp(b"avis"), "is an animated AVIF, which is not read here. Save one of its pictures"),
     "film.mov": (ftyp(b"qt  "), "is a video, which is not read here."),
     "a.jxl": (b"\xff\x0a" + bytes(40), "is a JPEG XL, which is not read here. Convert it"),
-    "a.gif": (saved(scene(1), "GIF"), "is a GIF, which is not read here."),
     "a.jp2": (saved(scene(3), "JPEG2000"), "is a JPEG 2000, which is not read here."),
     "a.psd": (b"8BPS" + bytes(40), "is a Photoshop file, which is not read here."),
     "a.pdf": (b"%PDF-1.7" + bytes(40), "is a PDF, which is not read here."),
@@ -225,8 +229,102 @@ def test_what_is_not_read_is_called_by_its_name_with_what_to_do(name: str) -> No
 
 
 def test_sizes_are_checked_before_pixels_are_decoded() -> None:
-    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "BMP"):
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF", "GIF"):
         data = saved(scene(3), kind)
         assert image_size(data, "a") == SIZE
         with pytest.raises(PhotoError, match="million pixels"):
             decode(data, "a", Limits(pixels=SIZE[0] * SIZE[1] - 1))
+
+
+def avif(picture: np.ndarray, **options: object) -> bytes:
+    return bytes(imagecodecs.avif_encode(picture, level=100, **options))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_avif_becomes_a_png_of_its_depth(channels: int, bits: int) -> None:
+    picture = (scene(channels, np.uint16) >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16)
+    photo = decode(avif(picture, bitspersample=bits), "a.avif")
+    assert (photo.format, photo.bits, photo.size, photo.has_alpha) == ("AVIF", bits, SIZE, channels == 4)
+    assert losses(photo) == ""
+    result = imagecodecs.png_decode(encode(photo.pixels, photo))
+    assert result.dtype == (np.uint8 if bits == 8 else np.uint16)
+    white = 2**bits - 1
+    assert np.abs(result / float(np.iinfo(result.dtype).max) - picture / white).max() < 0.01
+    assert encode(photo.pixels, photo, "JPEG" if channels != 4 else "WEBP")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_metadata_of_an_avif_is_kept_and_its_boxes_say_the_orientation(turn: int) -> None:
+    with_turn = Image.Exif()
+    with_turn[274] = turn
+    data = saved(scene(3), "AVIF", exif=with_turn.tobytes(), icc_profile=SRGB, xmp=b"<x/>")
+    photo = decode(data, "a.avif")
+    assert photo.metadata.orientation == turn
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP"):
+        with Image.open(io.BytesIO(encode(photo.pixels, photo, kind))) as image:
+            assert image.getexif().get(274, 1) == turn
+            assert image.info["icc_profile"] == SRGB
+        assert losses(photo, kind) == ""
+
+
+def test_a_text_of_any_alphabet_survives_when_the_boxes_of_an_avif_contradict_its_exif() -> None:
+    exif = Directory("<")
+    stand_in = b"x" * len(ARTIST)  # since Pillow writes other alphabets as question marks
+    exif.set_bytes(315, stand_in + b"\0", kind=2)
+    exif.set(274, 3, 6)
+    data = saved(scene(3), "AVIF", exif=dump(exif)).replace(stand_in, ARTIST)
+    assert data.count(b"irot\x03") == 1
+    photo = decode(data.replace(b"irot\x03", b"irot\x01"), "a.avif")
+    assert photo.metadata.orientation == 8
+    assert ARTIST in encode(photo.pixels, photo)
+
+
+def test_the_colour_space_of_an_avif_without_a_profile_is_in_the_png() -> None:
+    photo = decode(avif(scene(3), primaries=12, transfer=13, matrix=6), "a.avif")
+    assert b"cICP\x0c\x0d\x00\x01" in encode(photo.pixels, photo)
+    assert losses(photo) == ""
+    assert losses(photo, "JPEG") == "a.avif: not kept in the JPEG: the colour space (cICP)."
+    assert b"cICP" not in encode(photo.pixels, decode(avif(scene(3)), "a.avif"))
+
+
+def test_an_avif_that_codes_more_pixels_than_it_says_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagecodecs, "avif_decode", pytest.fail)
+    data = bytearray(saved(np.zeros((1_000, 1_000, 3), np.uint8), "AVIF", speed=10))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 64, 64)
+    with pytest.raises(PhotoError, match="says 64 x 64 pixels and codes 1,000,000"):
+        decode(bytes(data), "a.avif")
+    with pytest.raises(PhotoError, match="says 64 x 64"):
+        image_size(bytes(data), "a.avif")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}, {"interlace": 0}])
+def test_a_gif_of_one_picture_becomes_a_png(mode: str, options: dict) -> None:
+    picture = Image.fromarray(scene(3)).convert("RGB").quantize(16).convert("RGB").convert(mode)
+    out = io.BytesIO()
+    picture.save(out, "GIF", **options)
+    data = out.getvalue()
+    assert image_size(data, "a") == SIZE
+    photo = decode(data, "a.gif")
+    with (
+        Image.open(io.BytesIO(data)) as expected,
+        Image.open(io.BytesIO(encode(photo.pixels, photo))) as image,
+    ):
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image.convert("RGBA")), np.asarray(expected.convert("RGBA")))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF", "WEBP", "PNG"])
+def test_an_animation_is_called_one(kind: str) -> None:
+    frames = [Image.fromarray(scene(3, size=(8, 9)) // np.uint8(number)) for number in (1, 2, 3)]
+    out = io.BytesIO()
+    frames[0].save(out, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(PhotoError, match=r"holds several pictures|holds 3 pictures|is an animated AVIF"):
+        decode(out.getvalue(), "a")
+
+
+def test_a_comment_of_a_gif_is_lost_and_it_is_said() -> None:
+    photo = decode(saved(scene(1), "GIF", comment=b"mine"), "a.gif")
+    assert losses(photo) == "a.gif: not kept in the PNG: comment."

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mirage import MIRAGE
+from orchestrator.imaging.formats import identify
 from orchestrator.imaging.photos import decode, encode
 from orchestrator.restoration import tasks
 from orchestrator.restoration.locations import find_photographs
@@ -263,16 +264,37 @@ def test_a_problem_of_one_result_does_not_hinder_the_others(folder: Path, restor
 
 
 def test_pictures_of_other_formats_are_named_at_the_end(folder: Path, restore: Command) -> None:
-    for name in ("a.HEIC", "trip/b.gif", "c.cr2", "d.jxl"):
+    for name in ("a.HEIC", "trip/b.jp2", "c.cr2", "d.jxl"):
         (folder / name).write_bytes(b"any")
     done = restore("in", "-o", "out")
     assert done.status == 0, done.text
     assert (
-        "not read, since of another format: in/a.HEIC, in/c.cr2, in/d.jxl, in/trip/b.gif.\n6 restored"
+        "not read, since of another format: in/a.HEIC, in/c.cr2, in/d.jxl, in/trip/b.jp2.\n6 restored"
         in done.text
     )
     named = restore("in/a.HEIC", "-o", "out")
-    assert_one_clear_error(named, "in/a.HEIC: not a JPEG, PNG, TIFF, WebP or BMP file")
+    assert_one_clear_error(named, "in/a.HEIC: not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file")
+
+
+def test_results_of_formats_that_are_not_written_are_png_under_names_of_their_own(
+    folder: Path, restore: Command
+) -> None:
+    for name in ("same.png", "same.gif", "same.avif", "web.jpg"):
+        kind = {".gif": "GIF", ".png": "PNG"}.get(Path(name).suffix, "AVIF")
+        Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(folder / name, kind)
+    assert restore("in/same.*", "in/web.jpg", "-o", "out").status == 0
+    results = {
+        path.name: identify(path.read_bytes(), "") for path in folder.parent.glob("out/*.*") if path.is_file()
+    }
+    assert results == {"same.png": "PNG", "same.gif.png": "PNG", "same.avif.png": "PNG", "web.jpg": "JPEG"}
+    assert "3 already restored" in restore("in/same.*", "-o", "out").text
+    assert restore("in/same.avif").status == 0
+    assert (folder / "same.avif.restored.png").exists()
+    (folder / "same.gif.png").write_bytes((folder / "same.png").read_bytes())
+    assert_one_clear_error(
+        restore("in/same.*", "-o", "twice"), "twice/same.gif.png: is the result of 2 photographs"
+    )
+    assert_one_clear_error(restore("in/same.gif", "-o", "a.gif"), "a result ends in one of")
 
 
 def test_what_another_format_does_not_keep_is_said_once(folder: Path, restore: Command) -> None:
