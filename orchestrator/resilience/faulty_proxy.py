@@ -43,6 +43,7 @@ class RequestFault(Enum):
     WEB_PAGE = "200 with a web page"
     XHTML_PAGE = "200 with a web page that is well-formed XML"
     NO_HEADERS = "200 without headers of an object"
+    NOT_FOUND = "404 with a web page"
     TOO_LARGE = "413 with a web page"
 
 
@@ -81,6 +82,7 @@ _ANSWERS = {
     RequestFault.WEB_PAGE: _answer(b"200 OK", b"<!doctype html><p>Log in", b"Content-Type: text/html"),
     RequestFault.XHTML_PAGE: _answer(b"200 OK", _PAGE, b"Content-Type: application/xhtml+xml"),
     RequestFault.NO_HEADERS: _answer(b"200 OK", b""),
+    RequestFault.NOT_FOUND: _answer(b"404 Not Found", _PAGE, b"Content-Type: text/html"),
     RequestFault.TOO_LARGE: _answer(b"413 Request Entity Too Large", _PAGE, b"Content-Type: text/html"),
 }
 """Answers that are sent instead of forwarding."""

@@ -1,8 +1,9 @@
 """Let only the newest workers of a run write to it.
 
 A hung node may train on after Ray has replaced its worker, and so may the workers of a driver that was replaced. Each
-group of workers therefore claims to write when it starts, with its turn in the claim's name; before each write it looks
-for the claim of a later turn. A group that hung before it claimed is too late: it is refused.
+group of workers therefore claims to write when it starts, with its turn in the claim's name; before each write, and
+before each further attempt of its requests, it looks for the claim of a later turn. A group that hung before it claimed
+is too late: it is refused.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from orchestrator.errors import NewOwnerError, SupersededError
 from orchestrator.ownership import next_number
 from shards.store import Store
+from shards.store.retry import checking_before_retries
 
 _FOLDER = "writer"
 _CLAIM = re.compile(rf"{_FOLDER}/(\d{{6}})(-\d{{6}}){{2}}-[0-9a-f]{{32}}\.json")
@@ -79,6 +83,13 @@ class _FencedStore:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in _WRITES:
-            require_newest(self._store, self._claim)
-        return getattr(self._store, name)
+        method = getattr(self._store, name)
+        return partial(self._checked, method) if name in _WRITES else method
+
+    def _checked(self, write: Callable[..., Any], *args: Any) -> Any:
+        self._check()
+        with checking_before_retries(self._check):
+            return write(*args)
+
+    def _check(self) -> None:
+        require_newest(self._store, self._claim)

@@ -4,7 +4,9 @@ The code of a failure tells whether another attempt may help, not its HTTP statu
 
     passing    no answer, server errors, throttling, time-outs      tried again for RETRY_MINUTES
                expired credentials, or none where there were some   the same, with credentials that are read again
-    doubtful   denied, redirected, not S3, damaged on its way       tried again for a few seconds
+    doubtful   denied, redirected, not S3                           the same if this process was allowed it before,
+                                                                    otherwise for a few seconds
+    damaged    bytes that do not fit their checksum                 tried again for a few seconds
     final      everything else                                      an error at once
 
 Pauses grow exponentially with full jitter, and are at least what the server's `Retry-After` asks for. The retries of
@@ -16,10 +18,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol, TypeVar
@@ -58,14 +63,7 @@ _PASSING = {
     "ConditionalRequestConflict",
 }
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-_DOUBTFUL = {
-    "RequestTimeTooSkewed",
-    "BadDigest",
-    "InvalidDigest",
-    "IncompleteBody",
-    "XAmzContentSHA256Mismatch",
-    "InvalidToken",
-}
+_DAMAGED = {"BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _WRONG_CREDENTIALS = {
     "InvalidAccessKeyId",
     "InvalidToken",
@@ -85,6 +83,9 @@ _RIGHTS = {
 
 _answered: set[str] = set()
 """Endpoints that have answered this process; one that never did is more likely wrong than away."""
+_allowed: set[tuple[str, str]] = set()
+"""Stores and the rights that this process has used there; a right that was there before may come back."""
+_check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
 
 
 class IncompleteError(Exception):
@@ -119,13 +120,40 @@ class RequestTarget(Protocol):
 class _Failure:
     """What a failed attempt means."""
 
-    kind: Literal["unreached", "passing", "doubtful", "final"]
+    kind: Literal["unreached", "passing", "doubtful", "damaged", "final"]
     error: ShardsError
     """Raised when no attempt is left."""
-    why: str
     repair: Literal["", "reconnect", "renew"] = ""
     """What is called on the target before the next attempt."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    right: str = ""
+    """The right that the request needs, if its operation is known."""
+
+
+@contextmanager
+def checking_before_retries(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before each further attempt of a request in the block; what it raises ends the request.
+
+    The requests of `check` itself are part of that attempt: if they fail, it has failed.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def _in_check() -> None:
+    """Stand for `_check` while it runs."""
+
+
+def note_success(place: RequestTarget, operation: str) -> None:
+    """Remember that the server has allowed an operation."""
+    _allowed.add((place.uri, _right(operation)))
+
+
+def _right(operation: str) -> str:
+    return _RIGHTS.get(operation, "s3:PutObject")
 
 
 def budget_seconds() -> float:
@@ -142,10 +170,16 @@ def budget_seconds() -> float:
 
 def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
     """Run `action` with retries. Raises the ShardsError of its last failure."""
+    check = _check.get()
+    if check is _in_check:
+        return action()
     budget = budget_seconds()
     began, paused = time.monotonic(), 0.0
     for number in itertools.count():
         try:
+            if check and number:
+                with checking_before_retries(_in_check):
+                    check()
             answer = action()
             _answered.add(place.endpoint())
             return answer
@@ -155,7 +189,7 @@ def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
                 raise
             cause = error
         spent = max(time.monotonic() - began, paused)
-        limit = {"final": 0.0, "passing": budget}.get(failure.kind, min(budget, DOUBTFUL_SECONDS))
+        limit = min(budget, _longest(place, failure))
         pause = max(_jittered(number), _retry_after(failure.headers))
         if spent + pause > limit:
             if number and not isinstance(failure.error, (MissingObjectError, ConditionFailedError)):
@@ -164,13 +198,22 @@ def with_retries(place: RequestTarget, key: str, action: Callable[[], T]) -> T:
             raise failure.error from cause
         log.log(
             logging.WARNING if number == 2 else logging.INFO,
-            *("%s/%s: %s; attempt %d follows", place.uri, key, failure.why, number + 2),
+            *("%s Attempt %d follows.", failure.error, number + 2),
         )
         if failure.repair:
             getattr(place, failure.repair)()
         time.sleep(pause)
         paused += pause
     raise AssertionError("the loop ends by return or raise")
+
+
+def _longest(place: RequestTarget, failure: _Failure) -> float:
+    """Return for how many seconds a failure is tried again, if the budget allows it."""
+    if failure.kind == "final":
+        return 0.0
+    was_allowed = any(uri == place.uri and failure.right in ("", right) for uri, right in _allowed)
+    passing = failure.kind == "passing" or (failure.kind == "doubtful" and was_allowed)
+    return math.inf if passing else DOUBTFUL_SECONDS
 
 
 def _jittered(number: int) -> float:
@@ -202,15 +245,9 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
             message = (
                 f"{where} at {place.endpoint()}: what arrives does not fit the server's checksum ({error})."
             )
-            return _Failure(
-                "doubtful", CorruptObjectError(f"{message} Restore it from a copy."), str(error), "reconnect"
-            )
+            return _Failure("damaged", CorruptObjectError(f"{message} Restore it from a copy."), "reconnect")
         case MalformedAnswerError() | ResponseParserError():
-            message = (
-                f"{where} at {place.endpoint()}: this is not the answer of an S3 server: {_line(error)}. "
-                "Check AWS_ENDPOINT_URL, and whether a proxy or a login page answers instead."
-            )
-            return _Failure("doubtful", StoreError(message), _line(error))
+            return _malformed(f"{where} at {place.endpoint()}", _line(error))
         case (
             ProtocolError()  # a connection reset during a read, which botocore does not wrap
             | aws.ConnectionError()
@@ -225,7 +262,7 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
             kind: Literal["passing", "unreached"] = (
                 "passing" if place.endpoint() in _answered else "unreached"
             )
-            return _Failure(kind, UnreachableStoreError(message), str(error))
+            return _Failure(kind, UnreachableStoreError(message))
         case (
             aws.NoCredentialsError()
             | aws.PartialCredentialsError()
@@ -239,13 +276,13 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
                 f"{place.uri}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or start the store of this machine: mirage up."
             )
-            return _Failure("passing" if had_some else "final", StoreError(message), str(error), "renew")
+            return _Failure("passing" if had_some else "final", StoreError(message), "renew")
         case aws.ClientError() | S3UploadFailedError():
             _answered.add(place.endpoint())
             return _refusal(place, key, error, retried)
         case aws.BotoCoreError() | ValueError():  # not a URL, a bucket name that cannot be one
             message = f"{where}: {error}. Check AWS_ENDPOINT_URL and the other AWS variables."
-            return _Failure("final", StoreError(message), str(error))
+            return _Failure("final", StoreError(message))
     return None
 
 
@@ -261,20 +298,23 @@ def _refusal(place: RequestTarget, key: str, error: Exception, retried: bool) ->
     said = str(response.get("Error", {}).get("Message") or "").strip()
     why = f"{operation}: HTTP {status}" + f" {code}" * (not code.isdigit()) + f" ({said})" * bool(said)
     where = f"{place.uri}/{key} at {place.endpoint()}"
+    right = _right(operation)
 
     if code in ("PreconditionFailed", "412") or status == 412:
-        return _Failure("final", ConditionFailedError(f"{where}: {why}", retried), why)
+        return _Failure("final", ConditionFailedError(f"{where}: {why}", retried))
     if code == "NoSuchBucket":
         message = f"{where}: there is no bucket {place.bucket!r}. Create it or correct the URI."
-        return _Failure("final", StoreError(message), why)
-    if code in ("NoSuchKey", "404") and status == 404:
-        return _Failure("final", MissingObjectError(f"{where}: there is no such object."), why)
+        return _Failure("final", StoreError(message))
+    if code == "NoSuchKey" or (operation == "HeadObject" and status == 404):  # `S3Store` has asked GET too
+        return _Failure("final", MissingObjectError(f"{where}: there is no such object."))
+    if status == 404 and code in ("404", ""):
+        return _malformed(where, why, right)
     if code in _EXPIRED:
         message = (
             f"{where}: the credentials have expired: {why}. Renew them where AWS finds them: a file or a role is read "
             "again, variables of a running process are not."
         )
-        return _Failure("passing", StoreError(message), why, "renew", headers)
+        return _Failure("passing", StoreError(message), "renew", headers)
     if (
         code in _PASSING
         or "Throttl" in code
@@ -282,35 +322,42 @@ def _refusal(place: RequestTarget, key: str, error: Exception, retried: bool) ->
         or (status >= 500 and status != 501)
     ):
         message = f"{where}: the server is busy: {why}. Try again later, or raise {VARIABLE}."
-        return _Failure("passing", UnreachableStoreError(message), why, "", headers)
+        return _Failure("passing", UnreachableStoreError(message), "", headers)
     if code in _WRONG_CREDENTIALS:
         message = f"{where}: wrong credentials: {why}. Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        return _Failure("doubtful", StoreError(message), why, "renew")
+        return _Failure("doubtful", StoreError(message), "renew", right=right)
     if code == "RequestTimeTooSkewed":
         message = f"{where}: the clocks of this machine and of the server differ too much: {why}. Set them."
-        return _Failure("doubtful", StoreError(message), why)
+        return _Failure("doubtful", StoreError(message), right=right)
     if "PathStyle" in code or code == "SecondLevelDomainForbidden":
         message = (
             f"{where}: {why}. This server wants the bucket in the host name: write `addressing_style = virtual` below "
             "`s3 =` in ~/.aws/config."
         )
-        return _Failure("final", StoreError(message), why)
+        return _Failure("final", StoreError(message))
     if status == 403:
-        needed = _RIGHTS.get(operation, "s3:PutObject")
         message = (
-            f"{where}: access denied: {why}. It needs the right {needed}. Check it, AWS_ACCESS_KEY_ID and "
+            f"{where}: access denied: {why}. It needs the right {right}. Check it, AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY."
         )
-        return _Failure("doubtful", StoreError(message), why, "renew")
+        return _Failure("doubtful", StoreError(message), "renew", right=right)
     if 300 <= status < 400:
         target = headers.get("location", "nowhere")
         message = f"{where}: {why} leads to {target}. Check AWS_ENDPOINT_URL and AWS_REGION."
-        return _Failure("doubtful", StoreError(message), why)
+        return _Failure("doubtful", StoreError(message), right=right)
     if operation == "HeadObject" and status == 400:  # GET worked, or it would have given a code
-        return _Failure("doubtful", StoreError(f"{where}: {why}."), why)
+        return _Failure("doubtful", StoreError(f"{where}: {why}."), right=right)
     remedy = " A proxy before the server may limit the size of uploads." if status == 413 else ""
-    kind: Literal["doubtful", "final"] = "doubtful" if code in _DOUBTFUL else "final"
-    return _Failure(kind, StoreError(f"{where}: {why}.{remedy}"), why)
+    kind: Literal["damaged", "final"] = "damaged" if code in _DAMAGED else "final"
+    return _Failure(kind, StoreError(f"{where}: {why}.{remedy}"))
+
+
+def _malformed(where: str, why: str, right: str = "") -> _Failure:
+    message = (
+        f"{where}: this is not the answer of an S3 server: {why}. Check AWS_ENDPOINT_URL, and whether a proxy or a "
+        "login page answers instead."
+    )
+    return _Failure("doubtful", StoreError(message), right=right)
 
 
 def _line(error: Exception) -> str:

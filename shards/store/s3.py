@@ -199,15 +199,22 @@ class S3Store:
         return self._attempt(key, get)
 
     def _head(self, client: Any, key: str) -> dict[str, Any]:
-        """Return size and time of an object. HEAD has no body, so GET is asked for the reason of a refusal."""
+        """Return size and time of an object.
+
+        HEAD has no body, so GET is asked for the reason of a refusal, and whether it was a proxy that said 404.
+        """
         from botocore.exceptions import ClientError
 
         place = {"Bucket": self.bucket, "Key": self._full(key)}
         try:
             head: dict[str, Any] = client.head_object(**place)
         except ClientError as error:
-            if error.response["Error"].get("Code") in ("400", "403"):
-                client.get_object(**place, Range="bytes=0-0")["Body"].close()
+            code, answer = error.response["Error"].get("Code"), error.response["ResponseMetadata"]
+            unclear = code == "404" and not answers.is_signed(answer["HTTPHeaders"])
+            if unclear or code in ("400", "403"):
+                client.get_object(**place)["Body"].close()
+            if unclear:
+                raise retry.MalformedAnswerError("HTTP 404 to HEAD, and GET finds the object") from error
             raise
         return head
 
@@ -302,6 +309,7 @@ class S3Store:
             if self._client is None or self._client[0] != os.getpid():
                 client = _client()
                 client.meta.events.register("before-parameter-build.s3.CompleteMultipartUpload", self._once)
+                client.meta.events.register_last("after-call.s3", self._note_success)
                 self._client = (os.getpid(), client)
             return self._client[1]
 
@@ -309,6 +317,10 @@ class S3Store:
         """Make the end of an upload in parts conditional, which `upload_fileobj` cannot."""
         if self._obeys_conditions():
             params["IfNoneMatch"] = "*"
+
+    def _note_success(self, http_response: Any, model: Any, **_: object) -> None:
+        if http_response.status_code < 300:
+            retry.note_success(self, model.name)
 
     def _attempt(self, key: str, action: Callable[[Any], T]) -> T:
         return retry.with_retries(self, key, lambda: action(self._connection()))

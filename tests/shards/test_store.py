@@ -253,7 +253,7 @@ def test_a_dead_endpoint_is_tried_for_seconds_and_no_bucket_is_looked_for_after_
     assert 0 < sum(pauses) < retry.DOUBTFUL_SECONDS
 
 
-def test_a_busy_server_is_asked_again_and_a_refusal_only_for_a_moment(aws, monkeypatch, busy):
+def test_a_busy_server_is_asked_again_and_so_is_one_that_withdraws_a_right(aws, monkeypatch, busy):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     monkeypatch.setenv(retry.VARIABLE, "10")
@@ -266,16 +266,32 @@ def test_a_busy_server_is_asked_again_and_a_refusal_only_for_a_moment(aws, monke
     with pytest.raises(StoreError, match="GetObject: HTTP 501"):
         store.read("key")
     pauses.clear()
+    monkeypatch.setenv(retry.VARIABLE, "1")
     answers[:] = [403] * 999
     with pytest.raises(StoreError, match=r"HTTP 403.*s3:GetObject"):
         store.read("key")
-    assert sum(pauses) <= retry.DOUBTFUL_SECONDS
+    assert 40 < sum(pauses) <= 60
     pauses.clear()
+    monkeypatch.setenv(retry.VARIABLE, "10")
     answers[:] = [503] * 9999
     with pytest.raises(UnreachableStoreError, match="503"):
         store.read("key")
     assert 570 < sum(pauses) <= 600
     assert max(pauses) <= 20
+
+
+def test_a_right_that_this_process_never_had_is_named_in_seconds(aws, monkeypatch, busy, caplog):
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setenv(retry.VARIABLE, "10")
+    monkeypatch.setattr(retry, "_allowed", {("s3://bucket/p", "s3:PutObject")})
+    endpoint, answers = busy
+    aws.setenv("AWS_ENDPOINT_URL", endpoint)
+    answers[:] = [403] * 999
+    with pytest.raises(StoreError, match=r"HTTP 403.*s3:GetObject"):
+        open_store("s3://bucket/p").read("key")
+    assert sum(pauses) <= retry.DOUBTFUL_SECONDS
+    assert "It needs the right s3:GetObject" in caplog.messages[0]
 
 
 def test_the_pause_is_at_least_what_the_server_asks_for(aws, monkeypatch, busy):

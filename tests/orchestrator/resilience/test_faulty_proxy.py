@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.cluster.local import s3_server
 from orchestrator.cluster.local.s3_server import S3Server
+from orchestrator.errors import SupersededError
 from orchestrator.resilience.faulty_proxy import (
     REQUEST_FAULTS,
     FaultyProxy,
@@ -22,7 +23,8 @@ from orchestrator.resilience.faulty_proxy import (
     outage,
     random_faults,
 )
-from shards.errors import ShardsError, UnreachableStoreError
+from orchestrator.training.fencing import Turn, fenced, new_claim, write_claim
+from shards.errors import ShardsError, StoreError, UnreachableStoreError
 from shards.store import S3Store, retry, s3
 
 
@@ -186,6 +188,45 @@ def test_a_fault_that_stays_is_one_clear_error_in_every_verb(
     proxy.plan = healthy
     assert "large" not in bucket.list()
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_404_that_is_no_servers_answer_never_means_that_an_object_is_missing(
+    proxy: FaultyProxy, bucket: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retry.VARIABLE, "0.001")
+    for failing in (1, 2, 99):  # HEAD alone, HEAD and the GET that confirms it, all
+        began = sum(proxy.counts.values())
+        proxy.plan = lambda n, last=began + failing: RequestFault.NOT_FOUND if n < last else RequestFault.NONE
+        if failing < 99:
+            assert bucket.exists("old")
+            continue
+        with pytest.raises(StoreError, match="HTTP 404"):
+            bucket.exists("old")
+
+
+@pytest.mark.parametrize("verb", ["write", "write_file", "create", "write_pointer", "delete"])
+def test_workers_that_are_replaced_while_they_retry_write_nothing_more(
+    proxy: FaultyProxy, bucket: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    run = S3Store("matrix", f"run-{verb}")
+    run.write("old", OLD)
+    write_claim(run, claim := new_claim(run, Turn(1, 1, 1)))
+    writer = fenced(run, claim)
+    (tmp_path / "file").write_bytes(NEW)
+    arguments = {"delete": ["old"], "write_file": ["new", tmp_path / "file"]}.get(verb, ["new", NEW])
+    began = sum(proxy.counts.values())
+    proxy.plan = lambda n: (
+        RequestFault.SLOW_DOWN if n == began + 1 else RequestFault.NONE
+    )  # after the fence's list
+
+    def pause(_: float) -> None:
+        write_claim(run, new_claim(run, Turn(1, 1, 2)))
+
+    monkeypatch.setattr(retry.time, "sleep", pause)
+    with pytest.raises(SupersededError):
+        getattr(writer, verb)(*arguments)
+    assert proxy.counts[RequestFault.SLOW_DOWN] == 1
+    assert [key for key in run.list() if not key.startswith("writer/")] == ["old"]
 
 
 def test_an_outage_of_a_server_that_never_answered_is_told_sooner(
