@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -25,7 +24,6 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
 from orchestrator.console import Echo
 from orchestrator.data import datasets as data
-from orchestrator.errors import TrackingError
 from orchestrator.evaluation.aggregates import AggregateScore, aggregate
 from orchestrator.evaluation.chunks import (
     Benchmarks,
@@ -44,10 +42,12 @@ from orchestrator.evaluation.model_under_test import (
     identify,
 )
 from orchestrator.evaluation.summary import SUMMARY, EvaluationSummary, render, summary_bytes
+from orchestrator.masking import masked, without_password
 from orchestrator.outputs import write_output
 from orchestrator.paths import below, home
 from orchestrator.signals import on_stop
-from orchestrator.tracking import background, runs
+from orchestrator.tracking import finished_runs, runs
+from orchestrator.tracking.finished_runs import FinishedRun
 from orchestrator.tracking.uri import page_command, resolve_tracking_uri
 from orchestrator.version import code_version
 from shards.dataset import Dataset
@@ -210,22 +210,19 @@ def _report(evaluation: _Evaluation, echo: Echo) -> None:
     for file in files.values():
         echo(f"{file.name:<15} {file}")
     echo(f"{'MLflow':<15} {page_command(uri)}")
-    try:
-        _track(evaluation, scores, files, uri)
-    except TrackingError as error:
-        echo(f"warning: {error} The evaluation is not in MLflow yet; submit the job again to send it.")
+    _track(evaluation, scores, content, uri, echo)
 
 
 def _track(
-    evaluation: _Evaluation, scores: Sequence[AggregateScore], files: dict[str, Path], uri: str
+    evaluation: _Evaluation,
+    scores: Sequence[AggregateScore],
+    content: Mapping[str, bytes],
+    uri: str,
+    echo: Echo,
 ) -> None:
-    """Log the scores and files to a run in MLflow, once."""
+    """Send the scores and files to MLflow as a run, once, and what earlier evaluations left for it."""
     job, identity = evaluation.job, evaluation.identity
-    known = runs.find_run(uri, EVALUATION_TAG, evaluation.name, job.track.experiment)
-    if known is not None and known.finished:
-        return
     tags = {
-        EVALUATION_TAG: evaluation.name,
         "mirage.code_version": code_version(),
         "mirage.data": ", ".join(data.manifest_uris(job)),
         "mirage.model_sha256": identity.digest,
@@ -233,13 +230,19 @@ def _track(
         "mirage.weights": identity.weights,
         "mirage.protocols": ", ".join(job.evaluate.protocols),
     }
-    params = runs.flat_params(job.model_dump(mode="json", exclude_none=True))
-    run_id = runs.start_run(
-        uri, job.track.experiment, evaluation.name, tags, params, resume_id=known.id if known else None
+    run = FinishedRun(
+        server=without_password(uri),
+        experiment=job.track.experiment,
+        name=evaluation.name,
+        key=EVALUATION_TAG,
+        tags=masked(tags),
+        params=runs.flat_params(job.model_dump(mode="json", exclude_none=True)),
+        metrics={metric_name(score): score.value for score in scores},
     )
-    background.log_metrics(uri, run_id, 0, {metric_name(score): score.value for score in scores})
-    runs.log_artifacts(uri, run_id, {"job.yaml": dump_job(job).encode(), **files})
-    runs.end_run(uri, run_id, "FINISHED")
+    finished_runs.keep(home() / "spool", run, {"job.yaml": dump_job(job).encode(), **content})
+    for sent in finished_runs.send_kept(uri, home() / "spool"):
+        if sent.problem:
+            echo(f"warning: {sent.name} is not in MLflow yet: {sent.problem} To send it: mirage sync")
 
 
 def metric_name(score: AggregateScore) -> str:

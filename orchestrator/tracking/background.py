@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import error_code, explain, is_too_large, tracking_errors
+from orchestrator.tracking.finished_runs import SyncedRun, send_kept
 from orchestrator.tracking.inputs import InputDataset
 from orchestrator.tracking.journal import Journal, JournalFullError, PendingImage, StepMetrics, waiting_runs
 from orchestrator.tracking.mirrors import Mirror
@@ -47,18 +48,6 @@ RETRY_SECONDS = (5.0, 60.0)
 """First and longest pause after a failed attempt."""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Codes of MLflow's errors about a content that it will never take."""
-
-
-@dataclass(frozen=True)
-class SyncedRun:
-    """What `sync_all` did for one run."""
-
-    name: str
-    """Name of the run, or its MLflow id."""
-    sent: int
-    """Number of steps, images and files sent."""
-    problem: str = ""
-    """Why something still waits."""
 
 
 def log_metrics(uri: str, run_id: str, step: int, values: Mapping[str, float]) -> None:
@@ -93,6 +82,7 @@ def sync_all(uri: str, spool: Path) -> Iterator[SyncedRun]:
                 yield SyncedRun(name, _send_abandoned(target, run_id, found or run_id, spool))
         except TrackingError as error:
             yield SyncedRun(name, 0, f"{error} What waits is in {spool / run_id}; delete it to give it up.")
+    yield from send_kept(uri, spool, of_all_servers=True)
 
 
 class Tracker:
@@ -276,6 +266,9 @@ class Tracker:
                     log.warning(
                         "what run %s left is still waiting: %s", about.get("run") or run_id, explain(error)
                     )
+        for sent in send_kept(self._uri, self._spool):
+            if sent.problem:
+                log.warning("%s is still waiting: %s", sent.name, sent.problem)
 
 
 class _Sender:

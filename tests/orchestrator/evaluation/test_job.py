@@ -23,8 +23,9 @@ from orchestrator.evaluation.summary import read_summary
 from orchestrator.imaging.convert import to_float
 from orchestrator.registry import registration
 from orchestrator.runner import plan_any, run_any
-from orchestrator.tracking import runs
+from orchestrator.tracking import background, finished_runs, runs
 from orchestrator.tracking.client import connect
+from orchestrator.tracking.finished_runs import FinishedRun, SyncedRun
 from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
@@ -131,6 +132,29 @@ def test_the_run_in_mlflow_holds_figures_and_images(evaluation_job: MakeEvaluati
     assert {"images.parquet", "summary.json", "extremes.png", "report.md", "job.yaml"} <= names
     with Image.open(folder / "extremes.png") as sheet:
         assert sheet.width > 300
+
+
+def test_an_evaluation_without_mlflow_is_printed_and_sent_later_once(
+    evaluation_job: MakeEvaluation, at_home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "away").write_text("")
+    uri, spool = f"sqlite:///{tmp_path}/away/mlflow.db", at_home / "spool"
+    track = {"experiment": "evaluation", "uri": uri}
+    said, first = run(evaluation_job(track=track))
+    assert any(line.startswith("warning: evaluate-") and "mirage sync" in line for line in said)
+    assert [one.problem != "" for one in background.sync_all(uri, spool)] == [True]
+    (tmp_path / "away").unlink()
+    _, second = run(evaluation_job(track=track, seed=1))
+    third = FinishedRun(uri, "evaluation", "third", evaluation.EVALUATION_TAG, {}, {"seed": 2}, {"test": 1.0})
+    finished_runs.keep(spool, third, {"job.yaml": b"kind: evaluate"})
+    assert [*background.sync_all(uri, spool)] == [SyncedRun("third", 2)]
+    for seed, name in enumerate((first.name, second.name, "third")):
+        found = runs.find_run(uri, evaluation.EVALUATION_TAG, name, "evaluation")
+        assert found is not None
+        assert (found.finished, found.params["seed"]) == (True, str(seed))
+    client = connect(uri)
+    assert len(client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])) == 3
+    assert [*background.sync_all(uri, spool)] == []
 
 
 def test_another_seed_noise_or_model_is_another_evaluation(
