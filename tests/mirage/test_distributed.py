@@ -1,14 +1,9 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-import mirage
 from tests.mirage import world
+from tests.processes import run_processes
 
 SHARES = [3, 3, 2]
 Results = dict[str, dict[str, Tensor]]
@@ -21,35 +16,8 @@ ZERO_GRADIENTS = ("grad.spd_shallow.reduce.bias", "grad.spd_latent.reduce.bias")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
     """Return the results for the same 8 images in one process and in three."""
     folder = tmp_path_factory.mktemp("worlds")
-    root = str(Path(mirage.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    sizes = ",".join(map(str, SHARES))
-    processes, logs = [], []
-    for rank in range(len(SHARES)):
-        command = [
-            str(Path(__file__).with_name("world.py")),
-            str(rank),
-            sizes,
-            str(folder / "meet"),
-            str(folder / "out"),
-        ]
-        logs.append(folder / f"{rank}.log")
-        with logs[-1].open("w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler", *command], env=environment, stderr=log
-                )
-            )
-    try:
-        alone = {scenario: world.run(scenario, 0, [sum(SHARES)]) for scenario in world.SCENARIOS}
-        ends = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    failed = {
-        log.name: (end, log.read_text()[-4000:]) for end, log in zip(ends, logs, strict=True) if end != 0
-    }
-    assert not failed
+    run_processes(world.main, len(SHARES), SHARES, str(folder / "meet"), folder / "out")
+    alone = {scenario: world.run(scenario, 0, [sum(SHARES)]) for scenario in world.SCENARIOS}
     return alone, torch.load(folder / "out")
 
 

@@ -1,10 +1,9 @@
-"""One process of the distributed tests: `world.py RANK SIZES RENDEZVOUS OUT`, SIZES as in 3,3,2.
+"""One process of the distributed tests, of as many as there are sizes.
 
 Trains the same 8 images once per scenario; rank 0 writes the losses and gradients of all processes together. Scenarios
 named `broken_*` leave out one thing without which the result depends on the number of processes.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +85,3 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path) -> None:
         torch.save(results, out)
     dist.barrier()  # no rank closes connections that another still uses
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")], sys.argv[3], Path(sys.argv[4]))

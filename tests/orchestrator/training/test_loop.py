@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from mirage import MIRAGE, compile
@@ -32,6 +31,7 @@ from shards.dataset import Dataset
 from shards.errors import LedgerError
 from shards.store import LocalStore
 from tests.claims import assert_same_weights, assert_unchanged, final_weights
+from tests.processes import run_processes
 
 CPU = torch.device("cpu")
 
@@ -357,10 +357,8 @@ def test_workers_share_a_run_without_changing_it(
     run(job, small_data, alone)
     shared = tmp_path / "shared"
     values = job.model_dump(mode="json", exclude_none=True)
-    torch.multiprocessing.spawn(
-        _worker,
-        (world, json.dumps(values), str(at_home), str(shared), str(tmp_path / "meeting")),
-        nprocs=world,
+    run_processes(
+        _worker, world, world, json.dumps(values), str(at_home), str(shared), str(tmp_path / "meeting")
     )
     expected, found = final_weights(alone), final_weights(shared)
     for name, tensor in expected.items():
@@ -381,9 +379,7 @@ def test_a_checkpoint_goes_on_under_any_engine_stage_and_number_of_workers(
         job = base.model_copy(update={"engine": EngineChoice(name=engine, zero_stage=stage)})
         values = json.dumps(job.model_dump(mode="json", exclude_none=True))
         meeting = str(tmp_path / f"meeting-{engine}-{stage}-{world}")
-        torch.multiprocessing.spawn(
-            _worker, (world, values, str(at_home), str(shared), meeting, stop), nprocs=world
-        )
+        run_processes(_worker, world, world, values, str(at_home), str(shared), meeting, stop)
     expected, found = flat(final_weights(alone)), flat(final_weights(shared))
     torch.manual_seed(base.seed)
     moved = expected - flat(MIRAGE(base.model.build()).state_dict())

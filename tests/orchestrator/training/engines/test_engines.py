@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import orchestrator
+from tests.orchestrator.training.engines import world
+from tests.processes import run_processes
 
 Results = dict[str, dict[str, Tensor]]
 
@@ -29,19 +27,8 @@ ZERO = {
 
 def run(folder: Path, shares: str, scenarios: tuple[str, ...]) -> Results:
     """Run scenarios in as many processes as there are shares, which meet over gloo, without Ray."""
-    root = str(Path(orchestrator.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    script = str(Path(__file__).with_name("world.py"))
-    places = (str(folder / f"meet {shares}"), str(folder / shares), "; ".join(scenarios))
-    processes = [
-        subprocess.Popen([sys.executable, script, str(rank), shares, *places], env=environment)
-        for rank in range(len(shares.split(",")))
-    ]
-    try:
-        assert [process.wait(timeout=600) for process in processes] == [0] * len(processes)
-    finally:
-        for process in processes:
-            process.kill()
+    sizes = [int(size) for size in shares.split(",")]
+    run_processes(world.main, len(sizes), sizes, str(folder / f"meet {shares}"), folder / shares, scenarios)
     results: Results = torch.load(folder / shares)
     return results
 

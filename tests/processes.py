@@ -1,0 +1,14 @@
+"""Run a function in several processes without waiting for each of them to import torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+
+import torch.multiprocessing
+
+
+def run_processes(function: Callable[..., None], number: int, *arguments: object) -> None:
+    """Call function(rank, *arguments) in `number` processes and wait for them. Raises what one of them raises."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["orchestrator.training.loop"])
+    torch.multiprocessing.start_processes(function, arguments, number, start_method="forkserver")
