@@ -9,7 +9,7 @@ PYTEST   := $(BIN)/python -m pytest --durations=10
 SPREAD   := $(PYTEST) --dist loadgroup -n logical --maxprocesses
 PARALLEL := OMP_NUM_THREADS=1 $(SPREAD) 8
 
-.PHONY: demo test test-slow test-slow-local test-cluster quick check setup clean help mutants
+.PHONY: demo test test-slow quick check setup clean help mutants
 
 help:
 	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
@@ -38,13 +38,9 @@ quick: setup
 test: setup check
 	@$(PARALLEL) -m "not slow"
 
-test-slow: test-slow-local test-cluster
-
-test-slow-local: setup
+test-slow: setup
 	@scripts/browser
 	@$(SPREAD) 2 -m "slow and not cluster"
-
-test-cluster: setup
 	@$(PYTEST) -m "slow and cluster"
 
 mutants: setup
