@@ -9,7 +9,7 @@ PYTEST   := $(BIN)/python -m pytest --durations=10
 SPREAD   := $(PYTEST) --dist loadgroup -n logical --maxprocesses
 PARALLEL := OMP_NUM_THREADS=1 $(SPREAD) 8
 
-.PHONY: demo test test-slow quick check setup clean help mutants
+.PHONY: demo test test-slow quick check docs setup clean help mutants
 
 help:
 	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make quick      the tests that need no server and no cluster (under 3 minutes)"
 	@echo "make mutants    random changes in named modules, and which of them the tests notice (MUTANTS='--each 2 shards/cache.py')"
 	@echo "make check      style, types and import rules alone"
+	@echo "make docs       the documentation as HTML in .mirage/docs/site"
 	@echo "make clean      remove .venv and .mirage"
 
 setup: $(VENV)/.stamp
@@ -31,6 +32,9 @@ demo: setup
 
 check: setup
 	@scripts/check
+
+docs: setup
+	@$(BIN)/python scripts/docs
 
 quick: setup
 	@$(PARALLEL) -m "not slow" --ignore=tests/orchestrator/cluster -x

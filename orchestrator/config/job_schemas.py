@@ -41,7 +41,9 @@ class PackJob(Section):
     """A job of kind `pack`: write raw photographs as verified shards."""
 
     name: Name
+    """Name of the job."""
     kind: Literal["pack"] = "pack"
+    """Kind of the job."""
     storage: str = ".mirage/folder"
     """Storage of relative `manifests`: s3://bucket[/prefix] or a folder."""
     data: PackData
@@ -90,8 +92,11 @@ class EvaluateJob(Section):
     """A job of kind `evaluate`: measure a model on benchmarks, image by image."""
 
     name: Name
+    """Name of the job."""
     kind: Literal["evaluate"] = "evaluate"
+    """Kind of the job."""
     seed: Seed = 0
+    """Random seed of the noise."""
     storage: str = ".mirage/folder"
     """Storage of relative `manifests` and of results: s3://bucket[/prefix] or a folder."""
     model: EvaluatedModel
@@ -130,6 +135,8 @@ class RestoreJob(Section):
     """A job of kind `restore`: restore photographs, each once, on several workers."""
 
     name: Name
+    """Name of the job."""
     kind: Literal["restore"] = "restore"
+    """Kind of the job."""
     restore: Restoration
     workers: WorkerResources = WorkerResources()

@@ -346,11 +346,15 @@ class Train(Section):
     micro_batches: Int = Field(default=1, ge=1)
     """Forward-backward passes per step. Batch-norm statistics and contrastive negatives are those of a micro-batch."""
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """Adam with decoupled weight decay (adamw), or plain Adam."""
     learning_rate: Float = Field(default=2e-4, gt=0)
+    """Highest learning rate of the schedule, before `lr_scaling`."""
     lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
     """Scaling of the learning rate by batch / 32: none (fixed), linear or square root (sqrt)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the optimiser's first and second moments."""
     weight_decay: Weight = 0.01
+    """Weight decay of the optimiser."""
     schedule: Literal["release", "cosine"] = "release"
     """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. `cosine`: per step."""
     schedule_epochs: Epochs | None = None
@@ -570,13 +574,16 @@ class Training(Section):
     track: Track
     promote: Promote = Promote()
     profile: Profile | None = None
+    """Trace the first steps of worker 0 with torch.profiler."""
     example: Example | None = None
+    """Restore one held-out photograph at the end of training and keep it as PNG."""
 
 
 class Job(Training):
     """A job of kind `train`: pack missing data, train, evaluate and register a model."""
 
     kind: Literal["train"] = "train"
+    """Kind of the job."""
 
 
 NON_IDENTITY_KEYS = frozenset(

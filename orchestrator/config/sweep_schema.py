@@ -188,6 +188,7 @@ class SweepJob(Training):
     """A job of kind `sweep`: many trials of one training job."""
 
     kind: Literal["sweep"] = "sweep"
+    """Kind of the job."""
     sweep: Sweep
 
 

@@ -232,6 +232,8 @@ def test_the_schema_describes_every_section() -> None:
     schema = json_schema()
     for kind in KINDS.values():
         assert set(kind.model.model_fields) <= set(schema["$defs"][kind.model.__name__]["properties"])
-    assert schema["$defs"]["Train"]["properties"]["global_batch_size"]["description"]
+    for name, section in schema["$defs"].items():
+        for key, value in section["properties"].items():
+            assert "description" in value or "$ref" in value, f"{name}.{key} has no meaning"
     assert schema["$defs"]["Job"]["required"] == ["name", "setting", "data", "track"]
     assert "kind" in schema["$defs"]["PackJob"]["required"]
