@@ -93,6 +93,9 @@ def text(event: Event) -> str:
         case events.WorkersReplaced(ranks, reason):
             which = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(map(str, ranks))}"
             return f"{which} failed: {reason}"
+        case events.WorkersHung(ranks, nodes):
+            which = ", ".join(f"{rank} on node {node[:8]}" for rank, node in zip(ranks, nodes, strict=True))
+            return f"did not answer within workers.collective_timeout_seconds and is replaced: worker {which}"
         case events.WorkersFailed(error):
             return f"{error}\nThe run made progress before it failed; restarting it."
         case events.WorkerKilled(rank, step):

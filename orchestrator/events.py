@@ -165,6 +165,15 @@ class WorkersReplaced(Event):
 
 
 @dataclass(frozen=True)
+class WorkersHung(Event):
+    """Workers did not answer the others, which ended for that reason; another group replaces them."""
+
+    ranks: tuple[int, ...]
+    nodes: tuple[str, ...]
+    """Of each rank."""
+
+
+@dataclass(frozen=True)
 class WorkersFailed(Event):
     """Workers died too often, but the run made progress, so another group is started."""
 

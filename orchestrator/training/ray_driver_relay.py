@@ -14,7 +14,14 @@ from typing import Any
 
 import ray
 
-from orchestrator.events import CheckpointWritten, Event, LogMessage, NodesDraining, WorkerTerminated
+from orchestrator.events import (
+    CheckpointWritten,
+    Event,
+    LogMessage,
+    NodesDraining,
+    WorkersHung,
+    WorkerTerminated,
+)
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.ray_session import RaySession
 
@@ -39,6 +46,10 @@ class DriverRelay:
         self._members: dict[int, str] = {}
         self._world_size = 0
         self._groups = 0
+        self._left: set[int] = set()
+        """Ranks of the group that ended by themselves."""
+        self._in_vain = False
+        """Whether one of them had waited for another for too long."""
         self._knows_driver = False
 
     def join(self, rank: int, world_size: int, node: str) -> int:
@@ -47,10 +58,25 @@ class DriverRelay:
         The first worker of a group replaces the group before.
         """
         if rank in self._members or world_size != self._world_size:
+            self._events += self.hung()
+            self._left, self._in_vain = set(), False
             self._members, self._world_size = {}, world_size
             self._groups += 1
         self._members[rank] = node
         return self._groups
+
+    def leave(self, rank: int, group: int, waited_in_vain: bool) -> None:
+        """Note that a worker ends, and whether it had waited for another for too long."""
+        if group == self._groups:
+            self._left.add(rank)
+            self._in_vain |= waited_in_vain
+
+    def hung(self) -> list[Event]:
+        """Return an event with the workers that others waited for in vain, and that have not ended by themselves."""
+        hung = sorted(self._members.keys() - self._left)
+        if not (hung and self._in_vain):
+            return []
+        return [WorkersHung(tuple(hung), tuple(self._members[rank] for rank in hung))]
 
     def group(self) -> Group:
         """Return the newest group; its number is that of the groups so far."""

@@ -182,6 +182,8 @@ class _WorkerGroup:
             raise TrainingError(failure)
         if isinstance(result, ray.train.Result):
             return JobOutcome(**result.return_value)
+        for event in ray.get(self._relay.hung.remote()):
+            self._driver.emit(event)
         raise FailureLimitReachedError(
             f"training failed after {self._job.workers.max_failures} restarts: {_root_cause(result)}\n"
             "Submit the job again to resume from its newest checkpoint."

@@ -16,6 +16,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import Driver
+from orchestrator.training.engines.ddp import waited_in_vain
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver
@@ -50,6 +51,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     for package in _PACKAGES:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
+    in_vain = False
     try:
         if rank == 0:
             _compare_with_ray(assignment)
@@ -60,8 +62,12 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     except (OrchestratorError, ShardsError) as error:
         ray.get(relay.fail.remote(str(error), group))
         raise
+    except Exception as error:
+        in_vain = waited_in_vain(error)
+        raise
     finally:
         driver.flush()
+        ray.get(relay.leave.remote(rank, group, in_vain))
         for package in _PACKAGES:
             logging.getLogger(package).removeHandler(handler)
     return asdict(outcome)

@@ -30,6 +30,7 @@ EXAMPLES: list[Event] = [
     events.StopRequested("workers.max_runtime_hours (2) is over"),
     events.WorkersRestarting(40),
     events.WorkersReplaced((1,), "ActorDiedError: the worker died"),
+    events.WorkersHung((1, 2), ("a" * 56, "b" * 56)),
     events.WorkersFailed("a worker died"),
     events.WorkerKilled(1, 3),
     events.Resumed("000000030-0123456789ab", 30),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from contextlib import AbstractContextManager
 from datetime import timedelta
 
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.training.engines.base import Engine
+
+
+def waited_in_vain(error: Exception) -> bool:
+    """Return whether an error says that another worker did not answer in time; torch has no type for it."""
+    return re.search("time(d )?out", str(error), re.IGNORECASE) is not None
 
 
 class DistributedEngine(Engine):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray.train import PreemptionInfo
 
 from orchestrator.config.schema import Workers
-from orchestrator.events import CapacityAvailable, Event, NodesDraining, WorkersReplaced
+from orchestrator.events import CapacityAvailable, Event, NodesDraining, WorkersHung, WorkersReplaced
 from orchestrator.training import ray_launcher
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.elasticity import ElasticityPolicy
@@ -113,6 +113,27 @@ def test_a_relay_killed_at_any_moment_knows_its_group_and_the_signal_again(
         assert relay.exchange([], known_to_worker_0) is ControlSignal.RESTART
         assert relay.group() == (number, size, nodes)
         assert groups_seen == number
+
+
+@given(st.integers(1, 4), st.data())
+def test_workers_that_hung_are_named_once_when_their_group_is_replaced(
+    size: int, data: st.DataObject
+) -> None:
+    relay = DriverRelay()
+    for rank in range(size):
+        relay.join(rank, size, f"node{rank}")
+    how = data.draw(st.lists(st.sampled_from(["hung", "waited", "failed"]), min_size=size, max_size=size))
+    for rank, ended in enumerate(how):
+        if ended != "hung":
+            relay.leave(rank, 1, ended == "waited")
+    named = tuple(rank for rank, ended in enumerate(how) if ended == "hung" and "waited" in how)
+    expected = [WorkersHung(named, tuple(f"node{rank}" for rank in named))] if named else []
+    assert relay.hung() == expected
+    for group in (2, 3):
+        for rank in range(size):
+            assert relay.join(rank, size, "new") == group
+        relay.leave(0, 1, True)  # of the group that was replaced
+    assert relay.collect(ControlSignal.CONTINUE, 3)[0] == expected
 
 
 def test_the_failure_of_a_group_that_was_replaced_ends_nothing() -> None:
