@@ -3,6 +3,20 @@
 A message names the value, its location, and what to do. Bugs are not in this tree: they print a traceback.
 """
 
+from __future__ import annotations
+
+_NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "low on memory")
+"""Words of torch, the kernel, the C++ library and Ray."""
+MEMORY_ADVICE = (
+    "What a run has checkpointed stays: submit it again to continue. It needs less memory with more workers, or with "
+    "train.activation_checkpointing=all; both give the same numbers."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory, or that of a GPU, is exhausted."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _NO_MEMORY)
+
 
 class OrchestratorError(Exception):
     """Base class of the errors that the command line prints without a traceback."""

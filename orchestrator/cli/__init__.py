@@ -11,6 +11,7 @@ from typing import NoReturn
 from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
+from orchestrator.errors import MEMORY_ADVICE, is_out_of_memory
 from orchestrator.masking import MaskingFormatter, print_traceback, without_password
 
 __all__ = [
@@ -44,6 +45,11 @@ def main() -> NoReturn:
         emit_error("interrupted")
         sys.exit(130)
     except Exception as error:
+        if is_out_of_memory(error) and not _is_user_error(error):
+            emit_error(
+                f"memory ran out: {type(error).__name__}: {' '.join(str(error).split())}. {MEMORY_ADVICE}"
+            )
+            sys.exit(2)
         if not _is_user_error(error):
             sys.excepthook = print_traceback  # in place of Typer's, which would print passwords in messages
             raise

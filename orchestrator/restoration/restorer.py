@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mirage import MIRAGE, restore
 from mirage.config import TOTAL_STRIDE
 from mirage.restore import Mode
-from orchestrator.errors import PhotoError
+from orchestrator.errors import PhotoError, is_out_of_memory
 from orchestrator.imaging.photos import Photo
 
 Precision = Literal["fp32", "bf16"]
@@ -100,7 +100,9 @@ class Restorer:
                     overlap=how.overlap,
                     progress=progress,
                 )
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             size = " x ".join(map(str, reversed(degraded.shape[-2:])))
             raise PhotoError(
                 f"{name}: {size} pixels do not fit into the memory of {self.device}. Use mode strips."

@@ -16,7 +16,7 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 
 from orchestrator.config.job_types import JobOutcome
-from orchestrator.errors import ModelError, TrainingError
+from orchestrator.errors import ModelError, TrainingError, is_out_of_memory
 from orchestrator.sweeps.trial_training import STEP, TrialSession, TrialTraining
 from orchestrator.training.checkpoint import METRIC
 
@@ -100,6 +100,6 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 def _failure(error: Exception) -> str:
     """Return why the trial fails, "" if the trial did not cause the error."""
     text = " ".join(str(error).split()).partition(" Submit the job again")[0] or type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in text.lower():
+    if is_out_of_memory(error):
         return f"out of memory: {text}"
     return text if isinstance(error, _OWN_FAILURES) else ""
