@@ -17,15 +17,16 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import PurePosixPath
 
 from orchestrator.errors import CheckpointError, DamagedResultError
 from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_RULE, read_result
 from orchestrator.training.checkpoint import Retention, read_record
-from shards.errors import MissingObjectError, ShardsError
+from shards.errors import MissingObjectError, ShardsError, StoreError
 from shards.listing import listing_key
 from shards.manifest import load_manifest
 from shards.store import Store, open_store
@@ -98,6 +99,7 @@ def find(
     ]
     garbage: list[Garbage] = []
     notes: list[str] = []
+    clock = cache(partial(_time_of, store))
     for root, look in folders:
         where = f"{store.uri}/{root}".rstrip("/")
         try:
@@ -110,7 +112,7 @@ def find(
             notes.append(f"{where}: skipped, its references cannot be read: {error}")
             continue
         newest = max((stat.modified_unix for stat in stats.values()), default=0.0)
-        age_hours = (time.time() - newest) / 3600
+        age_hours = (clock() - newest) / 3600 if free else 0.0
         if free and age_hours < grace_hours:
             notes.append(
                 f"{where}: skipped, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
@@ -120,9 +122,21 @@ def find(
         garbage += [Garbage(key, stats[key].size, why) for key, why in free]
     for key in store.unfinished():
         stat = store.stat(key)
-        if time.time() - stat.modified_unix >= grace_hours * 3600:
+        if clock() - stat.modified_unix >= grace_hours * 3600:
             garbage.append(Garbage(key, stat.size, "left by a write that was killed"))
     return GarbageReport(tuple(garbage), tuple(notes))
+
+
+def _time_of(store: Store) -> float:
+    """Return the time by the clock of the store, which dates its objects; by our own where nothing can be written."""
+    key = f".clock-{uuid.uuid4().hex}"
+    try:
+        store.write(key, b"")
+        now = store.stat(key).modified_unix
+        store.delete(key)
+    except StoreError:
+        return time.time()
+    return now
 
 
 def remove(store: Store, garbage: Iterable[Garbage]) -> int:

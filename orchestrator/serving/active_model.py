@@ -22,7 +22,7 @@ class RejectedVersion:
     version: str
     reason: str
     at: float
-    """Seconds since the epoch."""
+    """By the monotonic clock."""
     failed_in_use: bool = False
     """It passed its smoke test and failed on a real image, so it is not tried again."""
 
@@ -48,7 +48,7 @@ class ActiveModel:
     def reject(self, version: str, reason: str) -> None:
         """Record why `version` is not used; the current model stays active."""
         with self._lock:
-            self.rejected = RejectedVersion(version, reason, time.time())
+            self.rejected = RejectedVersion(version, reason, time.monotonic())
         log.error("version %s rejected, still serving %s: %s", version, self.current.label, reason)
 
     def roll_back(self, model: ServedModel, reason: str) -> bool:
@@ -59,7 +59,7 @@ class ActiveModel:
             if self.previous is None:
                 return False
             self.current, self.previous = self.previous, None
-            self.rejected = RejectedVersion(model.version, reason, time.time(), failed_in_use=True)
+            self.rejected = RejectedVersion(model.version, reason, time.monotonic(), failed_in_use=True)
         log.error("%s rolled back, now serving %s: %s", model.label, self.current.label, reason)
         return True
 
@@ -75,4 +75,4 @@ class ActiveModel:
         rejected = self.rejected
         if rejected is None or rejected.version != version:
             return True
-        return not rejected.failed_in_use and time.time() - rejected.at > RETRY_AFTER_SECONDS
+        return not rejected.failed_in_use and time.monotonic() - rejected.at > RETRY_AFTER_SECONDS

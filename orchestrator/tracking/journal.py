@@ -88,9 +88,11 @@ class Journal:
     def create(cls, spool: Path, run_id: str, about: Mapping[str, str] | None = None) -> Journal:
         """Create the journal of this process for `run_id`. Raises OSError if `spool` cannot be written."""
         path = spool / run_id / f"{time.time_ns()}-{os.getpid()}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(exist_ok=False)
-        file = path.open("ab", buffering=0)
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has just sent the last journal of the folder
+                file = path.open("xb", buffering=0)
+                break
         fcntl.flock(file, fcntl.LOCK_EX)
         if about:
             _write_whole(file, json.dumps(dict(about)).encode() + b"\n")

@@ -135,7 +135,9 @@ class Retention:
         scored = [name for name in names if rank_value(scores[name]) > -math.inf]
         # The earliest of equals: a later checkpoint without a new validation must not replace it.
         best = sorted(scored, key=lambda name: -sign * rank_value(scores[name]))[: self.best]
-        young = [name for name in records if now - records[name].get("written_unix", 0) < 3600 * self.hours]
+        # A clock that was set back makes checkpoints of the future: they are as young as can be.
+        ages = {name: max(0, now - records[name].get("written_unix", 0)) for name in records}
+        young = [name for name, age in ages.items() if age < 3600 * self.hours]
         return {*newest, *best, *young}
 
 

@@ -221,12 +221,12 @@ def _jittered(number: int) -> float:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a `Retry-After` header asks for, which gives seconds or a date; 0 without one."""
+    """Return the seconds that a `Retry-After` header asks for; 0 without one. A date is one of the server's clock."""
     text = headers.get("retry-after", "")
     try:
-        return (
-            float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
-        )
+        if text.strip().isdigit():
+            return float(text)
+        return (parsedate_to_datetime(text) - parsedate_to_datetime(headers.get("date", ""))).total_seconds()
     except (ValueError, TypeError):
         return 0.0
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from orchestrator.tracking.background import Tracker, sync_all
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import explain
+from orchestrator.tracking.finished_runs import FinishedRun, keep
 from orchestrator.tracking.journal import Journal
 from tests.claims import wait_until
 from tests.orchestrator.tracking.gate import Answer, Gate, artifacts
@@ -190,6 +194,46 @@ def test_the_next_process_sends_what_another_run_left(gate: Gate, server: Server
     assert other.close()
     run = connect(server.uri).get_run(left)
     assert (run.data.metrics["loss/total"], run.info.status) == (2.0, "KILLED")
+
+
+@on_server
+def test_of_two_processes_that_sync_at_once_one_sends_each_line_once(
+    gate: Gate, server: Server, tmp_path: Path
+) -> None:
+    spool, run_id = tmp_path / "spool", runs.start_run(server.uri, "outages", "twice", {}, {})
+    gate.fault = FAULTS["away"]
+    tracker = Tracker(gate.uri, run_id, spool)
+    report(tracker, range(3))
+    tracker.end("FINISHED")
+    assert not tracker.close()
+    finished = FinishedRun(server.uri, "outages", "evaluated", "tests.name", {}, {}, {"psnr": 1.0})
+    keep(spool, finished, {"report.md": b"good"})
+    others: list[subprocess.CompletedProcess[str]] = []
+
+    def sync_in_another_process(path: str) -> None:
+        """Do so while this process sends, and has locked the journal."""
+        if "log-batch" in path and not others:
+            others.append(mirage_sync(server.uri, tmp_path))
+
+    gate.fault = sync_in_another_process
+    (synced,) = sync_all(gate.uri, spool)
+    assert (synced.sent, synced.problem) == (5, "")
+    (other,) = others
+    assert (other.returncode, other.stdout) == (0, "evaluated: 2 records sent\n"), other.stderr
+    assert_arrived(server.uri, run_id, 3, parts=1)
+    assert runs.find_run(server.uri, "tests.name", "evaluated", "outages")
+    assert mirage_sync(server.uri, tmp_path).stdout == "nothing waits\n"
+
+
+def mirage_sync(uri: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run `mirage sync` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", "sync"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri, "MIRAGE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @on_server

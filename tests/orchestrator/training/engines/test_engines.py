@@ -16,6 +16,7 @@ Results = dict[str, dict[str, Tensor]]
 MICRO = "ddp, 2 micro-batches"
 BROKEN = ("broken batch norm", "broken negatives", "broken drop path")
 FP32 = ("ddp, fp32", "ddp, fp32, 2 micro-batches", "ddp, fp32, clipped")
+WITH_NAN = tuple(f"zero {stage}, NaN" for stage in range(4))
 HALF = tuple(f"zero {stage}, fp16" for stage in range(4))
 ZERO = {
     **{f"zero {stage}": "ddp, fp32" for stage in range(4)},
@@ -45,7 +46,10 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
 @pytest.fixture(scope="module")
 def fp32_worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     folder = tmp_path_factory.mktemp("zero")
-    return {"8": run(folder, "8", FP32), "3,3,2": run(folder, "3,3,2", (*FP32, *ZERO, "ddp, fp16", *HALF))}
+    return {
+        "8": run(folder, "8", FP32),
+        "3,3,2": run(folder, "3,3,2", (*FP32, *ZERO, "ddp, NaN", *WITH_NAN, "ddp, fp16", *HALF)),
+    }
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor], name: str = "losses") -> Tensor:
@@ -91,6 +95,21 @@ def test_deepspeed_takes_the_steps_of_ddp(fp32_worlds: dict[str, Results], engin
     assert float(found["moved"]) > 1e-2
     # Adam on gradients that clipping made equally long magnifies rounding: DDP differs from itself as much.
     assert float(losses[4 if "clipped" in engine else -1]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ["ddp, NaN", *WITH_NAN])
+def test_a_nan_of_one_worker_skips_the_step_of_all_and_training_continues(
+    fp32_worlds: dict[str, Results], engine: str
+) -> None:
+    found, expected = fp32_worlds["3,3,2"][engine], fp32_worlds["3,3,2"]["ddp, NaN"]
+    assert torch.isfinite(found["norms"]).tolist() == [True, True, False, True, True, True]
+    assert all(bool(torch.isfinite(found[name]).all()) for name in found if name.startswith("weight "))
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert float(difference(found, expected)[others].max()) < 1e-4
+    # Without a skipped step the losses after it are others.
+    assert float(difference(found, fp32_worlds["3,3,2"]["ddp, fp32"])[3]) > 1e-3
 
 
 @pytest.mark.slow

@@ -37,6 +37,8 @@ class Scenario:
     precision: str = "fp32"
     steps: int = STEPS
     broken: str = ""
+    nan_at: int | None = None
+    """Step at which the last worker's share of the batch holds a NaN."""
 
 
 SCENARIOS = {
@@ -52,6 +54,10 @@ SCENARIOS = {
     **{f"zero {stage}": Scenario(f"zero {stage}", torch.float32, steps=6) for stage in (0, 2)},
     "zero 2, 2 micro-batches": Scenario("zero 2", torch.float32, 2, steps=6),
     "zero 1, clipped": Scenario("zero 1", torch.float32, clip_norm=0.05, steps=6),
+    **{
+        f"{engine}, NaN": Scenario(engine, torch.float32, steps=6, nan_at=2)
+        for engine in ("ddp", "zero 0", "zero 1", "zero 2", "zero 3")
+    },
     **{
         f"{engine}, fp16": Scenario(engine, torch.float32, 1, 0.05, "fp16", steps=6)
         for engine in ("ddp", "zero 0", "zero 1", "zero 2", "zero 3")
@@ -94,9 +100,12 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
             if scenario.broken == "drop path":
                 torch.manual_seed(step)
                 keys = torch.randint(2**40, (shares[rank],))
+            shown = degraded[i, rows].clone()
+            if step == scenario.nan_at and rank == len(shares) - 1:
+                shown[-1, 0, 0, 0] = torch.nan
             with engine.sync(last=last):
                 with engine.autocast():
-                    output = called(degraded[i, rows], keys)
+                    output = called(shown, keys)
                 if scenario.broken == "negatives":
                     loss = restoration_loss(output, clean[i, rows], WEIGHTS)
                     loss = loss._replace(total=loss.total * shares[rank] / total)
