@@ -42,6 +42,8 @@ __all__ = [
 LIGHTNING = "2.6.0"
 """Version of Lightning that the release requires; `save_release` writes its checkpoint layout."""
 
+_MAX_HEADER = 100_000_000
+"""Maximum bytes of a header, as safetensors has it."""
 CONFIG_KEY = "mirage.config"
 """Name of the header entry that holds the configuration as JSON."""
 
@@ -118,7 +120,7 @@ def loads(data: bytes, device: str | torch.device = "cpu", training: bool = Fals
 def read_metadata(data: bytes) -> dict[str, str]:
     """Return the header entries in the bytes of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
+    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER):
         raise WeightsError(f"not a safetensors file, or truncated: {len(data)} bytes.")
     try:
         header = json.loads(data[8 : 8 + length])

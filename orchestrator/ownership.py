@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import OwnedError
+from orchestrator.records import RecordError, read_record
 from shards.errors import CorruptObjectError, MissingObjectError, StoreError
 from shards.store import Store
 
@@ -114,8 +115,7 @@ class Owner:
     @classmethod
     def from_json(cls, data: bytes) -> Owner:
         """Return the content of a claim, also of one that a later version wrote with more fields."""
-        values = json.loads(data)
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        return read_record(cls, data)
 
     def to_json(self) -> bytes:
         """Return what `from_json` reads."""
@@ -334,5 +334,5 @@ def _read(store: Store, key: str) -> Owner | None:
     try:
         data = store.read_pointer(key)
         return None if data is None else Owner.from_json(data)
-    except (CorruptObjectError, ValueError, KeyError, TypeError):
+    except (CorruptObjectError, RecordError):
         return Owner("", "an unknown machine (its claim is damaged)", 0, "", 0.0)

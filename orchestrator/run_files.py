@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from orchestrator.errors import DamagedResultError
+from orchestrator.records import RecordError, read_record
 from shards.store import Store
 from shards.store.checked import read_checked, record_digest
 
@@ -52,8 +52,8 @@ def read_result(store: Store, required: Collection[str] = ("weights",)) -> dict[
 
     def parse(data: bytes) -> dict[str, Any]:
         try:
-            return _checked_result(json.loads(data), required)
-        except (ValueError, RecursionError) as error:
+            return _checked_result(read_record(dict[str, Any], data), required)
+        except RecordError as error:
             raise DamagedResultError(
                 f"{store.uri}/{RESULT} is not the result of a run ({error}). Submit the job again: it is computed from "
                 "the newest checkpoint."
@@ -62,15 +62,13 @@ def read_result(store: Store, required: Collection[str] = ("weights",)) -> dict[
     return read_checked(store, RESULT, parse, DamagedResultError)
 
 
-def _checked_result(result: Any, required: Collection[str]) -> dict[str, Any]:
-    if not isinstance(result, dict):
-        raise ValueError("no JSON object")
+def _checked_result(result: dict[str, Any], required: Collection[str]) -> dict[str, Any]:
     if "sha256" in result and result["sha256"] != record_digest(result):  # older results have none
-        raise ValueError("it does not match its own checksum")
+        raise RecordError("it does not match its own checksum")
     for key in required:
         if key not in result:
-            raise ValueError(f"{key} is missing")
+            raise RecordError(f"{key} is missing")
     for key, kind in _TYPES.items():
         if key in result and not isinstance(result[key], kind):
-            raise ValueError(f"{key} is {result[key]!r:.40}")
+            raise RecordError(f"{key} is {result[key]!r:.40}")
     return result

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shards.errors import LedgerError
+from shards.json_text import parse_json
 from shards.store import Store
 from shards.stream import Batch
 
@@ -142,12 +143,12 @@ def _files(store: Store) -> list[tuple[int, str]]:
 def _lines(store: Store, key: str, skipped: dict[int, tuple[str, str, str]]) -> Iterator[tuple[int, Sample]]:
     for number, text in enumerate(store.read(key).splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             samples = [(_position(position), _texts(*sample)) for position, *sample in line["samples"]]
             lost = {_position(position): _texts(*sample) for position, *sample in line["skipped"]}
             skipped.update({position: (d, id_, why) for position, (d, id_, why) in lost.items()})
             pairs = [(position, (d, id_)) for position, (d, id_) in samples]
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise LedgerError(
                 f"{store.uri}/{key}, line {number}: not a line of a ledger ({error or type(error).__name__})."
             ) from error

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
+from shards.json_text import parse_json
 from shards.sample import NOISE
 from shards.store import Store
 from shards.store.checked import read_checked
@@ -162,9 +163,9 @@ def to_bytes(manifest: Manifest) -> bytes:
 def from_bytes(data: bytes, where: str) -> Manifest:
     """Parse the JSON of `to_bytes`; `where` names the object in errors. Raises ManifestError."""
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         version = content["version"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ManifestError(
             f"{where} is not a manifest ({error}). Correct the URI, or pack again."
         ) from error
@@ -190,7 +191,7 @@ def from_bytes(data: bytes, where: str) -> Manifest:
         shards = tuple(Shard(*shard) for shard in content["shards"])
         manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])
         _check(manifest, where)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
     return manifest
 

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from shards.cache import ShardCache
 from shards.errors import ManifestError
+from shards.json_text import parse_json
 from shards.manifest import Manifest, Shard, load_manifest
 from shards.sample import row_degradation
 from shards.store import Store, open_store
@@ -101,7 +102,7 @@ class _SelectRows:
     def __call__(self, groups: Iterable[Sample]) -> Iterator[Sample]:
         for group in groups:
             clean: tuple[str, bytes] | None = None  # encoded once for all rows of the group
-            for number, row in enumerate(json.loads(group["json"])):
+            for number, row in enumerate(parse_json(group["json"])):
                 if self._split not in (None, row["split"]) or self._label not in (None, row["degradation"]):
                     continue
                 clean = clean or _portable(row["clean"], group)

@@ -8,7 +8,6 @@ decoded size. All problems are reported, not only the first.
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 import tempfile
 import zlib
@@ -19,6 +18,7 @@ from pathlib import Path
 from shards import tiles
 from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import read_samples
+from shards.json_text import parse_json
 from shards.listing import read_listing
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
 from shards.pipeline import read_groups
@@ -188,7 +188,7 @@ def _sample_problems(path: Path, task: VerifyTask) -> Iterator[str]:
         with path.open("rb") as file:
             for group in read_groups(file, path.name):
                 checksums = {name: zlib.crc32(data) for name, data in group.items() if name[:2] != "__"}
-                for entry in json.loads(group["json"]):
+                for entry in parse_json(group["json"]):
                     row = expected.pop((entry["split"], entry["degradation"], entry["id"]), None)
                     read = checksums.get(entry["clean"]), checksums.get(entry["degraded"])
                     if row is not None and read != _checksums(row):

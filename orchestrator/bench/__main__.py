@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from orchestrator.bench.environment import Echo, Environment
 
 
+_MAX_NUMBER = 10**9
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all benchmarks."""
     top = argparse.ArgumentParser(prog="mirage bench", description="Compare this model with others.")
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=_positive, default=50)
     add("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
     add("--batch", type=_positive, default=2, help="images per step")
-    add("--learning-rate", type=float, default=2e-4)
+    add("--learning-rate", type=_number, default=2e-4)
     add("--photos", type=Path, help="folder of photographs; default: those in Python wheels")
     add("--threads", type=_threads, default=2, help="CPU threads")
 
@@ -77,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add("--jpeg", choices=("keep", "tile"), default="keep", help="how to pack JPEG files")
     _s3(loader)
     add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
-    add("--seed", type=int, default=0)
+    add("--seed", type=_seed, default=0)
     add("--threads", type=_threads, default=1, help="CPU threads")
 
     scaling = kinds.add_parser("scaling", help="measure a step on several workers and simulate more of them")
@@ -89,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=_positive, default=8, help="images per step, over all workers")
     add("--crop", type=_multiple_of_8, default=64, help="side of the images [px]")
     add("--steps", type=_positive, default=5, help="timed steps of each kind")
-    add("--preemptions-per-hour", type=float, default=0.05, help="assumed preemptions of one worker")
+    add("--preemptions-per-hour", type=_number, default=0.05, help="assumed preemptions of one worker")
     add("--checkpoint-steps", type=_positive, default=500, help="steps between checkpoints")
-    add("--checkpoint-seconds", type=float, default=0.1, help="stall of training per checkpoint")
-    add("--restart-seconds", type=float, default=60.0, help="time from a lost worker to the next step")
+    add("--checkpoint-seconds", type=_number, default=0.1, help="stall of training per checkpoint")
+    add("--restart-seconds", type=_number, default=60.0, help="time from a lost worker to the next step")
     _renamed(
         scaling,
         "--lr-scaling",
@@ -117,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
-        each.add_argument("--seed", type=int, default=0)
+        each.add_argument("--seed", type=_seed, default=0)
     for each in (loader, scaling):
         each.add_argument("--precision", choices=("fp32",), default="fp32")
     loader.add_argument("--device", choices=("cpu",), default="cpu")
@@ -192,8 +195,22 @@ def _s3(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    if not 1 <= value <= _MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{value:g}: from 1 to {_MAX_NUMBER:,}")
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to {_MAX_NUMBER:,}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to {2**32 - 1:,}")
     return value
 
 
@@ -205,8 +222,8 @@ def _threads(text: str) -> int:
 
 def _multiple_of_8(text: str) -> int:
     value = int(text)
-    if value < 16 or value % 8:
-        raise argparse.ArgumentTypeError(f"{text}: a multiple of 8, at least 16")
+    if not 16 <= value <= 65_536 or value % 8:
+        raise argparse.ArgumentTypeError(f"{text}: a multiple of 8 from 16 to 65,536")
     return value
 
 

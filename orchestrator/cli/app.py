@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -88,14 +87,19 @@ def argument(help_text: str, **settings: Any) -> Any:
 
 def option(help_text: str, *names: str, default: str | bool = True, **settings: Any) -> Any:
     """Return an option. `default` is how its help shows the default: its value (True), not at all, or as this text."""
-    settings.setdefault("callback", _require_finite)
+    settings.setdefault("callback", _require_in_range)
     return typer.Option(*names, help=help_text, show_default=default, **settings)
 
 
-def _require_finite(value: Any) -> Any:
-    """Return the value of an option. Raises BadParameter for an infinite number and NaN, which no range excludes."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
+MAX_NUMBER = 10**10
+"""Maximum of the numbers of options: 300 years in seconds, more than any seed. Larger ones fail in system calls."""
+
+
+def _require_in_range(value: Any) -> Any:
+    """Return the value of an option. Raises BadParameter for NaN, which no range excludes, and for huge numbers."""
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int | float) and not abs(each) <= MAX_NUMBER:
+            raise typer.BadParameter(f"{each:g} is not a number of at most {MAX_NUMBER:,}.")
     return value
 
 
@@ -107,7 +111,9 @@ Set = Annotated[
     option("Override a key of the job. Repeatable.", "--set", default=False, metavar="KEY=VALUE"),
 ]
 InProcess = Annotated[bool, option("Run in this process with one worker, without Ray.", "--in-process")]
-Processes = Annotated[int | None, option("Number of processes.", "--jobs", default="all cores", min=1)]
+Processes = Annotated[
+    int | None, option("Number of processes.", "--jobs", default="all cores", min=1, max=1024)
+]
 
 
 def _print_version(wanted: bool) -> None:

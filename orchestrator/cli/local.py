@@ -31,9 +31,13 @@ def up(
     s3: Annotated[
         bool, option("Serve .mirage as an S3 bucket on loopback.", "--with-s3/--no-s3", "--s3/ ")
     ] = True,
-    s3_port: Annotated[int | None, option("Port of the S3 server.", default="a free one")] = None,
-    dashboard_port: Annotated[int, option("Port for `ray job submit` and Ray's dashboard.")] = 8265,
-    ray_port: Annotated[int, option("Port of the Ray head.")] = 6379,
+    s3_port: Annotated[
+        int | None, option("Port of the S3 server.", default="a free one", min=1, max=65535)
+    ] = None,
+    dashboard_port: Annotated[
+        int, option("Port for `ray job submit` and Ray's dashboard.", min=1, max=65535)
+    ] = 8265,
+    ray_port: Annotated[int, option("Port of the Ray head.", min=1, max=65535)] = 6379,
     cpus: Annotated[int | None, option("Number of CPUs that Ray may use.", default="all", min=1)] = None,
 ) -> None:
     """Start a Ray head and an S3 server on this machine. They listen on loopback only."""

@@ -97,7 +97,7 @@ Degradations = Annotated[
     option("Degradation to make. Repeatable.", "--degradation", default="noise25 rain haze blur lowlight"),
 ]
 Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
-Seed = Annotated[int, option("Random seed of the degradations.")]
+Seed = Annotated[int, option("Random seed of the degradations.", min=0, max=2**63 - 1, callback=None)]
 Licence = Annotated[str, option("Licence of the photographs, for the manifest.")]
 
 

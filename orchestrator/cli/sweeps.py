@@ -7,21 +7,19 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import TRAINING, Command, app, emit, epilog, use_local_cluster
+from orchestrator.cli.app import TRAINING, Command, app, argument, emit, epilog, option, use_local_cluster
 
 sweep = typer.Typer(no_args_is_help=True, help="Report on a sweep, or write the job file of its best trial.")
 app.add_typer(sweep, name="sweep", rich_help_panel=TRAINING)
 
-Run = Annotated[
-    str, typer.Argument(help="A sweep: its id, its name, or its folder in the store.", show_default=False)
-]
+Run = Annotated[str, argument("A sweep: its id, its name, or its folder in the store.")]
 
 
 @sweep.command(cls=Command, epilog=epilog("mirage sweep report SWEEP"))
 def report(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: .mirage/sweeps/ID.")
+        Path | None, option("Folder to write.", "--out", "-o", default=".mirage/sweeps/ID")
     ] = None,
 ) -> None:
     """Write report.md and report.html, also of a running sweep, and print the leaderboard."""
@@ -40,9 +38,9 @@ def report(
 @sweep.command(cls=Command, epilog=epilog("mirage sweep export SWEEP -o jobs/best.yaml"))
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Job file to write.", show_default=False)],
+    out: Annotated[Path, option("Job file to write.", "--out", "-o", default=False)],
     trial: Annotated[
-        int | None, typer.Option(help="Trial to export instead of the best one.", show_default=False)
+        int | None, option("Trial to export instead of the best one.", default=False, min=0)
     ] = None,
 ) -> None:
     """Write the job of the best trial as a job file, which trains, evaluates and registers a model."""

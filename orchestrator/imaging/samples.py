@@ -8,6 +8,7 @@ their metadata, so metadata that a decoder dislikes cannot lose the pixels.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ DECODE_ERRORS = (
 )
 """Errors of Pillow and imagecodecs for damaged files, including missing or invalid TIFF tags."""
 
+_PILLOW = re.compile(r"PIL\.")
 _CREATED = slice(24, 36)
 _profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SRGB = _profile[: _CREATED.start] + struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + _profile[_CREATED.stop :]
@@ -114,11 +116,12 @@ class TiffPages:
 @contextmanager
 def open_image(data: bytes, kind: str) -> Iterator[ImageFile.ImageFile]:
     """Open an image file of a known format and read its header only. Raises Pillow's errors."""
-    with warnings.catch_warnings():
-        # Warnings are about metadata, and about Pillow's own limit of pixels: callers check theirs.
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            yield image
+    # Warnings are about metadata, and about Pillow's own limit of pixels: callers check theirs. The filter stays, since
+    # `catch_warnings` in several threads leaves the filters of one thread to another.
+    if not any(module == _PILLOW for _, _, _, module, _ in warnings.filters[:8]):
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        yield image
 
 
 def pages_of(data: bytes, name: str) -> TiffPages:

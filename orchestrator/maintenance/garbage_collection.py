@@ -14,7 +14,6 @@ may be in use by a packing or a run, and is skipped; so is one whose records can
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
@@ -22,8 +21,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import PurePosixPath
+from typing import Any
 
+from orchestrator import records
 from orchestrator.errors import CheckpointError, DamagedResultError
+from orchestrator.records import RecordError
 from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_RULE, read_result
 from orchestrator.training.checkpoint import Retention, read_record
 from shards.errors import MissingObjectError, ShardsError, StoreError
@@ -190,8 +192,9 @@ def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[t
 
 def _shards_of(dataset: Store, record: str) -> list[str]:
     try:
-        return [shard[0] for shard in json.loads(dataset.read(record))["shards"]]
-    except (ValueError, LookupError, TypeError, RecursionError, MissingObjectError):
+        content = records.read_record(dict[str, Any], dataset.read(record))
+        return [shard[0] for shard in content["shards"]]
+    except (RecordError, LookupError, TypeError, MissingObjectError):
         return []  # a damaged record names nothing and is garbage itself
 
 

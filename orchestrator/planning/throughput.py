@@ -16,15 +16,17 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from orchestrator.config.renamed import with_current_names
 from orchestrator.config.schema import Job
 from orchestrator.paths import below
+from orchestrator.records import RecordError, read_record
 from shards.errors import MissingObjectError, ObjectExistsError, ShardsError
 from shards.store import Store, open_store
 from shards.store.checked import read_checked
@@ -60,7 +62,10 @@ class Throughput:
         return self.load_per_core is not None and self.load_per_core > _BUSY_LOAD
 
 
-_THROUGHPUT = TypeAdapter(Throughput)
+@dataclass(frozen=True)
+class _Record:
+    job: dict[str, Any]
+    pace: Throughput
 
 
 class StepTimer:
@@ -112,12 +117,10 @@ def earlier_runs(job: Job) -> list[tuple[Job, Throughput]]:
     with suppress(ShardsError, FileNotFoundError):
         store = _timings(job.storage)
         for key in store.list()[-_MAX_RECORDS:]:
-            with suppress(
-                MissingObjectError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-            ):
-                record = read_checked(store, key, json.loads, ValueError)
-                values, _ = with_current_names({**job.model_dump(mode="json"), **record["job"]})
-                found.append((Job.model_validate(values), _THROUGHPUT.validate_python(record["pace"])))
+            with suppress(MissingObjectError, ValueError, TypeError, AttributeError):
+                record = read_checked(store, key, partial(read_record, _Record), RecordError)
+                values, _ = with_current_names({**job.model_dump(mode="json"), **record.job})
+                found.append((Job.model_validate(values), record.pace))
     return found
 
 

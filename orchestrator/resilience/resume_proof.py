@@ -12,7 +12,6 @@ another order: the ledgers must show the same sample at every position, each exa
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import shutil
@@ -33,6 +32,7 @@ from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training import initial_weights
 from orchestrator.training.assignment import worker_assignment
+from orchestrator.training.checkpoint import read_record
 from orchestrator.training.run_location import RunLocation
 from shards.dataset import Dataset
 from shards.errors import LedgerError
@@ -281,8 +281,8 @@ def _records(store: Store) -> list[tuple[int, str]]:
 
 
 def _blobs(store: Store) -> dict[int, dict[str, str]]:
-    return {step: dict(json.loads(store.read(key))["blobs"]) for step, key in _records(store)}
+    return {step: dict(read_record(store, key)["blobs"]) for step, key in _records(store)}
 
 
 def _position(store: Store, step: int) -> int:
-    return next(int(json.loads(store.read(key))["position"]) for at, key in _records(store) if at == step)
+    return next(int(read_record(store, key)["position"]) for at, key in _records(store) if at == step)

@@ -18,6 +18,10 @@ POLL_SECONDS_WITH_WEBHOOK = 60.0
 """Polling is then the fallback for deliveries that are lost."""
 
 
+MAX_SECONDS = 10_000_000
+"""Maximum of a time in the settings, four months: the operating system refuses to wait for ever."""
+
+
 @dataclass(frozen=True)
 class ServiceSettings:
     """Address, limits and replicas of one service."""
@@ -67,8 +71,10 @@ class ServiceSettings:
                 )
         for name in ("timeout_seconds", "upload_seconds", "poll_seconds"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ServiceError(f"{_flag(name)} {value:g}: must be more than 0 seconds.")
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise ServiceError(
+                    f"{_flag(name)} {value:g}: must be more than 0 and at most {MAX_SECONDS:,} seconds."
+                )
         if self.max_replicas < self.min_replicas:
             raise ServiceError(
                 f"--max-replicas {self.max_replicas}: must be at least --min-replicas, {self.min_replicas}."
@@ -88,8 +94,8 @@ class ServiceSettings:
         """Return the settings for values of the flags of `mirage serve`. Raises ServiceError."""
         return cls(
             allow_hosts=tuple(name.strip().lower() for name in allow_host or ()),
-            max_bytes=int(max_megabytes * MEGABYTE),
-            max_pixels=int(max_megapixels * MEGAPIXEL),
+            max_bytes=_scaled("--max-megabytes", max_megabytes, MEGABYTE),
+            max_pixels=_scaled("--max-megapixels", max_megapixels, MEGAPIXEL),
             timeout_seconds=timeout,
             poll_seconds=poll,
             **others,
@@ -109,6 +115,12 @@ class ServiceSettings:
     def at(self, port: int) -> ServiceSettings:
         """Return these settings with another port."""
         return replace(self, port=port)
+
+
+def _scaled(flag: str, value: float, unit: int) -> int:
+    if not abs(value) < 2**53 / unit:
+        raise ServiceError(f"{flag} {value:g}: is too large, or not a number.")
+    return int(value * unit)
 
 
 def _flag(name: str) -> str:

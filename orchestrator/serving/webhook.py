@@ -10,12 +10,13 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from orchestrator.records import read_record
 from orchestrator.serving.auth import read_secret
 
 VARIABLE = "MIRAGE_WEBHOOK_SECRET"
@@ -77,7 +78,7 @@ class DeliveryVerifier:
 
     def _moved(self, body: bytes) -> bool:
         try:
-            event = json.loads(body)
+            event = read_record(dict[str, Any], body)
             return (event["entity"], event["action"]) == _EVENT and event["data"]["name"] == self._model_name
         except (ValueError, LookupError, TypeError) as error:
             raise DeliveryError(400, "The body is not an event of MLflow.") from error

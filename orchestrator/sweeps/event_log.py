@@ -147,8 +147,7 @@ def read_events(store: Store) -> list[Event]:
 def _parse(content: bytes) -> Event:
     """Return an event, with the fields that no schema names. Raises RecordError."""
     read_record(AnyEvent, content)  # type: ignore[arg-type]  # a union is no class
-    event: Event = json.loads(content)
-    return event
+    return read_record(dict[str, Any], content)
 
 
 def _reason(error: Exception) -> str:

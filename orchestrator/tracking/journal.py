@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote, unquote
 
+from orchestrator.records import read_record
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 256 * 2**20
@@ -40,7 +42,7 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 """How a run may end."""
 _RECORD = b'{"step"'
 """What each line of metrics begins with."""
-_UNREADABLE = (ValueError, OverflowError, RecursionError)
+_UNREADABLE = (ValueError, OverflowError)
 _INT64 = 2**63
 
 
@@ -300,8 +302,8 @@ class Journal:
 
     def _json(self, file: Path, key: str) -> dict[str, Any] | None:
         try:
-            content = json.loads(file.read_bytes())
-            if isinstance(content, dict) and key in content:
+            content = read_record(dict[str, Any], file.read_bytes())
+            if key in content:
                 return content
         except _UNREADABLE:
             pass
@@ -377,8 +379,8 @@ def _write_whole(file: IO[bytes], content: bytes) -> None:
 def _about(line: bytes) -> dict[str, str]:
     """Return the content of the first line of a journal, {} if it holds the metrics of a step or is damaged."""
     with suppress(*_UNREADABLE):
-        content = json.loads(line)
-        if isinstance(content, dict) and "server" in content and line.endswith(b"\n"):
+        content = read_record(dict[str, Any], line)
+        if "server" in content and line.endswith(b"\n"):
             return {key: value for key, value in content.items() if isinstance(value, str)}
     return {}
 
@@ -394,8 +396,8 @@ def _read(line: bytes) -> tuple[bool, StepMetrics | None]:
 
 def _step_metrics(line: bytes) -> StepMetrics:
     """Return the metrics of a line. Raises one of `_UNREADABLE` if it is damaged."""
-    content = json.loads(line)
-    if not isinstance(content, dict) or content.keys() != {"step", "time", "values"}:
+    content = read_record(dict[str, Any], line)
+    if content.keys() != {"step", "time", "values"}:
         raise ValueError("not the metrics of a step")
     step, milliseconds, values = content["step"], content["time"], content["values"]
     numbers = [step, milliseconds, *(values.values() if isinstance(values, dict) else ["no values"])]

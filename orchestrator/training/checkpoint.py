@@ -36,6 +36,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from mirage.weights import to_bytes
+from orchestrator import records
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from orchestrator.evaluation.ranking import rank_value
 from shards.errors import CorruptObjectError, MissingObjectError, ObjectExistsError
@@ -404,21 +405,21 @@ def read_record(store: Store, key: str) -> dict[str, Any]:
 def _parse(data: bytes, where: str, name: str) -> dict[str, Any]:
     """Return the record in these bytes. Raises DamagedCheckpointError, and CheckpointError for another format."""
     try:
-        record = json.loads(data)
+        record = records.read_record(dict[str, Any], data)
         claimed = record.pop("sha256")
         if record_digest(record) != claimed:
             raise DamagedCheckpointError(f"{where} does not match its own checksum.")
         if record["format"] != FORMAT:
             raise CheckpointError(f"{where} has format {record['format']}; this version reads {FORMAT}.")
         _RECORD.validate_python(record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         problem = str(error).partition("\n")[0]
         raise DamagedCheckpointError(
             f"{where} is not a checkpoint record ({type(error).__name__}: {problem})."
         ) from error
     if record["step"] != step_of(name):
         raise DamagedCheckpointError(f"{where} is of step {record['step']}, which its name denies.")
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 def _age(key: str) -> tuple[int, str]:

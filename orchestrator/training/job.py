@@ -5,11 +5,10 @@ Every stage is idempotent. A job that is submitted again resumes; a finished one
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +25,7 @@ from orchestrator.masking import without_password
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.records import read_record
 from orchestrator.run_files import RESULT, RUN_TAG, UNPUBLISHED
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.tracking import background, runs
@@ -48,6 +48,7 @@ from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
 from shards.dataset import Dataset
 from shards.errors import ShardsError
+from shards.filesystem import read_regular
 
 
 def run_job(
@@ -116,26 +117,36 @@ def _report_finished(run: RunContext, emit: Emit) -> JobOutcome:
     return JobOutcome("finished", run.plan.total_steps, run.plan.total_steps)
 
 
+@dataclass(frozen=True)
+class _Unpublished:
+    """What `publication.unpublished` writes."""
+
+    job: str
+    digests: list[str]
+    lineage: dict[str, str]
+
+
 def publish_waiting(echo: Echo) -> bool:
     """Publish the finished runs whose model or result MLflow did not take; return whether none waits any longer."""
     emit = text_console(echo)
     complete = True
     for file in sorted((home() / "runs").glob(f"*/{UNPUBLISHED}")):
         try:
-            content = json.loads(file.read_text())
-            job = job_from_yaml(content["job"])
-            assert isinstance(job, Job), "only training jobs are published"
-            dataset = datasets.open_dataset_at(datasets.manifest_uris(job), content["digests"], job.data)
+            content = read_record(_Unpublished, read_regular(file))
+            job = job_from_yaml(content.job)
+            if not isinstance(job, Job):
+                raise TypeError("only training jobs are published.")
+            dataset = datasets.open_dataset_at(datasets.manifest_uris(job), content.digests, job.data)
             location = locate_run(job, dataset)
             if not location.store.exists(RESULT):
                 raise TrackingError(f"{location.uri} holds no result any more. Submit the job again.")
             plan = make_plan(_alone(job), strict=True, dataset=dataset)
             run = RunContext(
-                job, dataset, plan, location, resolve_tracking_uri(job.track.uri), "", content["lineage"]
+                job, dataset, plan, location, resolve_tracking_uri(job.track.uri), "", content.lineage
             )
             with owned(location.store, f"run {location.run_id}", echo):
                 _publish_finished(run, emit)
-        except (OrchestratorError, ShardsError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (OrchestratorError, ShardsError, OSError, TypeError, ValueError) as error:
             echo(f"{file.parent.name}: cannot be published: {error} The file {file} asks for it.")
         complete &= not file.exists()
     return complete

@@ -9,13 +9,16 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +32,15 @@ from orchestrator.cluster.local.state import write as write_state
 from orchestrator.config.loader import load_job
 from orchestrator.errors import OrchestratorError
 from orchestrator.imaging.photos import decode, encode, format_for
+from orchestrator.ownership import Owner
+from orchestrator.planning.throughput import earlier_runs
 from orchestrator.records import RecordError, read_record
 from orchestrator.run_files import read_result
+from orchestrator.serving.webhook import DeliveryError, DeliveryVerifier, sign
 from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import table_of
+from orchestrator.training.checkpoint import FORMAT
+from orchestrator.training.checkpoint import read_record as read_checkpoint
 from shards import manifest as manifests
 from shards import tiles
 from shards.errors import ShardsError
@@ -40,7 +48,9 @@ from shards.images import decode_image, read_samples
 from shards.ledger import read_ledger
 from shards.manifest import Manifest, ManifestRow, Member, Shard
 from shards.store import LocalStore
+from shards.store.checked import record_digest
 from tests.orchestrator.cluster.test_state import STATE
+from tests.orchestrator.imaging.test_metadata import exif_block
 from tests.orchestrator.sweeps.test_hostile_events import EVENTS
 
 pytestmark = pytest.mark.slow
@@ -48,9 +58,7 @@ pytestmark = pytest.mark.slow
 MUTATIONS = int(os.environ.get("MIRAGE_FUZZ_MUTATIONS", "2000"))
 SEED = int(os.environ.get("MIRAGE_FUZZ_SEED") or int.from_bytes(os.urandom(6)))
 MAX_SECONDS, MAX_BYTES = 10, 1 << 30
-SHARES = {"events of sweeps": 8, "checkpoints of the authors": 4, "safetensors": 2}
-"""Formats whose files take longer to read: they get this part of the mutations."""
-EXPECTED = (OrchestratorError, ShardsError, WeightsError, RecordError)
+EXPECTED = (OrchestratorError, ShardsError, WeightsError, RecordError, DeliveryError)
 ODD_TEXT = (
     *(
         b"null",
@@ -154,6 +162,46 @@ def _job(data: bytes, folder: Path) -> object:
     return load_job(folder / "job.yaml")
 
 
+def _override(data: bytes, folder: Path) -> object:
+    if not (folder / "job.yaml").exists():
+        (folder / "job.yaml").write_text(
+            "{name: a, storage: s3://b, setting: 3deg, data: {manifests: c}, track: {experiment: d}}"
+        )
+    return load_job(folder / "job.yaml", [os.fsdecode(data)])  # as words of a command line are decoded
+
+
+def _signed(read: Read) -> Read:
+    """Put the right checksum into half of the records, so that it is not the only thing that is ever found."""
+
+    def run(data: bytes, folder: Path) -> object:
+        with suppress(ValueError, RecursionError):
+            if len(data) % 2 and isinstance(content := json.loads(data), dict):
+                data = json.dumps({**content, "sha256": record_digest(content)}).encode()
+        return read(data, folder)
+
+    return run
+
+
+def _delivery(data: bytes, folder: Path) -> object:
+    now = str(int(time.time()))
+    headers = {"id": "1", "timestamp": now, "signature": sign("secret", "1", now, data)}
+    verifier = DeliveryVerifier("secret", "a")
+    return verifier.verify(
+        {f"x-mlflow-{name if name != 'id' else 'delivery-id'}": v for name, v in headers.items()}, data
+    )
+
+
+def _timing(data: bytes, folder: Path) -> object:
+    job = load_job(Path("jobs/demo.yaml"), [f"storage={folder}"]) if not _JOBS else _JOBS[0]
+    _JOBS[:] = [job]
+    return _in_store(
+        "timings/a.json", lambda _: earlier_runs(job.model_copy(update={"storage": str(folder)}))
+    )(data, folder)
+
+
+_JOBS: list[Any] = []
+
+
 def _manifest(data: bytes, folder: Path) -> object:
     digest = hashlib.sha256(data).hexdigest()
     key = folder / manifests.manifest_key(digest)
@@ -171,9 +219,20 @@ def _release(data: bytes, folder: Path) -> object:
 
 def _events(data: bytes, folder: Path) -> object:
     (folder / "events").mkdir(exist_ok=True)
-    for index, event in enumerate(data.split(b"\n")):
-        (folder / "events" / f"{index:06d}.json").write_bytes(event)
+    events = data.split(b"\n")
+    for index in range(max(len(events), len(_WRITTEN))):
+        path, before = folder / "events" / f"{index:06d}.json", _WRITTEN.get(index)
+        if index >= len(events):
+            path.unlink()
+            del _WRITTEN[index]
+        elif events[index] != before:
+            path.write_bytes(events[index])
+            _WRITTEN[index] = events[index]
     return table_of(read_events(LocalStore(folder))).ranked()
+
+
+_WRITTEN: dict[int, bytes] = {}
+"""Events in the folder: most are those of the mutation before."""
 
 
 def _state(data: bytes, folder: Path) -> object:
@@ -191,10 +250,15 @@ def _manifest_json() -> bytes:
     return manifests.to_bytes(Manifest("name", (shard,), rows, {"s": "CC0"}, {"tool": [1, {"x": None}]}))
 
 
-def _checkpoint(model: MIRAGE) -> bytes:
-    out = io.BytesIO()
-    torch.save({"state_dict": {PREFIX + n: t for n, t in release_state_dict(model).items()}, "epoch": 1}, out)
-    return out.getvalue()
+def _checkpoints(model: MIRAGE) -> list[bytes]:
+    """A checkpoint with all tensors, and seven with a few, which are read in a tenth of the time."""
+    tensors = {PREFIX + name: tensor for name, tensor in release_state_dict(model).items()}
+    found = []
+    for names in (list(tensors), *[list(tensors)[start : start + 8] for start in range(0, 56, 8)]):
+        out = io.BytesIO()
+        torch.save({"state_dict": {name: tensors[name] for name in names}, "epoch": 1}, out)
+        found.append(out.getvalue())
+    return found
 
 
 def _up_json(tmp: Path) -> bytes:
@@ -202,6 +266,7 @@ def _up_json(tmp: Path) -> bytes:
     return (tmp / "up.json").read_bytes()
 
 
+NAME = "000000005-0a0a0a0a0a0a"
 RESULT = {
     "weights": f"weights/{'0' * 64}.safetensors",
     "positions": 4,
@@ -209,7 +274,44 @@ RESULT = {
     "scores": [],
     "steps": 5,
 }
-LEDGER = b'{"step":0,"samples":[[0,"rain","a"],[1,"haze","b"]],"skipped":[[1,"haze","b","why"]]}\n' * 2
+CHECKPOINT = {
+    "format": FORMAT,
+    "identity": {"run_id": "a", "manifests": ["0a" * 32]},
+    "code_version": "1",
+    "step": 5,
+    "position": 40,
+    "skipped_steps": 0,
+    "world_size": 1,
+    "metrics": {"psnr/rain": 30.25},
+    "gradient_scale": {},
+    "blobs": {"model": "0a" * 32},
+    "sha256": "",
+}
+TIMING = {
+    "job": {"train": {"steps": 5}, "workers": {"min": 1}},
+    "pace": {"seconds_per_step": 0.5, "steps": 9, "workers": 1, "device": "cpu", "load_per_core": None},
+}
+DELIVERY = {
+    "entity": "model_version_alias",
+    "action": "created",
+    "data": {"name": "a", "alias": "c", "version": "3"},
+}
+OWNER = {
+    **{"submission": "", "host": "a", "pid": 7, "process": "b:1:2", "since_unix": 1.5},
+    **{"renewed": 3, "released": False},
+}
+OVERRIDES = b"""train.steps=20
+train.betas=[0.9, 0.99]
+data.mixture={rain: 2, haze: 1}
+storage=s3://a/b
+train.learning_rate=2.0e-4
+data.manifests=[a, ~x/b, ../c]
+track.uri=http://u:p@h:5/x""".splitlines()
+LEDGER = b"\n".join(
+    b'{"step":%d,"samples":[[%d,"rain","a"],[%d,"haze","b"]],"skipped":[[%d,"haze","b","why"]]}'
+    % (n, 2 * n, 2 * n + 1, n)
+    for n in range(2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +324,7 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
         lambda _, tmp: [Path(f"jobs/{name}.yaml").read_bytes() for name in ("demo", "5deg", "restore")],
         _job,
     ),
+    "overrides of keys": (lambda _, tmp: OVERRIDES, _override),
     "photographs": (
         lambda _, tmp: [
             *(_saved("PNG"), _saved("PNG", "P"), _saved("PNG", "I;16"), _saved("PNG", "RGBA"), _saved("BMP")),
@@ -232,6 +335,7 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
                 _saved("TIFF"),
             ),
             *(_saved("TIFF", compression="tiff_adobe_deflate"), _saved("TIFF", "I;16"), _saved("TIFF", "1")),
+            *(_saved("AVIF", exif=exif_block()), _saved("AVIF", "RGBA"), _saved("GIF")),
         ],
         _photograph,
     ),
@@ -249,19 +353,34 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
         _events,
     ),
     "results": (lambda _, tmp: [json.dumps(RESULT).encode()], _in_store("result.json", read_result)),
+    "records of checkpoints": (
+        lambda _, tmp: [json.dumps(CHECKPOINT).encode()],
+        _signed(
+            _in_store(
+                f"checkpoints/{NAME}.json", lambda store: read_checkpoint(store, f"checkpoints/{NAME}.json")
+            )
+        ),
+    ),
+    "timings": (lambda _, tmp: [json.dumps(TIMING).encode()], _timing),
+    "claims": (lambda _, tmp: [json.dumps(OWNER).encode()], lambda data, _: Owner.from_json(data)),
+    "deliveries": (lambda _, tmp: [json.dumps(DELIVERY).encode()], _delivery),
     "records": (
         lambda _, tmp: [b'{"a": [1, 2], "b": []}'],
         lambda data, _: read_record(dict[str, list[int]], data),
     ),
     "up.json": (lambda _, tmp: [_up_json(tmp)], _state),
     "safetensors": (lambda network, tmp: [dumps(network)], lambda data, folder: loads(data)),
-    "checkpoints of the authors": (lambda network, tmp: [_checkpoint(network)], _release),
+    "checkpoints of the authors": (lambda network, tmp: _checkpoints(network), _release),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_mutation_is_a_traceback_or_takes_long_or_much_memory(
-    name: str, network: MIRAGE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    network: MIRAGE,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make, read = FORMATS[name]
     wholes = make(network, tmp_path)
@@ -270,8 +389,15 @@ def test_no_mutation_is_a_traceback_or_takes_long_or_much_memory(
     monkeypatch.setattr(
         "shards.store.checked._FIRST_PAUSE_SECONDS", 0
     )  # damaged objects are read again after a pause
+    monkeypatch.setattr("orchestrator.sweeps.event_log._READERS", 1)
+    for module in (
+        "weights",
+        "release",
+    ):  # files of one configuration share the network that they are loaded into
+        monkeypatch.setattr(f"mirage.{module}.MIRAGE", lru_cache(2)(MIRAGE))
+    caplog.set_level(logging.CRITICAL)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(MUTATIONS // SHARES.get(name, 1)):
+    for number in range(MUTATIONS):
         whole = random.choice(wholes)
         if whole[:1] == b"{" and b"\n" not in whole and random.random() < 0.5:
             data = in_json(json.loads(whole), random)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ownership import Owner
+from orchestrator.records import RecordError, read_record
+from shards.filesystem import read_regular
 
 _FOLDER = "running"
 
@@ -26,6 +28,13 @@ class User:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.process}. {self.process.commands()}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    what: str
+    process: str
+    """Its owner, as JSON."""
 
 
 @contextmanager
@@ -46,9 +55,9 @@ def users(home: Path) -> list[User]:
     """Return the commands that run now; records of killed ones are ignored."""
     found = []
     for file in sorted((home / _FOLDER).glob("*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # it has just ended, or is cut
-            record = json.loads(file.read_text())
-            user = User(str(record["what"]), Owner.from_json(record["process"].encode()))
+        with suppress(OSError, RecordError):  # it has just ended, or is cut
+            record = read_record(_Record, read_regular(file))
+            user = User(record.what, Owner.from_json(record.process.encode()))
             if not user.process.is_gone():
                 found.append(user)
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -132,6 +134,15 @@ def test_a_jpeg_without_its_end_marker_is_complete_and_one_without_pixels_is_not
     for share in (0.9, 0.7, 0.5):
         with pytest.raises(PhotoError, match="damaged or incomplete"):
             decode(data[: int(len(data) * share)], "a.jpg")
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings_as_they_are() -> None:
+    data = saved(scene(3), "WEBP")
+    decode(data, "a")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: decode(data, str(name)), range(100)))
+    assert warnings.filters == before
 
 
 def test_large_texts_of_a_png_are_kept() -> None:
