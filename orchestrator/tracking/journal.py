@@ -93,8 +93,9 @@ class Journal:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process has just sent the last journal of the folder
-                file = path.open("xb", buffering=0)
+                created = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
                 break
+        file = os.fdopen(created, "ab", buffering=0)
         fcntl.flock(file, fcntl.LOCK_EX)
         if about:
             _write_whole(file, json.dumps(dict(about)).encode() + b"\n")
