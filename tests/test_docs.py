@@ -21,7 +21,7 @@ from orchestrator.bench.__main__ import parser as bench_parser
 from orchestrator.cli import app
 from orchestrator.config.loader import load_job
 from orchestrator.config.starter import starter_job
-from tests.claims import ROOT
+from tests.claims import ROOT, encoded, mirage, noise_image
 
 PAGES = [
     ROOT / "README.md",
@@ -106,6 +106,28 @@ def test_a_command_in_a_block_can_be_given_as_it_is(where: str, line: str) -> No
     assert not rest, f"{where}: nobody takes {rest}"
     missing = [each.name for each in command.params if each.required and given.get(each.name) in (None, ())]
     assert not missing or "--help" in words, f"{where}: {missing} is missing"
+
+
+def test_the_job_files_of_getting_started_are_written_and_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pattern, kind in {
+        "photos/{}.png": "PNG",
+        "pairs/degraded/{}.jpg": "JPEG",
+        "pairs/clean/{}.png": "PNG",
+    }.items():
+        (tmp_path / pattern).parent.mkdir(parents=True)
+        for number in range(10):
+            (tmp_path / pattern.format(number)).write_bytes(encoded(noise_image(96, 96, number), kind))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / ".mirage"))
+    lines = [line for where, line in command_lines() if where.startswith("getting-started.md")]
+    run = [shlex.split(line) for line in lines if line.startswith(("init", "plan"))]
+    assert [words[0] for words in run] == ["init", "init", "plan"]
+    for words in (*run, ["plan", "jobs/phone.yaml"]):
+        done = mirage(*words)
+        assert done.status == 0, done.text
+        assert "warning" not in done.text
 
 
 @pytest.mark.parametrize(("where", "line"), list(mentions()))

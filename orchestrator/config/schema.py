@@ -10,13 +10,24 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    WithJsonSchema,
+)
+
+from shards.sample import DEGRADATIONS, OWN_NAME, OWN_NAME_RULE, is_own_name
 
 if TYPE_CHECKING:
     from mirage import ModelConfig
     from mirage.loss import LossWeights
 
-Degradation = Literal[
+KnownDegradation = Literal[
     "noise15",
     "noise25",
     "noise50",
@@ -37,6 +48,22 @@ Degradation = Literal[
     "toled",
     "poled",
 ]
+"""A degradation that can be made, or that a published dataset has."""
+
+
+def _degradation(name: str) -> str:
+    """Return the name of a degradation. Raises ValueError unless it is known or can be an own name."""
+    if name in DEGRADATIONS or is_own_name(name):
+        return name
+    raise ValueError(f"neither a known degradation nor an own name; {OWN_NAME_RULE}")
+
+
+Degradation = Annotated[
+    str,
+    AfterValidator(_degradation),
+    WithJsonSchema({"anyOf": [{"enum": list(DEGRADATIONS)}, {"type": "string", "pattern": f"^{OWN_NAME}$"}]}),
+]
+"""A known degradation, or an own name for the degradation of own pairs."""
 
 
 def as_tuple(value: Any) -> Any:
@@ -247,7 +274,7 @@ class Pack(Section):
     allow_partial: Bool = False
     """Pack what is there, and record what is missing in the manifest."""
 
-    degradations: tuple[Degradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
+    degradations: tuple[KnownDegradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
     """Degradations to make (`photographs`, `synthetic`). Noise is added when a sample is read; it is not stored."""
     held_out: Names = ()
     """Photographs for evaluation, by their names without suffix (`synthetic`)."""
@@ -261,7 +288,7 @@ class Pack(Section):
     clean: str | None = None
     """Pattern of the clean files below `root`, for example target/{key}.png (`pairs`)."""
     degradation: Degradation | None = None
-    """Degradation of the degraded files (`pairs`)."""
+    """Degradation of the degraded files (`pairs`): a known one, or an own name."""
     held_out_share: Float = Field(default=0.0, ge=0, le=1)
     """Share of the clean files for evaluation, 0 to 1 (`pairs`)."""
     licence: str = "not stated"

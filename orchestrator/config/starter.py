@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import yaml
+
+from orchestrator.config.schema import Pack
+from shards.sample import SIGMA
 
 FIRST_LINE = "#!/usr/bin/env -S python -m orchestrator run"
 """First line of every job file: `ray job submit FILE` executes it."""
 
 _REPEATS = 20
-"""Repeats of each sample in an epoch, so that an epoch of a few photographs fills a batch."""
+"""Repeats of each sample in an epoch, so that an epoch of a few photographs fills a batch.
+
+A photograph is one sample of noise, and `pack.variants` samples of another synthetic degradation.
+"""
 _CPU_MODEL = "{dim: 12, blocks: [1, 1, 1, 1], refinement_blocks: 0, heads: [1, 1, 2, 2], drop_path: 0.0}"
 
 
@@ -32,7 +41,11 @@ def starter_job(
 
     Without `gpu` it trains a network small enough for a CPU.
     """
-    mixture = ", ".join(f"{degradation}: {_REPEATS}" for degradation in degradations)
+    variants = Pack.model_fields["variants"].default if pack["source"] == "synthetic" else 1
+    repeats = {each: _REPEATS * (variants if each in SIGMA else 1) for each in degradations}
+    mixture = ", ".join(f"{_scalar(each)}: {count}" for each, count in repeats.items())
+    evaluated = ", ".join(map(_scalar, degradations))
+    label = _scalar(name)
     packing = "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in pack.items())
     model = "{variant: tiny}" if gpu else _CPU_MODEL
     crop, batch, precision = (128, 32, "bf16") if gpu else (64, 8, "fp32")
@@ -41,20 +54,20 @@ def starter_job(
     return f"""{FIRST_LINE}
 # Trains a restoration model on your own photographs.
 #   mirage plan {path}       check this file, and see steps, memory and time
-#   mirage train {path}      pack the photographs, train, evaluate and register the model; rerun it to resume
+#   mirage train {path} --in-process     pack, train, evaluate and register the model; rerun it to resume
 #   mirage restore PHOTO -m models:/{name}@candidate
-name: {name}
+name: {label}
 recipe: fast                # AdamW, cosine schedule, moving average of the weights
 setting: own                # your own data: mixture, evaluate.degradations and steps are set below
 storage: .mirage/folder     # packed photographs and runs: a folder or s3://bucket
 model: {model}
 data:
-  manifests: {name}         # packed once, below `storage`; after a change of `pack` use another name
+  manifests: {label}         # packed once, below `storage`; after a change of `pack` use another name
   pack:
 {packing}
   mixture: {{{mixture}}}    # degradation: repeats of each of its samples in an epoch
   crop_pixels: {crop}
-evaluate: {{degradations: [{", ".join(degradations)}]}}
+evaluate: {{degradations: [{evaluated}]}}
 train:
   steps: {steps}            # more steps restore better
   global_batch_size: {batch}
@@ -65,5 +78,11 @@ train:
 checkpoint: {{every_steps: {every}}}
 validation: {{every_steps: {every}, photographs: 2, crop_pixels: 192}}
 workers: {{min: 1, max: 1, {"gpus: 1, cpus: 4" if gpu else "cpus: 2"}}}
-track: {{experiment: {name}, register_as: {name}}}
+track: {{experiment: {label}, register_as: {label}}}
 """
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML: plain where YAML reads it as that text, else in quotes."""
+    plain = re.fullmatch(r"[\w.-]+", text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Pack, Training, UserModel, WorkerResources
 from orchestrator.errors import EvaluationError
+from shards.sample import DEGRADATIONS, SIGMA
 
 if TYPE_CHECKING:
     from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
@@ -25,6 +26,7 @@ def training_conflicts(job: Training) -> Iterator[Conflict]:
     yield from _length_conflicts(job)
     yield from _crop_conflicts(job)
     yield from _mixture_conflicts(job)
+    yield from _degradation_conflicts(job)
     yield from _batch_conflicts(job)
     yield from _worker_conflicts(job.workers)
     yield from _speed_conflicts(job)
@@ -80,6 +82,29 @@ def _mixture_conflicts(job: Training) -> Iterator[Conflict]:
         )
     if job.data.shuffle_window is not None and job.data.sampling == "replacement":
         yield "data.shuffle_window", "has no meaning with sampling: replacement. Remove it."
+
+
+def _degradation_conflicts(job: Training) -> Iterator[Conflict]:
+    """Yield names of degradations that nothing can have: own names are those of own pairs."""
+    pack = job.data.pack
+    if job.setting == "own" and pack is None:
+        return  # the packed data says which names exist
+    own = {pack.degradation} if pack is not None and pack.source == "pairs" else set()
+    named = {
+        "data.mixture": job.data.mixture,
+        "evaluate.degradations": job.evaluate.degradations,
+        "example.degradation": [job.example.degradation] if job.example else [],
+    }
+    for key, names in named.items():
+        for name in names:
+            if name not in own.union(DEGRADATIONS):
+                near = difflib.get_close_matches(name, [*filter(None, own), *DEGRADATIONS], n=1)
+                hint = f' Did you mean "{near[0]}"?' if near else ""
+                yield (
+                    key,
+                    f'"{name}" is neither a known degradation ({", ".join(DEGRADATIONS)}) nor that of own pairs: '
+                    f"name those in data.pack, or set setting: own for packed ones.{hint}",
+                )
 
 
 def _batch_conflicts(job: Training) -> Iterator[Conflict]:
@@ -194,6 +219,11 @@ def source_conflicts(pack: Pack) -> Iterator[Conflict]:
         what = "clean photographs" if pack.source == "synthetic" else "the raw data"
         yield "root", f"is missing: name the folder of {what}."
     if pack.source == "pairs":
+        if pack.degradation in SIGMA:
+            yield (
+                "degradation",
+                f"is {pack.degradation}, which is added in training. Pairs need another name.",
+            )
         for key in ("degraded", "clean", "degradation"):
             if getattr(pack, key) is None:
                 yield (

@@ -145,9 +145,11 @@ def check_holds(dataset: Dataset, job: Job) -> None:
     if job.example is not None:
         example_id(dataset, job, job.example)
     if missing:
+        held = {name for each in dataset.manifests for split in each.counts().values() for name in split}
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
-            "Pack that data too, or take the degradation out of the job."
+            f"The data has {', '.join(sorted(held))}. "
+            "Pack the other data too, or take the degradation out of the job."
         )
 
 

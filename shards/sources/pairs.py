@@ -10,7 +10,7 @@ from shards.errors import PackError
 from shards.listing import digest_of, list_folder
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
-from shards.sample import DEGRADATIONS, SIGMA
+from shards.sample import DEGRADATIONS, OWN_NAME_RULE, SIGMA, is_own_name
 from shards.sources.image import ImageFile
 from shards.sources.layout import FileLayout
 from shards.sources.pair import Pair
@@ -38,9 +38,11 @@ class PairsSource:
         licence: str = "not stated",
         on_hash: ProgressCallback | None = None,
     ) -> None:
-        if degradation not in DEGRADATIONS or degradation in SIGMA:
+        if degradation in SIGMA:
+            raise PackError(f"degradation {degradation!r} is added in training; pairs need another name.")
+        if degradation not in DEGRADATIONS and not is_own_name(degradation):
             able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
-            raise PackError(f"degradation {degradation!r} has no pairs; use one of {able}.")
+            raise PackError(f"degradation {degradation!r}: {OWN_NAME_RULE}, or one of {able}.")
         if not 0 <= held_out <= 1:
             raise PackError(f"held_out is {held_out}; it must be between 0 and 1.")
         self._root, self._layout = root, FileLayout("your patterns", clean=clean, degraded=degraded)

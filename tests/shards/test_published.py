@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from orchestrator.config.schema import Degradation, PackSource
+from orchestrator.config.schema import KnownDegradation, PackSource
 from shards.errors import ManifestError, PackError
 from shards.manifest import Manifest, load_manifest
 from shards.pack import pack
@@ -163,7 +163,7 @@ def test_both_splits_are_told_apart_by_their_counts(tmp_path: Path):
 
 def test_a_job_can_name_every_dataset_and_every_degradation():
     assert set(get_args(PackSource)) == {"photographs", "synthetic", "pairs", *PUBLISHED}
-    assert get_args(Degradation) == DEGRADATIONS
+    assert get_args(KnownDegradation) == DEGRADATIONS
 
 
 def test_what_belongs_to_no_layout_is_ignored(tmp_path: Path):

@@ -93,6 +93,64 @@ def test_an_unknown_degradation_is_refused_with_the_known_ones() -> None:
     assert not Path("jobs/mine.yaml").exists()
 
 
+OWN = ("--root", "photos", *PAIRS[:-1])
+
+
+def test_pairs_may_have_a_degradation_with_an_own_name() -> None:
+    assert mirage("init", "mine", *OWN, "phone_2").status == 0
+    job = loaded("jobs/mine.yaml")
+    assert job.data.mixture.keys() == {"phone_2"}
+    assert job.evaluate.degradations == ("phone_2",)
+    assert "phone_2" in mirage("plan", "jobs/mine.yaml").text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Phone", "2phones", "my phone", "noise", "average", "noise25", "a" * 33, "ph-1", "a: b", "a, b", ""],
+)
+def test_an_own_name_that_files_and_tables_cannot_hold_is_refused(name: str) -> None:
+    done = mirage("init", "mine", *OWN, name)
+    assert done.status == 2
+    assert "degradation" in done.text
+    assert "Traceback" not in done.text
+    assert not Path("jobs/mine.yaml").exists()
+
+
+@pytest.mark.parametrize("key", ["data.mixture={phnoe: 1}", "evaluate.degradations=[phnoe]"])
+def test_a_name_that_the_own_pairs_do_not_have_is_refused(key: str) -> None:
+    mirage("init", "mine", *OWN, "phone")
+    done = mirage("plan", "jobs/mine.yaml", "--set", key)
+    assert done.status == 2
+    assert 'Did you mean "phone"' in done.text
+
+
+def test_a_published_setting_has_no_own_names() -> None:
+    mirage("init", "mine", *OWN, "phone")
+    done = mirage("plan", "jobs/mine.yaml", "--set", "setting=5deg", "--set", "data.pack=null")
+    assert '"phone" is neither a known degradation' in done.text
+
+
+@pytest.mark.parametrize("name", ["2024", "1.5", "null", "true", "on", "a-b_c.d"])
+def test_a_name_that_yaml_could_read_as_another_value_stays_that_name(name: str) -> None:
+    written = mirage("init", name, *OWN, "rain")
+    assert written.status == 0, written.text
+    job = loaded(f"jobs/{name}.yaml")
+    assert (job.name, job.track.register_as, job.data.manifests) == (name, name, (name,))
+
+
+@pytest.mark.parametrize("name", ["a: b", "", "Phone", "{x}", "a/b"])
+def test_a_name_that_a_job_cannot_have_is_refused_by_its_key(name: str) -> None:
+    done = mirage("init", name, *OWN, "rain", "--out", "x.yaml")
+    assert done.status == 2
+    assert "name" in done.text
+    assert not Path("x.yaml").exists()
+
+
+def test_noise_and_other_degradations_have_equal_shares_of_an_epoch() -> None:
+    mirage("init", "mine", "--root", "photos", "--degradation", "rain", "--degradation", "noise25")
+    assert mirage("plan", "jobs/mine.yaml").text.count(" 50.0 %") == 2
+
+
 def test_an_existing_file_is_not_replaced() -> None:
     mirage("init", "mine", "--root", "photos", *PAIRS)
     assert_one_clear_error(
