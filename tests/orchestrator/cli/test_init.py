@@ -165,3 +165,35 @@ def test_a_plan_says_why_a_file_cannot_be_submitted() -> None:
     assert f"make it executable with chmod +x {path}" in mirage("plan", path).text
     path.write_text(path.read_text().partition("\n")[2])
     assert f"its first line must be {FIRST_LINE}" in mirage("plan", path).text
+
+
+def test_a_job_trains_on_packed_pairs_by_their_own_name_and_a_wrong_one_is_told_what_there_is() -> None:
+    mirage("init", "mine", *OWN, "phone")
+    packed = mirage(
+        "pack",
+        "pairs",
+        "--out",
+        "packed",
+        "--held-out-share",
+        "0.2",
+        "--jobs",
+        "1",
+        *OWN[:2],
+        *PAIRS[:-1],
+        "phone",
+    )
+    assert packed.status == 0, packed.text
+    job = (
+        "plan",
+        "jobs/mine.yaml",
+        "--set",
+        "data.pack=null",
+        "--set",
+        f"data.manifests={Path('packed').resolve()}",
+    )
+    done = mirage(*job)
+    assert done.status == 0, done.text
+    assert "phone " in done.text
+    done = mirage(*job, "--set", "data.mixture={phnoe: 1}")
+    assert done.status == 2
+    assert "The data has phone." in done.text
