@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -74,12 +75,17 @@ def run_command(
 
 
 def mirage(*words: str | Path) -> Finished:
-    """Run `mirage WORDS` in this process."""
+    """Run `mirage WORDS` in this process; variables that it sets are unset afterwards."""
     from orchestrator.cli import main
 
     printed = io.StringIO()
     arguments = mock.patch.object(sys, "argv", ["mirage", *map(str, words)])
-    with arguments, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with (
+        arguments,
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         try:
             main()
         except SystemExit as ended:

@@ -160,18 +160,20 @@ USER_S3_VARIABLES = (
 
 
 def use_local_cluster() -> None:
-    """Set the environment of the Ray head and the store that `mirage up` runs for this folder, if any.
+    """Set the environment of the Ray head and the store that `mirage up` runs for this folder, else of a private Ray.
 
     Variables that are set already keep their values. The user's own S3 credentials keep all AWS variables as they are.
     """
     import os
 
+    from orchestrator.cluster import private_ray
     from orchestrator.cluster.local import lifecycle
     from orchestrator.errors import ClusterError
 
     try:
         offered = lifecycle.environment(Path.cwd())
     except ClusterError:
+        private_ray.prepare()
         return
     has_own_store = not os.environ.keys().isdisjoint(USER_S3_VARIABLES) or os.path.exists(
         os.path.expanduser("~/.aws")

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import ray
 import ray.exceptions
 import ray.train
 
+from orchestrator.cluster import private_ray
 from orchestrator.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -39,30 +41,53 @@ _ALLOCATOR = {
 }
 
 
+_PRIVATE = ("AWS_", "MLFLOW_", "MIRAGE_")
+"""Variables with these prefixes hold credentials, or may; workers need them."""
+_STAY_HERE = ("MIRAGE_SERVE_TOKEN", "MIRAGE_WEBHOOK_SECRET", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
+
+
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS, else to this machine's, else to a new one, for the time of the block."""
+    """Connect to the cluster of RAY_ADDRESS, else to this user's on this machine, else to a new one, for the block."""
     os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
-    inherited = ("AWS_", "MLFLOW_", "MIRAGE_", "RAY_TRAIN_")
-    environment = {**_ALLOCATOR, **{k: v for k, v in os.environ.items() if k.startswith(inherited)}}
-    try:
-        with _own_signal_handlers():
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                runtime_env={"env_vars": environment},
-                namespace="mirage",
-            )
-    except ConnectionError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
-            "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
-        ) from error
-    try:
-        with _head_watched(ray.get_runtime_context().gcs_address):
-            yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        own = stack.enter_context(private_ray.session()) if private_ray.is_needed() else {}
+        try:
+            with _own_signal_handlers():
+                ray.init(
+                    **own,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    runtime_env=_runtime_env(os.environ),
+                    namespace="mirage",
+                )
+        except ConnectionError as error:
+            raise ClusterError(
+                f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}. "
+                "Start one with `mirage up`, correct the address, or train without Ray: --in-process"
+            ) from error
+        stack.callback(ray.shutdown)
+        stack.enter_context(_head_watched(ray.get_runtime_context().gcs_address))
+        yield
+
+
+def _runtime_env(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the runtime environment of workers.
+
+    Ray writes `env_vars` into logs and shows them in its state API. What may hold credentials travels as a function
+    instead, which Ray keeps in the head's memory and each worker calls when it starts.
+    """
+    public = {name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")}
+    private = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_PRIVATE) and name not in _STAY_HERE
+    }
+
+    def set_environment() -> None:
+        os.environ.update(private)
+
+    return {"env_vars": {**_ALLOCATOR, **public}, "worker_process_setup_hook": set_environment}
 
 
 @contextmanager

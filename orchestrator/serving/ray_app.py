@@ -24,7 +24,7 @@ from orchestrator.errors import ServiceError
 from orchestrator.serving import auth, served_model, webhook
 from orchestrator.serving.arguments import ApplicationArguments
 from orchestrator.serving.front_end import FrontEnd, Secrets, assemble
-from orchestrator.serving.ray_loopback import LoopbackOnly
+from orchestrator.serving.ray_replica_port import NoReplicaPort
 from orchestrator.serving.ray_serve import LOGGING, ServeBackend, bind_replicas
 from orchestrator.tracking.uri import resolve_tracking_uri
 
@@ -55,7 +55,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         arguments.model_copy(update={"tracking_uri": resolve_tracking_uri(arguments.tracking_uri)}),
         _secrets_in_environment(os.environ),
         bind_replicas(settings),
-        LoopbackOnly(),
+        NoReplicaPort(),
     )
 
 
@@ -71,7 +71,7 @@ class RestoreIngress:
         arguments: ApplicationArguments,
         expected_secrets: frozenset[str],
         replicas: DeploymentHandle,
-        loopback: LoopbackOnly,
+        port: NoReplicaPort,
     ) -> None:
         self._arguments = arguments
         self._secrets = read_secrets(arguments, expected_secrets)

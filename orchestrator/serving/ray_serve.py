@@ -6,12 +6,13 @@ model by digest, with a reference to the weights in Ray's object store, so any r
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -21,11 +22,12 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from orchestrator.cluster import private_ray
 from orchestrator.cluster.local.ray_head import OBJECT_STORE_BYTES
 from orchestrator.errors import ServiceError
 from orchestrator.imaging.photos import Limits
 from orchestrator.serving.backend import ReplicasFailedError
-from orchestrator.serving.ray_loopback import LoopbackOnly
+from orchestrator.serving.ray_replica_port import NoReplicaPort
 from orchestrator.serving.replica import Replica, RestoredImage, RestoreFailure
 from orchestrator.serving.served_model import ServedModel
 from orchestrator.serving.settings import ServiceSettings
@@ -45,7 +47,7 @@ LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 class RestoreDeployment:
     """The deployment: a `Replica` in its own process."""
 
-    def __init__(self, settings: ServiceSettings, loopback: LoopbackOnly) -> None:
+    def __init__(self, settings: ServiceSettings, port: NoReplicaPort) -> None:
         limits = Limits(settings.max_bytes, settings.max_pixels)
         self._replica = Replica(limits, settings.max_batch, settings.device, threads_of(settings))
 
@@ -82,7 +84,7 @@ def bind_replicas(settings: ServiceSettings) -> serve.Application:
         ),
         logging_config=LOGGING,
     )
-    return deployment.bind(settings, LoopbackOnly())
+    return deployment.bind(settings, NoReplicaPort())
 
 
 class ServeBackend:
@@ -148,7 +150,7 @@ def replicas(settings: ServiceSettings) -> Iterator[ServeBackend]:
     """
     app = f"mirage-{settings.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _cluster():
+    with ExitStack() as ending, _cluster():
         serve.start(proxy_location="Disabled")
         try:
             # `serve.run` would wait without limit for resources.
@@ -161,6 +163,8 @@ def replicas(settings: ServiceSettings) -> Iterator[ServeBackend]:
         finally:
             serve.delete(app)
             if not serve.status().applications:  # no other service runs here
+                # Until Ray has ended: it prints that Serve's controller, which ends itself, was killed.
+                ending.enter_context(redirect_stdout(io.StringIO()))
                 serve.shutdown()
 
 
@@ -189,26 +193,24 @@ def threads_of(settings: ServiceSettings) -> int:
 def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if address:
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError) as error:
-            raise ServiceError(
-                f"RAY_ADDRESS {address}: no Ray cluster answers there ({_first_line(error)})."
-            ) from error
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, 2),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
-    try:
+    with ExitStack() as stack:
+        if address:
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, RuntimeError) as error:
+                raise ServiceError(
+                    f"RAY_ADDRESS {address}: no Ray cluster answers there ({_first_line(error)})."
+                ) from error
+        else:
+            ray.init(
+                **stack.enter_context(private_ray.session()),
+                num_cpus=max(os.cpu_count() or 1, 2),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **options,
+            )
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _first_line(error: BaseException) -> str:

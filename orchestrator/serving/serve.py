@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
-from orchestrator.cluster.local import ray_head
+from orchestrator.cluster import private_ray
 from orchestrator.errors import ServiceError
 from orchestrator.serving import served_model, webhook
 from orchestrator.serving.front_end import FrontEnd, Secrets, assemble
@@ -20,10 +19,7 @@ def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callabl
 
     Raises ServiceError and RegistryError before it accepts requests.
     """
-    if (
-        "RAY_ADDRESS" not in os.environ
-    ):  # a Ray head of its own, on loopback: Ray reads this when it is imported
-        os.environ.update({**ray_head.ENVIRONMENT, **ray_head.auth_environment()})
+    private_ray.prepare()
     from orchestrator.serving.ray_serve import replicas
 
     tracking_uri = resolve_tracking_uri()

@@ -200,7 +200,7 @@ def test_its_replicas_listen_on_loopback_alone(service: Serving) -> None:
     assert len(service.replicas()) == 2
     found = exposed([psutil.Process(service.process.pid), *service.replicas()])
     assert found == [], (
-        f"Ray {version('ray')} opens a replica's port in another way: see serving/ray_loopback.py"
+        f"Ray {version('ray')} opens a replica's port in another way: see serving/ray_replica_port.py"
     )
 
 
