@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from orchestrator.cluster import private_ray
 from orchestrator.cluster.local import s3_server
 from orchestrator.cluster.local.ports import free_port
 from orchestrator.config.identity import run_id
@@ -308,15 +309,16 @@ def _ray_cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from ray.cluster_utils import Cluster
 
-    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray always writes here too, whatever its temp dir
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     head = {"num_cpus": 0, "object_store_memory": _OBJECT_STORE_BYTES, "node_ip_address": "127.0.0.1"}
     head["dashboard_port"] = free_port()  # another local cluster may use the default port
-    ray_cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
-    try:
-        yield ray_cluster
-    finally:
-        ray_cluster.shutdown()
+    with private_ray.session() as own:
+        head["temp_dir"] = own["_temp_dir"]
+        ray_cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": health})
+        try:
+            yield ray_cluster
+        finally:
+            ray_cluster.shutdown()
 
 
 def _add_node(ray_cluster: Any, cpus: float) -> Any:
