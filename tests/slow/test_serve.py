@@ -153,7 +153,7 @@ def test_beyond_its_limit_it_says_when_to_come_back_and_a_lost_client_frees_its_
         client.sendall(head + large)
     wait_until(lambda: form.health()["in_flight"] == 8, "eight in flight", 30)
     refused = form.restore(image())
-    for client in (slow, *lost):
+    for client in lost:
         client.close()
     assert refused.status == 429
     assert refused.json()["error"].startswith("8 requests are in flight, the maximum. Retry in ")
@@ -161,6 +161,9 @@ def test_beyond_its_limit_it_says_when_to_come_back_and_a_lost_client_frees_its_
     wait_until(lambda: form.health()["in_flight"] == 0, "nobody in flight", 30)
     assert form.metric("mirage_requests_total", status="499") > 0
     assert form.restore(image()).status == 200
+    with slow:
+        slow.settimeout(60)
+        assert b" 408 " in slow.recv(1000), "less than the minimum rate"
 
 
 @pytest.mark.parametrize("form", ["serve run"], indirect=True)
