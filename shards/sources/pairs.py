@@ -39,7 +39,9 @@ class PairsSource:
         on_hash: ProgressCallback | None = None,
     ) -> None:
         if degradation in SIGMA:
-            raise PackError(f"degradation {degradation!r} is added in training; pairs need another name.")
+            raise PackError(
+                f"degradation {degradation!r} has no pairs: it is added in training. Use another name."
+            )
         if degradation not in DEGRADATIONS and not is_own_name(degradation):
             able = ", ".join(name for name in DEGRADATIONS if name not in SIGMA)
             raise PackError(f"degradation {degradation!r}: {OWN_NAME_RULE}, or one of {able}.")
