@@ -18,6 +18,11 @@ def home() -> Path:
     return Path(os.environ.get("MIRAGE_HOME") or FOLDER).absolute()
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloaded shards: MIRAGE_CACHE, which each node may set, else one in the home folder."""
+    return Path(os.environ.get("MIRAGE_CACHE") or home() / "cache").absolute()
+
+
 def absolute_uri(storage: str) -> str:
     """Return `storage` unchanged when it has a scheme, else as an absolute folder.
 

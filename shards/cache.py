@@ -150,7 +150,8 @@ class ShardCache:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a writable folder."
+                f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a writable folder: "
+                "MIRAGE_CACHE names one for this machine."
             ) from error
 
 

@@ -13,7 +13,7 @@ from orchestrator.config.schema import Data, Example, Job, Pack
 from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import source_of
 from orchestrator.errors import PlanError
-from orchestrator.paths import absolute_uri, below, home
+from orchestrator.paths import absolute_uri, below, cache_folder
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
@@ -250,4 +250,4 @@ def _holds(store: Store, source: Source, spec: Pack) -> bool:
 
 
 def _cache(gib: float = 20.0) -> ShardCache:
-    return ShardCache(home() / "cache" / "shards", int(gib * 2**30))
+    return ShardCache(cache_folder() / "shards", int(gib * 2**30))

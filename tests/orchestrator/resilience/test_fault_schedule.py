@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,14 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPr
     psutil.Process(process.pid).kill()
 
 
-def test_a_killed_run_on_a_failing_store_loses_nothing(small_job, faulty: FaultyProxy) -> None:
+def test_a_killed_run_on_a_failing_store_loses_nothing_and_needs_no_disk_of_its_earlier_workers(
+    small_job, faulty: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = (tmp_path / f"disk-{number}" for number in itertools.count())
+
+    def on_another_disk(line: str) -> None:
+        monkeypatch.setenv("MIRAGE_CACHE", str(next(disks)))
+
     job = small_job(
         storage="s3://faulty",
         data={"manifests": "small"},
@@ -117,7 +125,8 @@ def test_a_killed_run_on_a_failing_store_loses_nothing(small_job, faulty: Faulty
         validation={"every_steps": 100},
     )
     faulty.plan = random_faults(0.1, seed=5)
-    proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=8, workers=1), print)
+    proof = prove_resume(job, ProofConfig(kills=1, seed=0, steps=8, workers=1), on_another_disk)
+    assert len({shard.parents[1] for shard in tmp_path.glob("disk-*/shards/*.tar")}) >= 3
     assert proof.holds, proof.render()
     kinds = {fault for fault in faulty.counts if fault is not RequestFault.NONE}
     assert len(kinds) >= 3
