@@ -84,13 +84,13 @@ def prove_resume(
 
 @command(
     PROOFS,
-    "mirage chaos jobs/demo.yaml --faults 5",
+    "mirage chaos jobs/demo.yaml --faults 7",
     "mirage chaos jobs/demo.yaml --only worker --only node --faults 9 --steps 200",
 )
 def chaos(
     job_file: JobFile,
     overrides: Set = None,
-    faults: Annotated[int, option("Number of faults to inject.", min=1)] = 5,
+    faults: Annotated[int, option("Number of faults to inject.", min=1)] = 7,
     seed: Annotated[
         int,
         option("Random seed for the faults' order, steps and targets.", min=0, max=2**63 - 1, callback=None),
@@ -99,7 +99,11 @@ def chaos(
     workers: Annotated[int, option("Number of workers, each on its own node.", min=1)] = 2,
     only: Annotated[
         list[str] | None,
-        option("Kind of fault. Repeatable.", default="all", metavar="worker|driver|node|store|tracking"),
+        option(
+            "Kind of fault. Repeatable.",
+            default="all",
+            metavar="worker|driver|job|node|raylet|store|tracking",
+        ),
     ] = None,
     recovery_seconds: Annotated[
         float, option("Maximum seconds until training continues after a fault.", min=1)

@@ -12,9 +12,17 @@ from orchestrator.events import Event, Progress, Resumed, WorkersStarted
 from orchestrator.resilience.resume_proof import Proof
 from orchestrator.tables import aligned
 
-FaultKind = Literal["worker killed", "driver killed", "node lost", "store faulty", "tracking unavailable"]
+FaultKind = Literal[
+    "worker killed",
+    "driver killed",
+    "job stopped",
+    "node lost",
+    "raylet stopped",
+    "store faulty",
+    "tracking unavailable",
+]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-KILL_KINDS: tuple[FaultKind, ...] = ("worker killed", "driver killed", "node lost")
+KILL_KINDS = tuple(kind for kind in FAULT_KINDS if kind not in ("store faulty", "tracking unavailable"))
 """Faults after which new workers resume from a checkpoint."""
 
 

@@ -179,7 +179,9 @@ class _ChaosCluster:
         injected = {
             "worker killed": self._kill_worker,
             "driver killed": self._kill_driver,
-            "node lost": self._replace_node,
+            "job stopped": self._stop_and_resubmit,
+            "node lost": lambda: self._replace_node(allow_graceful=False),
+            "raylet stopped": lambda: self._replace_node(allow_graceful=True),  # as `ray stop` does
         }[fault.kind]()
         if not injected:
             return FaultOutcome(fault, at, None)
@@ -232,9 +234,15 @@ class _ChaosCluster:
         self.start()
         return True
 
-    def _replace_node(self) -> bool:
+    def _stop_and_resubmit(self) -> bool:
+        """Do what `ray job stop` and another submission do."""
+        self.stop()
+        self.start()
+        return True
+
+    def _replace_node(self, *, allow_graceful: bool) -> bool:
         lost = self.nodes.pop(self.rng.randrange(len(self.nodes)))
-        self.ray_cluster.remove_node(lost, allow_graceful=False)
+        self.ray_cluster.remove_node(lost, allow_graceful=allow_graceful)
         self.nodes.append(_add_node(self.ray_cluster, self.job.workers.cpus))
         return True
 

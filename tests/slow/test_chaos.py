@@ -44,10 +44,20 @@ main()
 """`mirage`, which also keeps the report of `mirage chaos` in a file."""
 
 
-def test_a_killed_worker_and_a_faulty_store_reach_the_run_and_nothing_is_lost(home: Path) -> None:
+KINDS = {
+    "worker": "worker killed",
+    "job": "job stopped",
+    "raylet": "raylet stopped",
+    "store": "store faulty",
+}
+
+
+def test_each_chosen_fault_reaches_the_run_and_nothing_is_lost(home: Path) -> None:
     job = home.parent / "chaos.yaml"
     job.write_text(yaml.safe_dump(JOB))
-    chosen = ["--faults", "2", "--only", "worker", "--only", "store", "--fault-seconds", "2"]
+    chosen = ["--faults", str(len(KINDS)), "--fault-seconds", "2"]
+    for word in KINDS:
+        chosen += ["--only", word]
     done = run_command(
         *(sys.executable, "-c", COMMAND, "chaos", job, *chosen, "--steps", "60", "--workers", "1"),
         environment={**plain_environment(), "MIRAGE_HOME": str(home), "OMP_NUM_THREADS": "1"},
@@ -56,9 +66,11 @@ def test_a_killed_worker_and_a_faulty_store_reach_the_run_and_nothing_is_lost(ho
     )
     assert done.status == 0, done.text
     report: ChaosReport = pickle.loads((home.parent / "report.pickle").read_bytes())
-    assert {outcome.fault.kind for outcome in report.outcomes} == {"worker killed", "store faulty"}
+    assert {outcome.fault.kind for outcome in report.outcomes} == set(KINDS.values())
     assert all(outcome.seconds is not None for outcome in report.outcomes)
     assert sum(report.store_faults.values()) > 0
     assert report.proof.holds, done.text
-    assert report.proof.attempts == 2  # new workers resumed from a checkpoint; both starts wrote a ledger
+    assert report.proof.attempts == len(
+        KINDS
+    )  # new workers after all but the last; each start wrote a ledger
     assert report.untracked_steps == 0

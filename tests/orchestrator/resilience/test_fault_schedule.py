@@ -29,20 +29,21 @@ WHOLE = Proof(compared=(2, 4), different={}, ledger="", positions=24, attempts=3
 
 
 def report(**changes: object) -> ChaosReport:
-    faults = schedule_faults(5, seed=0, steps=100)
+    faults = schedule_faults(len(FAULT_KINDS), seed=0, steps=100)
     outcomes = [FaultOutcome(fault, fault.step, 12.0, 4 * (fault.kind in KILL_KINDS)) for fault in faults]
     return replace(ChaosReport(outcomes, {"HTTP 503": 3}, 2, WHOLE, 0), **changes)
 
 
 def test_every_kind_of_fault_is_scheduled_once_before_any_repeats() -> None:
-    scheduled = schedule_faults(7, seed=3, steps=70)
-    assert {fault.kind for fault in scheduled[:5]} == set(FAULT_KINDS)
+    kinds = len(FAULT_KINDS)
+    scheduled = schedule_faults(kinds + 2, seed=3, steps=70)
+    assert {fault.kind for fault in scheduled[:kinds]} == set(FAULT_KINDS)
     steps = [fault.step for fault in scheduled]
     assert steps == sorted(set(steps))
     assert steps[0] > 0
     assert steps[-1] < 70
-    assert scheduled == schedule_faults(7, seed=3, steps=70)
-    assert scheduled != schedule_faults(7, seed=4, steps=70)
+    assert scheduled == schedule_faults(kinds + 2, seed=3, steps=70)
+    assert scheduled != schedule_faults(kinds + 2, seed=4, steps=70)
 
 
 def test_only_the_selected_kinds_are_scheduled() -> None:
