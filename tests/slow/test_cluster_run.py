@@ -21,12 +21,16 @@ from orchestrator.events import (
     RunFinished,
     RunStarted,
     RunStopped,
+    StopRequested,
     Validation,
     WorkersReplaced,
     WorkersStarted,
     WorkersStarting,
+    read_log,
 )
-from tests.claims import BIN, assert_same_weights, assert_unchanged, final_weights
+from orchestrator.run_files import RUN_TAG
+from orchestrator.tracking.client import connect
+from tests.claims import BIN, assert_same_weights, assert_unchanged, final_weights, wait_until
 from tests.slow.project import Project, find_event
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
@@ -167,10 +171,17 @@ def test_a_killed_worker_and_relay_cost_time_and_nothing_else_in_a_job_submitted
     assert_same_weights(final_weights(folder), uninterrupted)
 
 
-def test_a_stopped_job_leaves_a_checkpoint_and_a_folder_serves_as_well_as_a_bucket(
+def versions_of(project: Project, run: str) -> int:
+    """Return how many versions are registered for a run."""
+    client = connect(f"sqlite:///{project.root / '.mirage' / 'mlflow.db'}")
+    return len(client.search_model_versions(f"tags.`{RUN_TAG}` = '{run}'"))
+
+
+def test_a_job_stopped_in_training_in_a_checkpoint_and_in_registration_resumes_from_a_folder(
     project: Project, uninterrupted
 ) -> None:
-    command = ("jobs/small.yaml", "--set", "storage=.mirage/folder", "--set", "name=stopped")
+    words = ("storage=.mirage/folder", "name=stopped", "validation.every_steps=2")
+    command = ("jobs/small.yaml", *(word for each in words for word in ("--set", each)))
     job = project.start(*command)
     project.wait_for_event(job, Progress, step=20)
     kill_relay(project)
@@ -183,11 +194,33 @@ def test_a_stopped_job_leaves_a_checkpoint_and_a_folder_serves_as_well_as_a_buck
     assert newest["step"] >= 20
     assert find_event(project.events(job), RunStopped, step=newest["step"])
 
+    # While a checkpoint is written.
     again = project.start(*command)
-    done = project.wait_for_end(again)
+    project.wait_for_event(again, Resumed, step=newest["step"])
+    wait_until(lambda: [*(folder / "blobs").glob(".tmp-*")], "a checkpoint is written", every=0)
+    writers = project.workers("RayTrainWorker")
+    for worker in writers:
+        worker.suspend()
+    project.stop(again)
+    project.wait_for_event(again, StopRequested)
+    for worker in writers:
+        worker.resume()
+    project.wait_for_status(again, "STOPPED")
+    stopped = json.loads(max((folder / "checkpoints").iterdir()).read_bytes())
+    assert find_event(project.events(again), RunStopped, step=stopped["step"])
+
+    # While the model is registered, which follows the table of results.
+    last = project.start(*command)
+    wait_until(lambda: "best linear fit" in project.logs(last), "the results are printed", 400)
+    project.stop(last)
+    project.wait_for_status(last, "STOPPED")
+    assert find_event(project.events(last), Resumed, step=stopped["step"])
+
+    done = project.finish(*command)
     assert done.status == 0, done.text
-    assert find_event(project.events(again), Resumed, step=newest["step"])
+    assert find_event(read_log(done.text), ModelRegistered)
     assert_same_weights(final_weights(folder), uninterrupted)
+    assert versions_of(project, folder.name) == 1
 
 
 def test_a_job_the_cluster_can_never_hold_is_refused_with_the_arithmetic(project: Project) -> None:
