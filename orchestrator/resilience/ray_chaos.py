@@ -176,14 +176,14 @@ class _ChaosCluster:
         if fault.kind == "tracking unavailable":
             return FaultOutcome(fault, at, self._fail_requests(self.tracking, outage))
         began = time.monotonic()
-        injected = {
+        inject: dict[str, Callable[[], bool]] = {
             "worker killed": self._kill_worker,
             "driver killed": self._kill_driver,
             "job stopped": self._stop_and_resubmit,
             "node lost": lambda: self._replace_node(allow_graceful=False),
             "raylet stopped": lambda: self._replace_node(allow_graceful=True),  # as `ray stop` does
-        }[fault.kind]()
-        if not injected:
+        }
+        if not inject[fault.kind]():
             return FaultOutcome(fault, at, None)
         continued = self.wait_until(lambda: repeated_steps(self.events()[seen:], at) is not None)
         seconds = time.monotonic() - began
