@@ -9,6 +9,17 @@ import torch.multiprocessing
 
 
 def run_processes(function: Callable[..., None], number: int, *arguments: object) -> None:
-    """Call function(rank, *arguments) in `number` processes and wait for them. Raises what one of them raises."""
+    """Call function(rank, *arguments) in `number` processes and wait for them. Raises what one of them raises.
+
+    They have the environment that this process had when it used a forkserver first.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["orchestrator.training.loop"])
-    torch.multiprocessing.start_processes(function, arguments, number, start_method="forkserver")
+    running = torch.multiprocessing.start_processes(
+        function, arguments, number, join=False, start_method="forkserver"
+    )
+    try:
+        while not running.join():
+            pass
+    finally:
+        for process in running.processes:
+            process.kill()

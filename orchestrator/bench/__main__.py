@@ -196,7 +196,7 @@ def _s3(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     value = int(text)
     if not 1 <= value <= _MAX_NUMBER:
-        raise argparse.ArgumentTypeError(f"{value:g}: from 1 to {_MAX_NUMBER:,}")
+        raise argparse.ArgumentTypeError(f"{text:.20}: from 1 to {_MAX_NUMBER:,}")
     return value
 
 

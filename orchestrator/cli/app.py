@@ -99,7 +99,7 @@ def _require_in_range(value: Any) -> Any:
     """Return the value of an option. Raises BadParameter for NaN, which no range excludes, and for huge numbers."""
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, int | float) and not abs(each) <= MAX_NUMBER:
-            raise typer.BadParameter(f"{each:g} is not a number of at most {MAX_NUMBER:,}.")
+            raise typer.BadParameter(f"{each!s:.20} is not a number of at most {MAX_NUMBER:,}.")
     return value
 
 

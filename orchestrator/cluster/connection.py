@@ -43,6 +43,8 @@ _ALLOCATOR = {
 
 _PRIVATE = ("AWS_", "MLFLOW_", "MIRAGE_")
 """Variables with these prefixes hold credentials, or may; workers need them."""
+_OF_EACH_NODE = ("MIRAGE_CACHE",)
+"""Variables for which the one of a node counts, if it has one."""
 _STAY_HERE = ("MIRAGE_SERVE_TOKEN", "MIRAGE_WEBHOOK_SECRET", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
 
 
@@ -85,7 +87,8 @@ def _runtime_env(environment: Mapping[str, str]) -> dict[str, Any]:
     }
 
     def set_environment() -> None:
-        os.environ.update(private)
+        of_node = {name: os.environ[name] for name in _OF_EACH_NODE if name in os.environ}
+        os.environ.update({**private, **of_node})
 
     return {"env_vars": {**_ALLOCATOR, **public}, "worker_process_setup_hook": set_environment}
 

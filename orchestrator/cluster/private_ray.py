@@ -26,14 +26,17 @@ def is_needed() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         return False
     try:
-        return ray_head.stale_address_file().stat().st_uid != os.getuid()
-    except FileNotFoundError:
+        return ray_head.stale_address_file().lstat().st_uid != os.getuid()
+    except OSError:
         return True
 
 
-def prepare() -> None:
-    """Set what Ray reads when it is imported, if this process would start a Ray; nothing if it has been imported."""
-    if "ray" in sys.modules or not is_needed():
+def prepare(*, always: bool = False) -> None:
+    """Set what Ray reads when it is imported, if this process would start a Ray; nothing if it has been imported.
+
+    always: the process starts one whatever is named.
+    """
+    if "ray" in sys.modules or not (always or is_needed()):
         return
     for name, value in ray_head.ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -6,11 +6,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
 from orchestrator.config.schema import Pack
+from orchestrator.config.yaml_text import YamlError, read_yaml
 from shards.sample import SIGMA
 
 FIRST_LINE = "#!/usr/bin/env -S python -m orchestrator run"
@@ -84,5 +84,7 @@ track: {{experiment: {label}, register_as: {label}}}
 
 def _scalar(text: str) -> str:
     """Return a text as YAML: plain where YAML reads it as that text, else in quotes."""
-    plain = re.fullmatch(r"[\w.-]+", text) and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    with suppress(YamlError):
+        if re.fullmatch(r"[\w.-]+", text) and read_yaml(text).value == text:
+            return text
+    return json.dumps(text, ensure_ascii=False)

@@ -97,10 +97,12 @@ class _Meta:
         self._data = data
         self._left = 2 * len(data)  # bytes of items; they may overlap
         self._boxes = 0
-        outer = dict(self._inside(0, len(data)))
-        if b"meta" not in outer:
+        outer = self._inside(0, len(data))
+        start, end = next(
+            (place for name, place in outer if name == b"meta"), (0, 0)
+        )  # what follows may be anything
+        if not end:
             raise ValueError("it has no picture")
-        start, end = outer[b"meta"]
         inner = dict(self._inside(start + 4, end))
         self._idat = inner.get(b"idat", (0, 0))[0]
         self._inner = inner

@@ -18,6 +18,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import PurePosixPath
@@ -81,7 +82,7 @@ class GarbageReport:
 def find(
     store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS
 ) -> GarbageReport:
-    """Find the garbage of a store; change nothing. `registered_runs` are the ids of runs with registered models."""
+    """Find the garbage of a store; delete nothing. `registered_runs` are the ids of runs with registered models."""
     roots: dict[str, dict[str, list[str]]] = {}
     proofs: dict[str, list[str]] = {}
     for key in store.list():
@@ -134,11 +135,12 @@ def _time_of(store: Store) -> float:
     key = f".clock-{uuid.uuid4().hex}"
     try:
         store.write(key, b"")
-        now = store.stat(key).modified_unix
-        store.delete(key)
+        return store.stat(key).modified_unix
     except StoreError:
         return time.time()
-    return now
+    finally:
+        with suppress(StoreError):
+            store.delete(key)
 
 
 def remove(store: Store, garbage: Iterable[Garbage]) -> int:

@@ -314,7 +314,8 @@ def _chaos_job(job: Job, config: ProofConfig, tracking: str) -> Job:
 
 @contextmanager
 def _ray_cluster() -> Iterator[Any]:
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    private_ray.prepare(always=True)
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # also where Ray has been imported
     from ray.cluster_utils import Cluster
 
     health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}

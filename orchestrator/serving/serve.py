@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from orchestrator.cluster import private_ray
@@ -19,7 +20,7 @@ def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callabl
 
     Raises ServiceError and RegistryError before it accepts requests.
     """
-    private_ray.prepare()
+    private_ray.prepare(always=not os.environ.get("RAY_ADDRESS"))
     from orchestrator.serving.ray_serve import replicas
 
     tracking_uri = resolve_tracking_uri()

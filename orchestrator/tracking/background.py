@@ -266,9 +266,12 @@ class Tracker:
                     log.warning(
                         "what run %s left is still waiting: %s", about.get("run") or run_id, explain(error)
                     )
-        for sent in send_kept(self._uri, self._spool):
-            if sent.problem:
-                log.warning("%s is still waiting: %s", sent.name, sent.problem)
+        try:
+            for sent in send_kept(self._uri, self._spool):
+                if sent.problem:
+                    log.warning("%s is still waiting: %s", sent.name, sent.problem)
+        except Exception as error:
+            log.warning("evaluations are still waiting: %s", explain(error))
 
 
 class _Sender:

@@ -20,6 +20,7 @@ from pathlib import Path
 from orchestrator.errors import TrackingError
 from orchestrator.masking import unmasked, without_password
 from orchestrator.outputs import write_output
+from orchestrator.records import read_record
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.failures import tracking_errors
@@ -70,19 +71,24 @@ def send_kept(uri: str, spool: Path, *, of_all_servers: bool = False) -> Iterato
     for file in sorted((spool / _FOLDER).glob("*/run.json")):
         folder = file.parent
         where = f"What waits is in {folder}; delete it to give it up."
-        lock = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be sending it
+            lock = os.open(file, os.O_RDWR)
+        except FileNotFoundError:
+            continue  # another process has sent it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not file.exists():
                 continue
-            run = FinishedRun(**json.loads(file.read_bytes()))
+            run = read_record(FinishedRun, file.read_bytes())
             if not of_all_servers and run.server != without_password(uri):
                 continue
             yield SyncedRun(run.name, _send(unmasked(run.server, uri), run, folder / "files"))
             shutil.rmtree(folder)
+        except BlockingIOError:
+            continue  # another process is sending it
         except TrackingError as error:
             yield SyncedRun(folder.name, 0, f"{error} {where}")
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, OSError) as error:
             yield SyncedRun(folder.name, 0, f"{file} cannot be read ({error}). {where}")
         finally:
             os.close(lock)

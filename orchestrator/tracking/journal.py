@@ -93,10 +93,11 @@ class Journal:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process has just sent the last journal of the folder
-                created = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-                break
-        file = os.fdopen(created, "ab", buffering=0)
-        fcntl.flock(file, fcntl.LOCK_EX)
+                created = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                file = os.fdopen(created, "ab", buffering=0)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if path.stat().st_ino == os.fstat(created).st_ino:  # or it took this one for an abandoned one
+                    break
         if about:
             _write_whole(file, json.dumps(dict(about)).encode() + b"\n")
         return cls(path, file)

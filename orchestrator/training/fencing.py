@@ -86,10 +86,10 @@ class _FencedStore:
         method = getattr(self._store, name)
         return partial(self._checked, method) if name in _WRITES else method
 
-    def _checked(self, write: Callable[..., Any], *args: Any) -> Any:
+    def _checked(self, write: Callable[..., Any], *args: Any, **options: Any) -> Any:
         self._check()
         with checking_before_retries(self._check):
-            return write(*args)
+            return write(*args, **options)
 
     def _check(self) -> None:
         require_newest(self._store, self._claim)

@@ -211,7 +211,7 @@ def _longest(place: RequestTarget, failure: _Failure) -> float:
     """Return for how many seconds a failure is tried again, if the budget allows it."""
     if failure.kind == "final":
         return 0.0
-    was_allowed = any(uri == place.uri and failure.right in ("", right) for uri, right in _allowed)
+    was_allowed = any(uri == place.uri and failure.right in ("", right) for uri, right in tuple(_allowed))
     passing = failure.kind == "passing" or (failure.kind == "doubtful" and was_allowed)
     return math.inf if passing else DOUBTFUL_SECONDS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import OwnedError
 from orchestrator.maintenance.garbage_collection import find
 from orchestrator.ownership import owned
+from orchestrator.serving import active_model
 from orchestrator.serving.active_model import ActiveModel
 from orchestrator.training.checkpoint import Retention
 from shards.store import LocalStore, retry
@@ -84,7 +86,7 @@ def test_a_rejected_model_is_tried_again_after_a_minute_of_waiting(
     monkeypatch: pytest.MonkeyPatch, moving: None
 ) -> None:
     clock = iter((0.0, 59.0, 61.0))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(active_model, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     model = ActiveModel(current=_Model("1"))  # type: ignore[arg-type]
     model.reject("2", "damaged")
     assert [model.may_try("2"), model.may_try("2")] == [False, True]

@@ -197,8 +197,8 @@ def test_a_job_stopped_in_training_in_a_checkpoint_and_in_registration_resumes_f
     # While a checkpoint is written.
     again = project.start(*command)
     project.wait_for_event(again, Resumed, step=newest["step"])
-    wait_until(lambda: [*(folder / "blobs").glob(".tmp-*")], "a checkpoint is written", every=0)
     writers = project.workers("RayTrainWorker")
+    wait_until(lambda: [*(folder / "blobs").glob(".tmp-*")], "a checkpoint is written", every=0)
     for worker in writers:
         worker.suspend()
     project.stop(again)

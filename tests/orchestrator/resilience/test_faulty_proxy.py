@@ -193,13 +193,13 @@ def test_a_fault_that_stays_is_one_clear_error_in_every_verb(
 def test_a_404_that_is_no_servers_answer_never_means_that_an_object_is_missing(
     proxy: FaultyProxy, bucket: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(retry.VARIABLE, "0.001")
     for failing in (1, 2, 99):  # HEAD alone, HEAD and the GET that confirms it, all
         began = sum(proxy.counts.values())
         proxy.plan = lambda n, last=began + failing: RequestFault.NOT_FOUND if n < last else RequestFault.NONE
         if failing < 99:
             assert bucket.exists("old")
             continue
+        monkeypatch.setenv(retry.VARIABLE, "0.001")
         with pytest.raises(StoreError, match="HTTP 404"):
             bucket.exists("old")
 

@@ -198,8 +198,9 @@ def test_the_next_process_sends_what_another_run_left(gate: Gate, server: Server
 
 @on_server
 def test_of_two_processes_that_sync_at_once_one_sends_each_line_once(
-    gate: Gate, server: Server, tmp_path: Path
+    gate: Gate, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # one request waits for the other process
     spool, run_id = tmp_path / "spool", runs.start_run(server.uri, "outages", "twice", {}, {})
     gate.fault = FAULTS["away"]
     tracker = Tracker(gate.uri, run_id, spool)
