@@ -15,7 +15,7 @@ help:
 	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
 	@echo "make test       set up, then style, types, imports and the tests"
 	@echo "make test-slow  clusters, kills, servers, the main job (about 40 minutes)"
-	@echo "make quick      the tests that need no server and no cluster (5 minutes)"
+	@echo "make quick      the tests that need no server and no cluster (about 5 minutes)"
 	@echo "make mutants    random changes in named modules, and which of them the tests notice (MUTANTS='--each 2 shards/cache.py')"
 	@echo "make check      style, types and import rules alone"
 	@echo "make docs       the documentation as HTML in .mirage/docs/site"

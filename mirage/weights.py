@@ -179,11 +179,11 @@ def _unpacked_size(data: bytes) -> int:
             return sum(entry.file_size for entry in archive.infolist())
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        NotImplementedError,  # zipfile raises it for a compression or a version that it does not know
         ValueError,
         OSError,
         struct.error,
-    ):  # zipfile raises all of them
+    ):
         return 0  # an older layout, or damaged: torch says so
 
 

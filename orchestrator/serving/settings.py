@@ -19,7 +19,7 @@ POLL_SECONDS_WITH_WEBHOOK = 60.0
 
 
 MAX_SECONDS = 10_000_000
-"""Maximum of a time in the settings, four months: the operating system refuses to wait for ever."""
+"""Maximum of a time in the settings, four months: the operating system refuses longer waits."""
 
 
 @dataclass(frozen=True)

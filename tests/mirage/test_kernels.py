@@ -41,10 +41,10 @@ from tests.mirage.interpreter import HAS_TRITON
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A skip for either reason fails CI, since tests/conftest.py does not list it: CI has Triton and a compiler.
-needs_triton = pytest.mark.skipif(  # fails CI
+needs_triton = pytest.mark.skipif(  # fails CI, since conftest.py does not list the reason
     not HAS_TRITON, reason="Triton is not installed: it exists for Linux only"
 )
-needs_c = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")  # fails CI
+needs_c = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")  # fails CI too
 
 FUSED = [name for name in OPERATORS if hasattr(fused_c, name.split()[0])]
 CONVOLUTIONS = ["depthwise", "dynamic_depthwise", "moments"]

@@ -13,7 +13,7 @@ from orchestrator.serving.ray_replica_port import NoReplicaPort
 
 
 def opened(address: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return where a gRPC server listens that is told to listen at `address`, after the argument came."""
+    """Return where a gRPC server listens if it is asked for `address` after the argument was unpickled."""
     monkeypatch.setattr(grpc.aio, "server", grpc.aio.server)  # undone after the test
     assert isinstance(pickle.loads(pickle.dumps(NoReplicaPort())), NoReplicaPort)
 
