@@ -1,16 +1,17 @@
 """Published datasets opened for random access to rows and their pixels.
 
 WebDataset reads a tar from its first byte to its last. Training needs single images in random order, and crops of
-them, so shards are memory-mapped and read here at the offsets in the manifest. `shards.pipeline` reads in sequence.
+them, so shards are read here at the offsets in the manifest. `shards.pipeline` reads in sequence.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,41 @@ Image = NDArray[np.uint8]
 Decoder = Callable[[bytes, str], Image]
 
 _OPEN_SHARDS = 128
+"""Number of shards that a process keeps open; each takes a descriptor, of which a process may have 1,024."""
+
+
+class _OpenShard:
+    """A shard that is open for reading until nothing refers to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._descriptor = file, file.fileno()
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes of the shard. Raises CorruptObjectError when it ends before them."""
+        data = os.pread(self._descriptor, size, offset)
+        while len(data) < size:  # a call returns at most 2 GiB
+            more = os.pread(self._descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise CorruptObjectError(f"its shard ends at byte {offset + len(data)}.")
+            data += more
+        return data
+
+
+class _ImageBytes:
+    """The bytes of one image in a shard, read in slices: a crop needs a few tiles."""
+
+    def __init__(self, shard: _OpenShard, member: Member) -> None:
+        self._shard, self._member = shard, member
+
+    def __len__(self) -> int:
+        return self._member.size
+
+    def __getitem__(self, span: slice) -> bytes:
+        start, stop, _ = span.indices(self._member.size)
+        return self._shard.read(self._member.offset + start, stop - start)
 
 
 class Dataset:
@@ -45,7 +81,8 @@ class Dataset:
         self._cache = cache
         self._shards: list[tuple[Store, Shard]] = []
         self._rows: dict[tuple[str, str], list[ManifestRow]] = {}
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._last_eviction = 0
         self._damaged: dict[int, tuple[type[CorruptObjectError | MissingObjectError], str]] = {}
         asked: Sequence[str | None] = digests or [None] * len(uris)
         for uri, digest in zip(uris, asked, strict=True):
@@ -130,48 +167,50 @@ class Dataset:
                 f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
             )
         store, shard = self._shards[member.shard]
-        with memoryview(self._map(member.shard))[member.offset : member.offset + member.size] as view:
-            try:
-                if member.encoding != ORIGINAL:
-                    _require_size(tiles.shape(view), member)
-                if member.encoding == ORIGINAL:
-                    return _decode_file(bytes(view), member, window, decode)
-                if window is not None:
-                    return tiles.crop(view, *window)
-                if zlib.crc32(view) != member.crc32:
-                    raise CorruptObjectError("its checksum does not match.")
-                return tiles.decode(view)
-            except CorruptObjectError as error:
-                raise CorruptObjectError(
-                    f"{store.uri}/{shard.key}, sample {row.id!r} at byte {member.offset}: {error}"
-                ) from error
+        image = _ImageBytes(self._opened(member.shard), member)
+        try:
+            if member.encoding == ORIGINAL:
+                return _decode_file(image[:], member, window, decode)
+            _require_size(tiles.shape(image), member)
+            if window is not None:
+                return tiles.crop(image, *window)
+            data = image[:]
+            if zlib.crc32(data) != member.crc32:
+                raise CorruptObjectError("its checksum does not match.")
+            return tiles.decode(data)
+        except CorruptObjectError as error:
+            raise CorruptObjectError(
+                f"{store.uri}/{shard.key}, sample {row.id!r} at byte {member.offset}: {error}"
+            ) from error
 
-    def _map(self, index: int) -> mmap.mmap:
-        if index in self._maps:
-            self._maps.move_to_end(index)
-            return self._maps[index]
+    def _opened(self, index: int) -> _OpenShard:
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index]
         if index in self._damaged:
             kind, message = self._damaged[index]
             raise kind(message)  # a new one: raising an old error again keeps every traceback it ever had
         try:
-            with self._cache.open(*self._shards[index]) as file:
-                opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            opened = _OpenShard(self._cache.open(*self._shards[index], buffering=0))
         except (CorruptObjectError, MissingObjectError) as error:
             self._damaged[index] = type(error), str(error)  # do not download it again for each of its samples
             raise
         self._close_unused()
-        self._maps[index] = opened
+        self._open[index] = opened
         return opened
 
     def _close_unused(self) -> None:
         """Close evicted shards, so that their bytes leave the disk, and the least recently used one when full."""
-        for index in list(self._maps):
-            store, shard = self._shards[index]
-            if len(self._maps) >= _OPEN_SHARDS or not self._cache.holds(store, shard):
-                del self._maps[index]
+        last = self._cache.last_eviction()
+        if last != self._last_eviction:  # to ask about every open shard takes longer than to read a sample
+            self._last_eviction = last
+            for index in [i for i in self._open if not self._cache.holds(*self._shards[i])]:
+                del self._open[index]
+        if len(self._open) >= _OPEN_SHARDS:
+            self._open.popitem(last=False)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict()}
 
 
 def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode: Decoder) -> Image:

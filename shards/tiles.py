@@ -18,7 +18,7 @@ Layout, little-endian:
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import imagecodecs
 import numpy as np
@@ -27,7 +27,17 @@ from numpy.typing import NDArray
 from shards.errors import CorruptObjectError, PackError
 
 Image = NDArray[np.uint8]
-Buffer = bytes | memoryview
+
+
+class Buffer(Protocol):
+    """Bytes that are read in slices: `bytes`, a memoryview, or a part of a file."""
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+
+    def __getitem__(self, span: slice, /) -> bytes | memoryview:
+        """Return the bytes of a slice."""
+
 
 TILE = 64
 CODECS = {"fast": "tiles-qoi", "compact": "tiles-webp"}
@@ -94,10 +104,10 @@ def crop(buffer: Buffer, top: int, left: int, height: int, width: int) -> Image:
 
 def _crop(buffer: Buffer, header: _TileHeader, top: int, left: int, height: int, width: int) -> Image:
     out = np.empty((height, width, 3), np.uint8)
-    view, edge = memoryview(buffer), header.tile
+    edge = header.tile
     for row in range(top // edge, (top + height - 1) // edge + 1):
         for column in range(left // edge, (left + width - 1) // edge + 1):
-            tile = _decode_tile(view, header, row, column)
+            tile = _decode_tile(buffer, header, row, column)
             y, x = row * edge, column * edge
             y0, x0 = max(top, y), max(left, x)
             y1, x1 = min(top + height, y + tile.shape[0]), min(left + width, x + tile.shape[1])
@@ -108,7 +118,7 @@ def _crop(buffer: Buffer, header: _TileHeader, top: int, left: int, height: int,
 def _header(buffer: Buffer) -> _TileHeader:
     if len(buffer) < _HEADER.size:
         raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes is shorter than its header.")
-    magic, height, width, tile, codec, channels = _HEADER.unpack_from(buffer)
+    magic, height, width, tile, codec, channels = _HEADER.unpack(buffer[: _HEADER.size])
     if magic != _MAGIC:
         raise CorruptObjectError(f"not a tiled image: it starts with {bytes(magic)!r} instead of {_MAGIC!r}.")
     possible = codec in _CODEC_IDS.values() and channels == 3 and tile > 0
@@ -121,7 +131,7 @@ def _header(buffer: Buffer) -> _TileHeader:
     base = _HEADER.size + 4 * (rows * columns + 1)
     if len(buffer) < base:
         raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes ends inside its table of tiles.")
-    starts = np.frombuffer(buffer, "<u4", rows * columns + 1, _HEADER.size).astype(np.int64) + base
+    starts = np.frombuffer(buffer[_HEADER.size : base], "<u4").astype(np.int64) + base
     if starts[0] != base or starts[-1] != len(buffer) or (np.diff(starts) < 1).any():
         raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes has an inconsistent table of tiles.")
     return _TileHeader(height, width, tile, codec, columns, starts)
@@ -133,12 +143,12 @@ def _encode_tile(tile: Image, codec: str) -> bytes:
     return bytes(imagecodecs.webp_encode(tile, lossless=True))
 
 
-def _decode_tile(view: memoryview, header: _TileHeader, row: int, column: int) -> Image:
+def _decode_tile(buffer: Buffer, header: _TileHeader, row: int, column: int) -> Image:
     index = row * header.columns + column
-    start, end = header.starts[index], header.starts[index + 1]
+    start, end = header.starts[index : index + 2].tolist()
     decoder = imagecodecs.qoi_decode if header.codec == 0 else imagecodecs.webp_decode
     try:
-        tile: Image = decoder(bytes(view[start:end]))
+        tile: Image = decoder(bytes(buffer[start:end]))
     except _DAMAGED as error:
         raise CorruptObjectError(f"tile {index} of a tiled image cannot be decoded: {error}") from error
     edge = header.tile
