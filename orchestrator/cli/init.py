@@ -18,13 +18,17 @@ _EVERY = 5
     START,
     "mirage init mine --root PHOTOS --degradation rain --degradation haze",
     "mirage init mine --root PAIRS --degraded 'in/{key}.png' --clean 'gt/{key}.png' --degradation rain",
+    "mirage init mine --root PAIRS --degraded '{split}/in/{key}.jpg' --clean '{split}/gt/{key}.png' --degradation jpeg",
 )
 def init(
     name: Annotated[str, argument("Name of the job, its dataset and its model.")],
     root: Annotated[Path | None, option("Folder of your photographs.", default="asks for it")] = None,
     degraded: Annotated[
         str | None,
-        option("For pairs: pattern of the degraded files below the root, in/{key}.png.", default="no pairs"),
+        option(
+            "For pairs: pattern of the degraded files below the root, in/{key}.png. {split} is train or test.",
+            default="no pairs",
+        ),
     ] = None,
     clean: Annotated[
         str | None,
@@ -36,12 +40,19 @@ def init(
             "Degradation of your pairs, or to make from clean photographs. Repeatable.", default="asks for it"
         ),
     ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        option(
+            "Photograph for evaluation, by name without suffix, or a file with one name in each line. Repeatable.",
+            default="{split} of the patterns, or one of five",
+            metavar="NAME|@FILE",
+        ),
+    ] = None,
     steps: Annotated[int, option("Number of training steps.", min=20)] = 800,
     gpu: Annotated[bool, option("Train a larger network on one GPU.", "--gpu")] = False,
     out: Annotated[Path | None, option("Job file to write.", "--out", "-o", default="jobs/NAME.yaml")] = None,
 ) -> None:
     """Write a commented job file for your own photographs or pairs. In a terminal it asks for what is missing."""
-    from orchestrator.config.loader import job_from_yaml
     from orchestrator.config.starter import starter_job
     from orchestrator.errors import PlanError
     from orchestrator.outputs import write_output
@@ -64,18 +75,34 @@ def init(
     )
     if not root.is_dir():
         raise PlanError(f"--root {root}: no such folder.")
-    pack: dict[str, object] = {"root": str(root)}
-    if degraded is None:
-        pack = {"source": "synthetic", **pack, "degradations": kinds, "held_out": _held_out(root)}
-    else:
-        pack = {"source": "pairs", **pack, "degraded": degraded, "clean": clean, "degradation": kinds[0]}
-        pack["held_out_share"] = 1 / _EVERY
+    pack: dict[str, object] = {"source": "synthetic", "root": str(root), "degradations": kinds}
+    if degraded is not None:
         if len(kinds) > 1:
             raise PlanError(f"--degradation: pairs have one degradation, and {len(kinds)} are named.")
+        patterns = {"degraded": degraded, "clean": clean, "degradation": kinds[0]}
+        pack = {"source": "pairs", "root": str(root), **patterns}
+    pack |= {"held_out": held_out} if held_out else _held_out(root, degraded, clean)
     text = starter_job(name, pack, kinds, path=str(path), steps=steps, gpu=gpu)
-    job_from_yaml(text, str(path))  # refuses for example an unknown degradation
+    _check(text, path)
     write_output(path, text, executable=True)
     emit(f"written: {path}\nnext:    mirage plan {path}")
+
+
+def _check(text: str, path: Path) -> None:
+    """Raise an error unless the job of `text` can pack its photographs, for example for an unknown degradation."""
+    from orchestrator.config.loader import job_from_yaml
+    from orchestrator.config.schema import Job
+    from orchestrator.data.sources import source_of
+    from orchestrator.errors import PlanError
+
+    job = job_from_yaml(text, str(path))
+    assert isinstance(job, Job)
+    assert job.data.pack is not None
+    source = source_of(job.data.pack)
+    trained = sum(source.training_counts().values())
+    for count, what in ((trained, "train on"), (len(source) - trained, "evaluate")):
+        if not count:
+            raise PlanError(f"--root {job.data.pack.root}: no photograph is left to {what}.")
 
 
 def _ask(option: str, question: str) -> str:
@@ -87,12 +114,24 @@ def _ask(option: str, question: str) -> str:
     return str(typer.prompt(question))
 
 
-def _held_out(root: Path) -> list[str]:
-    """Return the names of the photographs that are kept for evaluation: every fifth, at least one."""
+def _held_out(root: Path, degraded: str | None, clean: str | None) -> dict[str, object]:
+    """Return the keys that keep some photographs for evaluation: every fifth, at least one.
+
+    Patterns with `{split}` need none.
+    """
     from orchestrator.errors import PlanError
     from shards.images import list_images
+    from shards.sources.pairs import clean_files, has_split
 
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in list_images(root)]
-    if len(names) < 2:
-        raise PlanError(f"--root {root}: has {len(names)} photographs; at least 2 are needed, 1 to evaluate.")
-    return names[::_EVERY] if len(names) >= _EVERY else names[:1]
+    if degraded is not None and clean is not None:
+        if has_split(degraded, clean):
+            return {}
+        found = len(clean_files(root, degraded, clean))
+        share: dict[str, object] = {"held_out_share": max(1 / _EVERY, 1 / found)}
+    else:
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in list_images(root)]
+        found = len(names)
+        share = {"held_out": names[::_EVERY] if found >= _EVERY else names[:1]}
+    if found < 2:
+        raise PlanError(f"--root {root}: has {found} photographs; at least 2 are needed, 1 to evaluate.")
+    return share

@@ -96,6 +96,14 @@ Degradations = Annotated[
     list[str] | None,
     option("Degradation to make. Repeatable.", "--degradation", default="noise25 rain haze blur lowlight"),
 ]
+HeldOut = Annotated[
+    list[str] | None,
+    option(
+        "Photograph for evaluation, by name without suffix, or a file with one name in each line. Repeatable.",
+        default=False,
+        metavar="NAME|@FILE",
+    ),
+]
 Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
 Seed = Annotated[int, option("Random seed of the degradations.", min=0, max=2**63 - 1, callback=None)]
 Licence = Annotated[str, option("Licence of the photographs, for the manifest.")]
@@ -129,10 +137,7 @@ def synthetic(
     out: Out,
     root: Root,
     degradations: Degradations = None,
-    held_out: Annotated[
-        list[str] | None,
-        option("Photograph for evaluation, by name without suffix. Repeatable.", default=False),
-    ] = None,
+    held_out: HeldOut = None,
     variants: Variants = 4,
     seed: Seed = 0,
     licence: Licence = "not stated",
@@ -149,17 +154,25 @@ def synthetic(
     cls=Command,
     rich_help_panel=_OWN,
     epilog=epilog(
-        "mirage pack pairs --root RAW --degraded 'in/{key}_*.png' --clean 'gt/{key}.png' --degradation rain -o DATASET"
+        "mirage pack pairs --root RAW --degraded 'in/{key}_*.png' --clean 'gt/{key}.png' --degradation rain "
+        "--held-out-share 0.2 -o DATASET",
+        "mirage pack pairs --root RAW --degraded '{split}/in/{key}.png' --clean '{split}/gt/{key}.png' --degradation "
+        "phone -o DATASET",
     ),
 )
 def pairs(
     out: Out,
     root: Root,
     degraded: Annotated[
-        str, option("Pattern of the degraded files below the root: in/{key}_*.png.", default=False)
+        str,
+        option(
+            "Pattern of the degraded files below the root: in/{key}_*.png. {split} is train or test.",
+            default=False,
+        ),
     ],
     clean: Annotated[str, option("Pattern of the clean files below the root: gt/{key}.png.", default=False)],
     degradation: Annotated[list[str], option("What degraded the files.", default=False)],
+    held_out: HeldOut = None,
     held_out_share: Annotated[float, option("Share of the clean files for evaluation.", min=0, max=1)] = 0.0,
     licence: Licence = "not stated",
     allow_partial: Partial = False,

@@ -277,20 +277,22 @@ class Pack(Section):
     degradations: tuple[KnownDegradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
     """Degradations to make (`photographs`, `synthetic`). Noise is added when a sample is read; it is not stored."""
     held_out: Names = ()
-    """Photographs for evaluation, by their names without suffix (`synthetic`)."""
+    """Photographs for evaluation, by their names without suffix, or @FILE with one name in each line (`synthetic`,
+    `pairs`)."""
     variants: Int = Field(default=4, ge=1)
     """Random draws of each degradation per training photograph (`photographs`, `synthetic`)."""
     seed: Seed = 0
     """Random seed of the degradations (`photographs`, `synthetic`)."""
 
     degraded: str | None = None
-    """Pattern of the degraded files below `root`, for example input/{key}_*.png (`pairs`)."""
+    """Pattern of the degraded files below `root`, for example input/{key}_*.png (`pairs`). A field {split} in it
+    (train, test, val, ...) says which pairs are for evaluation."""
     clean: str | None = None
     """Pattern of the clean files below `root`, for example target/{key}.png (`pairs`)."""
     degradation: Degradation | None = None
     """Degradation of the degraded files (`pairs`): a known one, or an own name."""
     held_out_share: Float = Field(default=0.0, ge=0, le=1)
-    """Share of the clean files for evaluation, 0 to 1 (`pairs`)."""
+    """Share of the clean files for evaluation, 0 to 1 (`pairs`, without {split} and `held_out`)."""
     licence: str = "not stated"
     """Licence of the photographs, for the manifest (`pairs`, `synthetic`)."""
 

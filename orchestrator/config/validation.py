@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -230,13 +231,28 @@ def source_conflicts(pack: Pack) -> Iterator[Conflict]:
                     key,
                     "is missing: pairs need patterns of the degraded and clean files, and the degradation.",
                 )
+        yield from _division_conflicts(pack)
     for key, sources in _ONLY_FOR.items():
         if pack.source not in sources and getattr(pack, key) != Pack.model_fields[key].get_default():
             yield key, f"is for {' and '.join(sources)} only, not for {pack.source}."
 
 
+def _division_conflicts(pack: Pack) -> Iterator[Conflict]:
+    """Yield conflicts between the ways to divide pairs into those for training and those for evaluation."""
+    has_split = any(re.search(r"\{split[:}]", pattern or "") for pattern in (pack.degraded, pack.clean))
+    if has_split and pack.held_out_share:
+        yield (
+            "held_out_share",
+            "is a share of random pairs, but {split} in a pattern divides them. Remove one.",
+        )
+    if has_split and pack.held_out:
+        yield "held_out", "names pairs for evaluation, but {split} in a pattern divides them. Remove one."
+    if pack.held_out and pack.held_out_share:
+        yield "held_out_share", "and held_out both divide the pairs. Remove one."
+
+
 _ONLY_FOR = {
-    "held_out": ("synthetic",),
+    "held_out": ("synthetic", "pairs"),
     **dict.fromkeys(("degraded", "clean", "degradation", "held_out_share"), ("pairs",)),
     "group": ("cdd11",),
     "crops": ("gopro",),

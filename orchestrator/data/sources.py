@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.schema import Pack
@@ -30,7 +31,7 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
         return FolderSource(
             root,
             spec.degradations,
-            held_out=spec.held_out,
+            held_out=_with_absolute_files(spec.held_out),
             seed=spec.seed,
             variants=spec.variants,
             licence=spec.licence,
@@ -45,7 +46,8 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
             spec.degraded,
             spec.clean,
             spec.degradation,
-            held_out=spec.held_out_share,
+            held_out=_with_absolute_files(spec.held_out),
+            held_out_share=spec.held_out_share,
             licence=spec.licence,
             on_hash=on_hash,
         )
@@ -58,3 +60,7 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
         expected=spec.expected,
     )
     return PublishedSource(spec.source, root, options, on_hash)
+
+
+def _with_absolute_files(names: Sequence[str]) -> list[str]:
+    return [f"@{absolute_uri(name[1:])}" if name.startswith("@") else name for name in names]

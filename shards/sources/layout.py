@@ -58,10 +58,10 @@ class FileLayout:
 
     def check(self) -> None:
         """Raise PackError unless the patterns can pair files."""
-        if not self.shared:
+        if not {*self.shared} - {"split"}:
             raise PackError(
                 f"patterns {self.degraded!r} and {self.clean!r} capture no field of the same name. Give "
-                "both a common field, for example input/{key}.png and target/{key}.png."
+                "both a common field beside {split}, for example input/{key}.png and target/{key}.png."
             )
 
     def describe(self) -> str:

@@ -14,6 +14,7 @@ from shards.photographs import PHOTOGRAPHS, photograph_file
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
 from shards.sample import NOISE, SIGMA
+from shards.sources.held_out import named
 from shards.sources.image import DegradedImage, HalvedImage, ImageFile, SourceImage
 from shards.sources.pair import Pair, Split
 
@@ -71,7 +72,7 @@ class PhotographSource:
 class FolderSource:
     """Synthetic pairs from any folder of clean photographs.
 
-    `held_out` lists the files of the test split, as paths inside the folder without suffix.
+    `held_out` names the files of the test split (`shards.sources.held_out.named`).
     """
 
     problems: tuple[DataProblem, ...] = ()
@@ -98,10 +99,9 @@ class FolderSource:
                     f"{root}: {self._files[name].name} and {path.name} have the same name. Rename one."
                 )
             self._files[name] = path
-        missing = sorted(set(held_out) - self._files.keys())
-        if missing:
-            raise PackError(f"{root}: held_out names {_first(missing)}, which is not in the folder.")
-        self._held_out = frozenset(held_out)
+        self._held_out = named(
+            held_out, {path.relative_to(root).as_posix(): n for n, path in self._files.items()}
+        )
 
     @cached_property
     def provenance(self) -> dict[str, object]:
@@ -166,8 +166,3 @@ def _pairs(
         for draw in range(draws):
             id_ = f"{name}-{draw}" if draws > 1 else name
             yield Pair(id_, split, kind, DegradedImage(clean, kind, seed, id_), clean, source)
-
-
-def _first(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

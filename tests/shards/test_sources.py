@@ -6,6 +6,7 @@ import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def root(photographs: Path, tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def of(root: Path, **options: float) -> PairsSource:
+def of(root: Path, **options: Any) -> PairsSource:
     return PairsSource(root, "rainy/{key}.(png|bmp)", "clean/{key}.png", "rain", **options)
 
 
@@ -97,12 +98,12 @@ def packing(source: Source, tmp_path: Path, **options: object) -> Manifest:
 def test_pairs_are_matched_by_what_both_patterns_capture(root: Path):
     Image.open(root / "rainy" / "china.png").save(root / "rainy" / "china.bmp")
     (root / "rainy" / "china.png").unlink()
-    pairs = list(of(root, held_out=0.4))
+    pairs = list(of(root, held_out_share=0.4))
     assert [pair.id for pair in pairs] == [
         f"rainy/{n}" for n in ("brick", "chelsea", "china", "coffee", "flower")
     ]
     assert sum(pair.split == "test" for pair in pairs) == 2
-    assert of(root, held_out=0.4).training_counts() == {"rain": 3}
+    assert of(root, held_out_share=0.4).training_counts() == {"rain": 3}
     for pair in pairs:
         assert pair.degraded is not None
         np.testing.assert_array_equal(pair.clean.pixels(), pair.degraded.pixels())
@@ -116,7 +117,7 @@ def test_one_clean_file_may_serve_several_degraded_ones_and_is_never_on_both_sid
         (root / "rainy" / f"{name}.png").rename(root / "rainy" / f"{name}_1.png")
     for name in ("brick", "chelsea", "flower"):
         (root / "rainy" / f"{name}.png").rename(root / "rainy" / f"{name}_1.png")
-    source = PairsSource(root, "rainy/{key}_{draw:d}.png", "clean/{key}.png", "rain", held_out=0.5)
+    source = PairsSource(root, "rainy/{key}_{draw:d}.png", "clean/{key}.png", "rain", held_out_share=0.5)
     manifest = packing(source, tmp_path)
     assert len(manifest.rows) == 7
     assert len({row.clean for row in manifest.rows}) == 5
@@ -124,6 +125,110 @@ def test_one_clean_file_may_serve_several_degraded_ones_and_is_never_on_both_sid
     for row in manifest.rows:
         sides[row.clean].add(row.split)
     assert all(len(splits) == 1 for splits in sides.values())
+
+
+def divided(photographs: Path, tmp_path: Path, *words: str, clean_too: bool = True) -> PairsSource:
+    """Return pairs in one folder for each of `words`; photograph i is in folder i modulo their number."""
+    root = tmp_path / "divided"
+    for number, file in enumerate(sorted(photographs.iterdir())):
+        word = words[number % len(words)]
+        for side, folder in (("in", word), ("gt", word if clean_too else "")):
+            (root / folder / side).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, root / folder / side / file.name)
+    clean = "{split}/gt/{key}.png" if clean_too else "gt/{key}.png"
+    return PairsSource(root, "{split}/in/{key}.png", clean, "phone")
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "test"), ("Training", "VAL"), ("train", "dev"), ("train", "valid")]
+)
+@pytest.mark.parametrize("clean_too", [True, False])
+def test_the_field_split_divides_pairs_as_their_folders_do(
+    photographs: Path, tmp_path: Path, words: tuple[str, str], clean_too: bool
+):
+    source = divided(photographs, tmp_path, *words, clean_too=clean_too)
+    assert {pair.id.partition("/")[0]: pair.split for pair in source} == {words[0]: "train", words[1]: "test"}
+    assert source.training_counts() == {"phone": 3}
+    manifest = packing(source, tmp_path)
+    assert manifest.counts() == {"train": {"phone": 3}, "test": {"phone": 2}}
+    assert manifest.provenance["held_out"] == "{split}"
+    assert packing(source, tmp_path).digest == manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "testset"), r"\{split\} is testset, which names no split.*train, training, test"),
+        (("train", "test", "val"), r"\{split\} is test, val: several sets.*\{split:train\|test\}"),
+        (("a1", "b2"), r"a1, b2, which names no split"),
+    ],
+)
+def test_folders_that_do_not_divide_into_two_are_listed(photographs: Path, tmp_path: Path, words, says: str):
+    with pytest.raises(PackError, match=says):
+        divided(photographs, tmp_path, *words)
+
+
+def test_a_clean_file_of_both_splits_is_refused(photographs: Path, tmp_path: Path):
+    root = divided(photographs, tmp_path, "train", "test", clean_too=False)._root
+    shutil.copy(root / "train" / "in" / "brick.png", root / "test" / "in" / "brick.png")
+    with pytest.raises(PackError, match=r"gt/brick.png is the clean file of pairs for training and of"):
+        PairsSource(root, "{split}/in/{key}.png", "gt/{key}.png", "phone")
+
+
+def test_some_folders_can_be_taken_out_of_several(photographs: Path, tmp_path: Path):
+    with pytest.raises(PackError):
+        divided(photographs, tmp_path, "train", "test", "val")
+    pattern = "{split:train|val}/in/{key}.png"
+    source = PairsSource(tmp_path / "divided", pattern, "{split}/gt/{key}.png", "phone")
+    assert {pair.id.partition("/")[0] for pair in source} == {"train", "val"}
+
+
+def test_the_split_may_stand_in_the_pattern_of_the_clean_files_alone(photographs: Path, tmp_path: Path):
+    root = divided(photographs, tmp_path, "train", "test")._root
+    source = PairsSource(root, "**/in/{key}.png", "{split}/gt/{key}.png", "phone")
+    assert source.training_counts() == {"phone": 3}
+
+
+NAMES = ["china", "clean/china", "rainy/china", "china.png", "clean\\china.png", "./clean/china.png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("listed", [False, True])
+def test_pairs_are_held_out_by_any_of_their_names(root: Path, tmp_path: Path, name: str, listed: bool):
+    (tmp_path / "test.txt").write_text(f"\ufeff{name}\r\n\n")
+    source = of(root, held_out=[f"@{tmp_path / 'test.txt'}" if listed else name])
+    assert [pair.id for pair in source if pair.split == "test"] == ["rainy/china"]
+    assert source.provenance["held_out"] == ["clean/china.png"]
+
+
+def test_a_folder_of_photographs_takes_the_same_names(photographs: Path, tmp_path: Path):
+    shutil.copytree(photographs, tmp_path / "album" / "2024")
+    for name in ("china", "2024/china", "2024/china.png"):
+        source = FolderSource(tmp_path / "album", ["rain"], held_out=[name])
+        assert source.provenance["held_out"] == ["2024/china"]
+
+
+def test_a_name_of_several_photographs_is_refused_with_their_folders(photographs: Path, tmp_path: Path):
+    for year in ("2023", "2024"):
+        shutil.copytree(photographs, tmp_path / "album" / year)
+    with pytest.raises(PackError, match=r"china, which is 2023/china, 2024/china"):
+        FolderSource(tmp_path / "album", ["rain"], held_out=["china"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe"])
+def test_a_list_that_holds_no_names_is_refused_by_its_path(root: Path, tmp_path: Path, content: bytes | None):
+    if content is not None:
+        (tmp_path / "test.txt").write_bytes(content)
+    with pytest.raises(PackError, match=r"test.txt (is empty|cannot be read)"):
+        of(root, held_out=[f"@{tmp_path / 'test.txt'}"])
+
+
+def test_two_ways_to_divide_pairs_are_one_too_many(root: Path):
+    with pytest.raises(PackError, match="Give one of them"):
+        of(root, held_out=["china"], held_out_share=0.2)
+    for options in ({"held_out": ["china"]}, {"held_out_share": 0.2}):
+        with pytest.raises(PackError, match=r"Leave out held_out and held_out_share"):
+            PairsSource(root, "{split}/{key}.png", "clean/{key}.png", "rain", **options)
 
 
 def test_other_bytes_another_name_or_another_file_is_another_provenance(photographs: Path, tmp_path: Path):
@@ -263,13 +368,17 @@ def test_halving_is_the_mean_of_four():
         (lambda folder: FolderSource(folder, ["fog"]), "'fog'"),
         (
             lambda folder: FolderSource(folder, ["rain"], held_out=["dog"]),
-            "dog, which is not in the folder",
+            "dog, which is not among the photographs",
         ),
         (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "noise25"), "'noise25' has no pairs"),
-        (lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "rain", held_out=2), "between 0 and 1"),
+        (
+            lambda folder: PairsSource(folder, "{k}.png", "{k}.png", "rain", held_out_share=2),
+            "between 0 and 1",
+        ),
+        (lambda folder: PairsSource(folder, "{split}/x.png", "{split}/y.png", "rain"), "capture no field"),
         (lambda folder: PairsSource(folder, "*.png", "{k}.png", "rain"), "capture no field"),
         (lambda folder: PairsSource(folder, "{k.png", "{k}.png", "rain"), "bracket"),
-        (lambda folder: PairsSource(folder, "a/{k}.png", "{k}.png", "rain"), "no file matches both"),
+        (lambda folder: PairsSource(folder, "a/{k}.png", "{k}.png", "rain"), "no files match"),
     ],
 )
 def test_what_cannot_be_a_source_is_said_at_once(photographs: Path, make, says: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from orchestrator.config.loader import load_job
 from orchestrator.config.schema import Job
 from orchestrator.config.starter import FIRST_LINE, submit_problem
+from orchestrator.data.sources import source_of
 from tests.claims import assert_one_clear_error, mirage
 
 
@@ -53,6 +55,62 @@ def test_a_plan_of_the_written_job_passes(options: tuple[str, ...]) -> None:
     assert bool(warnings) == ("--gpu" in options)  # its batch of 32 is larger than these few pairs
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 7])
+def test_a_few_pairs_are_divided_too(project: Path, pairs: int) -> None:
+    for file in [*project.glob("photos/*/*.png")]:
+        if int(file.stem) >= pairs:
+            file.unlink()
+    assert mirage("init", "mine", "--root", "photos", *PAIRS).status == 0
+    planned = mirage("plan", "jobs/mine.yaml")
+    assert planned.status == 0, planned.text
+    assert re.search(rf"rain +{pairs - max(1, pairs // 5)} x", planned.text)
+
+
+def own_split(project: Path) -> None:
+    """Divide the pairs into train/ and val/."""
+    for side in ("in", "gt"):
+        for file in sorted((project / "photos" / side).iterdir()):
+            folder = project / "photos" / ("val" if int(file.stem) >= 7 else "train") / side
+            folder.mkdir(parents=True, exist_ok=True)
+            file.rename(folder / file.name)
+
+
+SPLIT = ("--degraded", "{split}/in/{key}.png", "--clean", "{split}/gt/{key}.png", "--degradation", "phone")
+
+
+def test_an_own_split_is_kept_in_the_job_in_its_plan_and_in_the_packed_data(project: Path) -> None:
+    own_split(project)
+    done = mirage("init", "mine", "--root", "photos", *SPLIT)
+    assert done.status == 0, done.text
+    pack = loaded("jobs/mine.yaml").data.pack
+    assert pack is not None
+    assert (pack.held_out, pack.held_out_share) == ((), 0.0)
+    assert "phone           7 x" in mirage("plan", "jobs/mine.yaml").text
+    packed = mirage("pack", "pairs", "--root", "photos", *SPLIT, "-o", "packed", "--jobs", "1")
+    assert "test  phone               3" in packed.text
+
+
+@pytest.mark.parametrize("key", ["held_out_share=0.2", "held_out=[x]"])
+def test_a_second_way_to_divide_is_refused_by_its_key(project: Path, key: str) -> None:
+    own_split(project)
+    mirage("init", "mine", "--root", "photos", *SPLIT)
+    done = mirage("plan", "jobs/mine.yaml", "--set", f"data.pack.{key}")
+    assert done.status == 2
+    assert re.search(
+        rf"  data.pack.{key.partition('=')[0]}  .*{{split}} in a pattern divides them", done.text
+    )
+
+
+def test_photographs_for_evaluation_can_be_listed_in_a_file() -> None:
+    Path("keep.txt").write_text("3.png\n7.png\n")
+    for root, options in (("photos/gt", ("--degradation", "rain")), ("photos", PAIRS)):
+        Path("jobs/mine.yaml").unlink(missing_ok=True)
+        written = mirage("init", "mine", "--root", root, *options, "--held-out", "@keep.txt")
+        assert written.status == 0, written.text
+        source = source_of(loaded("jobs/mine.yaml").data.pack)
+        assert {pair.id[-1] for pair in source if pair.split == "test"} == {"3", "7"}
+
+
 def test_the_written_job_can_be_submitted_as_it_is() -> None:
     mirage("init", "mine", "--root", "photos", *PAIRS)
     path = Path("jobs/mine.yaml")
@@ -74,6 +132,9 @@ def test_every_fifth_photograph_is_kept_for_evaluation() -> None:
         ((), "--root is missing"),
         (("--root", "photos"), "--degradation is missing"),
         (("--root", "nowhere", "--degradation", "rain"), "--root nowhere: no such folder"),
+        (("--root", "photos", *PAIRS, "--held-out", "x"), "held_out names x, which is not among"),
+        (("--root", "photos", "--degraded", "{split}/{key}.png", *PAIRS[2:]), "{split} is gt, in"),
+        (("--root", "photos", "--degraded", "no/{key}.png", *PAIRS[2:]), "no files match"),
         (("--root", "photos", "--degraded", "in/{key}.png"), "--degraded and --clean belong together"),
         (
             ("--root", "photos", *PAIRS, "--degradation", "haze"),
