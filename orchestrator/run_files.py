@@ -20,6 +20,9 @@ RUN_TAG = "mirage.run_id"
 
 WEIGHTS = "weights.safetensors"
 
+DEGRADATIONS = "degradations"
+"""Entry of the header of a run's weights: what it was trained to remove, separated by spaces."""
+
 SCORES, JOB = "scores.json", "job.yaml"
 """Files of a registered version: its score on every held-out photograph, and the job that trained it."""
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from mirage.weights import WeightsError, dumps
+from mirage.weights import WeightsError, dumps, read_metadata
 from orchestrator.errors import RegistryError
 from orchestrator.registry import versions
-from orchestrator.registry.resolve import find_model
+from orchestrator.registry.resolve import ModelFile, find_model
+from orchestrator.run_files import DEGRADATIONS
+from orchestrator.serving.descriptions import degradation_title, model_description
 from orchestrator.tracking.uri import resolve_tracking_uri
 
 _INPUT_TAG = re.compile(r"metric\.test/(.+)/input_psnr")
@@ -48,6 +50,8 @@ class ServedModel:
     protocol: str = ""
     scores: tuple[DegradationPsnr, ...] = ()
     """One per degradation; the last one is the average."""
+    degradations: tuple[str, ...] = ()
+    """What it was trained to remove; empty if that is not known."""
 
     @property
     def label(self) -> str:
@@ -63,6 +67,12 @@ class ServedModel:
             "parameters": self.parameters,
             "recipe": self.recipe,
             "protocol": self.protocol,
+            "degradations": list(self.degradations),
+            "description": model_description(self.degradations),
+            "titles": {
+                name: degradation_title(name)
+                for name in (*self.degradations, *(score.degradation for score in self.scores))
+            },
             "figures": [
                 {
                     "degradation": score.degradation,
@@ -98,6 +108,7 @@ def load_model(model: str, tracking_uri: str | None = None) -> ServedModel:
     except WeightsError as error:
         raise RegistryError(str(error)) from error
     tags: Mapping[str, str] = described.tags if described else {}
+    scores = psnr_scores(tags)
     return ServedModel(
         name=described.name if described else named.path.name,
         version=str(described.version) if described else named.digest[:12],
@@ -106,8 +117,19 @@ def load_model(model: str, tracking_uri: str | None = None) -> ServedModel:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         recipe=tags.get("recipe", ""),
         protocol=tags.get("protocol", ""),
-        scores=psnr_scores(tags),
+        scores=scores,
+        degradations=_trained_on(named)
+        or tuple(score.degradation for score in scores if score.degradation != "average"),
     )
+
+
+def _trained_on(model: ModelFile) -> tuple[str, ...]:
+    """Return the degradations that the header of a weights file names; none for a file of an earlier release."""
+    try:
+        header = read_metadata(model.path.read_bytes())
+    except WeightsError:  # a checkpoint of the authors
+        return ()
+    return tuple(header.get(DEGRADATIONS, "").split())
 
 
 def psnr_scores(tags: Mapping[str, str]) -> tuple[DegradationPsnr, ...]:

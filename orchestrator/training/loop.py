@@ -28,7 +28,7 @@ from orchestrator.data import datasets
 from orchestrator.errors import DamagedResultError, NewOwnerError, SupersededError
 from orchestrator.evaluation.scores import as_records
 from orchestrator.models import network
-from orchestrator.run_files import RESULT, RETENTION_RULE, read_result
+from orchestrator.run_files import DEGRADATIONS, RESULT, RETENTION_RULE, read_result
 from orchestrator.signals import stop_requested
 from orchestrator.training.determinism import deterministic_algorithms
 from orchestrator.training.driver import ControlSignal, Driver
@@ -160,6 +160,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "run_id": run_id(run.job, dataset.digests),
         "recipe": run.job.recipe,
         "weights": "raw" if run.ema is None else "EMA",
+        DEGRADATIONS: " ".join(run.job.data.mixture),
     }
     weights = network.dump(model, facts)
     key = f"weights/{hashlib.sha256(weights).hexdigest()}.safetensors"

@@ -9,9 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from orchestrator.config.schema import Job
+from orchestrator.data import datasets
 from orchestrator.errors import DamagedResultError
 from orchestrator.evaluation.scores import ImageScore
 from orchestrator.run_files import RESULT, read_result
+from orchestrator.training.run_location import locate_run
 from shards.errors import CorruptObjectError, MissingObjectError
 from shards.store import Store
 from shards.store.checked import digest_in
@@ -35,6 +38,11 @@ def run_result(store: Store) -> dict[str, Any]:
         problem = ": ".join(line.strip() for line in str(error).splitlines()[:3])
         raise DamagedResultError(f"{store.uri}/{RESULT} is not the result of a run ({problem}).") from error
     return result
+
+
+def find_result(job: Job) -> dict[str, Any]:
+    """Return the result of the finished run of `job`. Raises MissingObjectError, DamagedResultError."""
+    return run_result(locate_run(job, datasets.open_dataset(job)).store)
 
 
 def is_finished(store: Store) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from orchestrator.serving.backend import ReplicasFailedError
 from orchestrator.serving.served_model import DegradationPsnr, ServedModel
 from tests.orchestrator.serving.inprocess import Running, image_bytes, running, served, small_model
 
@@ -23,6 +27,7 @@ PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True,
 }  # fmt: skip
 WAIT_MS = 60_000
+expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def model() -> ServedModel:
         DegradationPsnr("lowlight", 7.8, 19.0),
         DegradationPsnr("average", 18.0, 22.1),
     )
-    return served(small_model(), scores=scores)
+    return replace(served(small_model(), scores=scores), degradations=("blur", "lowlight", "phone"))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,26 @@ class Opened:
 
     def upload(self, data: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
         self.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
+
+    def upload_all(self, files: dict[str, bytes]) -> None:
+        self.page.set_input_files(
+            "#file", [{"name": name, "mimeType": "image/png", "buffer": files[name]} for name in files]
+        )
+
+    def states(self) -> list[str]:
+        return [
+            item.get_attribute("data-state") or "" for item in self.page.locator("#photo-list > li").all()
+        ]
+
+    def finished(self, summary: str) -> None:
+        expect(self.page.locator("#photos-summary")).to_have_text(summary)
+
+    def forget(self, *statuses: int) -> None:
+        """Drop the browser's own lines about answers with these statuses, and about none."""
+        told = tuple(f"status of {status}" for status in statuses)
+        self.complaints[:] = [
+            said for said in self.complaints if not any(each in said for each in (*told, "ERR_"))
+        ]
 
     def restored(self, timeout: float = WAIT_MS) -> None:
         expect(self.page.locator("#tools")).to_be_visible(timeout=timeout)
@@ -167,13 +192,11 @@ def test_it_shows_which_model_answers_and_its_figures(opened: Opened) -> None:
 def test_what_is_no_image_is_told_and_the_next_photograph_works(opened: Opened) -> None:
     opened.upload(b"hello", "notes.txt", "text/plain")
     alert = opened.page.get_by_role("alert")
-    expect(alert).to_contain_text(
-        "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image", timeout=WAIT_MS
-    )
+    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image")
     opened.upload(image_bytes())
     opened.restored()
     expect(alert).to_be_hidden()
-    opened.complaints[:] = [said for said in opened.complaints if "415" not in said]  # the browser's own line
+    opened.forget(415)
 
 
 def test_a_photograph_can_be_pasted_and_dropped(opened: Opened) -> None:
@@ -187,16 +210,157 @@ def test_a_photograph_can_be_pasted_and_dropped(opened: Opened) -> None:
     }"""
     for kind in ("paste", "drop"):
         opened.page.evaluate(carry, [kind, list(image_bytes())])
-        expect(opened.page.locator("#result")).to_contain_text(f"{kind}.png: 40 \u00d7 24", timeout=WAIT_MS)
+        expect(opened.page.locator("#result")).to_contain_text(f"{kind}.png: 40 \u00d7 24")
 
 
 def test_of_two_photographs_in_a_row_the_last_one_is_shown(opened: Opened) -> None:
     opened.upload(image_bytes(64, 48), "first.png")
     opened.upload(image_bytes(72, 40), "second.png")
-    expect(opened.page.locator("#result")).to_contain_text("second.png: 72 \u00d7 40", timeout=WAIT_MS)
+    expect(opened.page.locator("#result")).to_contain_text("second.png: 72 \u00d7 40")
     opened.page.wait_for_function("async () => (await (await fetch('health')).json()).in_flight === 0")
     expect(opened.page.locator("#result")).to_contain_text("second.png: 72 \u00d7 40")
     assert opened.page.locator("#after-img").evaluate("element => element.naturalWidth") == 72
+
+
+def test_several_photographs_are_restored_in_turn_and_downloaded_as_one_file(
+    opened: Opened, service: Running
+) -> None:
+    page, data = opened.page, [image_bytes(seed=seed) for seed in range(3)]
+    opened.upload_all({"one.png": data[0], "two.png": data[1], "notes.png": b"hello"})
+    opened.upload(data[2], "one.png")
+    opened.finished("3 of 4 restored, 1 failed")
+    assert opened.states() == ["done", "done", "failed", "done"]
+    failed = page.locator('[data-state="failed"]')
+    expect(failed).to_contain_text("notes.png")
+    expect(failed).to_contain_text("This is not a JPEG")
+    expect(page.locator("#retry")).to_be_hidden()  # another try would give the same answer
+    expect(page.locator("#status")).to_contain_text("one.png: Restored")
+    with page.expect_download() as download:
+        page.click("#download-all")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        names = ["one-restored.png", "two-restored.png", "one-restored-2.png"]
+        assert archive.namelist() == names
+        for name, each in zip(names, data, strict=True):
+            assert archive.read(name) == service.restore(each).body
+    page.click("#clear")
+    expect(page.locator("#drop")).to_be_visible()
+    opened.forget(415)
+
+
+def test_arrow_keys_choose_a_photograph_of_the_list_and_delete_removes_it(opened: Opened) -> None:
+    page = opened.page
+    opened.upload_all({f"{size}.png": image_bytes(size, 24) for size in (40, 48, 56)})
+    opened.finished("3 of 3 restored")
+    first = page.get_by_role("button", name="40.png").first
+    first.focus()
+    for key, shown in (("ArrowDown", "48.png"), ("End", "56.png"), ("ArrowUp", "48.png")):
+        page.keyboard.press(key)
+        expect(page.locator("#result")).to_contain_text(f"{shown}: {shown[:2]} \u00d7 24")
+        expect(page.locator('.open[aria-current="true"]')).to_be_focused()
+    assert page.locator('.open[tabindex="0"]').count() == 1
+    page.keyboard.press("Delete")
+    opened.finished("2 of 2 restored")
+    expect(page.locator('.open[aria-current="true"]')).to_contain_text("56.png")
+
+
+def test_a_busy_or_failing_service_is_asked_again(
+    browser: Browser, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(model, max_in_flight=1) as service:
+        it = Opened(browser, service, reduced_motion="reduce")
+        tries = iter([ReplicasFailedError("a replica died"), None, None])
+        restore = service.backend.restore
+
+        async def failing(data: bytes, model: ServedModel) -> Any:
+            if error := next(tries):
+                raise error
+            return await restore(data, model)
+
+        monkeypatch.setattr(service.backend, "restore", failing)
+        service.service.admission.in_flight = 1  # another client's request
+        it.upload_all({"one.png": image_bytes(), "two.png": image_bytes(seed=1)})
+        expect(it.page.locator("#work-text")).to_have_text("The service is busy")
+        expect(it.page.locator("#work-time")).to_contain_text("next try in")
+        expect(it.page.locator("#photo-list > li").nth(1)).to_contain_text("Waiting, 1 before it")
+        service.service.admission.in_flight = 0
+        it.finished("2 of 2 restored")
+        it.forget(429, 503)
+        assert it.complaints == []
+        it.context.close()
+
+
+def test_what_was_cancelled_or_got_no_answer_is_tried_again_by_a_button(
+    opened: Opened, service: Running
+) -> None:
+    page = opened.page
+    page.route("**/restore", lambda route: route.abort())
+    opened.upload_all({f"{number}.png": image_bytes(seed=number) for number in range(3)})
+    opened.finished("0 of 3 restored, 3 failed")
+    expect(page.locator("#result")).to_contain_text("The service does not answer")
+    page.unroute("**/restore")
+    service.backend.hold = asyncio.Event()
+    page.click("#retry")
+    page.click("#stop")
+    opened.finished("0 of 3 restored, 3 cancelled")
+    service.backend.hold = None
+    page.click("#retry")
+    opened.finished("3 of 3 restored")
+    opened.forget()
+
+
+def test_it_holds_no_more_results_than_its_limit(opened: Opened) -> None:
+    page = opened.page
+    page.evaluate("queue.maxBytesHeld = 1")
+    opened.upload_all({f"{number}.png": image_bytes(seed=number) for number in range(2)})
+    expect(page.locator("#notice")).to_contain_text("Paused")
+    assert opened.states() == ["done", "waiting"]
+    page.click("#clear")
+    opened.restored()
+    expect(page.locator("#result")).to_contain_text("1.png")
+    opened.upload_all({f"{number}.png": image_bytes(8, 8) for number in range(101)})
+    expect(page.get_by_role("alert")).to_contain_text("Added 99 of 101 photographs")
+
+
+def test_the_photographs_of_a_dropped_folder_are_found(opened: Opened) -> None:
+    found = opened.page.evaluate(
+        """async () => {
+            const file = (name, type) => ({ isFile: true, file: (give) => give(new File(["x"], name, { type })) });
+            const folder = (...inside) => ({ isDirectory: true, createReader() {
+                const batches = [inside.slice(0, 1), inside.slice(1), []];   // as browsers give them
+                return { readEntries: (give) => give(batches.shift()) };
+            } });
+            const text = file("notes.txt", "text/plain");
+            const tree = folder(file("a.jpg", "image/jpeg"), text, folder(file("b.TIF", "")));
+            const files = await filesOf({ files: [], items: [{ webkitGetAsEntry: () => tree }] });
+            return files.map((each) => each.name);
+        }"""
+    )
+    assert found == ["a.jpg", "b.TIF"]
+
+
+@pytest.mark.parametrize(
+    ("degradations", "offered"),
+    [
+        (["noise15", "phone"], ["Noise"]),
+        (["rain", "haze", "blur"], ["Haze", "Rain", "Blur"]),
+        (["lowlight", "snow", "low_haze_rain"], ["Low light", "Snow", "Low light, haze and rain"]),
+        (["raindrop", "phone"], []),
+        ([], []),
+    ],
+)
+def test_samples_are_offered_of_what_the_model_knows(
+    opened: Opened, service: Running, degradations: list[str], offered: list[str]
+) -> None:
+    facts = {**service.get("/model").json(), "degradations": degradations, "description": "Restores tests."}
+    opened.page.route("**/model", lambda route: route.fulfill(json=facts))
+    opened.page.reload()
+    expect(opened.page.locator("#description")).to_have_text("Restores tests.")
+    titles = opened.page.locator("#samples button span").evaluate_all(
+        "all => all.map((each) => each.firstChild.textContent)"
+    )
+    assert titles == offered
+    assert opened.page.locator("#samples-section").is_visible() is bool(offered)
 
 
 def test_before_and_after_stand_the_same_way_up(opened: Opened) -> None:
@@ -217,7 +381,7 @@ def test_twelve_megapixels_show_progress_and_arrive(opened: Opened) -> None:
     Image.fromarray(noise).resize((4000, 3000)).save(file, "JPEG", quality=80)
     opened.upload(file.getvalue(), "large.jpg", "image/jpeg")
     expect(opened.page.locator("#progress")).to_be_visible()
-    expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
+    expect(opened.page.locator("#work-text")).to_have_text("Restoring")
     expect(opened.page.locator("#cancel")).to_be_visible()
     opened.restored(timeout=300_000)
     expect(opened.page.locator("#result")).to_contain_text("4000 \u00d7 3000")
@@ -229,10 +393,20 @@ def test_cancelling_makes_room_again(opened: Opened, service: Running) -> None:
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG")
     opened.upload(file.getvalue(), "large.jpg", "image/jpeg")
-    expect(opened.page.locator("#work-text")).to_have_text("Restoring", timeout=WAIT_MS)
+    expect(opened.page.locator("#work-text")).to_have_text("Restoring")
     opened.page.click("#cancel")
     expect(opened.page.locator("#drop")).to_be_visible()
     opened.page.wait_for_function("async () => (await (await fetch('health')).json()).in_flight === 0")
+
+
+def nothing_sticks_out(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for button in page.locator("button:visible, .button:visible").all():
+        box = button.bounding_box()
+        assert box
+        assert box["height"] >= 40
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
 
 
 def test_on_a_phone_nothing_sticks_out_and_a_finger_moves_the_divider(
@@ -242,17 +416,14 @@ def test_on_a_phone_nothing_sticks_out_and_a_finger_moves_the_divider(
     it.upload(image_bytes(300, 200))
     it.restored()
     page = it.page
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    for button in page.locator("button:visible, .button:visible").all():
-        box = button.bounding_box()
-        assert box
-        assert box["height"] >= 40
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+    nothing_sticks_out(page)
     box = page.locator("#stage").bounding_box()
     assert box
     page.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + 20)
     assert it.split() == 25
+    it.upload(image_bytes(), "a-photograph-with-a-very-long-name-without-any-space.png")
+    it.finished("2 of 2 restored")
+    nothing_sticks_out(page)
     assert it.complaints == []
     it.context.close()
 
@@ -303,7 +474,7 @@ def test_where_a_token_is_asked_for_the_page_asks_for_it(browser: Browser, model
         it.upload(image_bytes())
         it.page.get_by_label("Access token of this service").fill("wrong")
         it.page.keyboard.press("Enter")
-        expect(it.page.get_by_role("alert")).to_contain_text("bearer token", timeout=WAIT_MS)
+        expect(it.page.get_by_role("alert")).to_contain_text("bearer token")
         it.page.get_by_label("Access token of this service").fill("secret")
         it.page.keyboard.press("Enter")
         it.restored()

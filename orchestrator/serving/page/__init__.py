@@ -1,4 +1,4 @@
-"""The page at `/`: one HTML file, and sample photographs."""
+"""The page at `/`: one HTML response, and sample photographs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ class Page:
 
 @cache
 def page() -> Page:
-    """Return the page. Its policy allows its inline style and script by their hashes, and no other host."""
-    html = (FOLDER / "index.html").read_text("utf-8").replace("[/*samples*/]", json.dumps(samples()))
-    allowed = {
-        kind: " ".join(_hash(text) for text in re.findall(rf"<{kind}>(.*?)</{kind}>", html, re.DOTALL))
-        for kind in ("script", "style")
-    }
+    """Return the page, with its style and scripts inline: its policy allows these by their hashes, and no host."""
+    allowed: dict[str, list[str]] = {"style": [], "script": []}
+
+    def inline(found: re.Match[str]) -> str:
+        kind = "style" if found["css"] else "script"
+        text = (FOLDER / (found["css"] or found["js"])).read_text("utf-8")
+        text = text.replace("[/*samples*/]", json.dumps(samples()))
+        allowed[kind].append(_hash(text))
+        return f"<{kind}>{text}</{kind}>"
+
+    files = r'<link rel="stylesheet" href="(?P<css>\w+\.css)">|<script src="(?P<js>\w+\.js)"></script>'
+    html = re.sub(files, inline, (FOLDER / "index.html").read_text("utf-8"))
     policy = (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; "
+        f"default-src 'none'; script-src {' '.join(allowed['script'])}; style-src {' '.join(allowed['style'])}; "
         "img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
@@ -47,7 +53,7 @@ def page() -> Page:
 
 
 def samples() -> list[dict[str, str]]:
-    """Return file, title, description and source of each sample photograph."""
+    """Return file, degradation, title, description and source of each sample photograph."""
     listed: list[dict[str, str]] = json.loads((SAMPLES / "samples.json").read_text("utf-8"))
     return listed
 
