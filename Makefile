@@ -4,10 +4,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything writes into $(VENV) and .mirage/; `make clean` removes both.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Many images set it; each of the many processes of a test would then compile all of our modules.
+export PYTHONDONTWRITEBYTECODE :=
 # A process of tests for every core, at most 8; tests that share a server stay in one (tests/conftest.py).
 PYTEST   := $(BIN)/python -m pytest --durations=10
 SPREAD   := $(PYTEST) --dist loadgroup -n logical --maxprocesses
 PARALLEL := OMP_NUM_THREADS=1 $(SPREAD) 8
+# What `make quick` leaves out: servers, clusters, training, whole networks, groups of processes.
+LONG := $(addprefix tests/orchestrator/,bench cluster evaluation maintenance models promotion registry resilience restoration \
+	tracking training) tests/jobs tests/mirage/test_distributed.py tests/shards/test_parallel.py tests/shards/test_readers.py
 
 .PHONY: demo test test-slow quick check docs setup clean help mutants
 
@@ -15,7 +20,7 @@ help:
 	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
 	@echo "make test       set up, then style, types, imports and the tests"
 	@echo "make test-slow  clusters, kills, servers, the main job (about 40 minutes)"
-	@echo "make quick      the tests that need no server and no cluster (about 5 minutes)"
+	@echo "make quick      the tests of all that needs no server, no cluster and no training (about 3 minutes)"
 	@echo "make mutants    random changes in named modules, and which of them the tests notice (MUTANTS='--each 2 shards/cache.py')"
 	@echo "make check      style, types and import rules alone"
 	@echo "make docs       the documentation as HTML in .mirage/docs/site"
@@ -37,7 +42,7 @@ docs: setup
 	@$(BIN)/python scripts/docs
 
 quick: setup
-	@$(PARALLEL) -m "not slow" --ignore=tests/orchestrator/cluster --ignore=tests/orchestrator/tracking --ignore=tests/orchestrator/registry --ignore=tests/orchestrator/promotion --ignore=tests/orchestrator/resilience --ignore=tests/orchestrator/training -x
+	@$(PARALLEL) -m "not slow" $(addprefix --ignore=,$(LONG)) -x
 
 test: setup check
 	@$(PARALLEL) -m "not slow"
@@ -45,7 +50,7 @@ test: setup check
 test-slow: setup
 	@scripts/browser
 	@$(SPREAD) 2 -m "slow and not cluster"
-	@$(PYTEST) -m "slow and cluster"
+	@$(PYTEST) -m "slow and cluster" tests/orchestrator/cluster tests/slow
 
 mutants: setup
 	@$(BIN)/python scripts/mutants $(MUTANTS)

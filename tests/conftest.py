@@ -6,10 +6,15 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.claims")
 
 os.environ.setdefault("MIRAGE_STORE_RETRY_MINUTES", "0.05")  # a store that is meant to be away is told soon
+
+# How long examples take says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 ALLOWED_SKIPS = {
     "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/benchmarks.md)",

@@ -1,8 +1,9 @@
-"""What tests/conftest.py promises: no silent skip in CI, and the tests of a file in one process."""
+"""What tests/conftest.py and the Makefile promise: no silent skip in CI, no test left out, a file in one process."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -62,3 +63,13 @@ def test_ci_fails_where_a_test_is_skipped_without_a_listed_reason(
     )
     assert f" {counts} in " in done.text.splitlines()[-1], done.text
     assert ("CI must not skip a test for this reason" in done.text) is bool(ci)
+
+
+def test_every_test_that_starts_a_ray_head_is_in_a_folder_that_make_test_slow_reads() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (folders,) = re.findall(r'-m "slow and cluster" (.+)', makefile)
+    found = {file for file in (ROOT / "tests").rglob("test_*.py") if "mark.cluster" in file.read_text()}
+    assert found - {Path(__file__)} == {
+        file for file in found if any((ROOT / folder) in file.parents for folder in folders.split())
+    }
+    assert len(found) > 10

@@ -44,9 +44,9 @@ class LocalSegment:
 
 def run_local_segment(segment: LocalSegment, timeout_seconds: float = _ONE_HOUR_SECONDS) -> None:
     """Run `segment` to its end. Raises TrainingError if a worker does not end as specified."""
-    # The fork server imports torch once for all workers; the import takes seconds.
+    # The fork server imports torch once for all workers, and what torch imports with the first optimizer: seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     with tempfile.TemporaryDirectory(prefix="mirage-segment-") as folder:
         ranks = range(segment.world_size)
         workers = [

@@ -49,7 +49,7 @@ from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking import background, runs
 from orchestrator.tracking.client import connect
 from orchestrator.tracking.page import wait_until_up
-from orchestrator.tracking.uri import server_command
+from orchestrator.tracking.uri import WITHOUT_JOBS, server_command
 from shards.store import open_store
 
 _BUCKET = "s3://chaos"
@@ -347,7 +347,13 @@ def _mlflow(folder: Path, port: int) -> Iterator[Callable[[], None]]:
             raise ClusterError(f"MLflow did not start:\n{_last_lines(folder / 'mlflow.txt')}") from error
 
     with (folder / "mlflow.txt").open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **WITHOUT_JOBS},
+        )
     try:
         yield wait
     finally:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import TrackingError
 from orchestrator.masking import without_password
-from orchestrator.tracking.uri import server_command, sqlite_file
+from orchestrator.tracking.uri import WITHOUT_JOBS, server_command, sqlite_file
 
 _START_SECONDS = 180.0
 _EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow opens in its GenAI mode otherwise
@@ -35,9 +35,7 @@ def open_page(uri: str, port: int | None, echo: Callable[[str], None], *, browse
             f"{database}: nothing was tracked here yet. Train a model first: mirage train JOB"
         )
     command, address = server_command(database, port)
-    # Without the job runner, MLflow starts neither queues nor their seven worker processes.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=environment)
+    server = subprocess.Popen(command, env={**os.environ, **WITHOUT_JOBS})
     try:
         wait_until_up(server, command, address)
         echo(f"{address}{_EXPERIMENTS}   stop with Ctrl-C")

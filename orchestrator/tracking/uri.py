@@ -14,6 +14,9 @@ from orchestrator.errors import TrackingError
 from orchestrator.masking import unmasked, without_password
 from orchestrator.paths import home
 
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""The environment of an MLflow server that starts no queues of jobs and none of their seven worker processes."""
+
 
 def resolve_tracking_uri(configured: str | None = None) -> str:
     """Return the absolute URI of the store: `configured`, else MLFLOW_TRACKING_URI, else SQLite at home.

@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -23,7 +23,11 @@ from orchestrator.events import (
     WorkerTerminated,
 )
 from orchestrator.training.driver import ControlSignal, Driver
-from orchestrator.training.ray_session import RaySession
+
+if TYPE_CHECKING:
+    from orchestrator.training.ray_session import (
+        RaySession,
+    )  # imports ray.train, which the relay need not wait for
 
 Group = tuple[int, int, dict[int, str]]
 """Number of a group of workers, its size, and its workers' nodes by rank."""

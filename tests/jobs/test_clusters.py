@@ -22,7 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from orchestrator.config.loader import load_job
 from orchestrator.serving.arguments import ApplicationArguments
-from tests.claims import BIN
+from tests.claims import BIN, wait_until
 
 CLUSTERS = Path("jobs/clusters")
 KUBERAY = json.loads(Path(__file__).with_name("kuberay-v1.7.0.json").read_bytes())
@@ -212,8 +212,8 @@ def test_a_preempted_slurm_job_stops_its_run_and_is_queued_again(tmp_path: Path)
     environment = {**slurm_world(tmp_path), "LONG": "1"}
     script = str((CLUSTERS / "slurm.sh").absolute())
     running = subprocess.Popen([script, "jobs/5deg.yaml"], cwd=tmp_path, env=environment)
-    while not (tmp_path / "running").exists():
-        assert running.poll() is None
+    wait_until(lambda: (tmp_path / "running").exists() or running.poll() is not None, "the job runs")
+    assert running.poll() is None
     running.terminate()
     assert running.wait(timeout=30) == 143
     calls = (tmp_path / "calls").read_text().splitlines()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from orchestrator.tracking.uri import WITHOUT_JOBS
 from tests.claims import wait_until
 
 WEBHOOKS = {
@@ -34,8 +35,7 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        # Its runner of background jobs, which is not used, would start nine more processes that import MLflow.
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **WEBHOOKS}
+        environment = {**os.environ, **WITHOUT_JOBS, **WEBHOOKS}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, start_new_session=True, env=environment

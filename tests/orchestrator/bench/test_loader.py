@@ -87,7 +87,7 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(tmp_path: 
     release = checkout(tmp_path / "release", shift=0)
     options = [
         "--images",
-        "5",
+        "2",
         "--batches",
         "1",
         "--repeats",

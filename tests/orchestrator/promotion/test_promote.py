@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, SCORES
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
+from tests.claims import wait_until
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -312,6 +314,16 @@ def test_what_cannot_be_promoted_or_rolled_back_is_told(store: str, name: str) -
         promote(f"{name}/9", store, QUICK)
 
 
+def wait_for_files(files: Sequence[Path], writers: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait until all files are there; fail where a process that writes one has ended."""
+
+    def written() -> bool:
+        assert all(process.poll() is None for process in writers)
+        return all(file.exists() for file in files)
+
+    wait_until(written, "both processes are ready", 120)
+
+
 PROMOTING = """
 import sys, time, pathlib
 from orchestrator.promotion.promote import promote
@@ -343,8 +355,7 @@ def test_of_two_promotions_at_once_the_better_version_is_champion(
             str(go),
         ]
         processes[number] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not all((tmp_path / f"{number}").exists() for number in processes):
-        assert all(process.poll() is None for process in processes.values())
+    wait_for_files([tmp_path / f"{number}" for number in processes], list(processes.values()))
     go.touch()
     said = {number: process.communicate(timeout=120)[0].strip() for number, process in processes.items()}
     now = versions.aliases(store, name)
@@ -435,8 +446,7 @@ def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str,
     processes = [
         subprocess.Popen([*command, str(sign), str(go)], stdout=subprocess.PIPE, text=True) for sign in ready
     ]
-    while not all(sign.exists() for sign in ready):
-        assert all(process.poll() is None for process in processes)
+    wait_for_files(ready, processes)
     go.touch()
     said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert said == [["1"], ["1"]]

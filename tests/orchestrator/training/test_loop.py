@@ -379,7 +379,9 @@ def test_a_checkpoint_goes_on_under_any_engine_stage_and_number_of_workers(
         job = base.model_copy(update={"engine": EngineChoice(name=engine, zero_stage=stage)})
         values = json.dumps(job.model_dump(mode="json", exclude_none=True))
         meeting = str(tmp_path / f"meeting-{engine}-{stage}-{world}")
-        run_processes(_worker, world, world, values, str(at_home), str(shared), meeting, stop)
+        run_processes(
+            *(_worker, world, world, values, str(at_home), str(shared), meeting, stop), also=["deepspeed"]
+        )
     expected, found = flat(final_weights(alone)), flat(final_weights(shared))
     torch.manual_seed(base.seed)
     moved = expected - flat(MIRAGE(base.model.build()).state_dict())
