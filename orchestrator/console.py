@@ -14,17 +14,25 @@ from orchestrator.events import Emit, Event
 Echo = Callable[[str], None]
 """Prints text for the user."""
 
-
-def console(echo: Echo, log_format: Literal["text", "json"], job: str) -> Emit:
-    """Return a function that prints events in the format of `track.log`."""
-    return json_console(echo, job) if log_format == "json" else text_console(echo)
+_TERMS = ("total", "l1", "fourier", "spd")
 
 
-def text_console(echo: Echo) -> Emit:
-    """Return a function that prints the text of an event, if it has one."""
+Move = Callable[[float, int, str], None]
+"""Moves the bar of a training: steps done, steps in all, and what is shown beside it."""
+
+
+def console(echo: Echo, log_format: Literal["text", "json"], job: str, move: Move | None = None) -> Emit:
+    """Return a function that prints events in the format of `track.log`; as text, `move` shows the progress."""
+    return json_console(echo, job) if log_format == "json" else text_console(echo, move)
+
+
+def text_console(echo: Echo, move: Move | None = None) -> Emit:
+    """Return a function that prints the text of an event, if it has one; progress goes to `move`, if there is one."""
 
     def emit(event: Event) -> None:
-        if line := text(event):
+        if move is not None and isinstance(event, events.Progress):
+            move(event.step, event.total_steps, _measures(event))
+        elif line := text(event):
             echo(line)
 
     return emit
@@ -132,16 +140,15 @@ def _short(nodes: Iterable[str]) -> str:
 
 
 def _progress(event: events.Progress) -> str:
+    waiting = f"waiting for data {100 * event.metrics['perf/data_wait']:.1f} %"
+    return f"step {event.step}/{event.total_steps}  {_measures(event)}  {waiting}  {_duration(event.seconds_left)} left"
+
+
+def _measures(event: events.Progress) -> str:
     metrics = event.metrics
-    losses = "  ".join(
-        f"{term} {metrics[f'loss/{term}']:.4f}"
-        for term in ("total", "l1", "fourier", "spd")
-        if f"loss/{term}" in metrics
-    )
-    return (
-        f"step {event.step}/{event.total_steps}  {losses}  {metrics['perf/images_per_second']:.1f} images/s  "
-        f"waiting for data {100 * metrics['perf/data_wait']:.1f} %  {_duration(event.seconds_left)} left"
-    )
+    losses = [f"{term} {metrics[f'loss/{term}']:.4f}" for term in _TERMS if f"loss/{term}" in metrics]
+    rate = [f"lr {metrics['optim/lr']:.2e}"] if "optim/lr" in metrics else []
+    return "  ".join([*losses, *rate, f"{metrics['perf/images_per_second']:.1f} images/s"])
 
 
 def _duration(seconds: float) -> str:

@@ -67,6 +67,15 @@ def newest_claim(store: Store) -> str:
     return max(_claims(store), default="")
 
 
+def current_owner(store: Store) -> Owner | None:
+    """Return the owner of the folder `store` that is at work, as far as one look can tell, else None."""
+    newest = newest_claim(store)
+    owner = _read(store, newest) if newest else None
+    if owner is None or owner.is_gone():
+        return None
+    return owner if owner.is_here() or _is_recent(store, newest) else None
+
+
 def _delete_older_claims(store: Store, own: str) -> None:
     """Delete the claims below `own`."""
     for key in _claims(store):

@@ -11,6 +11,7 @@ from typing import NoReturn
 from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
+from orchestrator.cli.progress import use_bars_in_a_terminal
 from orchestrator.errors import MEMORY_ADVICE, is_out_of_memory
 from orchestrator.masking import MaskingFormatter, print_traceback, without_password
 
@@ -39,6 +40,7 @@ def main() -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    use_bars_in_a_terminal()
     try:
         app(prog_name="mirage")
     except KeyboardInterrupt:

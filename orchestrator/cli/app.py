@@ -1,10 +1,8 @@
-"""The `mirage` application and what its commands share: arguments, help panels, output, progress bars."""
+"""The `mirage` application and what its commands share: arguments, help panels, output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -78,6 +76,20 @@ def complete_job_file(incomplete: str) -> list[str]:
     """Return the job files that begin with `incomplete`, for the shell's completion."""
     found = [*Path().glob("*.yaml"), *Path("jobs").rglob("*.yaml")]
     return sorted(str(path) for path in found if str(path).startswith(incomplete))
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the registered models, by version and by alias, and the runs that begin with `incomplete`."""
+    from orchestrator.cli.names import model_names, run_folders
+
+    return [name for name in (*model_names(), *run_folders()) if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Return the folders of runs that begin with `incomplete`."""
+    from orchestrator.cli.names import run_folders
+
+    return [name for name in run_folders() if name.startswith(incomplete)]
 
 
 def argument(help_text: str, **settings: Any) -> Any:
@@ -191,44 +203,3 @@ def emit(text: str) -> None:
 def emit_error(text: str) -> None:
     """Print a line to standard error."""
     typer.echo(text, err=True)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a progress callback (done, total, name) that draws a bar with rate and time left."""
-    with progress_bars(label) as (advance,):
-        yield advance
-
-
-@contextmanager
-def progress_bars(*labels: str) -> Iterator[tuple[Callable[[int, int, str], None], ...]]:
-    """Yield a progress callback for each label. Its bar appears with the first call."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class SpeedColumn(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.1f}/s" if speed else "")
-
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn()),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {label: progress.add_task(label, total=None, visible=False, start=False) for label in labels}
-
-        def advance(label: str, done: int, total: int, name: str) -> None:
-            progress.start_task(tasks[label])
-            progress.update(tasks[label], completed=done, total=total, visible=True)
-
-        yield tuple(partial(advance, label) for label in labels)

@@ -1,9 +1,10 @@
-"""Commands about packed datasets and stores: show, verify, stream, audit, gc."""
+"""Commands about packed datasets and stores: show, verify, stream, audit, gc, rm."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,10 @@ from orchestrator.cli.app import (
     Processes,
     argument,
     command,
+    complete_model,
     emit,
     emit_error,
     option,
-    progress_bar,
     use_local_cluster,
 )
 
@@ -55,6 +56,7 @@ def verify(
     """Read a whole packed dataset and compare every byte with its manifest."""
     use_local_cluster()
     from orchestrator.paths import absolute_uri
+    from orchestrator.progress import progress
     from shards.manifest import load_manifest
     from shards.processes import ProcessPool, available_cores
     from shards.store import open_store
@@ -62,7 +64,7 @@ def verify(
 
     store = open_store(absolute_uri(uri))
     manifest = load_manifest(store)
-    with progress_bar("verifying") as advance:
+    with progress(emit_error, "verifying") as (advance,):
         found = check(
             store, manifest, decode=pixels, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
@@ -118,12 +120,13 @@ def audit(
     from orchestrator.data.summary import duplicate_sheet
     from orchestrator.imaging.convert import encode_png
     from orchestrator.outputs import write_output
+    from orchestrator.progress import progress
     from shards.audit import audit as compare
     from shards.audit import leaked_test_samples
     from shards.processes import ProcessPool, available_cores
 
     dataset = open_uris(uris)
-    with progress_bar("comparing") as advance:
+    with progress(emit_error, "comparing") as (advance,):
         duplicates = compare(
             dataset, dataset.cache, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
@@ -169,20 +172,14 @@ def gc(
     from orchestrator.maintenance import garbage_collection
     from orchestrator.masking import without_password
     from orchestrator.paths import absolute_uri
-    from orchestrator.registry import versions
-    from orchestrator.run_files import RUN_TAG
-    from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
     from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))
     if isinstance(store, LocalStore) and not store.root.is_dir():
         raise PlanError(f"{uri}: no such folder.")
-    models = resolve_tracking_uri(tracking)
-    database = sqlite_file(models)
-    nothing_tracked = database is not None and not database.exists()
-    registered = set() if nothing_tracked else versions.tag_values(models, RUN_TAG)
-    found = garbage_collection.find(store, registered, grace_hours=older_than)
-    if nothing_tracked:
+    models, registered = _registered_runs(tracking)
+    found = garbage_collection.find(store, registered or (), grace_hours=older_than)
+    if registered is None:
         emit_error(
             f"no model is registered at {without_password(models)}. Name another store with --tracking."
         )
@@ -195,3 +192,72 @@ def gc(
         emit(f"deleted {garbage_collection.remove(store, found.garbage):,}")
     elif found.garbage:
         emit("nothing was deleted; delete them with --delete")
+
+
+@command(
+    DATA,
+    "mirage rm s3://mirage/demo",
+    "mirage rm .mirage/folder/runs/demo-0123456789 --yes",
+    "mirage rm models:/mirage-demo/3",
+)
+def rm(
+    what: Annotated[
+        str,
+        argument(
+            "A packed dataset or a run: s3://bucket/name or a folder; or models:/NAME/VERSION.",
+            metavar="DATASET|RUN|MODEL",
+            autocompletion=complete_model,
+        ),
+    ],
+    yes: Annotated[bool, option("Do not ask.", "--yes", "-y")] = False,
+    tracking: Annotated[
+        str | None,
+        option("MLflow tracking URI. Its registered models keep their runs.", default="this project's"),
+    ] = None,
+) -> None:
+    """Delete a packed dataset, a run or a version of a model. It says what it would delete and asks first.
+
+    Refuses what a running job may use, a run that a registered model comes from, and a version that an alias points to.
+    """
+    use_local_cluster()
+    from orchestrator.cluster.local.users import users
+    from orchestrator.maintenance import deletion
+    from orchestrator.paths import absolute_uri, home
+    from orchestrator.tracking.uri import resolve_tracking_uri
+    from shards.store import open_store
+
+    if what.startswith("models:/"):
+        _confirm(what, yes)
+        emit(f"deleted {deletion.delete_version(what, resolve_tracking_uri(tracking))}")
+        return
+    store = open_store(absolute_uri(what))
+    found = deletion.find(store)
+    storage = open_store(store.uri.rpartition("/")[0])
+    busy = [*map(str, users(home())), *deletion.users_of(found, storage)]
+    _confirm(str(found), yes)
+    deletion.delete(found, _registered_runs(tracking)[1] or (), busy, emit_error)
+    emit(f"deleted {found}")
+
+
+def _confirm(what: str, yes: bool) -> None:
+    """Ask whether to delete; outside a terminal `--yes` is the answer."""
+    from orchestrator.errors import PlanError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise PlanError(f"{what}\nNothing was deleted. To delete it: --yes")
+    typer.confirm(f"{what}\nDelete it?", abort=True)
+
+
+def _registered_runs(tracking: str | None) -> tuple[str, set[str] | None]:
+    """Return the tracking URI and the ids of runs that registered models come from; None where nothing is tracked."""
+    from orchestrator.registry import versions
+    from orchestrator.run_files import RUN_TAG
+    from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
+
+    uri = resolve_tracking_uri(tracking)
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        return uri, None
+    return uri, versions.tag_values(uri, RUN_TAG)

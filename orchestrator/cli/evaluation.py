@@ -15,6 +15,7 @@ from orchestrator.cli.app import (
     argument,
     command,
     complete_job_file,
+    complete_model,
     emit,
     load_job_of,
     option,
@@ -92,7 +93,9 @@ def panels(
     "mirage analyse mine.safetensors a.png --compare-with models:/mirage-5deg@champion",
 )
 def analyse(
-    model: Annotated[str, argument("MIRAGE weights: a file, models:/NAME@ALIAS or a run.")],
+    model: Annotated[
+        str, argument("MIRAGE weights: a file, models:/NAME@ALIAS or a run.", autocompletion=complete_model)
+    ],
     images: Annotated[
         list[Path], argument("Image files. Figures 5 and 6 need two or more.", metavar="IMAGE...")
     ],

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import START, command, emit, option, use_local_cluster
+from orchestrator.cli.app import START, command, emit, emit_error, option, use_local_cluster
 from orchestrator.console import count
 
 
@@ -105,15 +105,23 @@ def sync() -> None:
     """
     use_local_cluster()
     from orchestrator.paths import home
+    from orchestrator.progress import progress
     from orchestrator.tracking.background import sync_all
+    from orchestrator.tracking.journal import waiting_runs
     from orchestrator.tracking.uri import resolve_tracking_uri
     from orchestrator.training.job import publish_waiting
 
     complete = publish_waiting(emit)
-    found = list(sync_all(resolve_tracking_uri(), home() / "spool"))
-    for run in found:
-        emit(f"{run.name}: " + (run.problem or f"{count(run.sent, 'record')} sent"))
+    spool, found = home() / "spool", 0
+    waiting = len(waiting_runs(spool))
+    with progress(emit_error, "sending runs") as (advance,):
+        if waiting:
+            advance(0, waiting, "")
+        for found, run in enumerate(sync_all(resolve_tracking_uri(), spool), 1):
+            advance(found, max(found, waiting), run.name)
+            emit(f"{run.name}: " + (run.problem or f"{count(run.sent, 'record')} sent"))
+            complete = complete and not run.problem
     if not found and complete:
         emit("nothing waits")
-    if not complete or any(run.problem for run in found):
+    if not complete:
         raise typer.Exit(1)

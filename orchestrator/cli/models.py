@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.app import MODELS, argument, command, emit, option, use_local_cluster
+from orchestrator.cli.app import (
+    MODELS,
+    argument,
+    command,
+    complete_model,
+    emit,
+    emit_error,
+    option,
+    use_local_cluster,
+)
 
 
 def _gate(help_text: str, *names: str, **settings: Any) -> Any:
@@ -22,7 +31,11 @@ def _gate(help_text: str, *names: str, **settings: Any) -> Any:
 )
 def promote(
     model: Annotated[
-        str, argument("models:/NAME/VERSION or models:/NAME@ALIAS. NAME alone is its candidate.")
+        str,
+        argument(
+            "models:/NAME/VERSION or models:/NAME@ALIAS. NAME alone is its candidate.",
+            autocompletion=complete_model,
+        ),
     ],
     to: Annotated[str, option("Alias to move.", "--to")] = "champion",
     results: Annotated[
@@ -85,7 +98,9 @@ def rollback(
     "mirage trace models:/mirage-5deg/3 --deep --root RAW",
 )
 def trace(
-    model: Annotated[str, argument("models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[
+        str, argument("models:/NAME@ALIAS or models:/NAME/VERSION.", autocompletion=complete_model)
+    ],
     deep: Annotated[bool, option("Read and hash every shard and raw file.", "--deep")] = False,
     root: Annotated[
         list[Path] | None,
@@ -108,7 +123,9 @@ def trace(
     "mirage export weights.safetensors -o model.pt -f torchscript",
 )
 def export(
-    model: Annotated[str, argument("A .safetensors file or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, argument("A .safetensors file or models:/NAME@ALIAS.", autocompletion=complete_model)
+    ],
     out: Annotated[Path, option("File to write.", "--out", "-o", default=False)],
     form: Annotated[
         str,
@@ -125,9 +142,12 @@ def export(
     import torch
 
     from orchestrator.models import export as exporting
+    from orchestrator.progress import progress
     from orchestrator.registry.resolve import find_model
 
-    parity = exporting.export(find_model(model).load(torch.device("cpu")), out, form)
+    loaded = find_model(model).load(torch.device("cpu"))
+    with progress(emit_error, "exporting") as (advance,):
+        parity = exporting.export(loaded, out, form, advance)
     emit(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
 
 

@@ -14,9 +14,9 @@ from orchestrator.cli.app import (
     Processes,
     app,
     emit,
+    emit_error,
     epilog,
     option,
-    progress_bars,
     use_local_cluster,
 )
 
@@ -240,7 +240,8 @@ def _published_command(dataset: str) -> Any:
 def _pack(source: str, out: str, jobs: int | None, **spec: Any) -> None:
     """Pack the source that `spec`, a section `data.pack`, describes, and print what was written."""
     use_local_cluster()
-    from orchestrator.data.datasets import PackCallbacks, pack_dataset
+    from orchestrator.data.datasets import PACK_PHASES, PackCallbacks, pack_dataset
+    from orchestrator.progress import progress
     from shards.processes import available_cores
 
     given = {
@@ -248,7 +249,7 @@ def _pack(source: str, out: str, jobs: int | None, **spec: Any) -> None:
         for key, value in spec.items()
         if value is not None
     }
-    with progress_bars("reading", "packing", "hashing") as advance:
+    with progress(emit_error, *PACK_PHASES) as advance:
         callbacks = PackCallbacks(*advance)
         manifest, uri = pack_dataset({"source": source, **given}, out, callbacks, jobs or available_cores())
     emit(

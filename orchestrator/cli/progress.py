@@ -1,48 +1,96 @@
-"""Progress over many photographs: a bar in a terminal, plain lines elsewhere."""
+"""Bars of long work in a terminal, and the progress of restoring photographs."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from orchestrator import progress
 from orchestrator.cli.app import emit, emit_error
+from orchestrator.progress import Callbacks, duration, per_second
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-_QUIET_SECONDS = 10.0
-"""Minimum time between plain lines about one large photograph."""
+
+def use_bars_in_a_terminal() -> None:
+    """Show progress by bars if standard error is a terminal that can draw them, else by lines."""
+    can_draw = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    progress.show_bars(_Bars() if can_draw else None)
+
+
+class _Bars:
+    """Bars of one display, which is there while one of them moves: other lines are printed as they are."""
+
+    def __init__(self) -> None:
+        self._display: Progress | None = None
+
+    @contextmanager
+    def __call__(self, labels: Sequence[str]) -> Iterator[Callbacks]:
+        """Yield a callback for each label, which moves a bar of this name."""
+        tasks: dict[str, TaskID] = {}
+        try:
+            yield tuple(partial(self._advance, tasks, label) for label in labels)
+        finally:
+            self._stop()
+
+    def _advance(self, tasks: dict[str, TaskID], label: str, done: float, total: int, name: str) -> None:
+        if self._display is None:
+            self._display = _display()
+            self._display.start()
+            tasks.clear()
+        display, about = self._display, name if done < total else ""
+        if label not in tasks:  # what was done before does not count for the rate
+            tasks[label] = display.add_task(label, total=total, completed=done, about=about)  # type: ignore[arg-type]
+        display.update(tasks[label], completed=done, total=total, about=about)
+        if display.finished:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+
+def _display() -> Progress:
+    """Return a display of bars on standard error; lines that are printed meanwhile stand above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.table import Column
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(per_second(speed) if speed else "")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeLeft(compact=True),
+        TextColumn("{task.fields[about]}", markup=False, table_column=Column(no_wrap=True)),
+        console=Console(stderr=True),
+        speed_estimate_period=60,
+        redirect_stdout=sys.stdout.isatty(),
+    )
 
 
 @contextmanager
 def report_progress(total: int) -> Iterator[ProgressReporter]:
     """Yield the reporter of progress over `total` photographs."""
-    if not sys.stderr.isatty():
+    if not progress.shows_bars():
         yield _Lines(total)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.fields[count]}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
-    )
-    bar = Progress(
-        *columns,
-        console=Console(stderr=True),
-        speed_estimate_period=3600,
-        redirect_stdout=sys.stdout.isatty(),
-        transient=True,
-    )
-    with bar:
-        yield _Bar(bar, total)
+    with progress.progress(emit_error, "restoring") as (advance,):
+        yield _Bar(advance, total)
 
 
 class _Bar:
@@ -53,20 +101,18 @@ class _Bar:
     was nothing to do.
     """
 
-    def __init__(self, bar: Progress, total: int) -> None:
-        self._bar, self._total, self._started, self._finished = bar, total, 0, 0
-        self._task = bar.add_task("", total=total, count=f"0/{total}", name="")
+    def __init__(self, advance: progress.Advance, total: int) -> None:
+        self._advance, self._total, self._started, self._name = advance, total, 0, ""
 
     def start(self, name: str) -> None:
-        self._bar.update(self._task, completed=self._started, name=name)
+        self._name = name
+        self._advance(self._started, self._total, name)
         self._started += 1
 
     def advance(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=self._started - 1 + done / total)
+        self._advance(self._started - 1 + done / total, self._total, self._name)
 
     def finish(self, line: str, *, failed: bool, worked: bool) -> None:
-        self._finished += 1
-        self._bar.update(self._task, count=f"{self._finished}/{self._total}")
         (emit_error if failed else emit)(line)
 
 
@@ -88,11 +134,11 @@ class _Lines:
 
     def advance(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._reported >= _QUIET_SECONDS:
+        if now - self._reported >= progress.SECONDS:
             self._reported = now
             left = (now - self._began) * (total - done) / done
             emit_error(
-                f"[{self._started}/{self._total}] {self._name}: {100 * done // total} %, {_duration(left)} left"
+                f"[{self._started}/{self._total}] {self._name}: {100 * done // total} %, {duration(left)} left"
             )
 
     def finish(self, line: str, *, failed: bool, worked: bool) -> None:
@@ -105,16 +151,9 @@ class _Lines:
             self._busy, self._counted = self._busy + now - self._counted, now
             remaining = self._total - self._started
             mean = self._busy / (self._started - self._idle)
-            left = f", {_duration(mean * remaining)} left" if remaining else ""
+            left = f", {duration(mean * remaining)} left" if remaining else ""
         count = f"[{self._finished}/{self._total}] " if self._total > 1 else ""
         (emit_error if failed else emit)(f"{count}{line}{left}")
 
 
 ProgressReporter = _Bar | _Lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -14,6 +14,7 @@ from orchestrator.cli.app import (
     Set,
     argument,
     command,
+    complete_run,
     emit,
     load_job_of,
     option,
@@ -145,7 +146,11 @@ def chaos(
 
 
 @command(PROOFS, "mirage ledger s3://mirage/runs/RUN")
-def ledger(run: Annotated[str, argument("Folder of a run: s3://bucket/runs/NAME or a path.")]) -> None:
+def ledger(
+    run: Annotated[
+        str, argument("Folder of a run: s3://bucket/runs/NAME or a path.", autocompletion=complete_run)
+    ],
+) -> None:
     """Check that a run with `data.ledger` consumed each sample position exactly once."""
     use_local_cluster()
     from orchestrator.maintenance.sample_ledger import consumed

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import USE, argument, command, emit, emit_error, option, use_local_cluster
+from orchestrator.cli.app import (
+    USE,
+    argument,
+    command,
+    complete_model,
+    emit,
+    emit_error,
+    option,
+    use_local_cluster,
+)
 from orchestrator.cli.progress import ProgressReporter, report_progress
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ def restore(
             "--model",
             "-m",
             default=False,
+            autocompletion=complete_model,
         ),
     ],
     out: Annotated[

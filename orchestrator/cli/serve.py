@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from orchestrator.cli.app import USE, argument, command, emit_error, option, use_local_cluster
+from orchestrator.cli.app import USE, argument, command, complete_model, emit_error, option, use_local_cluster
 
 _LIMITS, _REPLICAS = "Limits", "Replicas"
 
@@ -18,7 +18,10 @@ _LIMITS, _REPLICAS = "Limits", "Replicas"
 def serve(
     model: Annotated[
         str,
-        argument("models:/NAME@ALIAS, whose promotions are followed, a weights file or a run."),
+        argument(
+            "models:/NAME@ALIAS, whose promotions are followed, a weights file or a run.",
+            autocompletion=complete_model,
+        ),
     ],
     host: Annotated[str, option("Address to listen on. 0.0.0.0 is every address.")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen on. 0 takes a free one.", min=0, max=65535)] = 8000,

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from webdataset import DataPipeline
 
 
+PACK_PHASES = ("reading", "packing", "hashing")
+"""Labels of `PackCallbacks`."""
+
+
 class PackCallbacks(NamedTuple):
     """Progress callbacks of packing."""
 

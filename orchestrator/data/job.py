@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from orchestrator.config.job_schemas import PackJob
 from orchestrator.config.job_types import JobOutcome
@@ -11,14 +10,11 @@ from orchestrator.config.schema import Job, Pack
 from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.data.sources import source_of
+from orchestrator.progress import progress
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
 from shards.processes import TaskRunner
-from shards.progress import ProgressCallback
 from shards.store import open_store
-
-_REPORT_SECONDS = 2.0
-_PHASES = ("scanning", "packing", "hashing")
 
 
 def run_pack(job: PackJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
@@ -65,8 +61,8 @@ def plan_pack(job: PackJob) -> str:
 
 def pack_if_missing(job: Job | PackJob, echo: Echo, runner: TaskRunner | None = None) -> bool:
     """Pack the job's data if the job says how and it is not packed yet; return whether anything was packed."""
-    callbacks = datasets.PackCallbacks(*(_progress(echo, what) for what in _PHASES))
-    packed = datasets.ensure_packed(job, callbacks, runner)
+    with progress(echo, *datasets.PACK_PHASES) as callbacks:
+        packed = datasets.ensure_packed(job, datasets.PackCallbacks(*callbacks), runner)
     if packed:
         echo("packed " + ", ".join(datasets.manifest_uris(job)))
     return packed
@@ -76,19 +72,6 @@ def _draws(spec: Pack) -> str:
     if spec.source not in ("photographs", "synthetic"):
         return ""
     return f", {spec.variants} draws of each degradation per training photograph, seed {spec.seed}"
-
-
-def _progress(echo: Echo, what: str) -> ProgressCallback:
-    """Return a progress callback that prints at most one line every two seconds."""
-    last = [time.monotonic()]
-
-    def progress(done: int, total: int, name: str) -> None:
-        now = time.monotonic()
-        if now - last[0] > _REPORT_SECONDS or done == total:
-            last[0] = now
-            echo(f"{what} {done}/{total}  {name}")
-
-    return progress
 
 
 def _summary(manifest: Manifest) -> str:

@@ -45,6 +45,7 @@ from orchestrator.evaluation.summary import SUMMARY, EvaluationSummary, render, 
 from orchestrator.masking import masked, without_password
 from orchestrator.outputs import write_output
 from orchestrator.paths import below, home
+from orchestrator.progress import progress
 from orchestrator.signals import on_stop
 from orchestrator.tracking import finished_runs, runs
 from orchestrator.tracking.finished_runs import FinishedRun
@@ -56,7 +57,6 @@ from shards.store import Store, open_store
 
 EVALUATION_TAG = "mirage.evaluation_id"
 
-_PROGRESS_SECONDS = 2.0
 
 EvaluateChunks = Callable[
     [EvaluateJob, EvaluationSpec, Sequence[int], Echo], Iterator[tuple[int, list[ImageResult]]]
@@ -131,23 +131,17 @@ def _evaluate_missing(
     echo(f"evaluation {evaluation.name}{resumed}")
 
     images = len(benchmarks.items)
-    left = at_start = sum(len(benchmarks.chunk(chunk)) for chunk in missing)
-    began = reported = time.monotonic()
-    hours = job.workers.max_runtime_hours
-    for chunk, results in evaluate(job, spec, missing, echo):
-        left -= len(benchmarks.chunk(chunk))
-        now = time.monotonic()
-        if now - reported > _PROGRESS_SECONDS or left == 0:
-            reported = now
-            each = (now - began) / (at_start - left)
+    left = sum(len(benchmarks.chunk(chunk)) for chunk in missing)
+    began, hours = time.monotonic(), job.workers.max_runtime_hours
+    with progress(echo, "evaluating") as (advance,):
+        advance(images - left, images, "")
+        for chunk, results in evaluate(job, spec, missing, echo):
+            left -= len(benchmarks.chunk(chunk))
             last = results[-1]
-            echo(
-                f"evaluated {images - left}/{images}  {last.degradation} {last.image} {last.psnr:.2f} dB  "
-                f"{each:.2f} s/image  {each * left:.0f} s left"
-            )
-        if left and hours is not None and now - began > 3600 * hours:
-            echo(f"workers.max_runtime_hours ({hours:g}) is over")
-            break
+            advance(images - left, images, f"{last.degradation} {last.image} {last.psnr:.2f} dB")
+            if left and hours is not None and time.monotonic() - began > 3600 * hours:
+                echo(f"workers.max_runtime_hours ({hours:g}) is over")
+                break
     return left
 
 

@@ -29,6 +29,7 @@ from mirage.config import TOTAL_STRIDE
 from mirage.kernels.onnx_export import exportable
 from mirage.weights import save_release
 from orchestrator.errors import ExportError
+from shards.progress import ProgressCallback
 
 RestoreFunction = Callable[[Tensor], Tensor]
 """A function from degraded images (b, 3, h, w) to restored ones."""
@@ -71,9 +72,10 @@ class ExportParity:
         return f"largest difference {self.worst:.1e} at {where}, tolerance {self.tolerance:.0e}"
 
 
-def export(model: MIRAGE, out: Path, form: str) -> ExportParity:
+def export(model: MIRAGE, out: Path, form: str, on_progress: ProgressCallback | None = None) -> ExportParity:
     """Write `model` to `out` in a format and return the difference measured on the file.
 
+    `on_progress` is called when the file is written, and when it is compared on each of `SHAPES`.
     Raises ExportError and leaves no file if the format cannot hold the model or the file computes something else.
     """
     if form not in FORMATS:
@@ -89,8 +91,10 @@ def export(model: MIRAGE, out: Path, form: str) -> ExportParity:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             partial = Path(folder, out.name)
+            if on_progress:
+                on_progress(0, 1 + len(SHAPES), f"writing {out.name}")
             chosen.write(model, partial)
-            parity = measure(model, chosen.read(partial), chosen.tolerance)
+            parity = measure(model, chosen.read(partial), chosen.tolerance, on_progress)
             if not parity.holds:
                 raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.")
             partial.replace(out)
@@ -99,16 +103,22 @@ def export(model: MIRAGE, out: Path, form: str) -> ExportParity:
     return parity
 
 
-def measure(model: MIRAGE, run: RestoreFunction, tolerance: float) -> ExportParity:
+def measure(
+    model: MIRAGE, run: RestoreFunction, tolerance: float, on_progress: ProgressCallback | None = None
+) -> ExportParity:
     """Compare `run` with `mirage.restore` of `model` on images of each of `SHAPES`."""
     worst, worst_shape = -1.0, SHAPES[0]
-    for shape in SHAPES:
+    for number, shape in enumerate(SHAPES, 1):
+        if on_progress:
+            on_progress(number, 1 + len(SHAPES), f"comparing on {' x '.join(map(str, shape))}")
         degraded = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
         expected, found = restore(model, degraded, "whole"), run(degraded)
         same_shape = found.shape == expected.shape
         difference = float((found - expected).abs().max()) if same_shape else float("inf")
         if not (difference <= worst or math.isnan(worst)):  # NaN counts as the worst
             worst, worst_shape = difference, shape
+    if on_progress:
+        on_progress(1 + len(SHAPES), 1 + len(SHAPES), "")
     return ExportParity(worst, worst_shape, tolerance)
 
 

@@ -78,6 +78,12 @@ def set_aliases(tracking_uri: str, name: str, targets: Mapping[str, int]) -> Non
             client.set_registered_model_alias(name, alias, str(number))
 
 
+def delete(version: ModelVersion, tracking_uri: str) -> None:
+    """Delete a version. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        client.delete_model_version(version.name, str(version.version))
+
+
 def describe(model: str, tracking_uri: str) -> ModelVersion:
     """Return the version that `model` names: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN.
 

@@ -22,6 +22,7 @@ from orchestrator.console import Echo
 from orchestrator.errors import PhotoError
 from orchestrator.imaging.photos import LIMITS, Limits
 from orchestrator.paths import absolute_uri
+from orchestrator.progress import progress
 from orchestrator.registry.resolve import ModelFile, find_model
 from orchestrator.restoration.restorer import RestoreSettings, checked_threads
 from orchestrator.restoration.tasks import (
@@ -35,8 +36,6 @@ from orchestrator.restoration.tasks import (
 )
 from orchestrator.restoration.worker_spec import CHUNK_SIZE, Outcomes, WorkerSpec
 from orchestrator.signals import on_stop
-
-_REPORT_SECONDS = 5.0
 
 
 def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> JobOutcome:
@@ -53,27 +52,28 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
         raise PhotoError("there is no photograph to restore.")
     echo(f"{len(tasks):,} photographs, model {job.restore.model}, into {tasks[0].target.folder}")
     stop = Event()
-    progress = _ProgressReport(len(tasks), echo, failed=len(problems))
-    with on_stop(stop.set):
+    report = _Report(len(problems))
+    with on_stop(stop.set), progress(echo, "restoring") as (advance,):
         outcomes = _outcomes(job, _worker_spec(job, model), tasks, echo, stop.is_set, in_process=in_process)
         deadline = 3600 * job.workers.max_runtime_hours if job.workers.max_runtime_hours else None
         with closing(outcomes):
             for outcome in outcomes:
-                progress.add(outcome)
-                if deadline and progress.seconds > deadline:
+                report.add(outcome, echo)
+                advance(report.ended, len(tasks), str(outcome.task.source))
+                if deadline and report.seconds > deadline:
                     echo(f"workers.max_runtime_hours ({job.workers.max_runtime_hours:g}) is over")
                     stop.set()
                 if stop.is_set():
                     break
-    if progress.ended < len(tasks):
-        left = len(tasks) - progress.ended
-        echo(f"stopped: {progress.summary()}, {left:,} left. Submit the job again to continue.")
-        return JobOutcome("stopped", progress.ended, len(tasks))
+    if report.ended < len(tasks):
+        left = len(tasks) - report.ended
+        echo(f"stopped: {report.summary()}, {left:,} left. Submit the job again to continue.")
+        return JobOutcome("stopped", report.ended, len(tasks))
     merge_indexes(tasks)
     if work.others:
         echo(work.named_others())
-    echo(progress.summary())
-    if failed := progress.counts["failed"]:
+    echo(report.summary())
+    if failed := report.counts["failed"]:
         raise PhotoError(f"{failed:,} of {len(tasks):,} could not be restored; they are named above.")
     return JobOutcome("finished", len(tasks), len(tasks))
 
@@ -155,34 +155,25 @@ def _restore_here(spec: WorkerSpec, chunks: Iterable[Sequence[RestoreTask]]) -> 
     yield from left
 
 
-class _ProgressReport:
-    """Counter of outcomes that prints the progress every few seconds."""
+class _Report:
+    """Counter of outcomes."""
 
-    def __init__(self, total: int, echo: Echo, failed: int) -> None:
-        self._total, self._echo = total, echo
+    def __init__(self, failed: int) -> None:
         self.counts: Counter[Status] = Counter({"failed": failed})
         self.ended = 0
-        self._began = self._logged = self._first = time.monotonic()
+        self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Time since the work began."""
         return time.monotonic() - self._began
 
-    def add(self, outcome: RestoreOutcome) -> None:
+    def add(self, outcome: RestoreOutcome, echo: Echo) -> None:
         """Count one outcome; print why it failed, or what its result does not keep."""
-        now = time.monotonic()
-        if not self.ended:  # before the first outcome, workers started and loaded their model
-            self._first = self._logged = now
         self.ended += 1
         self.counts[outcome.status] += 1
         if line := outcome.reason or outcome.note:
-            self._echo(line)
-        if now - self._logged > _REPORT_SECONDS:
-            self._logged = now
-            rate = (self.ended - 1) / (now - self._first)
-            left = (self._total - self.ended) / rate
-            self._echo(f"{self.ended:,}/{self._total:,}  {rate:.3g} per second, {left / 60:.1f} min left")
+            echo(line)
 
     def summary(self) -> str:
         """Return the counts and the time in words."""

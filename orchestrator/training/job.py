@@ -25,6 +25,7 @@ from orchestrator.masking import without_password
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.progress import progress, shows_bars
 from orchestrator.records import read_record
 from orchestrator.run_files import RESULT, RUN_TAG, UNPUBLISHED
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
@@ -65,13 +66,14 @@ def run_job(
     for the origin of the run in MLflow and of the registered version. Raises an error of `orchestrator.errors` or
     `shards.errors`.
     """
-    emit = console(echo, job.track.log, job.name)
-    try:
-        with raise_on_stop():
-            return _run(job, emit, in_process, wait, lineage or {})
-    except Stopped:
-        emit(events.LogMessage("stopped. Submit the job again to continue."))
-        return JobOutcome("stopped", 0, 0)
+    with progress(echo, "training") as (move,):
+        emit = console(echo, job.track.log, job.name, move if shows_bars() else None)
+        try:
+            with raise_on_stop():
+                return _run(job, emit, in_process, wait, lineage or {})
+        except Stopped:
+            emit(events.LogMessage("stopped. Submit the job again to continue."))
+            return JobOutcome("stopped", 0, 0)
 
 
 def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[str, str]) -> JobOutcome:
