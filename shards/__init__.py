@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         UnreachableStoreError,
     )
     from shards.evaluation import EvalItem, EvaluationSet
-    from shards.ledger import SampleLedger, read_ledger
+    from shards.ledger import LedgerReader, SampleLedger, read_ledger
     from shards.manifest import Manifest, load_manifest, publish
     from shards.mixture import Mixture, MixtureEntry, weighted_mixture
     from shards.order import SampleOrder, share
@@ -43,7 +43,7 @@ _NAMES = {
     "errors": "CorruptObjectError LedgerError ManifestError MissingObjectError MixtureError PackError ShardsError"
     " StoreError UnreachableStoreError",
     "evaluation": "EvalItem EvaluationSet",
-    "ledger": "SampleLedger read_ledger",
+    "ledger": "LedgerReader SampleLedger read_ledger",
     "manifest": "Manifest load_manifest publish",
     "mixture": "MixtureEntry Mixture weighted_mixture",
     "order": "SampleOrder share",
@@ -69,6 +69,7 @@ __all__ = [
     "EvaluationSet",
     "FolderSource",
     "LedgerError",
+    "LedgerReader",
     "LocalStore",
     "Manifest",
     "ManifestError",

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import islice
+from typing import NamedTuple
 
 from shards.errors import LedgerError
 from shards.json_text import parse_json
@@ -20,7 +24,8 @@ from shards.store import Store
 from shards.stream import Batch
 
 FOLDER = "ledger"
-_KEY = re.compile(rf"{FOLDER}/(\d{{4,}})/\d+-worker-(\d+)-of-\d+\.jsonl")
+_KEY = re.compile(rf"{FOLDER}/(\d{{4,}})/(\d+)-worker-\d+-of-\d+\.jsonl")
+_EXAMPLES = 20
 
 Sample = tuple[str, str]
 """Degradation and id."""
@@ -55,104 +60,184 @@ class SampleLedger:
 class LedgerReport:
     """Summary of a run's ledger."""
 
-    samples: dict[int, Sample]
-    """Degradation and id of the sample at every position."""
+    positions: int
+    """Number of positions, counted from 0, that are there; each was consumed exactly once."""
     attempts: int
     repeated: int
     """Number of positions in the ledgers of two attempts, with the same samples: repeated after a resume.
 
     Positions that an attempt consumed after its last checkpoint may be missing from its ledger."""
+    replaced: int
+    """Number of damaged samples that were replaced."""
     skipped: dict[int, tuple[str, str, str]]
-    """Degradation, id and error of each damaged sample that was replaced, by position."""
+    """Degradation, id and error of the first of them, by position."""
 
     def render(self) -> str:
         """Return the report as text."""
-        last = max(self.samples, default=-1)
         lines = [
-            f"positions 0 to {last:,}: each exactly once, over {self.attempts} attempt"
+            f"positions 0 to {self.positions - 1:,}: each exactly once, over {self.attempts} attempt"
             f"{'' if self.attempts == 1 else 's'}",
             f"repeated after a resume, with the same samples: {self.repeated:,}",
-            f"damaged samples that were replaced: {len(self.skipped):,}",
+            f"damaged samples that were replaced: {self.replaced:,}",
         ]
-        replaced = [
-            f"  {position:>9}  {d}  {id_}: {why}" for position, (d, id_, why) in sorted(self.skipped.items())
-        ]
-        return "\n".join([*lines, *replaced[:20], *(["  …"] if len(replaced) > 20 else [])])
+        lines += [f"  {position:>9}  {d}  {id_}: {why}" for position, (d, id_, why) in self.skipped.items()]
+        return "\n".join([*lines, *(["  …"] if self.replaced > len(self.skipped) else [])])
+
+
+class _File(NamedTuple):
+    first_step: int
+    attempt: int
+    key: str
+
+
+class _Line(NamedTuple):
+    """One batch of one worker; lines are ordered by step, then by attempt."""
+
+    step: int
+    attempt: int
+    key: str
+    samples: list[tuple[int, Sample]]
+    skipped: dict[int, tuple[str, str, str]]
+
+
+class LedgerReader:
+    """Iterator over the samples of a run's ledger, position by position, which it checks on the way.
+
+    It reads the files of all workers and attempts side by side, step by step, so its memory does not grow with the run.
+    `positions` is the number that the run has consumed. Without it the run may be in progress: positions after the
+    first gap are ignored if the last attempt wrote them. Raises LedgerError unless every position is there exactly
+    once.
+    """
+
+    def __init__(self, store: Store, positions: int | None = None) -> None:
+        self._store, self._expected = store, positions
+        self._files = _files(store)
+        self._positions = self._repeated = self._replaced = 0
+        self._skipped: dict[int, tuple[str, str, str]] = {}
+        self._samples = self._read()
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._samples
+
+    def report(self) -> LedgerReport:
+        """Read the rest and return the summary."""
+        deque(self._samples, maxlen=0)
+        attempts = len({file.attempt for file in self._files})
+        return LedgerReport(self._positions, attempts, self._repeated, self._replaced, self._skipped)
+
+    def _read(self) -> Iterator[Sample]:
+        last_attempt = max((file.attempt for file in self._files), default=0)
+        count, end = 0, 0  # of the positions so far
+        late: int | None = None  # first position after a gap that the last attempt did not write
+        for lines in _steps(self._store, self._files):
+            found: dict[int, tuple[Sample, int]] = {}  # sample and attempt
+            skipped: dict[int, tuple[str, str, str]] = {}
+            for line in lines:
+                self._add(line, found, end)
+                skipped |= line.skipped
+            for position, (sample, attempt) in sorted(found.items()):
+                if position == self._positions:
+                    self._positions += 1
+                    yield sample
+                elif late is None and attempt < last_attempt:
+                    late = position
+            count, end = count + len(found), max(end - 1, *found) + 1 if found else end
+            self._note_skipped(skipped)
+        self._check_end(count, end, late)
+
+    def _add(self, line: _Line, found: dict[int, tuple[Sample, int]], end: int) -> None:
+        """Add a line to what other lines of its step hold; earlier steps hold positions below `end`."""
+        for position, sample in line.samples:
+            before, earlier = found.get(position, (sample, -1))
+            if before != sample:
+                raise LedgerError(
+                    f"{self._store.uri}/{line.key}: position {position} is {sample}, was {before} before."
+                )
+            if earlier == line.attempt or position < end:
+                raise LedgerError(
+                    f"{self._store.uri}/{line.key}: position {position} was consumed twice, or by a later step than "
+                    f"those after it: now by step {line.step}."
+                )
+            self._repeated += earlier >= 0
+            found[position] = sample, line.attempt
+
+    def _note_skipped(self, skipped: dict[int, tuple[str, str, str]]) -> None:
+        for position in sorted(skipped):
+            if position < self._positions:
+                self._replaced += 1
+                if len(self._skipped) < _EXAMPLES:
+                    self._skipped[position] = skipped[position]
+
+    def _check_end(self, count: int, end: int, late: int | None) -> None:
+        """Raise LedgerError when nothing was found, or when a gap or the number of positions is an error."""
+        uri, complete, expected = self._store.uri, self._positions, self._expected
+        if count == 0:
+            raise LedgerError(f"{uri} has no ledger. A run writes one under `data: {{ledger: true}}`.")
+        if expected is not None and (complete < expected or count > expected):
+            what = f"{complete} is missing" if complete < expected else f"{end - 1} should not be there"
+            raise LedgerError(f"{uri}: the run consumed {expected} positions, and {what} in its ledger.")
+        if late is not None:
+            raise LedgerError(
+                f"{uri}: position {complete} is missing, and later ones are there, such as {late}."
+            )
+
+
+def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
+    """Read the ledger in a run's folder as `LedgerReader` does. Raises LedgerError."""
+    return LedgerReader(store, positions).report()
 
 
 def next_attempt(store: Store) -> int:
     """Return the number of the next attempt, from 0."""
-    return max((attempt for attempt, _ in _files(store)), default=-1) + 1
+    return max((file.attempt for file in _files(store)), default=-1) + 1
 
 
-def read_ledger(store: Store, positions: int | None = None) -> LedgerReport:
-    """Read the ledger in a run's folder. Raises LedgerError unless every position is there exactly once.
-
-    `positions` is the number that the run has consumed. Without it the run may be in progress: positions after the
-    first gap are ignored if the last attempt wrote them.
-    """
-    found: dict[int, tuple[Sample, int]] = {}  # sample and attempt
-    # One object for all positions with equal content.
-    shared: dict[tuple[Sample, int], tuple[Sample, int]] = {}
-    skipped: dict[int, tuple[str, str, str]] = {}
-    attempts: set[int] = set()
-    repeated = 0
-    for attempt, key in _files(store):
-        attempts.add(attempt)
-        for position, sample in _lines(store, key, skipped):
-            before, earlier = found.get(position, (sample, -1))
-            if before != sample:
-                raise LedgerError(f"{store.uri}/{key}: position {position} is {sample}, was {before} before.")
-            if earlier == attempt:
-                raise LedgerError(f"{store.uri}/{key}: position {position} was consumed twice.")
-            repeated += earlier >= 0
-            found[position] = shared.setdefault((sample, attempt), (sample, attempt))
-    if not found:
-        raise LedgerError(f"{store.uri} has no ledger. A run writes one under `data: {{ledger: true}}`.")
-    complete = _complete_positions(store, found, max(attempts), positions)
-    return LedgerReport(
-        {position: found[position][0] for position in range(complete)},
-        len(attempts),
-        repeated,
-        {position: lost for position, lost in skipped.items() if position < complete},
-    )
-
-
-def _complete_positions(
-    store: Store, found: dict[int, tuple[Sample, int]], last_attempt: int, positions: int | None
-) -> int:
-    """Return the number of positions before the first gap. Raises LedgerError when the gap is an error."""
-    complete = next((n for n in range(len(found) + 1) if n not in found), 0)
-    if positions is not None and (complete < positions or len(found) > positions):
-        what = f"{complete} is missing" if complete < positions else f"{max(found)} should not be there"
-        raise LedgerError(f"{store.uri}: the run consumed {positions} positions, and {what} in its ledger.")
-    later = [n for n, (_, attempt) in found.items() if n > complete and attempt < last_attempt]
-    if later:
-        raise LedgerError(
-            f"{store.uri}: position {complete} is missing, and later ones are there, such as {min(later)}."
-        )
-    return complete
-
-
-def _files(store: Store) -> list[tuple[int, str]]:
-    """Return attempt and key of every file, attempt by attempt."""
+def _files(store: Store) -> list[_File]:
+    """Return every file, in the order of its first step."""
     matches = [_KEY.fullmatch(key) for key in store.list(f"{FOLDER}/")]
-    return sorted((int(match[1]), match[0]) for match in matches if match)
+    return sorted(_File(int(match[2]), int(match[1]), match[0]) for match in matches if match)
 
 
-def _lines(store: Store, key: str, skipped: dict[int, tuple[str, str, str]]) -> Iterator[tuple[int, Sample]]:
-    for number, text in enumerate(store.read(key).splitlines(), 1):
+def _steps(store: Store, files: list[_File]) -> Iterator[list[_Line]]:
+    """Yield the lines of each step. A file is read when its first step comes, and forgotten after its last."""
+    waiting = deque(files)
+    heap: list[tuple[_Line, Iterator[_Line]]] = []  # next line of each open file
+
+    def advance(lines: Iterator[_Line]) -> None:
+        following = next(lines, None)
+        if following is not None:
+            heappush(heap, (following, lines))
+
+    while waiting or heap:
+        steps = [file.first_step for file in islice(waiting, 1)] + [line.step for line, _ in heap[:1]]
+        step = min(steps)
+        while waiting and waiting[0].first_step == step:
+            advance(_lines(store, waiting.popleft()))
+        found = []
+        while heap and heap[0][0].step == step:
+            line, rest = heappop(heap)
+            found.append(line)
+            advance(rest)
+        if found:
+            yield found
+
+
+def _lines(store: Store, file: _File) -> Iterator[_Line]:
+    last = file.first_step
+    for number, text in enumerate(store.read(file.key).splitlines(), 1):
         try:
             line = parse_json(text)
-            samples = [(_position(position), _texts(*sample)) for position, *sample in line["samples"]]
-            lost = {_position(position): _texts(*sample) for position, *sample in line["skipped"]}
-            skipped.update({position: (d, id_, why) for position, (d, id_, why) in lost.items()})
-            pairs = [(position, (d, id_)) for position, (d, id_) in samples]
+            samples = [(_position(position), _sample(*names)) for position, *names in line["samples"]]
+            skipped = {_position(position): _lost(*names) for position, *names in line["skipped"]}
+            step = _position(line["step"])
+            if step < last:
+                raise ValueError(f"step {step} comes after step {last}")
         except (ValueError, TypeError, LookupError) as error:
             raise LedgerError(
-                f"{store.uri}/{key}, line {number}: not a line of a ledger ({error or type(error).__name__})."
+                f"{store.uri}/{file.key}, line {number}: not a line of a ledger ({error or type(error).__name__})."
             ) from error
-        yield from pairs
+        last = step
+        yield _Line(step, file.attempt, file.key, samples, skipped)
 
 
 def _position(value: object) -> int:
@@ -161,7 +246,15 @@ def _position(value: object) -> int:
     return value
 
 
-def _texts(*values: object) -> tuple[str, ...]:
-    if not all(isinstance(value, str) for value in values):
+def _sample(degradation: object, id_: object) -> Sample:
+    return _text(degradation), _text(id_)
+
+
+def _lost(degradation: object, id_: object, why: object) -> tuple[str, str, str]:
+    return _text(degradation), _text(id_), _text(why)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
         raise ValueError("a name is no text")
-    return tuple(map(str, values))
+    return value

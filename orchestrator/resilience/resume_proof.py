@@ -36,7 +36,7 @@ from orchestrator.training.checkpoint import read_record
 from orchestrator.training.run_location import RunLocation
 from shards.dataset import Dataset
 from shards.errors import LedgerError
-from shards.ledger import read_ledger
+from shards.ledger import LedgerReader
 from shards.store import LocalStore, Store, open_store
 
 _CHECKPOINTS = 4
@@ -225,15 +225,15 @@ def compare(reference: Store, killed: Store, config: ProofConfig) -> Proof:
     positions = attempts = 0
     wrong = ""
     try:
-        expected, found = read_ledger(reference), read_ledger(killed)
-        shared = min(len(expected.samples), len(found.samples))
-        positions, attempts = shared, found.attempts
-        differing = [n for n in range(shared) if expected.samples[n] != found.samples[n]]
-        if differing:
-            n = differing[0]
-            wrong = f"position {n} was {expected.samples[n]}, and {found.samples[n]} in the killed run"
-        elif common and shared < _position(reference, max(common)):
-            wrong = f"only {shared} positions are in both ledgers"
+        expected, found = LedgerReader(reference), LedgerReader(killed)
+        for n, (before, after) in enumerate(zip(expected, found, strict=False)):
+            if before != after:
+                wrong = f"position {n} was {before}, and {after} in the killed run"
+                break
+        reports = expected.report(), found.report()
+        positions, attempts = min(report.positions for report in reports), reports[1].attempts
+        if not wrong and common and positions < _position(reference, max(common)):
+            wrong = f"only {positions} positions are in both ledgers"
     except LedgerError as error:
         wrong = str(error)
     return Proof(common, different, wrong, positions, attempts, config.same_world_size)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards.errors import LedgerError, StoreError
-from shards.ledger import SampleLedger, next_attempt, read_ledger
+from shards.ledger import LedgerReader, SampleLedger, next_attempt, read_ledger
 from shards.store import LocalStore, Store
 from shards.stream import Batch
 
@@ -39,9 +43,10 @@ def test_every_position_is_found_once_across_kills_and_resizes(each_store: Store
     attempt(each_store, 0, 5, world=2)
     attempt(each_store, 3, 8)  # two steps are repeated, as after a crash
     attempt(each_store, 8, 9, world=4)
-    found = read_ledger(each_store, positions=9 * STEP)
-    assert found.samples == {n: ("rain", f"i{n}") for n in range(9 * STEP)}
-    assert (found.attempts, found.repeated) == (3, 2 * STEP)
+    reader = LedgerReader(each_store, positions=9 * STEP)
+    assert list(reader) == [("rain", f"i{n}") for n in range(9 * STEP)]
+    found = reader.report()
+    assert (found.positions, found.attempts, found.repeated) == (9 * STEP, 3, 2 * STEP)
     assert "0 to 35: each exactly once, over 3 attempts" in found.render()
 
 
@@ -75,7 +80,7 @@ def test_steps_under_way_are_left_aside_until_the_run_has_ended(tmp_path):
     late = SampleLedger(store, 1, 1, 2)  # worker 1 has written its part of step 2, worker 0 not yet
     late.record(2, batch(10, 2))
     late.flush()
-    assert sorted(read_ledger(store).samples) == list(range(8))
+    assert read_ledger(store).positions == 8
 
 
 def test_what_is_consumed_twice_in_one_attempt_is_found(tmp_path):
@@ -102,6 +107,7 @@ def test_what_was_left_out_is_told(tmp_path):
     ledger.record(0, batch(0, 4, skipped=((2, "rain", "broken", "its shard is truncated"),)))
     ledger.flush()
     found = read_ledger(store, 4)
+    assert found.replaced == 1
     assert found.skipped == {2: ("rain", "broken", "its shard is truncated")}
     assert (
         "damaged samples that were replaced: 1\n          2  rain  broken: its shard is truncated"
@@ -159,16 +165,20 @@ def test_a_line_that_is_none_is_named(tmp_path):
             b'{"samples": 5, "skipped": []}',
         ),
         *(
-            b'{"samples": [[%s, "rain", "a"]], "skipped": []}' % p
+            b'{"step": 0, "samples": [[%s, "rain", "a"]], "skipped": []}' % p
             for p in (b"-1", b"true", b"1.5", b"1e999", b'"1"')
         ),
         *(
-            b'{"samples": [%s], "skipped": []}' % s
+            b'{"step": 0, "samples": [%s], "skipped": []}' % s
             for s in (b"[0]", b'[0, "rain"]', b"[0, 1, 2]", b"5", b"{}", b"null")
         ),
         *(
-            b'{"samples": [], "skipped": [%s]}' % s
+            b'{"step": 0, "samples": [], "skipped": [%s]}' % s
             for s in (b'[0, "rain", "a"]', b"[0, 1, 2, 3]", b"[]", b"null")
+        ),
+        *(
+            b'{%s"samples": [], "skipped": []}' % s
+            for s in (b"", b'"step": -1, ', b'"step": true, ', b'"step": "0", ')
         ),
     ],
 )
@@ -187,4 +197,76 @@ def test_names_may_hold_any_sign_of_unicode(tmp_path):
     ledger = SampleLedger(store, 0)
     ledger.record(0, share)
     ledger.flush()
-    assert read_ledger(store, STEP).samples[0] == ("rain", odd)
+    assert next(iter(LedgerReader(store, STEP))) == ("rain", odd)
+
+
+def test_steps_that_go_back_within_a_file_are_named(tmp_path):
+    store = LocalStore(tmp_path)
+    ledger = SampleLedger(store, 0)
+    ledger.record(5, batch(20, STEP))
+    ledger.record(4, batch(16, STEP))
+    ledger.flush()
+    with pytest.raises(LedgerError, match=r"line 2: .*step 4 comes after step 5"):
+        read_ledger(store)
+
+
+def test_a_position_in_two_steps_of_two_attempts_is_found(tmp_path):
+    store = LocalStore(tmp_path)
+    attempt(store, 0, 2)
+    late = SampleLedger(store, 1)
+    late.record(2, batch(4, STEP))  # positions of step 1
+    late.flush()
+    with pytest.raises(LedgerError, match=r"0001/.*position 4 was consumed twice.*by step 2"):
+        read_ledger(store)
+
+
+def all_at_once(store: Store, positions: int | None) -> tuple[int, int, int] | None:
+    """The report as a table of all positions gives it: positions, attempts, repeated; None for an error."""
+    found: dict[int, tuple[tuple[str, str], int]] = {}
+    keys, repeated = sorted(store.list("ledger/")), 0
+    for key in keys:
+        number = int(key.split("/")[1])
+        for line in map(json.loads, store.read(key).splitlines()):
+            for position, *sample in line["samples"]:
+                before, earlier = found.get(position, (tuple(sample), -1))
+                if before != tuple(sample) or earlier == number:
+                    return None
+                repeated += earlier >= 0
+                found[position] = before, number
+    complete = next(n for n in range(len(found) + 1) if n not in found)
+    attempts = {int(key.split("/")[1]) for key in keys}
+    wrong = positions is not None and (complete < positions or len(found) > positions)
+    if not found or wrong or any(n > complete and a < max(attempts) for n, (_, a) in found.items()):
+        return None
+    return complete, len(attempts), repeated
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.integers(0, 6), st.sampled_from([1, 2, 4])), min_size=1, max_size=4
+    ),
+    st.sets(st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(0, 3)), max_size=2),
+    st.sets(st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(0, 3)), max_size=1),
+    st.sampled_from([None, 8, 16, 24]),
+)
+def test_step_by_step_gives_what_a_table_of_all_positions_gives(attempts, lost, changed, positions):
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(Path(folder))
+        for number, (first, steps, world) in enumerate(attempts):
+            for rank in range(world):
+                ledger = SampleLedger(store, number, rank, world)
+                for step in range(first, first + steps):
+                    share = STEP // world
+                    if (number, step, rank) not in lost:
+                        ledger.record(
+                            step, batch(step * STEP + rank * share, share, (number, step, rank) in changed)
+                        )
+                    if step % 3 == 2:
+                        ledger.flush()
+                ledger.flush()
+        try:
+            found = read_ledger(store, positions)
+        except LedgerError:
+            assert all_at_once(store, positions) is None
+        else:
+            assert (found.positions, found.attempts, found.repeated) == all_at_once(store, positions)
