@@ -11,17 +11,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.file_records import FileRecords
 from shards.filesystem import open_regular
 from shards.progress import ProgressCallback
 from shards.store import Store
 from shards.store.checked import read_named
 
-_READERS = 8
 _LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
 
 
@@ -34,21 +33,37 @@ class ListedFile:
     sha256: str
 
 
-def list_files(files: Mapping[str, Path], on_progress: ProgressCallback | None = None) -> bytes:
-    """Return the listing of `files` (name to file); read each once, several at a time."""
+def list_files(
+    files: Mapping[str, Path],
+    on_progress: ProgressCallback | None = None,
+    records: FileRecords | None = None,
+) -> bytes:
+    """Return the listing of `files` (name to file); read those once that `records` does not know. Raises PackError."""
     names, lines = sorted(files), []
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="listing") as readers:
-        measured = readers.map(measure, (files[name] for name in names))
-        for name, (size, digest) in zip(names, measured, strict=True):
-            lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
-            if on_progress is not None:
-                on_progress(len(lines), len(names), name)
+    measured = (records or FileRecords()).recall("sha256", [files[name] for name in names], _measured)
+    for name, found in zip(names, measured, strict=True):
+        if isinstance(found, PackError):
+            raise found
+        size, digest = found.split()
+        lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
+        if on_progress is not None:
+            on_progress(len(lines), len(names), name)
     return b"".join(lines)
 
 
-def list_folder(root: Path, files: Iterable[Path], on_progress: ProgressCallback | None = None) -> bytes:
+def list_folder(
+    root: Path,
+    files: Iterable[Path],
+    on_progress: ProgressCallback | None = None,
+    records: FileRecords | None = None,
+) -> bytes:
     """Return the listing of `files` below `root`."""
-    return list_files({path.relative_to(root).as_posix(): path for path in files}, on_progress)
+    return list_files({path.relative_to(root).as_posix(): path for path in files}, on_progress, records)
+
+
+def _measured(path: Path) -> str:
+    size, digest = measure(path)
+    return f"{size} {digest}"
 
 
 def measure(path: Path) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from shards.errors import PackError
+from shards.file_records import FileRecords
 from shards.listing import digest_of, listing_key
 from shards.manifest import Manifest, ManifestRow, Member, publish
 from shards.problems import DataProblem, render_report
@@ -51,17 +52,18 @@ def pack(
     runner: TaskRunner = run_inline,
     on_progress: ProgressCallback | None = None,
     on_scan: ProgressCallback | None = None,
+    records: FileRecords | None = None,
 ) -> Manifest:
     """Write `source` to `store`, publish it and return the manifest. Raises PackError.
 
     The same pairs and options give the same bytes. A shard is closed when its estimated size reaches `shard_bytes`.
     JPEG sources keep their bytes unless `keep_jpeg` is false, since tiles of them are several times larger. With
     `allow_partial`, images that cannot be packed are left out and recorded in the manifest. `on_scan` is called as
-    headers are read, then `on_progress` as pairs are packed.
+    headers are read, then `on_progress` as pairs are packed. `records` remembers the headers.
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    scan = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_scan)
+    scan = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_scan, records=records)
     if scan.problems and not allow_partial:
         raise PackError(render_report(name, [*scan.problems, *undecodable_images(scan)]))
     if not scan.pairs:

@@ -5,13 +5,16 @@ Images that cannot be packed are reported together before any shard is written.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 from shards import tiles
 from shards.errors import PackError
-from shards.images import read_bytes, read_header, read_samples
+from shards.file_records import FileRecords
+from shards.images import ImageHeader, read_bytes, read_header, read_samples
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
 from shards.sample import NOISE
@@ -59,16 +62,28 @@ _REMEDIES = {
 
 
 def scan_source(
-    source: Source, encoding: str, *, keep_jpeg: bool = True, on_progress: ProgressCallback | None = None
+    source: Source,
+    encoding: str,
+    *,
+    keep_jpeg: bool = True,
+    on_progress: ProgressCallback | None = None,
+    records: FileRecords | None = None,
 ) -> SourceScan:
-    """Read the header of every image of `source`, several at a time."""
+    """Read the header of every image of `source` that `records` does not know, several at a time."""
     pairs = tuple(source)
     images = dict.fromkeys(image for pair in pairs for image in _images(pair))
     infos: dict[SourceImage, ImageInfo] = {}
+    files = [image.file for image in images if image.file is not None]
+    headers = (records or FileRecords()).recall("header", files, _header)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="scan") as readers:
-        seen = readers.map(lambda image: _info(image, encoding, keep_jpeg), images)
-        for image, info in zip(images, seen, strict=True):
-            infos[image] = info
+        made = (image for image in images if image.file is None)
+        computed = readers.map(lambda image: _computed_info(image, encoding), made)
+        for image in images:
+            infos[image] = (
+                next(computed)
+                if image.file is None
+                else _file_info(image, next(headers), encoding, keep_jpeg)
+            )
             if on_progress is not None:
                 on_progress(len(infos), len(images), image.name)
     problems_by_kind: dict[str, dict[str, None]] = {}
@@ -140,16 +155,21 @@ def _images(pair: Pair) -> list[SourceImage]:
     return [pair.clean] if pair.degraded is None else [pair.clean, pair.degraded]
 
 
-def _info(image: SourceImage, encoding: str, keep_jpeg: bool) -> ImageInfo:
+def _computed_info(image: SourceImage, encoding: str) -> ImageInfo:
     try:
-        if image.file is None:
-            height, width = image.size()
-            if encoding == "original":
-                return ImageInfo(height, width, 0, image.name, "have no source bytes")
-            return ImageInfo(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
-        header, size = read_header(image.file), image.file.stat().st_size
+        height, width = image.size()
     except PackError as error:
-        return ImageInfo(0, 0, 0, without_remedy(str(error)), "cannot be read")
+        return _unreadable(error)
+    if encoding == "original":
+        return ImageInfo(height, width, 0, image.name, "have no source bytes")
+    return ImageInfo(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
+
+
+def _file_info(image: SourceImage, found: str | PackError, encoding: str, keep_jpeg: bool) -> ImageInfo:
+    if isinstance(found, PackError):
+        return _unreadable(found)
+    *fields, size = json.loads(found)
+    header = ImageHeader(*fields)
     height, width = header.height, header.width
     if encoding == "original":
         return ImageInfo(height, width, size)
@@ -157,6 +177,15 @@ def _info(image: SourceImage, encoding: str, keep_jpeg: bool) -> ImageInfo:
         return ImageInfo(height, width, 0, f"{image.name} (mode {header.mode})", "are not 8-bit grey or RGB")
     kept = keep_jpeg and header.format == JPEG
     return ImageInfo(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
+
+
+def _unreadable(error: PackError) -> ImageInfo:
+    return ImageInfo(0, 0, 0, without_remedy(str(error)), "cannot be read")
+
+
+def _header(file: Path) -> str:
+    """Return the header and the size of a file as JSON."""
+    return json.dumps([*astuple(read_header(file)), file.stat().st_size])
 
 
 def _pair_problems(pair: Pair, infos: dict[SourceImage, ImageInfo]) -> Iterator[tuple[str, str]]:

@@ -106,6 +106,9 @@ HeldOut = Annotated[
 ]
 Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
 Seed = Annotated[int, option("Random seed of the degradations.", min=0, max=2**63 - 1, callback=None)]
+Reread = Annotated[
+    bool, option("Read every raw file, also those whose size and time did not change.", "--reread")
+]
 Licence = Annotated[str, option("Licence of the photographs, for the manifest.")]
 
 
@@ -121,6 +124,7 @@ def photographs(
     jpeg: Jpeg = "keep",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
+    reread: Reread = False,
 ) -> None:
     """Degrade the photographs that ship in Python wheels, as the demo does."""
     _pack("photographs", **locals())
@@ -145,6 +149,7 @@ def synthetic(
     jpeg: Jpeg = "keep",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
+    reread: Reread = False,
 ) -> None:
     """Degrade a folder of your own clean photographs."""
     _pack("synthetic", **locals())
@@ -180,6 +185,7 @@ def pairs(
     jpeg: Jpeg = "keep",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
+    reread: Reread = False,
 ) -> None:
     """Pack your own pairs of degraded and clean photographs."""
     given = locals()
@@ -229,6 +235,7 @@ def _published_command(dataset: str) -> Any:
         jpeg: Jpeg = "keep",
         shard_mib: ShardMib = 64,
         jobs: Processes = None,
+        reread: Reread = False,
     ) -> None:
         given = locals()
         del given["dataset"], given["expect"]
@@ -237,7 +244,7 @@ def _published_command(dataset: str) -> Any:
     return typer.main.get_command(single)
 
 
-def _pack(source: str, out: str, jobs: int | None, **spec: Any) -> None:
+def _pack(source: str, out: str, jobs: int | None, *, reread: bool, **spec: Any) -> None:
     """Pack the source that `spec`, a section `data.pack`, describes, and print what was written."""
     use_local_cluster()
     from orchestrator.data.datasets import PACK_PHASES, PackCallbacks, pack_dataset
@@ -251,7 +258,11 @@ def _pack(source: str, out: str, jobs: int | None, **spec: Any) -> None:
     }
     with progress(emit_error, *PACK_PHASES) as advance:
         callbacks = PackCallbacks(*advance)
-        manifest, uri = pack_dataset({"source": source, **given}, out, callbacks, jobs or available_cores())
+        manifest, uri, packed = pack_dataset(
+            {"source": source, **given}, out, callbacks, jobs or available_cores(), reread=reread
+        )
+    if not packed:
+        emit(f"{uri} is already packed; nothing was changed.")
     emit(
         f"{uri}: {len(manifest.rows)} samples in {len(manifest.shards)} shards, manifest {manifest.digest[:16]}"
     )

@@ -11,12 +11,14 @@ from orchestrator.config import crop_stages
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
 from orchestrator.config.schema import Data, Example, Job, Pack
 from orchestrator.config.validation import source_conflicts
-from orchestrator.data.sources import source_of
+from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
 from orchestrator.paths import absolute_uri, below, cache_folder
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
+from shards.file_records import FileRecords
+from shards.listing import listing_key
 from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
 from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.order import SampleOrder
@@ -95,20 +97,33 @@ def ensure_packed(
     (uri,) = manifest_uris(job)
     store = open_store(uri)
     store.ensure_bucket()
-    source = source_of(spec, callbacks and callbacks.hash)
-    if _holds(store, source, spec):
+    records = file_records()
+    source = source_of(spec, callbacks and callbacks.hash, records)
+    if _held(store, source, spec) is not None:
         return False
     name = job.data.manifests[0].rstrip("/").rsplit("/", 1)[-1]
-    _pack(spec, source, store, name, ProcessPool(available_cores()) if runner is None else runner, callbacks)
+    runner = ProcessPool(available_cores()) if runner is None else runner
+    _pack(spec, source, store, name, runner, callbacks, records)
     return True
 
 
-def pack_dataset(
-    spec: Mapping[str, object], out: str, callbacks: PackCallbacks, jobs: int
-) -> tuple[Manifest, str]:
-    """Pack the dataset described by `spec` (a `data.pack` section); return the manifest and its URI.
+class PackOutcome(NamedTuple):
+    """Result of packing a dataset."""
 
-    `jobs` is the number of processes. Raises PlanError, or ShardsError.
+    manifest: Manifest
+    uri: str
+    """Absolute URI of the dataset."""
+    packed: bool
+    """Whether anything was packed: False when the whole dataset was there already."""
+
+
+def pack_dataset(
+    spec: Mapping[str, object], out: str, callbacks: PackCallbacks, jobs: int, *, reread: bool = False
+) -> PackOutcome:
+    """Pack the dataset described by `spec`, a `data.pack` section, unless the whole of it is there already.
+
+    `jobs` is the number of processes. Raw files that did not change since they were last read are not read, unless
+    `reread`. Raises PlanError, or ShardsError.
     """
     try:
         chosen = Pack.model_validate(spec)
@@ -119,11 +134,15 @@ def pack_dataset(
     if conflicts:
         raise PlanError(" ".join(conflicts))
     uri = absolute_uri(out)
-    source, store = source_of(chosen, callbacks.hash), open_store(uri)
+    records = file_records(reread=reread)
+    source, store = source_of(chosen, callbacks.hash, records), open_store(uri)
     store.ensure_bucket()
-    _holds(store, source, chosen)
+    held = _held(store, source, chosen)
+    if held is not None and _is_whole(store, held, chosen):
+        return PackOutcome(held, uri, packed=False)
     name = uri.rsplit("/", 1)[-1]
-    return _pack(chosen, source, store, name, ProcessPool(jobs), callbacks), uri
+    manifest = _pack(chosen, source, store, name, ProcessPool(jobs), callbacks, records)
+    return PackOutcome(manifest, uri, packed=True)
 
 
 def planned_counts(job: Job) -> dict[str, int]:
@@ -219,7 +238,13 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
 
 
 def _pack(
-    spec: Pack, source: Source, store: Store, name: str, runner: TaskRunner, callbacks: PackCallbacks | None
+    spec: Pack,
+    source: Source,
+    store: Store,
+    name: str,
+    runner: TaskRunner,
+    callbacks: PackCallbacks | None,
+    records: FileRecords,
 ) -> Manifest:
     return pack(
         source,
@@ -232,16 +257,21 @@ def _pack(
         runner=runner,
         on_progress=callbacks and callbacks.pack,
         on_scan=callbacks and callbacks.scan,
+        records=records,
     )
 
 
-def _holds(store: Store, source: Source, spec: Pack) -> bool:
-    """Return whether `store` already holds what packing `source` gives. Raises PlanError if it differs."""
+def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
+    """Return what `store` holds if it is what packing `source` gives, None if it holds nothing.
+
+    Raises PlanError if it holds something else.
+    """
     if store.read_pointer(POINTER) is None:
-        return False
+        return None
     jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
+    manifest = load_manifest(store)
     # Before the option existed, all JPEG files were tiled.
-    found = {"jpeg": "tiled", **load_manifest(store).provenance}
+    found = {"jpeg": "tiled", **manifest.provenance}
     wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
     different = [key for key, value in wanted.items() if found.get(key) != value]
     if different:
@@ -250,7 +280,17 @@ def _holds(store: Store, source: Source, spec: Pack) -> bool:
             f"{store.uri} holds a dataset that was packed with other settings: {differences}. "
             "Nothing is overwritten: give the new dataset another name."
         )
-    return True
+    return manifest
+
+
+def _is_whole(store: Store, manifest: Manifest, spec: Pack) -> bool:
+    """Return whether packing again would write nothing: all objects are there, and the other options fit too."""
+    facts = manifest.provenance
+    if facts.get("shard_bytes") != spec.shard_mib << 20 or (facts.get("missing") and not spec.allow_partial):
+        return False
+    there = {*store.list("shards/"), *store.list("sources/")}
+    listings = (listing_key(digest) for digest in facts.get("sources", ()))
+    return there.issuperset(shard.key for shard in manifest.shards) and there.issuperset(listings)
 
 
 def _cache(gib: float = 20.0) -> ShardCache:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.schema import Pack
-from orchestrator.paths import absolute_uri
+from orchestrator.paths import absolute_uri, cache_folder
+from shards.file_records import FileRecords
 from shards.progress import ProgressCallback
 from shards.sources import (
     FolderSource,
@@ -18,10 +19,17 @@ from shards.sources import (
 )
 
 
-def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
+def file_records(*, reread: bool = False) -> FileRecords:
+    """Return what this machine remembers of raw files; with `reread`, every file is read again."""
+    return FileRecords(cache_folder() / "raw-files.sqlite", reread=reread)
+
+
+def source_of(
+    spec: Pack, on_hash: ProgressCallback | None = None, records: FileRecords | None = None
+) -> Source:
     """Return the source described by a validated `spec`. Raises PackError when its files are missing.
 
-    `on_hash` is called as raw files are hashed.
+    `on_hash` is called as raw files are hashed, unless `records` knows them.
     """
     if spec.source == "photographs":
         return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
@@ -36,6 +44,7 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
             variants=spec.variants,
             licence=spec.licence,
             on_hash=on_hash,
+            records=records,
         )
     if spec.source == "pairs":
         assert spec.degraded is not None, "the job schema asks for it"
@@ -50,6 +59,7 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
             held_out_share=spec.held_out_share,
             licence=spec.licence,
             on_hash=on_hash,
+            records=records,
         )
     options = PublishedOptions(
         split=spec.split,
@@ -59,7 +69,7 @@ def source_of(spec: Pack, on_hash: ProgressCallback | None = None) -> Source:
         exclude_leaked=spec.exclude_leaked,
         expected=spec.expected,
     )
-    return PublishedSource(spec.source, root, options, on_hash)
+    return PublishedSource(spec.source, root, options, on_hash, records)
 
 
 def _with_absolute_files(names: Sequence[str]) -> list[str]:

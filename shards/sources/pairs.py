@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.file_records import FileRecords
 from shards.listing import digest_of, list_folder
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
@@ -41,6 +42,7 @@ class PairsSource:
         held_out_share: float = 0.0,
         licence: str = "not stated",
         on_hash: ProgressCallback | None = None,
+        records: FileRecords | None = None,
     ) -> None:
         if degradation in SIGMA:
             raise PackError(
@@ -53,7 +55,7 @@ class PairsSource:
             raise PackError(f"held_out_share is {held_out_share}; it must be between 0 and 1.")
         self._root, self._layout = root, FileLayout("your patterns", clean=clean, degraded=degraded)
         self._found = found = _match(root, self._layout)
-        self._degradation, self._on_hash = degradation, on_hash
+        self._degradation, self._on_hash, self._records = degradation, on_hash, records
         self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
         if has_split(degraded, clean):
             if held_out or held_out_share:
@@ -94,7 +96,7 @@ class PairsSource:
     def listings(self) -> tuple[bytes, ...]:
         """The files of all pairs, named relative to the root."""
         names = {name for entry in self._found.pairs for name in (entry.clean, entry.degraded) if name}
-        return (list_folder(self._root, (self._root / name for name in names), self._on_hash),)
+        return (list_folder(self._root, (self._root / name for name in names), self._on_hash, self._records),)
 
     def __len__(self) -> int:
         return len(self._found.pairs)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import PackError
+from shards.file_records import FileRecords
 from shards.listing import digest_of, list_folder
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
@@ -53,11 +54,12 @@ class PublishedSource:
         root: Path,
         options: PublishedOptions | None = None,
         on_hash: ProgressCallback | None = None,
+        records: FileRecords | None = None,
     ) -> None:
         if name not in PUBLISHED:
             raise PackError(f"dataset {name!r} is unknown; there are {', '.join(PUBLISHED)}.")
         self._name, self._root, self._options = name, root, options or PublishedOptions()
-        self._published, self._on_hash = PUBLISHED[name], on_hash
+        self._published, self._on_hash, self._records = PUBLISHED[name], on_hash, records
         self._check_options()
         self._tree = FileTree.of(root)
         self._list = OfficialList.read(self._options.listing) if self._options.listing else None
@@ -111,7 +113,7 @@ class PublishedSource:
     def listings(self) -> tuple[bytes, ...]:
         """The files of all pairs, named relative to the root."""
         files = {_file(image) for pair in self._pairs for image in (pair.degraded, pair.clean) if image}
-        return (list_folder(self._root, files, self._on_hash),)
+        return (list_folder(self._root, files, self._on_hash, self._records),)
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.degrade import SYNTHETIC
 from shards.errors import PackError
+from shards.file_records import FileRecords
 from shards.images import list_images
 from shards.listing import digest_of, list_files, list_folder
 from shards.photographs import PHOTOGRAPHS, photograph_file
@@ -87,9 +88,11 @@ class FolderSource:
         variants: int = 1,
         licence: str = "not stated",
         on_hash: ProgressCallback | None = None,
+        records: FileRecords | None = None,
     ) -> None:
         self._kinds = _kinds(degradations)
         self._root, self._seed, self._variants, self._on_hash = root, seed, variants, on_hash
+        self._records = records
         self.licences: Mapping[str, str] = {"folder": licence}
         self._files: dict[str, Path] = {}
         for path in list_images(root):
@@ -119,7 +122,7 @@ class FolderSource:
     @cached_property
     def listings(self) -> tuple[bytes, ...]:
         """The files of the folder."""
-        return (list_folder(self._root, self._files.values(), self._on_hash),)
+        return (list_folder(self._root, self._files.values(), self._on_hash, self._records),)
 
     def __len__(self) -> int:
         return sum(_pair_count(self._kinds, self._draws(name)) for name in self._files)
