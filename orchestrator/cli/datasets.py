@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from orchestrator.cli.app import (
     option,
     use_local_cluster,
 )
+
+if TYPE_CHECKING:
+    from shards.audit import DuplicateGroup
 
 Uri = Annotated[str, argument("s3://bucket/name or a folder.", metavar="DATASET")]
 
@@ -107,8 +110,8 @@ def stream(
 @command(DATA, "mirage audit s3://mirage/demo", "mirage audit TRAIN_DATASET TEST_DATASET -o audit.png")
 def audit(
     uris: Annotated[list[str], argument("Packed datasets.", metavar="DATASET...")],
-    out: Annotated[Path, option("Pictures of the pairs to write.", "--out", "-o")] = Path("audit.png"),
-    shown: Annotated[int, option("Maximum number of pairs to list and picture.", min=1)] = 20,
+    out: Annotated[Path, option("Pictures of the groups to write.", "--out", "-o")] = Path("audit.png"),
+    shown: Annotated[int, option("Maximum number of groups to list and picture.", min=1)] = 20,
     jobs: Processes = None,
 ) -> None:
     """Find photographs that occur twice, within and across datasets, and in both train and test.
@@ -122,7 +125,6 @@ def audit(
     from orchestrator.outputs import write_output
     from orchestrator.progress import progress
     from shards.audit import audit as compare
-    from shards.audit import leaked_test_samples
     from shards.processes import ProcessPool, available_cores
 
     dataset = open_uris(uris)
@@ -130,25 +132,33 @@ def audit(
         duplicates = compare(
             dataset, dataset.cache, runner=ProcessPool(jobs or available_cores()), on_progress=advance
         )
-    for pair in duplicates[:shown]:
-        kind = "equal pixels" if pair.exact else f"similar, correlation {pair.correlation:.3f}"
-        sides = [f"{p.uri} {p.split} {p.row.id}" for p in (pair.first, pair.second)]
-        emit(f"{'LEAK  ' if pair.leaks else '      '}{sides[0]}   {sides[1]}   {kind}")
+    for group in duplicates[:shown]:
+        kind = "equal pixels" if group.exact else f"similar, correlation {group.correlation:.3f}"
+        sides = [f"{p.uri} {p.split} {p.row.id}" for p in (group.first, group.second)]
+        emit(f"{'LEAK  ' if group.leaks else '      '}{sides[0]}   {sides[1]}   {kind}{_others(group)}")
     if len(duplicates) > shown:
-        emit(f"      ... and {len(duplicates) - shown:,} more pairs")
-    leaks = sum(pair.leaks for pair in duplicates)
-    exact = sum(pair.exact for pair in duplicates)
+        emit(f"      ... and {len(duplicates) - shown:,} more groups")
     emit(
-        f"{len(duplicates):,} pairs of photographs ({exact:,} with equal pixels), {leaks:,} between train and test"
+        f"{len(duplicates):,} groups of photographs ({duplicates.exact:,} with equal pixels), "
+        f"{duplicates.leaks:,} between train and test; {duplicates.photographs:,} photographs in them"
     )
     if duplicates:
         write_output(out, encode_png(duplicate_sheet(dataset, duplicates[:shown])))
         emit(f"pictures   {out}")
-    leaked = leaked_test_samples(duplicates)
+    leaked = duplicates.leaked_test_samples()
     for uri, samples in leaked.items():
         emit(f"{uri}: {samples:,} test samples show training photographs")
     if leaked:
         raise typer.Exit(1)
+
+
+def _others(group: DuplicateGroup) -> str:
+    """Return how many more photographs are in a group, and the names of some."""
+    more = group.size - 2
+    if more == 0:
+        return ""
+    names = ", ".join(f"{p.split} {p.row.id}" for p in group.others)
+    return f"   and {more:,} more: {names}{', ...' if more > len(group.others) else ''}"
 
 
 @command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than 1 --delete")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.imaging.contact_sheet import image_grid
-from shards.audit import DuplicatePair
+from shards.audit import DuplicateGroup
 from shards.dataset import Dataset
 from shards.manifest import Manifest, ManifestRow, Member
 from shards.sample import CDD11
@@ -70,14 +70,14 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
 
 
-def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicatePair]) -> Image.Image:
-    """Return a contact sheet of pairs of equal photographs."""
+def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicateGroup]) -> Image.Image:
+    """Return a contact sheet of the two most telling images of each group of equal photographs."""
     rows, labels, captions = [], [], []
-    for number, pair in enumerate(duplicates, 1):
-        place = [dataset.row_of(photograph.uri, photograph.row) for photograph in (pair.first, pair.second)]
-        rows.append([dataset.clean_for_display(row) for row in place])
+    for number, group in enumerate(duplicates, 1):
+        pair = group.first, group.second
+        rows.append([dataset.clean_for_display(dataset.row_of(p.uri, p.row)) for p in pair])
         labels.append(f"{number}")
-        captions.append([f"{p.row.id} ({p.split})"[:40] for p in (pair.first, pair.second)])
+        captions.append([f"{p.row.id} ({p.split})"[:40] for p in pair])
     return image_grid(rows, ["one", "other"], labels, captions)
 
 

@@ -6,6 +6,8 @@ import os
 from itertools import cycle, islice
 from pathlib import Path
 
+import pytest
+
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.store import LocalStore
@@ -76,11 +78,13 @@ def test_a_fetch_into_a_full_cache_of_any_size_makes_room_for_several(tmp_path: 
     stays_flat(cost, [150, 600, 2400])
 
 
-def test_bytes_of_an_evicted_shard_leave_the_disk_when_the_next_shard_is_opened(tmp_path: Path):
+def test_bytes_of_an_evicted_shard_leave_the_disk_when_the_next_shard_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     _, manifest = small_shards(tmp_path / "data", 3)
     store, folder = Remote(tmp_path / "data"), tmp_path / "cache"
+    monkeypatch.setattr("shards.dataset.open_store", lambda uri: store)
     dataset = Dataset([str(tmp_path / "data")], ShardCache(folder, 1 << 30))
-    dataset._shards = [(store, shard) for shard in manifest.shards]  # as of a dataset in a bucket
     dataset.read(dataset.rows("train", "noise15")[0])
 
     def held() -> list[str]:

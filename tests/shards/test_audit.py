@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from shards.audit import audit, leaked_test_samples
+from shards.audit import audit
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.pack import pack
@@ -61,19 +61,19 @@ def test_the_76_leaked_images_of_sots_are_found(tmp_path: Path):
 
     cache = ShardCache(tmp_path / "cache", 1 << 30)
     duplicates = audit(Dataset([store.uri for store in stores], cache), cache, runner=ProcessPool(2))
-    assert all(pair.leaks for pair in duplicates)
-    found = {(pair.first.row.id[:4], pair.second.row.id[:4]) for pair in duplicates}
+    assert all(group.leaks for group in duplicates)
+    assert len(duplicates) == duplicates.leaks == 75
+    found = {(group.first.row.id[:4], group.second.row.id[:4]) for group in duplicates}
     assert found == {(scene, scene) for scene in OTS_SCENES_OF_SOTS}
-    assert leaked_test_samples(duplicates) == {stores[1].uri: 76}
-    trained = {id_ for pair in duplicates for id_ in pair.first.ids}
-    assert len(trained) == 2 * 75
+    assert duplicates.leaked_test_samples() == {stores[1].uri: 76}
+    assert sum(group.first.samples for group in duplicates) == 2 * 75
 
     clean = PublishedSource(
         "reside-ots", raw / "ots", PublishedOptions(expected={"OTS": 2 * 78}, exclude_leaked=True)
     )
     pack(clean, LocalStore(tmp_path / "clean"), name="x")
     both = Dataset([str(tmp_path / "clean"), stores[1].uri], cache)
-    assert audit(both, cache) == []
+    assert len(audit(both, cache)) == 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_plain_surfaces_are_not_taken_for_each_other(tmp_path: Path):
         save(tmp_path / "raw" / f"{number}.png", plain.astype(np.uint8))
     pack(FolderSource(tmp_path / "raw", ["noise25"]), LocalStore(tmp_path / "s"), name="x")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    assert audit(Dataset([str(tmp_path / "s")], cache), cache) == []
+    assert audit(Dataset([str(tmp_path / "s")], cache), cache).photographs == 0
 
 
 def test_files_of_16_bits_and_with_alpha_are_compared_too(tmp_path: Path):
@@ -126,3 +126,38 @@ def test_files_of_16_bits_and_with_alpha_are_compared_too(tmp_path: Path):
     (pair,) = audit(Dataset([str(tmp_path / "s")], cache), cache)
     assert {pair.first.row.id, pair.second.row.id} == {"in/deep", "in/eight"}
     assert pair.exact
+
+
+def test_photographs_that_did_not_change_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number, picture in enumerate(scenes(8)):
+        save(tmp_path / "raw" / f"{number}.png", picture)
+        save(tmp_path / "raw" / f"{number}-copy.png", picture)
+    source = FolderSource(tmp_path / "raw", ["noise25"], held_out=["0"])
+    pack(source, LocalStore(tmp_path / "s"), name="x", shard_bytes=50_000)
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    first = list(audit(Dataset([str(tmp_path / "s")], cache), cache))
+    assert len(first) == 8
+    (kept, *others) = sorted((tmp_path / "cache").glob("fingerprints-*/*.npy"))
+    assert others
+    read: list[str] = []
+    decoded = Dataset.clean_for_display
+    monkeypatch.setattr(
+        Dataset, "clean_for_display", lambda self, row: read.append(row.id) or decoded(self, row)
+    )
+    assert list(audit(Dataset([str(tmp_path / "s")], cache), cache)) == first
+    assert read == []
+    kept.write_bytes(kept.read_bytes()[:-7])  # as after a full disk
+    assert list(audit(Dataset([str(tmp_path / "s")], cache), cache)) == first
+    assert 0 < len(read) < 16
+
+
+def test_a_large_group_is_told_by_its_size_and_some_names(tmp_path: Path):
+    for number in range(40):
+        save(tmp_path / "raw" / f"{number:02}.png", scenes(1)[0])
+    source = FolderSource(tmp_path / "raw", ["noise25"], held_out=["07", "31"])
+    pack(source, LocalStore(tmp_path / "s"), name="x")
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    duplicates = audit(Dataset([str(tmp_path / "s")], cache), cache)
+    (group,) = duplicates
+    assert (group.size, group.leaks, group.exact, len(group.others)) == (40, True, True, 5)
+    assert duplicates.leaked_test_samples() == {str(tmp_path / "s"): 2}

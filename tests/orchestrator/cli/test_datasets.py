@@ -88,7 +88,7 @@ def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, t
     text = mirage("audit", tmp_path / "all", "--out", picture, "--jobs", "1")
     assert "3cat" in text
     assert "4cat" in text
-    assert "1 pairs of photographs (1 with equal pixels), 0 between train and test" in text
+    assert "1 groups of photographs (1 with equal pixels), 0 between train and test; 2 photographs in" in text
     with Image.open(picture) as sheet:
         assert sheet.width > 2 * 128
 
