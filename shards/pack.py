@@ -70,6 +70,7 @@ def pack(
         raise PackError(f"dataset {name!r}: the source has no pairs, so nothing was published.")
     check_pairs(scan.pairs)
     store.ensure_bucket()
+    listings = source.listings  # now, not at the end: a killed packing has read the files once
     tasks = [ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(scan, shard_bytes)]
     results = dict(runner(pack_shard, tasks, count_rows(on_progress, len(scan.pairs))))
     packed = [results[index] for index in range(len(tasks))]  # in the order of the plan
@@ -80,7 +81,7 @@ def pack(
         raise PackError(render_report(name, problems))
     provenance = {
         **source.provenance,
-        "sources": [_store_listing(store, listing) for listing in source.listings],
+        "sources": [_store_listing(store, listing) for listing in listings],
         "encoding": encoding,
         "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
         "shard_bytes": shard_bytes,

@@ -140,7 +140,7 @@ def test_facts_that_nobody_used_for_long_are_deleted(files: list[Path], tmp_path
     recalled(old, files)
     used = FileRecords(tmp_path / "db")
     used._today -= 50
-    assert recalled(used, files[:2])[1] == [path.name for path in files[:2]]
+    assert recalled(used, files[:2])[1] == []
     assert recalled(FileRecords(tmp_path / "db"), files)[1] == [path.name for path in files[2:]]
 
 
