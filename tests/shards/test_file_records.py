@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import file_records
@@ -168,6 +168,7 @@ def test_what_was_read_before_a_kill_is_not_read_again(tmp_path: Path):
     assert read == [path.name for path in files[512:]]  # the batch in which it died, and those after it
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, len(CHANGES)), st.booleans()), max_size=6))
 def test_a_listing_is_that_of_the_files_as_they_are(steps: list[tuple[int, int, bool]]):
     with tempfile.TemporaryDirectory() as folder:

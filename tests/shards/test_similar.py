@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import similar
@@ -62,6 +62,7 @@ def photographs(seed: int, scenes: int, count: int, bits: int, noise: int) -> np
     return prints
 
 
+@settings(max_examples=50, deadline=None)
 @pytest.mark.parametrize("many", [1 << 22, 0], ids=["four parts", "three parts"])
 @given(
     seed=st.integers(0, 2**32),
