@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
-from tests.slow.project import SMALL_JOB, Project, copy_project, plain_environment
+from tests.slow.project import QUICK_RAY, SMALL_JOB, Project, copy_project, plain_environment
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     user = tmp_path_factory.mktemp("user")
     (user / ".ray").mkdir()
     (user / ".ray" / "auth_token").write_text("0" * 64)
-    made = Project(root, {**plain_environment(), "HOME": str(user)})
+    made = Project(root, {**plain_environment(), **QUICK_RAY, "HOME": str(user)})
     up = made.run(sys.executable, "-m", "orchestrator", "up")
     assert up.status == 0, up.text
     yield made

@@ -38,6 +38,9 @@ track: {experiment: slow, register_as: small, every_steps: 1, log: json}
 example: {photograph: coffee, degradation: haze}
 """
 
+QUICK_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+"""Ray Train looks every 2 s by default whether workers have started or ended, and every 5 s for nodes that leave."""
+
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 """Ray's names for the states of a job that has ended."""
 
