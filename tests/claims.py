@@ -24,11 +24,10 @@ from typing import TypeVar
 from unittest import mock
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
-
-from mirage.weights import loads
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -137,7 +136,7 @@ def flip_byte(file: Path, at: int | None = None) -> None:
 def final_weights(run_folder: Path) -> dict[str, Tensor]:
     """Return the weights that a finished run names in its result."""
     result = json.loads((run_folder / "result.json").read_bytes())
-    return dict(loads((run_folder / result["weights"]).read_bytes()).state_dict())
+    return safetensors.torch.load((run_folder / result["weights"]).read_bytes())
 
 
 def assert_same_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

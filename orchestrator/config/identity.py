@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.config.presets import SETTINGS
 from orchestrator.config.renamed import with_hashed_names
-from orchestrator.config.schema import NON_IDENTITY_KEYS, Job, Training
+from orchestrator.config.schema import LATER_KEYS, NON_IDENTITY_KEYS, Job, Training
 from orchestrator.config.sweep_schema import EXTENDABLE, SweepJob
 from shards.dataset import Dataset
 
@@ -41,6 +41,10 @@ def _identity_content(job: Training) -> dict[str, Any]:
             content[section].pop(name, None)
         else:
             content.pop(section, None)
+    for key in LATER_KEYS:
+        section, _, name = key.partition(".")
+        if not content[section][name]:
+            content[section].pop(name)
     return content
 
 

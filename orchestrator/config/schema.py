@@ -185,6 +185,9 @@ class UserModel(Section):
     """Folder to import `class` from; unset: Python's own path."""
     arguments: dict[str, FiniteAny] = Field(default_factory=dict)
     """Keyword arguments of `class`."""
+    adapter: str | None = Field(default=None, pattern=CLASS_PATTERN)
+    """package.module:function, imported as `class` is, that calls the network: (network, degraded, labels) -> image, or
+    (image, {name: loss term}); unset: network(degraded)."""
     stride: Int = Field(default=8, ge=1)
     """Image sides must be multiples of this many pixels for `class`; images are padded by reflection."""
     tile: Int | None = Field(default=None, ge=64)
@@ -247,6 +250,8 @@ class LossConfig(Section):
     """Weight of the SPD contrastive term."""
     temperature: Float = Field(default=0.1, ge=1e-6, le=1e6)
     """Temperature of the contrastive term."""
+    auxiliary_weights: dict[str, Weight] = Field(default_factory=dict)
+    """Weight of each loss term that model.adapter returns."""
 
     def build(self) -> LossWeights:
         """Return the weights for `mirage.loss`."""
@@ -623,3 +628,5 @@ NON_IDENTITY_KEYS = frozenset(
     }
 )
 """Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""
+LATER_KEYS = ("model.adapter", "loss.auxiliary_weights")
+"""Keys that are no part of a run's identity while they are unset, so that runs from before these keys keep theirs."""

@@ -169,6 +169,11 @@ def _paper_row_conflicts(row: str) -> Iterator[Conflict]:
 
 
 def _mirage_conflicts(job: Training) -> Iterator[Conflict]:
+    if job.loss.auxiliary_weights:
+        yield (
+            "loss.auxiliary_weights",
+            "weights terms of another network: set model.class and model.adapter, or remove it.",
+        )
     if job.model.alignment == "none" and job.loss.spd_weight:
         yield (
             "loss.spd_weight",
@@ -188,11 +193,17 @@ def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
             "loss.spd_weight",
             f"{job.loss.spd_weight:g}, but the SPD term needs a MIRAGE, {other}. Set it to 0.",
         )
-    for key in sorted(set(job.model.changes()) - {"shallow_tap"}):  # the recipe sets shallow_tap
+    # The recipe sets shallow_tap; batch_norm is also about the BatchNorm layers of other networks.
+    for key in sorted(set(job.model.changes()) - {"shallow_tap", "batch_norm"}):
         yield f"model.{key}", f"is a key of MIRAGE, {other}. Remove it."
     for key in ("activation_checkpointing", "compile"):
         if getattr(job.train, key) != "none":
             yield f"train.{key}", f"needs the blocks of a MIRAGE, {other}. Set it to none."
+    if job.loss.auxiliary_weights and job.model.adapter is None:
+        yield (
+            "loss.auxiliary_weights",
+            "weights terms that model.adapter returns, and model.adapter is not set.",
+        )
     if job.track.register_as:
         yield (
             "track.register_as",
@@ -280,7 +291,7 @@ def restore_conflicts(job: RestoreJob) -> Iterator[Conflict]:
 
 def _class_conflicts(model: UserModel) -> Iterator[Conflict]:
     if model.class_ is None:
-        for key in ("path", "arguments", "tile"):
+        for key in ("path", "arguments", "adapter", "tile"):
             if getattr(model, key):
                 yield f"model.{key}", "needs model.class. Set that, or remove this."
     if model.tile and model.tile % model.stride:

@@ -17,7 +17,7 @@ from mirage.weights import WeightsError, dumps, load_release, loads, read_metada
 from orchestrator.config.job_schemas import EvaluatedModel
 from orchestrator.errors import ModelError
 from orchestrator.models import user_model
-from orchestrator.models.network import Network, UserModelAdapter, restore_function
+from orchestrator.models.network import Network, adapted, restore_function
 from orchestrator.paths import absolute_if_file
 from orchestrator.registry.resolve import find_model
 
@@ -106,7 +106,7 @@ def build_model(
         inner = user_model.build(model.class_, model.path, model.arguments)
     if weights:
         user_model.load_weights(inner, weights, where)
-    return ModelUnderTest(UserModelAdapter(inner, model.stride, model.tile).to(device).eval(), precision)
+    return ModelUnderTest(adapted(model, inner).to(device).eval(), precision)
 
 
 def _mirage(weights: bytes, where: str, device: torch.device) -> MIRAGE:

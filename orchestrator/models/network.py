@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mirage import MIRAGE, Output, restore
+from mirage import MIRAGE, restore
 from mirage.restore import reflect_to_multiple
 from mirage.tiles import forward_in_tiles
 from mirage.weights import CONFIG_KEY, dumps, loads, to_bytes
-from orchestrator.config.schema import Model
+from orchestrator.config.schema import Model, UserModel
 from orchestrator.errors import ModelError
-from orchestrator.models import user_model
+from orchestrator.models import parameter_use, user_model
 
 _TILE_OVERLAP = 64
 
 
-class UserModelAdapter(nn.Module):
-    """A user-defined model with the interface of a MIRAGE; it has no embeddings."""
+class UserOutput(NamedTuple):
+    """The output of a user-defined network: that of a MIRAGE without embeddings, and its own loss terms."""
 
-    def __init__(self, inner: nn.Module, stride: int, tile: int | None) -> None:
+    image: Tensor
+    """The restored images (b, 3, h, w), not clipped."""
+    terms: dict[str, Tensor]
+    """Loss terms by name: each a number, or one number for each image (b,)."""
+    shallow: None = None
+    latent: None = None
+
+
+class UserModelAdapter(nn.Module):
+    """A user-defined model with the interface of a MIRAGE; it has no embeddings.
+
+    call: the job's `model.adapter`, or None.
+    """
+
+    def __init__(
+        self, inner: nn.Module, stride: int, tile: int | None, call: user_model.Call | None = None
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.stride = stride
         self.tile = tile
+        self._call = call or user_model.call_with_image
+        self.gradients: Literal["complete", "in order", "as they come"] = "complete"
+        """What the engine needs: a gradient of each parameter, also in the same order on all workers, or neither."""
+        self.unused: list[set[str]] | None = None
+        """Where training forward passes append the names of the parameters that they do not use; None: nowhere."""
 
-    def forward(self, degraded: Tensor, keys: Tensor | None = None) -> Output:
-        """Restore a batch (b, 3, h, w) whose sides are multiples of the stride; `keys` are ignored."""
-        image = user_model.image_of(self.inner(degraded))
+    def forward(
+        self, degraded: Tensor, keys: Tensor | None = None, labels: Tensor | None = None
+    ) -> UserOutput:
+        """Restore a batch (b, 3, h, w) whose sides are multiples of the stride.
+
+        keys are ignored. labels (b,) int64: index of each image's degradation in the job's mixture; None: unknown.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return self._output(self._call(self.inner, degraded, labels), degraded)
+        parameters: dict[str, Tensor] = {n: p for n, p in self.inner.named_parameters() if p.requires_grad}
+        if self.gradients == "in order":
+            result, parameters = parameter_use.call_in_order(self._call, self.inner, degraded, labels)
+        else:
+            result = self._call(self.inner, degraded, labels)
+        image, terms, *_ = output = self._output(result, degraded)
+        if self.unused is not None:
+            self.unused.append(parameter_use.unused((image, *terms.values()), parameters))
+        if self.gradients == "complete":
+            image = parameter_use.with_gradients(image, self.inner.parameters())
+        return output._replace(image=image)
+
+    def _output(self, result: object, degraded: Tensor) -> UserOutput:
+        image, terms = user_model.outputs_of(result)
         if image.shape != degraded.shape:
             raise ModelError(
                 f"the network returned images of shape {tuple(image.shape)} for {tuple(degraded.shape)}."
             )
-        return Output(image, None, None)
+        return UserOutput(image, terms)
 
     def restore(self, degraded: Tensor) -> Tensor:
         """Restore one image (3, h, w) of any size, clipped to [0, 1], in eval mode."""
@@ -68,8 +111,13 @@ def make(model: Model) -> Network:
     """Return a new network for the section `model` of a job. Raises ModelError."""
     if model.class_ is None:
         return MIRAGE(model.build())
-    inner = user_model.build(model.class_, model.path, model.arguments)
-    return UserModelAdapter(inner, model.stride, model.tile)
+    return adapted(model, user_model.build(model.class_, model.path, model.arguments))
+
+
+def adapted(model: UserModel, inner: nn.Module) -> UserModelAdapter:
+    """Return a user-defined network as the section `model` calls it. Raises ModelError."""
+    call = None if model.adapter is None else user_model.import_call(model.adapter, model.path)
+    return UserModelAdapter(inner, model.stride, model.tile, call)
 
 
 def restore_function(network: Network) -> Callable[[Tensor], Tensor]:
@@ -92,8 +140,12 @@ def header(model: Model) -> dict[str, str]:
 
 
 def source_digest(model: Model) -> str:
-    """Return the digest of a user-defined model's source, "" for a MIRAGE. Raises ModelError."""
-    return "" if model.class_ is None else user_model.source_digest(model.class_, model.path)
+    """Return the digest of the source of a user-defined model and its adapter, "" for a MIRAGE. Raises ModelError."""
+    if model.class_ is None:
+        return ""
+    names = [model.class_, *([model.adapter] if model.adapter else [])]
+    digests = [user_model.source_digest(name, model.path) for name in names]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def read(model: Model, weights: bytes) -> Network:

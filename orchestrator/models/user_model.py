@@ -8,10 +8,10 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -46,6 +46,28 @@ def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Modul
     except (Exception, SystemExit) as error:  # the user's code
         raise ModelError(f"{name} cannot be built: {_told(error)}.") from error
     return network
+
+
+Call = Callable[[nn.Module, Tensor, Tensor | None], object]
+"""From a network, degraded images and the indices of their degradations (None: unknown) to its output."""
+
+
+def import_call(name: str, path: str | None) -> Call:
+    """Return the function `name` (package.module:function) that calls a network, imported as `build` does.
+
+    Raises ModelError.
+    """
+    module_name, _, function_name = name.partition(":")
+    module = _import(module_name, None if path is None else Path(absolute_uri(path)))
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(f"model.adapter {name}: {module_name} has no function of that name.")
+    return cast(Call, function)
+
+
+def call_with_image(network: nn.Module, degraded: Tensor, labels: Tensor | None) -> object:
+    """Call a network that takes images alone."""
+    return network(degraded)
 
 
 def source_digest(name: str, path: str | None) -> str:
@@ -110,6 +132,20 @@ def load_weights(network: nn.Module, data: bytes, where: str) -> None:
         problems += [f"{len(unknown)} are unknown, first {unknown[0]}"] if unknown else []
         problems = problems or [str(error).splitlines()[-1].strip()]
         raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(problems)}.") from error
+
+
+def outputs_of(output: object) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the image and the loss terms of what a network, or its adapter, returned. Raises ModelError."""
+    terms: object = {}
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
+        output, terms = output
+    assert isinstance(terms, Mapping)
+    for name, term in terms.items():
+        if not (isinstance(name, str) and isinstance(term, Tensor) and term.ndim <= 1):
+            raise ModelError(
+                f"model.adapter returned {name!r}: a loss term is a tensor with one number, or with one for each image."
+            )
+    return image_of(output), dict(terms)
 
 
 def image_of(output: object) -> Tensor:

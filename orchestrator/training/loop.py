@@ -39,6 +39,7 @@ from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
 from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
 from orchestrator.training.step import train_step
+from orchestrator.training.user_networks import UsageReport
 from orchestrator.training.validation import evaluate, validate
 from shards.dataset import Dataset
 from shards.errors import ObjectExistsError
@@ -95,11 +96,12 @@ def _train(
     if job.train.compile == "blocks":
         compile_blocks(run, driver)
     ledger = _open_ledger(run, store)
-    monitor = Monitor(run, total, store, driver)
+    monitor, usage = Monitor(run, total, store, driver), UsageReport(run, total)
 
     for micro_batches in monitor.timed(_steps(stream, run, total)):
         _record_samples(run, micro_batches, ledger)
         monitor.step_taken(train_step(run, micro_batches))
+        usage.step_taken(driver)
 
         last = run.step == total
         if last or run.step % job.track.every_steps == 0:

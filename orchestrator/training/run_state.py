@@ -15,6 +15,7 @@ from orchestrator.config.schema import Job
 from orchestrator.errors import CheckpointError
 from orchestrator.events import LogMessage
 from orchestrator.models import network
+from orchestrator.models.batch_statistics import use_global_statistics
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
 from orchestrator.training import ema, initial_weights
@@ -64,6 +65,13 @@ class TrainingRun:
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._buffers_before)
 
+    def changed_buffers(self) -> list[bool]:
+        """Return for each buffer whether it changed since `keep_buffers`."""
+        return [
+            not torch.equal(now, before)
+            for now, before in zip(self._buffers, self._buffers_before, strict=True)
+        ]
+
     @property
     def position(self) -> int:
         """Number of samples that all workers have consumed: the whole state of the data."""
@@ -99,6 +107,8 @@ def start(
             # Without its loss term the SPD head has no gradient, and DDP would wait for one.
             for head in (model.spd_shallow, model.spd_latent):
                 head.requires_grad_(False)
+    elif job.model.batch_norm != "local":
+        use_global_statistics(model.inner)
     if state is not None:
         try:
             model.load_state_dict(dict(state.tensors["model"]))

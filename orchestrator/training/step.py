@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mirage.collective import BatchShare
 from mirage.loss import restoration_loss
+from mirage.model import Output
 from orchestrator.config.schedule import learning_rate
-from orchestrator.training import ema
+from orchestrator.models.network import UserModelAdapter, UserOutput
+from orchestrator.training import ema, user_networks
 from orchestrator.training.finite import diverged
 from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
@@ -36,17 +39,17 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         degraded, clean = batch.to_float(run.engine.device, run.job.seed, run.job.data.noise)
-        share = BatchShare(*batch.share)
         with run.engine.sync(last=last):
             with run.engine.autocast():
-                output = run.wrapped(degraded, batch.positions.to(run.engine.device))
-            loss = restoration_loss(output, clean, run.loss_weights, share)
-            run.engine.backward(loss.total / len(micro_batches))
-        terms = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in loss.terms().items()}
-        for name, term in (
-            terms | degradation_sums(run.job, output.image.detach(), clean, batch.degradations)
-        ).items():
+                output = forward(run, batch, degraded)
+            terms = loss_terms(run, output, clean, BatchShare(*batch.share))
+            run.engine.backward(terms["total"] / len(micro_batches))
+        logged = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in terms.items()}
+        logged |= degradation_sums(run.job, output.image.detach(), clean, batch.degradations)
+        for name, term in logged.items():
             scalars[name] = scalars[name] + term if i else term
+    if isinstance(run.model, UserModelAdapter):
+        user_networks.average_buffers(run, micro_batches)
 
     norm = run.engine.step(run.optimizer, train.clip_norm)
     if torch.isfinite(norm):
@@ -66,3 +69,28 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     # The norm is equal on all workers, and scalars are summed over the workers.
     scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
     return scalars
+
+
+def forward(run: TrainingRun, batch: Batch, degraded: Tensor) -> Output | UserOutput:
+    """Return the model's output for the degraded images (b, 3, h, w) of a micro-batch, on the device."""
+    positions = batch.positions.to(run.engine.device)
+    if not isinstance(run.model, UserModelAdapter):
+        return cast(Output, run.wrapped(degraded, positions))
+    user_networks.seed_generators(run.job.seed, int(batch.positions[0]))
+    labels = user_networks.labels(run.job, batch).to(run.engine.device)
+    return cast(UserOutput, run.wrapped(degraded, positions, labels))
+
+
+def loss_terms(
+    run: TrainingRun, output: Output | UserOutput, clean: Tensor, share: BatchShare
+) -> dict[str, Tensor]:
+    """Return this worker's share of the weighted `total` and of each term without its weight."""
+    terms = restoration_loss(output, clean, run.loss_weights, share).terms()
+    if isinstance(output, UserOutput):
+        weights = run.job.loss.auxiliary_weights
+        own = user_networks.auxiliary_terms(output, weights, share)
+        terms |= own
+        for name, weight in weights.items():
+            if weight:
+                terms["total"] = terms["total"] + weight * own[name]
+    return terms

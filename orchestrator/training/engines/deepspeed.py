@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orchestrator.models.network import UserModelAdapter
 from orchestrator.training.engines.base import trainable
 from orchestrator.training.engines.ddp import DistributedEngine
 from orchestrator.training.engines.deepspeed_internals import import_deepspeed
@@ -47,6 +48,10 @@ class DeepSpeedEngine(DistributedEngine):
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model in a DeepSpeed engine, which then owns the storage of its parameters."""
+        if isinstance(model, UserModelAdapter) and self.stage > 0:
+            # Up to stage 2 DeepSpeed reduces gradients in the order in which they come, which must be the same on all
+            # workers. In stage 3 the parameters are not whole where the order could be set.
+            model.gradients = "in order" if self.stage < 3 else "as they come"
         self._deepspeed, *_ = import_deepspeed(self.device).initialize(
             model=_InAutocast(model, self),
             optimizer=optimizer,
@@ -134,7 +139,11 @@ class DeepSpeedEngine(DistributedEngine):
         put = self._put_sharded if self.stage == 3 else self._put_partitioned
         for name, parameter in trainable(model):
             for kind in _MOMENTS:
-                put(parameter, kind, state[f"{name}/{kind}"].to(self.device).flatten(), optimizer)
+                moment = state.get(
+                    f"{name}/{kind}", torch.zeros(())
+                )  # of old runs, without unused parameters
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                put(parameter, kind, moment.to(self.device).expand(shape).flatten(), optimizer)
 
     def _put_partitioned(
         self, parameter: Any, kind: str, value: Tensor, optimizer: torch.optim.Optimizer
@@ -167,6 +176,6 @@ class _InAutocast(nn.Module):
         self.model = model
         self._engine = [engine]  # in a list: not a submodule
 
-    def forward(self, degraded: Tensor, keys: Tensor) -> object:
+    def forward(self, *inputs: Tensor) -> object:
         with self._engine[0].autocast():
-            return self.model(degraded, keys)
+            return self.model(*inputs)

@@ -1,0 +1,61 @@
+"""BatchNorm layers of user-defined networks with the statistics of the global micro-batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mirage.collective import all_reduce_sum, world_size
+from mirage.kernels.reference import at_least_fp32
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """A batch norm whose statistics are those of the images of all processes, weighted by their numbers of pixels.
+
+    `torch.nn.SyncBatchNorm` computes the same, but refuses tensors on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (b, c, ...); in eval mode by the running statistics."""
+        if world_size() == 1 or not (self.training or self.running_mean is None):
+            return super().forward(x)
+        wide = at_least_fp32(x)
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        count = wide.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+        # In float64, because the variance is a difference of large sums.
+        sums = (wide.sum(axes, dtype=torch.float64), wide.square().sum(axes, dtype=torch.float64))
+        count, total, squares = all_reduce_sum(torch.cat((count, *sums))).split([1, x.shape[1], x.shape[1]])
+        mean = total / count
+        var = squares / count - mean.square()
+        if self.training and self.running_mean is not None:
+            self._update_running(mean.detach(), var.detach(), count)
+        scale, shift = torch.rsqrt(var + self.eps), -mean * torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        of_channel = (1, -1, *(1 for _ in axes[1:]))
+        return (wide * scale.to(wide.dtype).view(of_channel) + shift.to(wide.dtype).view(of_channel)).to(
+            x.dtype
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept every number of axes that the layer accepted before."""
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        unbiased = var * count / (count - 1).clamp(min=1)
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(batch.to(running.dtype), momentum)
+
+
+def use_global_statistics(network: nn.Module) -> int:
+    """Make every batch norm of `network` a GlobalBatchNorm with the same parameters and names; return their number."""
+    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
+    for layer in layers:
+        layer.__class__ = GlobalBatchNorm  # keeps its tensors, its hooks and its place in the network
+    return len(layers)
