@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mirage.collective import all_reduce_sum, world_size
 from mirage.kernels.reference import at_least_fp32
 
 
-class GlobalBatchNorm(_BatchNorm):
+class GlobalBatchNorm(nn.BatchNorm2d):
     """A batch norm whose statistics are those of the images of all processes, weighted by their numbers of pixels.
 
     `torch.nn.SyncBatchNorm` computes the same, but refuses tensors on a CPU.
@@ -25,7 +24,8 @@ class GlobalBatchNorm(_BatchNorm):
         count = wide.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
         # In float64, because the variance is a difference of large sums.
         sums = (wide.sum(axes, dtype=torch.float64), wide.square().sum(axes, dtype=torch.float64))
-        count, total, squares = all_reduce_sum(torch.cat((count, *sums))).split([1, x.shape[1], x.shape[1]])
+        pooled = all_reduce_sum(torch.cat((count, *sums)))
+        count, total, squares = torch.split(pooled, [1, x.shape[1], x.shape[1]])
         mean = total / count
         var = squares / count - mean.square()
         if self.training and self.running_mean is not None:
@@ -34,9 +34,9 @@ class GlobalBatchNorm(_BatchNorm):
         if self.weight is not None:
             scale, shift = scale * self.weight, shift * self.weight + self.bias
         of_channel = (1, -1, *(1 for _ in axes[1:]))
-        return (wide * scale.to(wide.dtype).view(of_channel) + shift.to(wide.dtype).view(of_channel)).to(
-            x.dtype
-        )
+        scale, shift = (v.to(wide.dtype).view(of_channel) for v in (scale, shift))
+        normalised: Tensor = (wide * scale + shift).to(x.dtype)
+        return normalised
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept every number of axes that the layer accepted before."""

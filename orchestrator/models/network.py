@@ -29,8 +29,6 @@ class UserOutput(NamedTuple):
     """The restored images (b, 3, h, w), not clipped."""
     terms: dict[str, Tensor]
     """Loss terms by name: each a number, or one number for each image (b,)."""
-    shallow: None = None
-    latent: None = None
 
 
 class UserModelAdapter(nn.Module):

@@ -85,7 +85,8 @@ def loss_terms(
     run: TrainingRun, output: Output | UserOutput, clean: Tensor, share: BatchShare
 ) -> dict[str, Tensor]:
     """Return this worker's share of the weighted `total` and of each term without its weight."""
-    terms = restoration_loss(output, clean, run.loss_weights, share).terms()
+    seen = output if isinstance(output, Output) else Output(output.image, None, None)
+    terms = restoration_loss(seen, clean, run.loss_weights, share).terms()
     if isinstance(output, UserOutput):
         weights = run.job.loss.auxiliary_weights
         own = user_networks.auxiliary_terms(output, weights, share)
