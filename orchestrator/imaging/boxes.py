@@ -1,4 +1,4 @@
-"""Read what an AVIF file says of its picture, from its boxes (ISO 14496-12, 23008-12 and AV1's sequence headers).
+"""Read what an AVIF or HEIC file says of its picture, from its boxes (ISO 14496-12 and 23008-12).
 
 Decoders tell neither the numbers of the colour space nor the EXIF block as it is in the file, and decode a stream of
 any size into a picture that says that it is small.
@@ -7,17 +7,22 @@ any size into a picture that says that it is small.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Avif", "read_avif"]
+from .streams import Cursor, av1_pixels, hevc_pixels
+
+__all__ = ["READERS", "Still"]
 
 _MAX_BOXES = 100_000
-_SEQUENCE_HEADER = 1
+_SPARE_PIXELS = 2**18
+"""Pixels that a stream may code beyond those of the picture, its alpha and its smaller copies."""
+_SPARE_PIXELS_OF_TILES = 2**21
+"""The same where tiles of 512 x 512 pixels reach beyond the picture."""
 
 
 @dataclass(frozen=True)
-class Avif:
+class Still:
     """What a file says of its picture."""
 
     height: int
@@ -34,19 +39,73 @@ class Avif:
     """What there is beside the picture."""
 
 
-def read_avif(data: bytes) -> Avif:
-    """Return what a file says. Raises ValueError or struct.error if it is damaged, or if its pixels are more."""
+def _read_avif(data: bytes) -> Still:
+    """Return what a file says. Raises as READERS say."""
     meta = _Meta(data)
     found = meta.properties(meta.primary)
+    # Alpha, a thumbnail and a second version for brighter screens have no more pixels than the picture.
+    coded = sum(av1_pixels(meta.content(item)) for item, (kind, _) in meta.items.items() if kind == b"av01")
+    height, width = _size(found, coded, _SPARE_PIXELS)
+    flags = found.get(b"av1C", b"\0\0\0")[2]
+    bits = _bits(found, 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1))
+    others = ["the crop"] if b"clap" in found else []
+    return _still(meta, found, (height, width), bits, _orientation(found), others)
+
+
+def _read_heic(data: bytes) -> Still:
+    """Return what a file says of the picture as viewers show it: cropped and turned. Raises as READERS say."""
+    meta = _Meta(data)
+    found = meta.properties(meta.primary)
+    streams = {item: meta.properties(item) for item, (kind, _) in meta.items.items() if kind == b"hvc1"}
+    settings = {item: each.get(b"hvcC", b"").ljust(23, b"\0") for item, each in streams.items()}
+    coded = {item: hevc_pixels(each, meta.content(item)) for item, each in settings.items()}
+    # A grid may show one tile many times, and each time it is decoded.
+    shown = sum(coded.get(tile, 0) for tile in meta.tiles())
+    height, width = _size(found, sum(coded.values()) + shown, _SPARE_PIXELS_OF_TILES)
+    for item, (kind, _) in meta.items.items():
+        if kind == b"grid" and not 0 < _pixels_of_grid(meta.content(item)) <= height * width:
+            raise ValueError("a grid is larger than the picture")
+    if meta.items.get(meta.primary, (b"",))[0] not in (b"hvc1", b"grid", b"iden"):
+        raise ValueError("the picture is made from others")
+    bits = _bits(found, 8 + (next(iter(settings.values()))[17] & 7) if settings else 8)
+    if b"clap" in found:
+        across, across_parts, down, down_parts = struct.unpack_from(">4I", found[b"clap"])
+        if not 0 < across <= width * across_parts or not 0 < down <= height * down_parts:
+            raise ValueError("its crop is larger than the picture")
+        height, width = down // down_parts, across // across_parts
+    if found.get(b"irot", b"\0")[0] & 1:
+        height, width = width, height
+    others = []
+    for item in meta.describing(b"auxl", meta.primary):
+        kind = meta.properties(item).get(b"auxC", b"")
+        if b":alpha" not in kind and b"hevc:2015:auxid:1\0" not in kind:
+            others.append("depth and gain maps")
+    return _still(meta, found, (height, width), bits, 1, list(dict.fromkeys(others)))
+
+
+def _size(found: dict[bytes, bytes], coded: int, spare: int) -> tuple[int, int]:
     if b"ispe" not in found:
         raise ValueError("it says no size")
     width, height = struct.unpack_from(">II", found[b"ispe"], 4)
-    # Alpha, a thumbnail and a second version for brighter screens have no more pixels than the picture.
-    coded = sum(
-        _coded_pixels(meta.content(item)) for item, (kind, _) in meta.items.items() if kind == b"av01"
-    )
-    if coded > 4 * width * height + 2**18:
+    if coded > 4 * width * height + spare:
         raise ValueError(f"it says {width} x {height} pixels and codes {coded:,}")
+    return height, width
+
+
+def _pixels_of_grid(content: bytes) -> int:
+    """Return width times height of a grid of tiles (ISO 23008-12, 6.6.2.3)."""
+    width, height = struct.unpack_from(">II" if content[1] & 1 else ">HH", content, 4)
+    return int(width * height)
+
+
+def _still(
+    meta: _Meta,
+    found: dict[bytes, bytes],
+    size: tuple[int, int],
+    bits: int,
+    orientation: int,
+    others: list[str],
+) -> Still:
     exif = xmp = b""
     for item in meta.describing(b"cdsc", meta.primary):
         kind, media = meta.items.get(item, (b"", b""))
@@ -54,21 +113,15 @@ def read_avif(data: bytes) -> Avif:
             exif = content[4 + int.from_bytes(content[:4], "big") :].removeprefix(b"Exif\0\0")
         elif kind == b"mime" and media == b"application/rdf+xml":
             xmp = meta.content(item)
-    others = []
     if list(meta.describing(b"thmb", meta.primary)):
         others.append("thumbnails")
     if any(kind == b"tmap" for kind, _ in meta.items.values()):
         others.append("the gain map")
-    if b"clap" in found:
-        others.append("the crop")
-    return Avif(height, width, _bits(found), _orientation(found), *_colours(found), exif, xmp, tuple(others))
+    return Still(*size, bits, orientation, *_colours(found), exif, xmp, tuple(others))
 
 
-def _bits(found: dict[bytes, bytes]) -> int:
-    if len(found.get(b"pixi", b"")) > 5:
-        return found[b"pixi"][5]
-    flags = found.get(b"av1C", b"\0\0\0")[2]
-    return 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
+def _bits(found: dict[bytes, bytes], of_stream: int) -> int:
+    return found[b"pixi"][5] if len(found.get(b"pixi", b"")) > 5 else of_stream
 
 
 def _orientation(found: dict[bytes, bytes]) -> int:
@@ -88,6 +141,10 @@ def _colours(found: dict[bytes, bytes]) -> tuple[bytes, bytes]:
     # 0 and 2 say nothing; 1 with 13 is sRGB, as in a file without numbers.
     is_said = {primaries, transfer}.isdisjoint({0, 2}) and max(primaries, transfer) < 256
     return b"", bytes([primaries, transfer, 0, 1]) if is_said and (primaries, transfer) != (1, 13) else b""
+
+
+READERS: dict[str, Callable[[bytes], Still]] = {"AVIF": _read_avif, "HEIC": _read_heic}
+"""What reads a file of a format. Raises ValueError or struct.error if it is damaged, or if it codes more pixels."""
 
 
 class _Meta:
@@ -139,6 +196,10 @@ class _Meta:
         """Yield the items that refer to an item in a way."""
         return (source for name, source, target in self._references if (name, target) == (kind, item))
 
+    def tiles(self) -> Iterator[int]:
+        """Yield the items that others are made from, as often as they are used."""
+        return (target for name, _, target in self._references if name == b"dimg")
+
     def _inside(self, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
         """Yield name, start and end of the boxes between two positions. Raises ValueError."""
         while at + 8 <= end:
@@ -187,7 +248,7 @@ class _Meta:
         index = index if version else 0
         if not {offset, length, base, index} <= {0, 4, 8} or not length:
             raise ValueError("its items have no length")
-        cursor = _Cursor(self._data[:end], start + 6)
+        cursor = Cursor(self._data[:end], start + 6)
         for _ in range(cursor.take(2 if version < 2 else 4)):
             number = cursor.take(2 if version < 2 else 4)
             method = cursor.take(2) & 15 if version else 0
@@ -206,7 +267,7 @@ class _Meta:
         if end < start + 8:
             return
         version, is_wide = self._data[start], self._data[start + 3] & 1
-        cursor = _Cursor(self._data[:end], start + 4)
+        cursor = Cursor(self._data[:end], start + 4)
         for _ in range(cursor.take(4)):
             number = cursor.take(4 if version else 2)
             indexes = [
@@ -221,81 +282,7 @@ class _Meta:
         start, end = self._inner[b"iref"]
         width = 4 if self._data[start] else 2
         for name, (at, stop) in self._inside(start + 4, end):
-            cursor = _Cursor(self._data[:stop], at)
+            cursor = Cursor(self._data[:stop], at)
             source = cursor.take(width)
             for _ in range(cursor.take(2)):
                 yield name, source, cursor.take(width)
-
-
-class _Cursor:
-    """Reader of whole numbers, one after the other. Raises ValueError at the end."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at = data, at
-
-    def take(self, size: int) -> int:
-        """Return the number in the next `size` bytes."""
-        self._at += size
-        if self._at > len(self._data):
-            raise ValueError("a box is cut")
-        return int.from_bytes(self._data[self._at - size : self._at], "big")
-
-
-# ----------------------------------------------------------------------------------------------- AV1
-
-
-def _coded_pixels(stream: bytes) -> int:
-    """Return the most pixels that a sequence header of a stream announces."""
-    at, most = 0, 0
-    while at < len(stream):
-        kind, has_extension, has_size = stream[at] >> 3 & 15, stream[at] >> 2 & 1, stream[at] >> 1 & 1
-        at += 1 + has_extension
-        length, shift = (0, 0) if has_size else (len(stream) - at, 0)
-        while has_size:
-            byte = stream[at] if at < len(stream) else 0
-            length |= (byte & 127) << shift
-            at, shift = at + 1, shift + 7
-            has_size = byte >> 7 and shift < 56
-        if kind == _SEQUENCE_HEADER:
-            most = max(most, _announced(stream[at : at + min(length, 2**10)]))
-        at += length
-    return most
-
-
-def _announced(header: bytes) -> int:
-    """Return width times height of a sequence header. Raises ValueError if it is cut."""
-    value, left = int.from_bytes(header, "big"), 8 * len(header)
-
-    def take(bits: int) -> int:
-        nonlocal left
-        left -= bits
-        if left < 0:
-            raise ValueError("a sequence header is cut")
-        return value >> left & ((1 << bits) - 1)
-
-    take(4)
-    if take(1):
-        take(5)
-    else:
-        delay_bits = 0
-        if take(1):  # times
-            take(64)
-            if take(1):
-                zeros = 0
-                while not take(1):
-                    zeros += 1
-                take(min(zeros, 32))
-            if take(1):
-                delay_bits = take(5) + 1
-                take(42)
-        has_delays = take(1)
-        for _ in range(take(5) + 1):
-            take(12)
-            if take(5) > 7:
-                take(1)
-            if delay_bits and take(1):
-                take(2 * delay_bits + 1)
-            if has_delays and take(1):
-                take(4)
-    width_bits, height_bits = take(4) + 1, take(4) + 1
-    return (take(width_bits) + 1) * (take(height_bits) + 1)

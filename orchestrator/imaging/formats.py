@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 # Relative, because each registered model version contains a copy of this package and of the errors.
 from ..errors import UnsupportedPhotoError
 
@@ -18,7 +20,10 @@ SUFFIXES = {
 }
 """Suffixes of the formats that are read and written."""
 
-READ_SUFFIXES = {**SUFFIXES, ".avif": "AVIF", ".gif": "GIF"}
+HAS_HEIC = importlib.util.find_spec("pi_heif") is not None
+"""Whether HEIC files are read: the package for it is optional, since its libraries have the licence LGPL."""
+_HEIC_SUFFIXES = {".heic": "HEIC", ".heif": "HEIC"}
+READ_SUFFIXES = {**SUFFIXES, ".avif": "AVIF", ".gif": "GIF", **(_HEIC_SUFFIXES if HAS_HEIC else {})}
 """Suffixes of the formats that are read."""
 
 _OTHER_SUFFIXES = """
@@ -50,16 +55,25 @@ _OTHERS = (
     (b"gimp xcf", "a GIMP file", "Export it as TIFF or PNG first"),
     (b"<svg", "an SVG drawing", "Export it as PNG first"),
 )
-_HEIC = ("a HEIC", "Convert it to JPEG or PNG first, for example by `heif-convert`")
+_HEIC = (
+    "a HEIC",
+    "Install what reads it (pip install 'mirage-orchestrator[heic]'), or convert it to JPEG or PNG first",
+)
+_HEIC_FILM = ("a HEIC of several pictures", "Save one of its pictures as JPEG or PNG first")
+_STILL_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis"})
 _BRANDS = {
-    **dict.fromkeys([b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"], _HEIC),
+    **dict.fromkeys([*_STILL_HEIC, b"mif1"], _HEIC),
+    **dict.fromkeys([b"hevc", b"hevx", b"msf1"], _HEIC_FILM),
     b"avis": ("an animated AVIF", "Save one of its pictures as PNG first"),
     b"crx ": ("a raw file of a camera", _DEVELOP),
 }
 
 
 def identify(data: bytes, name: str) -> str:
-    """Return JPEG, PNG, TIFF, WEBP, BMP, AVIF or GIF. Raises UnsupportedPhotoError for another file, called `name`."""
+    """Return JPEG, PNG, TIFF, WEBP, BMP, AVIF, GIF or HEIC.
+
+    Raises UnsupportedPhotoError for another file, called `name`, and for a HEIC where the package for it is missing.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -74,7 +88,13 @@ def identify(data: bytes, name: str) -> str:
         return "GIF"
     if data[4:8] == b"ftyp" and data[8:12] != b"avis" and b"avif" in _brands(data):
         return "AVIF"
+    if HAS_HEIC and data[4:8] == b"ftyp" and data[8:12] in (*_STILL_HEIC, b"mif1") and _is_heic(data):
+        return "HEIC"
     raise UnsupportedPhotoError(f"{name}: {_what_else(data)}")
+
+
+def _is_heic(data: bytes) -> bool:
+    return not _STILL_HEIC.isdisjoint(_brands(data))
 
 
 def _brands(data: bytes) -> tuple[bytes, ...]:
@@ -92,4 +112,4 @@ def _what_else(data: bytes) -> str:
     for magic, what, remedy in _OTHERS:
         if data.startswith(magic):
             return f"is {what}, which is not read here. {remedy}."
-    return "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file. Convert it to one first."
+    return "not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file. Convert it to one first."

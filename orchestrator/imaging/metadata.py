@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .boxes import read_avif
+from .boxes import READERS, Still
 from .tags import SHORT, Directory, Tag, dump, read_exif
 
 __all__ = ["NONE", "Metadata", "attach", "chunks_of", "fitting", "read_metadata", "segments_of", "tiff_tags"]
@@ -85,8 +85,8 @@ def read_metadata(kind: str, data: bytes, info: dict[str, Any], directory: Direc
         return _of_jpeg(data)
     if kind == "PNG":
         return _of_png(data)
-    if kind == "AVIF":
-        return _of_avif(data)
+    if kind in READERS:
+        return _of_still(kind, READERS[kind](data))
     if directory is not None:
         return _of_tiff(directory)
     return Metadata(
@@ -234,8 +234,7 @@ def _inflated(data: bytes) -> bytes:
     return found if stream.eof else b""
 
 
-def _of_avif(data: bytes) -> Metadata:
-    found = read_avif(data)
+def _of_still(kind: str, found: Still) -> Metadata:
     exif, dropped = found.exif, list(found.others)
     directory = read_exif(exif) if exif else None
     if exif and directory is None:
@@ -244,7 +243,7 @@ def _of_avif(data: bytes) -> Metadata:
     if directory.number(_ORIENTATION, 1) != found.orientation:  # viewers ignore the one of EXIF
         directory.set(_ORIENTATION, SHORT, found.orientation)
         exif = dump(directory)
-    return Metadata("AVIF", exif, found.icc, found.xmp, cicp=found.cicp, unreadable=tuple(dropped))
+    return Metadata(kind, exif, found.icc, found.xmp, cicp=found.cicp, unreadable=tuple(dropped))
 
 
 def _of_tiff(directory: Directory) -> Metadata:

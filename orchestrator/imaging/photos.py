@@ -1,13 +1,16 @@
 """Read and write photographs, as files or bytes, and keep their metadata through a restoration.
 
-Size, format, bit depth, grey or colour, alpha and all metadata are kept; AVIF and GIF become PNG. Pixels are used as
-stored: no profile and no orientation is applied, since viewers apply both to the result as they did to the original.
-CMYK and CIELAB are the exception: they become sRGB. Alpha and an unlabelled extra channel are copied, not restored.
+Size, format, bit depth, grey or colour, alpha and all metadata are kept; AVIF, GIF and HEIC become PNG. Pixels are used
+as stored: no profile and no orientation is applied, since viewers apply both to the result as they did to the original.
+Exceptions: CMYK and CIELAB become sRGB, and a HEIC is used as it is shown, cropped and turned. Alpha and an unlabelled
+extra channel are copied, not restored.
 
 formats    which format a file has
 samples    its pixels
 metadata   everything else, as bytes
-boxes      what an AVIF says
+boxes      what an AVIF or HEIC says
+streams    how many pixels it codes
+decoders   its pixels, from a process of its own
 tags       the directories of TIFF and EXIF
 """
 
@@ -61,9 +64,9 @@ class Photo:
     pixels: NDArray[np.float32]
     """(3, h, w) in [0, 1]. A grey photograph has three equal channels."""
     format: str
-    """JPEG, PNG, TIFF, WEBP, BMP, AVIF or GIF."""
+    """JPEG, PNG, TIFF, WEBP, BMP, AVIF, GIF or HEIC."""
     bits: int = 8
-    """8 or 16, 12 in a JPEG, 10 or 12 in an AVIF, 16 to 64 of floats in a TIFF."""
+    """8 or 16, 12 in a JPEG, 10 or 12 in an AVIF or HEIC, 16 to 64 of floats in a TIFF."""
     floats: bool = False
     grey: bool = False
     extra: Pixels | None = None
@@ -87,7 +90,7 @@ class Photo:
 
 
 def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Photo:
-    """Decode a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file, called `name` in messages. Raises PhotoError."""
+    """Decode a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file, called `name` in messages. Raises PhotoError."""
     kind = identify(data, name)
     if len(data) > limits.bytes:
         raise PhotoError(
@@ -168,7 +171,7 @@ def format_for(name: str, like: Photo) -> str:
 
 
 def read_photo(path: Path) -> Photo:
-    """Read a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file. Raises PhotoError."""
+    """Read a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file. Raises PhotoError."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise PhotoError(f"{path}: cannot be read (not a regular file)")
     try:

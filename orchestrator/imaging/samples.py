@@ -1,8 +1,8 @@
 """Decode the pixels of an image file, as they are stored.
 
 Pillow reads JPEG, WebP, BMP, GIF and the TIFF files with a palette or another way to store colour. imagecodecs reads
-PNG, AVIF and all other TIFF files, which have more varieties than Pillow has modes. Decoders get JPEG files without
-their metadata, so metadata that a decoder dislikes cannot lose the pixels.
+PNG and all other TIFF files, which have more varieties than Pillow has modes, and `decoders` the others. Decoders get
+JPEG files without their metadata, so metadata that a decoder dislikes cannot lose the pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from ..errors import PhotoError
-from .boxes import read_avif
+from .boxes import READERS
+from .decoders import decode_apart
 from .metadata import chunks_of, segments_of
 from .tags import Directory, read_chain
 
@@ -40,7 +41,7 @@ __all__ = [
 
 DECODE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error),
-    *(imagecodecs.PngError, imagecodecs.TiffError, imagecodecs.Jpeg8Error, imagecodecs.AvifError),
+    *(imagecodecs.PngError, imagecodecs.TiffError, imagecodecs.Jpeg8Error),
 )
 """Errors of Pillow and imagecodecs for damaged files, including missing or invalid TIFF tags."""
 
@@ -151,8 +152,8 @@ def size_of(kind: str, data: bytes, page: Directory | None) -> tuple[int, int]:
         width, height = struct.unpack_from(">II", data, 16)
     elif kind == "JPEG":
         _, height, width, _ = _frame(data)
-    elif kind == "AVIF":
-        found = read_avif(data)
+    elif kind in READERS:
+        found = READERS[kind](data)
         height, width = found.height, found.width
     else:
         with open_image(data, kind) as image:
@@ -170,8 +171,8 @@ def decode_samples(kind: str, data: bytes, name: str, pages: TiffPages | None, i
         return _of_png(data, name)
     if kind == "JPEG":
         return _of_jpeg(data, name, icc)
-    if kind == "AVIF":
-        return _of_avif(data)
+    if kind in READERS:
+        return _of_still(kind, data)
     with open_image(data, kind) as image:
         if getattr(image, "is_animated", False):
             raise PhotoError(f"{name}: holds several pictures, and a photograph has one. Split the file.")
@@ -268,14 +269,16 @@ def _complete(data: bytes, decode: Any) -> Any:
         raise
 
 
-# ----------------------------------------------------------------------------------------------- AVIF
+# ----------------------------------------------------------------------------------------------- AVIF, HEIC
 
 
-def _of_avif(data: bytes) -> Samples:
-    about = read_avif(data)
-    found = _of_array(np.asarray(imagecodecs.avif_decode(data, index=0)))
-    if found.colour.shape[:2] != (about.height, about.width):
-        raise ValueError(f"its pixels are {found.colour.shape}")
+def _of_still(kind: str, data: bytes) -> Samples:
+    """Return the pixels of an AVIF as stored, and of a HEIC as viewers show them."""
+    about = READERS[kind](data)
+    samples = decode_apart(kind, data, (about.height, about.width))
+    if kind == "HEIC" and samples.dtype == np.uint16:
+        samples >>= 16 - about.bits  # its decoder scales them
+    found = _of_array(samples)
     if found.bits == 8:
         return found
     if about.bits not in (10, 12, 16):

@@ -22,8 +22,8 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
     """Restores images of any size and returns them in the form of the input.
 
     An array of floats in [0, 1], (3, h, w) or (b, 3, h, w), becomes such an array. The bytes of a JPEG, PNG, TIFF,
-    WebP, BMP, AVIF or GIF file become the bytes of the restored file, and base64 text of a file becomes base64 text. A
-    list of any of these, whose sizes may differ, becomes a list.
+    WebP, BMP, AVIF, GIF or HEIC file become the bytes of the restored file, and base64 text of a file becomes base64
+    text. A list of any of these, whose sizes may differ, becomes a list.
     """
 
     def load_context(self, context: Any) -> None:

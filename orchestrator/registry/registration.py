@@ -161,8 +161,9 @@ def _photos_package(folder: Path) -> Path:
     """Create the package that reads and writes image files below `folder`; return its path."""
     package = folder / PHOTOS_PACKAGE
     orchestrator = Path(__file__).parents[1]
-    modules = ("__init__", "photos", "formats", "samples", "metadata", "boxes", "tags")
-    for name in ("__init__.py", "errors.py", *(f"imaging/{module}.py" for module in modules)):
+    unused = {"contact_sheet.py", "convert.py"}
+    modules = [path.name for path in (orchestrator / "imaging").glob("*.py") if path.name not in unused]
+    for name in ("__init__.py", "errors.py", *(f"imaging/{module}" for module in modules)):
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(orchestrator / name, target)

@@ -9,7 +9,7 @@ from orchestrator.serving.settings import ServiceSettings
 from orchestrator.version import code_version
 
 RESULTS = ("image/jpeg", "image/png", "image/tiff", "image/webp", "image/bmp")
-IMAGES = (*RESULTS, "image/avif", "image/gif")
+IMAGES = (*RESULTS, "image/avif", "image/gif", "image/heic")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ERRORS = {
     "400": "The request has no image.",
@@ -17,7 +17,7 @@ _ERRORS = {
     "403": "Another site's page sends the request, or its Host header names another service.",
     "408": "The image did not arrive in time.",
     "413": "The image has too many bytes.",
-    "415": "The body is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image.",
+    "415": "The body is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image.",
     "422": "The image has too many pixels, is damaged, or has an unsupported layout.",
     "429": "Too many requests are in flight. Retry after the seconds in Retry-After.",
     "500": "The model's result is not finite, or an internal error occurred.",

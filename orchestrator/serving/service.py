@@ -279,7 +279,7 @@ def check_header(data: bytes, max_pixels: int) -> None:
         height, width = image_size(data, "The image")
     except UnsupportedPhotoError:
         raise RequestError(
-            415, "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image. Convert it first."
+            415, "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image. Convert it first."
         ) from None
     except PhotoError as error:
         raise RequestError(422, str(error)) from error

@@ -50,6 +50,7 @@ from shards.manifest import Manifest, ManifestRow, Member, Shard
 from shards.store import LocalStore
 from shards.store.checked import record_digest
 from tests.orchestrator.cluster.test_state import STATE
+from tests.orchestrator.imaging.test_heic import HEIC
 from tests.orchestrator.imaging.test_metadata import exif_block
 from tests.orchestrator.sweeps.test_hostile_events import EVENTS
 
@@ -336,6 +337,7 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
             ),
             *(_saved("TIFF", compression="tiff_adobe_deflate"), _saved("TIFF", "I;16"), _saved("TIFF", "1")),
             *(_saved("AVIF", exif=exif_block()), _saved("AVIF", "RGBA"), _saved("GIF")),
+            *(path.read_bytes() for path in sorted(HEIC.glob("*.heic"))),
         ],
         _photograph,
     ),

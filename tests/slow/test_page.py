@@ -192,7 +192,7 @@ def test_it_shows_which_model_answers_and_its_figures(opened: Opened) -> None:
 def test_what_is_no_image_is_told_and_the_next_photograph_works(opened: Opened) -> None:
     opened.upload(b"hello", "notes.txt", "text/plain")
     alert = opened.page.get_by_role("alert")
-    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image")
+    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image")
     opened.upload(image_bytes())
     opened.restored()
     expect(alert).to_be_hidden()

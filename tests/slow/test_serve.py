@@ -99,7 +99,12 @@ def broad() -> bytes:
 REFUSALS: list[tuple[Any, dict[str, str], int, str]] = [
     (image(), {"Authorization": "Bearer no"}, 401, "This service needs a bearer token."),
     (b"", {}, 400, "The request has no image. Send its bytes as the body, or as the file of a form."),
-    (b"text", {}, 415, "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF image. Convert it first."),
+    (
+        b"text",
+        {},
+        415,
+        "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image. Convert it first.",
+    ),
     (
         broad(),
         {},

@@ -272,8 +272,8 @@ def without_tag(tiff: bytes, tag: int) -> bytes:
 
 
 REFUSED = {
-    "text.jpg": (b"this is no photograph\n", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file"),
-    "empty.png": (b"", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file"),
+    "text.jpg": (b"this is no photograph\n", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file"),
+    "empty.png": (b"", "not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file"),
     "picture.gif": (
         encoded("GIF", "L", save_all=True, append_images=[Image.new("L", (64, 64))]),
         "holds several pictures, and a photograph has one. Split the file.",

@@ -188,7 +188,7 @@ def ftyp(brand: bytes) -> bytes:
 
 
 OTHERS = {
-    "phone.heic": (ftyp(b"heic"), "is a HEIC, which is not read here. Convert it to JPEG or PNG first"),
+    "film.heic": (ftyp(b"hevc"), "is a HEIC of several pictures, which is not read here. Save one"),
     "film.avif": (ftyp(b"avis"), "is an animated AVIF, which is not read here. Save one of its pictures"),
     "film.mov": (ftyp(b"qt  "), "is a video, which is not read here."),
     "a.jxl": (b"\xff\x0a" + bytes(40), "is a JPEG XL, which is not read here. Convert it"),

@@ -264,16 +264,16 @@ def test_a_problem_of_one_result_does_not_hinder_the_others(folder: Path, restor
 
 
 def test_pictures_of_other_formats_are_named_at_the_end(folder: Path, restore: Command) -> None:
-    for name in ("a.HEIC", "trip/b.jp2", "c.cr2", "d.jxl"):
+    for name in ("a.PSD", "trip/b.jp2", "c.cr2", "d.jxl"):
         (folder / name).write_bytes(b"any")
     done = restore("in", "-o", "out")
     assert done.status == 0, done.text
     assert (
-        "not read, since of another format: in/a.HEIC, in/c.cr2, in/d.jxl, in/trip/b.jp2.\n6 restored"
+        "not read, since of another format: in/a.PSD, in/c.cr2, in/d.jxl, in/trip/b.jp2.\n6 restored"
         in done.text
     )
-    named = restore("in/a.HEIC", "-o", "out")
-    assert_one_clear_error(named, "in/a.HEIC: not a JPEG, PNG, TIFF, WebP, BMP, AVIF or GIF file")
+    named = restore("in/a.PSD", "-o", "out")
+    assert_one_clear_error(named, "in/a.PSD: not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file")
 
 
 def test_results_of_formats_that_are_not_written_are_png_under_names_of_their_own(
