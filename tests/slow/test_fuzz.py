@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import resource
+import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -43,12 +45,16 @@ from orchestrator.training.checkpoint import FORMAT
 from orchestrator.training.checkpoint import read_record as read_checkpoint
 from shards import manifest as manifests
 from shards import tiles
-from shards.errors import ShardsError
+from shards.cache import ShardCache
+from shards.dataset import Dataset
+from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import decode_image, read_samples
 from shards.ledger import read_ledger
 from shards.manifest import Manifest, ManifestRow, Member, Shard
 from shards.store import LocalStore
 from shards.store.checked import record_digest
+from shards.stream import MicroBatch, TrainStream
+from shards.verify import verify
 from tests.orchestrator.cluster.test_state import STATE
 from tests.orchestrator.imaging.test_heic import HEIC
 from tests.orchestrator.imaging.test_metadata import exif_block
@@ -213,6 +219,60 @@ def _manifest(data: bytes, folder: Path) -> object:
     return found
 
 
+def _shard_bytes() -> bytes:
+    """A shard with an image in each encoding."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as file:
+        for index, data in enumerate(_images()):
+            header = tarfile.TarInfo(f"{index}.clean")
+            header.size = len(data)
+            file.addfile(header, io.BytesIO(data))
+    return out.getvalue()
+
+
+@cache
+def _images() -> tuple[bytes, ...]:
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    saved = []
+    for kind in ("PNG", "JPEG", "TIFF"):
+        Image.fromarray(pixels).save(out := io.BytesIO(), kind)
+        saved.append(out.getvalue())
+    return (*(tiles.encode(pixels, codec) for codec in tiles.CODECS), *saved)
+
+
+def _shard(data: bytes, folder: Path) -> None:
+    """Verify, read and stream a shard whose sha256 fits, and in every second mutation its members' checksums too."""
+    at, rows = 0, []
+    for index, image in enumerate(_images()):
+        at += tarfile.BLOCKSIZE
+        crc = zlib.crc32(data[at : at + len(image)] if len(data) % 2 else image)
+        encoding = [*tiles.CODECS.values(), *["original"] * 3][index]
+        rows.append(
+            ManifestRow(
+                str(index), "train", "noise", None, Member(0, at, len(image), crc, encoding, 70, 90), "s"
+            )
+        )
+        at += -(-len(image) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    store = LocalStore(folder)
+    shard = Shard("shards/a.tar", len(data), hashlib.sha256(data).hexdigest())
+    store.path(shard.key).parent.mkdir(exist_ok=True)
+    store.path(shard.key).write_bytes(data)
+    manifest = Manifest("name", (shard,), tuple(rows), {"s": "CC0"}, {})
+    with suppress(*EXPECTED):
+        manifests.publish(store, manifest)
+        with suppress(*EXPECTED):
+            verify(store, manifest, decode=True)
+        dataset = Dataset([str(folder)], ShardCache(folder / "cache", 1 << 30))
+        for row in dataset.rows("train", "noise15"):
+            for read in (dataset.read, dataset.read_for_display):
+                with suppress(CorruptObjectError, MissingObjectError):
+                    read(row)
+        stream = TrainStream(
+            dataset, [("noise15", 1)], seed=0, crop_pixels=32, global_batch_size=2, on_corrupt="skip"
+        )
+        stream.batch([0, 1], 0, MicroBatch(0, 2, 32))
+
+
 def _release(data: bytes, folder: Path) -> object:
     (folder / "a.ckpt").write_bytes(data)
     return load_release(folder / "a.ckpt")
@@ -349,6 +409,7 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
         lambda data, folder: tiles.decode(data),
     ),
     "manifests": (lambda _, tmp: [_manifest_json()], _manifest),
+    "shards": (lambda _, tmp: [_shard_bytes()], _shard),
     "ledgers": (lambda _, tmp: [LEDGER], _in_store("ledger/0000/000000000-worker-0-of-1.jsonl", read_ledger)),
     "events of sweeps": (
         lambda _, tmp: [b"\n".join(json.dumps(event).encode() for event in EVENTS)],
