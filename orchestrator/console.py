@@ -141,7 +141,7 @@ def _short(nodes: Iterable[str]) -> str:
 
 def _progress(event: events.Progress) -> str:
     waiting = f"waiting for data {100 * event.metrics['perf/data_wait']:.1f} %"
-    return f"step {event.step}/{event.total_steps}  {_measures(event)}  {waiting}  {_duration(event.seconds_left)} left"
+    return f"step {event.step}/{event.total_steps}  {_measures(event)}  {waiting}  {duration(event.seconds_left)} left"
 
 
 def _measures(event: events.Progress) -> str:
@@ -151,7 +151,8 @@ def _measures(event: events.Progress) -> str:
     return "  ".join([*losses, *rate, f"{metrics['perf/images_per_second']:.1f} images/s"])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time span as `4m05s` or `2h09m`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

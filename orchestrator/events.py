@@ -72,6 +72,11 @@ class ModelRegistered(Event):
     version: str
     uri: str
 
+    @property
+    def words(self) -> str:
+        """Return the version as words for people."""
+        return f"{self.name} version {self.version}, {self.uri}"
+
 
 @dataclass(frozen=True)
 class RunFinished(Event):

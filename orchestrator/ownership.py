@@ -330,10 +330,22 @@ class _Watch:
         return None
 
 
-def _is_recent(store: Store, key: str) -> bool:
-    """Return whether a claim was renewed lately, by the clock of this machine."""
+def is_abandoned(store: Store) -> bool:
+    """Return whether nobody works on the folder `store`: no owner, one that is gone, or one without a sign of life.
+
+    The last one is judged by the clocks of this machine and of the store.
+    """
+    key = newest_claim(store)
+    owner = _read(store, key) if key else None
+    if owner is None or owner.is_gone():
+        return True
+    return not owner.is_here() and not _is_recent(store, key, LEASE_SECONDS)
+
+
+def _is_recent(store: Store, key: str, seconds: float = 3 * RENEW_SECONDS) -> bool:
+    """Return whether a claim was renewed within the last `seconds`, by the clock of this machine."""
     try:
-        return abs(time.time() - store.stat(key).modified_unix) < 3 * RENEW_SECONDS
+        return abs(time.time() - store.stat(key).modified_unix) < seconds
     except MissingObjectError:
         return False
 

@@ -23,6 +23,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MIRAGE_CACHE") or home() / "cache").absolute()
 
 
+def shortened(path: Path) -> str:
+    """Return a path for people: relative to the working directory if it is below it."""
+    here = os.path.relpath(path)
+    return here if not here.startswith("..") else str(path)
+
+
 def absolute_uri(storage: str) -> str:
     """Return `storage` unchanged when it has a scheme, else as an absolute folder.
 

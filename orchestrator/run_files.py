@@ -29,6 +29,9 @@ SCORES, JOB = "scores.json", "job.yaml"
 UNPUBLISHED = "unpublished.json"
 """File in a run's folder on this machine while the result still has to be registered or tracked."""
 
+LOCATION = "location.txt"
+"""File in a run's folder on this machine: the URI of its folder in the store."""
+
 PROOFS_FOLDER = "proofs"
 
 PROOF_RUNS = ("reference", "killed")

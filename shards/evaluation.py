@@ -105,8 +105,13 @@ class EvaluationSet:
         sigma = SIGMA[degradation]
         if self._release is not None:
             return self._release.add(clean, id_, sigma)
-        digest = hashlib.blake2b(f"{id_}/{sigma}".encode(), digest_size=8).digest()
-        key = torch.tensor([int.from_bytes(digest, "little", signed=True)])
-        image = torch.from_numpy(clean.copy()).permute(2, 0, 1)[None]
-        noisy = add_noise(image, torch.tensor([float(sigma)]), key, self.seed)
-        return np.ascontiguousarray(noisy[0].permute(1, 2, 0).numpy())
+        return noisy_example(clean, id_, sigma, self.seed)
+
+
+def noisy_example(clean: Image, id_: str, sigma: int, seed: int) -> Image:
+    """Return a photograph with noise of one level, which depends on nothing but the seed, its id and the level."""
+    digest = hashlib.blake2b(f"{id_}/{sigma}".encode(), digest_size=8).digest()
+    key = torch.tensor([int.from_bytes(digest, "little", signed=True)])
+    image = torch.from_numpy(clean.copy()).permute(2, 0, 1)[None]
+    noisy = add_noise(image, torch.tensor([float(sigma)]), key, seed)
+    return np.ascontiguousarray(noisy[0].permute(1, 2, 0).numpy())

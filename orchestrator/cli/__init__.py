@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import init, local, pack, datasets, jobs, sweeps  # isort: skip
+from orchestrator.cli import init, local, pack, datasets, jobs, runs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
 from orchestrator.cli.progress import use_bars_in_a_terminal
@@ -27,6 +27,7 @@ __all__ = [
     "pack",
     "resilience",
     "restore",
+    "runs",
     "serve",
     "sweeps",
     "webhooks",

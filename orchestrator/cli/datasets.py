@@ -32,7 +32,7 @@ Uri = Annotated[str, argument("s3://bucket/name or a folder.", metavar="DATASET"
 def show(
     uri: Uri,
     out: Annotated[
-        Path | None, option("Contact sheet to write.", "--out", "-o", default="NAME.sheet.png")
+        Path | None, option("Contact sheet to write.", "--out", "-o", default=".mirage/sheets/NAME.png")
     ] = None,
 ) -> None:
     """Describe a packed dataset and write a contact sheet of it."""
@@ -41,13 +41,14 @@ def show(
     from orchestrator.data.summary import contact_sheet, describe
     from orchestrator.imaging.convert import encode_png
     from orchestrator.outputs import write_output
+    from orchestrator.paths import home, shortened
 
     dataset = open_uris([uri])
     (manifest,) = dataset.manifests
     emit(describe(dataset.uris[0], manifest))
-    path = out or Path(f"{manifest.name}.sheet.png")
+    path = out or home() / "sheets" / f"{Path(manifest.name).name}.png"
     write_output(path, encode_png(contact_sheet(dataset)))
-    emit(f"sheet      {path}")
+    emit(f"sheet      {shortened(path)}")
 
 
 @command(DATA, "mirage verify s3://mirage/demo --pixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,56 @@ def plan(
     emit(plan_shapes(job) if shapes else plan_any(job))
     if problem := submit_problem(job_file):
         emit_error(f"warning: {problem}")
+
+
+@command(TRAINING, "mirage preview jobs/demo.yaml", "mirage preview jobs/demo.yaml --step 400 -o later.jpg")
+def preview(
+    job_file: JobFile,
+    overrides: Set = None,
+    out: Annotated[
+        Path | None,
+        option("PNG or JPEG file to write.", "--out", "-o", default=".mirage/sheets/NAME-preview.jpg"),
+    ] = None,
+    step: Annotated[int, option("Training step to begin at.", min=0)] = 0,
+    count: Annotated[int, option("Number of samples of each degradation.", min=1, max=16)] = 4,
+    pack: Annotated[bool, option("Pack the job's data first if it is not packed.", "--pack")] = False,
+) -> None:
+    """Draw a sheet of what training will see: its first crops, degraded and clean, in the job's own order.
+
+    Needs the packed data, and neither Ray nor a GPU.
+    """
+    use_local_cluster()
+    from orchestrator.config.loader import load_job
+    from orchestrator.config.schema import Training
+    from orchestrator.data.datasets import open_dataset
+    from orchestrator.data.job import pack_if_missing
+    from orchestrator.data.preview import first_draws, preview_sheet
+    from orchestrator.errors import PlanError
+    from orchestrator.imaging.convert import encode_picture
+    from orchestrator.outputs import write_output
+    from orchestrator.paths import home, shortened
+    from shards.errors import ManifestError
+
+    job = load_job(job_file, overrides or ())
+    if not isinstance(job, Training):
+        raise PlanError(
+            f"{job_file}: is a job of kind {job.kind}, and only kinds train and sweep see samples."
+        )
+    if pack:
+        pack_if_missing(job, emit)
+    try:
+        dataset = open_dataset(job)
+    except ManifestError as error:
+        if job.data.pack is None:
+            raise
+        words = shlex.join([str(job_file), *(word for text in overrides or () for word in ("--set", text))])
+        raise PlanError(f"{error} To pack what the job describes: mirage preview {words} --pack") from error
+    draws = first_draws(job, dataset, count, step)
+    path = out or home() / "sheets" / f"{job.name}-preview.jpg"
+    write_output(path, encode_picture(preview_sheet(draws), path))
+    for degradation, each in draws.items():
+        emit(f"{degradation:<10} positions {', '.join(f'{draw.position:,}' for draw in each)}")
+    emit(f"sheet      {shortened(path)}")
 
 
 @command(

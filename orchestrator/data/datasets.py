@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import crop_stages
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
-from orchestrator.config.schema import Data, Example, Job, Pack
+from orchestrator.config.schema import Data, Example, Job, Pack, Training
 from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
@@ -50,7 +50,7 @@ class PackCallbacks(NamedTuple):
     """Called for every raw file that was hashed."""
 
 
-def manifest_uris(job: Job | PackJob | EvaluateJob) -> tuple[str, ...]:
+def manifest_uris(job: Training | PackJob | EvaluateJob) -> tuple[str, ...]:
     """Return the absolute URIs of the job's packed datasets."""
     return tuple(below(job.storage, name) for name in job.data.manifests)
 
@@ -70,7 +70,7 @@ def open_pipeline_at(uri: str, split: str | None, degradation: str | None) -> Da
     return open_pipeline(absolute_uri(uri), _cache(), split=split, degradation=degradation)
 
 
-def open_dataset(job: Job) -> Dataset:
+def open_dataset(job: Training) -> Dataset:
     """Open the job's packed datasets as one. Raises ShardsError."""
     return Dataset(manifest_uris(job), _cache(job.data.cache_gib))
 
@@ -84,7 +84,7 @@ def open_benchmarks(job: EvaluateJob, digests: Sequence[str] = ()) -> list[Datas
 
 
 def ensure_packed(
-    job: Job | PackJob, callbacks: PackCallbacks | None = None, runner: TaskRunner | None = None
+    job: Training | PackJob, callbacks: PackCallbacks | None = None, runner: TaskRunner | None = None
 ) -> bool:
     """Pack the job's data unless it is already packed; return whether anything was packed.
 
@@ -152,7 +152,7 @@ def planned_counts(job: Job) -> dict[str, int]:
     return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
 
 
-def counts(dataset: Dataset, job: Job) -> dict[str, int]:
+def counts(dataset: Dataset, job: Training) -> dict[str, int]:
     """Return the number of training samples for each degradation of the job's mixture."""
     return {d: len(dataset.rows("train", row_degradation(d))) for d in job.data.mixture}
 
@@ -191,7 +191,7 @@ def example_id(dataset: Dataset, job: Job, example: Example) -> str:
     return named[0]
 
 
-def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
+def mixture(job: Training, held: Mapping[str, int]) -> Mixture:
     """Return the job's mixture, for `held` samples of each degradation in the data."""
     mixed = Mixture(tuple(MixtureEntry(d, held[d], repeat) for d, repeat in job.data.mixture.items()))
     if job.data.weights is None:
@@ -201,14 +201,14 @@ def mixture(job: Job, held: Mapping[str, int]) -> Mixture:
     return weighted_mixture(named, weights, job.data.samples_per_epoch or mixed.samples_per_epoch)
 
 
-def order(job: Job, held: Mapping[str, int]) -> SampleOrder:
+def order(job: Training, held: Mapping[str, int]) -> SampleOrder:
     """Return the order of the job's samples without a window, which needs the opened data."""
     return SampleOrder(
         mixture(job, held), job.seed, job.train.global_batch_size, job.data.tail, job.data.sampling
     )
 
 
-def train_stream(dataset: Dataset, job: Job) -> TrainStream:
+def train_stream(dataset: Dataset, job: Training) -> TrainStream:
     """Return the stream of training batches that the job describes."""
     planned = order(job, counts(dataset, job))
     spec = job.data

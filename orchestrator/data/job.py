@@ -6,7 +6,7 @@ import os
 
 from orchestrator.config.job_schemas import PackJob
 from orchestrator.config.job_types import JobOutcome
-from orchestrator.config.schema import Job, Pack
+from orchestrator.config.schema import Pack, Training
 from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.data.sources import source_of
@@ -59,7 +59,7 @@ def plan_pack(job: PackJob) -> str:
     return "\n".join(lines)
 
 
-def pack_if_missing(job: Job | PackJob, echo: Echo, runner: TaskRunner | None = None) -> bool:
+def pack_if_missing(job: Training | PackJob, echo: Echo, runner: TaskRunner | None = None) -> bool:
     """Pack the job's data if the job says how and it is not packed yet; return whether anything was packed."""
     with progress(echo, *datasets.PACK_PHASES) as callbacks:
         packed = datasets.ensure_packed(job, datasets.PackCallbacks(*callbacks), runner)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mirage.metrics import psnr
 from orchestrator.imaging.contact_sheet import image_grid
+from orchestrator.imaging.convert import to_float
 from shards.audit import DuplicateGroup
 from shards.dataset import Dataset
+from shards.evaluation import noisy_example
 from shards.manifest import Manifest, ManifestRow, Member
-from shards.sample import CDD11
+from shards.sample import CDD11, NOISE, SIGMA
 from shards.sources.families.cdd11 import PUBLISHED_PSNR
 
 _PER_ROW = 3
 """Number of samples of each degradation on a contact sheet."""
+_ID_CHARACTERS = 32
 
 
 def describe(uri: str, manifest: Manifest) -> str:
@@ -29,20 +36,26 @@ def describe(uri: str, manifest: Manifest) -> str:
         f"manifest   {manifest.digest}, format {manifest.version}",
         f"shards     {len(manifest.shards):,}, {_bytes(stored)}",
         "",
-        f"  {'split':<6} {'degradation':<14} {'samples':>9} {'clean':>8}  {'sizes':<24} {'input PSNR':>10}",
+        f"  {'split':<6} {'degradation':<14} {'samples':>9} {'clean':>8}  {'sizes':<24} {'input PSNR':>15}",
     ]
     for split, counts in manifest.counts().items():
         for degradation, count in counts.items():
             rows = [r for r in manifest.rows if (r.split, r.degradation) == (split, degradation)]
             psnr = facts.get("input_psnr", {}).get(split, {}).get(degradation)
-            shown = f"{psnr:.2f} dB" if psnr is not None else ""
+            noise = "added when read" if degradation == NOISE else ""
+            shown = f"{psnr:.2f} dB" if psnr is not None else noise
             cleans = len({row.clean for row in rows})
             lines.append(
-                f"  {split:<6} {degradation:<14} {count:>9,} {cleans:>8,}  {_sizes(rows):<24} {shown:>10}"
+                f"  {split:<6} {degradation:<14} {count:>9,} {cleans:>8,}  {_sizes(rows):<24} {shown:>15}"
             )
     if facts.get("source") == "cdd11" and "test" in manifest.counts():
         known = ", ".join(f"{CDD11[folder]} {psnr:.2f}" for folder, psnr in PUBLISHED_PSNR.items())
         lines.append(f"  published input PSNR of the test split, in dB: {known}")
+    if any(NOISE in counts for counts in manifest.counts().values()):
+        levels = ", ".join(
+            f"{20 * math.log10(255 / sigma):.1f} dB at {name}" for name, sigma in SIGMA.items()
+        )
+        lines.append(f"  noise is added when a sample is read, at any level: input PSNR about {levels}")
     lines += ["", f"stored as  {_encodings(manifest)}"]
     lines += [f"from       {facts['from']}"] if "from" in facts else []
     lines += [f"laid out   {part}: {layout}" for part, layout in facts.get("layouts", {}).items()]
@@ -56,18 +69,25 @@ def describe(uri: str, manifest: Manifest) -> str:
 
 
 def contact_sheet(dataset: Dataset) -> Image.Image:
-    """Return a contact sheet with a few samples of every split and degradation, degraded beside clean."""
+    """Return a contact sheet with a few samples of every split and degradation, degraded beside clean.
+
+    Noise, which is added when a sample is read, has another level in each example.
+    """
     (manifest,) = dataset.manifests
-    rows, labels = [], []
+    rows, labels, captions = [], [], []
     for split, counts in manifest.counts().items():
         for degradation in counts:
             held = [row for row in manifest.rows if (row.split, row.degradation) == (split, degradation)]
             chosen = [held[i * len(held) // _PER_ROW] for i in range(min(_PER_ROW, len(held)))]
-            images = [image for row in chosen for image in _side_by_side(dataset, row)]
-            blank = np.full_like(images[0], 255)
-            rows.append([*images, *[blank] * (2 * _PER_ROW - len(images))])
+            pairs = [_example(dataset, row, number) for number, row in enumerate(chosen)]
+            blank = np.full_like(pairs[0].clean, 255)
+            missing = 2 * (_PER_ROW - len(pairs))
+            rows.append(
+                [image for pair in pairs for image in (pair.degraded, pair.clean)] + [blank] * missing
+            )
+            captions.append([text for pair in pairs for text in (pair.caption, pair.id)] + [""] * missing)
             labels.append(f"{split} {degradation}")
-    return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels)
+    return image_grid(rows, ["degraded", "clean"] * _PER_ROW, labels, captions)
 
 
 def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicateGroup]) -> Image.Image:
@@ -81,9 +101,23 @@ def duplicate_sheet(dataset: Dataset, duplicates: Sequence[DuplicateGroup]) -> I
     return image_grid(rows, ["one", "other"], labels, captions)
 
 
-def _side_by_side(dataset: Dataset, row: ManifestRow) -> list[NDArray[np.uint8]]:
+class _Example(NamedTuple):
+    degraded: NDArray[np.uint8]
+    clean: NDArray[np.uint8]
+    caption: str
+    id: str
+
+
+def _example(dataset: Dataset, row: ManifestRow, number: int) -> _Example:
+    """Return a pair of images; where noise is added when the sample is read, with a level that `number` chooses."""
     degraded, clean = dataset.read_for_display(row)
-    return [np.full_like(clean, 255) if degraded is None else degraded, clean]
+    level = ""
+    if degraded is None:
+        level = list(SIGMA)[number % len(SIGMA)]
+        degraded = noisy_example(clean, row.id, SIGMA[level], seed=0)
+    cpu = torch.device("cpu")
+    decibels = f"{float(psnr(to_float(degraded, cpu), to_float(clean, cpu))):.1f} dB"
+    return _Example(degraded, clean, f"{level}, {decibels}" if level else decibels, row.id[-_ID_CHARACTERS:])
 
 
 def _sizes(rows: Sequence[ManifestRow]) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from orchestrator import tables
 from orchestrator.evaluation.scores import DegradationScore
 
-_HEAD = ("degradation", "n", "degraded", "best linear fit", "restored", "improvement [dB]", "")
+HEAD = ("degradation", "n", "degraded", "best linear fit", "restored", "improvement [dB]", "")
+"""Columns of the table; the last one holds notes."""
 
 
 def score_table(rows: Sequence[DegradationScore]) -> str:
     """Return the scores as aligned text: PSNR [dB] and SSIM before and after, the improvement with its interval."""
-    *degradations, average = map(_cells, rows)
-    return "\n".join(tables.aligned(_HEAD, [*degradations, (), average], "<>>>>><"))
+    *degradations, average = map(cells, rows)
+    return "\n".join(tables.aligned(HEAD, [*degradations, (), average], "<>>>>><"))
 
 
 def legend(protocol: str, recipe: str, weights: str, n: int) -> str:
@@ -41,11 +42,12 @@ def conclusion(rows: Sequence[DegradationScore]) -> str:
 
 def markdown_report(rows: Sequence[DegradationScore], title: str, how: str) -> str:
     """Return the table, its legend and the conclusion as Markdown."""
-    body = tables.markdown((*_HEAD[:-1], "note"), map(_cells, rows))
+    body = tables.markdown((*HEAD[:-1], "note"), map(cells, rows))
     return "\n".join([f"# {title}", "", *body, "", how, "", conclusion(rows), ""])
 
 
-def _cells(row: DegradationScore) -> tuple[str, ...]:
+def cells(row: DegradationScore) -> tuple[str, ...]:
+    """Return a row of the table below `HEAD`."""
     return (
         row.degradation,
         str(row.n),

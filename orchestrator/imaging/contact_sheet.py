@@ -24,7 +24,7 @@ def image_grid(
     """Return a grid of `rows` of images (h, w, 3) with a title per column and a label per row.
 
     Images wider than `cell` pixels are reduced. Narrower ones are enlarged by whole factors, which keeps their pixels
-    visible. `captions` are drawn below the images, for example "24.31 dB".
+    visible. `captions` are drawn below the images, for example "24.31 dB"; they may have several lines.
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     line = TEXT_PIXELS + 8
@@ -32,7 +32,8 @@ def image_grid(
     cell = cell if widest > cell else widest * (cell // widest)
     scaled = [[_to_width(picture, cell) for picture in row] for row in rows]
     label_width = 2 * GAP_PIXELS + max(int(font.getlength(label)) for label in row_labels)
-    heights = [max(picture.height for picture in row) + (line if captions else 0) for row in scaled]
+    lines = max((text.count("\n") + 1 for row in captions or () for text in row), default=0)
+    heights = [max(picture.height for picture in row) + lines * line for row in scaled]
     width = label_width + len(titles) * (cell + GAP_PIXELS)
     page = Image.new("RGB", (width, line + GAP_PIXELS + sum(heights) + GAP_PIXELS * len(rows)), BACKGROUND)
     draw = ImageDraw.Draw(page)
@@ -48,7 +49,7 @@ def image_grid(
             page.paste(picture, (left, top))
             if captions:
                 place = (left + cell // 2, top + picture_height + 5)
-                draw.text(place, captions[index][column], CAPTION_COLOUR, font, anchor="ma")
+                draw.text(place, captions[index][column], CAPTION_COLOUR, font, "ma", align="center")
         top += height + GAP_PIXELS
     return page
 

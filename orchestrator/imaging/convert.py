@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from orchestrator.errors import OutputError
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
@@ -26,6 +29,16 @@ def encode_png(picture: Image.Image) -> bytes:
     """Return a PIL image as a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def encode_picture(picture: Image.Image, name: Path) -> bytes:
+    """Return a PIL image as the kind of file that `name` says. Raises OutputError for one that Pillow cannot write."""
+    kind = Image.registered_extensions().get(name.suffix.lower(), "")
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise OutputError(f"{name}: pictures are written as .png, .jpg or .webp. Choose one of these.")
+    file = io.BytesIO()
+    picture.save(file, kind, **({} if kind == "PNG" else {"quality": 92}))
     return file.getvalue()
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from orchestrator import tables
+from orchestrator import report_page, tables
 from orchestrator.config.constraints import format_quantity
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.outputs import write_output
@@ -178,20 +177,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(tables.markdown(head, rows)) if rows else ""
 
 
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f7f9; margin: 0 auto; max-width: 1320px;
-  padding: 28px 24px 60px; } h1 { font-size: 24px; } h2 { font-size: 18px; margin-top: 34px; } p { max-width: 82ch; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; background: white;
-  font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid #eee; }
-svg { max-width: 100%; height: auto; background: white; border: 1px solid #e3e8ee; border-radius: 6px; }
-"""
-
-
 def _html(name: str, text: str, pictures: dict[str, str]) -> str:
     """Return the Markdown as a page that holds its pictures."""
     body = str(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
     body = re.sub(r'<p><img src="\S+" alt="(\S+)" /></p>', lambda found: pictures[found[1]], body)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sweep {escape(name)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head><body>{body}</body></html>\n'
-    )
+    return report_page.page(f"Sweep {name}", body)

@@ -21,6 +21,7 @@ from orchestrator.data import datasets
 from orchestrator.data.job import pack_if_missing
 from orchestrator.errors import OrchestratorError, OwnedError, PlanError, TrackingError
 from orchestrator.events import Emit, Event
+from orchestrator.history.recorder import Recorder
 from orchestrator.masking import without_password
 from orchestrator.ownership import owned
 from orchestrator.paths import home
@@ -44,6 +45,7 @@ from orchestrator.training.fencing import Turn
 from orchestrator.training.loop import train
 from orchestrator.training.profiling import FOLDER
 from orchestrator.training.publication import is_published, publish
+from orchestrator.training.recording import recorded
 from orchestrator.training.result import is_finished
 from orchestrator.training.run_location import RunLocation, locate_run
 from orchestrator.version import code_version
@@ -102,12 +104,13 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
         run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage)
         emit(events.RunStarted(location.run_id, found is not None))
         with tracked(run) as tracker:
-            outcome = _train(run, tracker, emit, stop, lease.number, in_process=in_process)
-            lease.check()
+            with recorded(run, tracker, lease, in_process=in_process) as recorder:
+                outcome = _train(run, tracker, recorder, emit, stop, lease.number, in_process=in_process)
+                lease.check()
+                if outcome.status != "stopped":
+                    publish(run, tracker, emit, recorder=recorder)
             if outcome.status == "stopped":
                 tracker.end("KILLED")
-            else:
-                publish(run, tracker, emit)
         if outcome.status == "stopped":
             emit(events.RunStopped(outcome.step))
         return outcome
@@ -273,6 +276,7 @@ def _description(job: Job, plan: Plan, location: RunLocation) -> str:
 def _train(
     run: RunContext,
     tracker: background.Tracker,
+    recorder: Recorder,
     emit: Emit,
     stop: threading.Event,
     owner: int,
@@ -280,7 +284,7 @@ def _train(
     in_process: bool,
 ) -> JobOutcome:
     """Train until the end, or until `stop` is set or the process is asked to stop; `owner`: number of its claim."""
-    driver = _RunDriver(emit, tracker, run, stop)
+    driver = _RunDriver(emit, tracker, recorder, run, stop)
     with on_stop(stop.set):
         if in_process:
             outcome = train_in_process(run.job, run.dataset, run.location, driver, Turn(owner))
@@ -316,16 +320,22 @@ def train_in_process(
 
 
 class _RunDriver:
-    """A driver that prints and tracks events, and stops the run when `stop` is set."""
+    """A driver that prints, tracks and records events, and stops the run when `stop` is set."""
 
     def __init__(
-        self, emit: Emit, tracker: background.Tracker, run: RunContext, stop: threading.Event
+        self,
+        emit: Emit,
+        tracker: background.Tracker,
+        recorder: Recorder,
+        run: RunContext,
+        stop: threading.Event,
     ) -> None:
         self.stop = stop
-        self._emit, self._tracker, self._run = emit, tracker, run
+        self._emit, self._tracker, self._recorder, self._run = emit, tracker, recorder, run
 
     def emit(self, event: Event) -> None:
         track(event, self._tracker, self._run)
+        self._recorder.add(event)
         self._emit(event)
 
     def control_signal(self, step: int) -> ControlSignal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,15 @@ from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
 from orchestrator.events import Emit
+from orchestrator.history.page import run_page
+from orchestrator.history.record import History
+from orchestrator.history.recorder import Recorder
+from orchestrator.history.store import REPORT, read_history
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.masking import without_password
 from orchestrator.models import network
 from orchestrator.outputs import write_output
+from orchestrator.paths import shortened
 from orchestrator.planning import throughput
 from orchestrator.registry import registration, versions
 from orchestrator.registry.versions import ModelVersion
@@ -34,6 +38,7 @@ from orchestrator.tracking.inputs import inputs_of
 from orchestrator.tracking.uri import page_command
 from orchestrator.training.context import RunContext
 from orchestrator.training.finite import require_finite_scores
+from orchestrator.training.recording import facts_of
 from orchestrator.training.result import run_result
 from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
@@ -57,10 +62,18 @@ def is_published(job: Job, location: RunLocation, uri: str) -> bool:
         return False
 
 
-def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bool = False) -> None:
+def publish(
+    run: RunContext,
+    tracker: Tracker | None,
+    emit: Emit,
+    *,
+    tracked: bool = False,
+    recorder: Recorder | None = None,
+) -> None:
     """Print and publish the result in the run's folder. Repeating it changes nothing.
 
-    `tracker` is None if MLflow could not be reached; `tracked`: the run in MLflow has the result. What MLflow does not
+    `tracker` is None if MLflow could not be reached; `tracked`: the run in MLflow has the result. `recorder`: of a run
+    that this process has just trained. What MLflow does not
     take now waits on this machine for `mirage sync` or for the next submission of the job.
     """
     result = run_result(run.location.store)
@@ -86,8 +99,17 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
             "continues from its newest checkpoint."
         ) from error
     registered, pictures = _register_and_restore(run, tracker, result, scores, weights, card, emit)
+    event = None
+    if registered:
+        event = events.ModelRegistered(registered.name, str(registered.version), registered.uri)
+    if recorder is not None:
+        if event:
+            recorder.add(event)
+        recorder.history.final_psnr = scores[-1].psnr
+        recorder.close("finished")
     contents = {
         **pictures,
+        REPORT: _report_page(run, recorder, scores, legend, pictures["sheet.png"], event).encode(),
         "report.md": run_report.markdown_report(scores, run.location.run_id, legend).encode(),
         "scores.json": json.dumps(result["scores"], indent=1).encode(),
         "model-card.md": card.encode(),
@@ -97,10 +119,24 @@ def publish(run: RunContext, tracker: Tracker | None, emit: Emit, *, tracked: bo
         for name, content in contents.items():
             tracker.artifact(name, content)
         tracker.end("FINISHED")
-    if registered:
-        emit(events.ModelRegistered(registered.name, str(registered.version), registered.uri))
-    shown = {name: _short_path(path) for name, path in files.items()}
+    if event:
+        emit(event)
+    shown = {name: shortened(path) for name, path in files.items()}
     emit(events.RunFinished(run.location.run_id, shown, page_command(run.tracking_uri)))
+
+
+def _report_page(
+    run: RunContext,
+    recorder: Recorder | None,
+    scores: list[DegradationScore],
+    legend: str,
+    sheet: bytes,
+    registered: events.ModelRegistered | None,
+) -> str:
+    """Return report.html from what this process recorded, else from the record in the store, if there is one."""
+    history = recorder.history if recorder else read_history(run.location.store)
+    model = registered.words if registered else ""
+    return run_page(history or History(facts_of(run)), scores, legend, sheet, model)
 
 
 def _register_and_restore(
@@ -212,9 +248,3 @@ def _write_changed(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Pat
         if not (path.is_file() and path.read_bytes() == content):
             write_output(path, content)
     return {name: folder / name for name in contents}
-
-
-def _short_path(path: Path) -> str:
-    """Return the path relative to the working directory if it is below it."""
-    here = os.path.relpath(path)
-    return here if not here.startswith("..") else str(path)

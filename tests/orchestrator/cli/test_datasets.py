@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ from skimage import data as photographs
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.data import summary
 from orchestrator.data.summary import describe
 from orchestrator.errors import PlanError
+from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, PackError
 from shards.manifest import Manifest, ManifestRow, Member, Shard
+from shards.sample import SIGMA
 
 NAMES = ("astronaut", "rocket", "coffee", "cat")
 
@@ -139,3 +143,22 @@ def test_cdd11_is_shown_beside_its_published_input_psnr() -> None:
     text = describe("here", Manifest("cdd11", (Shard("shards/ab.tar", 1, "ab"),), rows, {}, facts))
     assert "14.93 dB" in text
     assert "low_haze 14.94" in text
+
+
+def test_noise_that_is_added_when_read_is_shown_at_a_stated_level_in_a_sheet_of_this_project(
+    small_data: Dataset, at_home: Path, tmp_path: Path, monkeypatch
+) -> None:
+    rows = small_data.rows("train", "noise")
+    for number, level in enumerate(SIGMA):
+        example = summary._example(small_data, rows[0], number)
+        assert example.caption.startswith(f"{level}, ")
+        spread = float((example.degraded.astype(float) - example.clean).std())
+        assert spread == pytest.approx(SIGMA[level], rel=0.25)
+        assert (example.degraded == summary._example(small_data, rows[0], number).degraded).all()
+    monkeypatch.chdir(tmp_path)
+    shown = mirage("show", small_data.uris[0])
+    assert re.search(r"train +noise .* added when read\n", shown)
+    sheet = at_home / "sheets" / f"{small_data.manifests[0].name}.png"
+    assert f"sheet      {sheet}" in shown
+    assert sheet.is_file()
+    assert not list(tmp_path.iterdir())

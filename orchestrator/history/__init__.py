@@ -1,0 +1,1 @@
+"""Record what happens in a run, beside its checkpoints, and draw its report."""
