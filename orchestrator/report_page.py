@@ -8,9 +8,11 @@ from html import escape
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f7f9; margin: 0 auto; max-width: 1320px;
   padding: 28px 24px 60px; } h1 { font-size: 24px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin-top: 34px; }
-p { max-width: 82ch; } code { overflow-wrap: anywhere; } .right { text-align: right; }
+p { max-width: 82ch; } code { overflow-wrap: anywhere; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; background: white;
-  font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid #eee; }
+  font-variant-numeric: tabular-nums; width: fit-content; max-width: 100%; margin: 0 0 14px; }
+th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid #eee; }
+.right { text-align: right; white-space: nowrap; }
 svg, img { max-width: 100%; height: auto; background: white; border: 1px solid #e3e8ee; border-radius: 6px; }
 pre { background: white; border: 1px solid #e3e8ee; border-radius: 6px; padding: 12px; overflow-x: auto;
   font-size: 12.5px; line-height: 1.4; } summary { cursor: pointer; color: #2f6db3; }

@@ -19,7 +19,7 @@ COLOURS = (
     *("#a3486d", "#6b7a1f", "#5d6b7a", "#d0602c"),
 )
 _WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 10, 34
 _MAX_DRAWN = 500
 _DOTS_BELOW = 60
 _LOG_RATIO = 20

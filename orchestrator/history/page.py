@@ -26,6 +26,7 @@ _CSS = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 18px; }
 figure { margin: 0; } figure > svg { width: 100%; } h3 { font-size: 15px; margin: 0 0 6px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12.5px; } .legend svg { border: 0; width: 14px; }
+.sheet { max-width: min(100%, 820px); }
 details { margin: 10px 0; } .note { color: #5d6b7a; font-size: 13px; white-space: pre-line; }
 """
 
@@ -121,7 +122,7 @@ def _sheet(sheet: bytes | None) -> str:
     kind = "png" if sheet.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(sheet).decode()
     alt = "Crops of held-out photographs: degraded, restored, clean"
-    return f'<h2>Examples</h2><img alt="{alt}" src="data:image/{kind};base64,{data}">'
+    return f'<h2>Examples</h2><img class="sheet" alt="{alt}" src="data:image/{kind};base64,{data}">'
 
 
 def _curves(history: History) -> str:
