@@ -19,6 +19,8 @@ from pathlib import Path
 
 from orchestrator.console import Echo
 from orchestrator.errors import OwnedError, PlanError, RegistryError
+from orchestrator.history.store import FOLDER as HISTORY
+from orchestrator.history.store import REPORT
 from orchestrator.ownership import FOLDER as OWNER
 from orchestrator.ownership import current_owner, owned
 from orchestrator.progress import progress
@@ -39,7 +41,8 @@ _DATASET = (
 _RUN = (
     re.escape(RESULT),
     r"checkpoints/[^/]+\.json",
-    r"(blobs|weights|initial|ledger|profile|writer|damaged)/.+",
+    re.escape(REPORT),
+    rf"(blobs|weights|initial|ledger|profile|writer|damaged|{HISTORY})/.+",
     rf"{OWNER}/[^/]+\.json",
 )
 """Patterns of keys, in the order of deletion."""

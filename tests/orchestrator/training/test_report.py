@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from orchestrator import ownership
 from orchestrator.errors import OwnedError
 from orchestrator.history.store import REPORT, read_history, read_status, write_status
-from orchestrator.maintenance import run_list
+from orchestrator.maintenance import deletion, run_list
 from orchestrator.runner import run_any
 from orchestrator.training.run_location import locate_run
 from shards.dataset import Dataset
@@ -113,6 +113,9 @@ def test_a_failed_run_says_why_in_its_report(job, small_data: Dataset, store: st
     assert REPORT in artifacts(store, "failing")
     (run,) = run_list.list_runs(made.storage)
     assert (run.state, run.reason) == ("failed", "the <disk> is full")
+    assert {REPORT, "history/status.json"} <= {*deletion.find(location.store).keys}, (
+        "`mirage rm` takes them too"
+    )
 
 
 def test_a_store_that_refuses_the_record_fails_no_run(job, small_data: Dataset, monkeypatch, caplog) -> None:
