@@ -316,11 +316,28 @@ def _problem(error: Any, kind: JobKind, place: _Place) -> Problem:
         return Problem(where, dotted, _unknown(key, kind))
     if error["type"] == "missing":
         return Problem(where, dotted, "is missing.")
+    if error["type"] in ("tuple_type", "list_type"):
+        meaning = _meaning(key, kind)
+        return Problem(
+            where, dotted, f"is {_shown(value)}: write a list, [..., ...].{f' {meaning}' if meaning else ''}"
+        )
     message = str(error["msg"])
     choices = message.split("'")[1::2]  # pydantic quotes them
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return Problem(where, dotted, f"is {_shown(value)}: {message[0].lower()}{message[1:]}.{hint}")
+
+
+def _meaning(key: Key, kind: JobKind) -> str:
+    """Return what the schema says of a key, "" where it says nothing."""
+    model: Any = kind.model
+    for part in key[:-1]:
+        field = model.model_fields.get(part)
+        model = field.annotation if field else None
+        if not hasattr(model, "model_fields"):
+            return ""
+    field = model.model_fields.get(key[-1])
+    return (field.description or "") if field else ""
 
 
 def _finder(places: Mapping[Key, str], whole: str) -> _Place:

@@ -62,7 +62,7 @@ def diagnose(project: Path) -> list[CheckResult]:
         cluster(project),
         store(os.environ),
         tracking(os.environ.get("MLFLOW_TRACKING_URI")),
-        job_files(sorted((project / "jobs").rglob("*.yaml"))),
+        job_files(sorted(f for f in (project / "jobs").rglob("*.yaml") if f.parent.name != "clusters")),
     ]
 
 
@@ -240,11 +240,14 @@ def job_files(files: list[Path]) -> CheckResult:
     """Check that job files have their first line and executable bit: `ray job submit` executes them."""
     if not files:
         return CheckResult("job files", "warn", "no jobs/*.yaml here", "run it in the project root")
-    no_bit = [file.name for file in files if not os.access(file, os.X_OK)]
+    no_bit = [file for file in files if not os.access(file, os.X_OK)]
     no_line = [file.name for file in files if not file.read_text().startswith(FIRST_LINE + "\n")]
     if no_bit:
         return CheckResult(
-            "job files", "warn", f"not executable: {', '.join(no_bit)}", "chmod +x jobs/*.yaml"
+            "job files",
+            "warn",
+            f"not executable: {', '.join(file.name for file in no_bit)}",
+            f"chmod +x {' '.join(map(os.path.relpath, no_bit))}",
         )
     if no_line:
         return CheckResult(

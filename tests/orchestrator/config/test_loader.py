@@ -237,3 +237,10 @@ def test_the_schema_describes_every_section() -> None:
             assert "description" in value or "$ref" in value, f"{name}.{key} has no meaning"
     assert schema["$defs"]["Job"]["required"] == ["name", "setting", "data", "track"]
     assert "kind" in schema["$defs"]["PackJob"]["required"]
+
+
+def test_one_number_in_place_of_a_list_is_told_what_the_list_is() -> None:
+    told = problems(Path("jobs/demo.yaml"), "model.heads=1")
+    assert (
+        "model.heads  is 1: write a list, [..., ...]. Number of attention heads at each of the four" in told
+    )

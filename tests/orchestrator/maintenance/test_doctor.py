@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -63,7 +64,9 @@ def test_a_job_file_without_its_bit_or_its_first_line_is_named(tmp_path: Path) -
     no_line.chmod(0o755)
     no_bit.chmod(0o644)
     assert doctor.job_files([good]).status == "ok"
-    assert "no_bit.yaml" in doctor.job_files([good, no_bit]).detail
+    found = doctor.job_files([good, no_bit])
+    assert "no_bit.yaml" in found.detail
+    assert found.remedy == f"chmod +x {os.path.relpath(no_bit)}"
     assert "no_line.yaml" in doctor.job_files([good, no_line]).detail
 
 
