@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import BinaryIO
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, chain
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from shards import tiles
 from shards.augment import CropWindow
 from shards.cache import ShardCache
+from shards.columns import Rows
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError, PackError
 from shards.images import decode_image, reduce_image
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard, load_manifest
@@ -66,6 +70,47 @@ class _ImageBytes:
         return self._shard.read(self._member.offset + start, stop - start)
 
 
+@dataclass(frozen=True)
+class DatasetRows(Sequence[ManifestRow]):
+    """Rows of several manifests, one after another; each is made when it is asked for."""
+
+    parts: tuple[Rows, ...]
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> ManifestRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ManifestRow]: ...
+    def __getitem__(self, index: int | slice) -> ManifestRow | Sequence[ManifestRow]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        part = bisect_right(self._ends, number)
+        return self.parts[part][number - self._ends[part] + len(self.parts[part])]
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        return chain.from_iterable(self.parts)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all rows."""
+        return [id_ for part in self.parts for id_ in part.ids()]
+
+    def clean_images(self) -> Iterator[NDArray[Any]]:
+        """Yield the clean images of all rows as arrays with the fields of `shards.columns.IMAGE`, block by block."""
+        return chain.from_iterable(part.clean_images() for part in self.parts)
+
+    def clean_shards(self) -> NDArray[np.int64]:
+        """Return the shard of each row's clean image, which normally holds all its images."""
+        found = [block["shard"].astype(np.int64) for block in self.clean_images()]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+
 class Dataset:
     """The rows of one or more manifests as one table.
 
@@ -79,23 +124,21 @@ class Dataset:
         self.uris = tuple(uris)
         self.manifests: list[Manifest] = []
         self._cache = cache
-        self._shards: list[tuple[Store, Shard]] = []
-        self._rows: dict[tuple[str, str], list[ManifestRow]] = {}
+        self._stores: list[Store] = []
+        self._first_shards: list[int] = []
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._last_eviction = 0
         self._damaged: dict[int, tuple[type[CorruptObjectError | MissingObjectError], str]] = {}
         asked: Sequence[str | None] = digests or [None] * len(uris)
         for uri, digest in zip(uris, asked, strict=True):
             store = open_store(uri)
-            manifest = load_manifest(store, digest)
+            manifest = load_manifest(store, digest, cache.folder)
             if manifest.digest in self.digests:
                 raise ManifestError(
                     f"{uri} holds the same dataset as another URI of {', '.join(uris)}. Name it once."
                 )
-            first = len(self._shards)
-            for row in manifest.rows:
-                self._rows.setdefault((row.split, row.degradation), []).append(_renumber(row, first))
-            self._shards.extend((store, shard) for shard in manifest.shards)
+            self._first_shards.append(sum(len(earlier.shards) for earlier in self.manifests))
+            self._stores.append(store)
             self.manifests.append(manifest)
 
     @property
@@ -103,9 +146,14 @@ class Dataset:
         """Manifest digest of each dataset, in the order of the URIs."""
         return tuple(manifest.digest for manifest in self.manifests)
 
-    def rows(self, split: str, degradation: str) -> Sequence[ManifestRow]:
+    def rows(self, split: str, degradation: str) -> DatasetRows:
         """Return the rows of a degradation in manifest order; each noise level has the clean-only rows."""
-        return self._rows.get((split, row_degradation(degradation)), [])
+        label = row_degradation(degradation)
+        selected = (
+            replace(manifest.columns.select(split, label), first_shard=first)
+            for manifest, first in zip(self.manifests, self._first_shards, strict=True)
+        )
+        return DatasetRows(tuple(rows for rows in selected if len(rows)))
 
     @property
     def cache(self) -> ShardCache:
@@ -114,36 +162,36 @@ class Dataset:
 
     def row_of(self, uri: str, row: ManifestRow) -> ManifestRow:
         """Return a row of the manifest at `uri` with its shards numbered over all manifests."""
-        first = 0
-        for known, manifest in zip(self.uris, self.manifests, strict=True):
-            if known == uri:
-                return _renumber(row, first)
-            first += len(manifest.shards)
-        raise ValueError(f"{uri} is not among {self.uris}")
+        known = dict(zip(self.uris, self._first_shards, strict=True))
+        if uri not in known:
+            raise ValueError(f"{uri} is not among {self.uris}")
+        return _renumber(row, known[uri])
 
     def available(self, split: str) -> str:
         """Return what a split holds, for messages: `noise (17), rain (34)`."""
-        found = [
-            f"{degradation} ({len(rows)})"
-            for (s, degradation), rows in sorted(self._rows.items())
-            if s == split
-        ]
-        return ", ".join(found) or "nothing"
-
-    def shard_of(self, row: ManifestRow) -> int:
-        """Return the number of the shard with a row's clean image, which normally holds all its images."""
-        return row.clean.shard
+        held: Counter[str] = Counter()
+        for manifest in self.manifests:
+            held.update(manifest.counts().get(split, {}))
+        return (
+            ", ".join(f"{degradation} ({number})" for degradation, number in sorted(held.items()))
+            or "nothing"
+        )
 
     def fetch(self, shard: int) -> None:
         """Download a shard of a remote store into the cache."""
-        store, found = self._shards[shard]
+        store, found = self._shard(shard)
         if not isinstance(store, LocalStore):
             self._cache.path(store, found)
 
     def remote_bytes(self) -> tuple[int, int, int]:
         """Return the bytes of all remote shards, of the largest one, and the limit of the cache."""
-        sizes = [shard.size for store, shard in self._shards if not isinstance(store, LocalStore)]
-        return sum(sizes), max(sizes, default=0), self._cache.max_bytes
+        remote = [
+            manifest.columns.shards["size"]
+            for store, manifest in zip(self._stores, self.manifests, strict=True)
+            if not isinstance(store, LocalStore) and len(manifest.shards)
+        ]
+        largest = max((int(sizes.max()) for sizes in remote), default=0)
+        return sum(int(sizes.sum()) for sizes in remote), largest, self._cache.max_bytes
 
     def read(self, row: ManifestRow, window: CropWindow | None = None) -> tuple[Image | None, Image]:
         """Return degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
@@ -166,7 +214,6 @@ class Dataset:
             raise ManifestError(
                 f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
             )
-        store, shard = self._shards[member.shard]
         image = _ImageBytes(self._opened(member.shard), member)
         try:
             if member.encoding == ORIGINAL:
@@ -179,9 +226,15 @@ class Dataset:
                 raise CorruptObjectError("its checksum does not match.")
             return tiles.decode(data)
         except CorruptObjectError as error:
+            store, shard = self._shard(member.shard)
             raise CorruptObjectError(
                 f"{store.uri}/{shard.key}, sample {row.id!r} at byte {member.offset}: {error}"
             ) from error
+
+    def _shard(self, number: int) -> tuple[Store, Shard]:
+        """Return a shard, numbered over all manifests, and its store."""
+        part = bisect_right(self._first_shards, number) - 1
+        return self._stores[part], self.manifests[part].shards[number - self._first_shards[part]]
 
     def _opened(self, index: int) -> _OpenShard:
         if index in self._open:
@@ -191,7 +244,7 @@ class Dataset:
             kind, message = self._damaged[index]
             raise kind(message)  # a new one: raising an old error again keeps every traceback it ever had
         try:
-            opened = _OpenShard(self._cache.open(*self._shards[index], buffering=0))
+            opened = _OpenShard(self._cache.open(*self._shard(index), buffering=0))
         except (CorruptObjectError, MissingObjectError) as error:
             self._damaged[index] = type(error), str(error)  # do not download it again for each of its samples
             raise
@@ -204,7 +257,7 @@ class Dataset:
         last = self._cache.last_eviction()
         if last != self._last_eviction:  # to ask about every open shard takes longer than to read a sample
             self._last_eviction = last
-            for index in [i for i in self._open if not self._cache.holds(*self._shards[i])]:
+            for index in [i for i in self._open if not self._cache.holds(*self._shard(i))]:
                 del self._open[index]
         if len(self._open) >= _OPEN_SHARDS:
             self._open.popitem(last=False)

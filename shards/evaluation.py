@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from shards.augment import centre_window
-from shards.dataset import Dataset
+from shards.dataset import Dataset, DatasetRows
 from shards.errors import ManifestError
 from shards.manifest import ManifestRow
 from shards.noise import add_noise
@@ -58,7 +60,9 @@ class EvaluationSet:
                 id_: centre_window(one.height, one.width, multiple) for id_, one in sorted(clean.items())
             }
             self._release = ReleaseNoise([(id_, (w.height, w.width)) for id_, w in windows.items()])
-        self._entries: list[tuple[str, ManifestRow]] = []
+        self._degradations = tuple(degradations)
+        self._rows: list[DatasetRows] = []
+        self._orders: list[NDArray[np.uint32]] = []
         for degradation in degradations:
             rows = dataset.rows("test", degradation)
             if not rows:
@@ -66,16 +70,19 @@ class EvaluationSet:
                     f"{', '.join(dataset.uris)}: no test samples of {degradation!r}; there are "
                     f"{dataset.available('test')}. Pack it, or do not evaluate it."
                 )
-            self._entries.extend((degradation, row) for row in sorted(rows, key=lambda row: row.id))
+            ids = rows.ids()
+            self._rows.append(rows)
+            self._orders.append(np.array(sorted(range(len(ids)), key=ids.__getitem__), np.uint32))
+        self._ends = list(accumulate(map(len, self._rows)))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[EvalItem]:
         return self.items()
 
     def __getitem__(self, index: int) -> EvalItem:
-        degradation, row = self._entries[index]
+        degradation, row = self._entry(index)
         window = centre_window(row.clean.height, row.clean.width, self.multiple)
         degraded, clean = self.dataset.read(row)  # whole images, so that checksums are verified
         clean = window.of(clean)
@@ -84,22 +91,27 @@ class EvaluationSet:
 
     def name(self, index: int) -> tuple[str, str]:
         """Return degradation and id of an item, without reading it."""
-        degradation, row = self._entries[index]
+        degradation, row = self._entry(index)
         return degradation, row.id
 
     def first(self, count: int) -> list[int]:
         """Return the indices of the first `count` items of each degradation."""
-        taken: dict[str, int] = {}
-        chosen = []
-        for index, (degradation, _) in enumerate(self._entries):
-            taken[degradation] = taken.get(degradation, 0) + 1
-            if taken[degradation] <= count:
-                chosen.append(index)
-        return chosen
+        return [
+            end - len(rows) + index
+            for rows, end in zip(self._rows, self._ends, strict=True)
+            for index in range(min(count, len(rows)))
+        ]
 
     def items(self, start: int = 0, stride: int = 1) -> Iterator[EvalItem]:
         """Iterate over every `stride`-th item from `start` on, the share of one of `stride` workers."""
         return (self[index] for index in range(start, len(self), stride))
+
+    def _entry(self, index: int) -> tuple[str, ManifestRow]:
+        """Return the degradation and the row of an item."""
+        number = range(len(self))[index]
+        part = bisect_right(self._ends, number)
+        place = self._orders[part][number - self._ends[part] + len(self._rows[part])]
+        return self._degradations[part], self._rows[part][int(place)]
 
     def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:
         sigma = SIGMA[degradation]

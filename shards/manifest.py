@@ -1,6 +1,6 @@
 """The manifest of a packed dataset: its samples, and the shard and bytes of every image.
 
-A manifest is one gzipped JSON object at `manifests/<sha256 of the JSON>.json.gz`, written after all of its shards; the
+A manifest is three Parquet tables and a small JSON file, all named by its digest, written after all of its shards; the
 pointer `manifest` holds the digest. A reader therefore sees a whole dataset or none. docs/shards.md specifies the
 format.
 """
@@ -10,75 +10,60 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import re
+import tempfile
 import zlib
-from collections import Counter
-from dataclasses import astuple, dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
+from shards import manifest_cache
+from shards.columns import Columns, ColumnsWriter, Rows, Shards
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
 from shards.json_text import parse_json
-from shards.sample import NOISE
-from shards.store import Store
-from shards.store.checked import read_checked
+from shards.manifest_check import check
+from shards.manifest_json import canonical, dumps, parse_lists, version_of
+from shards.manifest_parquet import TABLES, read_tables, write_tables
+from shards.rows import ORIGINAL, ManifestRow, Member, Shard, Split
+from shards.store import LocalStore, Store
+from shards.store.checked import read_again, read_checked
 from shards.store.files import BLOCK
 
+__all__ = [
+    "ORIGINAL",
+    "POINTER",
+    "Manifest",
+    "ManifestRow",
+    "Member",
+    "Shard",
+    "Split",
+    "archive_key",
+    "from_bytes",
+    "load_manifest",
+    "manifest_key",
+    "publish",
+    "table_key",
+    "to_bytes",
+]
+
 READABLE = (1, 2)
-"""Readable versions of the format. Version 2 has images of encoding `original`; version 1 has tiles only."""
-ORIGINAL = "original"
-"""Encoding of an image that is the unchanged source file."""
+"""Readable versions of the JSON form. Version 2 has images of encoding `original`; version 1 has tiles only."""
+TABLES_VERSION = 3
+"""Version of the form with tables."""
 POINTER = "manifest"
 MAX_BYTES = 1 << 30
-"""Maximum size of an uncompressed manifest; a forged archive can decompress to much more."""
-Split = Literal["train", "test"]
+"""Maximum size of a JSON file once it is decompressed; a forged archive can decompress to much more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One image inside a shard."""
-
-    shard: int
-    """Index of the shard in the manifest."""
-    offset: int
-    """Offset of the image's first byte in the shard."""
-    size: int
-    crc32: int
-    encoding: str
-    """`tiles-qoi`, `tiles-webp`, or `original` (the unchanged source file)."""
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestRow:
-    """One sample. Rows with degradation `noise` have a clean image only."""
-
-    id: str
-    split: Split
-    degradation: str
-    degraded: Member | None
-    clean: Member
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One tar file of a dataset."""
-
-    key: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """Description of one packed dataset, complete for a reader."""
 
     name: str
-    shards: tuple[Shard, ...]
-    rows: tuple[ManifestRow, ...]
+    shards: Sequence[Shard]
+    rows: Sequence[ManifestRow]
     licences: dict[str, str] = field(default_factory=dict)
     """Licence and attribution of each source named by a row."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -86,189 +71,251 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of the canonical bytes, the identity of the dataset."""
-        return hashlib.sha256(to_bytes(self)).hexdigest()
+        """Sha256 of the canonical JSON, the identity of the dataset."""
+        found = hashlib.sha256()
+        for piece in canonical(self.name, self.licences, self.provenance, self.columns):
+            found.update(piece)
+        return found.hexdigest()
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The lists as arrays. Raises ManifestError for values that no manifest can hold."""
+        if isinstance(self.shards, Shards) and isinstance(self.rows, Rows):
+            columns = self.rows.columns
+            if self.rows.is_whole and columns is self.shards.columns:
+                return columns
+        writer = ColumnsWriter()
+        try:
+            writer.add_shards(self.shards)
+            writer.add_rows(self.rows)
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise ManifestError(
+                f"dataset {self.name!r} has a value that no manifest can hold ({error})."
+            ) from error
+        return writer.columns()
 
     @property
     def version(self) -> int:
         """Lowest version of the format that can represent the content."""
-        members = (member for row in self.rows for member in (row.clean, row.degraded) if member is not None)
-        return 2 if any(member.encoding == ORIGINAL for member in members) else 1
+        return version_of(self.columns)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of samples by split and row degradation: `{"train": {"noise": 17, "rain": 34}}`."""
         found: dict[str, dict[str, int]] = {}
-        counted = Counter((row.split, row.degradation) for row in self.rows)
-        for (split, degradation), number in sorted(counted.items()):
+        counted = zip(self.columns.kinds, self.columns.counts, strict=True)
+        for (split, degradation), number in sorted(counted):
             found.setdefault(split, {})[degradation] = number
         return found
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other manifest has the same content."""
+        return isinstance(other, Manifest) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
 
 def manifest_key(digest: str) -> str:
-    """Return the key of the manifest with this digest."""
-    return f"manifests/{digest}.json.gz"
+    """Return the key of the JSON file of the manifest with this digest, which is written after its tables."""
+    return f"manifests/{digest}.json"
+
+
+def table_key(digest: str, table: str) -> str:
+    """Return the key of a table of the manifest with this digest."""
+    return f"manifests/{digest}.{table}.parquet"
+
+
+def archive_key(digest: str) -> str:
+    """Return the key of a manifest that was published in one gzipped JSON file."""
+    return f"{manifest_key(digest)}.gz"
 
 
 def publish(store: Store, manifest: Manifest) -> None:
-    """Write the manifest and move the pointer to it. All its shards must be in the store already."""
-    key = manifest_key(manifest.digest)
-    if store.exists(key):
-        _read(store, manifest.digest)  # not compared byte by byte: another zlib compresses differently
+    """Write the manifest and move the pointer to it. All its shards must be in the store already.
+
+    What a reader would refuse is not written. Raises ManifestError.
+    """
+    digest = manifest.digest
+    if store.exists(manifest_key(digest)) or store.exists(archive_key(digest)):
+        load_manifest(store, digest)  # not compared byte by byte: another pyarrow or zlib writes other bytes
     else:
-        store.write(key, gzip.compress(to_bytes(manifest), compresslevel=6, mtime=0))
-    if store.read_pointer(POINTER) != manifest.digest.encode():
-        store.write_pointer(POINTER, manifest.digest.encode())
+        _write(store, manifest, digest)
+    if store.read_pointer(POINTER) != digest.encode():
+        store.write_pointer(POINTER, digest.encode())
 
 
-def load_manifest(store: Store, digest: str | None = None) -> Manifest:
+def load_manifest(store: Store, digest: str | None = None, cache: Path | None = None) -> Manifest:
     """Return the manifest with this digest, by default the one that the pointer names.
 
+    With `cache`, a folder of this machine, it is read and verified once for all processes, which then share it.
     Raises ManifestError, or CorruptObjectError when it does not match its digest.
     """
     if digest is None:
-        pointed = store.read_pointer(POINTER)
-        if pointed is None:
-            raise ManifestError(f"{store.uri} holds no manifest. Pack a dataset there, or correct the URI.")
-        if re.fullmatch(rb"[0-9a-f]{64}", pointed) is None:
-            raise ManifestError(
-                f"{store.uri}/{POINTER} points to {pointed[:80]!r}, which is not a digest. Pack again."
-            )
-        digest = pointed.decode()
-    return _read(store, digest)
+        digest = _pointed(store)
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+            return _manifest(
+                digest, *_read(store, digest, Path(folder))
+            )  # mapped files stay when they are deleted
+    head, columns = manifest_cache.load(cache, digest, lambda folder: _read(store, digest, folder))
+    return _manifest(digest, head, replace(columns, reopen=partial(_reopen, store, digest, cache)))
+
+
+def _reopen(store: Store, digest: str, cache: Path) -> Columns:
+    return load_manifest(store, digest, cache).columns
 
 
 def to_bytes(manifest: Manifest) -> bytes:
     """Return the manifest as canonical JSON; an image that several rows share is listed once."""
-    members: dict[Member, int] = {}
-
-    def index(member: Member | None) -> int | None:
-        return None if member is None else members.setdefault(member, len(members))
-
-    rows = [
-        [row.id, row.split, row.degradation, index(row.degraded), index(row.clean), row.source]
-        for row in manifest.rows
-    ]
-    content = {
-        "version": manifest.version,
-        "name": manifest.name,
-        "licences": manifest.licences,
-        "provenance": manifest.provenance,
-        "shards": [astuple(shard) for shard in manifest.shards],
-        "members": [astuple(member) for member in members],
-        "rows": rows,
-    }
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"".join(canonical(manifest.name, manifest.licences, manifest.provenance, manifest.columns))
 
 
 def from_bytes(data: bytes, where: str) -> Manifest:
     """Parse the JSON of `to_bytes`; `where` names the object in errors. Raises ManifestError."""
+    head, columns = _from_json(data, where)
+    return Manifest(head["name"], Shards(columns), Rows(columns), head["licences"], head["provenance"])
+
+
+def _manifest(digest: str, head: Mapping[str, Any], columns: Columns) -> Manifest:
+    manifest = Manifest(head["name"], Shards(columns), Rows(columns), head["licences"], head["provenance"])
+    manifest.__dict__["digest"] = digest  # it was verified
+    return manifest
+
+
+def _pointed(store: Store) -> str:
+    pointed = store.read_pointer(POINTER)
+    if pointed is None:
+        raise ManifestError(f"{store.uri} holds no manifest. Pack a dataset there, or correct the URI.")
+    if re.fullmatch(rb"[0-9a-f]{64}", pointed) is None:
+        raise ManifestError(
+            f"{store.uri}/{POINTER} points to {pointed[:80]!r}, which is not a digest. Pack again."
+        )
+    return pointed.decode()
+
+
+def _write(store: Store, manifest: Manifest, digest: str) -> None:
+    """Write the tables, and the JSON file last, after they were read as a reader does."""
+    columns = manifest.columns
+    head = {
+        "version": TABLES_VERSION,
+        **{"name": manifest.name, "licences": manifest.licences, "provenance": manifest.provenance},
+        **{table: len(getattr(columns, table)) for table in TABLES},
+    }
+    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+        draft = LocalStore(Path(folder))
+        paths = {table: draft.path(table_key(digest, table)) for table in TABLES}
+        write_tables(columns, paths)
+        draft.write(manifest_key(digest), dumps(head))
+        load_manifest(draft, digest)
+        left = [table for table in TABLES if store.exists(table_key(digest, table))]
+        for table, path in paths.items():
+            if table not in left:
+                store.write_file(table_key(digest, table), path)
+        if left:  # by a publication that was killed, and perhaps by another pyarrow, which writes other bytes
+            _read_tables(store, digest, head, draft.root)
+        store.write(manifest_key(digest), dumps(head))
+
+
+def _read(store: Store, digest: str, folder: Path) -> tuple[dict[str, Any], Columns]:
+    """Return the JSON file without the lists, and the lists, whose arrays are written into `folder`."""
+    key = manifest_key(digest)
+    where = f"{store.uri}/{key}"
+    try:
+        head = read_checked(store, key, lambda data: _parse(data, where), ManifestError)
+    except MissingObjectError:
+        return _read_archive(store, digest, folder)
+    if head["version"] != TABLES_VERSION:
+        raise ManifestError(_other_version(where, head["version"]))
+    columns = _read_tables(store, digest, head, folder)
+    _check(head, columns, where)
+    return head, columns
+
+
+def _read_tables(store: Store, digest: str, head: Mapping[str, Any], folder: Path) -> Columns:
+    """Return the lists of a manifest that fit its digest. Raises CorruptObjectError."""
+    where = {table: f"{store.uri}/{table_key(digest, table)}" for table in TABLES}
+
+    def read() -> Columns:
+        with tempfile.TemporaryDirectory(prefix="shards-") as name:
+            paths = {table: Path(name, table) for table in TABLES}
+            for table in TABLES:
+                store.download(table_key(digest, table), paths[table])
+            columns = read_tables(paths, folder, where)
+        found = hashlib.sha256()
+        try:
+            for piece in canonical(head["name"], head["licences"], head["provenance"], columns):
+                found.update(piece)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptObjectError(
+                f"{store.uri}/{manifest_key(digest)} is damaged ({error!r}). Delete it and pack again."
+            ) from error
+        if found.hexdigest() != digest or any(head.get(t) != len(getattr(columns, t)) for t in TABLES):
+            raise CorruptObjectError(
+                f"{store.uri}/{manifest_key(digest)}, or one of its tables, does not match its digest. "
+                "Delete them and pack again."
+            )
+        return columns
+
+    try:
+        return read_again(store, read)
+    except MissingObjectError as error:
+        raise ManifestError(f"{error} The manifest {digest} needs it. Pack again.") from error
+
+
+def _read_archive(store: Store, digest: str, folder: Path) -> tuple[dict[str, Any], Columns]:
+    """Do `_read` for a manifest that was published in one gzipped JSON file."""
+    key = archive_key(digest)
+    where = f"{store.uri}/{key}"
+    try:
+        data = read_checked(store, key, lambda packed: _unpack(packed, digest, where))
+    except MissingObjectError as error:
+        raise ManifestError(
+            f"{store.uri}/{manifest_key(digest)} is missing although the pointer names it. Pack again."
+        ) from error
+    return _from_json(data, where, folder)
+
+
+def _from_json(data: bytes, where: str, folder: Path | None = None) -> tuple[dict[str, Any], Columns]:
+    content = _parse(data, where)
+    if content["version"] not in READABLE:
+        raise ManifestError(_other_version(where, content["version"], READABLE[-1]))
+    try:
+        columns = parse_lists(content, folder)
+        head = {key: content[key] for key in ("name", "licences", "provenance")}
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
+    _check(head, columns, where)
+    return head, columns
+
+
+def _check(head: Mapping[str, Any], columns: Columns, where: str) -> None:
+    try:
+        check(head, columns, where)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    """Return the content of a JSON file, which has a version. Raises ManifestError."""
+    if len(data) > MAX_BYTES:
+        raise ManifestError(
+            f"{where} has more than {MAX_BYTES:,} bytes, the maximum of a manifest. Delete it."
+        )
     try:
         content = parse_json(data)
-        version = content["version"]
+        content["version"]
     except (ValueError, TypeError, KeyError) as error:
         raise ManifestError(
             f"{where} is not a manifest ({error}). Correct the URI, or pack again."
         ) from error
-    if version not in READABLE:
-        raise ManifestError(
-            f"{where} has format version {version!r}; this program reads versions {READABLE[0]} to {READABLE[-1]}. "
-            "Pack again, or use the release that wrote it."
-        )
-    try:
-        members = [Member(*member) for member in content["members"]]
-        numbers = range(len(members))  # it refuses negative ones
-        rows = tuple(
-            ManifestRow(
-                id_,
-                split,
-                label,
-                None if degraded is None else members[numbers.index(degraded)],
-                members[numbers.index(clean)],
-                source,
-            )
-            for id_, split, label, degraded, clean, source in content["rows"]
-        )
-        shards = tuple(Shard(*shard) for shard in content["shards"])
-        manifest = Manifest(content["name"], shards, rows, content["licences"], content["provenance"])
-        _check(manifest, where)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ManifestError(f"{where} is damaged ({error!r}). Pack again.") from error
-    return manifest
+    return content  # type: ignore[no-any-return]
 
 
-def _check(manifest: Manifest, where: str) -> None:
-    """Raise ManifestError unless the manifest is consistent and every value has its type."""
-    if not _are(str, manifest.name, *manifest.licences, *manifest.licences.values()):
-        raise ManifestError(f"{where}: the name, or a licence, is not text.")
-    if not isinstance(manifest.provenance, dict):
-        raise ManifestError(f"{where}: `provenance` is not an object.")
-    if not _is_unicode(json.dumps(manifest.provenance, ensure_ascii=False)):
-        raise ManifestError(f"{where}: `provenance` holds half of a character pair.")
-    for shard in manifest.shards:
-        if not (_are(str, shard.key, shard.sha256) and _are(int, shard.size) and shard.size >= 0):
-            raise ManifestError(f"{where}: {shard} has a value of a wrong type.")
-        if re.fullmatch("[0-9a-f]+", shard.sha256) is None:  # it names a file of the cache
-            raise ManifestError(
-                f"{where}: shard {shard.key!r} has sha256 {shard.sha256!r}, which is not a digest."
-            )
-    checked: set[int] = set()
-    seen: set[tuple[str, str, str]] = set()
-    for row in manifest.rows:
-        if not _are(str, row.id, row.split, row.degradation, row.source):
-            raise ManifestError(f"{where}: row {row.id!r} has a name that is not text.")
-        if row.split not in ("train", "test"):
-            raise ManifestError(
-                f"{where}: row {row.id!r} has split {row.split!r}, neither 'train' nor 'test'."
-            )
-        if (row.degraded is None) != (row.degradation == NOISE):
-            raise ManifestError(
-                f"{where}: row {row.id!r} ({row.degradation}) must have a degraded image unless it is noise."
-            )
-        if (row.split, row.degradation, row.id) in seen:
-            raise ManifestError(f"{where}: sample {row.id!r} ({row.degradation}) is listed twice.")
-        seen.add((row.split, row.degradation, row.id))
-        for member in filter(None, (row.degraded, row.clean)):
-            if id(member) not in checked:  # rows share members
-                _check_member(member, manifest.shards, f"{where}: row {row.id!r}")
-                checked.add(id(member))
-
-
-def _check_member(member: Member, shards: tuple[Shard, ...], where: str) -> None:
-    numbers = (member.shard, member.offset, member.size, member.crc32, member.height, member.width)
-    if not (_are(int, *numbers) and _are(str, member.encoding)):
-        raise ManifestError(f"{where} has a value of a wrong type: {member}.")
-    if min(numbers) < 0 or not (member.height and member.width):
-        raise ManifestError(f"{where} has a number below its minimum: {member}.")
-    if member.shard >= len(shards):
-        raise ManifestError(f"{where} is in shard {member.shard}, which is not listed.")
-    if member.offset > shards[member.shard].size - member.size:
-        raise ManifestError(f"{where} is outside its shard.")
-
-
-def _are(kind: type, *values: object) -> bool:
-    """Return whether all values have this type: `int` without booleans, `str` without lone surrogates."""
-    if not all(type(value) is kind for value in values):
-        return False
-    return kind is not str or all(str(value).isascii() or _is_unicode(str(value)) for value in values)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read(store: Store, digest: str) -> Manifest:
-    key = manifest_key(digest)
-    try:
-        data = read_checked(store, key, lambda packed: _unpack(packed, digest, f"{store.uri}/{key}"))
-    except MissingObjectError as error:
-        raise ManifestError(
-            f"{store.uri}/{key} is missing although the pointer names it. Pack again."
-        ) from error
-    return from_bytes(data, f"{store.uri}/{key}")
+def _other_version(where: str, found: object, newest: int = TABLES_VERSION) -> str:
+    return (
+        f"{where} has format version {found!r:.80}; this program reads versions {READABLE[0]} to {newest}. "
+        "Pack again, or use the release that wrote it."
+    )
 
 
 def _unpack(packed: bytes, digest: str, where: str) -> bytes:

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from shards.columns import Columns, ColumnsWriter, Rows, Shards, copied
 from shards.errors import PackError
 from shards.file_records import FileRecords
 from shards.listing import digest_of, listing_key
-from shards.manifest import Manifest, ManifestRow, Member, publish
+from shards.manifest import Manifest, Shard, publish
 from shards.problems import DataProblem, render_report
 from shards.processes import TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
@@ -72,7 +73,8 @@ def pack(
     store.ensure_bucket()
     listings = source.listings  # now, not at the end: a killed packing has read the files once
     tasks = [ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(scan, shard_bytes)]
-    results = dict(runner(pack_shard, tasks, count_rows(on_progress, len(scan.pairs))))
+    done = runner(pack_shard, tasks, count_rows(on_progress, len(scan.pairs)))
+    results = {index: replace(part, rows=copied(part.rows)) for index, part in done}
     packed = [results[index] for index in range(len(tasks))]  # in the order of the plan
     misses = [miss for part in packed for miss in part.misses]
     problems = [*scan.problems, *_missed(misses)]
@@ -89,7 +91,8 @@ def pack(
         "input_psnr": _mean_psnr(packed),
         "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
     }
-    manifest = Manifest(name, shards, tuple(_rows(packed)), dict(source.licences), provenance)
+    columns = _columns(shards, packed)
+    manifest = Manifest(name, Shards(columns), Rows(columns), dict(source.licences), provenance)
     _publish(store, manifest, tasks)
     return manifest
 
@@ -120,18 +123,13 @@ def _plan(scan: SourceScan, shard_bytes: int) -> Iterator[list[tuple[int, tuple[
         yield shard
 
 
-def _rows(packed: Sequence[PackedShard]) -> Iterator[ManifestRow]:
-    """Yield all rows, with shards numbered over the whole dataset."""
-    number = 0
-    for part in packed:
-        if part.shard is None:
-            continue
-        moved: dict[Member, Member] = {}
-        for row in part.rows:
-            clean = moved.setdefault(row.clean, replace(row.clean, shard=number))
-            degraded = None if row.degraded is None else replace(row.degraded, shard=number)
-            yield replace(row, clean=clean, degraded=degraded)
-        number += 1
+def _columns(shards: Sequence[Shard], packed: Sequence[PackedShard]) -> Columns:
+    """Return the lists of the manifest, with shards numbered over the whole dataset."""
+    writer = ColumnsWriter()
+    writer.add_shards(shards)
+    for number, part in enumerate(part for part in packed if part.shard is not None):
+        writer.add_rows(part.rows, number)
+    return writer.columns()
 
 
 def _missed(misses: Sequence[tuple[str, str]]) -> list[DataProblem]:

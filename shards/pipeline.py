@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from shards.cache import ShardCache
 from shards.errors import ManifestError
 from shards.json_text import parse_json
@@ -40,12 +42,15 @@ def open_pipeline(
     from webdataset import DataPipeline, SimpleShardList, split_by_worker
 
     store = open_store(uri)
-    manifest = load_manifest(store)
+    manifest = load_manifest(store, cache=cache.folder)
     label = None if degradation is None else row_degradation(degradation)
+    columns = manifest.columns
     needed = {
-        row.clean.shard
-        for row in manifest.rows
-        if split in (None, row.split) and label in (None, row.degradation)
+        int(shard)
+        for kind in columns.kinds
+        if split in (None, kind[0]) and label in (None, kind[1])
+        for images in columns.select(*kind).clean_images()
+        for shard in np.unique(images["shard"])
     }
     if not needed:
         raise ManifestError(

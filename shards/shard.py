@@ -18,7 +18,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +69,7 @@ class PackedShard:
 
     shard: Shard | None
     """None when no pair could be packed."""
-    rows: tuple[ManifestRow, ...]
+    rows: Sequence[ManifestRow]
     """Rows of the shard; their members name shard 0."""
     misses: tuple[tuple[str, str], ...]
     """Id of each pair that could not be packed, and the reason."""

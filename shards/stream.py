@@ -21,7 +21,7 @@ from torch import Tensor
 
 from shards.augment import Augmentation, Image, centre_window, draw_crop, draw_orientation, keyed_rng, orient
 from shards.crop_schedule import CropSchedule
-from shards.dataset import Dataset
+from shards.dataset import Dataset, DatasetRows
 from shards.errors import CorruptObjectError, MissingObjectError, MixtureError
 from shards.manifest import ManifestRow
 from shards.mixture import Mixture, MixtureEntry
@@ -159,7 +159,7 @@ class TrainStream:
         self.micro_batches = micro_batches
         self._warn_if_cache_is_small(window)
 
-    def _training_rows(self, degradation: str) -> Sequence[ManifestRow]:
+    def _training_rows(self, degradation: str) -> DatasetRows:
         rows = self.dataset.rows("train", degradation)
         if not rows:
             raise MixtureError(
@@ -280,7 +280,7 @@ class TrainStream:
         )
 
     def _shards(self) -> list[NDArray[np.int64]]:
-        return [np.array([self.dataset.shard_of(row) for row in rows], np.int64) for rows in self._rows]
+        return [rows.clean_shards() for rows in self._rows]
 
     def _ahead(self, start_position: int) -> Iterator[PrefetchWindow]:
         """Yield the shards to prefetch: by window, or all of them in the order of first use if the cache holds all."""
@@ -323,16 +323,16 @@ class _WorkerShare:
         return self._stream.batch(range(part.first + offset, part.first + offset + count), offset, part)
 
 
-def _check_sizes(rows: Sequence[ManifestRow], crop_pixels: int, multiple: int) -> None:
-    small = [
-        row
-        for row in rows
-        if min(centre_window(row.clean.height, row.clean.width, multiple)[2:]) < crop_pixels
-    ]
-    if small:
-        named = ", ".join(f"{row.id} ({row.clean.width} x {row.clean.height})" for row in small[:5])
+def _check_sizes(rows: DatasetRows, crop_pixels: int, multiple: int) -> None:
+    sides = (np.minimum(images["height"], images["width"]) for images in rows.clean_images())
+    small = np.flatnonzero(np.concatenate([side - side % multiple < crop_pixels for side in sides]))
+    if len(small):
+        named = ", ".join(
+            f"{row.id} ({row.clean.width} x {row.clean.height})"
+            for row in (rows[int(index)] for index in small[:5])
+        )
         raise MixtureError(
-            f"{len(small)} of {len(rows)} {small[0].degradation} samples are smaller than a crop of "
+            f"{len(small)} of {len(rows)} {rows[int(small[0])].degradation} samples are smaller than a crop of "
             f"{crop_pixels} pixels once cut to multiples of {multiple}: {named}. Lower crop_pixels, or leave "
             "them out."
         )

@@ -11,11 +11,14 @@ import hashlib
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from shards import tiles
+from shards.columns import NO_IMAGE, Rows, copied
 from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import read_samples
 from shards.json_text import parse_json
@@ -48,7 +51,7 @@ class VerifyTask:
     shard: Shard
     number: int
     """Index of the shard in the manifest."""
-    rows: tuple[ManifestRow, ...]
+    rows: Sequence[ManifestRow]
     """Rows with an image in the shard."""
     decode: bool
 
@@ -75,12 +78,9 @@ def verify(
 
     Raises CorruptObjectError that names what is damaged or missing.
     """
-    rows: list[list[ManifestRow]] = [[] for _ in manifest.shards]
-    for row in manifest.rows:
-        for number in {member.shard for member in (row.clean, row.degraded) if member is not None}:
-            rows[number].append(row)
+    rows = _rows_of_shards(manifest)
     tasks = [
-        VerifyTask(store, shard, number, tuple(rows[number]), decode)
+        VerifyTask(store, shard, number, copied(rows[number]), decode)
         for number, shard in enumerate(manifest.shards)
     ]
     images = sum(len(task.images) for task in tasks)
@@ -95,6 +95,21 @@ def verify(
             "Restore them from a copy, or delete the damaged objects and pack again."
         )
     return VerifyReport(len(tasks), images, sum(shard.size for shard in manifest.shards))
+
+
+def _rows_of_shards(manifest: Manifest) -> list[Rows]:
+    """Return the rows with an image in each shard."""
+    columns = manifest.columns
+    images = np.ascontiguousarray(columns.images["shard"])
+    clean = images[columns.rows["clean"]]
+    degraded = np.where(columns.rows["degraded"] == NO_IMAGE, columns.rows["clean"], columns.rows["degraded"])
+    other = images[degraded]
+    elsewhere = np.flatnonzero(other != clean)
+    shard = np.concatenate([clean, other[elsewhere]])
+    row = np.concatenate([np.arange(len(clean)), elsewhere])
+    order = np.lexsort((row, shard))
+    ends = np.searchsorted(shard[order], np.arange(len(manifest.shards)), side="right")
+    return [Rows(columns, numbers.astype(np.uint32)) for numbers in np.split(row[order], ends)[:-1]]
 
 
 def check_shard(task: VerifyTask, on_images: RowsCallback) -> list[str]:

@@ -118,15 +118,28 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=_threads, default=1, help="CPU threads per step")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
 
+    scale = kinds.add_parser("scale", help="measure how costs grow with the size of a dataset")
+    add = scale.add_argument
+    add(
+        "--sizes",
+        type=_positive,
+        nargs=3,
+        default=[10_000, 100_000, 1_000_000],
+        help="three sizes, for example samples",
+    )
+    add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
+    add("--threads", type=_threads, default=1, help="CPU threads")
+
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--seed", type=_seed, default=0)
-    for each in (loader, scaling):
+    for each in (loader, scaling, scale):
         each.add_argument("--precision", choices=("fp32",), default="fp32")
-    loader.add_argument("--device", choices=("cpu",), default="cpu")
+    for each in (loader, scale):
+        each.add_argument("--device", choices=("cpu",), default="cpu")
     for each in (model, parity, scaling, checkpoint):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for each in (model, parity, loader, scaling, checkpoint):
+    for each in (model, parity, loader, scaling, checkpoint, scale):
         each.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return top
 
@@ -161,6 +174,8 @@ def _benchmark(name: str) -> Callable[[argparse.Namespace, Environment, Echo], d
             from orchestrator.bench.checkpoint import run
         case "loader":
             from orchestrator.bench.loader import run
+        case "scale":
+            from orchestrator.bench.scale import run
         case _:
             from orchestrator.bench.parity import run
     return run

@@ -16,9 +16,10 @@ from mirage.metrics import psnr
 from orchestrator.imaging.contact_sheet import image_grid
 from orchestrator.imaging.convert import to_float
 from shards.audit import DuplicateGroup
+from shards.columns import Rows
 from shards.dataset import Dataset
 from shards.evaluation import noisy_example
-from shards.manifest import Manifest, ManifestRow, Member
+from shards.manifest import Manifest, ManifestRow
 from shards.sample import CDD11, NOISE, SIGMA
 from shards.sources.families.cdd11 import PUBLISHED_PSNR
 
@@ -40,11 +41,11 @@ def describe(uri: str, manifest: Manifest) -> str:
     ]
     for split, counts in manifest.counts().items():
         for degradation, count in counts.items():
-            rows = [r for r in manifest.rows if (r.split, r.degradation) == (split, degradation)]
+            rows = manifest.columns.select(split, degradation)
             psnr = facts.get("input_psnr", {}).get(split, {}).get(degradation)
             noise = "added when read" if degradation == NOISE else ""
             shown = f"{psnr:.2f} dB" if psnr is not None else noise
-            cleans = len({row.clean for row in rows})
+            cleans = len(np.unique(np.concatenate([block["clean"] for block in rows.blocks()])))
             lines.append(
                 f"  {split:<6} {degradation:<14} {count:>9,} {cleans:>8,}  {_sizes(rows):<24} {shown:>15}"
             )
@@ -77,7 +78,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     rows, labels, captions = [], [], []
     for split, counts in manifest.counts().items():
         for degradation in counts:
-            held = [row for row in manifest.rows if (row.split, row.degradation) == (split, degradation)]
+            held = manifest.columns.select(split, degradation)
             chosen = [held[i * len(held) // _PER_ROW] for i in range(min(_PER_ROW, len(held)))]
             pairs = [_example(dataset, row, number) for number, row in enumerate(chosen)]
             blank = np.full_like(pairs[0].clean, 255)
@@ -120,18 +121,20 @@ def _example(dataset: Dataset, row: ManifestRow, number: int) -> _Example:
     return _Example(degraded, clean, f"{level}, {decibels}" if level else decibels, row.id[-_ID_CHARACTERS:])
 
 
-def _sizes(rows: Sequence[ManifestRow]) -> str:
-    sizes = Counter((row.clean.width, row.clean.height) for row in rows)
+def _sizes(rows: Rows) -> str:
+    found = np.concatenate([np.unique(images[["width", "height"]]) for images in rows.clean_images()])
+    sizes = np.unique(found).tolist()
     if len(sizes) <= 2:
-        return ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        return ", ".join(f"{width} x {height}" for width, height in sizes)
     widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
     return f"{min(widths)}..{max(widths)} x {min(heights)}..{max(heights)}"
 
 
 def _encodings(manifest: Manifest) -> str:
-    members: set[Member] = {m for row in manifest.rows for m in (row.clean, row.degraded) if m is not None}
-    counted = Counter(member.encoding for member in members)
-    return ", ".join(f"{encoding} ({count:,} images)" for encoding, count in sorted(counted.items()))
+    columns = manifest.columns
+    counts = np.bincount(columns.images["encoding"], minlength=len(columns.encodings)).tolist()
+    counted = sorted(zip(columns.encodings, counts, strict=True))
+    return ", ".join(f"{encoding} ({count:,} images)" for encoding, count in counted)
 
 
 def _sources(manifest: Manifest, licence: str) -> str:

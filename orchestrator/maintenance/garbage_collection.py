@@ -31,7 +31,8 @@ from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER, RESULT, RETENTION_
 from orchestrator.training.checkpoint import Retention, read_record
 from shards.errors import MissingObjectError, ShardsError, StoreError
 from shards.listing import listing_key
-from shards.manifest import load_manifest
+from shards.manifest import load_manifest, table_key
+from shards.manifest_parquet import TABLES
 from shards.store import Store, open_store
 
 GRACE_HOURS = 24.0
@@ -41,7 +42,8 @@ _NAMES = {
     "shards": rf"shards/{_HEX}\.tar",
     "sources": rf"sources/{_HEX}\.txt",
     "packing": rf"packing/{_HEX}\.json",
-    "manifests": rf"manifests/{_HEX}\.json\.gz",
+    "manifests": rf"manifests/{_HEX}\.json(?:\.gz)?",
+    "tables": rf"manifests/{_HEX}\.(?:shards|images|rows)\.parquet",
     "blobs": rf"blobs/{_HEX}\.safetensors",
     "weights": rf"weights/{_HEX}\.safetensors",
     "checkpoints": r"checkpoints/\d+-[0-9a-f]{12}\.json",
@@ -168,12 +170,14 @@ def _of_proof(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    if not any(kind in keys for kind in ("shards", "sources", "packing")):
+    if not any(kind in keys for kind in ("shards", "sources", "packing", "tables")):
         return
     dataset = open_store(where)
     named: set[str] = set()
     for key in keys.get("manifests", ()):
-        manifest = load_manifest(dataset, key.rpartition("/")[2].partition(".")[0])
+        digest = key.rpartition("/")[2].partition(".")[0]
+        manifest = load_manifest(dataset, digest)
+        named |= {root + table_key(digest, table) for table in TABLES}
         named |= {root + shard.key for shard in manifest.shards}
         named |= {root + listing_key(digest) for digest in manifest.provenance.get("sources", ())}
     unpublished = {
@@ -187,6 +191,9 @@ def _of_dataset(where: str, root: str, keys: dict[str, list[str]]) -> Iterator[t
                 key,
                 "shard of a packing that was not published" if key in unpublished else "shard in no manifest",
             )
+    for key in keys.get("tables", ()):
+        if key not in named:
+            yield key, "table of a manifest that was not published"
     for key in keys.get("sources", ()):
         if key not in named:
             yield key, "listing in no manifest"

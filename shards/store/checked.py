@@ -34,7 +34,7 @@ def read_checked(
     damaged: type[Exception] = CorruptObjectError,
 ) -> T:
     """Return what `parse` makes of an object, which is read again while `parse` raises `damaged`."""
-    return _again(store, lambda: parse(store.read(key)), damaged)
+    return read_again(store, lambda: parse(store.read(key)), damaged)
 
 
 def read_named(store: Store, key: str, digest: str | None = None) -> bytes:
@@ -65,7 +65,19 @@ def download_named(
             path.unlink()
             raise
 
-    _again(store, fetch, CorruptObjectError)
+    read_again(store, fetch, CorruptObjectError)
+
+
+def read_again(store: Store, read: Callable[[], T], damaged: type[Exception] = CorruptObjectError) -> T:
+    """Return the result of `read`, which is called again over a new connection while it raises `damaged`."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return read()
+        except damaged as error:
+            log.warning("read again, since what arrived is damaged: %s", error)
+            store.reconnect()
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+    return read()
 
 
 def check_file(path: Path, digest: str, size: int | None = None, where: str | None = None) -> None:
@@ -95,14 +107,3 @@ def _require(found: str, expected: str, where: str) -> None:
         raise CorruptObjectError(
             f"{where} does not match its sha256: {found[:16]}… was read instead of {expected[:16]}…. {_REMEDY}"
         )
-
-
-def _again(store: Store, read: Callable[[], T], damaged: type[Exception]) -> T:
-    for attempt in range(ATTEMPTS - 1):
-        try:
-            return read()
-        except damaged as error:
-            log.warning("read again, since what arrived is damaged: %s", error)
-            store.reconnect()
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-    return read()

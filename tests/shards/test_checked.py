@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shards import manifest as manifests
 from shards.errors import CorruptObjectError, ManifestError, ShardsError
 from shards.listing import listing_key, read_listing
-from shards.manifest import Manifest, Shard, load_manifest, manifest_key
+from shards.manifest import Manifest, Shard, archive_key, load_manifest
 from shards.store import LocalStore, Store, checked
 from shards.store.checked import download_named, read_named
 
@@ -179,6 +179,6 @@ def test_an_archive_that_unpacks_to_much_more_is_refused_before_it_fills_the_mem
     monkeypatch.setattr(checked, "ATTEMPTS", 1)
     monkeypatch.setattr(manifests, "MAX_BYTES", 64 << 20)
     store = LocalStore(tmp_path)
-    store.write(manifest_key(DIGEST), gzip.compress(bytes(65 << 20)))
+    store.write(archive_key(DIGEST), gzip.compress(bytes(65 << 20)))
     with pytest.raises(ShardsError, match="decompresses to more than"):
         load_manifest(store, DIGEST)

@@ -16,12 +16,15 @@ from shards.manifest import (
     ManifestRow,
     Member,
     Shard,
+    archive_key,
     from_bytes,
     load_manifest,
     manifest_key,
     publish,
+    table_key,
     to_bytes,
 )
+from shards.manifest_parquet import TABLES
 from shards.store import LocalStore, Store
 
 SHARD = Shard("shards/ab.tar", 10_000, "ab")
@@ -40,7 +43,8 @@ def test_what_is_published_is_loaded(store: Store):
     publish(store, MANIFEST)
     assert load_manifest(store) == MANIFEST
     assert load_manifest(store, MANIFEST.digest) == MANIFEST
-    assert store.list() == [POINTER, manifest_key(MANIFEST.digest)]
+    tables = [table_key(MANIFEST.digest, table) for table in TABLES]
+    assert store.list() == [POINTER, *sorted([*tables, manifest_key(MANIFEST.digest)])]
 
 
 def test_publishing_again_moves_the_pointer_and_keeps_the_old_manifest(store: Store):
@@ -84,10 +88,10 @@ def test_a_pointer_to_nothing_is_said(store: Store):
         lambda packed: packed[:40] + bytes([packed[40] ^ 1]) + packed[41:],
     ],
 )
-def test_a_damaged_manifest_is_refused(tmp_path: Path, damage):
+def test_a_damaged_archive_is_refused(tmp_path: Path, damage):
     store = LocalStore(tmp_path)
     packed = gzip.compress(to_bytes(MANIFEST))
-    store.write(manifest_key(MANIFEST.digest), damage(packed))
+    store.write(archive_key(MANIFEST.digest), damage(packed))
     store.write_pointer(POINTER, MANIFEST.digest.encode())
     with pytest.raises(CorruptObjectError, match=MANIFEST.digest):
         load_manifest(store)

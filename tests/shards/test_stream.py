@@ -299,7 +299,7 @@ def test_stages_change_crop_and_batch_at_their_step(dataset: Dataset):
 def test_a_window_reads_few_shards_at_a_time_from_real_data(packed: tuple[str, Manifest], cache: ShardCache):
     dataset = Dataset([packed[0]], cache)
     stream = stream_of(dataset, window=1, tail="carry")
-    shard = {(e, row.id): dataset.shard_of(row) for e, rows in enumerate(stream._rows) for row in rows}
+    shard = {(e, row.id): row.clean.shard for e, rows in enumerate(stream._rows) for row in rows}
     names = [entry.degradation for entry in stream.order.mixture.entries]
     seen = [
         shard[names.index(d), id_]
@@ -341,13 +341,13 @@ def test_noise_may_stay_float(dataset: Dataset):
 
 def damage_one(folder: Path, manifest: Manifest, dataset: Dataset) -> set[str]:
     """Flip a byte of the shard that holds the first training sample of rain; the ids that lie in it."""
-    shard = dataset.shard_of(dataset.rows("train", "rain")[0])
+    shard = dataset.rows("train", "rain")[0].clean.shard
     file = folder / manifest.shards[shard].key
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
     rows = [row for name in ("noise", "rain", "haze") for row in dataset.rows("train", name)]
-    return {f"{row.degradation} {row.id}" for row in rows if dataset.shard_of(row) == shard}
+    return {f"{row.degradation} {row.id}" for row in rows if row.clean.shard == shard}
 
 
 def test_by_choice_damage_is_left_out_counted_and_the_same_for_all(own_copy, cache, caplog):

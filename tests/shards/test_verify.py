@@ -22,8 +22,8 @@ from shards.manifest import (
     ManifestRow,
     Member,
     Shard,
+    archive_key,
     load_manifest,
-    manifest_key,
     publish,
 )
 from shards.pack import pack
@@ -181,7 +181,7 @@ def test_a_manifest_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypa
     store = LocalStore(tmp_path)
     bomb = gzip.compress(b"0" * 3_000_000)
     monkeypatch.setattr("shards.manifest.MAX_BYTES", 1_000_000)
-    store.write(manifest_key("0" * 64), bomb)
+    store.write(archive_key("0" * 64), bomb)
     store.write_pointer(POINTER, b"0" * 64)
     with pytest.raises(CorruptObjectError, match="decompresses to more than"):
         load_manifest(store)

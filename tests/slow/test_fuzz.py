@@ -211,7 +211,7 @@ _JOBS: list[Any] = []
 
 def _manifest(data: bytes, folder: Path) -> object:
     digest = hashlib.sha256(data).hexdigest()
-    key = folder / manifests.manifest_key(digest)
+    key = folder / manifests.archive_key(digest)
     key.parent.mkdir(parents=True, exist_ok=True)
     key.write_bytes(gzip.compress(data, 1))
     found = manifests.load_manifest(LocalStore(folder), digest)

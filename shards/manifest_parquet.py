@@ -1,0 +1,228 @@
+"""The lists of a manifest as Parquet tables, written and read a row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.columns import BLOCK, IMAGE, MAX_ROWS, NO_IMAGE, ROW, Columns, ColumnsWriter, Shards, blocks
+from shards.errors import CorruptObjectError
+from shards.manifest_json import id_array
+from shards.rows import Shard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_PER_BYTE = 1000
+"""Most rows of a table for each byte of its file; a forged file can claim any number of equal ones."""
+MAX_GROUP_BYTES = 1 << 30
+"""Most bytes of a row group once it is decompressed."""
+TABLES: dict[str, Mapping[str, str]] = {
+    "shards": {"key": "string", "bytes": "int64", "sha256": "string"},
+    "images": {
+        **{"shard": "int64", "offset": "int64", "bytes": "int64", "crc32": "int64"},
+        **{"encoding": "string", "height": "int64", "width": "int64"},
+    },
+    "rows": {
+        **{"id": "string", "split": "string", "degradation": "string"},
+        **{"degraded": "int64", "clean": "int64", "source": "string"},
+    },
+}
+"""Columns of each table, and their types."""
+_NUMBERS = {
+    "shard": "shard",
+    "offset": "offset",
+    "bytes": "size",
+    "crc32": "crc32",
+    "height": "height",
+    "width": "width",
+}
+
+
+def write_tables(columns: Columns, paths: Mapping[str, Path]) -> None:
+    """Write each table to its file."""
+    import pyarrow.parquet as pq
+
+    makers = {"shards": _shard_batches, "images": _image_batches, "rows": _row_batches}
+    for name, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, _schema(name), compression="zstd") as writer:
+            for batch in makers[name](columns):
+                writer.write_batch(batch, row_group_size=BLOCK)
+
+
+def read_tables(paths: Mapping[str, Path], folder: Path, where: Mapping[str, str]) -> Columns:
+    """Return the lists, whose arrays are written into `folder`; `where` names each table in errors.
+
+    Raises CorruptObjectError for what is not such a table.
+    """
+    import pyarrow as pa
+
+    for file in folder.glob("*.bin"):  # of an attempt before
+        file.unlink()
+    writer = ColumnsWriter(folder)
+    readers = {"shards": _read_shards, "images": _read_images, "rows": _read_rows}
+    for name, path in paths.items():
+        try:
+            for batch in _batches(name, path):
+                readers[name](batch, writer)
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+            text = " ".join(str(error).split())
+            raise CorruptObjectError(
+                f"{where[name]} is not the table {name!r} of a manifest ({text:.300}). Delete it and pack again."
+            ) from error
+    return writer.columns()
+
+
+def _schema(name: str) -> pa.Schema:
+    import pyarrow as pa
+
+    nullable = {"degraded"}
+    return pa.schema(
+        [pa.field(column, kind, nullable=column in nullable) for column, kind in TABLES[name].items()]
+    )
+
+
+def _batches(name: str, path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a table; every value has the type of its column, and none is missing but `degraded`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = TABLES[name]
+    with pq.ParquetFile(path) as file:
+        rows, held = file.metadata.num_rows, path.stat().st_size
+        if rows > min(MAX_ROWS, MAX_PER_BYTE * held):
+            raise ValueError(f"{rows:,} rows in {held:,} bytes")
+        for group in range(file.num_row_groups):
+            if (unpacked := file.metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
+                raise ValueError(f"row group {group} has {unpacked:,} bytes, more than {MAX_GROUP_BYTES:,}")
+        if set(kinds) - set(file.schema_arrow.names):
+            raise ValueError(f"it has the columns {file.schema_arrow.names} instead of {list(kinds)}")
+        found = 0
+        for batch in file.iter_batches(BLOCK, columns=list(kinds)):
+            table = pa.table(
+                {column: _cast(batch.column(column), kind) for column, kind in kinds.items()}
+            ).combine_chunks()
+            found += table.num_rows
+            yield from table.to_batches()
+        if found != rows:
+            raise ValueError(f"{found:,} rows instead of {rows:,}")
+
+
+def _cast(values: Any, kind: str) -> Any:
+    """Return a column as the type of the specification, texts as large ones. Numbers may have another width."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if is_text != (kind == "string") or not (is_text or pa.types.is_integer(values.type)):
+        raise TypeError(f"a column of type {values.type} instead of {kind}")
+    values.validate(full=True)  # texts are UTF-8
+    return values.cast(pa.large_string() if is_text else pa.int64())
+
+
+def _shard_batches(columns: Columns) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    shards = Shards(columns)
+    for start in range(0, len(shards), BLOCK):
+        listed = shards[start : start + BLOCK]
+        yield pa.record_batch(
+            [[s.key for s in listed], [s.size for s in listed], [s.sha256 for s in listed]],
+            schema=_schema("shards"),
+        )
+
+
+def _image_batches(columns: Columns) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    encodings = pa.array(columns.encodings, pa.string())
+    for block in blocks(columns.images):
+        arrays = {name: pa.array(block[field].astype(np.int64)) for name, field in _NUMBERS.items()}
+        arrays["encoding"] = encodings.take(pa.array(np.ascontiguousarray(block["encoding"])))
+        yield pa.record_batch([arrays[name] for name in TABLES["images"]], schema=_schema("images"))
+
+
+def _row_batches(columns: Columns) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    splits, degradations, sources = (
+        pa.array(texts, pa.string())
+        for texts in (
+            [split for split, _ in columns.kinds],
+            [degradation for _, degradation in columns.kinds],
+            columns.sources,
+        )
+    )
+    for block in blocks(columns.rows):
+        kind = pa.array(np.ascontiguousarray(block["kind"]))
+        absent = block["degraded"] == NO_IMAGE
+        yield pa.record_batch(
+            [
+                id_array(columns, block).cast(pa.string()),
+                splits.take(kind),
+                degradations.take(kind),
+                pa.array(block["degraded"].astype(np.int64), mask=absent),
+                pa.array(block["clean"].astype(np.int64)),
+                sources.take(pa.array(np.ascontiguousarray(block["source"]))),
+            ],
+            schema=_schema("rows"),
+        )
+
+
+def _read_shards(batch: pa.RecordBatch, writer: ColumnsWriter) -> None:
+    writer.add_shards(map(Shard, *(_present(batch, name).to_pylist() for name in TABLES["shards"])))
+
+
+def _read_images(batch: pa.RecordBatch, writer: ColumnsWriter) -> None:
+    images = np.zeros(len(batch), IMAGE)
+    for name, field in _NUMBERS.items():
+        images[field] = _numbers(_present(batch, name), IMAGE[field])
+    encoding = _present(batch, "encoding").dictionary_encode()
+    images["encoding"] = encoding.indices.to_numpy()
+    writer.add_images(images, encoding.dictionary.to_pylist())
+
+
+def _read_rows(batch: pa.RecordBatch, writer: ColumnsWriter) -> None:
+    rows = np.zeros(len(batch), ROW)
+    ids = _present(batch, "id")
+    _, offsets, text = ids.buffers()
+    ends = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    data = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]]
+    rows["id"], rows["id_bytes"] = writer.add_text(data, np.diff(ends))
+    degraded = batch.column("degraded")
+    rows["degraded"] = _numbers(degraded.fill_null(0), ROW["degraded"])
+    if (rows["degraded"] == NO_IMAGE).any():
+        raise OverflowError(f"image {NO_IMAGE}")
+    rows["degraded"][degraded.is_null().to_numpy(zero_copy_only=False)] = NO_IMAGE
+    rows["clean"] = _numbers(_present(batch, "clean"), ROW["clean"])
+    split, degradation, source = (
+        _present(batch, name).dictionary_encode() for name in ("split", "degradation", "source")
+    )
+    labels = degradation.dictionary.to_pylist()
+    pair = split.indices.to_numpy().astype(np.int64) * len(labels) + degradation.indices.to_numpy()
+    pairs, rows["kind"] = np.unique(pair, return_inverse=True)
+    kinds = [(split.dictionary[n // len(labels)].as_py(), labels[n % len(labels)]) for n in pairs.tolist()]
+    rows["source"] = source.indices.to_numpy()
+    writer.add_row_block(rows, kinds, source.dictionary.to_pylist())
+
+
+def _present(batch: pa.RecordBatch, name: str) -> Any:
+    column = batch.column(name)
+    if column.null_count:
+        raise ValueError(f"column {name!r} lacks {column.null_count} values")
+    return column
+
+
+def _numbers(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return whole numbers as an array of this type. Raises OverflowError."""
+    numbers = values.to_numpy()
+    limits = np.iinfo(dtype)
+    if len(numbers) and (numbers.min() < limits.min or numbers.max() > limits.max):
+        raise OverflowError(f"numbers from {numbers.min()} to {numbers.max()}")
+    return numbers.astype(dtype)  # type: ignore[no-any-return]
