@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -79,7 +79,7 @@ class Columns:
             return Rows(self, self.order[:0])
         kind = self.kinds.index((split, degradation))
         start = sum(self.counts[:kind])
-        return Rows(self, self.order[start : start + self.counts[kind]])
+        return Rows(self, self.order[start : start + self.counts[kind]], kind=(split, degradation))
 
     def string(self, start: int, length: int) -> str:
         """Return a piece of the text."""
@@ -96,6 +96,10 @@ class Columns:
         return Columns, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
 
+def _selected(columns: Columns, kind: tuple[str, str], first_shard: int) -> Rows:
+    return replace(columns.select(*kind), first_shard=first_shard)
+
+
 def _call(reopen: Callable[[], Columns]) -> Columns:
     return reopen()
 
@@ -109,6 +113,13 @@ class Rows(Sequence[ManifestRow]):
     """Numbers of the rows; None for all."""
     first_shard: int = 0
     """What is added to the number of every shard."""
+    kind: tuple[str, str] | None = None
+    """Split and degradation, when these are all rows of them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.kind is not None:  # another process finds their numbers itself
+            return _selected, (self.columns, self.kind, self.first_shard)
+        return Rows, (self.columns, self.selected, self.first_shard)
 
     @property
     def is_whole(self) -> bool:

@@ -72,10 +72,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """Sha256 of the canonical JSON, the identity of the dataset."""
-        found = hashlib.sha256()
-        for piece in canonical(self.name, self.licences, self.provenance, self.columns):
-            found.update(piece)
-        return found.hexdigest()
+        return _digest_of(self.name, self.licences, self.provenance, self.columns)
 
     @cached_property
     def columns(self) -> Columns:
@@ -113,6 +110,15 @@ class Manifest:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+
+def _digest_of(
+    name: str, licences: Mapping[str, str], provenance: Mapping[str, Any], columns: Columns
+) -> str:
+    found = hashlib.sha256()
+    for piece in canonical(name, licences, provenance, columns):
+        found.update(piece)
+    return found.hexdigest()
 
 
 def manifest_key(digest: str) -> str:
@@ -241,15 +247,13 @@ def _read_tables(store: Store, digest: str, head: Mapping[str, Any], folder: Pat
             for table in TABLES:
                 store.download(table_key(digest, table), paths[table])
             columns = read_tables(paths, folder, where)
-        found = hashlib.sha256()
         try:
-            for piece in canonical(head["name"], head["licences"], head["provenance"], columns):
-                found.update(piece)
+            found = _digest_of(head["name"], head["licences"], head["provenance"], columns)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptObjectError(
                 f"{store.uri}/{manifest_key(digest)} is damaged ({error!r}). Delete it and pack again."
             ) from error
-        if found.hexdigest() != digest or any(head.get(t) != len(getattr(columns, t)) for t in TABLES):
+        if found != digest or any(head.get(t) != len(getattr(columns, t)) for t in TABLES):
             raise CorruptObjectError(
                 f"{store.uri}/{manifest_key(digest)}, or one of its tables, does not match its digest. "
                 "Delete them and pack again."
