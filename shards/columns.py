@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -43,6 +45,8 @@ ROW = np.dtype(
 SHARD = np.dtype(
     [("key", "<u8"), ("key_bytes", "<u4"), ("size", "<i8"), ("sha256", "<u8"), ("sha256_bytes", "<u4")]
 )
+_IMAGE_VALUES, _ROW_VALUES = struct.Struct("<IqqIIII"), struct.Struct("<QIIIII")
+assert (_IMAGE_VALUES.size, _ROW_VALUES.size) == (IMAGE.itemsize, ROW.itemsize), "the same fields"
 TYPES = {
     "shards": SHARD,
     "images": IMAGE,
@@ -83,12 +87,22 @@ class Columns:
 
     def string(self, start: int, length: int) -> str:
         """Return a piece of the text."""
-        return self.text[start : start + length].tobytes().decode()
+        return str(self._bytes["text"][start : start + length], "utf-8")
 
     def member(self, number: int, first_shard: int = 0) -> Member:
         """Return an image, its shard numbered from `first_shard` on."""
-        shard, offset, size, crc32, encoding, height, width = self.images[number].item()
+        values = _IMAGE_VALUES.unpack_from(self._bytes["images"], number * _IMAGE_VALUES.size)
+        shard, offset, size, crc32, encoding, height, width = values
         return Member(shard + first_shard, offset, size, crc32, self.encodings[encoding], height, width)
+
+    def row(self, number: int) -> tuple[int, ...]:
+        """Return the fields of a row."""
+        return _ROW_VALUES.unpack_from(self._bytes["rows"], number * _ROW_VALUES.size)
+
+    @cached_property
+    def _bytes(self) -> dict[str, memoryview]:
+        """The arrays as bytes, from which single values are read in a tenth of the time that NumPy takes."""
+        return {name: getattr(self, name).view(np.uint8).data for name in ("rows", "images", "text")}
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.reopen is not None:
@@ -139,8 +153,7 @@ class Rows(Sequence[ManifestRow]):
             selected = numbers if self.selected is None else self.selected[numbers]
             return Rows(self.columns, selected, self.first_shard)
         number = range(len(self))[index]
-        columns = self.columns
-        return self._row(columns.rows[number if self.selected is None else self.selected[number]].item())
+        return self._row(self.columns.row(number if self.selected is None else int(self.selected[number])))
 
     def __iter__(self) -> Iterator[ManifestRow]:
         for block in self.blocks():

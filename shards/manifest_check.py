@@ -103,7 +103,7 @@ def _user(columns: Columns, image: int) -> str:
 
 
 def _id(columns: Columns, row: int) -> str:
-    start, length = columns.rows[row].item()[:2]
+    start, length = columns.row(row)[:2]
     return columns.string(start, length)
 
 

@@ -95,10 +95,6 @@ class Counted(LocalStore):
         self.requests += 1
         return super().read(key)
 
-    def download(self, key: str, path: Path) -> None:
-        self.requests += 1
-        super().download(key, path)
-
     def write(self, key: str, data: bytes) -> None:
         self.requests += 1
         super().write(key, data)
