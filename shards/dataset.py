@@ -40,10 +40,11 @@ class _OpenShard:
     """A shard that is open for reading until nothing refers to it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._descriptor = file, file.fileno()
+        with file:
+            self._descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return bytes of the shard. Raises CorruptObjectError when it ends before them."""

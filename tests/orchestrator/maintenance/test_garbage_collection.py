@@ -107,16 +107,29 @@ def test_a_packing_in_progress_is_left_alone(raw: Path, storage: LocalStore):
     assert len(find(storage, set(), grace_hours=0).garbage) == 4
 
 
-def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(raw: Path, storage: LocalStore):
+@pytest.mark.parametrize("suffix", [".json", ".rows.parquet"])
+def test_a_dataset_with_a_manifest_that_cannot_be_read_is_left_alone(
+    raw: Path, storage: LocalStore, suffix: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shards.store.checked._FIRST_PAUSE_SECONDS", 0)
     store = pack_seed(raw, storage, 1)
     interrupt(raw, store, 2)
-    (key,) = store.list("manifests/")
+    (key,) = (key for key in store.list("manifests/") if key.endswith(suffix))
     store.path(key).write_bytes(b"damaged")
     grow_old(storage)
     found = find(storage, set())
     assert found.garbage == ()
     assert "skipped" in found.notes[0]
     assert key in found.notes[0]
+
+
+def test_tables_of_a_manifest_that_was_not_published_are_garbage(raw: Path, storage: LocalStore):
+    store = pack_seed(raw, storage, 1)
+    left = f"manifests/{'0' * 64}.rows.parquet"
+    store.write(left, b"of a process that was killed")
+    grow_old(storage)
+    (found,) = find(storage, set()).garbage
+    assert (found.key, found.why) == (f"data/set/{left}", "table of a manifest that was not published")
 
 
 DEFAULT = Retention()
