@@ -95,3 +95,12 @@ def test_no_flipped_byte_escapes_as_another_error(data: st.DataObject, codec: st
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
     with contextlib.suppress(CorruptObjectError):
         tiles.decode(bytes(packed))  # changed pixels are caught by the manifest's checksums
+
+
+def test_a_tile_that_says_that_it_is_large_is_not_decoded(monkeypatch: pytest.MonkeyPatch):
+    data = tiles.encode(np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(tiles.imagecodecs, "qoi_decode", pytest.fail)
+    with pytest.raises(CorruptObjectError, match="says another size"):
+        tiles.decode(
+            data.replace(b"qoif" + struct.pack(">II", 64, 64), b"qoif" + struct.pack(">II", 64, 2**21))
+        )
