@@ -41,6 +41,8 @@ from shards.store.checked import read_checked, read_named
 _FORMAT = 2
 """Format of the events; those from before Ray Tune have none, and cannot be repeated."""
 _FOLDER = "events"
+_DIGITS = 6
+"""Fewest digits in the name of an event; names of events from 1,000,000 on have more."""
 _READERS = 16
 _NOT_REPEATED = ("submitted", "started", "exhausted")
 """Events on which neither searcher nor scheduler depends."""
@@ -111,7 +113,7 @@ class EventLog:
 
     def _write(self, event: dict[str, Any]) -> Event:
         self._check()
-        key = f"{_FOLDER}/{len(self.events):06d}.json"
+        key = _key(len(self.events))
         event |= {"unix": round(time.time(), 3), "driver": self._driver}
         data = json.dumps(event, allow_nan=False).encode()
         if not self._store.create(key, data):
@@ -125,13 +127,16 @@ class EventLog:
 
 def read_events(store: Store) -> list[Event]:
     """Return the events in their order. Raises SweepError if one is missing or damaged."""
-    keys = [key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")]
+    keys = sorted(
+        (key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")),
+        key=lambda key: (len(key), key),  # the order of their numbers
+    )
     with ThreadPoolExecutor(_READERS) as readers:
         reads = [readers.submit(read_checked, store, key, _parse, RecordError) for key in keys]
     events, table = [], TrialTable()
     for index, (key, read) in enumerate(zip(keys, reads, strict=True)):
         try:
-            if key != f"{_FOLDER}/{index:06d}.json":
+            if key != _key(index):
                 raise ValueError(f"event {index} is missing")
             event = read.result()
             apply(table, event)
@@ -142,6 +147,10 @@ def read_events(store: Store) -> list[Event]:
                 "Give the sweep another name to start again."
             ) from error
     return events
+
+
+def _key(index: int) -> str:
+    return f"{_FOLDER}/{index:0{_DIGITS}d}.json"
 
 
 def _parse(content: bytes) -> Event:

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SweepError
-from orchestrator.sweeps.event_log import read_events
+from orchestrator.sweeps import event_log
+from orchestrator.sweeps.event_log import EventLog, read_events
 from orchestrator.sweeps.trial_table import table_of
 from shards.store import LocalStore, checked
+from tests.orchestrator.sweeps.simulated import MemoryStore
 
 COSTS = {"parameters": 1, "parameters_at_inference": 1, "macs_224": 1, "training_memory": 1}
 EVENTS: list[dict[str, Any]] = [
@@ -59,6 +61,20 @@ def test_whole_events_are_read_with_fields_that_no_schema_names(tmp_path: Path):
     events = [{**event, "newer": 1} for event in copy.deepcopy(EVENTS)]
     events[1]["costs"]["newer"] = 1
     assert read_events(write(tmp_path, events)) == events
+
+
+def test_events_whose_numbers_have_more_digits_follow_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(event_log, "_DIGITS", 1)  # so that the tenth event is what the millionth is otherwise
+    store = MemoryStore()
+    log = EventLog(store, echo=lambda line: None)
+    log.submit(b"job", run="r")
+    for index in range(25):
+        log.add("rejected", index=index, values={}, reason="no")
+    again = EventLog(store, echo=lambda line: None)
+    assert [event["index"] for event in again.events[1:]] == list(range(25))
+    del store.content["events/9.json"]
+    with pytest.raises(SweepError, match="event 9 is missing"):
+        read_events(store)
 
 
 PLACES = [
