@@ -172,6 +172,8 @@ class Section(BaseModel):
     )
 
 
+METRIC = "val/psnr"
+"""Validation metric that ranks checkpoints and trials; larger is better."""
 CLASS_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """Form of the name of a class: package.module:Class."""
 
@@ -477,7 +479,7 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep."""
     keep_best: Int = Field(default=1, ge=0)
     """Number of best checkpoints, by `metric`, to keep besides."""
-    metric: str = Field(default="val/psnr", pattern=r"^val/[a-z0-9_/]+$")
+    metric: str = Field(default=METRIC, pattern=r"^val/[a-z0-9_/]+$")
     """Validation metric: val/psnr, the mean over the degradations, or for example val/5deg/haze/ssim."""
     order: Literal["max", "min"] = "max"
     """Whether larger (max) or smaller (min) values of `metric` are better."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.config import crop_stages
-from orchestrator.config.schema import Pack, Training, UserModel, WorkerResources
+from orchestrator.config.schema import METRIC, Pack, Training, UserModel, WorkerResources
 from orchestrator.errors import EvaluationError
 from shards.sample import DEGRADATIONS, SIGMA
 
@@ -149,7 +149,7 @@ def _metric_conflicts(job: Training) -> Iterator[Conflict]:
     """Yield a conflict where validation does not compute the metric of the best checkpoints."""
     quantities = ("psnr", "ssim", "input_psnr", "input_ssim", "gain", "baseline_psnr")
     rows = (*job.evaluate.degradations, "average")
-    known = {"val/psnr", *(f"val/{job.setting}/{row}/{quantity}" for row in rows for quantity in quantities)}
+    known = {METRIC, *(f"val/{job.setting}/{row}/{quantity}" for row in rows for quantity in quantities)}
     if job.checkpoint.metric not in known:
         near = difflib.get_close_matches(job.checkpoint.metric, sorted(known), 1, 0.0)[0]
         yield (

@@ -37,6 +37,7 @@ from typing_extensions import TypedDict
 
 from mirage.weights import to_bytes
 from orchestrator import records
+from orchestrator.config.schema import METRIC
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from orchestrator.evaluation.ranking import rank_value
 from shards.errors import CorruptObjectError, MissingObjectError, ObjectExistsError
@@ -48,8 +49,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _LISTINGS = 3
 """How often a store is asked for its list if it names records that are gone."""
-METRIC = "val/psnr"
-"""Validation metric that ranks checkpoints; larger is better."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,8 @@ class Checkpoints:
         self._model_source = model_source
         self._may_change_model = may_change_model
         self._strays: set[str] = set()
+        self._records: dict[str, dict[str, Any]] = {}
+        """Records that were read or written, so that each is read once: they never change."""
         self._header = dict(header or {})
         self.write_seconds = 0.0
         """Duration of the latest write, in the background."""
@@ -339,6 +340,7 @@ class Checkpoints:
         digest = record_digest(record)
         name = f"{state.step:09d}-{digest[:12]}"
         self._put(_record_key(name), json.dumps({**record, "sha256": digest}, indent=1).encode())
+        self._records[name] = json.loads(json.dumps(record))  # as one that was read
         return name
 
     def _recorded(self, step: int, blobs: Mapping[str, str]) -> str:
@@ -361,7 +363,9 @@ class Checkpoints:
             self._store.write(key, data)
 
     def _record(self, name: str) -> dict[str, Any]:
-        return read_record(self._store, _record_key(name))
+        if name not in self._records:
+            self._records[name] = read_record(self._store, _record_key(name))
+        return self._records[name]
 
     def _prune(self, written: str) -> dict[str, dict[str, Any]]:
         """Delete checkpoints that no rule keeps, each record before its blobs; return the kept records by name.
@@ -380,6 +384,7 @@ class Checkpoints:
         needed = {blob for name in kept for blob in records[name]["blobs"].values()}
         for name in records.keys() - kept:
             self._store.delete(_record_key(name))
+        self._records = {name: records[name] for name in kept}
         for name in records.keys() - kept:
             for blob in set(records[name]["blobs"].values()) - needed:
                 self._store.delete(_blob_key(blob))
