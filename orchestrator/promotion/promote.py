@@ -95,7 +95,7 @@ def promote(
     candidate = versions.find(_full_name(model), tracking_uri)
     limits = gate_limits(candidate, tracking_uri, given or {})
     for _ in range(ATTEMPTS):
-        holder = versions.aliases(tracking_uri, candidate.name).get(alias)
+        holder = versions.alias_holder(tracking_uri, candidate.name, alias)
         if holder == candidate.version:
             raise RegistryError(f"{candidate.uri} is {alias} already.")
         outcome = _evaluate_gates(candidate, holder, alias, tracking_uri, limits, results)
@@ -239,12 +239,12 @@ def _store(outcome: Promotion, candidate: ModelVersion, tracking_uri: str) -> No
 def _move_alias(candidate: ModelVersion, alias: str, compared_with: int | None, tracking_uri: str) -> bool:
     """Move the alias unless it moved since the candidate was compared; return whether it did."""
     with lease(tracking_uri, candidate.name) as held:
-        if versions.aliases(tracking_uri, candidate.name).get(alias) != compared_with:
+        if versions.alias_holder(tracking_uri, candidate.name, alias) != compared_with:
             return False
         held.check()
         previous = {} if compared_with is None else {previous_alias(alias): compared_with}
         versions.set_aliases(tracking_uri, candidate.name, {**previous, alias: candidate.version})
-        if versions.aliases(tracking_uri, candidate.name).get(alias) != candidate.version:
+        if versions.alias_holder(tracking_uri, candidate.name, alias) != candidate.version:
             raise RegistryError(
                 f"{candidate.name}: another process moved {alias} at the same time. Check its aliases."
             )

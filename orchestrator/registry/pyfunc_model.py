@@ -15,7 +15,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
-import mirage
+from mirage import load, restore
 
 
 class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no types
@@ -28,7 +28,7 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
 
     def load_context(self, context: Any) -> None:
         """Load the weights; their header contains the configuration."""
-        self.model = mirage.load(context.artifacts["weights"])
+        self.model = load(context.artifacts["weights"])
 
     # MLflow derives a schema from the input's type hint and warns about unknown types, but not about np.ndarray.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
@@ -52,7 +52,7 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
         return restored
 
     def _restore_pixels(self, degraded: NDArray[np.float32]) -> NDArray[np.float32]:
-        restored: NDArray[np.float32] = mirage.restore(self.model, torch.from_numpy(degraded)).numpy()
+        restored: NDArray[np.float32] = restore(self.model, torch.from_numpy(degraded)).numpy()
         return restored
 
 

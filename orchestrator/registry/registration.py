@@ -96,7 +96,7 @@ def register(
                 client.delete_model_version(name, str(duplicate.version))
         with lease(tracking_uri, name) as held:
             # A newer version keeps the alias.
-            if versions.aliases_of(client, name).get(ALIAS, 0) < version.version:
+            if (versions.holder_of(client, name, ALIAS) or 0) < version.version:
                 held.check()
                 client.set_registered_model_alias(name, ALIAS, str(version.version))
     return version

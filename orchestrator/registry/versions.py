@@ -34,6 +34,10 @@ CODE_TAG = "mirage.code_sha256"
 """Digest of the package `mirage` in a version, as computed by `shards.listing`."""
 CODE_VERSION_TAG = "mirage.code_version"
 """Release and commit that trained the version."""
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes for a name, an alias or a number that there is not."""
+_MAX_NAMED = 20
+"""Most versions that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
     """Return alias → version of a registered model. Raises RegistryError."""
     with registry_client(tracking_uri) as client:
         return aliases_of(client, name)
+
+
+def alias_holder(tracking_uri: str, name: str, alias: str) -> int | None:
+    """Return the version of a registered model that `alias` points to, None if there is none. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        return holder_of(client, name, alias)
 
 
 def set_aliases(tracking_uri: str, name: str, targets: Mapping[str, int]) -> None:
@@ -159,8 +169,20 @@ def registry_client(tracking_uri: str) -> Iterator[Any]:
         ) from error
 
 
+def holder_of(client: Any, name: str, alias: str) -> int | None:
+    """Return the version that `alias` points to, None if there is none, without reading any other version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        return None
+
+
 def aliases_of(client: Any, name: str) -> dict[str, int]:
-    """Return alias → version of a registered model."""
+    """Return alias → version of a registered model. MLflow reads all versions for it; `holder_of` does not."""
     return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 
@@ -184,29 +206,43 @@ def _of_name(client: Any, model: str) -> Any:
             client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
         )
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in _MISSING:
             raise
         raise RegistryError(f"{model}: {_why_missing(client, name, alias, number)}") from error
 
 
 def _why_missing(client: Any, name: str, alias: str, number: str) -> str:
     """Return what is missing, and what there is instead."""
-    models = [entry.name for entry in client.search_registered_models()]
-    if name not in models:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        models = [entry.name for entry in client.search_registered_models()]
         return f"no model {name!r} is registered. Registered: {', '.join(models) or 'none'}."
     if alias:
         there = [f"{key} (version {value})" for key, value in sorted(aliases_of(client, name).items())]
         return f"{name} has no alias {alias!r}. It has: {', '.join(there) or 'none'}."
-    numbers = sorted(int(entry.version) for entry in client.search_model_versions(f"name = '{name}'"))
-    return f"{name} has no version {number!r}. It has: {', '.join(map(str, numbers)) or 'none'}."
+    newest = client.search_model_versions(
+        f"name = '{name}'", max_results=_MAX_NAMED, order_by=["version_number DESC"]
+    )
+    numbers = sorted(int(entry.version) for entry in newest)
+    return (
+        f"{name} has no version {number!r}. {'Its newest are' if newest.token else 'It has'}: "
+        f"{', '.join(map(str, numbers)) or 'none'}."
+    )
 
 
 def _of_run(client: Any, model: str) -> Any:
     run_id = model.removeprefix("runs:/").strip("/")
-    found = client.search_model_versions(f"run_id = '{run_id}'")
+    found = client.search_model_versions(
+        f"run_id = '{run_id}'", max_results=1, order_by=["version_number DESC"]
+    )
     if not found:
         raise RegistryError(f"{model}: no version was registered from that run.")
-    return max(found, key=lambda entry: int(entry.version))
+    return found[0]
 
 
 def _verified(version: ModelVersion, name: str, digest: str, tracking_uri: str) -> Path:
