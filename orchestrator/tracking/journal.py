@@ -74,7 +74,7 @@ class Journal:
         self.path = path
         self.folder = path.with_suffix("")
         self._file = file
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._size = path.stat().st_size
         self._bytes_in_files = 0
         self._damaged: list[bytes] = []
@@ -263,7 +263,10 @@ class Journal:
         try:
             folder.mkdir(exist_ok=True)
             if isinstance(what, Path):
-                what.replace(target)
+                with self._lock:
+                    size = what.stat().st_size
+                    what.replace(target)
+                    self._bytes_in_files = max(self._bytes_in_files - size, 0)
             else:
                 line = what if isinstance(what, bytes) else json.dumps(what._asdict()).encode() + b"\n"
                 with target.open("ab") as file:
@@ -287,6 +290,10 @@ class Journal:
         if self.status():
             found.append("the status of the run")
         return ", ".join(found)
+
+    def waiting_bytes(self) -> int:
+        """Return the size of what waits."""
+        return self._size - self._sent + self._bytes_in_files
 
     def close(self) -> None:
         """Unlock the journal and leave it for a later replay."""
@@ -330,7 +337,7 @@ class Journal:
             self._bytes_in_files += len(content) - replaced
 
     def _check_room(self, size: int) -> None:
-        if self._size - self._sent + self._bytes_in_files + size > MAX_BYTES:
+        if self.waiting_bytes() + size > MAX_BYTES:
             raise JournalFullError(
                 f"{self.path} has reached its size limit of {MAX_BYTES >> 20} MiB; MLflow has taken nothing for long"
             )

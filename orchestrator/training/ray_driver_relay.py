@@ -118,7 +118,7 @@ class DriverRelay:
         return message if group >= self._groups else ""
 
 
-_EXCHANGE_SECONDS = 1.0
+EXCHANGE_SECONDS = 1.0
 """Time between a worker's exchanges with its driver. One per step would fill Ray's list of tasks."""
 
 
@@ -159,7 +159,7 @@ class RemoteDriver:
             if self._rank == 0 and self._group is None:
                 self._group = ray.get(self._relay.group.remote())  # complete: all workers have synchronized
             events, self._events = self._events, []
-            self._next_exchange = time.monotonic() + _EXCHANGE_SECONDS
+            self._next_exchange = time.monotonic() + EXCHANGE_SECONDS
             self._exchange = self._relay.exchange.remote(events, self._group)
         return max(self._signal, self._own_signal)
 

@@ -44,7 +44,7 @@ from orchestrator.training.ray_driver_relay import DriverRelay, Failure, Sigterm
 from orchestrator.training.ray_worker import run_worker
 from shards.store import open_store
 
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 _NEVER_SECONDS = 1e9
 _PREEMPTION_GRACE_SECONDS = 30.0
 _SAME_FAILURE_SECONDS = 5.0  # less than a group needs to start again
@@ -170,7 +170,7 @@ class _WorkerGroup:
         thread.start()
         try:
             while thread.is_alive():
-                thread.join(_POLL_SECONDS)
+                thread.join(POLL_SECONDS)
                 self._forward_events()
                 self._supervise()
         finally:

@@ -27,8 +27,8 @@ from orchestrator.masking import without_password
 log = logging.getLogger(__name__)
 
 POINTER = "checkpoint.json"
-_SYNCHRONIZE_SECONDS = (1.0, 10.0)
-_COST_LIMIT = 0.01
+SYNCHRONIZE_SECONDS = (1.0, 10.0)
+COST_LIMIT = 0.01
 """Largest share of the time that barriers may take, as long as they are less than ten seconds apart."""
 
 
@@ -84,8 +84,8 @@ class RaySession:
         now = time.monotonic()
         pace = 0.0 if self._step is None else (step - self._step) / max(now - self._time, 1e-3)
         self._step, self._time = step, now
-        shortest, longest = _SYNCHRONIZE_SECONDS
-        return max(1, int(pace * min(longest, max(shortest, self._cost / _COST_LIMIT))))
+        shortest, longest = SYNCHRONIZE_SECONDS
+        return max(1, int(pace * min(longest, max(shortest, self._cost / COST_LIMIT))))
 
     def _report(self, step: int) -> None:
         written, self._written = self._written, None
