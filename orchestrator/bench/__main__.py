@@ -130,16 +130,36 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
     add("--threads", type=_threads, default=1, help="CPU threads")
 
+    requests = kinds.add_parser(
+        "requests", help="compute what a run asks of the store, MLflow and Ray with many workers and images"
+    )
+    add = requests.add_argument
+    add("--job", type=Path, default=Path("jobs/5deg.yaml"), metavar="FILE", help="a job of kind train")
+    add("--workers", type=_positive, nargs="+", default=[8, 64, 1024])
+    add("--workers-per-node", type=_positive, default=8)
+    add("--images", type=_positive, nargs="+", default=[72_000, 1_000_000, 100_000_000])
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key; repeatable",
+    )
+    add("--image-kib", type=_positive, default=200, help="packed size of an image, degraded and clean")
+    add("--images-per-worker", type=_positive, default=4, help="images of a worker in each step")
+    add("--threads", type=_threads, default=1, help=argparse.SUPPRESS)
+
     for each in (model, parity):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--seed", type=_seed, default=0)
-    for each in (loader, scaling, scale):
+    for each in (loader, scaling, scale, requests):
         each.add_argument("--precision", choices=("fp32",), default="fp32")
-    for each in (loader, scale):
+    for each in (loader, scale, requests):
         each.add_argument("--device", choices=("cpu",), default="cpu")
     for each in (model, parity, scaling, checkpoint):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for each in (model, parity, loader, scaling, checkpoint, scale):
+    for each in (model, parity, loader, scaling, checkpoint, scale, requests):
         each.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return top
 
@@ -172,6 +192,8 @@ def _benchmark(name: str) -> Callable[[argparse.Namespace, Environment, Echo], d
             from orchestrator.bench.scaling import run
         case "checkpoint":
             from orchestrator.bench.checkpoint import run
+        case "requests":
+            from orchestrator.bench.requests import run
         case "loader":
             from orchestrator.bench.loader import run
         case "scale":

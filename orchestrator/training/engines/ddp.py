@@ -24,17 +24,22 @@ class DistributedEngine(Engine):
     """The collectives of an engine in an initialised `torch.distributed` world.
 
     control_timeout: longest wait for another worker's flag or text; None: torch's default, 30 minutes.
+    control_backend: what carries them.
     """
 
     def __init__(
-        self, device: torch.device, precision: str = "fp32", control_timeout: timedelta | None = None
+        self,
+        device: torch.device,
+        precision: str = "fp32",
+        control_timeout: timedelta | None = None,
+        control_backend: str = "gloo",
     ) -> None:
         super().__init__(device, precision)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        # Flags and text use gloo on the CPU, so that they never wait for a GPU. A new group does not inherit the
+        # Flags and text use the CPU, so that they never wait for a GPU. A new group does not inherit the
         # timeout of the default group.
-        self._control = dist.new_group(backend="gloo", timeout=control_timeout)
+        self._control = dist.new_group(backend=control_backend, timeout=control_timeout)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over workers."""
