@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirage.inference import reflect_to_multiple
 from mirage.model import MIRAGE
-from mirage.restore import reflect_to_multiple
 from mirage.spd import covariance
 
 SCALES = ("encoder1", "encoder2", "encoder3", "latent")

@@ -16,23 +16,23 @@ from orchestrator.errors import PlanError
 from orchestrator.paths import absolute_uri, below, cache_folder
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.evaluation import EvaluationSet
 from shards.file_records import FileRecords
 from shards.listing import listing_key
 from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
 from shards.mixture import Mixture, MixtureEntry, weighted_mixture
 from shards.order import SampleOrder
 from shards.pack import pack
-from shards.pipeline import open_pipeline
 from shards.processes import ProcessPool, TaskRunner, available_cores
 from shards.progress import ProgressCallback
 from shards.sample import row_degradation
 from shards.sources import Source
 from shards.store import Store, open_store
-from shards.stream import TrainStream
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
+
+    from shards.evaluation import EvaluationSet
+    from shards.stream import TrainStream
 
 
 PACK_PHASES = ("reading", "packing", "hashing")
@@ -67,6 +67,8 @@ def open_uris(uris: Sequence[str]) -> Dataset:
 
 def open_pipeline_at(uri: str, split: str | None, degradation: str | None) -> DataPipeline:
     """Return the samples of a packed dataset as a WebDataset pipeline. Raises ShardsError."""
+    from shards.pipeline import open_pipeline  # imports torch, as all of these do
+
     return open_pipeline(absolute_uri(uri), _cache(), split=split, degradation=degradation)
 
 
@@ -210,6 +212,8 @@ def order(job: Training, held: Mapping[str, int]) -> SampleOrder:
 
 def train_stream(dataset: Dataset, job: Training) -> TrainStream:
     """Return the stream of training batches that the job describes."""
+    from shards.stream import TrainStream
+
     planned = order(job, counts(dataset, job))
     spec = job.data
     return TrainStream(
@@ -233,6 +237,8 @@ def train_stream(dataset: Dataset, job: Training) -> TrainStream:
 
 def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     """Return the held-out images of every degradation that the job evaluates."""
+    from shards.evaluation import EvaluationSet
+
     multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
     return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
 

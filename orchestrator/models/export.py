@@ -142,7 +142,7 @@ class AnySize(nn.Module):
 
 
 def _reflected(image: Tensor, axis: int) -> Tensor:
-    """Reflect like `mirage.restore.reflect_to_multiple` along one axis, without a branch that depends on the size."""
+    """Reflect like `mirage.inference.reflect_to_multiple` along one axis, without a branch that depends on the size."""
     size = image.shape[axis]
     last = _positions(size).amax()  # a tensor: exporters turn numbers into constants
     position = _positions((size + TOTAL_STRIDE - 1) // TOTAL_STRIDE * TOTAL_STRIDE)

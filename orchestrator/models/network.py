@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE, restore
-from mirage.restore import reflect_to_multiple
+from mirage.inference import reflect_to_multiple
 from mirage.tiles import forward_in_tiles
 from mirage.weights import CONFIG_KEY, dumps, loads, to_bytes
 from orchestrator.config.schema import Model, UserModel

@@ -5,13 +5,14 @@ from __future__ import annotations
 from mirage.cost import macs, parameters
 from orchestrator.config.constraints import Costs
 from orchestrator.config.schema import Job
-from orchestrator.models import user_model
 from orchestrator.planning.estimate import memory
 
 
 def cost_of(job: Job) -> Costs:
     """Return the costs of the job's network; only a user-defined model is built for it."""
     if job.model.class_ is not None:
+        from orchestrator.models import user_model  # imports torch
+
         network = user_model.build(job.model.class_, job.model.path, job.model.arguments)
         count = sum(p.numel() for p in network.parameters())
         return Costs(count, count, 0, 0)

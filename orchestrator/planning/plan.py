@@ -12,7 +12,6 @@ from orchestrator.config.schema import Job
 from orchestrator.console import count
 from orchestrator.data import datasets
 from orchestrator.errors import PlanError
-from orchestrator.models import user_model
 from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
 from orchestrator.planning.pitfalls import pitfalls
@@ -245,6 +244,8 @@ def _hours(hours: float) -> str:
 def _costs(job: Job) -> dict[str, int]:
     """Return parameters and multiply-adds. For a user-defined model only the parameters are counted."""
     if job.model.class_ is not None:
+        from orchestrator.models import user_model  # imports torch
+
         network = user_model.build(job.model.class_, job.model.path, job.model.arguments)
         size = sum(p.numel() for p in network.parameters())
         return {"parameters": size, "parameters_at_inference": size, "macs": 0, "fast_macs": 0}

@@ -18,9 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import ConfigDict, Field
 
 from orchestrator.config.renamed import with_current_names
@@ -30,6 +29,9 @@ from orchestrator.records import RecordError, read_record
 from shards.errors import MissingObjectError, ObjectExistsError, ShardsError
 from shards.store import Store, open_store
 from shards.store.checked import read_checked
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,11 @@ class StepTimer:
         if steps < _MIN_STEPS:
             return None
         seconds = statistics.median(b - a for a, b in pairwise(ends))
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        name = "CPU"
+        if device.type == "cuda":
+            import torch
+
+            name = torch.cuda.get_device_name(device)
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         return Throughput(seconds, steps, workers, name, load)
 

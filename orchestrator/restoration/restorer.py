@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mirage import MIRAGE, restore
 from mirage.config import TOTAL_STRIDE
-from mirage.restore import Mode
+from mirage.inference import Mode
 from orchestrator.errors import PhotoError, is_out_of_memory
 from orchestrator.imaging.photos import Photo
 

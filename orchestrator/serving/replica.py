@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirage.restore import WHOLE_BYTES, whole_bytes
+from mirage.inference import WHOLE_BYTES, whole_bytes
 from mirage.weights import WeightsError, loads
 from orchestrator.errors import PhotoError, ResultError
 from orchestrator.imaging.photos import Limits, Photo, decode, encode, image_size

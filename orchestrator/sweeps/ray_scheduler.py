@@ -11,6 +11,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler, create_scheduler
 
+from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import rounded
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError
@@ -20,7 +21,6 @@ from orchestrator.sweeps.ray_search import RecordedSearch, result_of, tune_domai
 from orchestrator.sweeps.ray_trial import FAILURE, TRIAL
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.sweeps.trial_training import STEP
-from orchestrator.training.checkpoint import METRIC
 
 _ROUND = "round"
 """Time of `hyperband`: steps divided by `first_steps`."""

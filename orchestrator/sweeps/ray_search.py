@@ -14,6 +14,7 @@ from ray.tune.experiment import Experiment, Trial
 from ray.tune.search import SearchAlgorithm, Searcher, create_searcher
 
 from orchestrator.config.constraints import violations
+from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import (
     Values,
     candidate,
@@ -32,7 +33,6 @@ from orchestrator.sweeps.plan import MAX_CONSECUTIVE_REJECTIONS
 from orchestrator.sweeps.ray_trial import TRIAL
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.sweeps.trial_training import STEP
-from orchestrator.training.checkpoint import METRIC
 
 _logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 
 from orchestrator.config.job_types import JobOutcome
+from orchestrator.config.schema import METRIC
 from orchestrator.errors import ModelError, TrainingError, is_out_of_memory
 from orchestrator.sweeps.trial_training import STEP, TrialSession, TrialTraining
-from orchestrator.training.checkpoint import METRIC
 
 TRIAL = "trial"
 """Key of a trial's configuration that holds its number and generation; the others are its parameters."""

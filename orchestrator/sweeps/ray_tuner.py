@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
 
 from orchestrator.cluster.concurrency import describe_capacity
+from orchestrator.config.schema import METRIC
 from orchestrator.config.sweep_schema import SYNCHRONOUS, SweepJob
 from orchestrator.errors import OrchestratorError, SweepError
 from orchestrator.paths import home
@@ -23,7 +24,6 @@ from orchestrator.sweeps.ray_search import RecordedSearch
 from orchestrator.sweeps.ray_trial import EVENTS, FATAL, SILENT_SECONDS, VALIDATED, TrialTrainable
 from orchestrator.sweeps.trial_tracking import TrialTracking
 from orchestrator.sweeps.trial_training import STEP, TrialTraining
-from orchestrator.training.checkpoint import METRIC
 from shards.errors import ShardsError
 
 _ENVIRONMENT = {

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.config.constraints import QUANTITIES, Costs
+from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import Values
 from orchestrator.evaluation.ranking import rank_value
-from orchestrator.training.checkpoint import METRIC
 
 Event = Mapping[str, Any]
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]

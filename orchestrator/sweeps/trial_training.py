@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schedule import total_steps
-from orchestrator.config.schema import Job
+from orchestrator.config.schema import METRIC, Job
 from orchestrator.config.search_space import Values
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.data import datasets
@@ -28,7 +28,7 @@ from orchestrator.masking import masked
 from orchestrator.paths import below, home
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.training.assignment import worker_assignment
-from orchestrator.training.checkpoint import METRIC, Checkpoints, Retention, RunIdentity
+from orchestrator.training.checkpoint import Checkpoints, Retention, RunIdentity
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.job import train_in_process
 from orchestrator.training.run_location import locate_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from orchestrator.config.schema import METRIC
 from orchestrator.data import datasets
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import (
@@ -17,7 +18,6 @@ from orchestrator.evaluation.scores import (
 from orchestrator.events import Image, Validation
 from orchestrator.models import network
 from orchestrator.models.network import Network
-from orchestrator.training.checkpoint import METRIC
 from orchestrator.training.driver import Driver
 from orchestrator.training.run_state import TrainingRun
 from shards.dataset import Dataset

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mirage import MIRAGE, ModelConfig, restore
-from mirage.restore import reflect_to_multiple
+from mirage.inference import reflect_to_multiple
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 2))
 

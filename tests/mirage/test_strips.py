@@ -78,7 +78,7 @@ def test_auto_takes_strips_once_the_whole_image_would_not_fit(monkeypatch: pytes
     steps: list[tuple[int, int]] = []
     restore(model, degraded, progress=lambda *step: steps.append(step))
     assert not steps
-    monkeypatch.setattr(sys.modules["mirage.restore"], "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(sys.modules["mirage.inference"], "WHOLE_BYTES", 1000)
     restore(model, degraded, progress=lambda *step: steps.append(step))
     assert len(steps) == sum(stage.blocks for stage in model.config.stages())
     assert steps[-1][0] == steps[-1][1]

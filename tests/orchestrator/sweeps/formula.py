@@ -16,13 +16,13 @@ from typing import Any
 
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.schema import METRIC
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import TrainingError
 from orchestrator.events import Event, LogMessage, Validation
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.event_log import EventLog
 from orchestrator.sweeps.trial_table import TrialRow, TrialTable
-from orchestrator.training.checkpoint import METRIC
 from orchestrator.training.driver import ControlSignal
 from shards.store import LocalStore
 from tests.orchestrator.sweeps.simulated import EVERY, NAME, psnr

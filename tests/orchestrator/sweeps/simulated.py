@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from orchestrator.config.schema import Job
+from orchestrator.config.schema import METRIC, Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.event_log import EventLog
@@ -20,7 +20,6 @@ from orchestrator.sweeps.ray_search import RecordedSearch
 from orchestrator.sweeps.ray_trial import FAILURE, TRIAL
 from orchestrator.sweeps.trial_table import TrialTable
 from orchestrator.sweeps.trial_training import STEP
-from orchestrator.training.checkpoint import METRIC
 
 NAME = "mine-0123456789"
 EVERY = 10

@@ -13,13 +13,13 @@ from ray.tune.search import Searcher
 from mirage import ModelConfig
 from mirage.cost import macs, parameters
 from orchestrator.config.constraints import Costs, format_quantity, parse, violations
+from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import candidate, grid
 from orchestrator.config.sweep_schema import rungs
 from orchestrator.errors import SweepError
 from orchestrator.planning.candidate_costs import cost_of
 from orchestrator.sweeps.plan import MAX_CONSECUTIVE_REJECTIONS, plan_sweep, preview
 from orchestrator.sweeps.ray_search import searcher_of
-from orchestrator.training.checkpoint import METRIC
 from tests.orchestrator.sweeps.simulated import MemoryStore, SimulatedTune, run
 
 WEIGHT = {"loss.spd_weight": {"log_range": [1e-4, 1.0]}, "model.dim": {"choice": [6, 12, 18, 24]}}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mirage import MIRAGE, ModelConfig
 from mirage.weights import dumps, not_finite
 from orchestrator.config.constraints import Costs
+from orchestrator.config.schema import METRIC
 from orchestrator.errors import EvaluationError, RegistryError, TrainingError
 from orchestrator.evaluation.extremes import extremes
 from orchestrator.evaluation.image_results import ImageResult, evaluate_image
@@ -28,7 +29,7 @@ from orchestrator.run_files import RESULT
 from orchestrator.runner import run_any
 from orchestrator.sweeps.trial_table import TrialRow, TrialTable
 from orchestrator.tracking.uri import resolve_tracking_uri
-from orchestrator.training.checkpoint import METRIC, Retention
+from orchestrator.training.checkpoint import Retention
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.finite import require_finite_scores, require_taken_steps
 from shards.evaluation import EvalItem
