@@ -27,6 +27,12 @@ MAX_PIXELS = 89_478_485
 # Pillow's warning is no error, and a filter that makes it one is shared by all threads: `_open` checks the size.
 warnings.filterwarnings("ignore", category=PilImage.DecompressionBombWarning)
 
+# Tags of TIFF.
+_STRIP_OFFSETS, _CHANNELS, _ROWS_PER_STRIP, _PLANAR = 273, 277, 278, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 322, 323, 324
+_SEPARATE = 2
+"""Value of _PLANAR where each channel has strips of its own."""
+
 _READABLE = {"RGB", "L", "P", "1"}
 
 
@@ -152,7 +158,22 @@ def _open(file: BinaryIO) -> Iterator[PilImage.Image]:
             raise PilImage.DecompressionBombError(
                 f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}"
             )
+        if image.format == "TIFF":
+            _check_complete(image)
         yield image
+
+
+def _check_complete(image: Any) -> None:
+    """Raise ValueError if a TIFF has too few strips or tiles: Pillow leaves their pixels black."""
+    tags = image.tag_v2
+    offsets, width, height = _STRIP_OFFSETS, image.width, tags.get(_ROWS_PER_STRIP) or image.height
+    if _TILE_OFFSETS in tags:
+        offsets, width, height = _TILE_OFFSETS, tags[_TILE_WIDTH], tags[_TILE_HEIGHT]
+    planes = tags.get(_CHANNELS, 1) if tags.get(_PLANAR) == _SEPARATE else 1
+    needed = planes * -(-image.width // width) * -(-image.height // height)
+    missing = needed - sum(map(bool, tags.get(offsets, ())))
+    if missing > 0:
+        raise ValueError(f"{missing} of {needed} parts of its pixels are missing")
 
 
 @contextmanager
