@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from orchestrator.bench import scale_operations
 from orchestrator.bench.growth import exponent
 from orchestrator.tables import aligned
 from shards.cache import ShardCache
@@ -78,7 +79,18 @@ def open_manifest(size: int, folder: Path) -> Costs:
     }
 
 
-OPERATIONS: dict[str, Callable[[int, Path], Costs]] = {"open a manifest": open_manifest}
+def _in_new_process(operation: Callable[..., Costs], *more: object) -> Callable[[int, Path], Costs]:
+    return lambda size, folder: in_new_process(operation, size, folder, *more)
+
+
+OPERATIONS: dict[str, Callable[[int, Path], Costs]] = {
+    "open a manifest": open_manifest,
+    "audit: different photographs": _in_new_process(scale_operations.compare_photographs),
+    "audit: photographs of one scene": _in_new_process(scale_operations.compare_photographs, True),
+    "check a ledger": _in_new_process(scale_operations.check_ledger),
+    f"pack a pair per {scale_operations.SAMPLES_OF_A_PAIR}": _in_new_process(scale_operations.pack_again),
+    f"read, a shard per {scale_operations.SAMPLES_OF_A_SHARD}": _in_new_process(scale_operations.read_shards),
+}
 
 
 def synthetic_manifest(size: int) -> Manifest:
