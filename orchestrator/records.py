@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast
@@ -33,9 +34,18 @@ def read_record(kind: type[T], data: bytes | str) -> T:
         record: T = _adapter(cast(Hashable, kind)).validate_json(data, strict=True)
         return record
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        at = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{at}: {first['msg']}" if at else str(first["msg"])) from error
+        raise _explained(error) from error
+
+
+def check_record(kind: type[T], content: object) -> T:
+    """Return the record that a part of another record holds. Raises RecordError, and nothing else."""
+    return read_record(kind, json.dumps(content))
+
+
+def _explained(error: ValidationError) -> RecordError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    at = ".".join(str(part) for part in first["loc"])
+    return RecordError(f"{at}: {first['msg']}" if at else str(first["msg"]))
 
 
 @cache

@@ -207,6 +207,16 @@ def _shards_of(dataset: Store, record: str) -> list[str]:
         return []  # a damaged record names nothing and is garbage itself
 
 
+def _retention(store: Store, root: str, content: object) -> Retention:
+    try:
+        return records.check_record(Retention, content)
+    except RecordError as error:
+        raise DamagedResultError(
+            f"{store.uri}/{root}{RESULT}: {RETENTION_RULE}.{error}. Submit the job again: it is computed "
+            "from the newest checkpoint."
+        ) from error
+
+
 def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     if not any(kind in keys for kind in ("blobs", "checkpoints", "weights")):
         return
@@ -217,7 +227,8 @@ def _of_run(store: Store, root: str, keys: dict[str, list[str]]) -> Iterator[tup
         named = {root + result["weights"]}
         if RETENTION_RULE in result:
             # The newest one is enough: the older ones are backups for a run that resumes.
-            kept = replace(Retention(**result[RETENTION_RULE]), newest=1).kept(records, time.time())
+            rule = _retention(store, root, result[RETENTION_RULE])
+            kept = replace(rule, newest=1).kept(records, time.time())
         for key in records.keys() - kept:
             yield key, "checkpoint of a finished run, neither its newest nor its best"
         for key in keys.get("weights", ()):

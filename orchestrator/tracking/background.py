@@ -29,6 +29,7 @@ from typing import Any
 
 from orchestrator.errors import TrackingError
 from orchestrator.masking import unmasked, without_password
+from orchestrator.records import check_record
 from orchestrator.run_files import RUN_TAG
 from orchestrator.tracking.checkpoints import TrackedCheckpoint, sync_checkpoints
 from orchestrator.tracking.client import connect
@@ -438,8 +439,8 @@ class _Sender:
 
     def _send_checkpoints(self, journal: Journal, content: dict[str, Any], files: list[Path]) -> None:
         try:
-            kept = [TrackedCheckpoint(**one) for one in content["checkpoints"]]
-            dataset = InputDataset(**content["validated_on"]) if content["validated_on"] else None
+            kept = check_record(list[TrackedCheckpoint], content["checkpoints"])
+            dataset = check_record(InputDataset | None, content["validated_on"])  # type: ignore[arg-type]
             params = dict(content["params"])
         except (KeyError, TypeError, ValueError):
             journal.set_aside(files[-1], f"{files[-1].name} is damaged")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from orchestrator.maintenance.garbage_collection import find, remove
+from orchestrator.run_files import RETENTION_RULE
 from orchestrator.training.checkpoint import Checkpoints, CheckpointState, Retention, RunIdentity
 from shards.manifest import POINTER, load_manifest
 from shards.pack import pack
@@ -249,6 +250,20 @@ def test_a_run_with_a_damaged_record_is_left_alone(storage: LocalStore, damage):
     finish(storage, "one")
     path = storage.path(storage.list("runs/one/checkpoints/")[0])
     path.write_bytes(damage(path.read_bytes()))
+    grow_old(storage)
+    found = find(storage, set())
+    assert found.garbage == ()
+    assert "skipped" in found.notes[0]
+
+
+@pytest.mark.parametrize("rule", [{"newest": "many"}, {"hours": None}, {"best": [1]}])
+def test_a_run_whose_result_has_a_damaged_rule_is_left_alone(storage: LocalStore, rule: dict[str, object]):
+    checkpointed(storage, "one", [20.0, 30.0, 25.0])
+    finish(storage, "one")
+    path = storage.path("runs/one/result.json")
+    result = json.loads(path.read_bytes())
+    result.pop("sha256", None)
+    path.write_bytes(json.dumps(result | {RETENTION_RULE: rule}).encode())
     grow_old(storage)
     found = find(storage, set())
     assert found.garbage == ()
