@@ -28,6 +28,7 @@ MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=PilImage.DecompressionBombWarning)
 
 # Tags of TIFF.
+_WIDTH, _HEIGHT = 256, 257
 _STRIP_OFFSETS, _CHANNELS, _ROWS_PER_STRIP, _PLANAR = 273, 277, 278, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 322, 323, 324
 _SEPARATE = 2
@@ -166,11 +167,15 @@ def _open(file: BinaryIO) -> Iterator[PilImage.Image]:
 def _check_complete(image: Any) -> None:
     """Raise ValueError if a TIFF has too few strips or tiles: Pillow leaves their pixels black."""
     tags = image.tag_v2
-    offsets, width, height = _STRIP_OFFSETS, image.width, tags.get(_ROWS_PER_STRIP) or image.height
+    columns, rows = (
+        tags[_WIDTH],
+        tags[_HEIGHT],
+    )  # as stored: Pillow's are exchanged if the image is to be turned
+    offsets, width, height = _STRIP_OFFSETS, columns, tags.get(_ROWS_PER_STRIP) or rows
     if _TILE_OFFSETS in tags:
         offsets, width, height = _TILE_OFFSETS, tags[_TILE_WIDTH], tags[_TILE_HEIGHT]
     planes = tags.get(_CHANNELS, 1) if tags.get(_PLANAR) == _SEPARATE else 1
-    needed = planes * -(-image.width // width) * -(-image.height // height)
+    needed = planes * -(-columns // width) * -(-rows // height)
     missing = needed - sum(map(bool, tags.get(offsets, ())))
     if missing > 0:
         raise ValueError(f"{missing} of {needed} parts of its pixels are missing")

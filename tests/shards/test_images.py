@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from shards.errors import PackError
-from shards.images import decode_image, read_samples, reduce_image
+from shards.images import decode_image, read_header, read_image, read_samples, reduce_image
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)
 
@@ -30,6 +31,7 @@ FORMS = {
     "tiles": tiff(tile=(16, 32)),
     "by Pillow": None,
 }
+WHOLE = {"strips": {"rowsperstrip": 7}, "tiles": {"tile": (16, 32)}, "long strip": {"rowsperstrip": 45}}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -51,3 +53,15 @@ def test_a_tiff_is_read_whole_or_refused(form: str) -> None:
     for read in (decode_image, reduce_image, read_samples):
         with pytest.raises(PackError, match=r"a\.tif: not a readable image"):
             read(taller, "a.tif")
+
+
+@pytest.mark.parametrize("how", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_whole_tiff_is_read_whatever_its_orientation(
+    orientation: int, how: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(**how, extratags=[(274, 3, 1, orientation, True)]))
+    pixels, header = read_image(path), read_header(path)
+    assert sorted(pixels.ravel()) == sorted(PIXELS.ravel())
+    assert pixels.shape[:2] == (header.height, header.width)
