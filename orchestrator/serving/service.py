@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.errors import PhotoError, UnsupportedPhotoError
+from orchestrator.imaging.formats import READ_SUFFIXES
 from orchestrator.imaging.photos import image_size
 from orchestrator.serving import metrics, webhook
 from orchestrator.serving.active_model import ActiveModel
@@ -228,7 +229,11 @@ class Service:
         return JSONResponse(self.health(), status_code=503 if self.draining else 200)
 
     async def _model(self, request: Request) -> Response:
-        limits = {"max_bytes": self.settings.max_bytes, "max_pixels": self.settings.max_pixels}
+        limits = {
+            "max_bytes": self.settings.max_bytes,
+            "max_pixels": self.settings.max_pixels,
+            "formats": sorted(set(READ_SUFFIXES.values())),
+        }
         return JSONResponse(
             {**self.active.current.facts(), **limits, "token": self._token is not None},
             headers={"Cache-Control": "no-store"},
@@ -277,10 +282,9 @@ def check_header(data: bytes, max_pixels: int) -> None:
     """Check format and size of an image in its header, without decoding it. Raises RequestError."""
     try:
         height, width = image_size(data, "The image")
-    except UnsupportedPhotoError:
-        raise RequestError(
-            415, "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image. Convert it first."
-        ) from None
+    except UnsupportedPhotoError as error:
+        what = str(error).removeprefix("The image: ").removeprefix("is ")
+        raise RequestError(415, f"This is {what}") from None
     except PhotoError as error:
         raise RequestError(422, str(error)) from error
     if width * height > max_pixels:

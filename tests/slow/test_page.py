@@ -192,7 +192,7 @@ def test_it_shows_which_model_answers_and_its_figures(opened: Opened) -> None:
 def test_what_is_no_image_is_told_and_the_next_photograph_works(opened: Opened) -> None:
     opened.upload(b"hello", "notes.txt", "text/plain")
     alert = opened.page.get_by_role("alert")
-    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image")
+    expect(alert).to_contain_text("This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file")
     opened.upload(image_bytes())
     opened.restored()
     expect(alert).to_be_hidden()
@@ -322,21 +322,75 @@ def test_it_holds_no_more_results_than_its_limit(opened: Opened) -> None:
     expect(page.get_by_role("alert")).to_contain_text("Added 99 of 101 photographs")
 
 
-def test_the_photographs_of_a_dropped_folder_are_found(opened: Opened) -> None:
+DROPPED = """
+    const file = (name, type = "", readable = true) => ({
+        isFile: true, name, file: (give, fail) => readable ? give(new File(["x"], name, { type })) : fail(new Error()),
+    });
+    const folder = (...inside) => ({ isDirectory: true, createReader() {
+        const batches = [inside.slice(0, 1), inside.slice(1), []];   // as browsers give them
+        return { readEntries: (give) => give(batches.shift()) };
+    } });
+    const failing = { readEntries: (give, fail) => fail(new Error()) };
+    const locked = { isDirectory: true, name: "locked", createReader: () => failing };
+    const drop = (...entries) => ({ files: [], items: entries.map((each) => ({ webkitGetAsEntry: () => each })) });
+"""
+
+
+def test_the_photographs_of_a_dropped_folder_are_found_and_what_is_left_out_is_named(opened: Opened) -> None:
     found = opened.page.evaluate(
-        """async () => {
-            const file = (name, type) => ({ isFile: true, file: (give) => give(new File(["x"], name, { type })) });
-            const folder = (...inside) => ({ isDirectory: true, createReader() {
-                const batches = [inside.slice(0, 1), inside.slice(1), []];   // as browsers give them
-                return { readEntries: (give) => give(batches.shift()) };
-            } });
-            const text = file("notes.txt", "text/plain");
-            const tree = folder(file("a.jpg", "image/jpeg"), text, folder(file("b.TIF", "")));
-            const files = await filesOf({ files: [], items: [{ webkitGetAsEntry: () => tree }] });
-            return files.map((each) => each.name);
-        }"""
+        f"""async () => {{ {DROPPED}
+            const gone = file("gone.png", "image/png", false);
+            const left = [file("notes.txt", "text/plain"), file(".DS_Store"), gone, locked];
+            const inner = folder(file("b.TIF"), file("c.HEIC"), file("d.heif"));
+            const tree = folder(file("a.jpg", "image/jpeg"), ...left, inner);
+            const found = await filesOf(drop(tree));
+            return {{ ...found, photographs: found.photographs.map((each) => each.name) }};
+        }}"""
     )
-    assert found == ["a.jpg", "b.TIF"]
+    assert found == {
+        "photographs": ["a.jpg", "b.TIF", "c.HEIC", "d.heif"],
+        "more": False,
+        "others": ["notes.txt"],
+        "unreadable": ["gone.png", "locked"],
+    }
+    opened.page.evaluate(
+        f"""async () => {{ {DROPPED}
+            await chooseFrom(drop(folder(locked, ...["a", "b", "c", "d", "e"].map((name) => file(name)))));
+        }}"""
+    )
+    expect(opened.page.get_by_role("alert")).to_contain_text(
+        "The browser cannot read locked. Left out what is no photograph: a, b, c and 2 more."
+    )
+
+
+def test_of_a_folder_with_more_photographs_than_the_page_takes_no_false_number_is_told(
+    opened: Opened,
+) -> None:
+    opened.page.route("**/restore", lambda route: None)  # no answer
+    opened.page.evaluate(
+        f"""async () => {{ {DROPPED}
+            const many = Array.from({{ length: 300 }}, (_, number) => file(`${{number}}.jpg`, "image/jpeg"));
+            await chooseFrom(drop(folder(file("notes.txt"), ...many)));
+        }}"""
+    )
+    expect(opened.page.get_by_role("alert")).to_contain_text("Added 100 of more than 100 photographs")
+    assert len(opened.states()) == 100
+
+
+def test_photographs_of_iphones_can_be_chosen_where_they_are_read(opened: Opened, service: Running) -> None:
+    for formats, accepted in ((["HEIC", "JPEG"], True), (["JPEG"], False)):
+        facts = {**service.get("/model").json(), "formats": formats}
+        opened.page.route("**/model", lambda route, facts=facts: route.fulfill(json=facts))
+        opened.page.reload()
+        expect(opened.page.locator("#model-name")).to_have_text("small")
+        assert (".heic" in str(opened.page.locator("#file").get_attribute("accept"))) is accepted
+
+
+def test_an_error_instead_of_the_model_is_told(opened: Opened) -> None:
+    opened.page.route("**/model", lambda route: route.fulfill(status=502, json={"error": "no"}))
+    opened.page.reload()
+    expect(opened.page.locator("#model-name")).to_have_text("The service answered with status 502.")
+    opened.forget(502)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ REFUSALS: list[tuple[Any, dict[str, str], int, str]] = [
         b"text",
         {},
         415,
-        "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC image. Convert it first.",
+        "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file. Convert it to one first.",
     ),
     (
         broad(),

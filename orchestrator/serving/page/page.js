@@ -15,9 +15,11 @@ const rows = new Map();       // photograph -> its row in the list
 
 async function loadModel() {
   try {
-    model = queue.limits = await (await fetch("model")).json();
-  } catch {
-    $("model-name").textContent = "The service does not answer.";
+    const reply = await fetch("model");
+    if (!reply.ok) throw new Error(`The service answered with status ${reply.status}.`);
+    model = queue.limits = await reply.json();
+  } catch (error) {
+    $("model-name").textContent = error.message.startsWith("The service") ? error.message : "The service does not answer.";
     return;
   }
   $("description").textContent = model.description;
@@ -40,6 +42,8 @@ async function loadModel() {
     return row;
   }));
   $("limits").textContent = `Up to ${number(model.max_pixels / 1e6)} megapixels and ${number(model.max_bytes / 1e6)}\u00a0MB each.`;
+  // Where it is not accepted, an iPhone sends a JPEG instead.
+  if (model.formats.includes("HEIC") && !$("file").accept.includes("heic")) $("file").accept += ",image/heic,.heic,.heif";
   // Only samples of what this model was trained on.
   const known = new Set(model.degradations.map((name) => name.replace(/^noise\d+$/, "noise")));
   const offered = samples.filter((sample) => known.has(sample.degradation));
@@ -57,7 +61,9 @@ function sampleItem(sample) {
   button.append(image, text);
   button.onclick = async () => {
     try {
-      const blob = await (await fetch(image.src)).blob();
+      const reply = await fetch(image.src);
+      if (!reply.ok) return showError(`The service answered with status ${reply.status}.`);
+      const blob = await reply.blob();
       choose([new File([blob], sample.file, { type: blob.type })]);
     } catch {
       showError("The service does not answer. Is it still running?");
@@ -77,19 +83,26 @@ function element(tag, text = "") {
 
 // ------------------------------------------------------------------ the photographs
 
-function choose(files) {
-  if (!files.length) return;
-  showError("");
-  const added = queue.add(files);
-  if (added.length < files.length) {
-    showError(`Added ${added.length} of ${files.length} photographs: this page takes ${MAX_PHOTOGRAPHS} at a time. Remove some to add more.`);
+function choose(files, { more = false, others = [], unreadable = [] } = {}) {
+  const added = queue.add(files), count = `${more ? "more than " : ""}${files.length}`;
+  const errors = [];
+  if (more || added.length < files.length) {
+    errors.push(`Added ${added.length} of ${count} photographs: this page takes ${MAX_PHOTOGRAPHS} at a time. Remove some to add more.`);
   }
+  if (unreadable.length) errors.push(`The browser cannot read ${listed(unreadable)}.`);
+  if (others.length) errors.push(`Left out what is no photograph: ${listed(others)}.`);
+  if (files.length || errors.length) showError(errors.join(" "));
   if (!added.length) return;
   const alone = queue.photos.length === 1;
   if (alone && added[0].state === "failed") return dropAlone(added[0]);
   select(added[0]);
   $("viewer").scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
   queue.work();
+}
+
+async function chooseFrom(transfer) {
+  const { photographs, ...rest } = await filesOf(transfer);
+  choose(photographs, rest);
 }
 
 // A photograph that is alone leaves when it fails or is cancelled, and the page asks for another one.
@@ -340,7 +353,7 @@ function tick() {
   if (!photo || photo.state !== "restoring") { others = 0; return; }
   if (now - photo.since < 3000 || now - (tick.asked || 0) < 3000) return;
   tick.asked = now;
-  fetch("health").then((reply) => reply.json()).then((health) => { others = Math.max(health.in_flight - 1, 0); }, () => {});
+  fetch("health").then((reply) => reply.json()).then((health) => { others = Math.max(health.in_flight - 1, 0); }).catch(() => {});
 }
 
 function showError(text) {
@@ -399,16 +412,16 @@ const carriesFile = (event) => [...event.dataTransfer.types].includes("Files");
 addEventListener("dragenter", (event) => { if (carriesFile(event)) { depth++; document.body.classList.add("over"); } });
 addEventListener("dragleave", () => { depth = Math.max(depth - 1, 0); if (!depth) document.body.classList.remove("over"); });
 addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", async (event) => {
+addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
   document.body.classList.remove("over");
-  choose(await filesOf(event.dataTransfer));
+  chooseFrom(event.dataTransfer);
 });
-addEventListener("paste", async (event) => {
+addEventListener("paste", (event) => {
   if (!event.clipboardData.files.length) return;
   event.preventDefault();
-  choose(await filesOf(event.clipboardData));
+  chooseFrom(event.clipboardData);
 });
 addEventListener("beforeunload", (event) => { if (queue.photos.length > 1 && queue.active) event.preventDefault(); });
 

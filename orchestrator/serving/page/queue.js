@@ -203,20 +203,38 @@ function distinctNames(names) {
   });
 }
 
-// Return the files of a drop or a paste, with those in folders.
+// What a browser may know no type of.
+const PHOTOGRAPH = /\.(avif|bmp|gif|hei[cf]|jpe?g|png|tiff?|webp)$/i;
+
+// Return what is in a drop or a paste: photographs, whether there are more of them than this page takes, and the names of
+// files in folders that are left out: others (no photographs) and unreadable.
 async function filesOf(transfer) {
-  const files = [...transfer.files];
+  const found = { photographs: [...transfer.files], more: false, others: [], unreadable: [] };
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return files;
-  const found = [];
+  if (!entries.some((entry) => entry.isDirectory)) return found;
+  found.photographs = [];
   const visit = async (entry) => {
-    if (found.length > MAX_PHOTOGRAPHS) return;
-    if (entry.isFile) return found.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+    if (found.more) return;
+    try {
+      if (!entry.isFile) return await visitFolder(entry);
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+      if (!file.type.startsWith("image/") && !PHOTOGRAPH.test(file.name)) {
+        if (!file.name.startsWith(".")) found.others.push(file.name);
+      } else if (found.photographs.length < MAX_PHOTOGRAPHS) found.photographs.push(file);
+      else found.more = true;
+    } catch {
+      found.unreadable.push(entry.name);
+    }
+  };
+  const visitFolder = async (entry) => {
     const reader = entry.createReader();
     for (let batch; (batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length; ) {
       for (const each of batch) await visit(each);
     }
   };
   for (const entry of entries) await visit(entry);
-  return found.filter((file) => file.type.startsWith("image/") || /\.tiff?$/i.test(file.name));
+  return found;
 }
+
+// Return the first names, and how many more there are.
+const listed = (names) => names.slice(0, 3).join(", ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");

@@ -19,6 +19,7 @@ from starlette.types import Message
 
 from mirage.weights import dumps
 from orchestrator.errors import ServiceError
+from orchestrator.imaging import formats
 from orchestrator.imaging.photos import decode, encode
 from orchestrator.restoration.restorer import Restorer
 from orchestrator.serving.active_model import ActiveModel
@@ -82,8 +83,16 @@ def test_a_form_gives_the_same_as_a_raw_body(service: Running) -> None:
     [
         (b"", 400, "has no image"),
         (b"x" * 200_001, 413, "the limit is 200,000"),
-        (b"hello, I am a text", 415, "Convert it first"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "Convert it first"),
+        (
+            b"hello, I am a text",
+            415,
+            "This is not a JPEG, PNG, TIFF, WebP, BMP, AVIF, GIF or HEIC file. Convert it",
+        ),
+        (
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            415,
+            "This is an SVG drawing, which is not read here. Export",
+        ),
         (image_bytes()[:300], 422, "damaged"),
         (bomb(30_000, 30_000), 422, "million pixels"),
         (bomb(400, 251), 422, "more than 0.1 million pixels"),
@@ -132,6 +141,19 @@ def test_the_model_route_has_name_scores_and_limits(service: Running) -> None:
     rain = {"degradation": "rain", "degraded_psnr": 22.7, "restored_psnr": 24.7, "gain": 2.0}
     assert facts["figures"][0] == rain
     assert facts["token"] is False
+    assert {"JPEG", "PNG", "TIFF"} < set(facts["formats"])
+    assert ("HEIC" in facts["formats"]) is formats.HAS_HEIC
+
+
+def test_a_heic_that_is_not_read_here_is_named_with_what_to_do(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "HAS_HEIC", False)
+    reply = service.restore(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    assert reply.status == 415
+    assert reply.json()["error"].startswith(
+        "This is a HEIC, which is not read here. Install what reads it (pip"
+    )
 
 
 def test_a_service_with_a_token_refuses_requests_without_it(model: ServedModel) -> None:
