@@ -241,6 +241,10 @@ class Model(UserModel):
         return self.model_dump(exclude=own, exclude_none=True)
 
 
+TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,49}$")]
+"""Name of a loss term: lower-case letters, digits and _."""
+
+
 class LossConfig(Section):
     """Weights of the loss: L1 + Fourier + SPD contrastive."""
 
@@ -252,7 +256,7 @@ class LossConfig(Section):
     """Weight of the SPD contrastive term."""
     temperature: Float = Field(default=0.1, ge=1e-6, le=1e6)
     """Temperature of the contrastive term."""
-    auxiliary_weights: dict[str, Weight] = Field(default_factory=dict)
+    auxiliary_weights: dict[TermName, Weight] = Field(default_factory=dict)
     """Weight of each loss term that model.adapter returns."""
 
     def build(self) -> LossWeights:

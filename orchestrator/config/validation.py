@@ -199,6 +199,11 @@ def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
     for key in ("activation_checkpointing", "compile"):
         if getattr(job.train, key) != "none":
             yield f"train.{key}", f"needs the blocks of a MIRAGE, {other}. Set it to none."
+    for name in sorted({"total", "l1", "fourier", "spd"} & set(job.loss.auxiliary_weights)):
+        yield (
+            f"loss.auxiliary_weights.{name}",
+            "is the name of another term. Call the network's own term otherwise.",
+        )
     if job.loss.auxiliary_weights and job.model.adapter is None:
         yield (
             "loss.auxiliary_weights",

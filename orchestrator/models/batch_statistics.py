@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mirage.collective import all_reduce_sum, world_size
 from mirage.kernels.reference import at_least_fp32
+from orchestrator.errors import ModelError
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -16,8 +17,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (b, c, ...); in eval mode by the running statistics."""
-        if world_size() == 1 or not (self.training or self.running_mean is None):
+        """Normalise x (b, c, ...); in eval mode as torch does."""
+        if world_size() == 1 or not self.training:
             return super().forward(x)
         wide = at_least_fp32(x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
@@ -28,7 +29,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         count, total, squares = torch.split(pooled, [1, x.shape[1], x.shape[1]])
         mean = total / count
         var = squares / count - mean.square()
-        if self.training and self.running_mean is not None:
+        if self.running_mean is not None:
             self._update_running(mean.detach(), var.detach(), count)
         scale, shift = torch.rsqrt(var + self.eps), -mean * torch.rsqrt(var + self.eps)
         if self.weight is not None:
@@ -53,9 +54,19 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             running.lerp_(batch.to(running.dtype), momentum)
 
 
-def use_global_statistics(network: nn.Module) -> int:
-    """Make every batch norm of `network` a GlobalBatchNorm with the same parameters and names; return their number."""
-    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
-    for layer in layers:
-        layer.__class__ = GlobalBatchNorm  # keeps its tensors, its hooks and its place in the network
-    return len(layers)
+_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def use_global_statistics(network: nn.Module) -> None:
+    """Make every batch norm of `network` a GlobalBatchNorm with the same parameters and names.
+
+    Raises ModelError for layers that compute something else than torch's batch norms, whose code this would drop.
+    """
+    for name, layer in network.named_modules():
+        if type(layer) in _LAYERS:
+            layer.__class__ = GlobalBatchNorm  # keeps its tensors, its hooks and its place in the network
+        elif isinstance(layer, _LAYERS) and not isinstance(layer, GlobalBatchNorm):
+            raise ModelError(
+                f"{name} is a {type(layer).__name__}, a batch norm of its own kind, whose statistics cannot be "
+                "those of the global batch. Set model.batch_norm: local."
+            )

@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from orchestrator.errors import ModelError
+
 
 class _WithGradients(torch.autograd.Function):
     """The identity of an image, whose backward pass also gives zero gradients to parameters."""
@@ -78,11 +80,19 @@ def call_in_order(
 
 
 def unused(outputs: Iterable[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of the parameters, or of views of them, that no output depends on."""
+    """Return the names of the parameters, or of views of them, that no output depends on.
+
+    Raises ModelError for a network whose graph is hidden by a reentrant checkpoint.
+    """
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen, leaves, inputs = set(waiting), set(), set()
     while waiting:
         node = waiting.pop()
+        if node.name() == "CheckpointFunctionBackward":
+            raise ModelError(
+                "the network uses torch.utils.checkpoint with use_reentrant=True, whose gradients do not reach the "
+                "engine. Set use_reentrant=False there."
+            )
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
         for edge in node.next_functions:

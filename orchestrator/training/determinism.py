@@ -1,12 +1,15 @@
-"""Select deterministic algorithms."""
+"""Seed random generators, and select deterministic algorithms."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.deterministic
 
@@ -33,3 +36,19 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(False)
         _settings.fill_uninitialized_memory = filling
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_at(seed: int, position: int) -> int:
+    """Return the seed of what a user-defined network draws for a micro-batch whose first sample is at a position.
+
+    A resumed run draws what an undisturbed one draws. Draws differ between workers, as their samples do.
+    """
+    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mirage import MIRAGE, compile
@@ -20,6 +20,7 @@ from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
 from orchestrator.training import ema, initial_weights
 from orchestrator.training.checkpoint import CheckpointState
+from orchestrator.training.determinism import seed_generators
 from orchestrator.training.driver import Driver
 from orchestrator.training.engines.base import Engine, trainable
 from shards.crop_schedule import CropSchedule
@@ -65,12 +66,10 @@ class TrainingRun:
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._buffers_before)
 
-    def changed_buffers(self) -> list[bool]:
-        """Return for each buffer whether it changed since `keep_buffers`."""
-        return [
-            not torch.equal(now, before)
-            for now, before in zip(self._buffers, self._buffers_before, strict=True)
-        ]
+    def changed_buffers(self) -> list[tuple[Tensor, bool]]:
+        """Return each buffer, and whether it changed since `keep_buffers`."""
+        pairs = zip(self._buffers, self._buffers_before, strict=True)
+        return [(now, not torch.equal(now, before)) for now, before in pairs]
 
     @property
     def position(self) -> int:
@@ -98,7 +97,7 @@ def start(
     job: Job, engine: Engine, stream: TrainStream, store: Store, state: CheckpointState | None
 ) -> TrainingRun:
     """Return a run at step 0, or at the checkpoint `state`; `store` holds the initial weights."""
-    torch.manual_seed(job.seed)
+    seed_generators(job.seed)
     model = network.make(job.model).to(engine.device)
     if isinstance(model, MIRAGE):
         model.drop_path_seed = job.seed

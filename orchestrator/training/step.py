@@ -14,6 +14,7 @@ from mirage.model import Output
 from orchestrator.config.schedule import learning_rate
 from orchestrator.models.network import UserModelAdapter, UserOutput
 from orchestrator.training import ema, user_networks
+from orchestrator.training.determinism import seed_at, seed_generators
 from orchestrator.training.finite import diverged
 from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
@@ -76,7 +77,7 @@ def forward(run: TrainingRun, batch: Batch, degraded: Tensor) -> Output | UserOu
     positions = batch.positions.to(run.engine.device)
     if not isinstance(run.model, UserModelAdapter):
         return cast(Output, run.wrapped(degraded, positions))
-    user_networks.seed_generators(run.job.seed, int(batch.positions[0]))
+    seed_generators(seed_at(run.job.seed, int(batch.positions[0])))
     labels = user_networks.labels(run.job, batch).to(run.engine.device)
     return cast(UserOutput, run.wrapped(degraded, positions, labels))
 

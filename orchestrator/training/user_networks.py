@@ -6,11 +6,8 @@ their own loss terms enter the loss, and the parameters that they do not use are
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from mirage.collective import BatchShare
 from orchestrator.config.schema import Job
 from orchestrator.errors import ModelError
 from orchestrator.events import LogMessage
+from orchestrator.models.batch_statistics import GlobalBatchNorm
 from orchestrator.models.network import UserModelAdapter, UserOutput
 from orchestrator.training.driver import Driver
 from orchestrator.training.run_state import TrainingRun
@@ -26,18 +24,6 @@ from shards.stream import Batch
 STEPS_OBSERVED = 20
 """Steps after which the unused parameters are named."""
 _MAX_NAMED = 8
-
-
-def seed_generators(seed: int, position: int) -> None:
-    """Seed Python's, NumPy's and torch's generators by the seed of the job and the position of a sample.
-
-    A resumed run draws what an undisturbed one draws. Draws differ between workers, as their samples do.
-    """
-    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
-    key = int.from_bytes(digest, "big") >> 1
-    random.seed(key)
-    np.random.seed(key % 2**32)
-    torch.manual_seed(key)
 
 
 def labels(job: Job, batch: Batch) -> Tensor:
@@ -68,28 +54,33 @@ def auxiliary_terms(output: UserOutput, weights: Mapping[str, float], share: Bat
 def average_buffers(run: TrainingRun, micro_batches: Sequence[Batch]) -> None:
     """Give all workers the same buffers, where a step has changed them: the mean over workers, weighted by images.
 
-    For running means, that is the running mean over the global batch.
+    For running means, that is the running mean over the global batch. Those of GlobalBatchNorm are equal already.
     """
-    engine, changed = run.engine, run.changed_buffers()
-    if engine.world_size == 1 or not changed:
+    engine = run.engine
+    if engine.world_size == 1:
         return
-    flags = torch.tensor([float(flag) for flag in changed], device=engine.device)
+    equal = {id(b) for m in run.model.modules() if isinstance(m, GlobalBatchNorm) for b in m.buffers()}
+    own = [(b, flag) for b, flag in run.changed_buffers() if id(b) not in equal]
+    if not own:
+        return
+    flags = engine.all_reduce_sum(torch.tensor([float(flag) for _, flag in own], device=engine.device))
+    changed = [buffer for (buffer, _), flag in zip(own, flags.tolist(), strict=True) if flag]
     images = sum(len(batch.degradations) for batch in micro_batches)
-    for buffer, flag in zip(run.model.buffers(), engine.all_reduce_sum(flags).tolist(), strict=True):
-        if flag:
-            weighted = torch.cat([buffer.double().flatten() * images, buffer.new_full((1,), images).double()])
-            mean = engine.all_reduce_sum(weighted)
-            mean = (mean[:-1] / mean[-1]).view(buffer.shape)
-            buffer.copy_(mean if buffer.is_floating_point() else mean.round())
+    weighted = [images * buffer.double().flatten() for buffer in changed]
+    total = torch.full((1,), float(images), dtype=torch.float64, device=engine.device)
+    pooled = engine.all_reduce_sum(torch.cat([total, *weighted]))
+    parts = torch.split(pooled[1:] / pooled[0], [buffer.numel() for buffer in changed])
+    for buffer, mean in zip(changed, parts, strict=True):
+        buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view(buffer.shape))
 
 
 class UsageReport:
-    """Names the parameters that a user-defined network does not use, once after the first steps of a process."""
+    """Names the parameters that a user-defined network does not use, once after the first steps of a run."""
 
     def __init__(self, run: TrainingRun, total_steps: int) -> None:
         self._run = run
         self._steps_left = 0
-        if isinstance(run.model, UserModelAdapter):
+        if isinstance(run.model, UserModelAdapter) and run.step == 0:
             run.model.unused = []
             self._steps_left = min(STEPS_OBSERVED, total_steps - run.step)
 

@@ -137,7 +137,7 @@ def test_nodes_come_and_go_and_each_sample_is_consumed_once(
     stopped = newest(place.folder())
     assert stop.step == stopped["step"]
     found = consumed(str(place.folder()))
-    assert len(found.samples) == stopped["position"] == 3 * stopped["step"]
+    assert found.positions == stopped["position"] == 3 * stopped["step"]
     # Six starts, of which two were killed, perhaps before they wrote anything; where Ray hears of a new node late, the
     # group begins once more without it.
     assert 4 <= found.attempts <= 8

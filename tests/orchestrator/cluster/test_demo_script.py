@@ -51,7 +51,8 @@ def test_a_broken_job_file_stops_it_before_anything_starts(project: Path) -> Non
     with demo(project) as run:
         output, _ = run.communicate(timeout=60)
     assert run.returncode == 2
-    assert "jobs/demo.yaml:6" in output
+    (line,) = (n for n, text in enumerate(job.read_text().splitlines(), 1) if text.startswith("recipee"))
+    assert f"jobs/demo.yaml:{line} " in output
     assert "Traceback" not in output
     assert not (project / ".mirage").exists()
 

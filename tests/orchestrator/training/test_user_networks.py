@@ -15,7 +15,7 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.errors import JobFileError, ModelError
-from orchestrator.models.batch_statistics import GlobalBatchNorm, use_global_statistics
+from orchestrator.models.batch_statistics import use_global_statistics
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train
@@ -29,6 +29,7 @@ NETWORK = '''
 import random
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 class Net(nn.Module):
@@ -66,6 +67,9 @@ class Net(nn.Module):
             f = nn.functional.dropout2d(f, 0.3) * random.uniform(0.9, 1.1) * np.random.uniform(0.9, 1.1)
         if self.trait == "shared weights":
             f = f + self.again(x)
+        if self.trait == "reentrant checkpoint":
+            f = torch.utils.checkpoint.checkpoint(self.out, f, use_reentrant=True)
+            return x + f
         if self.trait == "buffers":
             if self.training:
                 self.mean.lerp_(f.detach().mean((0, 2, 3)), 0.1)
@@ -223,7 +227,7 @@ def test_a_stopped_run_ends_with_the_same_bits(values, small_data, at_home, tmp_
         )
 
 
-def test_unused_parameters_are_named_once_and_keep_their_values(values, small_data, tmp_path) -> None:
+def test_unused_parameters_are_named_once(values, small_data, tmp_path) -> None:
     driver = Listener()
     run(made(values("never used")), small_data, tmp_path / "never", driver)
     assert driver.warnings() == [
@@ -292,14 +296,69 @@ def test_keys_that_are_not_set_leave_a_run_its_identity(values, small_data) -> N
     assert run_id(made(lighter), small_data.digests) != run_id(made(with_adapter), small_data.digests)
 
 
-def test_global_batch_norm_computes_what_torch_computes() -> None:
-    torch.manual_seed(0)
-    for layer, shape in ((torch.nn.BatchNorm2d(4), (5, 4, 3, 2)), (torch.nn.BatchNorm1d(4), (6, 4))):
+def _normalise(rank: int, world: int, folder: str) -> None:
+    """Normalise uneven shares of a batch; worker 0 writes its outputs, the gradient of its input and the statistics."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    found = {}
+    for name, (layer, x) in layers().items():
         network = torch.nn.Sequential(layer)
-        expected = [layer(torch.ones(shape)), layer.eval()(torch.ones(shape))]
-        assert use_global_statistics(network.train()) == 1
-        assert isinstance(network[0], GlobalBatchNorm)
-        assert torch.equal(network.eval()(torch.ones(shape)), expected[1])
+        use_global_statistics(network)
+        mine = (x[:3] if rank == 0 else x[3:]).clone().requires_grad_()
+        for _ in range(2):
+            out = network(mine)
+        (out * torch.arange(out[0].numel()).view_as(out[0])).sum().backward()
+        found[name] = [out, mine.grad, *layer.buffers(), network.eval()(mine)]
+    if rank == 0:
+        torch.save(found, f"{folder}/found")
+    dist.destroy_process_group()
+
+
+def layers() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    images, rows = torch.randn(8, 4, 3, 2, generator=draw), torch.randn(8, 4, generator=draw)
+    nn = torch.nn
+    return {
+        "2d": (nn.BatchNorm2d(4), images),
+        "1d": (nn.BatchNorm1d(4), rows),
+        "not affine": (nn.BatchNorm2d(4, affine=False), images),
+        "cumulative": (nn.BatchNorm2d(4, momentum=None), images),
+        "no running statistics": (nn.BatchNorm2d(4, track_running_stats=False), images),
+    }
+
+
+def test_global_batch_norm_of_two_workers_is_that_of_torch_on_the_whole_batch(tmp_path) -> None:
+    run_processes(_normalise, 2, 2, str(tmp_path))
+    found = torch.load(tmp_path / "found")
+    for name, (layer, x) in layers().items():
+        whole = x.clone().requires_grad_()
+        for _ in range(2):
+            out = layer(whole)
+        (out * torch.arange(out[0].numel()).view_as(out[0])).sum().backward()
+        expected = [out[:3], whole.grad[:3], *layer.buffers()]
+        for one, other in zip(found[name], expected, strict=False):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        if name != "no running statistics":  # there eval mode is by the batch that a worker has
+            torch.testing.assert_close(found[name][-1], layer.eval()(x)[:3], rtol=1e-4, atol=1e-4)
+
+
+class Activated(torch.nn.BatchNorm2d):
+    """A batch norm that does more than normalise, as timm's."""
+
+
+def test_a_batch_norm_of_its_own_kind_is_refused_rather_than_replaced() -> None:
+    with pytest.raises(ModelError, match=r"0 is a Activated.*model\.batch_norm: local"):
+        use_global_statistics(torch.nn.Sequential(Activated(3)))
+
+
+def test_a_reentrant_checkpoint_is_refused(values, small_data, tmp_path) -> None:
+    with pytest.raises(ModelError, match="Set use_reentrant=False there"):
+        run(made(values("reentrant checkpoint")), small_data, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["total", "l1", "Balance", "a/b", ""])
+def test_names_of_loss_terms_are_names_of_metrics(values, name: str) -> None:
+    with pytest.raises(JobFileError, match="auxiliary_weights"):
+        made(values("own loss term", loss={"spd_weight": 0, "auxiliary_weights": {name: 1}}))
 
 
 def test_an_engine_of_one_process_leaves_buffers_alone(values, small_data, tmp_path) -> None:
