@@ -46,7 +46,7 @@ class Run:
     job: str
     folder: str
     state: str
-    """training, stopped, finished, failed, lost: its driver is gone without a word; or unknown."""
+    """training, stopped, finished, failed, lost: its driver ended without recording how; or unknown."""
     step: int | None
     total_steps: int | None
     psnr: float | None
