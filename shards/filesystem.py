@@ -6,10 +6,12 @@ import errno
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import PathError
+from shards.errors import PathError, ShardsError
 
 _SYSTEM_FOLDERS = frozenset(
     name.lower()
@@ -31,6 +33,21 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
             f"{os.fspath(path)}: {what}. Write the path in full, or ./{user} for a file of that name."
         )
     return Path(expanded)
+
+
+@contextmanager
+def temporary_folder(failure: type[ShardsError], what: str, then: str = "") -> Iterator[Path]:
+    """Yield a folder that is removed afterwards. Raises `failure` if its disk is full; `what` was to be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="shards-") as name:
+            yield Path(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise failure(
+            f"{tempfile.gettempdir()}: no space left for {what}. Free some space, or name another folder with TMPDIR."
+            f"{then}"
+        ) from error
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -21,7 +21,15 @@ from typing import Any
 
 from shards import manifest_cache
 from shards.columns import Columns, ColumnsWriter, Rows, Shards
-from shards.errors import CorruptObjectError, ManifestError, MissingObjectError
+from shards.errors import (
+    CorruptObjectError,
+    ManifestError,
+    MissingObjectError,
+    ShardsError,
+    StoreError,
+    UnreachableStoreError,
+)
+from shards.filesystem import temporary_folder
 from shards.json_text import parse_json
 from shards.manifest_check import check
 from shards.manifest_json import canonical, dumps, parse_lists, version_of
@@ -152,10 +160,8 @@ def load_manifest(store: Store, digest: str | None = None, cache: Path | None = 
     if digest is None:
         digest = _pointed(store)
     if cache is None:
-        with tempfile.TemporaryDirectory(prefix="shards-") as folder:
-            return _manifest(
-                digest, *_read(store, digest, Path(folder))
-            )  # mapped files stay when they are deleted
+        with temporary_folder(StoreError, f"the manifest of {store.uri}") as folder:
+            return _manifest(digest, *_read(store, digest, folder))  # mapped files stay when they are deleted
     head, columns = manifest_cache.load(cache, digest, lambda folder: _read(store, digest, folder))
     return _manifest(digest, head, replace(columns, reopen=partial(_reopen, store, digest, cache)))
 
@@ -200,12 +206,18 @@ def _write(store: Store, manifest: Manifest, digest: str) -> None:
         **{"name": manifest.name, "licences": manifest.licences, "provenance": manifest.provenance},
         **{table: len(getattr(columns, table)) for table in TABLES},
     }
-    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
-        draft = LocalStore(Path(folder))
+    with temporary_folder(ManifestError, f"the manifest of {store.uri}", " Nothing was published.") as folder:
+        draft = LocalStore(folder)
         paths = {table: draft.path(table_key(digest, table)) for table in TABLES}
         write_tables(columns, paths)
         draft.write(manifest_key(digest), dumps(head))
-        load_manifest(draft, digest)
+        try:
+            load_manifest(draft, digest)
+        except ShardsError as error:
+            reason = re.sub(r"( (Delete|Pack|Correct)[^.]*\.)+$", "", str(error)).replace(
+                draft.uri, store.uri
+            )
+            raise ManifestError(f"{store.uri}: nothing was published: {reason}") from error
         left = [table for table in TABLES if store.exists(table_key(digest, table))]
         for table, path in paths.items():
             if table not in left:
@@ -221,8 +233,17 @@ def _read(store: Store, digest: str, folder: Path) -> tuple[dict[str, Any], Colu
     where = f"{store.uri}/{key}"
     try:
         head = read_checked(store, key, lambda data: _parse(data, where), ManifestError)
-    except MissingObjectError:
-        return _read_archive(store, digest, folder)
+    except UnreachableStoreError:
+        raise
+    except StoreError as error:  # missing; S3 calls it refused to those who may not list
+        try:
+            return _read_archive(store, digest, folder)
+        except StoreError as second:
+            if not isinstance(error, MissingObjectError):
+                raise error from None
+            if not isinstance(second, MissingObjectError):
+                raise
+        raise ManifestError(f"{where} is missing although the pointer names it. Pack again.") from error
     if head["version"] != TABLES_VERSION:
         raise ManifestError(_other_version(where, head["version"]))
     columns = _read_tables(store, digest, head, folder)
@@ -269,12 +290,7 @@ def _read_archive(store: Store, digest: str, folder: Path) -> tuple[dict[str, An
     """Do `_read` for a manifest that was published in one gzipped JSON file."""
     key = archive_key(digest)
     where = f"{store.uri}/{key}"
-    try:
-        data = read_checked(store, key, lambda packed: _unpack(packed, digest, where))
-    except MissingObjectError as error:
-        raise ManifestError(
-            f"{store.uri}/{manifest_key(digest)} is missing although the pointer names it. Pack again."
-        ) from error
+    data = read_checked(store, key, lambda packed: _unpack(packed, digest, where))
     return _from_json(data, where, folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.columns import BLOCK, IMAGE, MAX_ROWS, NO_IMAGE, ROW, Columns, ColumnsWriter, Shards, blocks
-from shards.errors import CorruptObjectError
+from shards.errors import CorruptObjectError, StoreError
 from shards.manifest_json import id_array
 from shards.rows import Shard
 
@@ -58,7 +59,8 @@ def write_tables(columns: Columns, paths: Mapping[str, Path]) -> None:
 def read_tables(paths: Mapping[str, Path], folder: Path, where: Mapping[str, str]) -> Columns:
     """Return the lists, whose arrays are written into `folder`; `where` names each table in errors.
 
-    Raises CorruptObjectError for what is not such a table.
+    Raises CorruptObjectError for what is not such a table, StoreError for one that this machine cannot read. An
+    OSError is one of `folder`.
     """
     import pyarrow as pa
 
@@ -68,9 +70,9 @@ def read_tables(paths: Mapping[str, Path], folder: Path, where: Mapping[str, str
     readers = {"shards": _read_shards, "images": _read_images, "rows": _read_rows}
     for name, path in paths.items():
         try:
-            for batch in _batches(name, path):
+            for batch in _explained(_batches(name, path), where[name]):
                 readers[name](batch, writer)
-        except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
             text = " ".join(str(error).split())
             raise CorruptObjectError(
                 f"{where[name]} is not the table {name!r} of a manifest ({text:.300}). Delete it and pack again."
@@ -85,6 +87,18 @@ def _schema(name: str) -> pa.Schema:
     return pa.schema(
         [pa.field(column, kind, nullable=column in nullable) for column, kind in TABLES[name].items()]
     )
+
+
+def _explained(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches. Raises StoreError for a failure of this machine, ValueError for damaged bytes."""
+    try:
+        yield from batches
+    except MemoryError as error:
+        raise StoreError(f"{where} cannot be read: this machine has too little memory.") from error
+    except OSError as error:
+        if error.errno is None:  # of pyarrow, about the bytes
+            raise ValueError(str(error)) from error
+        raise StoreError(f"{where} cannot be read ({os.strerror(error.errno)}).") from error
 
 
 def _batches(name: str, path: Path) -> Iterator[pa.RecordBatch]:

@@ -12,14 +12,11 @@ the digest of the task until the dataset is published; running the same task aga
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
-import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards import tiles
 from shards.errors import ManifestError, MissingObjectError, PackError
+from shards.filesystem import temporary_folder
 from shards.images import ImageHeader, decode_image, read_bytes, read_header, read_samples
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
 from shards.processes import RowsCallback
@@ -38,6 +36,7 @@ from shards.sources.pair import Pair
 from shards.store import Store
 
 RECORDS = "packing/"
+_CONTINUE = " Finished shards are kept: run the same command again to continue."
 _BLOCK = 512  # a tar header takes one block, and each member is padded to whole blocks
 _JPEG = ("JPEG", "MPO")
 
@@ -86,8 +85,8 @@ def pack_shard(task: ShardTask, on_rows: RowsCallback) -> PackedShard:
     if recorded is not None:
         on_rows(task.pairs, task.groups[-1][1][-1].id)
         return recorded
-    with _explain_full_disk(), tempfile.TemporaryDirectory(prefix="shards-") as folder:
-        writer = _ShardWriter(Path(folder) / "shard.tar", task)
+    with temporary_folder(PackError, "a shard that is being written", _CONTINUE) as folder:
+        writer = _ShardWriter(folder / "shard.tar", task)
         with writer:
             for number, pairs in task.groups:
                 writer.add(f"{number:06d}-{_safe(pairs[0].id)}", pairs, on_rows)
@@ -319,20 +318,6 @@ def _read_record(store: Store, key: str) -> PackedShard | None:
     before, after = extra["jpeg_bytes"]
     psnr = tuple((split, degradation, pairs, total) for split, degradation, pairs, total in extra["psnr"])
     return PackedShard(shard, found.rows, (), psnr, (before, after))
-
-
-@contextmanager
-def _explain_full_disk() -> Iterator[None]:
-    """Turn "no space left" into an error that names the folder for temporary files."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise PackError(
-            f"{tempfile.gettempdir()}: no space left for a shard that is being written. Free some space, or name "
-            "another folder with TMPDIR. Finished shards are kept: run the same command again to continue."
-        ) from error
 
 
 def _safe(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from shards import manifest_check, manifest_parquet
 from shards.cache import ShardCache
 from shards.columns import Rows
 from shards.dataset import Dataset
-from shards.errors import ManifestError, ShardsError, StoreError
+from shards.errors import ManifestError, MissingObjectError, ShardsError, StoreError
 from shards.manifest import (
     POINTER,
     Manifest,
@@ -465,6 +467,81 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(published: Counted, t
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="MIRAGE_CACHE"):
         load_manifest(published, cache=tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize("full", ["temporary", "cache"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_of_this_machine_is_no_damage(
+    published: Counted, tmp_path: Path, full: str, code: int, monkeypatch: pytest.MonkeyPatch
+):
+    def append(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("shards.columns.ColumnsWriter._append", append)
+    cache = tmp_path / "cache" if full == "cache" else None
+    with pytest.raises(StoreError, match=str(cache) if cache else "TMPDIR") as raised:
+        load_manifest(published, cache=cache)
+    assert "pack again" not in str(raised.value).lower()
+
+
+def failing(error: BaseException) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "many"), PermissionError(errno.EACCES, "no"), pa.ArrowMemoryError("malloc")],
+    ids=["files", "permission", "memory"],
+)
+def test_a_table_that_this_machine_cannot_read_is_no_damage(
+    published: Counted, error: BaseException, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", failing(error))
+    with pytest.raises(StoreError, match="parquet cannot be read") as raised:
+        load_manifest(published)
+    assert "pack again" not in str(raised.value).lower()
+
+
+def test_a_disk_that_is_full_while_a_manifest_is_published_is_said(tmp_path: Path):
+    for where in ("write_tables", "read_tables"):
+        with (
+            patch(f"shards.manifest.{where}", failing(OSError(errno.ENOSPC, "full"))),
+            pytest.raises(ManifestError, match=r"TMPDIR") as raised,
+        ):
+            publish(LocalStore(tmp_path), MANIFEST)
+        assert "othing was published" in str(raised.value)
+        assert f"{tmp_path}" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_publication_names_the_dataset_and_not_a_temporary_folder(tmp_path: Path):
+    wrong = replace(MANIFEST, rows=(replace(MANIFEST.rows[0], split="valid"), *MANIFEST.rows[1:]))
+    with pytest.raises(ManifestError, match="nothing was published") as raised:
+        publish(LocalStore(tmp_path / "store"), wrong)
+    assert "shards-" not in str(raised.value)
+    assert "Delete" not in str(raised.value)
+    assert f"{tmp_path / 'store'}/manifests" in str(raised.value)
+
+
+class GetObjectOnly(LocalStore):
+    """A store that calls what is missing refused, as S3 does for those who may not list."""
+
+    def read(self, key: str) -> bytes:
+        try:
+            return super().read(key)
+        except MissingObjectError as error:
+            raise StoreError(f"{key}: AccessDenied") from error
+
+
+def test_an_archive_is_read_where_missing_objects_are_refused(tmp_path: Path):
+    store = GetObjectOnly(tmp_path)
+    with pytest.raises(StoreError, match=r"\.json: AccessDenied"):
+        load_manifest(store, MANIFEST.digest)
+    store.write(archive_key(MANIFEST.digest), gzip.compress(to_bytes(MANIFEST)))
+    assert load_manifest(store, MANIFEST.digest) == MANIFEST
 
 
 def test_a_manifest_goes_to_another_process_as_a_reference(published: Counted, tmp_path: Path):
