@@ -85,7 +85,14 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in (*model_names(), *run_folders()) if name.startswith(incomplete)]
 
 
-def complete_run(incomplete: str) -> list[str]:
+def complete_run_id(incomplete: str) -> list[str]:
+    """Return the ids of this folder's runs that begin with `incomplete`."""
+    from orchestrator.cli.names import run_ids
+
+    return [name for name in run_ids() if name.startswith(incomplete)]
+
+
+def complete_run_folder(incomplete: str) -> list[str]:
     """Return the folders of runs that begin with `incomplete`."""
     from orchestrator.cli.names import run_folders
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 from orchestrator.paths import FOLDER, home
+from orchestrator.run_files import LOCATION
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
 
 _MODELS = """
@@ -32,6 +32,12 @@ def model_names() -> list[str]:
 
 
 def run_folders() -> list[str]:
-    """Return the folders of runs in the project's default storage, as paths from the working directory."""
-    found = (home() / "folder" / "runs").glob("*") if home().name == FOLDER else Path().glob("runs/*")
-    return sorted(os.path.relpath(path) for path in found if path.is_dir())
+    """Return the folders of runs in the project's default storage, as paths that `absolute_uri` takes."""
+    base = home().parent
+    found = (home() / "folder" / "runs").glob("*") if home().name == FOLDER else base.glob("runs/*")
+    return sorted(os.path.relpath(path, base) for path in found if path.is_dir())
+
+
+def run_ids() -> list[str]:
+    """Return the ids of the runs that drivers of this project's folder have started."""
+    return sorted(file.parent.name for file in (home() / "runs").glob(f"*/{LOCATION}"))

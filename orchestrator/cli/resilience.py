@@ -14,7 +14,7 @@ from orchestrator.cli.app import (
     Set,
     argument,
     command,
-    complete_run,
+    complete_run_folder,
     emit,
     load_job_of,
     option,
@@ -148,7 +148,7 @@ def chaos(
 @command(PROOFS, "mirage ledger s3://mirage/runs/RUN")
 def ledger(
     run: Annotated[
-        str, argument("Folder of a run: s3://bucket/runs/NAME or a path.", autocompletion=complete_run)
+        str, argument("Folder of a run: s3://bucket/runs/NAME or a path.", autocompletion=complete_run_folder)
     ],
 ) -> None:
     """Check that a run with `data.ledger` consumed each sample position exactly once."""

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import TRAINING, argument, command, emit, emit_error, option, use_local_cluster
+from orchestrator.cli.app import (
+    TRAINING,
+    argument,
+    command,
+    complete_run_id,
+    emit,
+    emit_error,
+    option,
+    use_local_cluster,
+)
 from orchestrator.cli.jobs import STOPPED
 
 if TYPE_CHECKING:
@@ -20,13 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.maintenance.run_list import Run
 
 _POLL_SECONDS = 2.0
-
-
-def complete_run(incomplete: str) -> list[str]:
-    """Return the runs of this folder that begin with `incomplete`, for the shell's completion."""
-    from orchestrator.maintenance.run_list import local_runs
-
-    return [name for name in local_runs() if name.startswith(incomplete)]
+_RETRY_SECONDS = 60.0
+"""Time without an answer of the store after which the watching ends."""
 
 
 @command(TRAINING, "mirage runs", "mirage runs s3://mirage --json")
@@ -78,7 +82,7 @@ def watch(
     run: Annotated[
         str,
         argument(
-            "A run: its id, the name of its job, or its folder in the store.", autocompletion=complete_run
+            "A run: its id, the name of its job, or its folder in the store.", autocompletion=complete_run_id
         ),
     ],
     report: Annotated[
@@ -108,10 +112,20 @@ def watch(
 
 def _follow(read: Callable[[], tuple[Run, Status | None]]) -> str:
     """Show the run until it ends; return its state."""
+    from shards.errors import StoreError
+
     show: Callable[[Run, Status | None], None]
+    answered = time.monotonic()
     with _live() if sys.stdout.isatty() else nullcontext(_Lines()) as show:
         while True:
-            run, status = read()
+            try:
+                run, status = read()
+            except StoreError:
+                if time.monotonic() - answered > _RETRY_SECONDS:
+                    raise
+                time.sleep(_POLL_SECONDS)
+                continue
+            answered = time.monotonic()
             show(run, status)
             if run.state != "training":
                 return run.state
@@ -123,13 +137,13 @@ class _Lines:
 
     def __init__(self) -> None:
         self._last = ""
-        self._newest = 0.0
+        self._shown: set[tuple[float, str]] = set()
 
     def __call__(self, run: Run, status: Status | None) -> None:
         for note in status.notes if status else ():
-            if note.unix > self._newest:
+            if (note.unix, note.text) not in self._shown:
                 emit(f"step {note.step}: {note.text}")
-                self._newest = note.unix
+        self._shown |= {(note.unix, note.text) for note in status.notes} if status else set()
         line = ", ".join(f"{name} {value}" for name, value in _values(run, status))
         if line != self._last:
             emit(f"{run.run}: {line}")

@@ -19,6 +19,7 @@ from orchestrator.errors import CheckpointError, DamagedResultError, PlanError, 
 from orchestrator.evaluation.run_report import legend
 from orchestrator.evaluation.scores import from_records, summarise
 from orchestrator.history.chart import sparkline
+from orchestrator.history.curve import finite
 from orchestrator.history.page import run_page
 from orchestrator.history.record import PSNR, Status, thinned
 from orchestrator.history.store import read_history, read_sheet, read_status
@@ -32,7 +33,7 @@ from shards.errors import MissingObjectError, ShardsError
 from shards.store import Store, open_store
 
 _ID = re.compile(r"(?P<job>.+)-[0-9a-f]{10}")
-_TRIAL = re.compile(r".+-[0-9a-f]{10}-t\d{3,}(?:-g\d+)?-[0-9a-f]{10}")
+TRIAL = re.compile(r"(?P<sweep>.+-[0-9a-f]{10})-t\d{3,}(?:-g\d+)?-[0-9a-f]{10}")
 """Id of the run of a sweep's trial."""
 _THREADS = 8
 _POINTS = 16
@@ -69,7 +70,7 @@ def list_runs(storage: str, *, trials: bool = False) -> list[Run]:
     keys: dict[str, list[str]] = defaultdict(list)
     for key in root.list():
         run, _, rest = key.partition("/")
-        if _ID.fullmatch(run) and (trials or not _TRIAL.fullmatch(run)):
+        if _ID.fullmatch(run) and (trials or not TRIAL.fullmatch(run)):
             keys[run].append(rest)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda run: _run(f"{root.uri}/{run}", run, keys[run]), keys))
@@ -83,11 +84,6 @@ def storages() -> list[str]:
         with suppress(OSError, UnicodeDecodeError):
             found[file.read_text().strip().rpartition("/runs/")[0]] = None
     return [storage for storage in found if storage]
-
-
-def local_runs() -> list[str]:
-    """Return the names of the runs that drivers of this project's folder have started."""
-    return sorted(file.parent.name for file in (home() / "runs").glob(f"*/{LOCATION}"))
 
 
 def find_run(name: str) -> str:
@@ -213,13 +209,14 @@ def _of_result(store: Store, folder: str, run: str, job: str) -> Run:
         state="finished",
         step=result["step"],
         total_steps=result["step"],
-        psnr=sum(means) / len(means) if means else None,
+        psnr=finite(sum(means) / len(means)) if means else None,
         seen_unix=result.get("finished_unix"),
     )
 
 
 def _of_checkpoint(store: Store, folder: str, run: str, job: str, name: str) -> Run:
     record = read_record(store, f"checkpoints/{name}.json")
+    psnr = record["metrics"].get(PSNR)
     state = "stopped" if ownership.is_abandoned(store) else "training"
     return replace(
         _NOTHING,
@@ -228,7 +225,7 @@ def _of_checkpoint(store: Store, folder: str, run: str, job: str, name: str) -> 
         folder=folder,
         state=state,
         step=record["step"],
-        psnr=record["metrics"].get(PSNR),
+        psnr=None if psnr is None else finite(psnr),
         seen_unix=record.get("written_unix"),
     )
 

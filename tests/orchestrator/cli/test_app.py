@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -91,6 +94,19 @@ def test_what_pack_needs_is_asked_for() -> None:
     done = mirage("pack", "rain100l", "-o", "x")
     assert done.status == 2
     assert "--root" in done.text
+
+
+def test_runs_are_completed_from_the_home_folder_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "p" / ".mirage" / "runs" / "a-1").mkdir(parents=True)
+    (tmp_path / "p" / ".mirage" / "runs" / "a-1" / "location.txt").touch()
+    (tmp_path / "p" / ".mirage" / "folder" / "runs" / "a-1").mkdir(parents=True)
+    code = (
+        "import sys; from orchestrator.cli.app import complete_run_folder, complete_run_id;"
+        "print(complete_run_id('a'), complete_run_folder('.mirage'), 'torch' in sys.modules)"
+    )
+    home = {**os.environ, "MIRAGE_HOME": str(tmp_path / "p" / ".mirage")}
+    done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['a-1'] ['.mirage/folder/runs/a-1'] False"
 
 
 def test_job_files_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
