@@ -127,7 +127,8 @@ def _sheet(sheet: bytes | None) -> str:
 
 def _curves(history: History) -> str:
     curves = history.curves
-    marks = sorted({process.first_step for process in history.processes[1:]})
+    begun = [process.first_step for process in history.processes[1:]]
+    marks = sorted({*begun, *(step for process in history.processes for step in process.resumed_at)})
     drawn = [
         ("Loss", chart("loss", _named(curves, "loss/"), may_be_log=True, marks=marks)),
         ("Validation PSNR", chart("PSNR [dB]", _named(curves, "val/", "/psnr"), marks=marks)),

@@ -24,6 +24,7 @@ SPEED, WAITING = "perf/images_per_second", "perf/data_wait"
 
 _MAX_NOTES = 200
 _MAX_PROCESSES = 100
+_MAX_RESUMES = 20
 _MAX_TEXT = 600
 _STATUS_POINTS = 32
 _STATUS_NOTES = 5
@@ -143,6 +144,8 @@ class Process:
     last_step: int = 0
     end: str = ""
     """How it ended; empty while it runs."""
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps that its groups of workers resumed from, the newest ones."""
 
     @property
     def seconds(self) -> float:
@@ -227,6 +230,10 @@ class History:
         if state != "finished":
             self._note(self.processes[-1].end, now)
 
+    def score(self, psnr: float) -> None:
+        """Note the average of the whole held-out photographs, infinite where one is restored exactly."""
+        self.final_psnr = finite(psnr)
+
     def add(self, event: Event, now: float) -> None:
         """Take what an event tells. Pictures are not part of the record."""
         self._see(now)
@@ -235,8 +242,9 @@ class History:
                 self._measured(step, metrics)
                 if isinstance(event, events.Progress):
                     self.seconds_left = event.seconds_left
-            case events.CheckpointWritten():
+            case events.CheckpointWritten(step):
                 self.checkpoints += 1
+                self.processes[-1].last_step = max(step, self.processes[-1].last_step)
             case events.WorkersStarted(workers):
                 self.workers = workers
                 self._note(console.text(event), now)
@@ -245,7 +253,11 @@ class History:
             case events.ModelRegistered():
                 self.model = event.words
             case events.Resumed(_, step):
-                self.step = self.processes[-1].first_step = step
+                process, self.step = self.processes[-1], step
+                if not process.last_step:  # else only its workers have started again
+                    process.first_step = process.last_step = step
+                process.resumed_at.append(step)
+                del process.resumed_at[:-_MAX_RESUMES]
                 self._note(console.text(event), now)
             case events.Image() | events.RunFinished() | events.RunStarted() | events.RunStopped():
                 pass

@@ -105,7 +105,7 @@ def publish(
     if recorder is not None:
         if event:
             recorder.add(event)
-        recorder.history.final_psnr = scores[-1].psnr
+        recorder.history.score(scores[-1].psnr)
         recorder.close("finished")
     contents = {
         **pictures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,30 @@ def test_a_process_that_ended_without_a_word_is_named_by_the_next_one() -> None:
         "resumed from checkpoint 000000020-0123456789ab at step 20",
         "failed: a worker died too often",
     ]
+
+
+def test_workers_that_start_again_do_not_move_the_begin_of_their_process() -> None:
+    history = begun()
+    history.add(progress(40), 1.0)
+    history.add(events.Resumed("000000020-0123456789ab", 20), 2.0)
+    history.begin(FACTS, "elsewhere", "1.1", 1, 3.0)
+    for step in (40, 30):
+        history.add(events.Resumed(f"0000000{step}-0123456789ab", step), 4.0)
+    history.add(progress(60), 5.0)
+    assert [(process.first_step, process.last_step) for process in history.processes] == [(0, 40), (40, 60)]
+    assert [process.resumed_at for process in history.processes] == [[20], [40, 30]]
+
+
+@pytest.mark.parametrize("psnr", [math.inf, math.nan, 30.0])
+def test_the_score_of_a_photograph_that_is_restored_exactly_can_be_recorded(
+    tmp_path: Path, psnr: float
+) -> None:
+    store, history = LocalStore(tmp_path), begun()
+    history.score(psnr)
+    history.end("finished", "", 1.0)
+    write_history(store, history)
+    write_status(store, history.status())
+    assert history.status().psnr == (psnr if math.isfinite(psnr) else None)
 
 
 def test_a_clock_that_is_set_back_gives_no_negative_time() -> None:
