@@ -8,6 +8,7 @@ Work that ends within the first seconds prints no line. `orchestrator.cli` insta
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -35,6 +36,11 @@ def show_bars(bars: Bars | None) -> None:
 def shows_bars() -> bool:
     """Return whether progress is shown by bars."""
     return _bars is not None
+
+
+def replaces_lines() -> bool:
+    """Return whether a bar may take the place of lines on standard output: not where that is kept in a file."""
+    return shows_bars() and sys.stdout.isatty()
 
 
 @contextmanager

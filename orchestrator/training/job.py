@@ -26,7 +26,7 @@ from orchestrator.masking import without_password
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.progress import progress, shows_bars
+from orchestrator.progress import progress, replaces_lines
 from orchestrator.records import read_record
 from orchestrator.run_files import RESULT, RUN_TAG, UNPUBLISHED
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
@@ -69,7 +69,7 @@ def run_job(
     `shards.errors`.
     """
     with progress(echo, "training") as (move,):
-        emit = console(echo, job.track.log, job.name, move if shows_bars() else None)
+        emit = console(echo, job.track.log, job.name, move if replaces_lines() else None)
         try:
             with raise_on_stop():
                 return _run(job, emit, in_process, wait, lineage or {})

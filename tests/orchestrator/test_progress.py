@@ -158,6 +158,13 @@ def test_restored_photographs_move_the_bar_by_their_parts(capsys: pytest.Capture
     assert capsys.readouterr().out == "[a].png -> out\nb.png -> out\n"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_replaces_lines_only_where_standard_output_is_a_terminal_too(is_terminal: bool) -> None:
+    with terminal(), mock.patch.object(sys.stdout, "isatty", return_value=is_terminal):
+        assert module.shows_bars()
+        assert module.replaces_lines() == is_terminal
+
+
 @pytest.mark.parametrize("kind", ["dumb", "unknown"])
 def test_a_terminal_that_cannot_draw_has_lines(kind: str) -> None:
     with terminal(kind):
