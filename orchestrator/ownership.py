@@ -198,6 +198,11 @@ class Lease:
         self._thread.start()
 
     @property
+    def key(self) -> str:
+        """Key of the claim."""
+        return self._key
+
+    @property
     def number(self) -> int:
         """Number of the claim; a later owner has a higher one."""
         return _number(self._key)
@@ -253,13 +258,13 @@ def owned(
     what: str,
     echo: Callable[[str], None],
     *,
-    wait: bool = False,
+    wait: bool | None = None,
     on_lost: Callable[[], None] = lambda: None,
 ) -> Iterator[Lease]:
     """Own the folder `store` for the time of the block; `what` names it in messages.
 
-    While another process owns it: raises OwnedError, or waits with `wait`. `on_lost` is called in a thread when another
-    process has taken over.
+    While another process owns it: raises OwnedError, or waits with `wait`; None: the caller has no `--wait` to advise.
+    `on_lost` is called in a thread when another process has taken over.
     """
     key, owner = _acquire(store, what, echo, wait)
     lease = Lease(store, key, owner, what, on_lost)
@@ -269,7 +274,7 @@ def owned(
         lease.release()
 
 
-def _acquire(store: Store, what: str, echo: Callable[[str], None], wait: bool) -> tuple[str, Owner]:
+def _acquire(store: Store, what: str, echo: Callable[[str], None], wait: bool | None) -> tuple[str, Owner]:
     mine, watch, announced = Owner.here(), _Watch(store, what), False
     while True:
         rival = watch.rival()
@@ -281,9 +286,8 @@ def _acquire(store: Store, what: str, echo: Callable[[str], None], wait: bool) -
                 return key, mine
             store.delete(key)
         elif watch.alive and not wait:
-            raise OwnedError(
-                f"{what} belongs to {rival}, which is at work. {rival.commands()}. To wait until it has ended: --wait"
-            )
+            advice = "" if wait is None else " To wait until it has ended: --wait"
+            raise OwnedError(f"{what} belongs to {rival}, which is at work. {rival.commands()}.{advice}")
         elif not announced:
             announced = True
             doing = "waiting until it has ended" if wait else "looking for a sign of life"

@@ -181,7 +181,6 @@ def gc(
     use_local_cluster()
     from orchestrator.errors import PlanError
     from orchestrator.maintenance import garbage_collection
-    from orchestrator.masking import without_password
     from orchestrator.paths import absolute_uri
     from shards.store import LocalStore, open_store
 
@@ -191,9 +190,7 @@ def gc(
     models, registered = _registered_runs(tracking)
     found = garbage_collection.find(store, registered or (), grace_hours=older_than)
     if registered is None:
-        emit_error(
-            f"no model is registered at {without_password(models)}. Name another store with --tracking."
-        )
+        emit_error(_no_registry(models))
     for item in found.garbage:
         emit(f"{item.size:>14,}  {item.key}   {item.why}")
     for note in found.notes:
@@ -228,12 +225,13 @@ def rm(
 ) -> None:
     """Delete a packed dataset, a run or a version of a model. It says what it would delete and asks first.
 
-    Refuses what a running job may use, a run that a registered model comes from, and a version that an alias points to.
+    Refuses what a running job may use, a run that a registered model comes from or whose result waits to be registered,
+    and a version that an alias points to. Jobs that may read a dataset are looked for in its whole bucket, or beside
+    the folders that it is in, and in the storages of this folder's runs; the question says where.
     """
     use_local_cluster()
-    from orchestrator.cluster.local.users import users
     from orchestrator.maintenance import deletion
-    from orchestrator.paths import absolute_uri, home
+    from orchestrator.paths import absolute_uri
     from orchestrator.tracking.uri import resolve_tracking_uri
     from shards.store import open_store
 
@@ -241,13 +239,27 @@ def rm(
         _confirm(what, yes)
         emit(f"deleted {deletion.delete_version(what, resolve_tracking_uri(tracking))}")
         return
-    store = open_store(absolute_uri(what))
-    found = deletion.find(store)
-    storage = open_store(store.uri.rpartition("/")[0])
-    busy = [*map(str, users(home())), *deletion.users_of(found, storage)]
-    _confirm(str(found), yes)
-    deletion.delete(found, _registered_runs(tracking)[1] or (), busy, emit_error)
+    found = deletion.find(open_store(absolute_uri(what)))
+    registered: set[str] = set()
+    if found.kind == "run":
+        models, runs = _registered_runs(tracking)
+        registered = runs or set()
+        if runs is None:
+            emit_error(_no_registry(models))
+    searched = deletion.require_unused(found, registered)
+    where = [f"no job at work was found in {', '.join(searched)}"] if searched else []
+    if yes and where:
+        emit_error(*where)
+    _confirm("\n".join([str(found), *where]), yes)
+    deletion.require_unused(found, registered)  # again: the answer may have taken long
+    deletion.delete(found, emit_error)
     emit(f"deleted {found}")
+
+
+def _no_registry(uri: str) -> str:
+    from orchestrator.masking import without_password
+
+    return f"no model is registered at {without_password(uri)}. Name another store with --tracking."
 
 
 def _confirm(what: str, yes: bool) -> None:

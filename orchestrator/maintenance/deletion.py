@@ -4,7 +4,8 @@
     a run        its result and checkpoint records first, then the tensors that they name
     a version    by MLflow; an alias that points to it keeps it
 
-Only objects with names that MIRAGE writes, directly in the folder, are deleted; datasets and runs below it stay. An
+Only objects with names that MIRAGE writes, directly in the folder, are deleted; datasets and runs below it stay, and
+a folder that has no more than a file of such a name is neither. The reports of a run on this machine go with it. An
 interrupted deletion is continued by the same command.
 """
 
@@ -12,42 +13,54 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext, suppress
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from orchestrator.cluster.local.users import users
 from orchestrator.console import Echo
 from orchestrator.errors import OwnedError, PlanError, RegistryError
 from orchestrator.history.store import FOLDER as HISTORY
 from orchestrator.history.store import REPORT
+from orchestrator.maintenance import run_list
+from orchestrator.maintenance.garbage_collection import NAMES
 from orchestrator.ownership import FOLDER as OWNER
 from orchestrator.ownership import current_owner, owned
+from orchestrator.paths import home
 from orchestrator.progress import progress
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
-from orchestrator.run_files import RESULT
+from orchestrator.run_files import LOCATION, RESULT, UNPUBLISHED
+from shards.errors import StoreError
 from shards.manifest import POINTER
-from shards.store import LocalStore, Store, open_store
+from shards.store import LocalStore, S3Store, Store, open_store
 
-_HEX = "[0-9a-f]{64}"
-_DATASET = (
-    re.escape(POINTER),
-    rf"manifests/{_HEX}\.json\.gz",
-    rf"packing/{_HEX}\.json",
-    rf"shards/{_HEX}\.tar",
-    rf"sources/{_HEX}\.txt",
-)
-_RUN = (
-    re.escape(RESULT),
-    r"checkpoints/[^/]+\.json",
-    re.escape(REPORT),
-    rf"(blobs|weights|initial|ledger|profile|writer|damaged|{HISTORY})/.+",
-    rf"{OWNER}/[^/]+\.json",
-)
+_CLAIM = rf"{OWNER}/\d{{6}}-[0-9a-f]{{32}}\.json"
+_STATUS = rf"{HISTORY}/status\.json"
+_KINDS = {
+    "dataset": (
+        re.escape(POINTER),
+        *(NAMES[kind] for kind in ("manifests", "tables", "packing", "shards", "sources")),
+    ),
+    "run": (
+        *(NAMES[kind] for kind in ("result", "checkpoints")),
+        re.escape(REPORT),
+        *(NAMES[kind] for kind in ("blobs", "weights")),
+        r"initial/[0-9a-f]{64}",
+        r"ledger/\d{4,}/\d+-worker-\d+-of-\d+\.jsonl",
+        r"profile/steps-\d+-to-\d+-[0-9a-f]{8}\.json\.gz",
+        r"writer/(?:\d{6}-){3}[0-9a-f]{32}\.json",
+        r"damaged/(?:\d+|result)-[0-9a-f]{12}\.json",
+        rf"{_STATUS}|{HISTORY}/(?:history\.json|sheet)",
+        _CLAIM,
+    ),
+}
 """Patterns of keys, in the order of deletion."""
-_KINDS = {"dataset": _DATASET, "run": _RUN}
-_RUN_KEY = re.compile(rf"(?P<run>(?:.*/)?(?:runs|proofs)/[^/]+(?:/[^/]+)?)/{OWNER}/[^/]+\.json")
+_AT_WORK = re.compile(rf"(?P<folder>(?:.*/)?(?:(?:runs|sweeps)/[^/]+|proofs/[^/]+/[^/]+))/{_CLAIM}")
+_AT_WORK_HERE = [f"{kind}/{OWNER}/*.json" for kind in ("runs/*", "sweeps/*", "proofs/*/*")]
+"""The same in a folder of this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,57 +72,200 @@ class Deletion:
     """`dataset` or `run`."""
     keys: tuple[str, ...]
     bytes: int
+    reports: Path | None
+    """Folder on this machine with the reports of the run, if there is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: a run's id."""
+        return self.store.uri.rpartition("/")[2]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.store.uri}: {len(self.keys):,} objects, {self.bytes:,} bytes"
+        reports = f", and its reports in {self.reports}" if self.reports else ""
+        return f"{self.kind} {self.store.uri}: {len(self.keys):,} objects, {self.bytes:,} bytes{reports}"
 
 
 def find(store: Store) -> Deletion:
     """Return what the deletion of the dataset or the run in `store` deletes. Raises PlanError if it is neither."""
     listed = store.list()
-    for kind, patterns in _KINDS.items():
-        ordered = [key for pattern in patterns for key in sorted(listed) if re.fullmatch(pattern, key)]
-        if any(not key.startswith(f"{OWNER}/") for key in ordered):
-            return Deletion(store, kind, tuple(ordered), sum(store.stat(key).size for key in ordered))
+    for kind, is_one in (("dataset", _is_dataset), ("run", _is_run)):
+        keys = _ordered(kind, listed)
+        if is_one(keys, listed):
+            reports = _reports(store) if kind == "run" else None
+            return Deletion(store, kind, tuple(keys), sum(store.stat(key).size for key in keys), reports)
     raise PlanError(
         f"{store.uri} is neither a packed dataset nor a run. To see what is there: mirage gc {store.uri}"
     )
 
 
-def users_of(deletion: Deletion, storage: Store) -> list[str]:
-    """Return the runs in `storage` that are at work and may read the dataset."""
-    if deletion.kind != "dataset":
-        return []
-    runs = {found["run"] for key in storage.list() if (found := _RUN_KEY.fullmatch(key))}
-    owners = {run: current_owner(open_store(f"{storage.uri}/{run}")) for run in sorted(runs)}
-    return [f"run {run}: {owner}. {owner.commands()}" for run, owner in owners.items() if owner]
+def _ordered(kind: str, listed: Iterable[str]) -> list[str]:
+    return [key for pattern in _KINDS[kind] for key in sorted(listed) if re.fullmatch(pattern, key)]
 
 
-def delete(deletion: Deletion, registered_runs: Collection[str], busy: Sequence[str], echo: Echo) -> None:
-    """Delete the objects. Raises PlanError for the run of a registered model, OwnedError for what is in use."""
-    store, name = deletion.store, deletion.store.uri.rpartition("/")[2]
-    if deletion.kind == "run" and name in registered_runs:
-        raise PlanError(
-            f"{store.uri}: a registered model comes from this run. Delete the version first: mirage rm models:/NAME/N"
-        )
+def _is_dataset(keys: Sequence[str], listed: Sequence[str]) -> bool:
+    """Return whether one of the keys can be of nothing but a dataset; others may have a file called `manifest`."""
+    return any(key != POINTER for key in keys)
+
+
+def _is_run(keys: Sequence[str], listed: Sequence[str]) -> bool:
+    """Return whether the keys can be of nothing but a run, or of one whose deletion was interrupted."""
+    named = {kind: any(re.fullmatch(NAMES[kind], key) for key in keys) for kind in ("checkpoints", "weights")}
+    claims = sum(bool(re.fullmatch(_CLAIM, key)) for key in keys)
+    return (
+        named["checkpoints"]
+        or any(re.fullmatch(_STATUS, key) for key in keys)
+        or (RESULT in keys and named["weights"])
+        or (claims > 0 and (len(keys) > claims or len(keys) == len(listed)))
+    )
+
+
+def _reports(store: Store) -> Path | None:
+    """Return the folder on this machine of the run in `store`, unless it belongs to a run of the same id elsewhere."""
+    folder = home() / "runs" / store.uri.rpartition("/")[2]
+    if not folder.is_dir() or (isinstance(store, LocalStore) and folder.samefile(store.root)):
+        return None
+    with suppress(OSError, UnicodeDecodeError, StoreError):
+        if not _is_same(store, open_store((folder / LOCATION).read_text().strip())):
+            return None
+    return folder
+
+
+def _is_same(one: Store, other: Store) -> bool:
+    if isinstance(one, LocalStore) and isinstance(other, LocalStore):
+        return os.path.realpath(one.root) == os.path.realpath(other.root)
+    return one.uri == other.uri
+
+
+# --- what is in use --------------------------------------------------------------------------------------------
+
+
+def require_unused(deletion: Deletion, registered_runs: Collection[str]) -> list[str]:
+    """Return the storages that were searched for jobs at work that may read the dataset, in words.
+
+    Raises OwnedError if there is one, and PlanError for a run that is registered or waits to be.
+    """
+    store, busy, searched = deletion.store, list[str](), list[str]()
+    if deletion.kind == "run":
+        if deletion.name in registered_runs:
+            raise PlanError(
+                f"{store.uri}: a registered model comes from this run. Delete the version first: mirage rm "
+                "models:/NAME/N"
+            )
+        if deletion.reports and (deletion.reports / UNPUBLISHED).exists():
+            raise PlanError(
+                f"{store.uri}: the result of this run waits to be registered. Register it first: mirage sync. Or "
+                f"delete {deletion.reports / UNPUBLISHED}"
+            )
+        busy = _at_work(_sweep_of(deletion))
+    else:
+        busy = [str(user) for user in users(home())]
+        for uri, folders in _storages(store):
+            try:
+                busy += _at_work(folders)
+                searched.append(uri)
+            except StoreError as error:
+                searched.append(f"{uri} (left out: {error})")
     if busy:
-        raise OwnedError("\n".join([f"{store.uri} may be in use:", *busy, "Stop it first."]))
-    what = f"{deletion.kind} {name}"
-    claim = owned(store, what, echo) if deletion.kind == "run" else nullcontext()
-    with claim, progress(echo, "deleting") as (advance,):
-        for number, key in enumerate(deletion.keys, 1):
-            store.delete(key)
-            advance(number, len(deletion.keys), key)
-    for key in store.list(f"{OWNER}/"):
-        store.delete(key)
-    if isinstance(store, LocalStore):
-        _delete_empty_folders(store.root)
+        raise OwnedError("\n".join([f"{store.uri} may be in use:", *dict.fromkeys(busy), "Stop it first."]))
+    return searched
 
 
-def _delete_empty_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root, topdown=False):
+def _at_work(folders: Iterable[str]) -> list[str]:
+    owners = {folder: current_owner(open_store(folder)) for folder in dict.fromkeys(folders)}
+    return [f"{folder}: {owner}. {owner.commands()}" for folder, owner in owners.items() if owner]
+
+
+def _sweep_of(deletion: Deletion) -> list[str]:
+    """Return the folder of the sweep that the run is a trial of, if it is one."""
+    trial = run_list.TRIAL.fullmatch(deletion.name)
+    storage = deletion.store.uri.rpartition("/")[0].rpartition("/")[0]
+    return [f"{storage}/sweeps/{trial['sweep']}"] if trial else []
+
+
+def _storages(store: Store) -> Iterator[tuple[str, Iterator[str]]]:
+    """Yield where runs may be that read the dataset in `store`, each with the folders that have claims.
+
+    That is everything in its bucket, or, on this machine, beside each of the folders that it is in and one level
+    below; and the storages of the runs that were started in this project.
+    """
+    bucket = f"s3://{store.bucket}" if isinstance(store, S3Store) else ""
+    if bucket:
+        yield bucket, _claimed_above(store.uri, bucket)
+    elif isinstance(store, LocalStore):
+        for folder in store.root.absolute().parents[:-1]:  # without that of the whole machine
+            yield str(folder), _claimed_here(folder, ("", "*/"))
+    for uri in run_list.storages():
+        if "://" not in uri:
+            yield uri, _claimed_here(Path(uri), ("",))
+        elif not bucket or not f"{uri}/".startswith(f"{bucket}/"):
+            yield uri, _claimed(uri)
+
+
+def _claimed_above(uri: str, bucket: str) -> Iterator[str]:
+    """Yield the folders with claims of the bucket, or of the highest folder of `uri` that may be listed."""
+    above = [uri]
+    while above[-1] != bucket:
+        above.append(above[-1].rpartition("/")[0])
+    while True:
+        try:
+            yield from _claimed(above.pop())
+            return
+        except StoreError:
+            if not above:
+                raise
+
+
+def _claimed(uri: str) -> Iterator[str]:
+    for key in open_store(uri).list():
+        if found := _AT_WORK.fullmatch(key):
+            yield f"{uri}/{found['folder']}"
+
+
+def _claimed_here(folder: Path, prefixes: Iterable[str]) -> Iterator[str]:
+    for prefix in prefixes:
+        for pattern in _AT_WORK_HERE:
+            for claim in folder.glob(prefix + pattern):
+                yield str(claim.parent.parent)
+
+
+# --- deletion --------------------------------------------------------------------------------------------------
+
+
+def delete(deletion: Deletion, echo: Echo) -> None:
+    """Delete the objects. Raises OwnedError for a run that is at work."""
+    store = deletion.store
+    if deletion.kind == "run":
+        with owned(store, f"run {deletion.name}", echo) as claim:
+            keys = _ordered("run", store.list())
+            _delete(deletion, [key for key in keys if not (_is_claim(key) and key >= claim.key)], echo)
+            if deletion.reports:
+                shutil.rmtree(deletion.reports, ignore_errors=True)
+        store.delete(claim.key)  # those of others are never deleted: a driver may have just taken the run
+    else:
+        _delete(deletion, _ordered("dataset", store.list()), echo)
+    _delete_empty_folders(store, _KINDS[deletion.kind])
+
+
+def _is_claim(key: str) -> bool:
+    return re.fullmatch(_CLAIM, key) is not None
+
+
+def _delete(deletion: Deletion, keys: Sequence[str], echo: Echo) -> None:
+    with progress(echo, "deleting") as (advance,):
+        for number, key in enumerate(keys, 1):
+            deletion.store.delete(key)
+            advance(number, len(keys), key)
+    _delete_empty_folders(deletion.store, keys)
+
+
+def _delete_empty_folders(store: Store, keys: Iterable[str]) -> None:
+    """Delete the folders of these keys, or of patterns of keys, where they are empty."""
+    if not isinstance(store, LocalStore):
+        return
+    folders = {parent for key in keys for parent in PurePosixPath(key).parents}
+    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
         with suppress(OSError):  # it holds something else
-            os.rmdir(folder)
+            (store.root / folder).rmdir()
 
 
 def delete_version(model: str, tracking_uri: str) -> str:

@@ -38,7 +38,7 @@ from shards.store import Store, open_store
 GRACE_HOURS = 24.0
 
 _HEX = "[0-9a-f]{64}"
-_NAMES = {
+NAMES = {
     "shards": rf"shards/{_HEX}\.tar",
     "sources": rf"sources/{_HEX}\.txt",
     "packing": rf"packing/{_HEX}\.json",
@@ -49,8 +49,9 @@ _NAMES = {
     "checkpoints": r"checkpoints/\d+-[0-9a-f]{12}\.json",
     "result": re.escape(RESULT),
 }
+"""Patterns of the keys of objects, below the folder of their dataset or run."""
 _KEY = re.compile(
-    r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _NAMES.items()) + ")"
+    r"(?P<root>(?:.*/)?)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in NAMES.items()) + ")"
 )
 _PROOF = re.compile(
     rf"(?:.*/)?{PROOFS_FOLDER}/[^/]+-[0-9a-f]{{10}}--?\d+-\d+/"
@@ -93,7 +94,7 @@ def find(
         if proof is not None:
             proofs.setdefault(key[: -len(proof["rest"])], []).append(key)
         elif found is not None:
-            kind = next(kind for kind in _NAMES if found[kind] is not None)
+            kind = next(kind for kind in NAMES if found[kind] is not None)
             roots.setdefault(found["root"], {}).setdefault(kind, []).append(key)
     folders: list[tuple[str, Callable[[], Iterable[tuple[str, str]]]]] = [
         *(

@@ -123,7 +123,7 @@ def test_a_second_driver_hears_at_once_who_owns_the_run_and_how_to_watch_or_stop
     folder: LocalStore, other_process: subprocess.Popen[bytes]
 ) -> None:
     claim(folder, replace(owner_of(other_process.pid), submission="raysubmit_42"))
-    with pytest.raises(OwnedError) as error, owned(folder, "run r", print):
+    with pytest.raises(OwnedError) as error, owned(folder, "run r", print, wait=False):
         pass
     told = str(error.value)
     for needed in (
@@ -134,6 +134,9 @@ def test_a_second_driver_hears_at_once_who_owns_the_run_and_how_to_watch_or_stop
         "--wait",
     ):
         assert needed in told
+    with pytest.raises(OwnedError) as error, owned(folder, "run r", print):
+        pass
+    assert "--wait" not in str(error.value), "the caller has no such option"
 
 
 def test_an_owner_of_this_machine_that_was_killed_is_replaced_at_once(
