@@ -15,6 +15,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -227,7 +228,8 @@ def _fingerprint(offset: int, pixels: NDArray[np.uint8]) -> tuple[object, ...]:
 def _load(path: Path) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(path)
-        os.utime(path)
+        with suppress(OSError):  # of another user, or deleted in the meantime
+            os.utime(path)
         return found if found.dtype == FINGERPRINT and found.ndim == 1 else np.zeros(0, FINGERPRINT)
     except (OSError, ValueError, EOFError):  # not there, or damaged
         return np.zeros(0, FINGERPRINT)
@@ -243,8 +245,9 @@ def _save(path: Path, prints: NDArray[Any]) -> None:
 def _forget_unused(folder: Path) -> None:
     """Delete fingerprints that nobody used for long."""
     for path in folder.glob("*.npy"):
-        if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of another user, or deleted by another audit
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                path.unlink()
 
 
 def _grey(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -45,7 +45,7 @@ class ShardCache:
         self._evicted = str(self.folder / "evicted")  # its modification time is that of the last eviction
         self._fetches_until_count = 0
         # What this process knows already: to open a shard takes less time than to join a path or to read a mark.
-        self._paths: dict[tuple[str, str], Path] = {}
+        self._paths: dict[tuple[str, str, str], Path] = {}
         self._verified: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[ShardCache], tuple[Path, int]]:
@@ -56,7 +56,7 @@ class ShardCache:
 
         Raises StoreError when the shard is larger than the cache, CorruptObjectError when it is damaged.
         """
-        place = store.uri, shard.key
+        place = store.uri, shard.key, shard.sha256
         path = self._paths.get(place)
         if path is None:
             path = self._paths[place] = (

@@ -2,7 +2,8 @@
 
 A fact about a file, such as its sha256, is kept with the file's size, modification time and change time, and counts
 while all three stay the same. Users can set the modification time and only the kernel sets the change time, so this
-notices more than git and rsync do. Facts are kept in an SQLite database in batches: a killed process loses one batch.
+notices more than git and rsync do. Facts are kept in an SQLite database in batches: a killed process loses one batch,
+which ends after so many files or bytes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 from shards.errors import PackError
 
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _READERS = 8
 _BATCH = 256
+_BATCH_BYTES = 4 << 30
 _PART = 32
 """Files that a thread takes at a time: to hand over one takes longer than to ask for its time."""
 _SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system: a younger file may change without a new time
@@ -35,6 +39,16 @@ CREATE TABLE IF NOT EXISTS facts (
 """
 
 _Row = tuple[str, bytes, int, int, int, str, int]
+T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class _Fact(NamedTuple, Generic[T]):
+    """A fact as it is kept, and what it says."""
+
+    row: _Row
+    value: T
 
 
 class FileRecords:
@@ -48,43 +62,73 @@ class FileRecords:
         self._today = int(time.time() // _DAY_SECONDS)
 
     def recall(
-        self, kind: str, files: Sequence[Path], read: Callable[[Path], str]
-    ) -> Iterator[str | PackError]:
-        """Yield a fact about each file: the kept one, or what `read` returns or raises, in several threads."""
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="raw-files") as readers:
-            for start in range(0, len(files), _BATCH):
-                batch = files[start : start + _BATCH]
-                paths = [os.fsencode(os.path.abspath(file)) for file in batch]
-                known = self._load(kind, paths)
-                pairs = list(zip(batch, paths, strict=True))
-                parts = [pairs[i : i + _PART] for i in range(0, len(pairs), _PART)]
-                found = readers.map(
-                    lambda part, known=known: [
-                        self._fact(kind, file, path, known.get(path), read) for file, path in part
-                    ],
-                    parts,
-                )
-                rows = [row for part in found for row in part]
-                self._save([row for row in rows if isinstance(row, tuple) and row != known.get(row[1])])
-                yield from (row[5] if isinstance(row, tuple) else row for row in rows)
+        self, kind: str, files: Sequence[Path], read: Callable[[Path], str], parse: Callable[[str], T]
+    ) -> Iterator[T | PackError]:
+        """Yield a fact about each file: the kept one, or what `read` returns or raises, in several threads.
 
-    def _fact(
-        self, kind: str, file: Path, path: bytes, known: _Row | None, read: Callable[[Path], str]
-    ) -> _Row | PackError:
-        """Return the row of a file; its day is -1 when the file may still change without a new time."""
-        now = time.time_ns()
+        It is given as `parse` returns it; a kept one for which `parse` raises an error is read again. Another way to
+        read a file needs another `kind`.
+        """
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="raw-files") as readers:
+
+            def in_parts(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
+                # Each thread has a part of a small batch.
+                size = max(1, min(_PART, -(-len(items) // _READERS)))
+                parts = [items[i : i + size] for i in range(0, len(items), size)]
+                return [one for part in readers.map(lambda part: list(map(do, part)), parts) for one in part]
+
+            for start in range(0, len(files), _BATCH):
+                batch = [(file, os.fsencode(os.path.abspath(file))) for file in files[start : start + _BATCH]]
+                known = self._load(kind, [path for _, path in batch])
+                found = in_parts(partial(self._kept, known, parse), batch)
+                kept = [one.row for one in found if isinstance(one, _Fact)]
+                self._save([row for row in kept if row != known[row[1]]])
+                unread = [(place, one) for place, one in enumerate(found) if isinstance(one, int)]
+                for group in _groups(unread):
+                    files_of_group = [batch[place] for place, _ in group]
+                    fresh = in_parts(partial(self._fresh, kind, read, parse), files_of_group)
+                    self._save([one.row for one in fresh if isinstance(one, _Fact)])
+                    for (place, _), new in zip(group, fresh, strict=True):
+                        found[place] = new
+                for one in found:
+                    assert not isinstance(one, int), "all of them were read"
+                    yield one.value if isinstance(one, _Fact) else one
+
+    def _kept(
+        self, known: Mapping[bytes, _Row], parse: Callable[[str], T], named: tuple[Path, bytes]
+    ) -> _Fact[T] | PackError | int:
+        """Return the kept fact about a file, or the size of one that has to be read."""
+        file, path = named
         try:
             stat = os.stat(file)
         except OSError as error:
             return PackError(f"{file}: cannot be read ({error.strerror}).")
-        stamp = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-        if known is not None and known[2:5] == stamp:
-            return (*known[:6], self._today)
-        settled = now - max(stamp[1:]) > _SETTLED_NS
+        row = known.get(path)
+        if row is not None and row[2:5] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns):
+            with suppress(ValueError, TypeError, LookupError):  # written by other code
+                return _Fact((*row[:6], self._today), parse(row[5]))
+        return stat.st_size
+
+    def _fresh(
+        self,
+        kind: str,
+        read: Callable[[Path], str],
+        parse: Callable[[str], T],
+        named: tuple[Path, bytes],
+    ) -> _Fact[T] | PackError:
+        """Read a file; the day of its row is -1 when it may still change without a new time."""
+        file, path = named
+        now = time.time_ns()
         try:
-            return (kind, path, *stamp, read(file), self._today if settled else -1)
+            stat = os.stat(file)
+            stamp = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+            fact = read(file)
+        except OSError as error:
+            return PackError(f"{file}: cannot be read ({error.strerror}).")
         except PackError as error:
             return error
+        settled = now - max(stamp[1:]) > _SETTLED_NS
+        return _Fact((kind, path, *stamp, fact, self._today if settled else -1), parse(fact))
 
     @cached_property
     def _database(self) -> sqlite3.Connection | None:
@@ -130,4 +174,24 @@ class FileRecords:
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
-        log.warning("%s cannot be used (%s): raw files are read again. Delete it.", self._path, error)
+        """Say once that the database cannot be used, and do without it."""
+        self.__dict__["_database"] = None
+        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+        log.warning(
+            "%s cannot be used (%s): raw files are read again.%s",
+            self._path,
+            error,
+            " Delete it." if damaged else "",
+        )
+
+
+def _groups(unread: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield files, each with its size, in groups that end where they have enough bytes: each is saved at once."""
+    group: list[tuple[int, int]] = []
+    for item in unread:
+        group.append(item)
+        if sum(size for _, size in group) >= _BATCH_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group

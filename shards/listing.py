@@ -21,6 +21,7 @@ from shards.progress import ProgressCallback
 from shards.store import Store
 from shards.store.checked import read_named
 
+_FACT = re.compile("([0-9]+) ([0-9a-f]{64})")
 _LINE = re.compile(rb"([^\0]+)\0(\d+)\0([0-9a-f]{64})\n")
 
 
@@ -40,11 +41,13 @@ def list_files(
 ) -> bytes:
     """Return the listing of `files` (name to file); read those once that `records` does not know. Raises PackError."""
     names, lines = sorted(files), []
-    measured = (records or FileRecords()).recall("sha256", [files[name] for name in names], _measured)
+    measured = (records or FileRecords()).recall(
+        "sha256", [files[name] for name in names], _measured, _parsed
+    )
     for name, found in zip(names, measured, strict=True):
         if isinstance(found, PackError):
             raise found
-        size, digest = found.split()
+        size, digest = found
         lines.append(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
         if on_progress is not None:
             on_progress(len(lines), len(names), name)
@@ -64,6 +67,14 @@ def list_folder(
 def _measured(path: Path) -> str:
     size, digest = measure(path)
     return f"{size} {digest}"
+
+
+def _parsed(fact: str) -> tuple[int, str]:
+    """Return what `_measured` wrote down. Raises ValueError for another text."""
+    found = _FACT.fullmatch(fact)
+    if found is None:
+        raise ValueError(fact)
+    return int(found[1]), found[2]
 
 
 def measure(path: Path) -> tuple[int, str]:

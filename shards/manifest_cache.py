@@ -25,6 +25,8 @@ _UNUSED_SECONDS = 30 * 24 * 3600
 """How long a manifest is kept after its last use."""
 _ABANDONED_SECONDS = 24 * 3600
 _ABOUT = "about.json"
+_FORMAT = [1, {name: str(dtype.descr) for name, dtype in TYPES.items()}]
+"""What the files hold: another number for what the types do not tell, such as another check before they are written."""
 
 
 def load(
@@ -66,6 +68,7 @@ def _described(folder: Path, head: dict[str, Any], columns: Columns) -> tuple[di
         **head,
         **{key: getattr(columns, key) for key in ("kinds", "sources", "encodings", "counts")},
         "files": _stamps(folder),
+        "format": _FORMAT,
     }
     for name in TYPES:
         with (folder / f"{name}.bin").open("rb") as file:
@@ -81,7 +84,7 @@ def _kept(folder: Path) -> tuple[dict[str, Any], Columns] | None:
     """Return what the files of a folder hold; None if there are none, or if they have changed."""
     try:
         about = json.loads((folder / _ABOUT).read_bytes())
-        if about.pop("files") != _stamps(folder):
+        if about.pop("format") != _FORMAT or about.pop("files") != _stamps(folder):
             return None
         with suppress(OSError):  # a folder of another user
             os.utime(folder / _ABOUT)  # when it was used last
@@ -91,7 +94,7 @@ def _kept(folder: Path) -> tuple[dict[str, Any], Columns] | None:
         names: dict[str, Any] = {key: tuple(about.pop(key)) for key in ("sources", "encodings", "counts")}
         kinds = tuple((split, degradation) for split, degradation in about.pop("kinds"))
         columns = Columns(**arrays, **names, kinds=kinds)
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return about, columns
 
@@ -107,7 +110,7 @@ def _tidy(folder: Path) -> None:
     for path in folder.iterdir():
         limit = _ABANDONED_SECONDS if path.name.startswith(TEMPORARY) else _UNUSED_SECONDS
         about = path / _ABOUT
-        with suppress(FileNotFoundError):  # another process was faster
+        with suppress(OSError):  # another process was faster, or it is of another user
             used = (about if about.exists() else path).stat().st_mtime
             if time.time() - used > limit:
                 shutil.rmtree(path, ignore_errors=True)

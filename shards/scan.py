@@ -25,6 +25,8 @@ ENCODINGS = (*tiles.CODECS, "original")
 """`fast` and `compact` are lossless tiles, `original` keeps the bytes of the source files."""
 
 JPEG = "JPEG"
+_KIND = "header-2"
+"""Kind of the remembered headers; another number for each way to read or check them."""
 _READERS = 8
 _BYTES_PER_PIXEL = {"fast": 1.6, "compact": 1.1}  # rough average for photographs, to plan shards
 
@@ -74,7 +76,7 @@ def scan_source(
     images = dict.fromkeys(image for pair in pairs for image in _images(pair))
     infos: dict[SourceImage, ImageInfo] = {}
     files = [image.file for image in images if image.file is not None]
-    headers = (records or FileRecords()).recall("header", files, _header)
+    headers = (records or FileRecords()).recall(_KIND, files, _header, _parsed)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="scan") as readers:
         made = (image for image in images if image.file is None)
         computed = readers.map(lambda image: _computed_info(image, encoding), made)
@@ -149,6 +151,13 @@ def check_pairs(pairs: Iterable[Pair]) -> None:
         if key in seen:
             raise PackError(f"pair {pair.id!r} ({pair.degradation}) comes twice; ids must be unique.")
         seen.add(key)
+        try:
+            pair.id.encode()
+        except UnicodeEncodeError as error:
+            named = (pair.degraded or pair.clean).name
+            raise PackError(
+                f"pair {pair.id!r}: the name of its file {named!r} is not UTF-8. Rename the file."
+            ) from error
 
 
 def _images(pair: Pair) -> list[SourceImage]:
@@ -165,11 +174,12 @@ def _computed_info(image: SourceImage, encoding: str) -> ImageInfo:
     return ImageInfo(height, width, int(height * width * _BYTES_PER_PIXEL[encoding]))
 
 
-def _file_info(image: SourceImage, found: str | PackError, encoding: str, keep_jpeg: bool) -> ImageInfo:
+def _file_info(
+    image: SourceImage, found: tuple[ImageHeader, int] | PackError, encoding: str, keep_jpeg: bool
+) -> ImageInfo:
     if isinstance(found, PackError):
         return _unreadable(found)
-    *fields, size = json.loads(found)
-    header = ImageHeader(*fields)
+    header, size = found
     height, width = header.height, header.width
     if encoding == "original":
         return ImageInfo(height, width, size)
@@ -186,6 +196,15 @@ def _unreadable(error: PackError) -> ImageInfo:
 def _header(file: Path) -> str:
     """Return the header and the size of a file as JSON."""
     return json.dumps([*astuple(read_header(file)), file.stat().st_size])
+
+
+def _parsed(fact: str) -> tuple[ImageHeader, int]:
+    """Return what `_header` wrote down. Raises ValueError or TypeError for another text."""
+    *fields, size = json.loads(fact)
+    header = ImageHeader(*fields)
+    if [type(one) for one in (*fields, size)] != [int, int, str, str, bool, int]:
+        raise TypeError(fact)
+    return header, size
 
 
 def _pair_problems(pair: Pair, infos: dict[SourceImage, ImageInfo]) -> Iterator[tuple[str, str]]:

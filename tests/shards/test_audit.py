@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from shards import audit as audit_module
 from shards.audit import audit
 from shards.cache import ShardCache
 from shards.dataset import Dataset
@@ -128,6 +131,10 @@ def test_files_of_16_bits_and_with_alpha_are_compared_too(tmp_path: Path):
     assert pair.exact
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "not permitted")
+
+
 def test_photographs_that_did_not_change_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for number, picture in enumerate(scenes(8)):
         save(tmp_path / "raw" / f"{number}.png", picture)
@@ -146,6 +153,12 @@ def test_photographs_that_did_not_change_are_not_read_again(tmp_path: Path, monk
     )
     assert list(audit(Dataset([str(tmp_path / "s")], cache), cache)) == first
     assert read == []
+    with monkeypatch.context() as patched:  # the folder is of another user, or another audit deletes in it
+        patched.setattr(os, "utime", refuse)
+        patched.setattr(Path, "unlink", refuse)
+        patched.setattr(audit_module, "_KEPT_SECONDS", -1)
+        audit_module._forget_unused(kept.parent)
+        assert len(audit_module._load(kept)) > 0
     kept.write_bytes(kept.read_bytes()[:-7])  # as after a full disk
     assert list(audit(Dataset([str(tmp_path / "s")], cache), cache)) == first
     assert 0 < len(read) < 16

@@ -228,3 +228,12 @@ def test_processes_that_are_killed_while_they_fetch_leave_a_sound_cache(remote, 
     for shard in published.shards:
         assert hashlib.sha256(cache.path(remote, shard).read_bytes()).hexdigest() == shard.sha256
     assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= room
+
+
+def test_another_shard_under_the_same_key_is_another_file(remote, published, cache):
+    first, second = published.shards[:2]
+    cache.path(remote, first)
+    content = remote.read(second.key)
+    remote.delete(first.key)
+    remote.write(first.key, content)
+    assert cache.path(remote, replace(second, key=first.key)).name == f"{second.sha256}.tar"

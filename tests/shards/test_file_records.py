@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import file_records
+from shards import file_records, listing, scan
 from shards.errors import PackError
 from shards.file_records import FileRecords
 from shards.listing import list_files, measure
@@ -41,7 +45,7 @@ class Reads:
 
 def recalled(records: FileRecords, files: list[Path]) -> tuple[list[object], list[str]]:
     reads = Reads()
-    found = list(records.recall("text", files, reads))
+    found = list(records.recall("text", files, reads, str))
     return found, sorted(reads.files)
 
 
@@ -101,9 +105,64 @@ def test_a_file_that_changed_is_read_again(files: list[Path], tmp_path: Path, ho
 def test_a_file_that_may_still_change_within_a_tick_of_the_clock_is_not_remembered(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(file_records, "_SETTLED_NS", 2 * 10**9)
+    monkeypatch.setattr(file_records, "_SETTLED_NS", 10**18)
     for _ in range(2):
         assert recalled(FileRecords(tmp_path / "db"), files)[1] == [path.name for path in files]
+
+
+def test_a_fact_that_does_not_parse_is_read_again(files: list[Path], tmp_path: Path):
+    written: list[Path] = []
+
+    def read(path: Path) -> str:
+        written.append(path)
+        return "[1]"
+
+    list(FileRecords(tmp_path / "db").recall("n", files, lambda _: "no list", str))
+    for _ in range(2):
+        found = FileRecords(tmp_path / "db").recall("n", files, read, lambda fact: json.loads(fact)[0])
+        assert list(found) == [1] * len(files)
+    assert sorted(written) == files
+
+
+@pytest.mark.parametrize("fact", [None, "", "{}", "[1]", "[1, 2, 3, 4, 5, 6]", "5 abc", '"text"'])
+def test_headers_and_digests_are_parsed_or_refused(fact: str | None):
+    for parse in (scan._parsed, listing._parsed):
+        with pytest.raises((ValueError, TypeError)):
+            parse(fact)  # type: ignore[arg-type]
+
+
+def test_few_files_are_read_side_by_side(tmp_path: Path):
+    files = [tmp_path / f"{number}" for number in range(file_records._READERS)]
+    for path in files:
+        path.touch()
+    together = threading.Barrier(len(files), timeout=60)
+    assert len(list(FileRecords().recall("n", files, lambda _: f"{together.wait()}", int))) == len(files)
+
+
+def test_large_files_are_kept_before_a_batch_ends(files: list[Path], tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(file_records, "_BATCH_BYTES", 1)
+
+    def read(path: Path) -> str:
+        if path == files[3]:
+            raise KeyboardInterrupt
+        return path.read_text()
+
+    with pytest.raises(KeyboardInterrupt):
+        list(FileRecords(tmp_path / "db").recall("text", files, read, str))
+    assert recalled(FileRecords(tmp_path / "db"), files)[1] == [path.name for path in files[3:]]
+
+
+def test_a_locked_database_is_said_once_and_not_to_be_deleted(files: list[Path], tmp_path: Path, caplog):
+    recalled(FileRecords(tmp_path / "db"), files)
+    records = FileRecords(tmp_path / "db")
+    assert records._database is not None
+    records._database.execute("PRAGMA busy_timeout = 0")
+    with closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for _ in range(2):
+            assert recalled(records, files)[0] == [path.read_text() for path in files]
+    assert caplog.text.count("database is locked") == 1
+    assert "Delete" not in caplog.text
 
 
 def test_an_error_is_not_remembered(files: list[Path], tmp_path: Path):
@@ -121,7 +180,7 @@ def test_facts_of_two_kinds_and_names_of_any_bytes_are_apart(tmp_path: Path):
         path.write_text(f"{number}")
     for kind in ("one", "two"):
         records = FileRecords(tmp_path / "db")
-        assert list(records.recall(kind, odd, lambda path, kind=kind: kind + path.read_text())) == [
+        assert list(records.recall(kind, odd, lambda path, kind=kind: kind + path.read_text(), str)) == [
             f"{kind}{number}" for number in range(3)
         ]
 
@@ -132,6 +191,7 @@ def test_records_that_cannot_be_used_are_a_warning(files: list[Path], tmp_path: 
     database.mkdir() if damage is None else database.write_bytes(damage)
     assert recalled(FileRecords(database), files)[0] == [path.read_text() for path in files]
     assert f"{database} cannot be used" in caplog.text
+    assert ("Delete it" in caplog.text) == (damage is not None)
 
 
 def test_facts_that_nobody_used_for_long_are_deleted(files: list[Path], tmp_path: Path):
@@ -150,7 +210,7 @@ def _read_until_killed(database: Path, files: list[Path], last: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return path.read_text()
 
-    list(FileRecords(database).recall("text", files, read))
+    list(FileRecords(database).recall("text", files, read, str))
 
 
 def test_what_was_read_before_a_kill_is_not_read_again(tmp_path: Path):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from shards.errors import CorruptObjectError
+from shards.errors import CorruptObjectError, PackError
 from shards.listing import ListedFile, digest_of, list_files, listing_key, read_listing
 from shards.manifest import Manifest
 from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS
 from shards.sources import FolderSource, PairsSource, PhotographSource
-from shards.store import open_store
+from shards.store import LocalStore, open_store
 
 
 def test_a_dataset_lists_every_raw_file_with_its_digest(packed: tuple[str, Manifest], photographs: Path):
@@ -66,3 +67,15 @@ def test_a_changed_listing_is_refused(photographs: Path, tmp_path: Path):
     path.write_bytes(path.read_bytes().replace(b"coffee", b"toffee"))
     with pytest.raises(CorruptObjectError, match="does not match its sha256"):
         read_listing(store, digest)
+
+
+def test_a_file_name_that_is_not_utf8_is_named_before_anything_is_packed(photographs: Path, tmp_path: Path):
+    picture = next(photographs.glob("*.png"))
+    for side in ("degraded", "clean"):
+        (tmp_path / side).mkdir()
+        shutil.copy(picture, tmp_path / side / os.fsdecode(b"a\xff.png"))
+    source = PairsSource(tmp_path, "degraded/{name}.png", "clean/{name}.png", "rain")
+    store = LocalStore(tmp_path / "store")
+    with pytest.raises(PackError, match=r"a\\udcff\.png' is not UTF-8\. Rename the file"):
+        pack(source, store, name="p")
+    assert store.list() == []

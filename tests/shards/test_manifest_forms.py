@@ -454,6 +454,34 @@ def test_a_file_of_the_node_that_changed_is_read_again(published: Counted, tmp_p
     assert load_manifest(published, MANIFEST.digest, tmp_path / "cache").rows == MANIFEST.rows
 
 
+def test_arrays_of_another_format_are_read_again(published: Counted, tmp_path: Path):
+    with patch("shards.manifest_cache._FORMAT", [0, {}]):
+        load_manifest(published, MANIFEST.digest, tmp_path / "cache")
+    with patch("shards.manifest_cache.mapped", failing(TypeError("mapped"))):
+        load_manifest(published, MANIFEST.digest, tmp_path / "cache")
+    published.asked.clear()
+    assert load_manifest(published, MANIFEST.digest, tmp_path / "cache") == MANIFEST
+    assert published.asked == []
+
+
+def test_a_folder_of_another_user_does_not_prevent_reading(published: Counted, tmp_path: Path):
+    (tmp_path / "cache" / "manifests" / ".tmp-other").mkdir(parents=True)
+    with patch("shards.manifest_cache.os.utime", failing(PermissionError(errno.EACCES, "no"))):
+        load_manifest(published, MANIFEST.digest, tmp_path / "cache")
+    stat = Path.stat
+
+    def refused(path: Path, **how: bool) -> os.stat_result:
+        if path.parent.name == ".tmp-other":
+            raise PermissionError(errno.EACCES, "no")
+        return stat(path, **how)
+
+    with (
+        patch.object(Path, "stat", refused),
+        patch("shards.manifest_cache._stamps", side_effect=[PermissionError(errno.EACCES, "no"), {}, {}]),
+    ):
+        assert load_manifest(published, MANIFEST.digest, tmp_path / "cache").rows == MANIFEST.rows
+
+
 def test_a_process_that_dies_while_it_reads_leaves_nothing_that_is_used(published: Counted, tmp_path: Path):
     with (
         patch("shards.manifest_cache._described", side_effect=KeyboardInterrupt),
