@@ -23,6 +23,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MIRAGE_CACHE") or home() / "cache").absolute()
 
 
+def shard_cache_folder() -> Path:
+    """Return the folder of this machine's shards and manifests."""
+    return cache_folder() / "shards"
+
+
 def shortened(path: Path) -> str:
     """Return a path for people: relative to the working directory if it is below it."""
     here = os.path.relpath(path)

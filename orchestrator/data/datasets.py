@@ -13,7 +13,7 @@ from orchestrator.config.schema import Data, Example, Job, Pack, Training
 from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
-from orchestrator.paths import absolute_uri, below, cache_folder
+from orchestrator.paths import absolute_uri, below, shard_cache_folder
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.file_records import FileRecords
@@ -26,6 +26,7 @@ from shards.processes import ProcessPool, TaskRunner, available_cores
 from shards.progress import ProgressCallback
 from shards.sample import row_degradation
 from shards.sources import Source
+from shards.sources.held_out import SPLIT
 from shards.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def pack_dataset(
     source, store = source_of(chosen, callbacks.hash, records), open_store(uri)
     store.ensure_bucket()
     held = _held(store, source, chosen)
-    if held is not None and _is_whole(store, held, chosen):
+    if held is not None and _is_whole(store, held, source, chosen):
         return PackOutcome(held, uri, packed=False)
     name = uri.rsplit("/", 1)[-1]
     manifest = _pack(chosen, source, store, name, ProcessPool(jobs), callbacks, records)
@@ -275,7 +276,7 @@ def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
     if store.read_pointer(POINTER) is None:
         return None
     jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
-    manifest = load_manifest(store)
+    manifest = load_manifest(store, cache=shard_cache_folder())
     # Before the option existed, all JPEG files were tiled.
     found = {"jpeg": "tiled", **manifest.provenance}
     wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
@@ -284,15 +285,30 @@ def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
         differences = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
         raise PlanError(
             f"{store.uri} holds a dataset that was packed with other settings: {differences}. "
-            "Nothing is overwritten: give the new dataset another name."
+            f"Nothing is overwritten: give the new dataset another name.{_way_out(wanted, found)}"
         )
     return manifest
 
 
-def _is_whole(store: Store, manifest: Manifest, spec: Pack) -> bool:
-    """Return whether packing again would write nothing: all objects are there, and the other options fit too."""
+def _way_out(wanted: Mapping[str, object], found: Mapping[str, object]) -> str:
+    """Return what else a user can do whose dataset is older than the meaning of the field `{split}`."""
+    if wanted.get("held_out") != f"{{{SPLIT}}}" or not isinstance(found.get("held_out"), float | int):
+        return ""
+    return (
+        " The field {split} of the patterns now says which pairs are for training: to train on the dataset as it is, "
+        "leave data.pack out of the job; to pack such files without it, rename the field."
+    )
+
+
+def _is_whole(store: Store, manifest: Manifest, source: Source, spec: Pack) -> bool:
+    """Return whether packing again would write nothing: all objects are there, and the other options fit too.
+
+    Images that were left out are tried again.
+    """
     facts = manifest.provenance
-    if facts.get("shard_bytes") != spec.shard_mib << 20 or (facts.get("missing") and not spec.allow_partial):
+    if facts.get("shard_bytes") != spec.shard_mib << 20 or facts.get("missing"):
+        return False
+    if dict(source.licences) != manifest.licences:
         return False
     there = {*store.list("shards/"), *store.list("sources/")}
     listings = (listing_key(digest) for digest in facts.get("sources", ()))
@@ -300,4 +316,4 @@ def _is_whole(store: Store, manifest: Manifest, spec: Pack) -> bool:
 
 
 def _cache(gib: float = 20.0) -> ShardCache:
-    return ShardCache(cache_folder() / "shards", int(gib * 2**30))
+    return ShardCache(shard_cache_folder(), int(gib * 2**30))

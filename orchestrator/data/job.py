@@ -10,6 +10,7 @@ from orchestrator.config.schema import Pack, Training
 from orchestrator.console import Echo
 from orchestrator.data import datasets
 from orchestrator.data.sources import source_of
+from orchestrator.paths import shard_cache_folder
 from orchestrator.progress import progress
 from shards.errors import ShardsError
 from shards.manifest import Manifest, load_manifest
@@ -32,7 +33,7 @@ def run_pack(job: PackJob, echo: Echo, *, in_process: bool = False) -> JobOutcom
     else:
         packed = pack_if_missing(job, echo)
     (uri,) = datasets.manifest_uris(job)
-    manifest = load_manifest(open_store(uri))
+    manifest = load_manifest(open_store(uri), cache=shard_cache_folder())
     if not packed:
         echo(f"{uri} is already packed; nothing was changed.")
     echo(_summary(manifest))
@@ -52,7 +53,7 @@ def plan_pack(job: PackJob) -> str:
     for degradation, count in source_of(spec).training_counts().items():
         lines.append(f"             train {degradation:<9} {count:>7,}")
     try:
-        existing = load_manifest(open_store(uri))
+        existing = load_manifest(open_store(uri), cache=shard_cache_folder())
     except ShardsError:
         return "\n".join([*lines, "existing   nothing"])
     lines.append(f"existing   manifest {existing.digest[:16]} of {len(existing.rows):,} samples")

@@ -59,7 +59,9 @@ class PairsSource:
         self._cleans = list(dict.fromkeys(entry.clean for entry in found.pairs))
         if has_split(degraded, clean):
             if held_out or held_out_share:
-                raise PackError("the field {split} divides the pairs. Leave out held_out and held_out_share.")
+                raise PackError(
+                    "the field {split} divides the pairs. Leave out held_out and held_out_share, or rename the field."
+                )
             self._held_out: object = f"{{{SPLIT}}}"
             self._tested = self._by_field()
         elif held_out:

@@ -15,7 +15,7 @@ from skimage import data as photographs
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.data import summary
+from orchestrator.data import datasets, summary
 from orchestrator.data.summary import describe
 from orchestrator.errors import PlanError
 from shards.dataset import Dataset
@@ -124,6 +124,18 @@ def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp
         pack(raw, tmp_path / "other", "--degradation", "haze")
 
 
+def test_a_licence_that_was_not_stated_is_added(raw: Path, tmp_path: Path) -> None:
+    pack(raw, tmp_path / "mine")
+    assert "already packed" in pack(raw, tmp_path / "mine")
+    assert "already packed" not in pack(raw, tmp_path / "mine", "--licence", "CC0, me")
+    assert "CC0, me" in mirage("show", tmp_path / "mine", "--out", tmp_path / "sheet.png")
+
+
+def test_a_dataset_from_before_the_field_split_names_the_way_out() -> None:
+    assert "rename the field" in datasets._way_out({"held_out": "{split}"}, {"held_out": 0.0})
+    assert datasets._way_out({"held_out": 0.1}, {"held_out": 0.0}) == ""
+
+
 def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) -> None:
     (raw / "gt" / "2coffee.png").unlink()
     with pytest.raises(PackError, match=r"in/2coffee.png \(looked for gt/2coffee.png\)"):
@@ -132,6 +144,8 @@ def test_a_dataset_that_is_not_whole_is_one_report(raw: Path, tmp_path: Path) ->
     assert "left out: Degraded images without a clean one (1)." in pack(
         raw, tmp_path / "mine", "--allow-partial"
     )
+    # What was left out is tried again.
+    assert "already packed" not in pack(raw, tmp_path / "mine", "--allow-partial")
     shown = mirage("show", tmp_path / "mine", "--out", tmp_path / "sheet.png")
     assert "left out   Degraded images without a clean one (1). in/2coffee.png" in shown
 
