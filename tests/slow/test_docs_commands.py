@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         _enter(folder, patch)
         ran = run_page("getting-started.md")
-        assert [line.split()[1] for line in ran] == ["init", "init", "plan", "train", "restore"]
+        assert [line.split()[1] for line in ran] == ["init", "init", "plan", "preview", "train", "restore"]
         done = mirage(
             "export", "models:/mine@candidate", "--format", "safetensors", "-o", "weights.safetensors"
         )

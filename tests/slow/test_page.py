@@ -6,7 +6,7 @@ import asyncio
 import io
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from orchestrator.serving.backend import ReplicasFailedError
 from orchestrator.serving.served_model import DegradationPsnr, ServedModel
@@ -377,10 +377,14 @@ def test_of_a_folder_with_more_photographs_than_the_page_takes_no_false_number_i
     assert len(opened.states()) == 100
 
 
+def _answering(facts: dict[str, object]) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(json=facts)  # Playwright gives a second parameter the request
+
+
 def test_photographs_of_iphones_can_be_chosen_where_they_are_read(opened: Opened, service: Running) -> None:
     for formats, accepted in ((["HEIC", "JPEG"], True), (["JPEG"], False)):
         facts = {**service.get("/model").json(), "formats": formats}
-        opened.page.route("**/model", lambda route, facts=facts: route.fulfill(json=facts))
+        opened.page.route("**/model", _answering(facts))
         opened.page.reload()
         expect(opened.page.locator("#model-name")).to_have_text("small")
         assert (".heic" in str(opened.page.locator("#file").get_attribute("accept"))) is accepted
