@@ -105,7 +105,7 @@ def watch(
     try:
         state = _follow(lambda: run_list.read_run(folder))
     except KeyboardInterrupt:
-        emit("the run goes on; this command no longer watches it")
+        emit("stopped watching; the run continues")
         return
     raise typer.Exit({"finished": 0, "stopped": STOPPED}.get(state, 1))
 

@@ -87,7 +87,7 @@ class Terminal:
                 self._written += piece
 
     def close(self) -> None:
-        """Close it; what it showed is then complete."""
+        """Close the terminal, and wait until all that it showed has been read."""
         self.stream.close()
         self._reader.join()
 

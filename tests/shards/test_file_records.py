@@ -235,8 +235,8 @@ def test_a_listing_is_that_of_the_files_as_they_are(steps: list[tuple[int, int, 
         files = {f"{number}": Path(folder) / f"{number}" for number in range(4)}
         for name, path in files.items():
             path.write_text(f"file {name}")
-        for number, kind, anew in [(0, len(CHANGES), True), *steps]:
-            if anew:
+        for number, kind, reopened in [(0, len(CHANGES), True), *steps]:
+            if reopened:
                 records = FileRecords(Path(folder) / "db")
             if kind < len(CHANGES):
                 change(files[f"{number}"], CHANGES[kind])

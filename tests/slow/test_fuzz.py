@@ -486,7 +486,7 @@ def test_no_mutation_is_a_traceback_or_takes_long_or_much_memory(
         whole = random.choice(wholes)
         if whole[:1] == b"{" and b"\n" not in whole and random.random() < 0.5:
             data = in_json(json.loads(whole), random)
-        elif is_table:  # its description lies at its end
+        elif is_table:  # its description is at its end
             footer = 4096 if random.random() < 0.7 else len(whole)
             data = whole[:-footer] + mutated(whole[-footer:], random)
         else:

@@ -1,4 +1,4 @@
-"""`mirage watch` goes on while its store fails for a while, and says each event once; `mirage runs` prints JSON."""
+"""`mirage watch` continues when its store fails for a short time, and prints each event once; `mirage runs` prints JSON."""
 
 from __future__ import annotations
 
