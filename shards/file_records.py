@@ -188,10 +188,12 @@ class FileRecords:
 def _groups(unread: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     """Yield files, each with its size, in groups that end where they have enough bytes: each is saved at once."""
     group: list[tuple[int, int]] = []
-    for item in unread:
-        group.append(item)
-        if sum(size for _, size in group) >= _BATCH_BYTES:
+    held = 0
+    for place, size in unread:
+        group.append((place, size))
+        held += size
+        if held >= _BATCH_BYTES:
             yield group
-            group = []
+            group, held = [], 0
     if group:
         yield group

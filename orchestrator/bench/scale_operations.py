@@ -96,18 +96,7 @@ def pack_again(size: int, folder: Path) -> Mapping[str, float]:
 
 def read_shards(size: int, folder: Path) -> Mapping[str, float]:
     """Read random samples from shards of one tiny image, one shard for each SAMPLES_OF_A_SHARD of `size`."""
-    store = LocalStore(folder / "data")
-    store.ensure_bucket()
-    (folder / "data" / "shards").mkdir()
-    image = tiles.encode(np.zeros((16, 16, 3), np.uint8))
-    shards, rows = [], []
-    for number in range(max(1, size // SAMPLES_OF_A_SHARD)):
-        data = image + number.to_bytes(8, "big")
-        shards.append(Shard(f"shards/{number}.tar", len(data), hashlib.sha256(data).hexdigest()))
-        store.path(shards[-1].key).write_bytes(data)
-        member = Member(number, 0, len(image), zlib.crc32(image), "tiles-qoi", 16, 16)
-        rows.append(ManifestRow(f"{number}", "train", "noise", None, member, "s"))
-    publish(store, Manifest("shards", tuple(shards), tuple(rows), {"s": "none"}))
+    store, _ = small_shards(folder / "data", max(1, size // SAMPLES_OF_A_SHARD))
     dataset = Dataset([store.uri], ShardCache(folder / "cache", 1 << 30))
     found, draw = dataset.rows("train", "noise15"), random.Random(0)
     chosen = [found[draw.randrange(len(found))] for _ in range(_READS)]
@@ -115,6 +104,25 @@ def read_shards(size: int, folder: Path) -> Mapping[str, float]:
     for row in chosen:
         dataset.read(row)
     return {"a sample [CPU ms]": 1000 * (time.process_time() - start) / _READS}
+
+
+def small_shards(folder: Path, count: int) -> tuple[LocalStore, Manifest]:
+    """Publish a dataset of `count` shards with one tiny image each."""
+    store = LocalStore(folder)
+    store.ensure_bucket()
+    (folder / "shards").mkdir()
+    image = tiles.encode(np.zeros((16, 16, 3), np.uint8))
+    shards, rows = [], []
+    for number in range(count):
+        data = image + number.to_bytes(8, "big")
+        shard = Shard(f"shards/{number}.tar", len(data), hashlib.sha256(data).hexdigest())
+        store.path(shard.key).write_bytes(data)
+        member = Member(number, 0, len(image), zlib.crc32(image), "tiles-qoi", 16, 16)
+        shards.append(shard)
+        rows.append(ManifestRow(f"{number}", "train", "noise", None, member, "s"))
+    manifest = Manifest("small", tuple(shards), tuple(rows), {"s": "none"})
+    publish(store, manifest)
+    return store, manifest
 
 
 def _spent(work: Callable[[], object]) -> dict[str, float]:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "history"
 REPORT = "report.html"
-_STATUS, _HISTORY, _SHEET = f"{FOLDER}/status.json", f"{FOLDER}/history.json", f"{FOLDER}/sheet"
+STATUS, _HISTORY, _SHEET = f"{FOLDER}/status.json", f"{FOLDER}/history.json", f"{FOLDER}/sheet"
 
 
 def read_history(store: Store) -> History | None:
@@ -36,7 +36,7 @@ def read_history(store: Store) -> History | None:
 
 def read_status(store: Store) -> Status | None:
     """Return the state of the run in `store`; None if it is not recorded, with a warning if it is damaged."""
-    return _read(store, _STATUS, Status)
+    return _read(store, STATUS, Status)
 
 
 def read_sheet(store: Store) -> bytes | None:
@@ -55,7 +55,7 @@ def write_history(store: Store, history: History) -> None:
 
 def write_status(store: Store, status: Status) -> None:
     """Write the state."""
-    _write(store, _STATUS, status)
+    _write(store, STATUS, status)
 
 
 def write_sheet(store: Store, jpeg: bytes) -> None:

@@ -36,13 +36,7 @@ def _heic(data: bytes) -> Any:
     return np.array(found)  # a copy, since the library frees its own
 
 
-def _jxl(data: bytes) -> Any:
-    import imagecodecs
-
-    return imagecodecs.jpegxl_decode(data, index=0)
-
-
-_DECODE: dict[str, Callable[[bytes], Any]] = {"AVIF": _avif, "HEIC": _heic, "JXL": _jxl}
+_DECODE: dict[str, Callable[[bytes], Any]] = {"AVIF": _avif, "HEIC": _heic}
 
 
 def _limit(cpu_seconds: int, memory_bytes: int) -> None:

@@ -1,6 +1,6 @@
 """Decode files in processes that a damaged file may end, so that it ends nothing else.
 
-The libraries for AVIF, HEIC and JPEG XL are large and young: a HEIC with a few changed bytes can end its process by a
+The libraries for AVIF and HEIC are large and young: a HEIC with a few changed bytes can end its process by a
 segmentation fault. Each process decodes one file at a time, within limits of memory and CPU time, without this
 process's environment. One that answered is used again.
 """
@@ -121,7 +121,7 @@ def _end_idle() -> None:
 def decode_apart(kind: str, data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     """Return the samples of a file, (h, w, c), of 8 or 16 bits. Raises ValueError if it is damaged.
 
-    kind: AVIF, HEIC or JXL. size: (height, width), as the file says.
+    kind: AVIF or HEIC. size: (height, width), as the file says.
     """
     try:
         decoder, is_new = _idle.pop(), False

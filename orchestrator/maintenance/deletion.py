@@ -23,7 +23,7 @@ from orchestrator.cluster.local.users import users
 from orchestrator.console import Echo
 from orchestrator.errors import OwnedError, PlanError, RegistryError
 from orchestrator.history.store import FOLDER as HISTORY
-from orchestrator.history.store import REPORT
+from orchestrator.history.store import REPORT, STATUS
 from orchestrator.maintenance import run_list
 from orchestrator.maintenance.garbage_collection import NAMES
 from orchestrator.ownership import FOLDER as OWNER
@@ -38,7 +38,6 @@ from shards.manifest import POINTER
 from shards.store import LocalStore, S3Store, Store, open_store
 
 _CLAIM = rf"{OWNER}/\d{{6}}-[0-9a-f]{{32}}\.json"
-_STATUS = rf"{HISTORY}/status\.json"
 _KINDS = {
     "dataset": (
         re.escape(POINTER),
@@ -53,7 +52,7 @@ _KINDS = {
         r"profile/steps-\d+-to-\d+-[0-9a-f]{8}\.json\.gz",
         r"writer/(?:\d{6}-){3}[0-9a-f]{32}\.json",
         r"damaged/(?:\d+|result)-[0-9a-f]{12}\.json",
-        rf"{_STATUS}|{HISTORY}/(?:history\.json|sheet)",
+        rf"{HISTORY}/(?:status\.json|history\.json|sheet)",
         _CLAIM,
     ),
 }
@@ -113,7 +112,7 @@ def _is_run(keys: Sequence[str], listed: Sequence[str]) -> bool:
     claims = sum(bool(re.fullmatch(_CLAIM, key)) for key in keys)
     return (
         named["checkpoints"]
-        or any(re.fullmatch(_STATUS, key) for key in keys)
+        or STATUS in keys
         or (RESULT in keys and named["weights"])
         or (claims > 0 and (len(keys) > claims or len(keys) == len(listed)))
     )

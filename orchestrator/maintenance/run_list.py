@@ -22,7 +22,7 @@ from orchestrator.history.chart import sparkline
 from orchestrator.history.curve import finite
 from orchestrator.history.page import run_page
 from orchestrator.history.record import PSNR, Status, thinned
-from orchestrator.history.store import read_history, read_sheet, read_status
+from orchestrator.history.store import STATUS, read_history, read_sheet, read_status
 from orchestrator.paths import absolute_uri, below, home
 from orchestrator.run_files import LOCATION, RESULT, RUN_TAG, read_result
 from orchestrator.tracking import runs
@@ -145,7 +145,7 @@ def _run(folder: str, run: str, keys: Sequence[str], status: Status | None = Non
     store = open_store(folder)
     job = _job(run)
     try:
-        status = status or (read_status(store) if "history/status.json" in keys else None)
+        status = status or (read_status(store) if STATUS in keys else None)
         if status is not None:
             return _of_status(store, folder, status, finished=RESULT in keys)
         if RESULT in keys:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.bench.scale_operations import small_shards
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.store import LocalStore
-from tests.scale.counted import calls, small_shards
+from tests.scale.counted import calls
 from tests.scale.growth import stays_flat
 
 SHARDS = [150, 450, 1350]

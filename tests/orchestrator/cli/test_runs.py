@@ -1,4 +1,4 @@
-"""`mirage watch` continues when its store fails for a short time, and prints each event once; `mirage runs` prints JSON."""
+"""`mirage watch` survives a short failure of its store and prints each event once; `mirage runs` prints JSON."""
 
 from __future__ import annotations
 
