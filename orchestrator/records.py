@@ -1,4 +1,4 @@
-"""Read records in JSON, which strangers, other versions or a power cut may have written: one function checks them."""
+"""Read and check JSON records from untrusted sources, other versions, or interrupted writes."""
 
 from __future__ import annotations
 

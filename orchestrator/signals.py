@@ -1,7 +1,7 @@
 """Handle requests to stop in the driver: SIGTERM, which `ray job stop` and SLURM send, SIGHUP and Ctrl-C.
 
 SIGHUP comes when the terminal is closed; a process that ignores it (`nohup`) continues. Workers handle SIGTERM in
-`orchestrator.training.ray_driver_relay.SigtermFlag`.
+`orchestrator.training.worker_signals`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Synthetic degradations by published physical models: rain, haze, motion blur, low light, snow, and combinations.
 
 They allow a demonstration on any clean photographs. They are not the benchmarks' own data, so no number measured on
-them is comparable with a published one. Every function takes an RGB image, (h, w, 3) uint8, and a generator, and is
-deterministic in both.
+them is comparable with a published one. A new degradation also needs its name in `shards/sample.py`. Every function
+takes an RGB image, (h, w, 3) uint8, and a generator, and is deterministic in both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parse JSON that strangers may have written."""
+"""Parse JSON from untrusted sources."""
 
 from __future__ import annotations
 

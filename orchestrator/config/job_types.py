@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config import validation
+from orchestrator.config import conflicts
+from orchestrator.config.conflicts import Conflict
 from orchestrator.config.job_schemas import EvaluateJob, PackJob, RestoreJob
 from orchestrator.config.presets import RECIPES, SETTINGS, defaults
 from orchestrator.config.schema import Job
+from orchestrator.config.sweep_conflicts import sweep_conflicts
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.config.sweep_validation import sweep_conflicts
 
 DEFAULT_KIND = "train"
 """Kind of a file without the key `kind`."""
@@ -27,7 +28,7 @@ class JobKind:
     """Schema."""
     required: tuple[str, ...]
     """Keys that the file must have."""
-    conflicts: Callable[[Any], Iterator[validation.Conflict]]
+    conflicts: Callable[[Any], Iterator[Conflict]]
     """Yields the impossible combinations of a job."""
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {}
     """Returns the keys that the recipe and the setting of a file set."""
@@ -56,11 +57,11 @@ def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 KINDS: dict[str, JobKind] = {
     "train": JobKind(
-        Job, ("name", "setting", "data", "track"), validation.training_conflicts, _training_defaults
+        Job, ("name", "setting", "data", "track"), conflicts.training_conflicts, _training_defaults
     ),
-    "pack": JobKind(PackJob, ("name", "data"), validation.packing_conflicts),
-    "evaluate": JobKind(EvaluateJob, ("name", "model", "data", "track"), validation.evaluation_conflicts),
-    "restore": JobKind(RestoreJob, ("name", "restore"), validation.restore_conflicts),
+    "pack": JobKind(PackJob, ("name", "data"), conflicts.packing_conflicts),
+    "evaluate": JobKind(EvaluateJob, ("name", "model", "data", "track"), conflicts.evaluation_conflicts),
+    "restore": JobKind(RestoreJob, ("name", "restore"), conflicts.restore_conflicts),
     "sweep": JobKind(
         SweepJob, ("name", "setting", "data", "track", "sweep"), sweep_conflicts, _training_defaults
     ),

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from orchestrator.config import validation
+from orchestrator.config import conflicts
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
 from orchestrator.config.sweep_schema import Domain, SweepJob
@@ -180,7 +180,7 @@ def candidate(job: SweepJob, values: Values, name: str | None = None) -> Candida
         made = Job.model_validate(content)
     except ValidationError as error:
         return Candidate(values, None, "; ".join(map(_error_text, error.errors())))
-    problems = [f"{key}: {message}" for key, message in validation.training_conflicts(made)]
+    problems = [f"{key}: {message}" for key, message in conflicts.training_conflicts(made)]
     return Candidate(values, None if problems else made, "; ".join(problems))
 
 

@@ -1,4 +1,4 @@
-"""Read and write YAML. Texts of strangers are bounded in size, depth and number, and hold plain values only.
+"""Read and write YAML. Untrusted texts are bounded in size, depth and number, and hold plain values only.
 
 Scalars are those of YAML 1.2, and `yes`, `no`, `on` and `off` as YAML 1.1 has them. Numbers that mean something else
 in YAML 1.1 (010 is 8, 1:40 is 100) are errors. A date is text.

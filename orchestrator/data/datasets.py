@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.config import crop_stages
+from orchestrator.config.conflicts import source_conflicts
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
 from orchestrator.config.schema import Data, Example, Job, Pack, Training
-from orchestrator.config.validation import source_conflicts
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
 from orchestrator.paths import absolute_uri, below, shard_cache_folder

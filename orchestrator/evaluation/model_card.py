@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.config.schema import Job, Model
-from orchestrator.evaluation.run_report import markdown_report
+from orchestrator.evaluation.score_table import markdown_report
 from orchestrator.evaluation.scores import DegradationScore
 from shards.dataset import Dataset
 

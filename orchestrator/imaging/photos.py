@@ -48,7 +48,7 @@ class Limits:
 
 
 LIMITS = Limits()
-"""Limits for files that the user chose. A service with files of strangers sets its own."""
+"""Limits for files that the user chose. A service, whose files are untrusted, sets its own."""
 
 _HOLDS_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _JPEG_QUALITY = 95

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from orchestrator import ownership, tables
 from orchestrator.console import duration
 from orchestrator.errors import CheckpointError, DamagedResultError, PlanError, TrackingError
-from orchestrator.evaluation.run_report import legend
+from orchestrator.evaluation.score_table import legend
 from orchestrator.evaluation.scores import from_records, summarise
 from orchestrator.history.chart import sparkline
 from orchestrator.history.curve import finite
-from orchestrator.history.page import run_page
 from orchestrator.history.record import PSNR, Status, thinned
+from orchestrator.history.report_html import run_page
 from orchestrator.history.store import STATUS, read_history, read_sheet, read_status
 from orchestrator.paths import absolute_uri, below, home
 from orchestrator.run_files import LOCATION, RESULT, RUN_TAG, read_result

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from orchestrator.config import crop_stages, validation
+from orchestrator.config import conflicts, crop_stages
 from orchestrator.config.schema import EngineChoice, Job
 from orchestrator.planning.estimate import GIB, ComputeRate, Estimate, Records, estimate, rate_of
 from orchestrator.planning.plan import Plan
@@ -37,7 +37,7 @@ def shapes(job: Job) -> Iterator[tuple[Job, int]]:
                 "engine": engine,
             }
         )
-        if not list(validation.training_conflicts(chosen)):
+        if not list(conflicts.training_conflicts(chosen)):
             yield chosen, workers
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from orchestrator import report_page, tables
+from orchestrator import html_page, tables
 from orchestrator.config.constraints import format_quantity
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.outputs import write_output
@@ -181,4 +181,4 @@ def _html(name: str, text: str, pictures: dict[str, str]) -> str:
     """Return the Markdown as a page that holds its pictures."""
     body = str(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
     body = re.sub(r'<p><img src="\S+" alt="(\S+)" /></p>', lambda found: pictures[found[1]], body)
-    return report_page.page(f"Sweep {name}", body)
+    return html_page.page(f"Sweep {name}", body)

@@ -170,7 +170,7 @@ class Checkpoints:
         self._code_version = code_version
         self._model_source = model_source
         self._may_change_model = may_change_model
-        self._strays: set[str] = set()
+        self._unknown_files: set[str] = set()
         self._records: dict[str, dict[str, Any]] = {}
         """Records that were read or written, so that each is read once: they never change."""
         self._header = dict(header or {})
@@ -197,8 +197,8 @@ class Checkpoints:
         for key in self._store.list("checkpoints/"):
             if match := RECORD_KEY.fullmatch(key):
                 found.append(match[1])
-            elif key not in self._strays:
-                self._strays.add(key)
+            elif key not in self._unknown_files:
+                self._unknown_files.add(key)
                 log.warning("%s/%s is no checkpoint, it is ignored", self._store.uri, key)
         return sorted(found, key=_age)
 
@@ -423,7 +423,7 @@ def _parse(data: bytes, where: str, name: str) -> dict[str, Any]:
             f"{where} is not a checkpoint record ({type(error).__name__}: {problem})."
         ) from error
     if record["step"] != step_of(name):
-        raise DamagedCheckpointError(f"{where} is of step {record['step']}, which its name denies.")
+        raise DamagedCheckpointError(f"{where} is of step {record['step']}, but its name is of another step.")
     return record
 
 

@@ -14,14 +14,14 @@ from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.errors import CheckpointError, DamagedResultError, RegistryUnavailableError, TrackingError
-from orchestrator.evaluation import run_report
+from orchestrator.evaluation import score_table
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
 from orchestrator.evaluation.scores import DegradationScore, as_metrics, from_records, summarise
 from orchestrator.events import Emit
-from orchestrator.history.page import run_page
 from orchestrator.history.record import History
 from orchestrator.history.recorder import Recorder
+from orchestrator.history.report_html import run_page
 from orchestrator.history.store import REPORT, read_history
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.masking import without_password
@@ -84,8 +84,8 @@ def publish(
     scores = summarise(measured, run.job.evaluate.degradations)
     averaging = "EMA" if result["averaged"] else "raw"
     images = max(score.n for score in scores[:-1])  # the last one is the mean
-    legend = run_report.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
-    report = [run_report.score_table(scores), legend, run_report.conclusion(scores)]
+    legend = score_table.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
+    report = [score_table.score_table(scores), legend, score_table.conclusion(scores)]
     emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
 
     if tracker and not tracked:
@@ -110,7 +110,7 @@ def publish(
     contents = {
         **pictures,
         REPORT: _report_page(run, recorder, scores, legend, pictures["sheet.png"], event).encode(),
-        "report.md": run_report.markdown_report(scores, run.location.run_id, legend).encode(),
+        "report.md": score_table.markdown_report(scores, run.location.run_id, legend).encode(),
         "scores.json": json.dumps(result["scores"], indent=1).encode(),
         "model-card.md": card.encode(),
     }

@@ -7,9 +7,7 @@ and no worker waits for either.
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,6 +21,7 @@ from orchestrator.events import (
     WorkerTerminated,
 )
 from orchestrator.training.driver import ControlSignal, Driver
+from orchestrator.training.worker_signals import SigtermFlag
 
 if TYPE_CHECKING:
     from orchestrator.training.ray_session import (
@@ -52,7 +51,7 @@ class DriverRelay:
         self._groups = 0
         self._left: set[int] = set()
         """Ranks of the group that ended by themselves."""
-        self._in_vain = False
+        self._timed_out = False
         """Whether one of them had waited for another for too long."""
         self._knows_driver = False
 
@@ -63,22 +62,22 @@ class DriverRelay:
         """
         if rank in self._members or world_size != self._world_size:
             self._events += self.hung()
-            self._left, self._in_vain = set(), False
+            self._left, self._timed_out = set(), False
             self._members, self._world_size = {}, world_size
             self._groups += 1
         self._members[rank] = node
         return self._groups
 
-    def leave(self, rank: int, group: int, waited_in_vain: bool) -> None:
+    def leave(self, rank: int, group: int, timed_out_waiting: bool) -> None:
         """Note that a worker ends, and whether it had waited for another for too long."""
         if group == self._groups:
             self._left.add(rank)
-            self._in_vain |= waited_in_vain
+            self._timed_out |= timed_out_waiting
 
     def hung(self) -> list[Event]:
-        """Return an event with the workers that others waited for in vain, and that have not ended by themselves."""
+        """Return an event with the workers that others timed out waiting for and that have not ended by themselves."""
         hung = sorted(self._members.keys() - self._left)
-        if not (hung and self._in_vain):
+        if not (hung and self._timed_out):
             return []
         return [WorkersHung(tuple(hung), tuple(self._members[rank] for rank in hung))]
 
@@ -173,21 +172,6 @@ class RemoteDriver:
         """Send the queued events and wait until they have arrived."""
         ray.get(self._relay.exchange.remote(self._events, self._group))
         self._events = []
-
-
-class SigtermFlag:
-    """Records SIGTERM: the worker's node is leaving, so the worker asks for a checkpoint before it exits."""
-
-    received = False
-
-    @classmethod
-    def install(cls) -> None:
-        """Handle SIGTERM from now on; only the main thread may call this."""
-        signal.signal(signal.SIGTERM, cls._set)
-
-    @classmethod
-    def _set(cls, number: int, frame: FrameType | None) -> None:
-        cls.received = True
 
 
 class DriverLogHandler(logging.Handler):

@@ -40,8 +40,9 @@ from orchestrator.ownership import next_number
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import ControlSignal, Driver
 from orchestrator.training.elasticity import ElasticityPolicy
-from orchestrator.training.ray_driver_relay import DriverRelay, Failure, SigtermFlag
+from orchestrator.training.ray_driver_relay import DriverRelay, Failure
 from orchestrator.training.ray_worker import run_worker
+from orchestrator.training.worker_signals import SigtermFlag
 from shards.store import open_store
 
 POLL_SECONDS = 0.5

@@ -16,7 +16,7 @@ from orchestrator.config.job_types import JobOutcome
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import Driver
-from orchestrator.training.engines.ddp import waited_in_vain
+from orchestrator.training.engines.ddp import timed_out_waiting
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.fault_injection import FaultInjectingDriver, KillSchedule
 from orchestrator.training.ray_driver_relay import DriverLogHandler, RemoteDriver
@@ -51,7 +51,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     for package in _PACKAGES:
         if rank == 0:
             logging.getLogger(package).addHandler(handler)
-    in_vain = False
+    timed_out = False
     try:
         if rank == 0:
             _compare_with_ray(assignment)
@@ -63,11 +63,11 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         ray.get(relay.fail.remote(str(error), group))
         raise
     except Exception as error:
-        in_vain = waited_in_vain(error)
+        timed_out = timed_out_waiting(error)
         raise
     finally:
         driver.flush()
-        ray.get(relay.leave.remote(rank, group, in_vain))
+        ray.get(relay.leave.remote(rank, group, timed_out))
         for package in _PACKAGES:
             logging.getLogger(package).removeHandler(handler)
     return asdict(outcome)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.errors import OutputError, OwnedError
-from orchestrator.history.page import run_page
 from orchestrator.history.record import Facts
 from orchestrator.history.recorder import Recorder
+from orchestrator.history.report_html import run_page
 from orchestrator.history.store import REPORT, read_sheet
 from orchestrator.outputs import write_output
 from orchestrator.ownership import Lease

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.training.engines.base import Engine
 
 
-def waited_in_vain(error: Exception) -> bool:
+def timed_out_waiting(error: Exception) -> bool:
     """Return whether an error says that another worker did not answer in time; torch has no type for it."""
     return re.search("time(d )?out", str(error), re.IGNORECASE) is not None
 

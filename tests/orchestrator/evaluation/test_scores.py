@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from orchestrator.evaluation.run_report import conclusion, markdown_report, score_table
+from orchestrator.evaluation.score_table import conclusion, markdown_report, score_table
 from orchestrator.evaluation.scores import (
     ImageScore,
     as_metrics,

@@ -76,11 +76,11 @@ class Slow(LocalStore):
     def __init__(self, folder: Path, further: threading.Event) -> None:
         super().__init__(folder)
         self.further = further
-        self.waited_in_vain = False
+        self.timed_out_waiting = False
 
     def write(self, key: str, data: bytes) -> None:
         if key.startswith("blobs/") and not self.further.wait(20):
-            self.waited_in_vain = True
+            self.timed_out_waiting = True
         super().write(key, data)
 
 
@@ -104,7 +104,7 @@ def test_the_next_step_does_not_wait_for_a_checkpoint_to_be_written(small_job, s
     job = small_job(track={"every_steps": 1}, train={"steps": 4})
     train(job, small_data, store, Engine(CPU), driver, "test")
     assert event.is_set()
-    assert not store.waited_in_vain
+    assert not store.timed_out_waiting
     assert "perf/checkpoint_stall_seconds" in driver.scalars[2]
     assert driver.scalars[4]["perf/checkpoint_write_seconds"] > 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from tests.orchestrator.history.test_page import Page
 
 from orchestrator import ownership
 from orchestrator.errors import OwnedError
@@ -22,7 +23,6 @@ from shards.dataset import Dataset
 from shards.errors import StoreError
 from shards.store import LocalStore, open_store
 from tests.claims import assert_one_clear_error, mirage
-from tests.orchestrator.history.test_page import Page
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ def work(rank: int, meeting: Path, job: Job, what: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.training.engines.ddp import waited_in_vain
+    from orchestrator.training.engines.ddp import timed_out_waiting
     from orchestrator.training.engines.factory import engine_for
 
     patience = timedelta(seconds=job.workers.collective_timeout_seconds)
@@ -39,7 +39,7 @@ def work(rank: int, meeting: Path, job: Job, what: str) -> None:
         else:
             engine.all_reduce_sum(torch.ones(3))
     except RuntimeError as error:
-        os._exit(TOLD if waited_in_vain(error) else NOT_TOLD)
+        os._exit(TOLD if timed_out_waiting(error) else NOT_TOLD)
     os._exit(NOT_TOLD)
 
 

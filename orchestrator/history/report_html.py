@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from orchestrator import report_page
+from orchestrator import html_page
 from orchestrator.console import count, duration
-from orchestrator.evaluation import run_report
+from orchestrator.evaluation import score_table
 from orchestrator.evaluation.scores import DegradationScore
 from orchestrator.history.chart import chart
 from orchestrator.history.curve import Curve
 from orchestrator.history.record import PSNR, SPEED, WAITING, History, Prediction
-from orchestrator.report_page import table
+from orchestrator.html_page import table
 
 _CSS = """
 .state { border-radius: 10px; padding: 3px 11px; font-size: 14px; color: white; background: #5d6b7a;
@@ -54,7 +54,7 @@ def run_page(
         _curves(history),
         "<h2>Prediction and what happened</h2>",
         _comparison(history),
-        "<h2>What happened</h2>",
+        "<h2>Starts and interruptions</h2>",
         _processes(history),
         _notes(history),
         "<h2>Data, code and tracking</h2>",
@@ -63,7 +63,7 @@ def run_page(
         f"<details open><summary>Every key with its value</summary><pre>{escape(facts.job)}</pre></details>",
         f"<details><summary>The plan before the start</summary><pre>{escape(facts.plan)}</pre></details>",
     ]
-    return report_page.page(f"Run {facts.run}", "\n".join(filter(None, body)), _CSS)
+    return html_page.page(f"Run {facts.run}", "\n".join(filter(None, body)), _CSS)
 
 
 def _summary(history: History, state: str, model: str) -> str:
@@ -109,10 +109,10 @@ def _cards(history: History, scores: Sequence[DegradationScore]) -> str:
 def _scores(scores: Sequence[DegradationScore], legend: str) -> str:
     if not scores:
         return ""
-    rows = map(run_report.cells, scores)
+    rows = map(score_table.cells, scores)
     return (
-        f"<h2>Scores</h2>{table(run_report.HEAD, rows, '<>>>>><')}"
-        f'<p>{escape(run_report.conclusion(scores))}</p><p class="note">{escape(legend)}</p>'
+        f"<h2>Scores</h2>{table(score_table.HEAD, rows, score_table.ALIGN)}"
+        f'<p>{escape(score_table.conclusion(scores))}</p><p class="note">{escape(legend)}</p>'
     )
 
 
@@ -232,7 +232,7 @@ def _processes(history: History) -> str:
             f"{process.first_step:,} to {process.last_step:,}",
             process.host,
             process.code_version,
-            process.end or "at work",
+            process.end or "running",
         )
         for number, process in enumerate(history.processes, 1)
     ]
@@ -241,7 +241,7 @@ def _processes(history: History) -> str:
 
 def _notes(history: History) -> str:
     if not history.notes:
-        return "<p>Nothing interrupted it.</p>"
+        return "<p>The run was never interrupted.</p>"
     rows = [(_time(note.unix), f"{note.step:,}", note.text) for note in history.notes]
     left_out = history.notes_left_out
     more = f'<p class="note">{left_out:,} earlier events are left out.</p>' if left_out else ""

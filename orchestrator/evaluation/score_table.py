@@ -9,12 +9,13 @@ from orchestrator.evaluation.scores import DegradationScore
 
 HEAD = ("degradation", "n", "degraded", "best linear fit", "restored", "improvement [dB]", "")
 """Columns of the table; the last one holds notes."""
+ALIGN = "<>>>>><"
 
 
 def score_table(rows: Sequence[DegradationScore]) -> str:
     """Return the scores as aligned text: PSNR [dB] and SSIM before and after, the improvement with its interval."""
     *degradations, average = map(cells, rows)
-    return "\n".join(tables.aligned(HEAD, [*degradations, (), average], "<>>>>><"))
+    return "\n".join(tables.aligned(HEAD, [*degradations, (), average], ALIGN))
 
 
 def legend(protocol: str, recipe: str, weights: str, n: int) -> str:

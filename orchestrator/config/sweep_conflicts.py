@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.config.conflicts import Conflict, training_conflicts
 from orchestrator.config.constraints import parse
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import Job
@@ -23,7 +24,6 @@ from orchestrator.config.search_space import (
     trial_content,
 )
 from orchestrator.config.sweep_schema import SYNCHRONOUS, Domain, Scheduler, SweepJob, rungs
-from orchestrator.config.validation import Conflict, training_conflicts
 
 MAX_NAME_LENGTH = 46
 """Longest name of a sweep; names of its trials' runs are longer."""

@@ -15,8 +15,8 @@ from orchestrator import events
 from orchestrator.evaluation.scores import DegradationScore
 from orchestrator.history.chart import chart, sparkline
 from orchestrator.history.curve import Curve, finite
-from orchestrator.history.page import run_page
 from orchestrator.history.record import History, Input, Prediction
+from orchestrator.history.report_html import run_page
 from orchestrator.imaging.convert import png_bytes
 from tests.claims import noise_image
 from tests.orchestrator.history.test_record import FACTS, begun, progress
