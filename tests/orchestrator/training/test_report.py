@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from tests.orchestrator.history.test_page import Page
 
 from orchestrator import ownership
 from orchestrator.errors import OwnedError
@@ -23,6 +22,7 @@ from shards.dataset import Dataset
 from shards.errors import StoreError
 from shards.store import LocalStore, open_store
 from tests.claims import assert_one_clear_error, mirage
+from tests.orchestrator.history.test_report_html import Page
 
 
 @pytest.fixture(autouse=True)
