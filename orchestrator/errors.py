@@ -7,7 +7,7 @@ from __future__ import annotations
 
 _NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "low on memory")
 """Words of torch, the kernel, the C++ library and Ray."""
-MEMORY_ADVICE = (
+TRAINING_MEMORY_ADVICE = (
     "What a run has checkpointed stays: submit it again to continue. It needs less memory with more workers, or with "
     "train.activation_checkpointing=all; both give the same numbers."
 )

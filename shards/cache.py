@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _ABANDONED_SECONDS = 3600
 _OPEN_ATTEMPTS = 3
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 _PER_LISTING = 16
 """A listing of n shards pays for n / 16 fetches: that many pass before the next, or are made room for at once."""
 
@@ -56,6 +57,14 @@ class ShardCache:
 
         Raises StoreError when the shard is larger than the cache, CorruptObjectError when it is damaged.
         """
+        try:
+            return self._path(store, shard)
+        except FileNotFoundError:
+            raise  # evicted meanwhile: `open` tries again
+        except OSError as error:
+            raise self._explained(error, f"{store.uri}/{shard.key}") from error
+
+    def _path(self, store: Store, shard: Shard) -> Path:
         place = store.uri, shard.key, shard.sha256
         path = self._paths.get(place)
         if path is None:
@@ -208,21 +217,29 @@ class ShardCache:
                 f"{store.uri}/{shard.key} is missing although the manifest lists it. Pack again."
             ) from error
         except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            if self._is_own(error) or error.errno not in _NO_FILE:
                 raise
             raise CorruptObjectError(
                 f"{store.uri}/{shard.key} is no file ({error.strerror}). Restore it from a copy."
             ) from error
 
     def _make_folders(self) -> None:
-        try:
-            for name in ("locks", "verified"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"the shard cache {self.folder} cannot be created ({error.strerror}). Choose a writable folder: "
-                "MIRAGE_CACHE names one for this machine."
-            ) from error
+        for name in ("locks", "verified"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def _is_own(self, error: OSError) -> bool:
+        """Return whether an error concerns the cache; that of a full disk names no file."""
+        file = Path(str(error.filename or self.folder))
+        return file.is_relative_to(self.folder) or self.folder.is_relative_to(file)
+
+    def _explained(self, error: OSError, shard: str) -> StoreError:
+        """Return the error of the file system as one that says whether the shard or the cache is the cause."""
+        if self._is_own(error):
+            return StoreError(
+                f"the shard cache {self.folder} cannot be used ({error.strerror}). Free some space, or choose a "
+                "writable folder: MIRAGE_CACHE names one for this machine."
+            )
+        return StoreError(f"{shard}: cannot be read ({error.strerror}). Make it readable.")
 
 
 def _stamp(path: Path, stat: os.stat_result) -> str:

@@ -42,7 +42,7 @@ def temporary_folder(failure: type[ShardsError], what: str, then: str = "") -> I
         with tempfile.TemporaryDirectory(prefix="shards-") as name:
             yield Path(name)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise failure(
             f"{tempfile.gettempdir()}: no space left for {what}. Free some space, or name another folder with TMPDIR."

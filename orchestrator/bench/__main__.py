@@ -7,17 +7,17 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.bench.errors import BenchError
 from orchestrator.errors import OutputError
+from orchestrator.number_limits import MAX_NUMBER, MAX_SEED, MAX_THREADS
 from orchestrator.outputs import write_output
 
 if TYPE_CHECKING:
     from orchestrator.bench.environment import Echo, Environment
 
-
-_MAX_NUMBER = 10**9
+Number = TypeVar("Number", int, float)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -231,30 +231,25 @@ def _s3(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= _MAX_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text:.20}: from 1 to {_MAX_NUMBER:,}")
-    return value
+    return _at_most(MAX_NUMBER, int(text), least=1)
 
 
 def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= _MAX_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text}: from 0 to {_MAX_NUMBER:,}")
-    return value
+    return _at_most(MAX_NUMBER, float(text))
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: from 0 to {2**32 - 1:,}")
-    return value
+    return _at_most(MAX_SEED, int(text))
 
 
 def _threads(text: str) -> int:
-    if _positive(text) > 1024:
-        raise argparse.ArgumentTypeError(f"{text}: at most 1024")
-    return int(text)
+    return _at_most(MAX_THREADS, int(text), least=1)
+
+
+def _at_most(most: int, value: Number, least: int = 0) -> Number:
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{value!s:.20}: from {least} to {most:,}")
+    return value
 
 
 def _multiple_of_8(text: str) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
+
+from orchestrator.errors import OutputError
+from orchestrator.number_limits import MAX_NUMBER, MAX_SEED, MAX_THREADS
 
 if TYPE_CHECKING:
     from orchestrator.config.job_schemas import EvaluateJob
@@ -110,10 +114,6 @@ def option(help_text: str, *names: str, default: str | bool = True, **settings: 
     return typer.Option(*names, help=help_text, show_default=default, **settings)
 
 
-MAX_NUMBER = 10**10
-"""Maximum of the numbers of options: 300 years in seconds, more than any seed. Larger ones fail in system calls."""
-
-
 def _require_in_range(value: Any) -> Any:
     """Return the value of an option. Raises BadParameter for NaN, which no range excludes, and for huge numbers."""
     for each in value if isinstance(value, list | tuple) else [value]:
@@ -131,8 +131,13 @@ Set = Annotated[
 ]
 InProcess = Annotated[bool, option("Run in this process with one worker, without Ray.", "--in-process")]
 Processes = Annotated[
-    int | None, option("Number of processes.", "--jobs", default="all cores", min=1, max=1024)
+    int | None, option("Number of processes.", "--jobs", default="all cores", min=1, max=MAX_THREADS)
 ]
+
+
+def seed_option(help_text: str) -> Any:
+    """Return an option for a random seed."""
+    return option(help_text, min=0, max=MAX_SEED, callback=None)
 
 
 def _print_version(wanted: bool) -> None:
@@ -203,10 +208,24 @@ def use_local_cluster() -> None:
 
 
 def emit(text: str) -> None:
-    """Print a line to standard output."""
-    typer.echo(text)
+    """Print a line to standard output. Raises OutputError for a full disk, BrokenPipeError if nobody reads it."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise  # ends the command quietly, as shells expect of the left side of a pipe
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror}). Free some space."
+        ) from error
+
+
+def emit_if_possible(text: str) -> None:
+    """Print a line to standard output; a full disk costs the line and not the work that it reports."""
+    with contextlib.suppress(OutputError):
+        emit(text)
 
 
 def emit_error(text: str) -> None:
-    """Print a line to standard error."""
-    typer.echo(text, err=True)
+    """Print a line to standard error, where it can be written."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)

@@ -82,6 +82,8 @@ def init(
         patterns = {"degraded": degraded, "clean": clean, "degradation": kinds[0]}
         pack = {"source": "pairs", "root": str(root), **patterns}
     pack |= {"held_out": held_out} if held_out else _held_out(root, degraded, clean)
+    for given in (str(root), *(held_out or ())):
+        _require_utf8(given)
     text = starter_job(name, pack, kinds, path=str(path), steps=steps, gpu=gpu)
     _check(text, path)
     write_output(path, text, executable=True)
@@ -103,6 +105,14 @@ def _check(text: str, path: Path) -> None:
     for count, what in ((trained, "train on"), (len(source) - trained, "evaluate")):
         if not count:
             raise PlanError(f"--root {job.data.pack.root}: no photograph is left to {what}.")
+
+
+def _require_utf8(name: str) -> None:
+    """Raise PlanError for a name of other bytes, which no job file and no manifest can hold."""
+    from orchestrator.errors import PlanError
+
+    if any("\udc80" <= sign <= "\udcff" for sign in name):
+        raise PlanError(f"{name}: this name is not UTF-8. Rename it.")
 
 
 def _ask(option: str, question: str) -> str:
@@ -129,6 +139,8 @@ def _held_out(root: Path, degraded: str | None, clean: str | None) -> dict[str, 
         found = len(clean_files(root, degraded, clean))
         share: dict[str, object] = {"held_out_share": max(1 / _EVERY, 1 / found)}
     else:
+        for path in list_images(root):
+            _require_utf8(str(path))
         names = [path.relative_to(root).with_suffix("").as_posix() for path in list_images(root)]
         found = len(names)
         share = {"held_out": names[::_EVERY] if found >= _EVERY else names[:1]}

@@ -16,10 +16,12 @@ from orchestrator.cli.app import (
     command,
     emit,
     emit_error,
+    emit_if_possible,
     load_job_of,
     option,
     use_local_cluster,
 )
+from orchestrator.cli.memory_advice import memory_advice
 
 if TYPE_CHECKING:
     from orchestrator.config.job_types import AnyJob
@@ -158,7 +160,7 @@ def run_job(job: AnyJob, *, in_process: bool, wait: bool = False) -> None:
     from orchestrator.paths import home
     from orchestrator.runner import run_any
 
-    with using(home(), f"{job.kind} job {job.name}"):
-        status = run_any(job, emit, in_process=in_process, wait=wait).status
+    with using(home(), f"{job.kind} job {job.name}"), memory_advice(job.kind):
+        status = run_any(job, emit_if_possible, in_process=in_process, wait=wait).status
     if status == "stopped":
         raise typer.Exit(STOPPED)

@@ -17,6 +17,7 @@ from orchestrator.cli.app import (
     emit_error,
     epilog,
     option,
+    seed_option,
     use_local_cluster,
 )
 
@@ -105,7 +106,7 @@ HeldOut = Annotated[
     ),
 ]
 Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
-Seed = Annotated[int, option("Random seed of the degradations.", min=0, max=2**63 - 1, callback=None)]
+Seed = Annotated[int, seed_option("Random seed of the degradations.")]
 Reread = Annotated[
     bool, option("Read every raw file, also those whose size and time did not change.", "--reread")
 ]

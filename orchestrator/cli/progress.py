@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator import progress
-from orchestrator.cli.app import emit, emit_error
+from orchestrator.cli.app import emit_error, emit_if_possible
 from orchestrator.progress import Callbacks, duration, per_second
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _Bar:
         self._advance(self._started - 1 + done / total, self._total, self._name)
 
     def finish(self, line: str, *, failed: bool, worked: bool) -> None:
-        (emit_error if failed else emit)(line)
+        (emit_error if failed else emit_if_possible)(line)
 
 
 class _Lines:
@@ -153,7 +153,7 @@ class _Lines:
             mean = self._busy / (self._started - self._idle)
             left = f", {duration(mean * remaining)} left" if remaining else ""
         count = f"[{self._finished}/{self._total}] " if self._total > 1 else ""
-        (emit_error if failed else emit)(f"{count}{line}{left}")
+        (emit_error if failed else emit_if_possible)(f"{count}{line}{left}")
 
 
 ProgressReporter = _Bar | _Lines

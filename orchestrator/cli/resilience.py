@@ -18,6 +18,7 @@ from orchestrator.cli.app import (
     emit,
     load_job_of,
     option,
+    seed_option,
     use_local_cluster,
 )
 
@@ -37,9 +38,7 @@ def prove_resume(
     job_file: JobFile,
     overrides: Set = None,
     kills: Annotated[int, option("Number of workers to kill.", min=1)] = 3,
-    seed: Annotated[
-        int, option("Random seed for kill steps and victims.", min=0, max=2**63 - 1, callback=None)
-    ] = 0,
+    seed: Annotated[int, seed_option("Random seed for kill steps and victims.")] = 0,
     steps: Annotated[int, option("Number of training steps.", min=2)] = 20,
     workers: Annotated[
         int | None, option("Number of workers.", default="the job's workers.min", min=1)
@@ -94,7 +93,7 @@ def chaos(
     faults: Annotated[int, option("Number of faults to inject.", min=1)] = 7,
     seed: Annotated[
         int,
-        option("Random seed for the faults' order, steps and targets.", min=0, max=2**63 - 1, callback=None),
+        seed_option("Random seed for the faults' order, steps and targets."),
     ] = 0,
     steps: Annotated[int, option("Number of training steps.", min=10)] = 200,
     workers: Annotated[int, option("Number of workers, each on its own node.", min=1)] = 2,

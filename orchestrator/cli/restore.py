@@ -20,6 +20,7 @@ from orchestrator.cli.app import (
     use_local_cluster,
 )
 from orchestrator.cli.progress import ProgressReporter, report_progress
+from orchestrator.number_limits import MAX_THREADS
 
 if TYPE_CHECKING:
     from orchestrator.restoration.restorer import RestoreSettings
@@ -68,7 +69,9 @@ def restore(
     ] = False,
     device: Annotated[str, option("Device.", metavar="auto|cpu|cuda")] = "auto",
     precision: Annotated[str, option("Precision.", metavar="fp32|bf16")] = "fp32",
-    threads: Annotated[int | None, option("Number of CPU threads.", default="all", min=1, max=1024)] = None,
+    threads: Annotated[
+        int | None, option("Number of CPU threads.", default="all", min=1, max=MAX_THREADS)
+    ] = None,
     mode: Annotated[
         str,
         option(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from orchestrator.cli.app import USE, argument, command, complete_model, emit_error, option, use_local_cluster
+from orchestrator.number_limits import MAX_THREADS
 
 _LIMITS, _REPLICAS = "Limits", "Replicas"
 
@@ -59,7 +60,7 @@ def serve(
             "CPU threads of a replica. 0 divides the cores by --max-replicas.",
             rich_help_panel=_REPLICAS,
             min=0,
-            max=1024,
+            max=MAX_THREADS,
         ),
     ] = 0,
     max_batch: Annotated[

@@ -12,6 +12,7 @@ of 8, the crop and the clamp of `mirage.restore`. They restore whole images, wit
 from __future__ import annotations
 
 import copy
+import io
 import math
 import tempfile
 import warnings
@@ -177,7 +178,9 @@ def _exporting() -> Iterator[None]:
 def _write_torchscript(model: MIRAGE, path: Path) -> None:
     with _exporting():
         traced = torch.jit.trace(AnySize(model), _example(), check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path))
+        content = io.BytesIO()  # PyTorch ends the process when it cannot write a file
+        torch.jit.save(traced, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _read_torchscript(path: Path) -> RestoreFunction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 _FORM = re.compile(r'multipart/form-data\s*;.*?boundary="?([^";]{1,70})"?', re.IGNORECASE)
 _ANY_FORM = re.compile(r"multipart/", re.IGNORECASE)
@@ -51,7 +52,7 @@ async def read_body(
             raise _too_large(length, max_bytes)
         parts.append(chunk)
     body = b"".join(parts)
-    image = first_file(body, boundary.group(1).encode()) if boundary else body
+    image = first_file(body, boundary.group(1).encode("latin-1", "replace")) if boundary else body
     if len(image) > max_bytes:
         raise _too_large(len(image), max_bytes)
     if not image:
@@ -62,18 +63,25 @@ async def read_body(
 
 
 def first_file(body: bytes, boundary: bytes) -> bytes:
-    """Return the first part of a multipart form that has a file name. Raises BodyError."""
-    delimiter = b"--" + boundary
-    at = body.find(delimiter)
-    while at >= 0:
-        head_end = body.find(b"\r\n\r\n", at)
-        following = body.find(b"\r\n" + delimiter, at + len(delimiter))
-        if head_end < 0 or following < 0:
-            break
-        if re.search(rb"filename\*?=", body[at:head_end], re.IGNORECASE):
-            return body[head_end + 4 : following]
-        at = following + 2
-    raise BodyError(400, "The form has no file, or is incomplete. Send one part with a file name.")
+    """Return the first file of a multipart form that is not empty, b"" if all are. Raises BodyError."""
+    delimiters = re.finditer(rb"(?:\A|\r\n)--" + re.escape(boundary) + rb"(?:--)?[ \t]*(?=\r\n|\Z)", body)
+    found = None
+    for start, end in pairwise(delimiters):
+        head, _, content = body[start.end() + 2 : end.start()].partition(b"\r\n\r\n")
+        if _names_file(head):
+            found = content
+            if content:  # browsers send an empty file for an input that was left empty
+                break
+    if found is None:
+        raise BodyError(400, "The form has no file, or is incomplete. Send one part with a file name.")
+    return found
+
+
+def _names_file(head: bytes) -> bool:
+    """Return whether the head of a part has a file name; quoted values may hold anything."""
+    if len(head) > _FORM_OVERHEAD:
+        return False
+    return re.search(rb";\s*filename\*?\s*=", re.sub(rb'"[^"]*"', b'""', head), re.IGNORECASE) is not None
 
 
 async def paced(

@@ -54,6 +54,11 @@ class RequestFilter:
             await send(message)
 
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy that believes the other one would take the rest of this body for the next request.
+            message = "The request has both Content-Length and Transfer-Encoding. Send one of them."
+            await _answer(send_with_header, 400, message, (b"connection", b"close"))
+            return
         root, path = route_path(scope, headers.get("x-forwarded-prefix", ""))
         if not path:  # the page's addresses are relative to the base path with its slash
             location = f"{root.rpartition('/')[2]}/"
@@ -103,16 +108,16 @@ def foreign(headers: Headers, names: frozenset[str]) -> str:
             f"Host {host[:200]!r} is not a name of this service. If it is, allow it: "
             "mirage serve --allow-host NAME (the application's argument: allow_host)."
         )
-    origin = headers.get("origin")
-    if origin is None or same_origin(origin, host or ""):
-        return ""
     forwarded = headers.get("x-forwarded-host", "")  # no page can set it without asking first
-    if same_origin(origin, forwarded) or host_of(origin) in names:
-        return ""
-    return (
-        f"Origin {origin[:200]!r} is another site, and pages of other sites may not use this service. Behind a proxy, "
-        "let it pass the Host header on, or name the site's host: mirage serve --allow-host NAME."
-    )
+    for origin in headers.getlist("origin"):
+        if not (
+            same_origin(origin, host or "") or same_origin(origin, forwarded) or host_of(origin) in names
+        ):
+            return (
+                f"Origin {origin[:200]!r} is another site, and pages of other sites may not use this service. Behind "
+                "a proxy, let it pass the Host header on, or name the site's host: mirage serve --allow-host NAME."
+            )
+    return ""
 
 
 def is_own(host: str, names: frozenset[str]) -> bool:

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.errors import PhotoError, UnsupportedPhotoError
@@ -41,6 +41,7 @@ CLIENT_DISCONNECTED = 499
 
 _NO_TOKEN = "This service needs a bearer token."
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="mirage"'}
+_CACHED = {"Cache-Control": "max-age=86400"}
 _OLD_KEYS = {"inside": "in_flight", "room": "max_in_flight", "refused": "rejected"}
 """Old keys of /health, for clients that use them: old -> new."""
 
@@ -169,6 +170,13 @@ class Service:
 
     async def _receive(self, request: Request, chunks: AsyncIterator[bytes]) -> bytes:
         headers = request.headers
+        coding = headers.get("content-encoding", "identity")
+        if coding.strip().lower() not in ("identity", ""):
+            await self._discard_body(request, chunks)
+            raise RequestError(
+                415,
+                f"The body has Content-Encoding {coding[:50]!r}, which is not read here. Send the file as it is.",
+            )
         return await read_body(
             chunks,
             headers.get("content-length"),
@@ -275,7 +283,8 @@ class Service:
         name = request.path_params["name"]
         if name not in {sample["file"] for sample in samples()}:
             return _error(404, f"There is no sample {name}.")
-        return FileResponse(SAMPLES / name, headers={"Cache-Control": "max-age=86400"})
+        # Not FileResponse, whose answers to a wrong Range are text.
+        return Response((SAMPLES / name).read_bytes(), media_type="image/jpeg", headers=_CACHED)
 
 
 def check_header(data: bytes, max_pixels: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from orchestrator.tracking.uri import sqlite_file
 
 _DEFAULTS = {
     # MLflow's own default is 7 retries, about four minutes per call.
@@ -29,7 +33,13 @@ _LOG_LEVELS = {
 
 
 def connect(uri: str) -> Any:
-    """Return an `MlflowClient` for `uri` with short retries. MLflow is imported here because it takes seconds."""
+    """Return an `MlflowClient` for `uri` with short retries. MLflow is imported here because it takes seconds.
+
+    Raises OSError for a SQLite file that cannot be opened, which MLflow would try for two minutes.
+    """
+    database = sqlite_file(uri)
+    if database is not None:
+        _require_access(database)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     # Otherwise MLflow prints the address of each run with the user and password of its URI.
@@ -39,6 +49,17 @@ def connect(uri: str) -> Any:
     for logger, level in _LOG_LEVELS.items():
         logging.getLogger(logger).setLevel(level)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _require_access(database: Path) -> None:
+    """Raise OSError if a database cannot be read, or not be made where there is none."""
+    if database.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(database))
+    place, right = database, os.R_OK
+    while not place.exists():  # raises PermissionError below a closed folder
+        place, right = place.parent, os.W_OK | os.X_OK
+    if not os.access(place, right):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 @contextmanager

@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
         "Bring it back from a backup, or move the file away to begin a new one.",
     ),
     (
-        r"readonly database|Read-only file system|Permission denied: '",
+        r"readonly database|unable to open database file|Read-only file system|Permission denied: '",
         "its database or its folder cannot be written.",
         "Change the permissions, or name another place in MLFLOW_TRACKING_URI.",
     ),

@@ -35,7 +35,7 @@ from orchestrator.cluster.ray_internals_nodes import draining_nodes
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.schema import Job
 from orchestrator.console import message_echo
-from orchestrator.errors import MEMORY_ADVICE, PlanError, TrainingError, is_out_of_memory
+from orchestrator.errors import TRAINING_MEMORY_ADVICE, PlanError, TrainingError, is_out_of_memory
 from orchestrator.ownership import next_number
 from orchestrator.training.assignment import WorkerAssignment
 from orchestrator.training.driver import ControlSignal, Driver
@@ -316,7 +316,8 @@ def _root_cause(error: BaseException) -> str:
     cause = getattr(inner, "cause", None) or inner
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
     if is_out_of_memory(cause):
-        return f"memory ran out: {type(cause).__name__}: {' '.join(lines[:2])} {MEMORY_ADVICE}"  # Ray's 2nd: how much
+        what = " ".join(lines[:2])  # Ray's second line says how much was used
+        return f"memory ran out: {type(cause).__name__}: {what} {TRAINING_MEMORY_ADVICE}"
     killed = "OOM killer" in lines[-1]  # among other possible reasons
-    advice = f" If `dmesg` says that memory ran out there: {MEMORY_ADVICE}" if killed else ""
+    advice = f" If `dmesg` says that memory ran out there: {TRAINING_MEMORY_ADVICE}" if killed else ""
     return f"{type(cause).__name__}: {lines[-1]}{advice}"

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,22 @@ class Record:
 
 def test_a_record_of_the_schema_is_read_and_unknown_fields_are_ignored():
     assert read_record(Record, b'{"number": 1, "names": ["a"], "newer": []}') == Record(1, ("a",))
+
+
+@given(names=st.lists(st.binary(max_size=8).map(os.fsdecode)))
+def test_names_that_are_no_utf8_are_read_as_they_were_written(names: list[str]):
+    written = json.dumps({"number": 1, "names": names})
+    for data in (written, written.encode()):
+        assert read_record(Record, data) == Record(1, tuple(names))
+    assert read_record(dict[str, dict[str, int]], json.dumps({"a": dict.fromkeys(names, 1)})) == {
+        "a": dict.fromkeys(names, 1)
+    }
+
+
+@pytest.mark.parametrize("text", ["💀", "\\udc80", "a\\\\udc80", "\U0010dc80 💀 é", "\\"])
+def test_text_that_looks_like_such_a_name_stays_as_it_is(text: str):
+    for data in (json.dumps([text]), json.dumps([text], ensure_ascii=False)):
+        assert read_record(list[str], data) == [text]
 
 
 BROKEN = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,38 @@ def test_a_shard_that_is_no_file_is_named(source, tmp_path, cache, make):
     make(store.path(shard.key))
     with pytest.raises(CorruptObjectError, match=rf"{shard.key} (is no file|has \d+ bytes)"):
         cache.open(store, shard)
+
+
+def _occupied(cache: ShardCache) -> None:
+    cache.folder.parent.mkdir(parents=True, exist_ok=True)
+    cache.folder.write_text("a file")
+
+
+def _without_locks(cache: ShardCache) -> None:
+    cache.folder.mkdir(parents=True)
+    (cache.folder / "locks").write_text("a file")
+
+
+@pytest.mark.parametrize("spoil", [_occupied, _without_locks])
+def test_a_cache_that_cannot_be_used_is_named_and_not_the_shard(packed, tmp_path, spoil):
+    store, manifest = LocalStore(Path(packed[0])), packed[1]
+    cache = ShardCache(tmp_path / "spoiled", 1 << 30)
+    spoil(cache)
+    with pytest.raises(StoreError, match=r"the shard cache .*spoiled cannot be used.*MIRAGE_CACHE"):
+        cache.path(store, manifest.shards[0])
+
+
+def test_a_full_disk_below_the_cache_is_named(packed, tmp_path):
+    store, manifest = LocalStore(Path(packed[0])), packed[1]
+    cache = ShardCache(tmp_path / "full", 1 << 30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"the shard cache .*full cannot be used .File too large"):
+            cache.path(store, manifest.shards[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert cache.path(store, manifest.shards[0]).is_file()
 
 
 def test_an_image_of_another_size_than_the_manifest_says_is_damaged(packed, cache):

@@ -78,6 +78,16 @@ def test_existing_results_are_skipped_and_missing_ones_restored(folder: Path, re
     }
 
 
+def test_a_name_that_is_no_utf8_is_restored_once(folder: Path, restore: Command) -> None:
+    odd = folder / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes((folder / "grey.png").read_bytes())
+    first, second = (restore(f"in/{odd.name}", "in/grey.png", "-o", "out") for _ in range(2))
+    assert (first.status, second.status) == (0, 0), first.text + second.text
+    assert "2 restored" in first.text
+    assert second.text.count("is already restored") == 2
+    assert (folder.parent / "out" / odd.name).is_file()
+
+
 def test_the_index_is_read_completely_while_another_process_merges_it(tmp_path: Path) -> None:
     class Disturbed(LocalStore):
         """Another command merges right after the first listing."""

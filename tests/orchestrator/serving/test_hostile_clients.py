@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 
 from orchestrator.errors import ServiceError
 from orchestrator.serving import http_protocol, replica
+from orchestrator.serving.page import samples
 from orchestrator.serving.replica import RestoredImage
 from orchestrator.serving.request_filter import foreign, route_path
 from orchestrator.serving.served_model import ServedModel
@@ -113,6 +114,9 @@ BROKEN = {
     "two lengths": post("Content-Length: 5"),
     "folded length": b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1x\r\n\r\n",
     "unknown coding": b"POST /restore HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "two framings": post("Transfer-Encoding: chunked") + b"0\r\n\r\nGET /",
+    "two framings, chunked first": b"POST /restore HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    b"Content-Length: 5\r\n\r\n0\r\n\r\nGET /",
     "bad chunk": b"POST /restore HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "long head": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 100_000,
     "long line": b"GET /" + b"x" * 100_000,
@@ -178,6 +182,29 @@ def test_options_lists_the_methods_and_names_no_other_origin(service: Running) -
         assert (reply.status, reply.body) == (204, b"")
         assert set(reply.headers["allow"].split(", ")) == set(allowed.split(", "))
         assert reply.headers["access-control-allow-origin"] is None
+
+
+@pytest.mark.parametrize(
+    "value", ["bytes=5-2", "bytes=a-b", "x", "bytes=9999999999999999999999-", "bytes=" + "0-1," * 5000]
+)
+def test_no_range_is_answered_with_text(service: Running, value: str) -> None:
+    for path in ("/", f"/samples/{samples()[0]['file']}", "/samples/none.jpg", "/health"):
+        reply = service.request("GET", path, headers={"Range": value})
+        assert reply.status in (200, 404)
+        assert reply.status == 200 or reply.json()["status"] == 404
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate, gzip", "br", "\xe9"])
+def test_a_compressed_body_is_named(service: Running, coding: str) -> None:
+    reply = service.request("POST", "/restore", IMAGE, {"Content-Encoding": coding})
+    assert reply.status == 415
+    assert "Content-Encoding" in reply.json()["error"]
+    assert service.request("POST", "/restore", IMAGE, {"Content-Encoding": "identity"}).status == 200
+
+
+def test_every_one_of_several_origins_must_be_this_service(service: Running) -> None:
+    request = post("Origin: http://localhost", "Origin: http://evil.example") + IMAGE
+    assert "evil.example" in assert_json_error(ask(service, request), 403)
 
 
 def test_a_form_without_its_boundary_is_named(service: Running) -> None:

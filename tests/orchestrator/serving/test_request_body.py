@@ -48,6 +48,36 @@ def test_a_form_without_a_whole_file_is_refused(body: bytes) -> None:
     assert error.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("parts", "image"),
+    [
+        ([('name="a"; filename=""', b""), ('name="b"; filename="b.png"', b"image")], b"image"),
+        ([('name="filename=x"', b"no"), ('name="; filename=x"', b"no"), ("filename=b", b"image")], b"image"),
+        ([("filename*=UTF-8''b.png", b"image")], b"image"),
+        ([('filename="a"', b"im\r\n--frontiers\r\nage")], b"im\r\n--frontiers\r\nage"),
+        ([('filename="a"', b"im--frontier\r\nage")], b"im--frontier\r\nage"),
+        ([("x" * 20_000 + ";filename=a", b"no"), ("filename=b", b"image")], b"image"),
+    ],
+)
+def test_a_file_is_a_part_with_a_file_name_between_whole_boundaries(
+    parts: list[tuple[str, bytes]], image: bytes
+) -> None:
+    assert first_file(form(*parts), b"frontier") == image
+
+
+def test_a_form_may_have_a_preamble_spaces_after_a_boundary_and_a_boundary_of_latin_letters() -> None:
+    plain = form(('filename="a"', b"image"))
+    for body in (b"hello\r\n" + plain, plain.replace(b"frontier\r", b"frontier \t\r"), plain.rstrip()):
+        assert first_file(body, b"frontier") == b"image"
+    latin = plain.replace(b"frontier", "é".encode("latin-1"))
+    assert read(latin, 'multipart/form-data; boundary="é"', most=300) == b"image"
+
+
+def test_a_form_whose_files_are_all_empty_has_no_image() -> None:
+    with pytest.raises(BodyError, match="no image"):
+        read(form(('filename=""', b"")), FORM)
+
+
 def test_a_body_beyond_the_limit_is_refused_whether_it_says_so_or_not() -> None:
     for declared in (None, "101", "5"):
         with pytest.raises(BodyError, match="the limit is 100") as error:

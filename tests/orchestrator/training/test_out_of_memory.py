@@ -9,11 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import typer
 from ray.exceptions import OutOfMemoryError
 
 from orchestrator import cli
-from orchestrator.config.job_types import JobOutcome
-from orchestrator.errors import MEMORY_ADVICE, is_out_of_memory
+from orchestrator.cli.memory_advice import _OF_OPTION, OF_KIND, find_advice, memory_advice
+from orchestrator.config.job_types import KINDS, JobOutcome
+from orchestrator.errors import TRAINING_MEMORY_ADVICE, is_out_of_memory
 from orchestrator.training.driver import ControlSignal
 from orchestrator.training.ray_launcher import _root_cause
 from tests.claims import assert_same_weights, final_weights
@@ -49,15 +51,38 @@ def test_the_command_line_names_what_ran_out_in_one_line(
     assert ended.value.code == 2
     text = capsys.readouterr().err
     assert text.startswith("memory ran out: ")
-    assert MEMORY_ADVICE in text
     assert text.count("\n") == 1
+
+
+def test_the_advice_fits_the_kind_of_job_or_the_options_of_the_command() -> None:
+    assert OF_KIND.keys() == KINDS.keys()
+    for kind, advice in OF_KIND.items():
+        with pytest.raises(MemoryError) as raised, memory_advice(kind):
+            bytearray(TOO_MANY)
+        assert find_advice(raised.value, ["run", "a.yaml", "--in-process"]) == advice
+    for words, word in (
+        ("restore a.png -m x", "--tile"),
+        ("pack synthetic --root x", "--jobs"),
+        ("serve x", "--max-batch"),
+        ("trace x", "Close other programs"),
+        ("", "Close other programs"),
+        ("webhooks list", "Close other programs"),
+    ):
+        assert word in find_advice(MemoryError(), words.split()), words
+
+
+def test_the_advice_names_options_that_exist() -> None:
+    commands = typer.main.get_command(cli.app).commands.values()  # type: ignore[attr-defined]
+    groups = [*commands, *(inner for each in commands for inner in getattr(each, "commands", {}).values())]
+    options = {name for command in groups for parameter in command.params for name in parameter.opts}
+    assert _OF_OPTION.keys() <= options
 
 
 def test_workers_that_ran_out_of_memory_say_so_wherever_they_were_killed() -> None:
     for error in (OutOfMemoryError(RAYS_WORDS), *map(failure_of, REQUESTS)):
         assert is_out_of_memory(error)
         assert _root_cause(error).startswith("memory ran out: ")
-        assert _root_cause(error).endswith(MEMORY_ADVICE)
+        assert _root_cause(error).endswith(TRAINING_MEMORY_ADVICE)
     assert "Memory on the node" in _root_cause(OutOfMemoryError(RAYS_WORDS))
     killed = _root_cause(
         RuntimeError("It died.\nPossible causes: (1) killed by SIGKILL by OOM killer (2) ...")
