@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from tests.orchestrator.conftest import home
 from tests.slow.project import QUICK_RAY, SMALL_JOB, Project, copy_project, plain_environment
+
+__all__ = ["home"]  # a fixture: tests with clusters of their own share its data and its MLflow
 
 
 @pytest.fixture(scope="session")

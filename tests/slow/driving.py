@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.events import Event, read_log
 from tests.claims import wait_until
-from tests.slow.project import find_event, plain_environment
+from tests.slow.project import QUICK_RAY, find_event, plain_environment
 
 ENDLESS = 10**6
 NOTICE_SECONDS = 30
@@ -48,7 +48,7 @@ class Driver:
             return found
 
         what = f"{kind.__name__} {values}, in {self.log} and {self.errors}"
-        index, event = wait_until(emitted, what, timeout, every=1)
+        index, event = wait_until(emitted, what, timeout, every=0.3)
         self._read = index + 1
         return event
 
@@ -72,6 +72,7 @@ class Place:
         environment = {
             **plain_environment(),
             **RAY_ENVIRONMENT,
+            **QUICK_RAY,
             "MIRAGE_HOME": str(self.home),
             "RAY_ADDRESS": self.address,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
@@ -84,7 +85,7 @@ class Place:
         return Driver(process, log, errors)
 
     def folder(self) -> Path:
-        (folder,) = (self.home.parent / "store" / "runs").iterdir()
+        (folder,) = (self.home.parent / "store" / "runs").glob(f"{self.job.stem}-*")
         return folder
 
 

@@ -11,12 +11,10 @@ import yaml
 
 from orchestrator.resilience.fault_schedule import ChaosReport
 from tests.claims import run_command
-from tests.orchestrator.conftest import SMALL, home
+from tests.orchestrator.conftest import SMALL
 from tests.slow.project import plain_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.cluster]
-
-__all__ = ["home"]  # a fixture
 
 JOB = {
     **SMALL,

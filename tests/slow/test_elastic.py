@@ -27,7 +27,7 @@ from orchestrator.events import (
 )
 from orchestrator.maintenance.sample_ledger import consumed
 from tests.claims import wait_until
-from tests.orchestrator.conftest import SMALL, home
+from tests.orchestrator.conftest import SMALL
 from tests.slow.driving import ENDLESS, NOTICE_SECONDS, RAY_ENVIRONMENT, Place, drain
 
 pytestmark = [
@@ -36,8 +36,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.cluster,
 ]
-
-__all__ = ["home"]  # a fixture
 
 
 @pytest.fixture

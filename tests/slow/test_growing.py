@@ -28,12 +28,10 @@ from orchestrator.events import (
     WorkersStarting,
 )
 from tests.claims import wait_until
-from tests.orchestrator.conftest import SMALL, home
+from tests.orchestrator.conftest import SMALL
 from tests.slow.driving import ENDLESS, RAY_ENVIRONMENT, Place, drain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.cluster]
-
-__all__ = ["home"]  # a fixture
 
 NODES_AT_MOST = 2
 NODES_THAT_COME = f"{'f' * 51}{{:05}}"

@@ -25,13 +25,13 @@ from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import TrialTable, table_of
 from shards.store import LocalStore
 from tests.claims import ROOT, wait_until
-from tests.orchestrator.conftest import SMALL, home
+from tests.orchestrator.conftest import SMALL
 from tests.orchestrator.sweeps import simulated
 from tests.orchestrator.sweeps.conftest import make_sweep
 from tests.orchestrator.sweeps.formula import StubTracking, run_formula
 from tests.orchestrator.sweeps.simulated import rows
 from tests.slow.driving import RAY_ENVIRONMENT
-from tests.slow.project import plain_environment
+from tests.slow.project import QUICK_RAY, plain_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.cluster,
 ]
 
-__all__ = ["home", "make_sweep"]  # fixtures
+__all__ = ["make_sweep"]  # a fixture
 
 GRID = {"search": {"method": "grid"}, "trials": 3}
 TPE = {"search": {"method": "tpe", "seed": 3, "startup_trials": 2}, "trials": 5}
@@ -103,7 +103,7 @@ def two_nodes(cluster) -> None:
 def environment_of(cluster: Any, home: str | Path) -> dict[str, str]:
     """Return the environment of a driver on the cluster."""
     own = {"RAY_ADDRESS": cluster.address, "MIRAGE_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    return {**plain_environment(), **RAY_ENVIRONMENT, "OMP_NUM_THREADS": "1", **own}
+    return {**plain_environment(), **RAY_ENVIRONMENT, **QUICK_RAY, "OMP_NUM_THREADS": "1", **own}
 
 
 def kill_after_events(driver: subprocess.Popen[Any], sweep: Path, count: int) -> None:
