@@ -30,10 +30,10 @@ data:
   manifests: small
   pack: {source: synthetic, root: photographs, held_out: [coffee, cat], variants: 1}
   crop_pixels: 48
-train: {steps: 100, global_batch_size: 6, learning_rate: 1.0e-3, warmup_steps: 5, precision: fp32, ema_decay: 0.9}
+train: {steps: 60, global_batch_size: 6, learning_rate: 1.0e-3, warmup_steps: 5, precision: fp32, ema_decay: 0.9}
 workers: {min: 2, max: 2}
 checkpoint: {every_steps: 10}
-validation: {every_steps: 50, photographs: 1, crop_pixels: 64}
+validation: {every_steps: 30, photographs: 1, crop_pixels: 64}
 track: {experiment: slow, register_as: small, every_steps: 1, log: json}
 example: {photograph: coffee, degradation: haze}
 """

@@ -94,8 +94,8 @@ def test_every_event_of_the_run_is_in_the_jobs_log_once_and_in_order(
     project: Project, submitted: str
 ) -> None:
     found = project.events(submitted)
-    assert [event.step for event in found if isinstance(event, Progress)] == list(range(1, 101))
-    assert [event.step for event in found if isinstance(event, Validation)] == [50, 100]
+    assert [event.step for event in found if isinstance(event, Progress)] == list(range(1, 61))
+    assert [event.step for event in found if isinstance(event, Validation)] == [30, 60]
     once = (RunStarted, WorkersStarting, WorkersStarted, ModelRegistered, RunFinished)
     assert [type(event) for event in found if isinstance(event, once)] == list(once)
     assert {event.workers for event in found if isinstance(event, WorkersStarting | WorkersStarted)} == {2}
@@ -118,7 +118,7 @@ def test_ray_knows_the_run_and_each_checkpoint_with_its_metrics(project: Project
     with result.checkpoint.as_directory() as pointer:
         assert json.loads((Path(pointer) / "checkpoint.json").read_bytes()) == {"uri": uri}
     reported = {Path(checkpoint.path).name: metrics for checkpoint, metrics in result.best_checkpoints}
-    assert reported[newest] == {"step": 100, "checkpoint": uri, **in_store[newest]["metrics"]}
+    assert reported[newest] == {"step": 60, "checkpoint": uri, **in_store[newest]["metrics"]}
     assert reported[newest]["val/psnr"] > 0
     # Of several that are written between two exchanges with Ray, the newest is reported.
     assert len(reported) >= 3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import multiprocessing
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, SCORES
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
-from tests.claims import wait_until
+from tests.processes import run_processes
 
 if TYPE_CHECKING:
     from tests.orchestrator.mlflow_server import Server
@@ -314,25 +314,16 @@ def test_what_cannot_be_promoted_or_rolled_back_is_told(store: str, name: str) -
         promote(f"{name}/9", store, QUICK)
 
 
-def wait_for_files(files: Sequence[Path], writers: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait until all files are there; fail where a process that writes one has ended."""
-
-    def written() -> bool:
-        assert all(process.poll() is None for process in writers)
-        return all(file.exists() for file in files)
-
-    wait_until(written, "both processes are ready", 120)
+def in_two_processes(function: Callable[..., None], *arguments: object) -> None:
+    """Call function(rank, barrier, *arguments) in two processes, which meet at the barrier."""
+    barrier = multiprocessing.get_context("forkserver").Barrier(2)
+    run_processes(function, 2, barrier, *arguments, also=["orchestrator.models.export", "mlflow.pyfunc"])
 
 
-PROMOTING = """
-import sys, time, pathlib
-from orchestrator.promotion.promote import promote
-import orchestrator.models.export, mlflow
-ready, go = (pathlib.Path(p) for p in sys.argv[3:5])
-ready.touch()
-while not go.exists(): time.sleep(0.01)
-print("moved" if promote(sys.argv[1], sys.argv[2], {"parity": ["safetensors"]}).moved else "refused")
-"""
+def promoting(rank: int, barrier: Barrier, name: str, store: str, folder: Path) -> None:
+    barrier.wait(120)
+    moved = promote(f"{name}/{rank + 2}", store, QUICK).moved
+    (folder / str(rank + 2)).write_text(str(moved))
 
 
 @pytest.mark.slow
@@ -342,48 +333,28 @@ def test_of_two_promotions_at_once_the_better_version_is_champion(
     for gain in (0.0, 0.5, 1.0):
         put(store, name, scored(gain))
     promote(f"{name}/1", store, QUICK)
-    go = tmp_path / "go"
-    processes = {}
-    for number in (2, 3):
-        command = [
-            sys.executable,
-            "-c",
-            PROMOTING,
-            f"{name}/{number}",
-            store,
-            str(tmp_path / f"{number}"),
-            str(go),
-        ]
-        processes[number] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    wait_for_files([tmp_path / f"{number}" for number in processes], list(processes.values()))
-    go.touch()
-    said = {number: process.communicate(timeout=120)[0].strip() for number, process in processes.items()}
+    in_two_processes(promoting, name, store, tmp_path)
+    moved = {number: (tmp_path / f"{number}").read_text() == "True" for number in (2, 3)}
     now = versions.aliases(store, name)
-    assert said[3] == "moved"
+    assert moved[3]
     assert now["champion"] == 3
-    assert now["previous"] == (2 if said[2] == "moved" else 1)  # the second was compared with the first
+    assert now["previous"] == (2 if moved[2] else 1)  # the second was compared with the first
 
 
-COUNTING = """
-import sys
-from orchestrator.registry import lease
-from orchestrator.tracking.client import connect
-store, name = sys.argv[1:]
-client = connect(store)
-for _ in range(6):
-    with lease.lease(store, name):
-        count = int(client.get_registered_model(name).tags["count"])
-        client.set_registered_model_tag(name, "count", str(count + 1))
-"""
+def counting(rank: int, barrier: Barrier, name: str, store: str) -> None:
+    client = connect(store)
+    barrier.wait(120)
+    for _ in range(6):
+        with lease.lease(store, name):
+            count = int(client.get_registered_model(name).tags["count"])
+            client.set_registered_model_tag(name, "count", str(count + 1))
 
 
 @pytest.mark.slow
 def test_two_processes_never_hold_the_lease_together(store: str, name: str) -> None:
     client = connect(store)
     client.create_registered_model(name, tags={"count": "0"})
-    command = [sys.executable, "-c", COUNTING, store, name]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    in_two_processes(counting, name, store)
     assert client.get_registered_model(name).tags["count"] == "12"
     assert client.get_prompt(f"{name}.lease") is None
 
@@ -424,32 +395,21 @@ def test_a_server_that_is_away_is_one_line(closed_port: int, monkeypatch: pytest
         raise AssertionError("never held")
 
 
-REGISTERING = """
-import sys, time, pathlib
-from orchestrator.registry import registration
-import mlflow.pyfunc
-store, name, run, weights, ready, go = sys.argv[1:]
-pathlib.Path(ready).touch()
-while not pathlib.Path(go).exists(): time.sleep(0.01)
-print(registration.register(store, name, run_id=run, weights=pathlib.Path(weights).read_bytes(), card="", metrics={},
-                        tags={}, idempotency_key="same").version)
-"""
+def registering(
+    rank: int, barrier: Barrier, store: str, name: str, run_id: str, weights: bytes, folder: Path
+) -> None:
+    barrier.wait(120)
+    version = registration.register(
+        store, name, run_id=run_id, weights=weights, card="", metrics={}, tags={}, idempotency_key="same"
+    )
+    (folder / str(rank)).write_text(str(version.version))
 
 
 @pytest.mark.slow
 def test_a_registration_by_two_at_once_leaves_one_version(store: str, name: str, tmp_path: Path) -> None:
     run_id = runs.start_run(store, "5deg", "run", {}, {})
-    weights, go = tmp_path / "weights", tmp_path / "go"
-    weights.write_bytes(dumps(MIRAGE(CONFIG)))
-    ready = [tmp_path / "first", tmp_path / "second"]
-    command = [sys.executable, "-c", REGISTERING, store, name, run_id, str(weights)]
-    processes = [
-        subprocess.Popen([*command, str(sign), str(go)], stdout=subprocess.PIPE, text=True) for sign in ready
-    ]
-    wait_for_files(ready, processes)
-    go.touch()
-    said = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert said == [["1"], ["1"]]
+    in_two_processes(registering, store, name, run_id, dumps(MIRAGE(CONFIG)), tmp_path)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["1", "1"]
     left = connect(store).search_model_versions(f"name = '{name}'")
     assert [int(version.version) for version in left] == [1]
     assert versions.aliases(store, name) == {"candidate": 1}
