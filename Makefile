@@ -49,7 +49,7 @@ test: setup check
 
 test-slow: setup
 	@scripts/browser
-	@$(SPREAD) 2 -m "slow and not cluster"
+	@$(SPREAD) 2 --no-loadscope-reorder -m "slow and not cluster"
 	@$(PYTEST) -m "slow and cluster" tests/orchestrator/cluster tests/slow
 
 mutants: setup

@@ -24,12 +24,23 @@ ALLOWED_SKIPS = {
 """What a skip's reason begins with, and why CI may skip for it."""
 
 
+LONGEST = ("test_engines", "test_fuzz", "slow/test_page", "test_loader", "test_loop", "test_notebooks", "test_compile")
+"""Files whose slow tests take a minute or more. With `--no-loadscope-reorder` they start first, so that none is left
+running alone at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, and those of several files that share a server (`xdist_group`)."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    items.sort(key=_priority)
+
+
+def _priority(item: pytest.Item) -> int:
+    places = (i for i, name in enumerate(LONGEST) if f"{name}.py::" in item.nodeid)
+    return next(places, len(LONGEST)) if item.get_closest_marker("slow") else len(LONGEST)
 
 
 def forbidden_skip(reason: str) -> bool:
