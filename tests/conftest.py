@@ -24,7 +24,15 @@ ALLOWED_SKIPS = {
 """What a skip's reason begins with, and why CI may skip for it."""
 
 
-LONGEST = ("test_engines", "test_fuzz", "slow/test_page", "test_loader", "test_loop", "test_notebooks", "test_compile")
+LONGEST = (
+    "test_engines",
+    "test_fuzz",
+    "slow/test_page",
+    "test_loader",
+    "test_loop",
+    "test_notebooks",
+    "test_compile",
+)
 """Files whose slow tests take a minute or more. With `--no-loadscope-reorder` they start first, so that none is left
 running alone at the end."""
 

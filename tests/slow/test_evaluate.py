@@ -51,7 +51,8 @@ def results(project: Project, storage: str) -> dict[tuple[str, str, str], ImageR
 
 def test_a_dead_worker_and_a_stopped_job_lose_no_image_and_evaluate_none_twice(project: Project) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(dim=18, blocks=(2, 2, 2, 2), heads=(1, 1, 2, 2))  # slow enough to be stopped on the way
+    # Slow enough to be stopped on the way.
+    config = ModelConfig(dim=18, blocks=(2, 2, 2, 2), heads=(1, 1, 2, 2))
     save(MIRAGE(config), project.root / "fresh.safetensors")
     project.write_job("judged", PACK_JOB)
     project.write_job("judge", JUDGE_JOB)
