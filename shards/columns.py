@@ -329,18 +329,33 @@ class ColumnsWriter:
                 f"a manifest holds at most {MAX_ROWS - 1:,} rows and as many images, and this one has {len(rows):,} "
                 f"and {self._images:,}. Pack several datasets; a job may name them all."
             )
-        kinds = np.empty(len(rows), np.uint16 if len(self._kinds) < 1 << 16 else np.uint32)
-        for start in range(0, len(rows), BLOCK):
-            kinds[start : start + BLOCK] = rows[start : start + BLOCK]["kind"]
-        self._append("order", np.argsort(kinds, kind="stable").astype(np.uint32))
+        counts = self._add_order(rows)
         arrays: dict[str, Any] = {name: self._array(name) for name in TYPES}
         return Columns(
             **arrays,
             kinds=tuple(self._kinds),
             sources=tuple(self._sources),
             encodings=tuple(self._encodings),
-            counts=tuple(np.bincount(kinds, minlength=len(self._kinds)).tolist()),
+            counts=counts,
         )
+
+    def _add_order(self, rows: NDArray[Any]) -> tuple[int, ...]:
+        """Make the array `order`; return the number of rows of each kind."""
+        small = np.uint16 if len(self._kinds) <= 1 << 16 else np.uint32  # 16 bits are sorted in linear time
+        counts = np.zeros(len(self._kinds), np.int64)
+        for block in blocks(rows):
+            counts += np.bincount(block["kind"], minlength=len(counts))
+        order, places, first = np.empty(len(rows), np.uint32), np.cumsum(counts) - counts, 0
+        for block in blocks(rows):
+            kinds = block["kind"].astype(small)
+            found = np.argsort(kinds, kind="stable")
+            numbers = np.bincount(kinds, minlength=len(counts))
+            begins = places - (np.cumsum(numbers) - numbers)
+            order[begins[kinds[found]] + np.arange(len(found))] = found + first
+            places += numbers
+            first += len(block)
+        self._append("order", order)
+        return tuple(counts.tolist())
 
     def _append(self, name: str, array: NDArray[Any]) -> None:
         if self._folder is None:

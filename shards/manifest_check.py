@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.columns import BLOCK, NO_IMAGE, Columns, Rows, Shards, blocks, id_text
+from shards.columns import NO_IMAGE, Columns, Rows, Shards, blocks, id_text
 from shards.errors import ManifestError
 from shards.sample import NOISE
 
@@ -110,21 +110,28 @@ def _id(columns: Columns, row: int) -> str:
 def _repeated(columns: Columns) -> Iterator[tuple[str, str]]:
     """Yield id and degradation of samples that were listed before, found by a hash of 64 bits with secret weights."""
     weights = np.random.default_rng().integers(0, 1 << 64, _HASHED + 3, np.uint64) | np.uint64(1)
-    hashes = np.concatenate([np.empty(0, np.uint64), *_hashes(columns, weights)])
-    ordered = np.sort(hashes)
+    ordered = np.empty(len(columns.rows), np.uint64)
+    for start, hashes in _hashes(columns, weights):
+        ordered[start : start + len(hashes)] = hashes
+    ordered.sort()
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
     seen: set[tuple[str, str, str]] = set()
     if len(suspects):
-        for start in range(0, len(hashes), BLOCK):
-            numbers = np.flatnonzero(np.isin(hashes[start : start + BLOCK], suspects)) + start
+        for start, hashes in _hashes(columns, weights):
+            numbers = np.flatnonzero(np.isin(hashes, suspects)) + start
             for row in Rows(columns, numbers.astype(np.uint32)):
                 if (row.split, row.degradation, row.id) in seen:
                     yield row.id, row.degradation
                 seen.add((row.split, row.degradation, row.id))
 
 
-def _hashes(columns: Columns, weights: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
-    """Yield sums of a kind and of the mixed words of an id, each with a weight of its place, modulo 2^64."""
+def _hashes(columns: Columns, weights: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Yield the number of a row, and of it and those that follow a hash.
+
+    It is the sum of a kind and of the mixed words of an id, each with a weight of its place, modulo 2^64.
+    """
+    first = 0
     for block in blocks(columns.rows):
         text, lengths = id_text(columns, block)
         starts = np.cumsum(lengths) - lengths
@@ -143,7 +150,8 @@ def _hashes(columns: Columns, weights: NDArray[np.uint64]) -> Iterator[NDArray[n
             word *= weights[2]
             word ^= word >> np.uint64(29)
             found[rows] += word * weights[number + 3]
-        yield found
+        yield first, found
+        first += len(block)
 
 
 def _are_texts(*values: object) -> bool:

@@ -34,6 +34,8 @@ TABLES: dict[str, Mapping[str, str]] = {
     },
 }
 """Columns of each table, and their types."""
+_LABELS = ["encoding", "split", "degradation", "source"]
+"""Columns of few different texts, which are read as numbers of texts."""
 _NUMBERS = {
     "shard": "shard",
     "offset": "offset",
@@ -77,6 +79,7 @@ def read_tables(paths: Mapping[str, Path], folder: Path, where: Mapping[str, str
             raise CorruptObjectError(
                 f"{where[name]} is not the table {name!r} of a manifest ({text:.300}). Delete it and pack again."
             ) from error
+    pa.default_memory_pool().release_unused()
     return writer.columns()
 
 
@@ -107,37 +110,52 @@ def _batches(name: str, path: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
     kinds = TABLES[name]
+    labels = [column for column in _LABELS if column in kinds]
     with pq.ParquetFile(path) as file:
-        rows, held = file.metadata.num_rows, path.stat().st_size
+        metadata, held = file.metadata, path.stat().st_size
+        rows = metadata.num_rows
         if rows > min(MAX_ROWS, MAX_PER_BYTE * held):
             raise ValueError(f"{rows:,} rows in {held:,} bytes")
         for group in range(file.num_row_groups):
-            if (unpacked := file.metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
+            if (unpacked := metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
                 raise ValueError(f"row group {group} has {unpacked:,} bytes, more than {MAX_GROUP_BYTES:,}")
         if set(kinds) - set(file.schema_arrow.names):
             raise ValueError(f"it has the columns {file.schema_arrow.names} instead of {list(kinds)}")
+    with pq.ParquetFile(path, metadata=metadata, read_dictionary=labels) as file:
         found = 0
-        for batch in file.iter_batches(BLOCK, columns=list(kinds)):
-            table = pa.table(
-                {column: _cast(batch.column(column), kind) for column, kind in kinds.items()}
-            ).combine_chunks()
-            found += table.num_rows
-            yield from table.to_batches()
+        for batch in filter(len, file.iter_batches(BLOCK, columns=list(kinds), use_threads=False)):
+            found += len(batch)
+            arrays = [_cast(batch.column(column), kind, column in labels) for column, kind in kinds.items()]
+            yield pa.RecordBatch.from_arrays(arrays, list(kinds))
         if found != rows:
             raise ValueError(f"{found:,} rows instead of {rows:,}")
 
 
-def _cast(values: Any, kind: str) -> Any:
-    """Return a column as the type of the specification, texts as large ones. Numbers may have another width."""
+def _cast(values: Any, kind: str, is_label: bool) -> Any:
+    """Return a column as texts or numbers of 64 bits, a label as a dictionary. Numbers may have another width."""
     import pyarrow as pa
 
+    values.validate(full=True)  # texts are UTF-8
     if pa.types.is_dictionary(values.type):
+        texts = values.dictionary
+        if is_label and _is_text(texts.type) and not texts.null_count and len(texts) <= len(values):
+            return values
         values = values.dictionary_decode()
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    is_text = _is_text(values.type)
     if is_text != (kind == "string") or not (is_text or pa.types.is_integer(values.type)):
         raise TypeError(f"a column of type {values.type} instead of {kind}")
-    values.validate(full=True)  # texts are UTF-8
-    return values.cast(pa.large_string() if is_text else pa.int64())
+    if is_label:
+        return values.dictionary_encode()
+    wanted = pa.large_string() if is_text else pa.int64()
+    return (
+        values if values.type in (wanted, pa.string()) else values.cast(wanted)
+    )  # a cast loads a slow module
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _shard_batches(columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -197,32 +215,36 @@ def _read_images(batch: pa.RecordBatch, writer: ColumnsWriter) -> None:
     images = np.zeros(len(batch), IMAGE)
     for name, field in _NUMBERS.items():
         images[field] = _numbers(_present(batch, name), IMAGE[field])
-    encoding = _present(batch, "encoding").dictionary_encode()
-    images["encoding"] = encoding.indices.to_numpy()
+    encoding = _present(batch, "encoding")
+    images["encoding"] = np.from_dlpack(encoding.indices)
     writer.add_images(images, encoding.dictionary.to_pylist())
 
 
 def _read_rows(batch: pa.RecordBatch, writer: ColumnsWriter) -> None:
+    import pyarrow as pa
+
     rows = np.zeros(len(batch), ROW)
     ids = _present(batch, "id")
     _, offsets, text = ids.buffers()
-    ends = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    width = np.dtype(np.int32 if ids.type == pa.string() else np.int64)
+    ends = np.frombuffer(offsets, width, len(ids) + 1, ids.offset * width.itemsize).astype(np.int64)
     data = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]]
     rows["id"], rows["id_bytes"] = writer.add_text(data, np.diff(ends))
     degraded = batch.column("degraded")
-    rows["degraded"] = _numbers(degraded.fill_null(0), ROW["degraded"])
-    if (rows["degraded"] == NO_IMAGE).any():
+    is_there = _is_there(degraded)
+    listed = np.frombuffer(degraded.buffers()[1], np.int64, len(degraded), degraded.offset * 8)
+    numbers = _in_range(listed[is_there], ROW["degraded"])
+    if (numbers == NO_IMAGE).any():
         raise OverflowError(f"image {NO_IMAGE}")
-    rows["degraded"][degraded.is_null().to_numpy(zero_copy_only=False)] = NO_IMAGE
+    rows["degraded"] = NO_IMAGE
+    rows["degraded"][is_there] = numbers
     rows["clean"] = _numbers(_present(batch, "clean"), ROW["clean"])
-    split, degradation, source = (
-        _present(batch, name).dictionary_encode() for name in ("split", "degradation", "source")
-    )
+    split, degradation, source = (_present(batch, name) for name in ("split", "degradation", "source"))
     labels = degradation.dictionary.to_pylist()
-    pair = split.indices.to_numpy().astype(np.int64) * len(labels) + degradation.indices.to_numpy()
+    pair = np.from_dlpack(split.indices).astype(np.int64) * len(labels) + np.from_dlpack(degradation.indices)
     pairs, rows["kind"] = np.unique(pair, return_inverse=True)
     kinds = [(split.dictionary[n // len(labels)].as_py(), labels[n % len(labels)]) for n in pairs.tolist()]
-    rows["source"] = source.indices.to_numpy()
+    rows["source"] = np.from_dlpack(source.indices)
     writer.add_row_block(rows, kinds, source.dictionary.to_pylist())
 
 
@@ -233,10 +255,21 @@ def _present(batch: pa.RecordBatch, name: str) -> Any:
     return column
 
 
+def _is_there(column: Any) -> NDArray[np.bool_]:
+    """Return which values of a column are not null."""
+    if not column.null_count:
+        return np.ones(len(column), bool)
+    bits = np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little")
+    return bits[column.offset : column.offset + len(column)].astype(bool)
+
+
 def _numbers(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return whole numbers as an array of this type. Raises OverflowError."""
-    numbers = values.to_numpy()
+    return _in_range(np.from_dlpack(values), dtype)
+
+
+def _in_range(numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     limits = np.iinfo(dtype)
     if len(numbers) and (numbers.min() < limits.min or numbers.max() > limits.max):
         raise OverflowError(f"numbers from {numbers.min()} to {numbers.max()}")
-    return numbers.astype(dtype)  # type: ignore[no-any-return]
+    return numbers.astype(dtype)

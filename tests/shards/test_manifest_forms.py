@@ -10,7 +10,9 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -164,7 +166,7 @@ def test_both_forms_hold_the_same_rows_under_the_same_digest(tmp_path_factory, m
 
 
 def test_blocks_end_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for module in ("columns", "manifest_json", "manifest_parquet", "manifest_check"):
+    for module in ("columns", "manifest_json", "manifest_parquet"):
         monkeypatch.setattr(f"shards.{module}.BLOCK", 2)
     store = LocalStore(tmp_path)
     publish(store, MANIFEST)
@@ -241,6 +243,76 @@ def test_tables_that_a_killed_publication_left_are_used(tmp_path: Path):
     assert load_manifest(store) == MANIFEST
 
 
+# --- the checksum of what was published --------------------------------------------------------------------------
+
+
+def refuse(*_: object) -> str:
+    raise AssertionError("the digest was computed")
+
+
+def test_a_node_does_not_compute_the_digest_of_files_that_have_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = LocalStore(tmp_path)
+    publish(store, MANIFEST)
+    monkeypatch.setattr(manifests, "_digest_of", refuse)
+    assert load_manifest(store, MANIFEST.digest, tmp_path / "cache").rows == MANIFEST.rows
+    with pytest.raises(AssertionError, match="was computed"):
+        load_manifest(store, MANIFEST.digest)
+
+
+def rewrite_head(store: LocalStore, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = store.path(manifest_key(MANIFEST.digest))
+    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
+
+
+def without_checksum(head: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in head.items() if key != "checksum"}
+
+
+@pytest.mark.parametrize("checksum", [None, 7, "", "0" * 64, ["x"]], ids=repr)
+def test_a_manifest_without_its_checksum_is_compared_with_its_digest(tmp_path: Path, checksum: object):
+    """Releases before the checksum wrote none, and another pyarrow writes tables of other bytes."""
+    store = LocalStore(tmp_path)
+    publish(store, MANIFEST)
+    rewrite_head(
+        store, lambda head: {**without_checksum(head), **({"checksum": checksum} if checksum else {})}
+    )
+    assert load_manifest(store, cache=tmp_path / "cache") == MANIFEST
+    rewrite(store, *DAMAGES["another offset"])
+    with pytest.raises(ShardsError, match="does not match its digest"):
+        load_manifest(store, cache=tmp_path / "other cache")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"licences": {"s": "mine"}},
+        {"provenance": {}},
+        {"rows": 2},
+        {"provenance": 7},
+    ],
+    ids=str,
+)
+def test_a_change_of_the_json_file_is_found_on_a_node(tmp_path: Path, changes: dict[str, Any]):
+    store = LocalStore(tmp_path)
+    publish(store, MANIFEST)
+    rewrite_head(store, lambda head: {**head, **changes})
+    with pytest.raises(ShardsError, match="digest"):
+        load_manifest(store, cache=tmp_path / "cache")
+
+
+def test_the_files_of_another_dataset_under_this_digest_are_found_on_a_node(tmp_path: Path):
+    store, other = LocalStore(tmp_path), replace(MANIFEST, name="other")
+    for each in (MANIFEST, other):
+        publish(store, each)
+    for key in (manifest_key, *(partial(table_key, table=table) for table in TABLES)):
+        shutil.copy(store.path(key(other.digest)), store.path(key(MANIFEST.digest)))
+    with pytest.raises(ShardsError, match="does not match its digest"):
+        load_manifest(store, MANIFEST.digest, tmp_path / "cache")
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -310,10 +382,11 @@ def test_a_table_with_other_content_is_one_clear_error(
     if believed and damage in CONSISTENT:
         load_manifest(store)
         return
-    with pytest.raises(ShardsError) as caught:
-        load_manifest(store)
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for cache in (None, tmp_path / "cache"):  # the checksum of what was published is no reason to believe it
+        with pytest.raises(ShardsError) as caught:
+            load_manifest(store, cache=cache)
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("table", TABLES)
