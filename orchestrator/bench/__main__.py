@@ -58,6 +58,21 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=_threads, default=1, help="CPU threads")
 
+    traffic = kinds.add_parser(
+        "traffic", help="count memory traffic, kernel launches and host synchronisations without a GPU"
+    )
+    add = traffic.add_argument
+    add("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
+    add("--peer", action="append", default=[], metavar="NAME=PATH", help="as in `model`; repeatable")
+    add("--size", choices=("tiny", "small", "base"), default="tiny")
+    add("--what", choices=("train", "infer"), default="train")
+    add("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
+    add("--batch", type=_positive, default=8, help="images per step")
+    add("--compile", action="store_true", help="compile the blocks of ours and the release")
+    add("--bandwidth", type=_number, default=4.3, help="memory bandwidth of the prediction [TB/s]")
+    add("--launch-us", type=_number, default=6.0, help="host time of a launch in the prediction [µs]")
+    add("--threads", type=_threads, default=1, help=argparse.SUPPRESS)
+
     parity = kinds.add_parser("train-parity", help="train ours and the release side by side")
     add = parity.add_argument
     add("--release", type=Path, metavar="PATH", required=True)
@@ -150,16 +165,16 @@ def parser() -> argparse.ArgumentParser:
     add("--images-per-worker", type=_positive, default=4, help="images of a worker in each step")
     add("--threads", type=_threads, default=1, help=argparse.SUPPRESS)
 
-    for each in (model, parity):
+    for each in (model, parity, traffic):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--seed", type=_seed, default=0)
     for each in (loader, scaling, scale, requests):
         each.add_argument("--precision", choices=("fp32",), default="fp32")
-    for each in (loader, scale, requests):
+    for each in (loader, scale, requests, traffic):
         each.add_argument("--device", choices=("cpu",), default="cpu")
     for each in (model, parity, scaling, checkpoint):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for each in (model, parity, loader, scaling, checkpoint, scale, requests):
+    for each in (model, parity, loader, scaling, checkpoint, scale, requests, traffic):
         each.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return top
 
@@ -167,9 +182,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run one benchmark; return the exit status."""
     options = parser().parse_args(arguments)
-    from orchestrator.bench import environment
-
     try:
+        if options.kind == "traffic":
+            from orchestrator.bench import fake_cuda
+
+            fake_cuda.load()  # before the first import of PyTorch
+        from orchestrator.bench import environment
+
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise BenchError(f"--json {options.json}: its folder does not exist.")
         where = environment.prepare(options.device, options.threads, options.precision)
@@ -192,6 +211,8 @@ def _benchmark(name: str) -> Callable[[argparse.Namespace, Environment, Echo], d
             from orchestrator.bench.scaling import run
         case "checkpoint":
             from orchestrator.bench.checkpoint import run
+        case "traffic":
+            from orchestrator.bench.traffic import run
         case "requests":
             from orchestrator.bench.requests import run
         case "loader":
