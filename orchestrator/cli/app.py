@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from orchestrator.errors import OutputError
 from orchestrator.number_limits import MAX_NUMBER, MAX_SEED, MAX_THREADS
+from shards.filesystem import expand_user
 
 if TYPE_CHECKING:
     from orchestrator.config.job_schemas import EvaluateJob
@@ -110,12 +111,17 @@ def argument(help_text: str, **settings: Any) -> Any:
 
 def option(help_text: str, *names: str, default: str | bool = True, **settings: Any) -> Any:
     """Return an option. `default` is how its help shows the default: its value (True), not at all, or as this text."""
-    settings.setdefault("callback", _require_in_range)
+    settings.setdefault("callback", _checked)
     return typer.Option(*names, help=help_text, show_default=default, **settings)
 
 
-def _require_in_range(value: Any) -> Any:
-    """Return the value of an option. Raises BadParameter for NaN, which no range excludes, and for huge numbers."""
+def _checked(value: Any) -> Any:
+    """Return the value of an option, with the home folder for the `~` of a path, which shells leave in `--out=~/a`.
+
+    Raises BadParameter for NaN, which no range excludes, and for huge numbers, PathError for a home that is not there.
+    """
+    if isinstance(value, Path):
+        return expand_user(value)
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, int | float) and not abs(each) <= MAX_NUMBER:
             raise typer.BadParameter(f"{each!s:.20} is not a number of at most {MAX_NUMBER:,}.")

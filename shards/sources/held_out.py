@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from shards.errors import PackError
-from shards.filesystem import read_regular
 from shards.images import SUFFIXES
+from shards.sources.list_file import read_list
 from shards.sources.pair import Split
 from shards.sources.pattern import as_one_form
 
@@ -75,14 +75,7 @@ def _expanded(names: Sequence[str]) -> Iterable[str]:
         if not name.startswith("@"):
             yield name
             continue
-        path = Path(name[1:])
-        try:
-            lines = read_regular(path).decode("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PackError(f"held_out {name}: {path} cannot be read as text ({error}).") from error
-        listed = [line.strip() for line in lines if line.strip()]
-        if not listed:
-            raise PackError(f"held_out {name}: {path} is empty. It must hold one name in each line.")
+        _, listed = read_list(Path(name[1:]), f"held_out {name}")
         yield from listed
 
 

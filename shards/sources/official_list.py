@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from shards.errors import PackError
-from shards.filesystem import read_regular
 from shards.problems import DataProblem
 from shards.sources.layout import PublishedDataset
+from shards.sources.list_file import read_list
 from shards.sources.pattern import as_one_form
 from shards.sources.recognise import FilePair
 
@@ -27,14 +26,8 @@ class OfficialList:
     @staticmethod
     def read(path: Path) -> OfficialList:
         """Read a text file with one file name per line. Raises PackError."""
-        try:
-            data = read_regular(path)
-            lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise PackError(f"{path}: the list cannot be read as text ({error}).") from error
-        names = tuple(dict.fromkeys(_stem(line) for line in lines if line))
-        if not names:
-            raise PackError(f"{path}: the list is empty; it must hold one file name per line.")
+        data, lines = read_list(path, str(path))
+        names = tuple(dict.fromkeys(map(_stem, lines)))
         return OfficialList(hashlib.md5(data, usedforsecurity=False).hexdigest(), names)
 
     @cached_property

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, DemoPhotograph, read_photograph
 from shards.progress import ProgressCallback
 from shards.sources import FolderSource, PairsSource, PhotographSource, Source
+from shards.sources.official_list import OfficialList
 from shards.store import LocalStore, open_store
 
 
@@ -215,11 +217,30 @@ def test_a_name_of_several_photographs_is_refused_with_their_folders(photographs
         FolderSource(tmp_path / "album", ["rain"], held_out=["china"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_list_of_any_system_names_the_same_photographs(
+    photographs: Path, tmp_path: Path, encoding: str, end: str, form: Literal["NFC", "NFD"]
+):
+    shutil.copytree(photographs, tmp_path / "album")
+    (tmp_path / "album" / "china.png").rename(
+        tmp_path / "album" / unicodedata.normalize("NFC", "étude\u2028.png")
+    )
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    lines = [f"{mark}.\\flower", "", unicodedata.normalize(form, "étude\u2028.PNG")]
+    (tmp_path / "list.txt").write_bytes(end.join(lines).encode(encoding))
+    source = FolderSource(tmp_path / "album", ["rain"], held_out=[f"@{tmp_path / 'list.txt'}"])
+    assert source.provenance["held_out"] == ["flower", "étude\u2028"]
+    listed = OfficialList.read(tmp_path / "list.txt")
+    assert listed.names == ("flower", "étude\u2028")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe", "café".encode("cp1252"), b"\xff\xfea"])
 def test_a_list_that_holds_no_names_is_refused_by_its_path(root: Path, tmp_path: Path, content: bytes | None):
     if content is not None:
         (tmp_path / "test.txt").write_bytes(content)
-    with pytest.raises(PackError, match=r"test.txt (is empty|cannot be read)"):
+    with pytest.raises(PackError, match=r"test.txt: the list (is empty|cannot be read|is not UTF-8)"):
         of(root, held_out=[f"@{tmp_path / 'test.txt'}"])
 
 

@@ -15,7 +15,7 @@ import pytest
 from orchestrator import cli
 from orchestrator.cli.app import emit, emit_error, emit_if_possible
 from orchestrator.errors import OutputError
-from tests.claims import assert_one_clear_error, mirage
+from tests.claims import assert_one_clear_error, encoded, mirage, noise_image
 
 NO_TEXT = os.fsdecode(b"caf\xe9 \xff.png")
 """A name that is no UTF-8."""
@@ -78,6 +78,22 @@ def test_a_folder_that_was_removed_is_one_error(tmp_path: Path, monkeypatch: pyt
     gone.rmdir()
     for words in (["runs"], ["down"], ["show", "data"], ["restore", "a.png", "-m", "x"]):
         assert_one_clear_error(mirage(*words), "the current folder does not exist any more")
+
+
+def test_a_leading_tilde_of_a_path_that_a_command_writes_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    photographs = tmp_path / "photos"
+    photographs.mkdir()
+    for number in range(3):
+        (photographs / f"{number}.png").write_bytes(encoded(noise_image(32, 32, seed=number)))
+    init = ["init", "mine", "--root", "photos", "--degradation", "haze"]
+    assert mirage(*init, "--out=~/mine.yaml").status == 0
+    assert (tmp_path / "home" / "mine.yaml").is_file()
+    assert_one_clear_error(mirage(*init, "--out=~nobody-of-this-name/a.yaml"), "there is no user")
+    assert not list(tmp_path.glob("~*"))
 
 
 @pytest.mark.parametrize("number", sorted(cli._CONDITIONS))
