@@ -26,7 +26,9 @@ def _mix(x: Tensor) -> Tensor:
 def uniform_by_key(keys: Tensor, rows: int, seed: int) -> Tensor:
     """Return (rows, b) float64 in [0, 1) for int64 keys (b,), each a function of its key, row and the seed alone."""
     row = torch.arange(1, rows + 1, device=keys.device)[:, None] * _GOLDEN  # (rows, 1)
-    state = _mix(_mix(keys + _mix(torch.tensor(seed, device=keys.device) + _GOLDEN)) + row)
+    # Filled on the device: a tensor of the host's number would be copied, for which the host waits.
+    seeds = torch.full((1,), seed, dtype=torch.int64, device=keys.device)
+    state = _mix(_mix(keys + _mix(seeds + _GOLDEN)) + row)
     return _shift_right(state, 11).double() * 2.0**-53
 
 

@@ -40,6 +40,13 @@ _MAX_CONSECUTIVE_SKIPS = 20  # consecutive damaged samples after which a run tha
 _LOOKAHEAD = 4096  # positions per step of the prefetcher
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on a device; the host does not wait until it is copied."""
+    if torch.device(device).type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One worker's share of a global micro-batch. Axes: b images of the share, h x w pixels."""
@@ -66,11 +73,11 @@ class Batch:
 
         Noise is seeded by `seed` and position. Under `rule="float"` noisy values may be outside [0, 1].
         """
-        noisy = self.sigma.nonzero().flatten()  # on the CPU, to avoid a synchronisation with the device
-        degraded, clean = (image.to(device, non_blocking=True) for image in (self.degraded, self.clean))
+        noisy = self.sigma.nonzero().flatten()  # on the CPU, so that the host does not wait for the device
+        degraded, clean = (to_device(image, device) for image in (self.degraded, self.clean))
         if len(noisy):
-            rows = noisy.to(device, non_blocking=True)
-            sigma, keys = (t[noisy].to(device, non_blocking=True) for t in (self.sigma, self.positions))
+            rows = to_device(noisy, device)
+            sigma, keys = (to_device(t[noisy], device) for t in (self.sigma, self.positions))
             drawn = add_noise(clean[rows], sigma, keys, seed, rule)
             degraded = degraded.to(drawn.dtype).index_copy(0, rows, drawn)
         return degraded.float() / 255, clean.float() / 255

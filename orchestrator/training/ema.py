@@ -1,43 +1,52 @@
-"""Exponential moving average of a model's weights and buffers, by `torch.optim.swa_utils.AveragedModel`."""
+"""Exponential moving average of a model's weights and buffers.
+
+`torch.optim.swa_utils.AveragedModel` decides on the host whether to update, so it would have to wait for the device to
+learn whether a step was skipped.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import cast
+import copy
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
+from mirage.kernels.reference import at_least_fp32
 from orchestrator.models.network import Network
+from orchestrator.training.tensor_groups import TensorGroups
 
 
-def start(model: Network) -> AveragedModel:
-    """Return the average before the first update: a copy of the model in eval mode."""
-    average = AveragedModel(model, use_buffers=True).eval()
-    average.n_averaged.fill_(1)  # at 0 the first update would replace the copy
-    return average
+class WeightAverage:
+    """The average of a model that is being trained: a copy in eval mode before the first update."""
+
+    def __init__(self, model: Network) -> None:
+        self.network = copy.deepcopy(model).eval()
+        self._model, self._average = _tensors(model), _tensors(self.network)
+        device = next(model.parameters()).device
+        self._weight = torch.zeros((), dtype=torch.float64, device=device)
+
+    def set_weight(self, decay: float, step: int) -> None:
+        """Set the model's weight in the update after `step`.
+
+        The decay grows from 0.1 to `decay`, so that the initial weights soon have no share.
+        """
+        self._weight.fill_(1 - min(decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def update(self, finite: Tensor) -> None:
+        """Move the average towards the model if the step was `finite`, a bool on the device.
+
+        BatchNorm's running statistics are averaged too: those of the last few batches do not fit the averaged weights.
+        """
+        updated = []
+        for average, value in zip(self._average.flat(), self._model.flat(), strict=True):
+            new = value
+            if value.is_floating_point():
+                wide = at_least_fp32(average)
+                new = wide.lerp(value.to(wide.dtype), self._weight.to(wide.dtype)).to(average.dtype)
+            updated.append(torch.where(finite, new, average))
+        self._average.assign(updated)
 
 
-def update(average: AveragedModel, model: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the model, which has just taken `step`.
-
-    The decay grows from 0.1 to `decay`, so that the initial weights soon have no share. BatchNorm's running statistics
-    are averaged too: those of the last few batches do not fit the averaged weights.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    average.multi_avg_fn = partial(_blend, weight=weight)
-    average.update_parameters(model)
-
-
-def network_of(average: AveragedModel) -> Network:
-    """Return the averaged network."""
-    return cast(Network, average.module)
-
-
-def _blend(averages: list[Tensor], values: list[Tensor], updates: Tensor, *, weight: float) -> None:
-    if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, values, weight)
-    else:  # counters of BatchNorm
-        for average, value in zip(averages, values, strict=True):
-            average.copy_(value)
+def _tensors(network: Network) -> TensorGroups:
+    return TensorGroups([*network.parameters(), *network.buffers()])

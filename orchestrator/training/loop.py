@@ -38,6 +38,7 @@ from orchestrator.training.finite import require_finite_scores, require_finite_w
 from orchestrator.training.monitor import Monitor
 from orchestrator.training.run_state import TrainingRun, compile_blocks, start
 from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
+from orchestrator.training.skipped_steps import MAX_CONSECUTIVE_SKIPS
 from orchestrator.training.step import train_step
 from orchestrator.training.user_networks import UsageReport
 from orchestrator.training.validation import evaluate, validate
@@ -104,6 +105,8 @@ def _train(
         usage.step_taken(driver)
 
         last = run.step == total
+        if run.step % MAX_CONSECUTIVE_SKIPS == 0:
+            run.skipped.require_finite_steps(run.step)
         if last or run.step % job.track.every_steps == 0:
             monitor.log()
         if last or run.step % job.validation.every_steps == 0:
@@ -121,7 +124,7 @@ def _train(
             return JobOutcome(status, run.step, total)
 
     finish_saving(checkpoints, driver)
-    require_taken_steps(run.skipped_steps, run.step)
+    require_taken_steps(run.skipped.total(), run.step)
     _finish(run, dataset, store)
     return JobOutcome("finished", run.step, total)
 
@@ -173,7 +176,7 @@ def _finish(run: TrainingRun, dataset: Dataset, store: Store) -> None:
         "positions": run.position,
         "weights": key,
         "averaged": run.ema is not None,
-        "skipped_steps": run.skipped_steps,
+        "skipped_steps": run.skipped.total(),
         "scores": as_records(scores),
         RETENTION_RULE: asdict(retention(run.job.checkpoint)),
         "pace": throughput and asdict(throughput),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,22 +12,20 @@ from orchestrator.config.schema import Job
 _SUM, _COUNT = "l1_sum/", "images/"
 
 
-def degradation_sums(
-    job: Job, restored: Tensor, clean: Tensor, degradations: Sequence[str]
-) -> dict[str, Tensor]:
+def degradation_sums(job: Job, restored: Tensor, clean: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the sum of L1 distances and the number of images for each degradation of the job's mixture.
 
     Every degradation has an entry, also without images here, so that the values can be summed over steps and workers.
-    restored, clean: (b, 3, h, w).
+    restored, clean: (b, 3, h, w). labels: (b,), index of each image's degradation in the job's mixture.
     """
-    names = sorted(job.data.mixture)
+    index = {name: i for i, name in enumerate(job.data.mixture)}
+    names = sorted(index)
     each = (restored.float() - clean.float()).abs().mean((1, 2, 3))  # (b,)
-    # Built on the CPU and copied once, without synchronising with the device.
-    of = torch.tensor([[name == d for name in names] for d in degradations], dtype=each.dtype)
-    sums, counts = each @ of.to(each.device), of.sum(0)
+    of = torch.stack([labels == index[name] for name in names], dim=1).to(each.dtype)  # (b, degradations)
+    sums, counts = each @ of, of.sum(0)
     return {
         **{f"{_SUM}{name}": value for name, value in zip(names, sums, strict=True)},
-        **{f"{_COUNT}{name}": value.to(each.device) for name, value in zip(names, counts, strict=True)},
+        **{f"{_COUNT}{name}": value for name, value in zip(names, counts, strict=True)},
     }
 
 

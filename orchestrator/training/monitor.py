@@ -60,15 +60,19 @@ class Monitor:
             self._driver.emit(Metrics(run.step, self._node.read()))
 
     def log(self) -> None:
-        """Report means since the previous log; single steps are too noisy. All workers call this together."""
+        """Report means since the previous log; single steps are too noisy. All workers call this together.
+
+        Raises TrainingError if too many steps in a row were skipped.
+        """
         run, engine = self._run, self._run.engine
+        run.skipped.require_finite_steps(run.step)
         names = sorted(self._steps[0])
         mean = torch.stack([torch.stack([step[n].float() for n in names]) for step in self._steps]).mean(0)
         means = dict(zip(names, engine.all_reduce_sum(mean).tolist(), strict=True))
         values = with_breakdown(run.job, means)
         values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
         values |= self._throughput()
-        values["optim/skipped_steps"] = float(run.skipped_steps)
+        values["optim/skipped_steps"] = float(run.skipped.total())
         if run.job.data.on_corrupt == "skip":
             skipped = engine.all_reduce_sum(mean.new_tensor([run.skipped_samples]))
             values["data/skipped_samples"] = float(skipped)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from mirage import MIRAGE, compile
 from mirage.loss import LossWeights
@@ -18,11 +17,14 @@ from orchestrator.models import network
 from orchestrator.models.batch_statistics import use_global_statistics
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
-from orchestrator.training import ema, initial_weights
+from orchestrator.training import initial_weights
 from orchestrator.training.checkpoint import CheckpointState
 from orchestrator.training.determinism import seed_generators
 from orchestrator.training.driver import Driver
+from orchestrator.training.ema import WeightAverage
 from orchestrator.training.engines.base import Engine, trainable
+from orchestrator.training.skipped_steps import SkippedSteps
+from orchestrator.training.tensor_groups import TensorGroups
 from shards.crop_schedule import CropSchedule
 from shards.store import Store
 from shards.stream import TrainStream
@@ -40,12 +42,11 @@ class TrainingRun:
     """The same model as the engine wrapped it."""
     optimizer: torch.optim.Optimizer
     loss_weights: LossWeights
-    ema: AveragedModel | None
+    ema: WeightAverage | None
     steps_per_epoch: int
     stages: CropSchedule
+    skipped: SkippedSteps
     step: int = 0
-    skipped_steps: int = 0
-    consecutive_skips: int = 0
     skipped_samples: int = 0
     """Damaged samples that this worker left out since it started."""
     validation: dict[str, float] = field(default_factory=dict)
@@ -53,22 +54,22 @@ class TrainingRun:
     clock: StepTimer = field(default_factory=StepTimer)
 
     def __post_init__(self) -> None:
-        self._buffers = list(self.model.buffers())
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        # Nothing writes into a buffer whose elements share memory, as those of an expanded tensor do.
+        self._buffers = TensorGroups(b for b in self.model.buffers() if 0 not in b.stride() or b.numel() == 1)
+        self._buffers_before = self._buffers.flat()
 
     def keep_buffers(self) -> None:
         """Remember the buffers, such as BatchNorm statistics, as they are before a step."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+        self._buffers_before = self._buffers.flat()
 
-    def restore_buffers(self) -> None:
-        """Set the buffers to what `keep_buffers` remembered."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+    def restore_buffers_unless(self, finite: Tensor) -> None:
+        """Set the buffers to what `keep_buffers` remembered, unless the step was `finite`, a bool on the device."""
+        both = zip(self._buffers.flat(), self._buffers_before, strict=True)
+        self._buffers.assign([torch.where(finite, now, before) for now, before in both])
 
     def changed_buffers(self) -> list[tuple[Tensor, bool]]:
         """Return each buffer, and whether it changed since `keep_buffers`."""
-        pairs = zip(self._buffers, self._buffers_before, strict=True)
+        pairs = self._buffers.parts(self._buffers_before)
         return [(now, not torch.equal(now, before)) for now, before in pairs]
 
     @property
@@ -83,7 +84,7 @@ class TrainingRun:
     def evaluation_model(self) -> Network:
         """Return the model to validate, evaluate and register; all workers call this together."""
         if self.ema is not None:
-            return ema.network_of(self.ema)
+            return self.ema.network
         if not self.engine.sharded:
             return self.model
         # Workers evaluate different images, so each needs all parameters.
@@ -121,9 +122,9 @@ def start(
         initial_weights.load_stored(job, model, store)
     averaged = None
     if job.train.ema_decay is not None:
-        averaged = ema.start(model)
+        averaged = WeightAverage(model)
         if state is not None:
-            averaged.module.load_state_dict(dict(state.tensors["ema"]))
+            averaged.network.load_state_dict(dict(state.tensors["ema"]))
     kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(
         [p for _, p in trainable(model)],
@@ -131,7 +132,12 @@ def start(
         betas=job.train.betas,
         weight_decay=job.train.weight_decay,
         fused=True,
+        capturable=engine.device.type == "cuda",
     )
+    # In fp32 on CUDA, whose kernel reads no other type, and in Python's precision on the CPU.
+    rate = torch.zeros((), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32)
+    for group in optimizer.param_groups:
+        group["lr"] = rate.to(engine.device)
     run = TrainingRun(
         job=job,
         engine=engine,
@@ -142,12 +148,13 @@ def start(
         ema=averaged,
         steps_per_epoch=stream.order.steps_per_epoch,
         stages=stream.stages,
+        skipped=SkippedSteps(engine.device, state.skipped_steps if state is not None else 0),
     )
     if state is not None:
         engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
         if engine.loss_scale is not None:
             engine.loss_scale.load(state.gradient_scale)
-        run.step, run.skipped_steps, run.validation = state.step, state.skipped_steps, dict(state.metrics)
+        run.step, run.validation = state.step, dict(state.metrics)
     return run
 
 

@@ -44,9 +44,11 @@ def retention(rule: Checkpoint) -> Retention:
 def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
     """Take a snapshot, which worker 0 writes in the background, and report the time that training was blocked.
 
-    Raises TrainingError if the weights are not finite, so that the checkpoints before it are not replaced.
+    Raises TrainingError if the weights are not finite or too many steps in a row were skipped, so that the checkpoints
+    before it are not replaced.
     """
     began = time.monotonic()
+    run.skipped.require_finite_steps(run.step)
     if run.engine.rank != 0 and not run.engine.sharded:
         return
     optimizer = run.engine.optimizer_state(run.model, run.optimizer)
@@ -58,12 +60,12 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
     finish_saving(checkpoints, driver)
     tensors = {"model": model, "optimizer": optimizer}
     if run.ema is not None:
-        tensors["ema"] = _snapshot(run.ema.module.state_dict())
+        tensors["ema"] = _snapshot(run.ema.network.state_dict())
     checkpoints.save(
         CheckpointState(
             step=run.step,
             position=run.position,
-            skipped_steps=run.skipped_steps,
+            skipped_steps=run.skipped.total(),
             tensors=tensors,
             metrics=run.validation,
             world_size=run.engine.world_size,

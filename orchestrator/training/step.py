@@ -1,9 +1,13 @@
-"""Take one optimizer step."""
+"""Take one optimizer step.
+
+The host never waits for the device in a step: a step that is not finite is skipped on the device, and counters and
+scalars stay there until they are logged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,73 +17,96 @@ from mirage.loss import restoration_loss
 from mirage.model import Output
 from orchestrator.config.schedule import learning_rate
 from orchestrator.models.network import UserModelAdapter, UserOutput
-from orchestrator.training import ema, user_networks
+from orchestrator.training import user_networks
 from orchestrator.training.determinism import seed_at, seed_generators
-from orchestrator.training.finite import diverged
 from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
-from shards.stream import Batch
+from shards.stream import Batch, to_device
 
-MAX_CONSECUTIVE_SKIPS = 100
-"""A run with so many steps in a row without a finite gradient has diverged."""
+
+class StepInput(NamedTuple):
+    """A worker's share of a micro-batch on its device, b images."""
+
+    degraded: Tensor
+    """(b, 3, h, w) float32 in [0, 1], with noise."""
+    clean: Tensor
+    """(b, 3, h, w) float32 in [0, 1]."""
+    positions: Tensor
+    """(b,) int64, positions in the stream; they seed DropPath."""
+    labels: Tensor
+    """(b,) int64, index of each image's degradation in the job's mixture."""
+    share: BatchShare
+    seed: int
+    """Seed of what a user-defined network draws."""
 
 
 def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Advance `run` by one optimiser step; return this worker's share of the scalars, detached.
+    """Advance `run` by one optimiser step; return this worker's share of the scalars, detached, on the device.
 
     Sums over workers of the `loss/` terms are those of the global batch. A step whose gradient is not finite leaves
     weights and BatchNorm statistics unchanged and is counted.
     """
-    run.model.train()
-    run.keep_buffers()
+    inputs = [prepare(run, batch) for batch in micro_batches]
     train = run.job.train
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(train, run.step, run.steps_per_epoch)
+        group["lr"].fill_(learning_rate(train, run.step, run.steps_per_epoch))
+    if run.ema is not None:
+        run.ema.set_weight(train.ema_decay or 0.0, run.step)
+    scalars = compute(run, inputs)
+    run.step += 1
+    return scalars
 
+
+def prepare(run: TrainingRun, batch: Batch) -> StepInput:
+    """Copy a batch to the device and add its noise there."""
+    device, seed = run.engine.device, run.job.seed
+    degraded, clean = batch.to_float(device, seed, run.job.data.noise)
+    positions, labels = (
+        to_device(t, device) for t in (batch.positions, user_networks.labels(run.job, batch))
+    )
+    first = int(batch.positions[0])
+    return StepInput(degraded, clean, positions, labels, BatchShare(*batch.share), seed_at(seed, first))
+
+
+def compute(run: TrainingRun, inputs: Sequence[StepInput]) -> dict[str, Tensor]:
+    """Compute what a step does on the device: everything from the forward pass to EMA and counters.
+
+    For MIRAGE nothing here depends on a value of the device.
+    """
+    run.model.train()
+    run.keep_buffers()
     scalars: dict[str, Tensor] = {}
-    for i, batch in enumerate(micro_batches):
-        last = i == len(micro_batches) - 1
-        degraded, clean = batch.to_float(run.engine.device, run.job.seed, run.job.data.noise)
-        with run.engine.sync(last=last):
+    for i, each in enumerate(inputs):
+        with run.engine.sync(last=i == len(inputs) - 1):
             with run.engine.autocast():
-                output = forward(run, batch, degraded)
-            terms = loss_terms(run, output, clean, BatchShare(*batch.share))
-            run.engine.backward(terms["total"] / len(micro_batches))
-        logged = {f"loss/{name}": term.detach() / len(micro_batches) for name, term in terms.items()}
-        logged |= degradation_sums(run.job, output.image.detach(), clean, batch.degradations)
+                output = forward(run, each)
+            terms = loss_terms(run, output, each.clean, each.share)
+            run.engine.backward(terms["total"] / len(inputs))
+        logged = {f"loss/{name}": term.detach() / len(inputs) for name, term in terms.items()}
+        logged |= degradation_sums(run.job, output.image.detach(), each.clean, each.labels)
         for name, term in logged.items():
             scalars[name] = scalars[name] + term if i else term
     if isinstance(run.model, UserModelAdapter):
-        user_networks.average_buffers(run, micro_batches)
+        user_networks.average_buffers(run, images=sum(len(each.labels) for each in inputs))
 
-    norm = run.engine.step(run.optimizer, train.clip_norm)
-    if torch.isfinite(norm):
-        if run.ema is not None:
-            with run.engine.full_params(run.model):
-                ema.update(run.ema, run.model, train.ema_decay or 0.0, run.step)
-        run.consecutive_skips = 0
-    else:
-        run.restore_buffers()
-        run.skipped_steps += 1
-        run.consecutive_skips += 1
-        if run.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
-            raise diverged(
-                f"the gradients of the last {MAX_CONSECUTIVE_SKIPS} steps were not finite (step {run.step})"
-            )
-    run.step += 1
+    norm = run.engine.step(run.optimizer, run.job.train.clip_norm)
+    finite = torch.isfinite(norm)
+    run.restore_buffers_unless(finite)
+    if run.ema is not None:
+        with run.engine.full_params(run.model):
+            run.ema.update(finite)
+    run.skipped.step_taken(finite)
     # The norm is equal on all workers, and scalars are summed over the workers.
     scalars["optim/grad_norm"] = norm.detach() / run.engine.world_size
     return scalars
 
 
-def forward(run: TrainingRun, batch: Batch, degraded: Tensor) -> Output | UserOutput:
-    """Return the model's output for the degraded images (b, 3, h, w) of a micro-batch, on the device."""
-    positions = batch.positions.to(run.engine.device)
+def forward(run: TrainingRun, inputs: StepInput) -> Output | UserOutput:
+    """Return the model's output for the degraded images of a micro-batch."""
     if not isinstance(run.model, UserModelAdapter):
-        return cast(Output, run.wrapped(degraded, positions))
-    seed_generators(seed_at(run.job.seed, int(batch.positions[0])))
-    labels = user_networks.labels(run.job, batch).to(run.engine.device)
-    return cast(UserOutput, run.wrapped(degraded, positions, labels))
+        return cast(Output, run.wrapped(inputs.degraded, inputs.positions))
+    seed_generators(inputs.seed)
+    return cast(UserOutput, run.wrapped(inputs.degraded, inputs.positions, inputs.labels))
 
 
 def loss_terms(

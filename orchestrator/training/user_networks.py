@@ -6,7 +6,7 @@ their own loss terms enter the loss, and the parameters that they do not use are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -51,10 +51,11 @@ def auxiliary_terms(output: UserOutput, weights: Mapping[str, float], share: Bat
     return {name: term.float().mean() * fraction for name, term in output.terms.items()}
 
 
-def average_buffers(run: TrainingRun, micro_batches: Sequence[Batch]) -> None:
-    """Give all workers the same buffers, where a step has changed them: the mean over workers, weighted by images.
+def average_buffers(run: TrainingRun, images: int) -> None:
+    """Give all workers the same buffers, where a step has changed them: the mean over workers, weighted by `images`.
 
-    For running means, that is the running mean over the global batch. Those of GlobalBatchNorm are equal already.
+    For running means, that is the running mean over the global batch. Those of GlobalBatchNorm are equal already. With
+    several workers the host reads which buffers have changed, and so waits for the device.
     """
     engine = run.engine
     if engine.world_size == 1:
@@ -65,7 +66,6 @@ def average_buffers(run: TrainingRun, micro_batches: Sequence[Batch]) -> None:
         return
     flags = engine.all_reduce_sum(torch.tensor([float(flag) for _, flag in own], device=engine.device))
     changed = [buffer for (buffer, _), flag in zip(own, flags.tolist(), strict=True) if flag]
-    images = sum(len(batch.degradations) for batch in micro_batches)
     weighted = [images * buffer.double().flatten() for buffer in changed]
     total = torch.full((1,), float(images), dtype=torch.float64, device=engine.device)
     pooled = engine.all_reduce_sum(torch.cat([total, *weighted]))

@@ -8,7 +8,6 @@ batch (`mirage.loss`).
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -29,7 +28,7 @@ class Engine:
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
         self.precision = precision
-        self.loss_scale = LossScale() if precision == "fp16" else None
+        self.loss_scale = LossScale(device) if precision == "fp16" else None
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True
 
@@ -60,25 +59,29 @@ class Engine:
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
 
-        Skips the update if the norm is not finite.
+        The optimiser, one of torch's fused ones, skips the update on the device if the norm is not finite: the host
+        does not wait for the norm.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.loss_scale is not None:
             torch._foreach_mul_(
-                [p.grad for p in parameters if p.grad is not None], 1 / self.loss_scale.factor
+                [p.grad for p in parameters if p.grad is not None], self.loss_scale.factor.reciprocal()
             )
         norm = self.clip(parameters, max_norm)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            optimizer.step()
+        finite = torch.isfinite(norm)
+        assert optimizer.defaults["fused"], "only fused optimisers skip a step on the device"
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
+        optimizer.step()
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         optimizer.zero_grad(set_to_none=True)
         return norm
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-        """Clip in place; an infinite bound only measures."""
-        return nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+        """Clip in place, or only measure; return the norm before."""
+        if max_norm is not None:
+            return nn.utils.clip_grad_norm_(parameters, max_norm)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:
         """Return a context in which all of the model's weights can be read; all workers enter it together."""

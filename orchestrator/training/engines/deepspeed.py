@@ -74,7 +74,7 @@ class DeepSpeedEngine(DistributedEngine):
         """Accumulate gradients; DeepSpeed averages over workers, but shares must be summed."""
         if self.loss_scale is not None and self.stage > 0:
             # DeepSpeed multiplies the loss by it.
-            self._deepspeed.optimizer.override_loss_scale(self.loss_scale.factor)
+            self._deepspeed.optimizer.override_loss_scale(float(self.loss_scale.factor))
         else:
             share = self.scale_loss(share)
         self._deepspeed.backward(share * self.world_size, scale_wrt_gas=False)
@@ -92,7 +92,7 @@ class DeepSpeedEngine(DistributedEngine):
         self._deepspeed.step()
         norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
         if self.loss_scale is not None:
-            self.loss_scale.update(bool(torch.isfinite(norm)))
+            self.loss_scale.update(torch.isfinite(norm))
         return norm
 
     def full_params(self, model: nn.Module) -> AbstractContextManager[object]:

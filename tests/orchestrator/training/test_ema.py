@@ -1,11 +1,14 @@
-"""The moving average is torch's AveragedModel, and its numbers are those of the plain formula."""
+"""The moving average has the numbers of the plain formula, and skipped steps leave no trace in it."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import nn
 
-from orchestrator.training import ema
+from orchestrator.training.ema import WeightAverage
 
 
 class Net(nn.Module):
@@ -15,26 +18,34 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
+        self.wide = nn.Linear(3, 3, dtype=torch.float64)
+        self.half = nn.Linear(3, 3, dtype=torch.bfloat16)
 
 
-def test_every_update_equals_the_plain_formula_to_the_bit() -> None:
+@pytest.mark.parametrize("skipped", [set(), {0, 3, 4}])
+def test_every_update_equals_the_plain_formula_to_the_bit(skipped: set[int]) -> None:
     torch.manual_seed(0)
     model = Net()
-    average = ema.start(model)  # type: ignore[arg-type]
-    assert not average.training
+    average = WeightAverage(model)  # type: ignore[arg-type]
+    assert not average.network.training
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for step in range(12):
+        finite = step not in skipped
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
+                parameter.add_(torch.randn_like(parameter) if finite else math.nan)
         model.norm(torch.randn(2, 4, 5, 5))  # moves the statistics and counts the batch
-        ema.update(average, model, 0.9, step)
+        average.set_weight(0.9, step)
+        average.update(torch.tensor(finite))
         decay = min(0.9, (1 + step) / (10 + step))
         for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
+            if not finite:
+                tensor.copy_(before[name])
+            elif tensor.is_floating_point():
                 expected[name].lerp_(tensor, 1 - decay)
             else:
                 expected[name].copy_(tensor)
-        found = average.module.state_dict()
+        found = average.network.state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -85,10 +85,10 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
     config = replace(CONFIG, batch_norm="local") if scenario.broken == "batch norm" else CONFIG
     model = MIRAGE(config).to(scenario.dtype)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
     engine = engine_for(scenario, len(shares))
     if engine.loss_scale is not None:
-        engine.loss_scale.factor = 2.0**19  # too large for half: steps are skipped until it fits
+        engine.loss_scale.factor.fill_(2.0**19)  # too large for half: steps are skipped until it fits
     called = engine.wrap(model, optimizer)
     losses, norms, scales, gradients = [], [], [], []
     for step in range(scenario.steps):
@@ -116,7 +116,7 @@ def train(scenario: Scenario, rank: int, shares: list[int]) -> dict[str, Tensor]
         losses.append(engine.all_reduce_sum(loss_of_step))
         gradients.append(sum(p.grad is not None for group in optimizer.param_groups for p in group["params"]))
         norms.append(engine.step(optimizer, scenario.clip_norm))
-        scales.append(engine.loss_scale.factor if engine.loss_scale else 1.0)
+        scales.append(float(engine.loss_scale.factor) if engine.loss_scale else 1.0)
     with engine.full_params(model):
         after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
