@@ -15,11 +15,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from mirage import MIRAGE
 from mirage.collective import BatchShare
 from orchestrator.data import datasets
+from orchestrator.errors import TrainingError
 from orchestrator.training import ema
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun, start
+from orchestrator.training.saving import open_checkpoints, save
+from orchestrator.training.skipped_steps import SkippedSteps
 from orchestrator.training.step import StepInput, compute
 from shards.store import LocalStore
+from tests.orchestrator.training.test_loop import Listener
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Accessing the data pointer of FakeTensor"
@@ -121,3 +125,25 @@ def test_the_state_of_a_run_stays_where_it_is_in_memory(small_job, small_data, t
     for _ in range(2):
         compute(run, inputs(job))
     assert addresses() == before
+
+
+def test_a_long_row_of_skipped_steps_is_found_though_a_finite_step_followed() -> None:
+    skipped = SkippedSteps(CPU, total=7)
+    for finite in (*[False] * 99, True, *[False] * 99):
+        skipped.step_taken(torch.tensor(finite))
+    skipped.require_finite_steps(199)
+    assert skipped.total() == 7 + 2 * 99
+    for finite in (False, True):
+        skipped.step_taken(torch.tensor(finite))
+    with pytest.raises(TrainingError, match=r"100 steps in a row were not finite \(step 201\)"):
+        skipped.require_finite_steps(201)
+
+
+def test_no_checkpoint_is_written_after_too_many_skipped_steps(small_job, small_data, tmp_path) -> None:
+    run = run_of(small_job(), small_data, tmp_path)
+    for _ in range(100):
+        run.skipped.step_taken(torch.tensor(False))
+    checkpoints = open_checkpoints(run.job, small_data, LocalStore(tmp_path), "test")
+    with pytest.raises(TrainingError, match="100 steps in a row"):
+        save(run, checkpoints, Listener())
+    assert not (tmp_path / "checkpoints").exists()
