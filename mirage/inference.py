@@ -42,7 +42,7 @@ def restore(
     graphs: this model's CUDA graphs, which replay whole images; useful for many small images of equal size.
     progress: called with (work done, total work) in the modes that take several steps.
     """
-    _check(degraded)
+    check_image(degraded)
     if tile < TOTAL_STRIDE or tile % TOTAL_STRIDE:
         near = max(tile // TOTAL_STRIDE * TOTAL_STRIDE, TOTAL_STRIDE)
         raise ValueError(f"tile={tile}: must be a multiple of {TOTAL_STRIDE}. Nearest: {near}.")
@@ -108,7 +108,8 @@ def _reflection(size: int, target: int) -> Tensor:
     return torch.minimum(position, 2 * (size - 1) - position)
 
 
-def _check(degraded: Tensor) -> None:
+def check_image(degraded: Tensor) -> None:
+    """Raise ValueError unless `degraded` is RGB in [0, 1], (3, h, w) or (b, 3, h, w)."""
     shape = tuple(degraded.shape)
     if degraded.dim() not in (3, 4) or shape[-3] != 3 or 0 in shape:
         raise ValueError(f"degraded has shape {shape}: must be non-empty RGB, (3, h, w) or (b, 3, h, w).")

@@ -78,6 +78,10 @@ class ModelError(OrchestratorError):
     """A user-defined network that cannot be imported, built, loaded with weights or called."""
 
 
+class UntrustedCodeError(ModelError):
+    """A model that brings code of its own, to which nobody has consented."""
+
+
 class SweepError(OrchestratorError):
     """A sweep that cannot continue or does not exist."""
 

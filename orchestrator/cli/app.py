@@ -128,6 +128,17 @@ def _checked(value: Any) -> Any:
     return value
 
 
+Trust = Annotated[
+    list[str] | None,
+    option(
+        "SHA-256 of code that the model may bring and run; `mirage network-code` shows it. Repeatable.",
+        default="the code of this project's training jobs",
+        metavar="SHA256",
+    ),
+]
+"""The option --trust."""
+
+
 JobFile = Annotated[
     Path, argument("A job file, for example jobs/demo.yaml.", metavar="JOB", autocompletion=complete_job_file)
 ]

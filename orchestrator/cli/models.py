@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.cli.app import (
     MODELS,
+    Trust,
     argument,
     command,
     complete_model,
@@ -65,6 +66,7 @@ def promote(
     latency_seconds: Annotated[float | None, _gate("Maximum seconds for one image.")] = None,
     memory_gib: Annotated[float | None, _gate("Maximum memory for one image in GiB.")] = None,
     side_pixels: Annotated[int | None, _gate("Side of that image in pixels.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Move an alias to a model that passes every gate. Exit status 1 when a gate fails."""
     options = locals()
@@ -73,7 +75,7 @@ def promote(
     from orchestrator.promotion import promote as promotion
 
     given = {key: options[key] for key in Promote.model_fields if options[key] not in (None, [])}
-    outcome = promotion.promote(model, _tracking_uri(), given, to, results or ())
+    outcome = promotion.promote(model, _tracking_uri(), given, to, results or (), trust or ())
     emit(outcome.render())
     if not outcome.moved:
         raise typer.Exit(1)
@@ -137,6 +139,7 @@ def export(
             metavar="safetensors|torchscript|onnx|release",
         ),
     ],
+    trust: Trust = None,
 ) -> None:
     """Write a model in another format, after checking that the exported model computes the same."""
     import torch
@@ -145,10 +148,41 @@ def export(
     from orchestrator.progress import progress
     from orchestrator.registry.resolve import find_model
 
-    loaded = find_model(model).load(torch.device("cpu"))
+    loaded = find_model(model, trust_code=trust or ()).load(torch.device("cpu"))
     with progress(emit_error, "exporting") as (advance,):
         parity = exporting.export(loaded, out, form, advance)
     emit(f"{model} -> {out} ({out.stat().st_size / 2**20:.1f} MiB): {parity}")
+
+
+@command(MODELS, "mirage network-code models:/promptir@candidate -o code")
+def network_code(
+    model: Annotated[
+        str, argument("A .safetensors file, a run or models:/NAME@ALIAS.", autocompletion=complete_model)
+    ],
+    out: Annotated[
+        Path | None, option("Folder to write the source to.", "--out", "-o", default="write nothing")
+    ] = None,
+) -> None:
+    """Show the code that a model brings, and its digest for --trust. Nothing of it is run."""
+    from orchestrator.errors import ModelError
+    from orchestrator.outputs import write_output
+    from orchestrator.registry.resolve import find_model
+
+    code = find_model(model).code()
+    if code is None:
+        emit(f"{model}: a MIRAGE, which brings no code.")
+        return
+    if out and out.exists():
+        raise ModelError(f"{out} already exists: remove it, or give -o another name.")
+    emit(f"class      {code.class_}")
+    emit(f"arguments  {dict(code.arguments)}")
+    emit(f"adapter    {code.adapter or 'none'}")
+    emit(f"needs      {', '.join(code.requires) or 'nothing'}")
+    for path, text in sorted(code.files.items()):
+        emit(f"source     {path}, {len(text.splitlines()):,} lines")
+        if out:
+            write_output(out / path, text)
+    emit(f"sha256     {code.digest}")
 
 
 @command(MODELS, "mirage import-checkpoint 5Deg_tiny.ckpt -o 5deg.safetensors")

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator.cli.app import (
     USE,
+    Trust,
     argument,
     command,
     complete_model,
@@ -52,6 +53,7 @@ def restore(
             autocompletion=complete_model,
         ),
     ],
+    trust: Trust = None,
     out: Annotated[
         str | None,
         option(
@@ -106,7 +108,8 @@ def restore(
         import torch
 
         torch.set_num_threads(threads)
-    named = find_model(model)
+    named = find_model(model, trust_code=trust or ())
+    named.require_consent()
     work = plan(inputs, out)
     tasks, problems = work.tasks, work.problems
     _check_compare(compare, tasks)

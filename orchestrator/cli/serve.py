@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from orchestrator.cli.app import USE, argument, command, complete_model, emit_error, option, use_local_cluster
+from orchestrator.cli.app import (
+    USE,
+    Trust,
+    argument,
+    command,
+    complete_model,
+    emit_error,
+    option,
+    use_local_cluster,
+)
 from orchestrator.number_limits import MAX_THREADS
 
 _LIMITS, _REPLICAS = "Limits", "Replicas"
@@ -44,6 +53,7 @@ def serve(
             default="MIRAGE_WEBHOOK_SECRET, if set",
         ),
     ] = None,
+    trust: Trust = None,
     poll: Annotated[
         float | None,
         option("Seconds between checks of the alias.", default="3; 60 with a webhook"),
@@ -109,4 +119,4 @@ def serve(
         poll=poll,
     )
     secrets = Secrets(read_token(token_file), read_webhook_secret(webhook_secret_file))
-    run(model, settings, secrets, emit_error)
+    run(model, settings, secrets, emit_error, trust or ())

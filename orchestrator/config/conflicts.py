@@ -186,7 +186,7 @@ def _mirage_conflicts(job: Training) -> Iterator[Conflict]:
 
 
 def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
-    """Yield keys that need a MIRAGE: the SPD term, its sizes and blocks, and registration."""
+    """Yield keys that need a MIRAGE: the SPD term, its sizes and its blocks."""
     other = "and model.class is another network"
     if job.loss.spd_weight:
         yield (
@@ -208,11 +208,6 @@ def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
         yield (
             "loss.auxiliary_weights",
             "weights terms that model.adapter returns, and model.adapter is not set.",
-        )
-    if job.track.register_as:
-        yield (
-            "track.register_as",
-            "only a MIRAGE can be registered. Remove it: the weights stay in the run's folder, for model.weights.",
         )
     for stage in crop_stages.declared(job):
         if stage.pixels % job.model.stride:

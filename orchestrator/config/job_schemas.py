@@ -49,11 +49,17 @@ class PackJob(Section):
     data: PackData
 
 
+CodeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 of the code that a model brings."""
+
+
 class EvaluatedModel(UserModel):
     """The model to evaluate: a MIRAGE by its weights, or a user-defined model."""
 
     weights: str | None = None
     """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN, a .safetensors file, or a checkpoint of plain tensors."""
+    trust: tuple[CodeDigest, ...] = ()
+    """Digests of the code that `weights` may bring and run, without `class`; `mirage network-code` prints them."""
     name: str | None = None
     """Its name in tables; unset: from `class` or `weights`."""
     recipe: str | None = None
@@ -111,6 +117,8 @@ class Restoration(Section):
 
     model: str
     """A weights file, a checkpoint of the authors, a run, or `models:/NAME@ALIAS`."""
+    trust: tuple[CodeDigest, ...] = ()
+    """Digests of the code that `model` may bring and run; `mirage network-code` prints them."""
     inputs: Annotated[Names, Field(min_length=1)]
     """Files, folders with everything below them, globs, or s3://bucket/prefix. Relative ones are in the project."""
     out: str

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirage import MIRAGE, analysis
-from orchestrator.errors import PhotoError, RegistryError
+from orchestrator.errors import ModelError, PhotoError, RegistryError
 from orchestrator.evaluation.feature_statistics import AS_GIVEN, FeatureStatistics, ScaleStatistics
 from orchestrator.imaging.photos import read_photo
 from orchestrator.masking import without_password
@@ -45,7 +45,7 @@ def analyse(
     _check_degradations(degradations)
     if run is not None:
         _run_id(run)  # raises before the work starts
-    loaded = [(name, find_model(name).load(torch.device("cpu"))) for name in models]
+    loaded = [(name, _mirage(name)) for name in models]
     clean = [(path, _centre_crop(read_photo(path).pixels, crop)) for path in images]
     found = [
         feature_statistics(
@@ -66,6 +66,13 @@ def analyse(
     yield "written: " + ", ".join(str(file) for file in files if file.suffix != ".pdf")
     if len(images) < 2:
         yield "Figures 5 and 6 compare images, so they need at least two."
+
+
+def _mirage(name: str) -> MIRAGE:
+    module = find_model(name).load(torch.device("cpu")).module
+    if not isinstance(module, MIRAGE):
+        raise ModelError(f"{name}: the analyses are of the stages of a MIRAGE, and this is another network.")
+    return module
 
 
 def feature_statistics(

@@ -115,6 +115,7 @@ def plan_evaluation(job: EvaluateJob) -> str:
 def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: ModelIdentity) -> str:
     """Return the job's name and a digest of everything that its numbers depend on."""
     content = job.model_dump(mode="json", include={"seed", "model", "evaluate"})
+    del content["model"]["trust"]  # a consent changes no number
     digests = [digest for dataset in datasets for digest in dataset.digests]
     text = json.dumps([content, digests, asdict(identity)], sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.config.schema import Job, Model
+from orchestrator.config.schema import Job, LossConfig, Model
 from orchestrator.evaluation.score_table import markdown_report
 from orchestrator.evaluation.scores import DegradationScore
+from orchestrator.models.network_code import NetworkCode
 from shards.dataset import Dataset
 
 
 def model_card(
-    job: Job, dataset: Dataset, rows: Sequence[DegradationScore], how: str, run_id: str, code_version: str
+    job: Job,
+    dataset: Dataset,
+    rows: Sequence[DegradationScore],
+    how: str,
+    run_id: str,
+    code_version: str,
+    code: NetworkCode | None = None,
 ) -> str:
-    """Return the card as Markdown."""
+    """Return the card as Markdown. `code`: that of a user-defined network."""
     facts = {
         "architecture": _architecture(job.model),
+        **(_code_facts(code) if code else {}),
         "setting and recipe": f"{job.setting}, {job.recipe}",
-        "loss": f"{job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+        "loss": _loss(job.loss),
         **({"initial weights": job.init_from} if job.init_from else {}),
         "run": run_id,
         "code": code_version,
@@ -45,6 +53,20 @@ def model_card(
             "",
         ]
     )
+
+
+def _code_facts(code: NetworkCode) -> dict[str, str]:
+    return {
+        "network's code": f"sha256 {code.digest}: {', '.join(f'`{path}`' for path in sorted(code.files))}. Loading the "
+        f"model runs it, on another machine with `--trust {code.digest}`",
+        "needs": ", ".join(code.requires) or "torch only",
+        **({"adapter": code.adapter} if code.adapter else {}),
+    }
+
+
+def _loss(loss: LossConfig) -> str:
+    terms = {"L1": loss.l1_weight, "Fourier": loss.fourier_weight, "SPD": loss.spd_weight}
+    return " + ".join(f"{weight:g} {name}" for name, weight in {**terms, **loss.auxiliary_weights}.items())
 
 
 def _architecture(model: Model) -> str:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mirage import MIRAGE
 from mirage.cost import macs
-from mirage.weights import WeightsError, dumps, load_release, loads, read_metadata
+from mirage.weights import WeightsError, dumps, load_release, read_metadata
 from orchestrator.config.job_schemas import EvaluatedModel
 from orchestrator.errors import ModelError
 from orchestrator.models import user_model
-from orchestrator.models.network import Network, adapted, restore_function
+from orchestrator.models.network import adapted
+from orchestrator.models.network_file import RestoringNetwork, loads
 from orchestrator.paths import absolute_if_file
 from orchestrator.registry.resolve import find_model
 
@@ -40,7 +41,7 @@ class ModelIdentity:
 class ModelUnderTest:
     """A network that restores whole photographs."""
 
-    network: Network
+    network: RestoringNetwork
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __call__(self, degraded: Tensor) -> Tensor:
@@ -50,17 +51,18 @@ class ModelUnderTest:
         stride, or cut into tiles if the job says so.
         """
         with torch.autocast(degraded.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return restore_function(self.network)(degraded).float()
+            return self.network.restore(degraded).float()
 
     @property
     def parameters(self) -> int:
         """Number of parameters."""
-        return sum(p.numel() for p in self.network.parameters())
+        return sum(p.numel() for p in self.network.module.parameters())
 
     @property
     def macs(self) -> int | None:
         """Multiply-adds of one 3 x 224 x 224 image as papers count them; None for other networks."""
-        return macs(self.network.config, 224, 224) if isinstance(self.network, MIRAGE) else None
+        module = self.network.module
+        return macs(module.config, 224, 224) if isinstance(module, MIRAGE) else None
 
 
 def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> bytes:
@@ -71,12 +73,15 @@ def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> byt
     """
     if model.weights is None:
         return b""
-    found = find_model(absolute_if_file(model.weights), tracking_uri)
+    found = find_model(absolute_if_file(model.weights), tracking_uri, model.trust)
     if model.class_ is None and found.path.suffix in (".ckpt", ".pth", ".pt"):
         try:
             return dumps(load_release(found.path), {"recipe": "the authors' checkpoint", "weights": "raw"})
         except WeightsError as error:
             raise ModelError(f"{error} For another network, name its model.class.") from error
+    if model.class_ is None:
+        with suppress(WeightsError):  # `build_model` says what is wrong
+            found.require_consent()
     return found.path.read_bytes()
 
 
@@ -97,10 +102,13 @@ def identify(model: EvaluatedModel, weights: bytes) -> ModelIdentity:
 def build_model(
     model: EvaluatedModel, weights: bytes, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> ModelUnderTest:
-    """Return the model with these weights, in eval mode. Raises ModelError."""
+    """Return the model with these weights, in eval mode. Raises ModelError.
+
+    Code in the weights runs: `fetch_weights`, in the driver, has asked for the consent.
+    """
     where = model.weights or "model"
     if model.class_ is None:
-        return ModelUnderTest(_mirage(weights, where, device), precision)
+        return ModelUnderTest(_complete(weights, where, device), precision)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # every worker has the same initial weights
         inner = user_model.build(model.class_, model.path, model.arguments)
@@ -109,9 +117,9 @@ def build_model(
     return ModelUnderTest(adapted(model, inner).to(device).eval(), precision)
 
 
-def _mirage(weights: bytes, where: str, device: torch.device) -> MIRAGE:
+def _complete(weights: bytes, where: str, device: torch.device) -> RestoringNetwork:
     try:
-        return loads(weights, device)
+        return loads(weights, device, trusted="all")
     except WeightsError as error:
         raise ModelError(
             f"model.weights {where}: {error} For another network, name its model.class."

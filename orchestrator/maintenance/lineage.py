@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mirage.weights import WeightsError
 from orchestrator.config.identity import run_id
 from orchestrator.config.loader import job_from_yaml
 from orchestrator.config.schema import Job
-from orchestrator.errors import DamagedResultError, JobFileError, RegistryError, SweepError
+from orchestrator.errors import DamagedResultError, JobFileError, ModelError, RegistryError, SweepError
+from orchestrator.models.network_file import code_of
 from orchestrator.paths import absolute_uri, below
 from orchestrator.registry import versions
 from orchestrator.registry.versions import ModelVersion
@@ -93,6 +95,7 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
         _weights(version, tracking_uri),
         *(_file_link(version, name, tracking_uri) for name in ("card.md", SCORES)),
         _code(version, tracking_uri),
+        *_network_code(version, tracking_uri),
         _run(version, tracking_uri, told, [] if job is None else [_result(version, job, deep)]),
     ]
     if job is not None and SWEEP_TAG in version.tags:
@@ -130,6 +133,27 @@ def _code(version: ModelVersion, tracking_uri: str) -> Link:
     if found != digest:
         return Link("code", "broken", digest, f"the package in the version is {found[:16] or 'gone'}; {told}")
     return Link("code", "verified", digest, told)
+
+
+def _network_code(version: ModelVersion, tracking_uri: str) -> list[Link]:
+    """Check the code of a user-defined network, which is in the header of the weights."""
+    digest = version.tags.get(versions.NETWORK_TAG)
+    if digest is None:
+        return []
+    try:
+        code = code_of(versions.weights_file(version.uri, tracking_uri).read_bytes())
+    except (RegistryError, ModelError, WeightsError) as error:
+        return [Link("network's code", "broken", digest, str(error))]
+    if code is None or code.digest != digest:
+        return [
+            Link(
+                "network's code",
+                "broken",
+                digest,
+                f"the weights bring {code.digest[:16] if code else 'none'}",
+            )
+        ]
+    return [Link("network's code", "verified", digest, f"{code.class_} in {len(code.files)} files")]
 
 
 def _job(version: ModelVersion, tracking_uri: str) -> tuple[Job | None, Link]:

@@ -1,12 +1,12 @@
 """Export of a model to other formats. Each file is read back and compared with the model before it is put in place.
 
-    safetensors    weights and configuration, read by `mirage.load`
+    safetensors    weights and configuration, read by `mirage.load`; or weights and code of a user-defined network
     torchscript    one file for torch.jit.load in Python or C++, without this project
     onnx           one file for ONNX Runtime and others, with free batch, height and width (opset 17)
-    release        a checkpoint in the layout of the authors' scripts
+    release        a checkpoint in the layout of the authors' scripts, of a MIRAGE
 
 TorchScript and ONNX take float32 RGB in [0, 1], (b, 3, h, w), of any size: they contain the reflection to multiples
-of 8, the crop and the clamp of `mirage.restore`. They restore whole images, without strips that bound the memory.
+of the stride, the crop and the clamp. They restore whole images, without strips or tiles that bound the memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from mirage import MIRAGE, load, load_release, restore, save
-from mirage.config import TOTAL_STRIDE
+from mirage import MIRAGE, load_release
 from mirage.kernels.onnx_export import exportable
 from mirage.weights import save_release
 from orchestrator.errors import ExportError
+from orchestrator.models.network_file import RestoringNetwork, dumps, loads, restoring
+from orchestrator.outputs import write_output
 from shards.progress import ProgressCallback
 
 RestoreFunction = Callable[[Tensor], Tensor]
@@ -45,7 +46,7 @@ OPSET = 17
 class ExportFormat:
     """How one format is written and read back."""
 
-    write: Callable[[MIRAGE, Path], None]
+    write: Callable[[RestoringNetwork, Path], None]
     read: Callable[[Path], RestoreFunction]
     suffix: str
     tolerance: float
@@ -73,7 +74,9 @@ class ExportParity:
         return f"largest difference {self.worst:.1e} at {where}, tolerance {self.tolerance:.0e}"
 
 
-def export(model: MIRAGE, out: Path, form: str, on_progress: ProgressCallback | None = None) -> ExportParity:
+def export(
+    model: MIRAGE | RestoringNetwork, out: Path, form: str, on_progress: ProgressCallback | None = None
+) -> ExportParity:
     """Write `model` to `out` in a format and return the difference measured on the file.
 
     `on_progress` is called when the file is written, and when it is compared on each of `SHAPES`.
@@ -88,14 +91,15 @@ def export(model: MIRAGE, out: Path, form: str, on_progress: ProgressCallback | 
         )
     if out.exists():
         raise ExportError(f"{out} already exists: remove it, or give -o another name.")
+    network = restoring(model)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             partial = Path(folder, out.name)
             if on_progress:
                 on_progress(0, 1 + len(SHAPES), f"writing {out.name}")
-            chosen.write(model, partial)
-            parity = measure(model, chosen.read(partial), chosen.tolerance, on_progress)
+            chosen.write(network, partial)
+            parity = measure(network, chosen.read(partial), chosen.tolerance, on_progress)
             if not parity.holds:
                 raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.")
             partial.replace(out)
@@ -105,15 +109,19 @@ def export(model: MIRAGE, out: Path, form: str, on_progress: ProgressCallback | 
 
 
 def measure(
-    model: MIRAGE, run: RestoreFunction, tolerance: float, on_progress: ProgressCallback | None = None
+    network: MIRAGE | RestoringNetwork,
+    run: RestoreFunction,
+    tolerance: float,
+    on_progress: ProgressCallback | None = None,
 ) -> ExportParity:
-    """Compare `run` with `mirage.restore` of `model` on images of each of `SHAPES`."""
+    """Compare `run` with `network` on images of each of `SHAPES`, restored as a whole."""
+    network = restoring(network)
     worst, worst_shape = -1.0, SHAPES[0]
     for number, shape in enumerate(SHAPES, 1):
         if on_progress:
             on_progress(number, 1 + len(SHAPES), f"comparing on {' x '.join(map(str, shape))}")
         degraded = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
-        expected, found = restore(model, degraded, "whole"), run(degraded)
+        expected, found = network.restore(degraded, "whole"), run(degraded)
         same_shape = found.shape == expected.shape
         difference = float((found - expected).abs().max()) if same_shape else float("inf")
         if not (difference <= worst or math.isnan(worst)):  # NaN counts as the worst
@@ -124,29 +132,31 @@ def measure(
 
 
 class AnySize(nn.Module):
-    """The function `mirage.restore` of a whole image as a module, for exporters."""
+    """The restoration of a whole image as a module, for exporters."""
 
-    def __init__(self, model: MIRAGE) -> None:
+    def __init__(self, network: MIRAGE | RestoringNetwork) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        network = restoring(network)
+        self.stride = network.stride
+        self.model = copy.deepcopy(network.module).eval().requires_grad_(False)
         for head in ("spd_shallow", "spd_latent"):  # used in training only
             if hasattr(self.model, head):
                 delattr(self.model, head)
 
     def forward(self, degraded: Tensor) -> Tensor:
         """Restore degraded (b, 3, h, w); the result is in [0, 1]."""
-        image = _reflected(_reflected(degraded, 2), 3)
+        image = _reflected(_reflected(degraded, 2, self.stride), 3, self.stride)
         restored: Tensor = self.model(image).image
         for axis in (2, 3):
             restored = restored.index_select(axis, _positions(degraded.shape[axis]))
         return restored.clamp(0, 1)
 
 
-def _reflected(image: Tensor, axis: int) -> Tensor:
+def _reflected(image: Tensor, axis: int, stride: int) -> Tensor:
     """Reflect like `mirage.inference.reflect_to_multiple` along one axis, without a branch that depends on the size."""
     size = image.shape[axis]
     last = _positions(size).amax()  # a tensor: exporters turn numbers into constants
-    position = _positions((size + TOTAL_STRIDE - 1) // TOTAL_STRIDE * TOTAL_STRIDE)
+    position = _positions((size + stride - 1) // stride * stride)
     position = torch.remainder(position, (2 * last).clamp(min=1))
     return image.index_select(axis, torch.minimum(position, 2 * last - position))
 
@@ -175,9 +185,9 @@ def _exporting() -> Iterator[None]:
         yield
 
 
-def _write_torchscript(model: MIRAGE, path: Path) -> None:
-    with _exporting():
-        traced = torch.jit.trace(AnySize(model), _example(), check_trace=False)  # type: ignore[no-untyped-call]
+def _write_torchscript(network: RestoringNetwork, path: Path) -> None:
+    with _exporting(), _refusals_of(network, "torchscript"):
+        traced = torch.jit.trace(AnySize(network), _example(), check_trace=False)  # type: ignore[no-untyped-call]
         content = io.BytesIO()  # PyTorch ends the process when it cannot write a file
         torch.jit.save(traced, content)
     path.write_bytes(content.getbuffer())
@@ -188,12 +198,12 @@ def _read_torchscript(path: Path) -> RestoreFunction:
         return _without_gradient(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
-def _write_onnx(model: MIRAGE, path: Path) -> None:
+def _write_onnx(network: RestoringNetwork, path: Path) -> None:
     free = {0: "batch", 2: "height", 3: "width"}
     try:
-        with _exporting():
+        with _exporting(), _refusals_of(network, "onnx"):
             torch.onnx.export(
-                AnySize(model),
+                AnySize(network),
                 (_example(),),
                 str(path),
                 dynamo=False,
@@ -220,14 +230,37 @@ def _read_onnx(path: Path) -> RestoreFunction:
 _MISSING_ONNX = "ONNX needs the packages onnx and onnxruntime: pip install 'mirage-orchestrator[export]'."
 
 
+@contextmanager
+def _refusals_of(network: RestoringNetwork, form: str) -> Iterator[None]:
+    """Make one error of what an exporter cannot do with a user-defined network."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(network.module, MIRAGE) or isinstance(error, torch.onnx.OnnxExporterError):
+            raise
+        raise ExportError(
+            f"{form}: this network cannot be traced: {next(iter(str(error).splitlines()), '')}"
+        ) from error
+
+
+def _write_weights(network: RestoringNetwork, path: Path) -> None:
+    write_output(path, dumps(network))
+
+
 def _read_weights(path: Path) -> RestoreFunction:
-    model = load(path)
-    return lambda degraded: restore(model, degraded, "whole")
+    network = loads(path.read_bytes(), trusted="all")
+    return lambda degraded: network.restore(degraded, "whole")
+
+
+def _write_release(network: RestoringNetwork, path: Path) -> None:
+    if not isinstance(network.module, MIRAGE):
+        raise ExportError("release: it is the authors' layout of a MIRAGE, and this is another network.")
+    save_release(network.module, path)
 
 
 def _read_release(path: Path) -> RestoreFunction:
-    model = load_release(path)
-    return lambda degraded: restore(model, degraded, "whole")
+    network = restoring(load_release(path))
+    return lambda degraded: network.restore(degraded, "whole")
 
 
 def _without_gradient(module: RestoreFunction) -> RestoreFunction:
@@ -239,8 +272,8 @@ def _without_gradient(module: RestoreFunction) -> RestoreFunction:
 
 
 FORMATS = {
-    "safetensors": ExportFormat(save, _read_weights, ".safetensors", 0.0),
+    "safetensors": ExportFormat(_write_weights, _read_weights, ".safetensors", 0.0),
     "torchscript": ExportFormat(_write_torchscript, _read_torchscript, ".pt", 1e-4),
     "onnx": ExportFormat(_write_onnx, _read_onnx, ".onnx", 1e-4),
-    "release": ExportFormat(save_release, _read_release, ".ckpt", 0.0),
+    "release": ExportFormat(_write_release, _read_release, ".ckpt", 0.0),
 }

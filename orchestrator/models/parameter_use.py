@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import ModelError
+from ..errors import ModelError
 
 
 class _WithGradients(torch.autograd.Function):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.util import decode_source
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mirage.weights import WeightsError, read_checkpoint
+from orchestrator.config.schema import UserModel
 from orchestrator.errors import ModelError
+from orchestrator.models.network_code import MAX_BYTES, Call, NetworkCode, explain, function, instance
 from orchestrator.paths import absolute_uri
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model", "model_state_dict")
@@ -30,26 +36,7 @@ def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Modul
 
     A relative path is relative to the project. Raises ModelError.
     """
-    module_name, _, class_name = name.partition(":")
-    module = _import(module_name, None if path is None else Path(absolute_uri(path)))
-    class_ = getattr(module, class_name, None)
-    if not (isinstance(class_, type) and issubclass(class_, nn.Module)):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-        raise ModelError(
-            f"model.class {name}: {module_name} has no torch.nn.Module of that name. It has: "
-            f"{', '.join(classes) or 'none'}."
-        )
-    try:
-        network: nn.Module = class_(**arguments)
-    except TypeError as error:
-        raise ModelError(f"model.arguments do not fit {name}: {error}.") from error
-    except (Exception, SystemExit) as error:  # the user's code
-        raise ModelError(f"{name} cannot be built: {_told(error)}.") from error
-    return network
-
-
-Call = Callable[[nn.Module, Tensor, Tensor | None], object]
-"""From a network, degraded images and the indices of their degradations (None: unknown) to its output."""
+    return instance(_import_for(name, path), name, arguments)
 
 
 def import_call(name: str, path: str | None) -> Call:
@@ -57,17 +44,80 @@ def import_call(name: str, path: str | None) -> Call:
 
     Raises ModelError.
     """
-    module_name, _, function_name = name.partition(":")
-    module = _import(module_name, None if path is None else Path(absolute_uri(path)))
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ModelError(f"model.adapter {name}: {module_name} has no function of that name.")
-    return cast(Call, function)
+    return function(_import_for(name, path), name)
 
 
-def call_with_image(network: nn.Module, degraded: Tensor, labels: Tensor | None) -> object:
-    """Call a network that takes images alone."""
-    return network(degraded)
+def code(model: UserModel) -> NetworkCode:
+    """Return the code of the network in a section `model`: its modules, and those that they import from beside them.
+
+    Raises ModelError.
+    """
+    assert model.class_ is not None, "called for user-defined networks"
+    arguments = dict(model.arguments)
+    try:
+        same = json.loads(json.dumps(arguments)) == arguments
+    except TypeError:
+        same = False
+    if not same:
+        raise ModelError(
+            f"model.arguments {arguments}: must be text, numbers, lists, and mappings with text as keys."
+        )
+    files: dict[str, str] = {}
+    imported: set[str] = set()
+    for name in [model.class_, *([model.adapter] if model.adapter else [])]:
+        found, names = _files(_import_for(name, model.path), anywhere=model.path is not None)
+        files |= found
+        imported |= names
+    if sum(map(len, files.values())) > MAX_BYTES:
+        raise ModelError(
+            f"model.class {model.class_}: it and what it imports from beside it are more than "
+            f"{MAX_BYTES / 2**20:.0f} MiB of source. Put the network into a folder of its own, "
+            "and name it in model.path."
+        )
+    own = {path.partition("/")[0].removesuffix(".py") for path in files}
+    return NetworkCode(model.class_, model.adapter, arguments, files, _distributions(imported - own))
+
+
+def _distributions(modules: Iterable[str]) -> tuple[str, ...]:
+    """Return the installed distributions that provide these modules, with their versions."""
+    providers = _providers()
+    names = {name for module in modules for name in providers.get(module, ())}
+    return tuple(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in sorted(names))
+
+
+_READ: WeakKeyDictionary[ModuleType, tuple[dict[str, str], set[str]]] = WeakKeyDictionary()
+"""What `_files` returned by module: a file that changes later is not what this process runs."""
+
+
+def _files(module: ModuleType, *, anywhere: bool) -> tuple[dict[str, str], set[str]]:
+    """Return the sources of a module and of what it imports from beside it, by path, and the names of other modules.
+
+    anywhere: all modules below the folder that the module was imported from count, else those of its package only.
+    """
+    if module in _READ:
+        return _READ[module]
+    folder, first = _import_folder(module), module.__name__.partition(".")[0]
+    waiting, seen = _parents(module.__name__), set()
+    files: dict[str, str] = {}
+    others: set[str] = set()
+    size = 0
+    while waiting and size <= MAX_BYTES:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        base = folder.joinpath(*name.split("."))
+        for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+            if (anywhere or name.partition(".")[0] == first) and file.is_file():
+                source = file.read_bytes()
+                size += len(source)
+                files[file.relative_to(folder).as_posix()] = decode_source(source)
+                waiting += _imports(name if file.name == "__init__.py" else name.rpartition(".")[0], source)
+                break
+        else:
+            others.add(name.partition(".")[0])
+    _READ[module] = files, others
+    return files, others
 
 
 def source_digest(name: str, path: str | None) -> str:
@@ -75,8 +125,8 @@ def source_digest(name: str, path: str | None) -> str:
 
     Raises ModelError.
     """
-    module = _import(name.partition(":")[0], None if path is None else Path(absolute_uri(path)))
-    folder = _file_of(module).parents[module.__name__.count(".") + (_file_of(module).name == "__init__.py")]
+    module = _import_for(name, path)
+    folder = _import_folder(module)
     waiting, sources = [module.__name__], {}
     while waiting:
         imported = sys.modules.get(waiting.pop())
@@ -89,29 +139,43 @@ def source_digest(name: str, path: str | None) -> str:
         if file.relative_to(folder).with_suffix("").parts[0] != imported.__name__.partition(".")[0]:
             continue
         sources[imported.__name__] = file.read_bytes()
-        waiting += _imports(imported, sources[imported.__name__])
+        waiting += _imports(imported.__package__ or "", sources[imported.__name__])
     digest = hashlib.sha256()
     for key in sorted(sources):
         digest.update(f"{key} {len(sources[key])}\n".encode() + sources[key])
     return digest.hexdigest()
 
 
+def _import_folder(module: ModuleType) -> Path:
+    """Return the folder that a module was imported from."""
+    file = _file_of(module)
+    return file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
+
+
 def _file_of(module: ModuleType | None) -> Path:
     return Path(getattr(module, "__file__", None) or "").resolve()
 
 
-def _imports(module: ModuleType, source: bytes) -> list[str]:
-    """Return the names of modules that a module imports, wherever in its source."""
+def _imports(package: str, source: bytes) -> list[str]:
+    """Return the names of modules that a module of `package` imports, wherever in its source, and their parents."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # a script beside the network, of another Python
+        return []
+    for node in nodes:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [
-        ".".join(parts[: n + 1]) for parts in (name.split(".") for name in found) for n in range(len(parts))
-    ]
+    return [parent for name in found for parent in _parents(name)]
+
+
+def _parents(name: str) -> list[str]:
+    """Return the names of the packages of a module, from the outermost one, and its own."""
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
 
 
 def load_weights(network: nn.Module, data: bytes, where: str) -> None:
@@ -134,30 +198,15 @@ def load_weights(network: nn.Module, data: bytes, where: str) -> None:
         raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(problems)}.") from error
 
 
-def outputs_of(output: object) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the image and the loss terms of what a network, or its adapter, returned. Raises ModelError."""
-    terms: object = {}
-    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
-        output, terms = output
-    assert isinstance(terms, Mapping)
-    for name, term in terms.items():
-        if not (isinstance(name, str) and isinstance(term, Tensor) and term.ndim <= 1):
-            raise ModelError(
-                f"model.adapter returned {name!r}: a loss term is a tensor with one number, or with one for each image."
-            )
-    return image_of(output), dict(terms)
+@cache
+def _providers() -> Mapping[str, list[str]]:
+    """Return the installed distributions of each module, which takes a second to find out."""
+    return importlib.metadata.packages_distributions()
 
 
-def image_of(output: object) -> Tensor:
-    """Return the restored image from the output of a network: a tensor, the first of several, or `.image`."""
-    image = getattr(output, "image", output)
-    if isinstance(image, tuple | list) and image:
-        image = image[0]
-    if not isinstance(image, Tensor):
-        raise ModelError(
-            f"the network returned {type(output).__name__}: it must return a tensor or a tuple that begins with one."
-        )
-    return image
+def _import_for(name: str, path: str | None) -> ModuleType:
+    """Return the module of `name` (package.module:Class), imported from the folder `path`. Raises ModelError."""
+    return _import(name.partition(":")[0], None if path is None else Path(absolute_uri(path)))
 
 
 def _import(name: str, folder: Path | None) -> ModuleType:
@@ -180,18 +229,11 @@ def _import(name: str, folder: Path | None) -> ModuleType:
             f"{name.partition('.')[0]}."
         ) from error
     except (Exception, SystemExit) as error:  # the user's code
-        raise ModelError(f"model.class: {name} fails while it is imported: {_told(error)}.") from error
+        raise ModelError(f"model.class: {name} fails while it is imported: {explain(error)}.") from error
     origin = Path(getattr(module, "__file__", None) or "").resolve()
     if folder is not None and not origin.is_relative_to(folder.resolve()):
         raise ModelError(f"model.class: {name} was imported from {origin}, which hides the one in {folder}.")
     return module
-
-
-def _told(error: BaseException) -> str:
-    """Return an error of the user's code with its type and its innermost line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def _state(data: bytes, where: str) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """Time and memory to restore one image, measured in a separate process so that nothing else counts.
 
 python -m orchestrator.promotion.inference_cost WEIGHTS SIDE        prints the measurement as JSON
+
+The process runs the code in WEIGHTS, if there is any: its caller has the consent.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from pathlib import Path
 
 from orchestrator.errors import RegistryError
 from orchestrator.promotion.gates import InferenceCost
+from orchestrator.registry.resolve import ModelFile
 
 REPEATS = 3
 """Timed restorations, after one untimed; the result is their median."""
 
 
-def measure_inference_cost(weights: Path, side: int) -> InferenceCost:
-    """Return the cost of restoring a square image of `side` pixels. Raises RegistryError."""
+def measure_inference_cost(model: ModelFile, side: int) -> InferenceCost:
+    """Return the cost of restoring a square image of `side` pixels. Raises RegistryError, ModelError."""
+    model.require_consent()
+    weights = model.path
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.promotion.inference_cost", str(weights), str(side)],
         capture_output=True,
@@ -39,15 +44,15 @@ def main(weights: str, side: int) -> None:
     """Measure in this process and print the result."""
     import torch
 
-    from mirage import load, restore
+    from orchestrator.models.network_file import loads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(weights, device)
+    network = loads(Path(weights).read_bytes(), device, trusted="all")
     degraded = torch.rand(1, 3, side, side, device=device)
     seconds = []
     for _ in range(1 + REPEATS):
         before = time.perf_counter()
-        restore(model, degraded)
+        network.restore(degraded)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - before)

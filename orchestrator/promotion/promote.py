@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from orchestrator.promotion.inference_cost import measure_inference_cost
 from orchestrator.promotion.scores import version_scores
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
+from orchestrator.registry.resolve import ModelFile, find_model
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB
 from orchestrator.tracking import runs
@@ -81,14 +82,16 @@ def promote(
     given: Mapping[str, object] | None = None,
     alias: str = CHAMPION,
     results: Sequence[Path] = (),
+    trust_code: Collection[str] = (),
 ) -> Promotion:
     """Move `alias` to the version that `model` names if it passes every gate; store the gate table with its run.
 
     model: models:/NAME/VERSION, NAME@ALIAS, or NAME, which means NAME@candidate.
     given: limits that replace those of the job that trained the version (`orchestrator.config.schema.Promote`).
     results: folders of evaluations whose scores are compared; none: the scores that the versions carry.
+    trust_code: digests of code that the version may bring; gates of parity, latency and memory run it.
 
-    Raises RegistryError, EvaluationError, TrackingError.
+    Raises RegistryError, EvaluationError, TrackingError, ModelError.
     """
     if alias.startswith("previous"):
         raise RegistryError(f"--to {alias}: promotion itself sets the aliases that start with previous.")
@@ -98,7 +101,7 @@ def promote(
         holder = versions.alias_holder(tracking_uri, candidate.name, alias)
         if holder == candidate.version:
             raise RegistryError(f"{candidate.uri} is {alias} already.")
-        outcome = _evaluate_gates(candidate, holder, alias, tracking_uri, limits, results)
+        outcome = _evaluate_gates(candidate, holder, alias, tracking_uri, limits, results, trust_code)
         _store(outcome, candidate, tracking_uri)
         if not outcome.passed:
             return outcome
@@ -158,6 +161,7 @@ def _evaluate_gates(
     tracking_uri: str,
     limits: Promote,
     results: Sequence[Path],
+    trust_code: Collection[str],
 ) -> Promotion:
     ours = version_scores(candidate, tracking_uri, results)
     outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
@@ -181,12 +185,12 @@ def _evaluate_gates(
         verdicts.append(gates.near_reference(ours, limits.reference_db, limits.max_below_reference_db))
     else:
         verdicts.append(gates.not_checked("near the paper", "reference_db"))
-    weights = versions.weights_file(candidate.uri, tracking_uri)
-    verdicts += [_parity(weights, format_name) for format_name in limits.parity]
+    model = find_model(candidate.uri, tracking_uri, trust_code)
+    verdicts += [_parity(model, format_name) for format_name in limits.parity]
     if not limits.parity:
         verdicts.append(gates.not_checked("the same when exported", "parity"))
     if limits.latency_seconds is not None or limits.memory_gib is not None:
-        cost = measure_inference_cost(weights, limits.side_pixels)
+        cost = measure_inference_cost(model, limits.side_pixels)
         verdicts += gates.within_limits(cost, limits.latency_seconds, limits.memory_gib)
     for gate, key in (("latency", "latency_seconds"), ("memory", "memory_gib")):
         if getattr(limits, key) is None:
@@ -206,9 +210,10 @@ def _near_paper(ours: VersionScores, row: str, max_below_db: float) -> GateVerdi
     )
 
 
-def _parity(weights: Path, format_name: str) -> GateVerdict:
+def _parity(model: ModelFile, format_name: str) -> GateVerdict:
     """Require that the exported model computes the same as the original."""
-    from mirage import load
+    import torch
+
     from orchestrator.models.export import FORMATS, export
 
     if format_name not in FORMATS:
@@ -217,7 +222,7 @@ def _parity(weights: Path, format_name: str) -> GateVerdict:
     with tempfile.TemporaryDirectory(prefix="mirage-parity-") as folder:
         file = Path(folder, "model").with_suffix(FORMATS[format_name].suffix)
         try:
-            parity = export(load(weights), file, format_name)
+            parity = export(model.load(torch.device("cpu")), file, format_name)
         except ExportError as error:
             return GateVerdict(gate, False, str(error), "the same numbers")
     return GateVerdict(gate, True, f"{parity.worst:.1e} apart", f"at most {parity.tolerance:.0e} apart")

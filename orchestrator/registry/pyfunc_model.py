@@ -7,6 +7,7 @@ version runs without this project wherever the requirements that it names are in
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,6 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
-
-from mirage import load, restore
 
 
 class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no types
@@ -27,8 +26,13 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the weights; their header contains the configuration."""
-        self.model = load(context.artifacts["weights"])
+        """Load the weights; their header contains the configuration, or the code of a user-defined network.
+
+        `mlflow.pyfunc.load_model` runs the code in a version, this file included, so its caller trusts the version.
+        """
+        from mirage_photos.models.network_file import loads  # type: ignore[import-not-found]
+
+        self.network = loads(Path(context.artifacts["weights"]).read_bytes(), trusted="all")
 
     # MLflow derives a schema from the input's type hint and warns about unknown types, but not about np.ndarray.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
@@ -52,7 +56,7 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
         return restored
 
     def _restore_pixels(self, degraded: NDArray[np.float32]) -> NDArray[np.float32]:
-        restored: NDArray[np.float32] = restore(self.model, torch.from_numpy(degraded)).numpy()
+        restored: NDArray[np.float32] = self.network.restore(torch.from_numpy(degraded)).numpy()
         return restored
 
 

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 import mirage
-from mirage.weights import WeightsError, loads, not_finite
-from orchestrator.errors import RegistryError
+from mirage.weights import WeightsError, not_finite
+from orchestrator.errors import ModelError, RegistryError
+from orchestrator.models import network_file, trust
+from orchestrator.models.network_code import NetworkCode
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
 from orchestrator.registry.versions import ModelVersion, registry_client, sha256
@@ -33,7 +35,10 @@ PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("imagecodecs", "mlflow", "numpy", "pillow", "safetensors", "torch")
 """What a version needs besides the code in it; pinned to the versions installed here."""
 PHOTOS_PACKAGE = "mirage_photos"
-"""Name in a version of the package that reads and writes image files."""
+"""Name in a version of the package that reads and writes image files, and that loads networks."""
+SOURCE_FOLDER = "network_source"
+"""Folder in a version with the source of a user-defined network to read; the header of the weights has what runs."""
+_MODEL_MODULES = ("__init__.py", "network_code.py", "network_file.py", "parameter_use.py", "user_network.py")
 MODEL_DESCRIPTION = """\
 Image restoration models, registered by `mirage run`. The description of a version is its model card.
 
@@ -60,7 +65,7 @@ def register(
     measured_on: InputDataset | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> ModelVersion:
-    """Register `weights`, a MIRAGE as safetensors, as a new version that the alias `candidate` points to.
+    """Register `weights`, written by `network_file.dumps`, as a new version that the alias `candidate` points to.
 
     The card becomes the version's description. The card and `files` (name → contents) are stored beside the weights;
     metrics become tags and, as measured on `measured_on`, metrics of the model; tags become tags. A repeated call
@@ -68,10 +73,11 @@ def register(
     version with the lower number stays. Raises RegistryError.
     """
     try:
-        model = loads(weights)
-    except WeightsError as error:
-        raise RegistryError(f"{name}: not registered: the weights are not a MIRAGE ({error})") from error
-    if wrong := not_finite(model):
+        network = network_file.loads(weights, trusted=trust.trusted())
+        code = network_file.code_of(weights)
+    except (WeightsError, ModelError) as error:
+        raise RegistryError(f"{name}: not registered: the weights are not a model ({error})") from error
+    if wrong := not_finite(network.module):
         raise RegistryError(f"{name}: not registered: {len(wrong)} tensors are not finite, first {wrong[0]}.")
     with registry_client(tracking_uri) as client:
         if not _versions_with_key(client, name, idempotency_key):
@@ -84,9 +90,10 @@ def register(
                 versions.DIGEST_TAG: sha256(weights),
                 versions.CODE_TAG: versions.package_digest(Path(mirage.__file__).parent),
                 versions.CODE_VERSION_TAG: code_version(),
+                **({versions.NETWORK_TAG: code.digest} if code else {}),
             }
             with _process_wide_uri(tracking_uri):
-                model_id = _log_model(client, name, run_id, {WEIGHTS: weights, **carried})
+                model_id = _log_model(client, name, run_id, {WEIGHTS: weights, **carried}, code)
                 of_model = {key.removeprefix("test/"): value for key, value in metrics.items()}
                 log_model_metrics(client, run_id, model_id, 0, of_model, measured_on)
                 _create_version(client, name, model_id, run_id, _description(card), facts)
@@ -116,7 +123,9 @@ def _versions_with_key(client: Any, name: str, idempotency_key: str) -> list[Mod
     return sorted(registered, key=lambda version: version.version)
 
 
-def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) -> str:
+def _log_model(
+    client: Any, name: str, run_id: str, files: Mapping[str, bytes], code: NetworkCode | None
+) -> str:
     """Save the model with these files as an artifact of its run; return the id of the logged model."""
     import mlflow
     from mlflow.entities import LoggedModelOutput
@@ -130,8 +139,15 @@ def _log_model(client: Any, name: str, run_id: str, files: Mapping[str, bytes]) 
             python_model=str(PYFUNC_MODEL),
             artifacts={key: str(path) for key, path in parts.items()},
             signature=False,  # MLflow would infer it from the type hint; _write_signature has ours
-            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
-            code_paths=[str(Path(mirage.__file__).parent), str(_photos_package(Path(folder)))],
+            pip_requirements=sorted(
+                {f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS}
+                | set(code.requires if code else ())
+            ),
+            code_paths=[
+                str(Path(mirage.__file__).parent),
+                str(_photos_package(Path(folder))),
+                *([str(_network_source(Path(folder), code))] if code else []),
+            ],
         )
         _write_signature(Path(folder, "model"))
         experiment = client.get_run(run_id).info.experiment_id
@@ -158,16 +174,26 @@ def _write_signature(folder: Path) -> None:
 
 
 def _photos_package(folder: Path) -> Path:
-    """Create the package that reads and writes image files below `folder`; return its path."""
+    """Create the package that reads image files and loads networks below `folder`; return its path."""
     package = folder / PHOTOS_PACKAGE
     orchestrator = Path(__file__).parents[1]
     unused = {"contact_sheet.py", "convert.py"}
     modules = [path.name for path in (orchestrator / "imaging").glob("*.py") if path.name not in unused]
-    for name in ("__init__.py", "errors.py", *(f"imaging/{module}" for module in modules)):
+    names = [f"imaging/{module}" for module in modules] + [f"models/{module}" for module in _MODEL_MODULES]
+    for name in ("__init__.py", "errors.py", *names):
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(orchestrator / name, target)
     return package
+
+
+def _network_source(folder: Path, code: NetworkCode) -> Path:
+    """Write the source of a user-defined network below `folder`; return its folder."""
+    for path, text in code.files.items():
+        target = folder / SOURCE_FOLDER / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="")
+    return folder / SOURCE_FOLDER
 
 
 def _create_version(

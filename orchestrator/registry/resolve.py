@@ -10,15 +10,20 @@ s3://bucket/runs/demo-1f2e3d4c   a finished run by its folder in the store, whic
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from mirage import MIRAGE, load, load_release
-from orchestrator.errors import DamagedResultError, RegistryError, TrackingError
+from mirage import load_release
+from mirage.weights import WeightsError, dumps
+from orchestrator.errors import DamagedResultError, RegistryError, TrackingError, UntrustedCodeError
 from orchestrator.masking import without_password
+from orchestrator.models import network_file, trust
+from orchestrator.models.network_code import NetworkCode
+from orchestrator.models.network_file import RestoringNetwork
 from orchestrator.paths import below, home
 from orchestrator.registry import versions
 from orchestrator.run_files import RESULT, RUN_TAG, WEIGHTS, read_result
@@ -40,21 +45,56 @@ class ModelFile:
     path: Path
     digest: str
     """SHA-256 of the file, in hexadecimal."""
+    trusted: frozenset[str] = field(default=frozenset(), repr=False)
+    """Digests of the code that may run, if the model brings code."""
 
-    def load(self, device: torch.device) -> MIRAGE:
-        """Return the model in eval mode. Raises WeightsError."""
-        loader = load_release if self.path.suffix in _CHECKPOINTS else load
-        return loader(self.path, device)
+    def load(self, device: torch.device) -> RestoringNetwork:
+        """Return the model in eval mode. Raises WeightsError, and ModelError if it brings code that may not run."""
+        return self._loaded(device)[0]
+
+    def weights(self) -> bytes:
+        """Return the model as safetensors, after loading it once. Raises WeightsError and ModelError as `load`."""
+        return self._loaded(torch.device("cpu"))[1]
+
+    def code(self) -> NetworkCode | None:
+        """Return the code that the model brings, None for a MIRAGE; nothing is run. Raises ModelError, WeightsError."""
+        return None if self._is_release else network_file.code_of(self.path.read_bytes())
+
+    def require_consent(self) -> None:
+        """Raise UntrustedCodeError if the model brings code that may not run."""
+        if code := self.code():
+            try:
+                network_file.require_consent(code, self.trusted)
+            except UntrustedCodeError as error:
+                raise UntrustedCodeError(f"{self.name}: {error}") from error
+
+    @property
+    def _is_release(self) -> bool:
+        return self.path.suffix in _CHECKPOINTS
+
+    def _loaded(self, device: torch.device) -> tuple[RestoringNetwork, bytes]:
+        if self._is_release:
+            model = load_release(self.path, device)
+            return network_file.restoring(model), dumps(model)
+        data = self.path.read_bytes()
+        try:
+            return network_file.loads(data, device, trusted=self.trusted), data
+        except UntrustedCodeError as error:
+            raise UntrustedCodeError(f"{self.name}: {error}") from error
+        except WeightsError as error:
+            raise WeightsError(f"{self.path}: {error}") from error
 
 
-def find_model(name: str, tracking_uri: str | None = None) -> ModelFile:
+def find_model(name: str, tracking_uri: str | None = None, trust_code: Collection[str] = ()) -> ModelFile:
     """Return the weights that `name` names, downloaded once if they are remote. Raises RegistryError.
 
-    Registered models and runs are searched at `tracking_uri`, by default this project's store.
+    Registered models and runs are searched at `tracking_uri`, by default this project's store. trust_code: digests of
+    code that may run, besides that of this project's training jobs.
     """
     try:
         path = _path(name, resolve_tracking_uri(tracking_uri))
-        return ModelFile(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return ModelFile(name, path, digest, trust.trusted(trust_code))
     except OSError as error:  # no permission, a full disk
         raise RegistryError(f"{name}: the weights cannot be read: {error}") from error
 

@@ -2,8 +2,9 @@
 
     models:/mirage-5deg@champion     models:/mirage-5deg/3     runs:/<run id>     weights.safetensors
 
-A version consists of code (`pyfunc_model.py` and the package `mirage`) and a safetensors file. It needs no pickle, so
-it loads with MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false, and it takes images of any size.
+A version consists of code (`pyfunc_model.py` and the package `mirage`) and a safetensors file, which holds the code of
+a user-defined network as well. It needs no pickle, so it loads with MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false, and it
+takes images of any size.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FILE_TAG = "mirage.sha256."
 """Prefix of the tags that hold the SHA-256 of each file of a version; the file's name follows."""
 CODE_TAG = "mirage.code_sha256"
 """Digest of the package `mirage` in a version, as computed by `shards.listing`."""
+NETWORK_TAG = "mirage.network_sha256"
+"""Digest of the code of a user-defined network, which is in the header of the weights."""
 CODE_VERSION_TAG = "mirage.code_version"
 """Release and commit that trained the version."""
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")

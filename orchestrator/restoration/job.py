@@ -13,9 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from threading import Event
 
-import torch
-
-from mirage.weights import dumps
 from orchestrator.config.job_schemas import RestoreJob
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.console import Echo
@@ -43,7 +40,7 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
 
     Raises PhotoError at the end if some photographs could not be restored; all others are.
     """
-    model = find_model(_model(job.restore.model))
+    model = find_model(_model(job.restore.model), trust_code=job.restore.trust)
     work = _plan(job, dry_run=False)
     tasks, problems = work.tasks, work.problems
     for line in problems:
@@ -115,7 +112,7 @@ def _worker_spec(job: RestoreJob, model: ModelFile) -> WorkerSpec:
     how = job.restore
     settings = RestoreSettings(how.precision, how.mode, how.tile, how.overlap)
     return WorkerSpec(
-        weights=dumps(model.load(torch.device("cpu"))),
+        weights=model.weights(),
         settings=settings,
         digest=settings.digest(model.digest),
         gpu=job.workers.gpus > 0,

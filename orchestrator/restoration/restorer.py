@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirage import MIRAGE, restore
+from mirage import MIRAGE
 from mirage.config import TOTAL_STRIDE
 from mirage.inference import Mode
-from orchestrator.errors import PhotoError, is_out_of_memory
+from orchestrator.errors import ModelError, PhotoError, is_out_of_memory
 from orchestrator.imaging.photos import Photo
+from orchestrator.models.network_file import RestoringNetwork, restoring
 
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int, int], None]
@@ -67,10 +68,13 @@ class RestoreSettings:
 class Restorer:
     """A model on a device, with settings."""
 
-    def __init__(self, model: MIRAGE, settings: RestoreSettings | None = None) -> None:
-        self.model = model.eval()
+    def __init__(self, model: MIRAGE | RestoringNetwork, settings: RestoreSettings | None = None) -> None:
+        self.network = restoring(model)
+        self.network.module.eval()
         self.settings = settings or RestoreSettings()
-        self.device = model.output.weight.device
+        self.device = self.network.device
+        if self.settings.mode == "strips" and self.network.bounded_mode != "strips":
+            raise ModelError("mode strips: it cuts a MIRAGE, and this is another network. Use tiles.")
 
     def pixels(self, photo: Photo, progress: Progress | None = None) -> NDArray[np.float32]:
         """Restore the pixels of a photograph, (3, h, w) in [0, 1]. Raises PhotoError if memory is too small."""
@@ -92,8 +96,7 @@ class Restorer:
         how = self.settings
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                restored = restore(
-                    self.model,
+                restored = self.network.restore(
                     degraded.to(self.device),
                     how.mode,
                     tile=how.tile,
@@ -105,7 +108,8 @@ class Restorer:
                 raise
             size = " x ".join(map(str, reversed(degraded.shape[-2:])))
             raise PhotoError(
-                f"{name}: {size} pixels do not fit into the memory of {self.device}. Use mode strips."
+                f"{name}: {size} pixels do not fit into the memory of {self.device}. Use mode "
+                f"{self.network.bounded_mode}."
             ) from error
         return restored.cpu().numpy()
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mirage.weights import loads
 from orchestrator.imaging.photos import Limits
+from orchestrator.models.network_file import loads
 from orchestrator.restoration.restorer import Restorer, RestoreSettings, choose_device
 from orchestrator.restoration.tasks import RestoreOutcome, RestoreWorker
 
@@ -24,7 +24,7 @@ class WorkerSpec:
     """Settings of the workers of a job; it can be pickled."""
 
     weights: bytes
-    """The model, as safetensors."""
+    """The model, as safetensors. The driver has the consent to any code in it."""
     settings: RestoreSettings
     digest: str
     """Digest of model and settings."""
@@ -39,7 +39,8 @@ class WorkerSpec:
         torch.set_num_threads(self.threads)
 
         def open_model() -> Restorer:
-            return Restorer(loads(self.weights, choose_device("cuda" if self.gpu else "cpu")), self.settings)
+            device = choose_device("cuda" if self.gpu else "cpu")
+            return Restorer(loads(self.weights, device, trusted="all"), self.settings)
 
         return RestoreWorker(
             open_model, self.digest, overwrite=self.overwrite, batch_size=self.batch_size, limits=self.limits

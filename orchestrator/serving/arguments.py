@@ -26,6 +26,8 @@ class ApplicationArguments(BaseModel):
     webhook_secret_file: Path | None = None
     allow_host: list[str] | None = None
     """Text holds names separated by commas."""
+    trust: list[str] | None = None
+    """Digests of code that the model may bring and run; text holds them separated by commas."""
     poll: float | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     """There is no "auto": where the application is built says nothing about the nodes of its replicas."""
@@ -38,7 +40,7 @@ class ApplicationArguments(BaseModel):
     max_in_flight: int = _DEFAULT.max_in_flight
     timeout: float = _DEFAULT.timeout_seconds
 
-    @field_validator("allow_host", mode="before")
+    @field_validator("allow_host", "trust", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -61,7 +63,7 @@ class ApplicationArguments(BaseModel):
 
     def settings(self) -> ServiceSettings:
         """Return the settings of the service. Raises ServiceError."""
-        others = ("model", "tracking_uri", "token_file", "webhook_secret_file")
+        others = ("model", "tracking_uri", "token_file", "webhook_secret_file", "trust")
         flags = {name: value for name, value in self if name not in others}
         flags["max_replicas"] = max(self.max_replicas, self.min_replicas)
         return ServiceSettings.from_flags(**flags)

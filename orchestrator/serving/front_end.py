@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,8 +47,12 @@ def assemble(
     settings: ServiceSettings,
     backend: ManagedBackend,
     secrets: Secrets,
+    trust_code: Collection[str] = (),
 ) -> FrontEnd:
-    """Return the front end of a service that starts with `first`. Raises ServiceError if that fails its smoke test."""
+    """Return the front end of a service that starts with `first`. Raises ServiceError if that fails its smoke test.
+
+    trust_code: digests of code that later versions may bring and run.
+    """
     if problem := backend.smoke_test(first):
         raise ServiceError(f"{model}: {first.label} failed its smoke test: {problem}")
     active = ActiveModel(first)
@@ -56,7 +61,7 @@ def assemble(
         watcher = AliasWatcher(
             active,
             partial(served_model.current_version, model, tracking_uri),
-            partial(served_model.load_model, model, tracking_uri),
+            partial(served_model.load_model, model, tracking_uri, trust_code),
             backend.smoke_test,
         )
         if secrets.webhook is not None:

@@ -148,8 +148,11 @@ def read_secrets(arguments: ApplicationArguments, expected: frozenset[str]) -> S
 
 def _assemble(arguments: ApplicationArguments, backend: ServeBackend, secrets: Secrets) -> FrontEnd:
     assert arguments.tracking_uri is not None
-    first = served_model.load_model(arguments.model, arguments.tracking_uri)
-    front = assemble(arguments.model, arguments.tracking_uri, first, arguments.settings(), backend, secrets)
+    trust = arguments.trust or ()
+    first = served_model.load_model(arguments.model, arguments.tracking_uri, trust)
+    front = assemble(
+        arguments.model, arguments.tracking_uri, first, arguments.settings(), backend, secrets, trust
+    )
     backend.count_replicas()
     return front
 

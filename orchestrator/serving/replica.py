@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirage.inference import WHOLE_BYTES, whole_bytes
-from mirage.weights import WeightsError, loads
-from orchestrator.errors import PhotoError, ResultError
+from mirage.inference import WHOLE_BYTES
+from mirage.weights import WeightsError
+from orchestrator.errors import ModelError, PhotoError, ResultError
 from orchestrator.imaging.photos import Limits, Photo, decode, encode, image_size
+from orchestrator.models.network_file import loads
 from orchestrator.restoration.restorer import Restorer, choose_device
 from orchestrator.serving.batching import Batcher, StillWanted
 from orchestrator.serving.pixel_budget import PixelBudget
@@ -127,7 +128,7 @@ class Replica:
         """Load a model and restore the probe image; return what is wrong with the model, or ""."""
         try:
             restorer = await self._restorer(digest, fetch)
-        except WeightsError as error:
+        except (WeightsError, ModelError) as error:
             return str(error)
         return await asyncio.get_running_loop().run_in_executor(self._compute, find_problem, restorer)
 
@@ -135,7 +136,7 @@ class Replica:
         if digest not in self._restorers:
             async with self._loading:
                 if digest not in self._restorers:
-                    load = partial(loads, await fetch(), device=self._device)
+                    load = partial(loads, await fetch(), self._device, trusted="all")
                     network = await asyncio.get_running_loop().run_in_executor(self._files, load)
                     self._restorers[digest] = Restorer(network)
         restorer = self._restorers.pop(digest)
@@ -145,9 +146,13 @@ class Replica:
         return restorer
 
     def _batch_limit(self, key: _BatchKey) -> int:
-        """Return how many images of this size to restore together; an image that needs strips runs alone."""
+        """Return how many images of this size to restore together; an image that needs strips runs alone.
+
+        So does each image where the memory of a batch is not known.
+        """
         image = torch.empty(1, 3, key.height, key.width, device="meta")
-        return min(max(WHOLE_BYTES // whole_bytes(key.restorer.model, image), 1), self._max_batch)
+        size = key.restorer.network.whole_bytes(image) or WHOLE_BYTES
+        return min(max(WHOLE_BYTES // size, 1), self._max_batch)
 
     async def _run_batch(
         self, key: _BatchKey, photos: Sequence[Photo], still_wanted: StillWanted

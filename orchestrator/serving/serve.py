@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from orchestrator.cluster import private_ray
 from orchestrator.errors import ServiceError
@@ -15,10 +15,18 @@ from orchestrator.signals import on_stop
 from orchestrator.tracking.uri import resolve_tracking_uri
 
 
-def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callable[[str], None]) -> None:
+def serve(
+    model: str,
+    settings: ServiceSettings,
+    secrets: Secrets,
+    emit: Callable[[str], None],
+    trust_code: Collection[str] = (),
+) -> None:
     """Serve `model` until SIGTERM or Ctrl-C; then finish the requests in flight.
 
-    Raises ServiceError and RegistryError before it accepts requests.
+    trust_code: digests of code that the model may bring and run.
+
+    Raises ServiceError, RegistryError and ModelError before it accepts requests.
     """
     private_ray.prepare(always=not os.environ.get("RAY_ADDRESS"))
     from orchestrator.serving.ray_serve import replicas
@@ -26,9 +34,9 @@ def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callabl
     tracking_uri = resolve_tracking_uri()
     with listen(settings.host, settings.port) as listening:
         settings = settings.at(listening.getsockname()[1])
-        first = served_model.load_model(model, tracking_uri)
+        first = served_model.load_model(model, tracking_uri, trust_code)
         with replicas(settings) as backend:
-            front = assemble(model, tracking_uri, first, settings, backend, secrets)
+            front = assemble(model, tracking_uri, first, settings, backend, secrets, trust_code)
             service, monitor = front.service, front.monitor
             with (
                 on_stop(monitor.stop),
@@ -47,7 +55,10 @@ def serve(model: str, settings: ServiceSettings, secrets: Secrets, emit: Callabl
 
 def _greeting(settings: ServiceSettings, front: FrontEnd, model: str, secrets: Secrets) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    lines = [f"serving {front.service.active.current.label} at http://{host}:{settings.port}/"]
+    current = front.service.active.current
+    lines = [f"serving {current.label} at http://{host}:{settings.port}/"]
+    if current.code_digest:
+        lines.append(f"  it runs code of its own: {current.class_}, sha256 {current.code_digest}")
     if served_model.is_alias(model):
         interval = settings.poll_interval(secrets.webhook is not None)
         told = f", and when MLflow sends an event to {webhook.PATH}" if secrets.webhook else ""

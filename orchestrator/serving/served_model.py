@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from mirage.weights import WeightsError, dumps, read_metadata
+from mirage.weights import WeightsError, read_metadata
 from orchestrator.errors import RegistryError
+from orchestrator.models.network_file import loads
 from orchestrator.registry import versions
 from orchestrator.registry.resolve import ModelFile, find_model
 from orchestrator.run_files import DEGRADATIONS
@@ -44,7 +43,7 @@ class ServedModel:
     digest: str
     """SHA-256 of the weights file."""
     weights: bytes = field(repr=False)
-    """Written by `mirage.weights.dumps`."""
+    """Safetensors, written by `models.network_file.dumps`. Whoever made this object has the consent to its code."""
     parameters: int
     recipe: str = ""
     protocol: str = ""
@@ -52,6 +51,10 @@ class ServedModel:
     """One per degradation; the last one is the average."""
     degradations: tuple[str, ...] = ()
     """What it was trained to remove; empty if that is not known."""
+    class_: str = ""
+    """package.module:Class of a user-defined network; empty for a MIRAGE."""
+    code_digest: str = ""
+    """SHA-256 of the code that the model brings; empty for a MIRAGE."""
 
     @property
     def label(self) -> str:
@@ -65,6 +68,8 @@ class ServedModel:
             "version": self.version,
             "weights_sha256": self.digest,
             "parameters": self.parameters,
+            "network": self.class_ or "MIRAGE",
+            "code_sha256": self.code_digest or None,
             "recipe": self.recipe,
             "protocol": self.protocol,
             "degradations": list(self.degradations),
@@ -95,16 +100,19 @@ def current_version(model: str, tracking_uri: str | None = None) -> str:
     return str(versions.describe(model, resolve_tracking_uri(tracking_uri)).version)
 
 
-def load_model(model: str, tracking_uri: str | None = None) -> ServedModel:
-    """Load the model that `model` names, by default from this project's registry. Raises RegistryError."""
+def load_model(model: str, tracking_uri: str | None = None, trust_code: Collection[str] = ()) -> ServedModel:
+    """Load the model that `model` names, by default from this project's registry. Raises RegistryError, ModelError.
+
+    trust_code: digests of code that it may bring and run.
+    """
     described = None
     exact = model
     if model.startswith("models:/"):
         described = versions.describe(model, resolve_tracking_uri(tracking_uri))
         exact = f"models:/{described.name}/{described.version}"  # the alias may move meanwhile
-    named = find_model(exact, tracking_uri)
+    named = find_model(exact, tracking_uri, trust_code)
     try:
-        network = named.load(torch.device("cpu"))
+        weights, code = named.weights(), named.code()
     except WeightsError as error:
         raise RegistryError(str(error)) from error
     tags: Mapping[str, str] = described.tags if described else {}
@@ -113,13 +121,15 @@ def load_model(model: str, tracking_uri: str | None = None) -> ServedModel:
         name=described.name if described else named.path.name,
         version=str(described.version) if described else named.digest[:12],
         digest=named.digest,
-        weights=dumps(network),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        weights=weights,
+        parameters=sum(p.numel() for p in loads(weights, trusted="all").module.parameters()),
         recipe=tags.get("recipe", ""),
         protocol=tags.get("protocol", ""),
         scores=scores,
         degradations=_trained_on(named)
         or tuple(score.degradation for score in scores if score.degradation != "average"),
+        class_=code.class_ if code else "",
+        code_digest=code.digest if code else "",
     )
 
 

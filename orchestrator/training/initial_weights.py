@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-
 from mirage import MIRAGE
-from mirage.weights import WeightsError, dumps, loads
+from mirage.weights import WeightsError, loads
 from orchestrator.config.schema import Job
 from orchestrator.errors import ModelError
 from orchestrator.models import network, user_model
@@ -39,7 +37,7 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
         named = find_model(absolute_if_file(job.init_from), tracking_uri)
         if job.model.class_ is None:
             try:
-                data = dumps(named.load(torch.device("cpu")))
+                data = named.weights()
             except WeightsError as error:
                 raise ModelError(f"init_from {job.init_from}: {error}") from error
         else:

@@ -23,6 +23,7 @@ from orchestrator.errors import OrchestratorError, OwnedError, PlanError, Tracki
 from orchestrator.events import Emit, Event
 from orchestrator.history.recorder import Recorder
 from orchestrator.masking import without_password
+from orchestrator.models import network
 from orchestrator.ownership import owned
 from orchestrator.paths import home
 from orchestrator.planning.plan import Plan, make_plan
@@ -83,6 +84,8 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     echo = message_echo(emit)
     uri = resolve_tracking_uri(job.track.uri)
     check_installed(job.track.also)
+    if job.track.register_as:
+        network.code(job.model)  # raises before the training if the model could not be registered with it
     pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)

@@ -25,11 +25,12 @@ from orchestrator.history.report_html import run_page
 from orchestrator.history.store import REPORT, read_history
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.masking import without_password
-from orchestrator.models import network
+from orchestrator.models import network, trust
 from orchestrator.outputs import write_output
 from orchestrator.paths import shortened
 from orchestrator.planning import throughput
-from orchestrator.registry import registration, versions
+from orchestrator.registry import registration
+from orchestrator.registry.resolve import find_model
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, RESULT, RUN_TAG, SCORES, UNPUBLISHED
 from orchestrator.tracking import runs
@@ -77,6 +78,8 @@ def publish(
     take now waits on this machine for `mirage sync` or for the next submission of the job.
     """
     result = run_result(run.location.store)
+    if code := network.code(run.job.model):
+        trust.remember(code)  # the author of the job has had it run
     if not tracked:
         throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
     measured = from_records(result["scores"])
@@ -90,7 +93,7 @@ def publish(
 
     if tracker and not tracked:
         tracker.metrics(result["step"], as_metrics(scores, "test"))
-    card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version())
+    card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version(), code)
     try:
         weights = read_named(run.location.store, result["weights"])
     except CorruptObjectError as error:
@@ -234,9 +237,7 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
     wanted = (datasets.example_id(run.dataset, run.job, run.job.example), run.job.example.degradation)
     item = next(item for item in held_out.items(0, 1) if (item.id, item.degradation) == wanted)
     if registered is not None:
-        from mirage import load
-
-        restore = network.restore_function(load(versions.weights_file(registered.uri, run.tracking_uri)))
+        restore = find_model(registered.uri, run.tracking_uri).load(cpu).restore
     restored = to_uint8(restore(to_float(item.degraded, cpu)))
     return pictures | {"restored.png": png_bytes(restored), "degraded.png": png_bytes(item.degraded)}
 

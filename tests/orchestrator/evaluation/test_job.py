@@ -281,7 +281,9 @@ def test_a_class_without_weights_is_the_same_network_in_every_process(own_networ
         {"class": f"{own_network.name}.drawn:Drawn", "path": str(own_network.parent)}
     )
     before = torch.get_rng_state()
-    first, second = (build_model(model, b"", torch.device("cpu")).network.state_dict() for _ in range(2))
+    first, second = (
+        build_model(model, b"", torch.device("cpu")).network.module.state_dict() for _ in range(2)
+    )
     assert torch.equal(first["inner.weight"], second["inner.weight"])
     assert torch.equal(torch.get_rng_state(), before)
 

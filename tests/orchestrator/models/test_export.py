@@ -128,7 +128,7 @@ def test_onnx_has_free_sizes_by_name(written: Written) -> None:
 
 
 def test_a_release_checkpoint_is_found_by_its_name_and_is_the_model(written: Written) -> None:
-    ours, again = model(), find_model(str(written("release")[0])).load(torch.device("cpu"))
+    ours, again = model(), find_model(str(written("release")[0])).load(torch.device("cpu")).module
     assert all(
         torch.equal(a, b)
         for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True)

@@ -104,7 +104,6 @@ def _class_of(result: Path) -> str:
     ("changes", "says"),
     [
         ({"loss": {"spd_weight": 0.05}}, "the SPD term needs a MIRAGE.*Set it to 0"),
-        ({"track": {"experiment": "tests", "register_as": "own"}}, "only a MIRAGE can be registered"),
         ({"train": {**SMALL["train"], "activation_checkpointing": "all"}}, "train.activation_checkpointing"),  # type: ignore[dict-item]
         ({"train": {**SMALL["train"], "compile": "blocks"}}, "train.compile"),  # type: ignore[dict-item]
     ],

@@ -155,8 +155,8 @@ def test_changed_weights_are_refused(store: str, run_id: str, name: str) -> None
         versions.weights_file(version.uri, store)
 
 
-def test_what_is_no_mirage_is_not_registered(store: str, run_id: str, name: str) -> None:
-    with pytest.raises(RegistryError, match="the weights are not a MIRAGE"):
+def test_what_is_no_model_is_not_registered(store: str, run_id: str, name: str) -> None:
+    with pytest.raises(RegistryError, match="the weights are not a model"):
         registration.register(
             store, name, run_id=run_id, weights=b"abc", card="", metrics={}, tags={}, idempotency_key="a"
         )

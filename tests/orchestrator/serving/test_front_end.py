@@ -33,7 +33,7 @@ def test_a_delivery_moves_the_model_long_before_the_next_poll(
 ) -> None:
     newer = served(small_model(1), version="2")
     monkeypatch.setattr(served_model, "current_version", lambda name, uri: "2")
-    monkeypatch.setattr(served_model, "load_model", lambda name, uri: newer)
+    monkeypatch.setattr(served_model, "load_model", lambda name, uri, trust: newer)
     front = assembled(model)
     body = json.dumps(
         {"entity": "model_version_alias", "action": "created", "data": {"name": "small"}}

@@ -1,0 +1,296 @@
+"""A network of the user's own is one file: it restores, is registered, served, promoted and exported from it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mirage.weights import WeightsError, read_metadata, to_bytes
+from orchestrator.cli.app import app
+from orchestrator.config.schema import Model
+from orchestrator.errors import ExportError, ModelError, UntrustedCodeError
+from orchestrator.maintenance.lineage import trace
+from orchestrator.models import network, trust
+from orchestrator.models.export import FORMATS, export
+from orchestrator.models.network_code import NetworkCode
+from orchestrator.models.network_file import CODE_KEY, code_of, dumps, loads
+from orchestrator.models.user_network import UserModelAdapter
+from orchestrator.promotion.promote import promote
+from orchestrator.registry import registration, versions
+from orchestrator.registry.resolve import find_model
+from orchestrator.restoration.restorer import Restorer, RestoreSettings
+from orchestrator.run_files import JOB, SCORES
+from orchestrator.serving.served_model import load_model
+from orchestrator.tracking import runs
+from tests.orchestrator.promotion.test_promote import scored
+from tests.orchestrator.serving.inprocess import image_bytes, running
+
+TRAITS = (
+    "tuple",
+    "dict of terms",
+    "batch norm",
+    "buffers",
+    "shared weights",
+    "multiple of 64",
+    "lazy import",
+)
+SOURCES = {
+    "net/model.py": """
+import torch
+from torch import nn
+from net.parts import Block
+from .parts import double
+
+class Net(nn.Module):
+    def __init__(self, trait, width=6):
+        super().__init__()
+        self.trait = trait
+        self.into, self.out = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.block = Block(width)
+        if trait == "batch norm":
+            self.norm = nn.BatchNorm2d(width)
+        if trait == "shared weights":
+            self.again = self.into
+        if trait == "buffers":
+            self.register_buffer("constant", torch.rand(width, 1, 1))
+
+    def forward(self, x, labels=None):
+        if self.trait == "multiple of 64":
+            assert x.shape[2] % 64 == x.shape[3] % 64 == 0, x.shape
+        f = self.block(self.into(x)).relu()
+        if self.trait == "batch norm":
+            f = self.norm(f)
+        if self.trait == "shared weights":
+            f = f + self.again(x)
+        if self.trait == "buffers":
+            f = f - self.constant
+        if self.trait == "lazy import":
+            import net.late
+            from net import late
+            f = net.late.half(late.half(f))
+        image = x + 0.1 * double(self.out(f))
+        return (image, f) if self.trait in ("tuple", "dict of terms") else image
+""",
+    "net/parts.py": "from torch import nn\n\ndef double(x):\n    return 2 * x\n\n"
+    "class Block(nn.Conv2d):\n    def __init__(self, width):\n        super().__init__(width, width, 1)\n",
+    "net/late.py": "def half(x):\n    return x / 2\n",
+    "calls.py": "def call(network, degraded, labels):\n    image, f = network(degraded)\n"
+    "    return image, {'size': f.square().mean((1, 2, 3))}\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write the sources to a folder that is imported from; another home folder trusts nothing yet."""
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for path, text in SOURCES.items():
+        (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / path).write_text(text)
+    forget()
+    yield tmp_path / "code"
+    forget()
+    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path / "code")]
+
+
+def forget() -> None:
+    """Take the modules of an earlier folder out of this process."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("net", "calls")]:
+        del sys.modules[name]
+
+
+def made(folder: Path, trait: str, **changes: object) -> UserModelAdapter:
+    values = {"class": "net.model:Net", "path": str(folder), "arguments": {"trait": trait}, **changes}
+    values |= {"adapter": "calls:call"} if trait == "dict of terms" else {}
+    values |= {"stride": 64} if trait == "multiple of 64" else {}
+    torch.manual_seed(0)
+    found = network.make(Model.model_validate(values))
+    assert isinstance(found, UserModelAdapter)
+    return found.eval()
+
+
+def test_every_trait_is_read_back_where_the_source_is_gone(folder: Path) -> None:
+    degraded = torch.rand(2, 3, 21, 35)
+    written = {trait: made(folder, trait) for trait in TRAITS}
+    files = {trait: dumps(one, {"recipe": "own"}) for trait, one in written.items()}
+    expected = {trait: one.restore(degraded) for trait, one in written.items()}
+    for file in sorted(folder.rglob("*.py")):
+        file.write_text("raise RuntimeError('the source of the folder runs')")
+    live = dict(sys.modules)
+    for trait, data in files.items():
+        again = loads(data, trusted="all")
+        assert torch.equal(again.restore(degraded), expected[trait]), trait
+        assert read_metadata(data)["recipe"] == "own"
+        assert dumps(again, {"recipe": "own"}) == data
+    assert {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "net"} == {
+        name: m for name, m in live.items() if name.partition(".")[0] == "net"
+    }
+
+
+def test_two_versions_of_one_module_live_in_one_process(folder: Path) -> None:
+    first = dumps(made(folder, "lazy import"))
+    forget()
+    (folder / "net" / "late.py").write_text("def half(x):\n    return x * 0\n")
+    second = dumps(made(folder, "lazy import"))
+    degraded = torch.rand(3, 16, 16)
+    one, other = loads(first, trusted="all"), loads(second, trusted="all")
+    different = other.restore(degraded)
+    assert not torch.equal(one.restore(degraded), different)
+    assert torch.equal(other.restore(degraded), different)
+
+
+def test_code_runs_only_with_consent_to_its_digest(folder: Path, tmp_path: Path) -> None:
+    model = made(folder, "tuple")
+    data, code = dumps(model), model.code
+    assert code is not None
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(data)
+    for digests in ((), ("0" * 64,), (code.digest[:16],)):
+        with pytest.raises(UntrustedCodeError, match=f"--trust {code.digest}"):
+            find_model(str(file), trust_code=digests).load(torch.device("cpu"))
+    find_model(str(file), trust_code=(code.digest,)).load(torch.device("cpu"))
+    trust.remember(code)  # what publishing a run does
+    find_model(str(file)).load(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_": "net.parts:Block"},
+        {"adapter": "calls:call"},
+        {"arguments": {"trait": "tuple", "width": 7}},
+        {"files": {**SOURCES, "net/late.py": "import os\n"}},
+    ],
+)
+def test_the_digest_is_of_all_that_decides_what_runs(folder: Path, change: dict[str, object]) -> None:
+    code = made(folder, "tuple").code
+    assert code is not None
+    changed = NetworkCode.loads(json.dumps({**json.loads(code.dumps()), **change}))
+    assert changed.digest != code.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../outside.py": "x = 1"}},
+        {"files": {"/tmp/outside.py": "x = 1"}},
+        {"files": {"net/model.py": 1}},
+        {"class_": "net.model:Net\x1b[2J"},
+        {"class_": "os:system"},
+        {"requires": ["--index-url=http://host"]},
+        {"arguments": [1]},
+        {"class_": None},
+        {"more": 1},
+        {"files": [[]]},
+    ],
+)
+def test_a_malformed_description_is_one_error_and_runs_nothing(
+    folder: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    header = read_metadata(dumps(made(folder, "tuple")))
+    header[CODE_KEY] = json.dumps({**json.loads(header[CODE_KEY]), **change})
+    with pytest.raises((ModelError, WeightsError)):
+        loads(to_bytes({"x": torch.zeros(1)}, header), trusted="all")
+    assert not (tmp_path.parent / "outside.py").exists()
+
+
+def test_tensors_that_do_not_fit_and_missing_packages_are_clear(folder: Path) -> None:
+    model = made(folder, "tuple")
+    header = read_metadata(dumps(model))
+    with pytest.raises(WeightsError, match=r"the tensors do not fit net\.model:Net"):
+        loads(to_bytes({"x": torch.zeros(1)}, header), trusted="all")
+    code = {**json.loads(header[CODE_KEY]), "requires": ["einops==0.8.1"]}
+    code["files"] = {**code["files"], "net/model.py": "import not_installed"}
+    with pytest.raises(ModelError, match=r"needs not_installed: pip install einops==0\.8\.1"):
+        loads(to_bytes({"x": torch.zeros(1)}, {**header, CODE_KEY: json.dumps(code)}), trusted="all")
+
+
+def test_arguments_that_no_file_can_hold_are_refused_when_they_are_registered(folder: Path) -> None:
+    model = Model.model_validate(
+        {"class": "net.model:Net", "path": str(folder), "arguments": {"trait": "tuple", "width": {1: 2}}}
+    )
+    with pytest.raises(ModelError, match="text as keys"):
+        network.code(model)
+
+
+def test_large_images_are_restored_in_tiles_and_strips_are_refused(folder: Path) -> None:
+    model = made(folder, "lazy import", tile=64, stride=16)
+    degraded = torch.rand(3, 70, 150)
+    tiled = model.restore(degraded)
+    assert torch.equal(tiled, model.restore(degraded, "tiles", tile=64, overlap=32))
+    torch.testing.assert_close(tiled[:, :4, :20], model.restore(degraded, "whole")[:, :4, :20])
+    with pytest.raises(ModelError, match="Use tiles"):
+        Restorer(model, RestoreSettings(mode="strips"))
+
+
+def test_networks_are_exported_with_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    cases = [("multiple of 64", "torchscript"), ("batch norm", "torchscript"), ("dict of terms", "onnx")]
+    for trait, form in [*cases, ("buffers", "safetensors")]:
+        out = tmp_path / f"{trait.replace(' ', '-')}{FORMATS[form].suffix}"
+        assert export(made(folder, trait), out, form).holds, (trait, form)
+    with pytest.raises(ExportError, match="authors' layout of a MIRAGE"):
+        export(made(folder, "tuple"), tmp_path / "model.ckpt", "release")
+
+
+def test_a_registered_network_is_traced_promoted_served_and_loaded_by_mlflow(
+    folder: Path, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    model = made(folder, "dict of terms")
+    assert model.code is not None
+    trust.remember(model.code)
+    name, scores = "own-network", scored(1.0)
+    version = registration.register(
+        store,
+        name,
+        run_id=runs.start_run(store, "5deg", "run", {}, {}),
+        weights=dumps(model, {"degradations": "rain haze"}),
+        card="# Card",
+        metrics={},
+        tags={},
+        idempotency_key="a",
+        files={SCORES: scores, JOB: b"{}"},
+    )
+    link = next(link for link in trace(version.uri, store).below if link.what == "network's code")
+    assert (link.state, link.digest) == ("verified", model.code.digest)
+    stored = versions.weights_file(version.uri, store).parents[1] / "code" / "network_source"
+    assert {p.relative_to(stored).as_posix() for p in stored.rglob("*.py")} == set(SOURCES)
+    gates = {"parity": ["safetensors", "torchscript"], "latency_seconds": 1000.0, "side_pixels": 16}
+    assert promote(name, store, gates).moved
+
+    forget()  # as on a machine without the folder
+    for file in folder.rglob("*.py"):
+        file.unlink()
+    degraded = np.random.default_rng(0).random((3, 9, 20), np.float32)
+    expected = model.restore(torch.from_numpy(degraded)).numpy()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    np.testing.assert_array_equal(mlflow.pyfunc.load_model(version.uri).predict(degraded), expected)
+
+    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "other"))
+    with pytest.raises(UntrustedCodeError):
+        load_model(f"models:/{name}@champion", store)
+    served = load_model(f"models:/{name}@champion", store, (model.code.digest,))
+    with running(served) as service:
+        facts = service.get("/model").json()
+        assert (facts["network"], facts["code_sha256"]) == ("net.model:Net", model.code.digest)
+        assert service.restore(image_bytes()).status == 200
+
+
+def test_the_code_of_a_model_is_shown_without_running_it(folder: Path, tmp_path: Path) -> None:
+    model = made(folder, "tuple")
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(dumps(model))
+    shown = CliRunner().invoke(app, ["network-code", str(file), "-o", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    code = code_of(file.read_bytes())
+    assert code is not None
+    assert code.digest in shown.output
+    for path, text in code.files.items():
+        assert (tmp_path / "out" / path).read_text() == text
