@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -163,7 +164,9 @@ def read_checkpoint(data: bytes) -> Any:
     if b"\nbytearray\n" in data or _unpacked_size(data) > len(data):
         raise WeightsError(f"{refused}: it would take far more memory than its size.")
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # Lightning writes the arguments of a script beside the tensors; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message recommends to allow arbitrary code
         raise WeightsError(
             f"{refused}. Pickled code is never run: save the file again without it."

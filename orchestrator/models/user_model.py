@@ -27,8 +27,17 @@ from orchestrator.errors import ModelError
 from orchestrator.models.network_code import MAX_BYTES, Call, NetworkCode, explain, function, instance
 from orchestrator.paths import absolute_uri
 
-_WRAPPERS = ("params_ema", "params", "state_dict", "model", "model_state_dict")
-"""Keys under which public checkpoints store their parameters."""
+_WRAPPERS = (
+    *("params_ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema"),
+    *("params", "state_dict", "model_state_dict", "model", "net", "network"),
+)
+"""Keys under which public checkpoints store their parameters, averaged ones first."""
+_COUNTERS = ("total_ops", "total_params")
+"""Buffers that the profiler `thop` leaves in a network."""
+_MAX_DEPTH = 2
+"""Most parts of a prefix: `module._orig_mod.`. Deeper ones are layers."""
+_MAX_NAMED = 40
+"""Most tensors that an error names."""
 
 
 def build(name: str, path: str | None, arguments: Mapping[str, Any]) -> nn.Module:
@@ -181,21 +190,53 @@ def _parents(name: str) -> list[str]:
 def load_weights(network: nn.Module, data: bytes, where: str) -> None:
     """Load a safetensors file or a checkpoint of plain tensors into `network`, without running pickled code.
 
-    A common prefix of all names, as wrappers add it (`net.`, `module.`), is removed. Raises ModelError.
+    The parameters may be below a key (`_WRAPPERS`) and under a prefix, as Lightning, BasicSR and DDP write them, beside
+    those of other modules. Of several copies an averaged one is taken. Raises ModelError that lists what does not fit.
     """
-    state = _state(data, where)
-    own = set(network.state_dict())
-    prefix = _shared_prefix(state)
-    if prefix and not own & set(state):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
-        problems = [f"{len(missing)} of {len(own)} are missing, first {missing[0]}"] if missing else []
-        problems += [f"{len(unknown)} are unknown, first {unknown[0]}"] if unknown else []
-        problems = problems or [str(error).splitlines()[-1].strip()]
-        raise ModelError(f"{where}: the tensors do not fit the network: {'; '.join(problems)}.") from error
+    own = network.state_dict()
+    best: tuple[int, dict[str, Tensor]] = (-1, {})
+    for state in _states(data, where):
+        for prefix in _prefixes(state, own):
+            below = {
+                key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+            }
+            fitting = len(own.keys() & below.keys())
+            if fitting > best[0]:
+                best = fitting, below
+    problems = _differences(own, best[1])
+    if problems:
+        shown = problems[:_MAX_NAMED] + (
+            [f"and {len(problems) - _MAX_NAMED} more"] * (len(problems) > _MAX_NAMED)
+        )
+        raise ModelError(f"{where}: the tensors do not fit the network:\n  " + "\n  ".join(shown))
+    network.load_state_dict(best[1])
+
+
+def _prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes under which `state` may hold the network: of averaged weights first, then short ones."""
+    found = {"", _shared_prefix(state)}
+    for name in own:  # the first one that is there at all
+        if any(key == name or key.endswith(f".{name}") for key in state):
+            found |= {key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")}
+            break
+    found = {prefix for prefix in found if prefix.count(".") <= _MAX_DEPTH}
+    return sorted(found, key=lambda prefix: ("ema" not in prefix.lower(), len(prefix)))
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Return a line for each tensor that is missing, unknown, or of another shape."""
+    missing = [f"{name} {_shape(own[name])} is missing" for name in own if name not in given]
+    unknown = [f"{name} {_shape(given[name])} is unknown" for name in given if name not in own]
+    others = [
+        f"{name} is {_shape(given[name])} there and {_shape(tensor)} here"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return [*others, *missing, *unknown]
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "1"
 
 
 @cache
@@ -236,24 +277,29 @@ def _import(name: str, folder: Path | None) -> ModuleType:
     return module
 
 
-def _state(data: bytes, where: str) -> dict[str, Tensor]:
+def _states(data: bytes, where: str) -> list[dict[str, Tensor]]:
+    """Return the sets of tensors in a file, those of averaged weights first. Raises ModelError."""
     try:
-        return dict(safetensors.torch.load(data))
+        return [dict(safetensors.torch.load(data))]
     except SafetensorError:
         pass  # then it is a torch checkpoint
     try:
         content = read_checkpoint(data)
     except WeightsError as error:
         raise ModelError(f"{where}: neither safetensors nor {error}") from error
-    for key in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    ):
+    if not isinstance(content, dict):
+        content = {}
+    found = [content.get(key) for key in _WRAPPERS] + [content]
+    states = [
+        {key: value for key, value in state.items() if not str(key).endswith(_COUNTERS)}
+        for state in found
+        if isinstance(state, dict)
+        and state
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ]
+    if not states:
         raise ModelError(f"{where}: has no parameters, and none of the keys {', '.join(_WRAPPERS)}.")
-    return content
+    return states
 
 
 def _shared_prefix(state: Mapping[str, Tensor]) -> str:

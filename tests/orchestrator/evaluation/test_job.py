@@ -295,7 +295,7 @@ def test_a_class_without_weights_is_the_same_network_in_every_process(own_networ
         ({"class": "nowhere_at_all:Net"}, "model.path is the folder that holds nowhere_at_all"),
         ({"path": "/nowhere"}, "no such folder"),
         ({"arguments": {"strat": 1}}, "model.arguments do not fit"),
-        ({"weights": "WEIGHTS"}, "1 of 1 are missing, first bias"),
+        ({"weights": "WEIGHTS"}, "tensors do not fit the network:\n  bias "),
     ],
 )
 def test_a_class_that_cannot_be_used_says_why(

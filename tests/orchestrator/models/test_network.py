@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
 from orchestrator.config.job_types import AnyJob
 from orchestrator.config.loader import job_from_mapping
 from orchestrator.errors import JobFileError, ModelError
 from orchestrator.evaluation.summary import read_summary
+from orchestrator.models import user_model
 from orchestrator.runner import plan_any, run_any
 from shards.dataset import Dataset
 from tests.orchestrator.conftest import SMALL
@@ -130,3 +135,76 @@ def test_a_class_that_changes_the_size_is_one_clear_error(
     job = training(tmp_path, at_home.parent / "store", name="Halving")
     with pytest.raises(ModelError, match=r"returned images of shape"):
         run_any(job, lambda line: None, in_process=True)
+
+
+def _layouts(state: dict[str, torch.Tensor], raw: dict[str, torch.Tensor]) -> dict[str, object]:
+    """Files as public repositories write them: `state` is to be loaded, `raw` is not averaged."""
+
+    def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    loss = {"loss_fn.vgg.weight": torch.zeros(2)}
+    return {
+        "plain": state,
+        "DDP": under("module.", state),
+        "BasicSR": {"params": state},
+        "BasicSR with EMA": {"params": raw, "params_ema": state},
+        "Lightning": {
+            "state_dict": under("net.", state) | loss,
+            "epoch": 3,
+            "hyper_parameters": argparse.Namespace(lr=1e-4),
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+        },
+        "Lightning with EMA": {"state_dict": under("net.", raw) | under("ema_net.", state)},
+        "compiled, in DDP": {"model": under("module._orig_mod.", state)},
+        "profiled by thop": {
+            "state_dict": state | {"total_ops": torch.zeros(1), "body.total_params": torch.zeros(1)}
+        },
+    }
+
+
+def test_checkpoints_of_every_layout_load_and_the_averaged_weights_are_preferred() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    state = {name: torch.rand_like(t.float()).to(t.dtype) for name, t in network.state_dict().items()}
+    raw = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    for layout, content in _layouts(state, raw).items():
+        file = io.BytesIO()
+        torch.save(content, file)
+        network.load_state_dict(raw)
+        user_model.load_weights(network, file.getvalue(), layout)
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, state[name]), (layout, name)
+
+
+def test_what_does_not_fit_is_told_tensor_by_tensor() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1))
+    given = {
+        "0.weight": torch.zeros(8, 3, 1, 1),
+        "0.bias": torch.zeros(4),
+        "1.bias": torch.zeros(3),
+        "head": torch.zeros(2),
+    }
+    file = io.BytesIO()
+    torch.save({"state_dict": {f"net.{name}": tensor for name, tensor in given.items()}}, file)
+    with pytest.raises(ModelError) as caught:
+        user_model.load_weights(network, file.getvalue(), "model.ckpt")
+    assert str(caught.value).splitlines() == [
+        "model.ckpt: the tensors do not fit the network:",
+        "  0.weight is 8 x 3 x 1 x 1 there and 4 x 3 x 1 x 1 here",
+        "  1.weight 3 x 4 x 1 x 1 is missing",
+        "  head 2 is unknown",
+    ]
+
+
+class _Runs:
+    """An object whose unpickling runs a function."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, ("exit 3",))
+
+
+def test_a_checkpoint_with_code_is_refused() -> None:
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace(more=_Runs())}, file)
+    with pytest.raises(ModelError, match="Pickled code is never run"):
+        user_model.load_weights(torch.nn.Conv2d(3, 3, 1), file.getvalue(), "model.ckpt")
