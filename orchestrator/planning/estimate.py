@@ -92,8 +92,8 @@ def largest_share(job: Job, batch: int, workers: int) -> int:
 
 def memory(job: Job, workers: int) -> MemoryEstimate:
     """Return the memory of one of `workers` at the crop stage that needs the most."""
-    config, train, engine = job.model.build(), job.train, job.engine
-    precision = _precision(job)
+    config, train = job.model.build(), job.train
+    precision = precision_of(job)
     backend: Backend = "triton" if job.workers.gpus else "cpu"
     mode = StepMode(precision, train.activation_checkpointing, backend)
     kept = 0
@@ -101,14 +101,19 @@ def memory(job: Job, workers: int) -> MemoryEstimate:
         each = activation_bytes(config, stage.pixels, stage.pixels, mode)
         each += recomputed_bytes(config, stage.pixels, stage.pixels, mode)
         kept = max(kept, largest_share(job, batch, workers) * each)
-    whole = 4 * parameters(config)
-    zero = engine.zero_stage if engine.name == "deepspeed" else 0
+    return memory_of(job, workers, parameters(config), kept + cast_bytes(config, precision))
+
+
+def memory_of(job: Job, workers: int, count: int, activations: int) -> MemoryEstimate:
+    """Return the memory of one of `workers` for a network of `count` parameters whose activations are known."""
+    whole = 4 * count
+    zero = job.engine.zero_stage if job.engine.name == "deepspeed" else 0
     return MemoryEstimate(
         weights=whole // (workers if zero == 3 else 1),
         gradients=whole // (workers if zero >= 2 else 1),
         optimizer=2 * whole // (workers if zero >= 1 else 1),
-        ema=whole if train.ema_decay else 0,
-        activations=kept + cast_bytes(config, precision),
+        ema=whole if job.train.ema_decay else 0,
+        activations=activations,
     )
 
 
@@ -128,7 +133,7 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
         return ComputeRate(per, f"{runs} on {devices}", measured=True, busy=busy)
     if job.workers.gpus:
-        per = _GPU_RATE[_precision(job)]
+        per = _GPU_RATE[precision_of(job)]
         source = f"a guess of {per / 1e12:.1f} T multiply-adds/s per GPU, not measured"
     else:
         per = _CPU_RATE * job.workers.cpus
@@ -220,7 +225,8 @@ def _comparable(job: Job, other: Job) -> bool:
     )
 
 
-def _precision(job: Job) -> Precision:
+def precision_of(job: Job) -> Precision:
+    """Return the precision of the activations."""
     return "fp32" if job.train.precision in ("fp32", "tf32") else "bf16"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mirage.cost import fast_macs, macs, parameters
 from orchestrator.config import crop_stages
@@ -21,8 +22,13 @@ from shards.dataset import Dataset
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.mixture import Mixture
 
+if TYPE_CHECKING:
+    from orchestrator.planning.network_cost import TrainingMemory
+
 MACS_AT = 224
 """Image side in pixels for which MACs are stated, as in the paper."""
+_GPU_GIB = (24, 48, 80, 141)
+"""Memory of common GPUs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Plan:
     parameters: int
     parameters_at_inference: int
     macs: int
-    """Multiply-adds of one 3 x 224 x 224 image in the reference form with all heads, as papers count them."""
+    """Multiply-adds of one 3 x 224 x 224 image in the reference form with all heads, as papers count; 0: unknown."""
     fast_macs: int
     """Multiply-adds of this implementation at inference."""
     mixture: Mixture
@@ -52,6 +58,10 @@ class Plan:
     """For workers.min and workers.max; empty for a user-defined model."""
     packed_bytes: int | None = None
     """Size of the packed data; None where it cannot be read."""
+    macs_unknown: str = ""
+    """Why the multiply-adds of a user-defined network are not known."""
+    network_memory: TrainingMemory | None = None
+    """Memory to train a user-defined network with workers.min; None for a MIRAGE, or if it is not known."""
 
     def render(self) -> str:
         """Return the plan as text for a terminal."""
@@ -71,7 +81,12 @@ class Plan:
                 f"{self.macs / 1e9:.2f} GMACs at {MACS_AT}² ({self.fast_macs / 1e9:.2f} as executed)"
             )
         else:
-            model = f"{job.model.class_}: {self.parameters:,} parameters; MACs not counted for a user-defined model"
+            macs_text = (
+                f"{self.macs / 1e9:.2f} GMACs at {MACS_AT}²"
+                if self.macs
+                else f"MACs unknown ({self.macs_unknown})"
+            )
+            model = f"{job.model.class_}: {self.parameters:,} parameters, {macs_text}"
         lines = [
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",
@@ -108,7 +123,10 @@ class Plan:
     def _requirements(self) -> list[str]:
         """Return the lines about memory, time, cost and egress, each with its source."""
         if not self.estimates:
-            return ["memory     and time: unavailable for user-defined models; run a few steps to measure"]
+            return [
+                self._network_memory(),
+                "time       unknown for a user-defined model; run a few steps to measure",
+            ]
         job, few, many = self.job, self.estimates[0], self.estimates[-1]
         memory = few.memory
         state = memory.weights + memory.gradients + memory.optimizer + memory.ema
@@ -133,6 +151,25 @@ class Plan:
             lines.append(f"cost       {', '.join(costs)}")
         lines.append(f"egress     {self._egress()}")
         return lines
+
+    def _network_memory(self) -> str:
+        """Return the line about the memory of a user-defined network."""
+        found = self.network_memory
+        if found is None:
+            return (
+                "memory     unknown: the network does not run without its numbers; run a few steps to measure"
+            )
+        state = found.estimate.total - found.estimate.activations
+        given = self.job.workers.memory_gib
+        fits = ", ".join(
+            f"{found.images_in(gib * GIB):,} in {gib:g} GiB" for gib in ([given] if given else _GPU_GIB)
+        )
+        return (
+            f"memory     {found.estimate.total / GIB:.2f} GiB per worker with {count(self.job.workers.min, 'worker')}: "
+            f"{state / GIB:.2f} weights, gradients, optimiser{', EMA' if found.estimate.ema else ''}, "
+            f"{found.estimate.activations / GIB:.2f} activations; most images of a micro-batch per worker: {fits}; "
+            "temporary buffers come on top"
+        )
 
     def _egress(self) -> str:
         job, many = self.job, self.estimates[-1].workers
@@ -241,14 +278,20 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
 
 
-def _costs(job: Job) -> dict[str, int]:
-    """Return parameters and multiply-adds. For a user-defined model only the parameters are counted."""
+def _costs(job: Job) -> dict[str, Any]:
+    """Return parameters and multiply-adds, and the memory of a user-defined model."""
     if job.model.class_ is not None:
-        from orchestrator.models import user_model  # imports torch
+        from orchestrator.planning import network_cost  # imports torch
 
-        network = user_model.build(job.model.class_, job.model.path, job.model.arguments)
-        size = sum(p.numel() for p in network.parameters())
-        return {"parameters": size, "parameters_at_inference": size, "macs": 0, "fast_macs": 0}
+        found = network_cost.network_cost(job.model, MACS_AT)
+        return {
+            "parameters": found.parameters,
+            "parameters_at_inference": found.parameters,
+            "macs": found.macs or 0,
+            "fast_macs": found.macs or 0,
+            "macs_unknown": found.reason,
+            "network_memory": network_cost.training_memory(job, job.workers.min),
+        }
     config = job.model.build()
     return {
         "parameters": parameters(config),
