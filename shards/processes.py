@@ -115,7 +115,7 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
         process.join(10)
         return PackError(
             f"a packing process ended unexpectedly (exit status {process.exitcode}). If memory ran out, use fewer "
-            "processes with --jobs. Finished shards are kept: run the same command again to continue."
+            "processes with --processes. Finished shards are kept: run the same command again to continue."
         )
 
 

@@ -48,12 +48,15 @@ class Command(TyperCommand):
 
     def _current(self, ctx: Any, word: str) -> str:
         name, equals, value = word.partition("=")
-        new = OLD_OPTIONS.get((ctx.info_name, name))
+        group = ctx.parent.info_name if ctx.parent.parent else ""
+        new = OLD_OPTIONS.get((f"{group} {ctx.info_name}".strip(), name))
         if new is None:
             return word
         emit_error(f"{name} is now called {new}. The old name still works.")
         return f"{new}{equals}{value}"
 
+
+_WITH_PROCESSES = ("verify", "audit", "pack photographs", "pack synthetic", "pack pairs")
 
 OLD_OPTIONS = {
     ("chaos", "--kills"): "--faults",
@@ -61,6 +64,16 @@ OLD_OPTIONS = {
     ("analyse", "--beside"): "--compare-with",
     ("report", "--against"): "--compare-with",
     ("promote", "--max-loss-db"): "--max-drop-db",
+    ("promote", "--to"): "--alias",
+    ("analyse", "--degrade"): "--degradation",
+    ("serve", "--timeout"): "--timeout-seconds",
+    ("serve", "--poll"): "--poll-seconds",
+    ("gc", "--older-than"): "--older-than-hours",
+    ("verify", "--pixels"): "--decode",
+    ("audit", "--shown"): "--max-groups",
+    ("prove-resume", "--on"): "--workers-after",
+    ("restore", "--compare"): "--sheet",
+    **{(name, "--jobs"): "--processes" for name in _WITH_PROCESSES},
 }
 """(Command, old option) -> the option's name now."""
 
@@ -148,7 +161,7 @@ Set = Annotated[
 ]
 InProcess = Annotated[bool, option("Run in this process with one worker, without Ray.", "--in-process")]
 Processes = Annotated[
-    int | None, option("Number of processes.", "--jobs", default="all cores", min=1, max=MAX_THREADS)
+    int | None, option("Number of processes.", "--processes", default="all cores", min=1, max=MAX_THREADS)
 ]
 
 

@@ -51,10 +51,10 @@ def show(
     emit(f"sheet      {shortened(path)}")
 
 
-@command(DATA, "mirage verify s3://mirage/demo --pixels")
+@command(DATA, "mirage verify s3://mirage/demo --decode")
 def verify(
     uri: Uri,
-    pixels: Annotated[bool, option("Also decode every image.", "--pixels")] = False,
+    pixels: Annotated[bool, option("Also decode every image.", "--decode")] = False,
     jobs: Processes = None,
 ) -> None:
     """Read a whole packed dataset and compare every byte with its manifest."""
@@ -112,7 +112,9 @@ def stream(
 def audit(
     uris: Annotated[list[str], argument("Packed datasets.", metavar="DATASET...")],
     out: Annotated[Path, option("Pictures of the groups to write.", "--out", "-o")] = Path("audit.png"),
-    shown: Annotated[int, option("Maximum number of groups to list and picture.", min=1)] = 20,
+    shown: Annotated[
+        int, option("Maximum number of groups to list and picture.", "--max-groups", min=1)
+    ] = 20,
     jobs: Processes = None,
 ) -> None:
     """Find photographs that occur twice, within and across datasets, and in both train and test.
@@ -162,12 +164,12 @@ def _others(group: DuplicateGroup) -> str:
     return f"   and {more:,} more: {names}{', ...' if more > len(group.others) else ''}"
 
 
-@command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than 1 --delete")
+@command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than-hours 1 --delete")
 def gc(
     uri: Annotated[str, argument("A dataset, or a whole storage: s3://bucket or a folder.")],
     delete: Annotated[bool, option("Delete them. Without this nothing changes.", "--delete")] = False,
     older_than: Annotated[
-        float, option("Minimum age in hours. Younger objects may be in use.", min=0)
+        float, option("Minimum age in hours. Younger objects may be in use.", "--older-than-hours", min=0)
     ] = 24.0,
     tracking: Annotated[
         str | None,
@@ -226,8 +228,9 @@ def rm(
     """Delete a packed dataset, a run or a version of a model. It says what it would delete and asks first.
 
     Refuses what a running job may use, a run that a registered model comes from or whose result waits to be registered,
-    and a version that an alias points to. Jobs that may read a dataset are looked for in its whole bucket, or beside
-    the folders that it is in, and in the storages of this folder's runs; the question says where.
+    and a version that an alias other than `candidate` points to. Jobs that may read a dataset are looked for in its
+    whole bucket, or beside the folders that it is in, and in the storages of this folder's runs; the question says
+    where.
     """
     use_local_cluster()
     from orchestrator.maintenance import deletion
@@ -236,8 +239,11 @@ def rm(
     from shards.store import open_store
 
     if what.startswith("models:/"):
-        _confirm(what, yes)
-        emit(f"deleted {deletion.delete_version(what, resolve_tracking_uri(tracking))}")
+        uri = resolve_tracking_uri(tracking)
+        version = deletion.find_version(what, uri)
+        _confirm(f"{version.uri}, which MLflow run {version.run_id} produced", yes)
+        deletion.delete_version(version, uri)
+        emit(f"deleted {version.uri}")
         return
     found = deletion.find(open_store(absolute_uri(what)))
     registered: set[str] = set()

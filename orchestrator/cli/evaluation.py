@@ -106,7 +106,7 @@ def analyse(
         list[str] | None,
         option(
             "Degradation to apply first: noise25, rain, haze, ... Repeatable.",
-            "--degrade",
+            "--degradation",
             "-d",
             default="none",
         ),

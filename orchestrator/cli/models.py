@@ -27,8 +27,8 @@ def _gate(help_text: str, *names: str, **settings: Any) -> Any:
 
 @command(
     MODELS,
-    "mirage promote mirage-demo --to champion",
-    "mirage promote mirage-5deg --to champion --paper T2:MIRAGE-T --max-drop-db 0.05",
+    "mirage promote mirage-demo --alias champion",
+    "mirage promote mirage-5deg --alias champion --paper T2:MIRAGE-T --max-drop-db 0.05",
 )
 def promote(
     model: Annotated[
@@ -38,7 +38,7 @@ def promote(
             autocompletion=complete_model,
         ),
     ],
-    to: Annotated[str, option("Alias to move.", "--to")] = "champion",
+    to: Annotated[str, option("Alias to move.", "--alias")] = "champion",
     results: Annotated[
         list[Path] | None,
         option(

@@ -32,7 +32,7 @@ NOT_PROVEN = 1
 @command(
     PROOFS,
     "mirage prove-resume jobs/demo.yaml --kills 3",
-    "mirage prove-resume jobs/demo.yaml --workers 2 --on 1 --on 3 --in-process",
+    "mirage prove-resume jobs/demo.yaml --workers 2 --workers-after 1 --workers-after 3 --in-process",
 )
 def prove_resume(
     job_file: JobFile,
@@ -46,7 +46,10 @@ def prove_resume(
     on: Annotated[
         list[int] | None,
         option(
-            "Number of workers after a kill. Repeatable, taken in turn.", "--on", default="the same", min=1
+            "Number of workers after a kill. Repeatable, taken in turn.",
+            "--workers-after",
+            default="the same",
+            min=1,
         ),
     ] = None,
     keep: Annotated[

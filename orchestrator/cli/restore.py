@@ -33,7 +33,7 @@ _DEFAULT_TILE, _DEFAULT_OVERLAP = 512, 64
 @command(
     USE,
     "mirage restore photo.jpg -m models:/mirage-demo@candidate",
-    "mirage restore photos -o restored -m weights.safetensors --compare before-after.png",
+    "mirage restore photos -o restored -m weights.safetensors --sheet before-after.png",
 )
 def restore(
     inputs: Annotated[
@@ -64,7 +64,7 @@ def restore(
         ),
     ] = None,
     compare: Annotated[
-        Path | None, option("PNG file to write with photographs before and after.", default=False)
+        Path | None, option("PNG file to write with photographs before and after.", "--sheet", default=False)
     ] = None,
     overwrite: Annotated[
         bool, option("Replace existing results. Photographs are never replaced.", "--overwrite")
@@ -189,9 +189,9 @@ def _check_compare(compare: Path | None, tasks: list[RestoreTask]) -> None:
     if compare is None:
         return
     if compare.suffix.lower() != ".png":
-        raise PhotoError(f"--compare {compare}: the sheet is a PNG file. Its name must end in .png.")
+        raise PhotoError(f"--sheet {compare}: the sheet is a PNG file. Its name must end in .png.")
     sheet = str(compare.resolve())
     for task in tasks:
         for location, what in ((task.source, "photographs"), (task.target, "results")):
             if location.identity == sheet:
-                raise PhotoError(f"--compare {compare} is one of the {what}. Choose another name.")
+                raise PhotoError(f"--sheet {compare} is one of the {what}. Choose another name.")

@@ -56,7 +56,7 @@ def serve(
     trust: Trust = None,
     poll: Annotated[
         float | None,
-        option("Seconds between checks of the alias.", default="3; 60 with a webhook"),
+        option("Seconds between checks of the alias.", "--poll-seconds", default="3; 60 with a webhook"),
     ] = None,
     device: Annotated[
         str,
@@ -91,7 +91,11 @@ def serve(
     ] = 16,
     timeout: Annotated[
         float,
-        option("Maximum seconds for one image. Then the client gets HTTP 504.", rich_help_panel=_LIMITS),
+        option(
+            "Maximum seconds for one image. Then the client gets HTTP 504.",
+            "--timeout-seconds",
+            rich_help_panel=_LIMITS,
+        ),
     ] = 900,
 ) -> None:
     """Serve a model over HTTP, with a web page at /. When its alias moves, the new version is served."""

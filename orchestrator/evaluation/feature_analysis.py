@@ -172,7 +172,7 @@ def _check_degradations(degradations: Sequence[str]) -> None:
     known = (*SYNTHETIC, *SIGMA)
     for name in degradations:
         if name not in known:
-            raise PhotoError(f"--degrade {name}: one of {', '.join(known)}.")
+            raise PhotoError(f"--degradation {name}: one of {', '.join(known)}.")
 
 
 def _centre_crop(pixels: Any, side: int) -> Tensor:

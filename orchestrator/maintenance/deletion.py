@@ -2,7 +2,7 @@
 
     a dataset    its pointer first: from then on it does not exist; then manifests, shards, listings, records
     a run        its result and checkpoint records first, then the tensors that they name
-    a version    by MLflow; an alias that points to it keeps it
+    a version    by MLflow; an alias other than `candidate` that points to it keeps it
 
 Only objects with names that MIRAGE writes, directly in the folder, are deleted; datasets and runs below it stay, and
 a folder that has no more than a file of such a name is neither. The reports of a run on this machine go with it. An
@@ -32,6 +32,8 @@ from orchestrator.paths import home
 from orchestrator.progress import progress
 from orchestrator.registry import versions
 from orchestrator.registry.lease import lease
+from orchestrator.registry.registration import ALIAS as CANDIDATE
+from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import LOCATION, RESULT, UNPUBLISHED
 from shards.errors import StoreError
 from shards.manifest import POINTER
@@ -267,18 +269,32 @@ def _delete_empty_folders(store: Store, keys: Iterable[str]) -> None:
             (store.root / folder).rmdir()
 
 
-def delete_version(model: str, tracking_uri: str) -> str:
-    """Delete a registered version and return it in words. Raises RegistryError while an alias points to it."""
+def find_version(model: str, tracking_uri: str) -> ModelVersion:
+    """Return the version that `models:/NAME/VERSION` names. Raises RegistryError if it may not be deleted."""
     if not re.fullmatch(r"models:/[^/@]+/\d+", model):
         raise RegistryError(f"{model}: name one version to delete, for example models:/mirage-demo/3.")
     version = versions.describe(model, tracking_uri)
-    with lease(tracking_uri, version.name):  # no alias moves meanwhile
-        aliases = versions.aliases(tracking_uri, version.name)
-        pointing = sorted(alias for alias, number in aliases.items() if number == version.version)
-        if pointing:
-            raise RegistryError(
-                f"{version.uri}: the alias {', '.join(pointing)} points to it. Move it to another version first: "
-                f"mirage promote models:/{version.name}/N --to {pointing[0]}"
-            )
+    _require_no_alias(version, tracking_uri)
+    return version
+
+
+def delete_version(version: ModelVersion, tracking_uri: str) -> None:
+    """Delete a registered version; `candidate` then points to the newest of the others. Raises RegistryError."""
+    with lease(tracking_uri, version.name):  # no other alias moves meanwhile
+        _require_no_alias(version, tracking_uri)
         versions.delete(version, tracking_uri)
-    return version.uri
+        newest = versions.newest(tracking_uri, version.name)
+        if newest is not None and CANDIDATE not in versions.aliases(tracking_uri, version.name):
+            versions.set_aliases(tracking_uri, version.name, {CANDIDATE: newest})
+
+
+def _require_no_alias(version: ModelVersion, tracking_uri: str) -> None:
+    """Raise RegistryError if an alias that someone chose points to the version; `candidate` is the newest version."""
+    aliases = versions.aliases(tracking_uri, version.name)
+    pointing = sorted(alias for alias, number in aliases.items() if number == version.version)
+    chosen = [alias for alias in pointing if alias != CANDIDATE]
+    if chosen:
+        raise RegistryError(
+            f"{version.uri}: the alias {', '.join(chosen)} points to it. Move it to another version first "
+            f"(mirage promote models:/{version.name}/N --alias {chosen[0]}), or remove it on MLflow's page (mirage ui)."
+        )

@@ -122,7 +122,7 @@ def find(
         if free and age_hours < grace_hours:
             notes.append(
                 f"{where}: skipped, {len(free)} unreferenced objects, the newest {age_hours:.1f} hours old: it may "
-                f"be in use. If it is not: --older-than {max(age_hours - 0.1, 0):.1f}"
+                f"be in use. If it is not: --older-than-hours {max(age_hours - 0.1, 0):.1f}"
             )
             continue
         garbage += [Garbage(key, stats[key].size, why) for key, why in free]

@@ -94,7 +94,7 @@ def promote(
     Raises RegistryError, EvaluationError, TrackingError, ModelError.
     """
     if alias.startswith("previous"):
-        raise RegistryError(f"--to {alias}: promotion itself sets the aliases that start with previous.")
+        raise RegistryError(f"--alias {alias}: promotion itself sets the aliases that start with previous.")
     candidate = versions.find(_full_name(model), tracking_uri)
     limits = gate_limits(candidate, tracking_uri, given or {})
     for _ in range(ATTEMPTS):

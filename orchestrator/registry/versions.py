@@ -97,6 +97,15 @@ def delete(version: ModelVersion, tracking_uri: str) -> None:
         client.delete_model_version(version.name, str(version.version))
 
 
+def newest(tracking_uri: str, name: str) -> int | None:
+    """Return the newest version of a registered model, None if it has none. Raises RegistryError."""
+    with registry_client(tracking_uri) as client:
+        found = client.search_model_versions(
+            f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
+        )
+        return int(found[0].version) if found else None
+
+
 def describe(model: str, tracking_uri: str) -> ModelVersion:
     """Return the version that `model` names: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN.
 

@@ -124,4 +124,4 @@ def _scaled(flag: str, value: float, unit: int) -> int:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.removesuffix("_seconds").replace("_", "-")
+    return "--" + name.replace("_", "-")

@@ -185,7 +185,7 @@ def die(task: int, tick: RowsCallback) -> int:
 
 
 def test_a_process_that_dies_is_an_error_and_not_a_hang():
-    with pytest.raises(PackError, match=r"exit status -9.*--jobs"):
+    with pytest.raises(PackError, match=r"exit status -9.*--processes"):
         list(ProcessPool(2)(die, [0, 1, 2], lambda rows, id_: None))
 
 

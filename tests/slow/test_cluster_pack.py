@@ -43,7 +43,7 @@ def test_shards_are_packed_by_tasks_and_have_the_bytes_that_one_process_gives_th
     assert not list((store / "packing").glob("*"))
 
     words = ("pack", "synthetic", "--root", "photographs", "--degradation", "rain", "--variants", "60")
-    alone = project.mirage(*words, "--shard-mib", "1", "--jobs", "1", "--out", "alone")
+    alone = project.mirage(*words, "--shard-mib", "1", "--processes", "1", "--out", "alone")
     assert alone.status == 0, alone.text
     assert {path.name for path in (project.root / "alone" / "shards").iterdir()} == clustered
     with assert_unchanged(store):

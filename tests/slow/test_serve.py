@@ -47,7 +47,7 @@ FLAGS = (
     "2",
     "--max-in-flight",
     "8",
-    "--poll",
+    "--poll-seconds",
     "0.3",
 )
 LIMITS = ("--max-megabytes", "1", "--max-megapixels", "0.3")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -60,12 +62,43 @@ def test_an_old_option_stands_for_one_that_exists_and_is_not_shown(old: tuple[st
     assert old[1] not in names
 
 
+def options() -> Iterator[tuple[str, Any]]:
+    """Yield (command, option) of every option."""
+    for words, command in commands():
+        yield from ((words, each) for each in command.params if each.param_type_name == "option")
+
+
+def test_an_option_is_a_flag_a_number_or_text_in_all_commands_and_a_letter_stands_for_one_option() -> None:
+    kinds, letters = defaultdict(set), defaultdict(set)
+    for _, each in options():
+        kind = {bool: "flag", int: "number", float: "number"}.get(each.type_descriptor.annotation, "text")
+        kinds[each.opts[0]].add(kind)
+        for letter in each.opts[1:]:
+            letters[letter].add(each.opts[0])
+    assert kinds["--steps"] == {"number"}
+    assert letters["-o"] == {"--out"}
+    assert [name for name, found in (kinds | letters).items() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize("unit", ["seconds", "hours", "megabytes", "megapixels", "mib", "gib", "db"])
+def test_an_option_with_a_unit_has_it_in_its_name(unit: str) -> None:
+    """Pixels alone go without saying: the side of a crop or a tile is never anything else."""
+    for words, each in options():
+        if each.type_descriptor.annotation in (int, float) and re.search(rf"\b{unit}\b", each.help.lower()):
+            assert each.opts[0].endswith(f"-{unit}"), f"mirage {words} {each.opts[0]}"
+
+
 def test_an_old_option_works_with_one_line_that_names_the_new_one() -> None:
     for words in (("--kills", "30"), ("--kills=30",)):
         done = mirage("chaos", "jobs/demo.yaml", *words, "--steps", "20")
         first, error = done.text.strip().splitlines()
         assert first == "--kills is now called --faults. The old name still works."
         assert "30 faults need as many steps" in error
+
+
+def test_an_old_option_of_a_sub_command_works(tmp_path: Path) -> None:
+    done = mirage("pack", "pairs", "--root", tmp_path / "none", "-o", tmp_path / "out", "--jobs", "1")
+    assert "--jobs is now called --processes" in done.text
 
 
 def test_a_value_that_looks_like_an_old_option_of_another_command_is_left_alone() -> None:

@@ -47,7 +47,7 @@ def mirage(*words: str | Path, status: int = 0) -> str:
 
 def pack(raw: Path, out: Path, *more: str) -> str:
     patterns = ("--degraded", "in/{key}.png", "--clean", "gt/{key}.png", "--degradation", "lowlight")
-    return mirage("pack", "pairs", "--root", raw, "--out", out, "--jobs", "1", *patterns, *more)
+    return mirage("pack", "pairs", "--root", raw, "--out", out, "--processes", "1", *patterns, *more)
 
 
 def test_a_folder_of_pairs_is_packed_shown_and_verified(raw: Path, tmp_path: Path) -> None:
@@ -60,11 +60,11 @@ def test_a_folder_of_pairs_is_packed_shown_and_verified(raw: Path, tmp_path: Pat
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 6 * 128
     assert "5 images" not in text
-    assert "10 images against manifest" in mirage("verify", out, "--pixels", "--jobs", "1")
+    assert "10 images against manifest" in mirage("verify", out, "--decode", "--processes", "1")
     shard = next((out / "shards").iterdir())
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(CorruptObjectError, match=shard.name):
-        mirage("verify", out, "--jobs", "1")
+        mirage("verify", out, "--processes", "1")
 
 
 def test_a_stream_is_a_webdataset_pipe_of_png_images(raw: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_stream_is_a_webdataset_pipe_of_png_images(raw: Path, tmp_path: Path) 
 def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, tmp_path: Path) -> None:
     pack(raw, tmp_path / "all")
     picture = tmp_path / "audit.png"
-    text = mirage("audit", tmp_path / "all", "--out", picture, "--jobs", "1")
+    text = mirage("audit", tmp_path / "all", "--out", picture, "--processes", "1")
     assert "3cat" in text
     assert "4cat" in text
     assert "1 groups of photographs (1 with equal pixels), 0 between train and test; 2 photographs in" in text
@@ -97,7 +97,7 @@ def test_a_photograph_on_both_sides_is_pictured_and_fails_the_audit(raw: Path, t
         assert sheet.width > 2 * 128
 
     pack(raw, tmp_path / "half", "--held-out-share", "0.2")  # the last one: the cat's second copy
-    text = mirage("audit", tmp_path / "half", "--out", picture, "--jobs", "1", status=1)
+    text = mirage("audit", tmp_path / "half", "--out", picture, "--processes", "1", status=1)
     assert "LEAK" in text
     assert "1 test samples show training photographs" in text
 
@@ -107,13 +107,13 @@ def test_gc_changes_nothing_until_it_is_asked_to(raw: Path, tmp_path: Path) -> N
     orphan = tmp_path / "mine" / "shards" / f"{'0' * 64}.tar"
     orphan.write_bytes(b"orphan")
     assert "it may be in use" in mirage("gc", tmp_path / "mine").replace("\n", " ")
-    text = mirage("gc", tmp_path / "mine", "--older-than", "0")
+    text = mirage("gc", tmp_path / "mine", "--older-than-hours", "0")
     assert f"shards/{orphan.name}   shard in no manifest" in text
     assert "nothing was deleted" in text
     assert orphan.exists()
-    assert "deleted 1" in mirage("gc", tmp_path / "mine", "--older-than", "0", "--delete")
+    assert "deleted 1" in mirage("gc", tmp_path / "mine", "--older-than-hours", "0", "--delete")
     assert not orphan.exists()
-    mirage("verify", tmp_path / "mine", "--jobs", "1")
+    mirage("verify", tmp_path / "mine", "--processes", "1")
 
 
 def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_an_own_split_is_kept_in_the_job_in_its_plan_and_in_the_packed_data(proj
     assert pack is not None
     assert (pack.held_out, pack.held_out_share) == ((), 0.0)
     assert "phone           7 x" in mirage("plan", "jobs/mine.yaml").text
-    packed = mirage("pack", "pairs", "--root", "photos", *SPLIT, "-o", "packed", "--jobs", "1")
+    packed = mirage("pack", "pairs", "--root", "photos", *SPLIT, "-o", "packed", "--processes", "1")
     assert "test  phone               3" in packed.text
 
 
@@ -237,7 +237,7 @@ def test_a_job_trains_on_packed_pairs_by_their_own_name_and_a_wrong_one_is_told_
         "packed",
         "--held-out-share",
         "0.2",
-        "--jobs",
+        "--processes",
         "1",
         *OWN[:2],
         *PAIRS[:-1],

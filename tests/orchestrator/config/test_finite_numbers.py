@@ -130,6 +130,6 @@ def test_a_number_out_of_range_is_one_error_that_names_its_key(override: str) ->
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
 def test_no_option_of_a_command_takes_a_number_that_is_not_finite(text: str, tmp_path: Path) -> None:
-    found = mirage("gc", tmp_path, "--older-than", text, "--delete")
+    found = mirage("gc", tmp_path, "--older-than-hours", text, "--delete")
     assert found.status == 2
     assert "older-than" in found.text

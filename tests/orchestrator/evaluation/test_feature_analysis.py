@@ -87,7 +87,7 @@ def test_numbers_and_figures_go_to_the_run_that_is_named(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"degradations": ["hail"]}, "--degrade hail: one of"),
+        ({"degradations": ["hail"]}, "--degradation hail: one of"),
         ({"run": "nobody"}, "no run of that name or id"),
         ({"models": ["nothing.safetensors"]}, "no such file"),
         ({"images": [Path("nothing.png")]}, "cannot be read"),

@@ -27,6 +27,7 @@ from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB, SCORES
 from orchestrator.tracking import runs
 from orchestrator.tracking.client import connect
+from tests.claims import assert_one_clear_error, mirage
 from tests.processes import run_processes
 
 if TYPE_CHECKING:
@@ -243,6 +244,45 @@ def test_versions_on_a_server_are_promoted_refused_and_rolled_back(
     assert len(client.list_artifacts(run_id, "promotions")) == 2
     version = versions.find(f"{name}/2", server.uri)
     assert versions.packaged_code_digest(version, server.uri) == version.tags[versions.CODE_TAG]
+
+
+def assert_versions_are_deleted(uri: str, name: str) -> None:
+    """Check `mirage rm` on a model of three versions, of which the second is champion."""
+    rm = "rm", "--tracking", uri, "--yes"
+    refused = mirage(*rm, f"models:/{name}/2")
+    assert_one_clear_error(refused, "the alias champion points to it", "mirage promote")
+    assert_one_clear_error(mirage(*rm, f"models:/{name}/7"), "has no version '7'", "1, 2, 3")
+    assert_one_clear_error(
+        mirage("rm", "--tracking", uri, f"models:/{name}/1"), "Nothing was deleted", "--yes"
+    )
+    assert versions.aliases(uri, name) == {"candidate": 3, "champion": 2}
+    for number, aliases in ((1, {"candidate": 3, "champion": 2}), (3, {"candidate": 2, "champion": 2})):
+        run = versions.describe(f"models:/{name}/{number}", uri).run_id
+        done = mirage(*rm, f"models:/{name}/{number}")
+        assert (done.status, done.text) == (0, f"deleted models:/{name}/{number}\n")
+        assert versions.aliases(uri, name) == aliases
+        assert connect(uri).get_run(run).info.lifecycle_stage == "active"
+    assert_one_clear_error(mirage(*rm, f"models:/{name}/3"), "has no version '3'. It has: 2.")
+    assert versions.newest(uri, name) == 2
+    connect(uri).delete_registered_model_alias(name, "champion")
+    assert mirage(*rm, f"models:/{name}/2").status == 0
+    assert versions.newest(uri, name) is None
+
+
+def test_a_version_is_deleted_unless_a_chosen_alias_points_to_it(store: str, name: str) -> None:
+    for gain in (0.0, 0.5, 0.7):
+        put(store, name, scored(gain))
+    versions.set_aliases(store, name, {"champion": 2})
+    assert_versions_are_deleted(store, name)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")
+def test_a_version_on_a_server_is_deleted_as_one_in_a_file_is(server: Server, name: str) -> None:
+    for gain in (0.0, 0.5, 0.7):
+        put(server.uri, name, scored(gain))
+    versions.set_aliases(server.uri, name, {"champion": 2})
+    assert_versions_are_deleted(server.uri, name)
 
 
 def test_the_gate_table_stays_with_the_run_of_the_candidate(store: str, name: str, tmp_path: Path) -> None:

@@ -349,16 +349,16 @@ def test_a_read_only_folder_is_an_error_before_any_work(folder: Path, restore: C
             "--tile and --overlap go with --mode tiles, not with --mode strips.",
         ),
         (
-            ["--compare", "sheet.jpg"],
-            "--compare sheet.jpg: the sheet is a PNG file. Its name must end in .png.",
+            ["--sheet", "sheet.jpg"],
+            "--sheet sheet.jpg: the sheet is a PNG file. Its name must end in .png.",
         ),
         (
-            ["--compare", "in/deep.png"],
-            "--compare in/deep.png is one of the photographs. Choose another name.",
+            ["--sheet", "in/deep.png"],
+            "--sheet in/deep.png is one of the photographs. Choose another name.",
         ),
         (
-            ["--compare", "out/deep.png"],
-            "--compare out/deep.png is one of the results. Choose another name.",
+            ["--sheet", "out/deep.png"],
+            "--sheet out/deep.png is one of the results. Choose another name.",
         ),
     ],
 )
@@ -378,13 +378,11 @@ def test_a_missing_model_leaves_nothing_behind(folder: Path, restore: Command) -
 
 
 def test_compare_shows_photographs_beside_their_results_upright(folder: Path, restore: Command) -> None:
-    done = restore("in", "-o", "out", "--compare", "sheet.png")
+    done = restore("in", "-o", "out", "--sheet", "sheet.png")
     assert "before and after: sheet.png" in done.text
     with Image.open(folder.parent / "sheet.png") as sheet:
         everything = np.asarray(sheet)
-    assert (
-        restore("in/turned.jpg", "-o", "out", "--compare", "one.png").status == 0
-    )  # of a result that is done
+    assert restore("in/turned.jpg", "-o", "out", "--sheet", "one.png").status == 0  # of a result that is done
     with Image.open(folder.parent / "one.png") as sheet:
         one = np.asarray(sheet)
     assert len(everything) > 5 * len(one) / 2

@@ -384,7 +384,7 @@ def test_a_port_in_use_is_an_error() -> None:
         ({"max_in_flight": 0}, "--max-in-flight 0"),
         ({"max_pixels": 0}, "--max-megapixels 0"),
         ({"max_pixels": 400_000_000}, "--max-megapixels 400: must be more than 0 and at most 179"),
-        ({"timeout_seconds": 0}, "--timeout 0"),
+        ({"timeout_seconds": 0}, "--timeout-seconds 0"),
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
     ],
 )
