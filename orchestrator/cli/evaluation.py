@@ -17,6 +17,7 @@ from orchestrator.cli.app import (
     complete_job_file,
     complete_model,
     emit,
+    emit_error,
     load_job_of,
     option,
     use_local_cluster,
@@ -120,8 +121,12 @@ def analyse(
     """Draw the paper's Figures 3 to 6 and B of a model: feature ranks, channel similarity, alignment."""
     use_local_cluster()
     from orchestrator.evaluation.feature_analysis import analyse as analyse_models
+    from orchestrator.progress import progress
 
-    for line in analyse_models([model, *(compare_with or ())], images, degrade or (), crop, out, run):
+    models = [model, *(compare_with or ())]
+    with progress(emit_error, "analysing") as (advance,):
+        lines = list(analyse_models(models, images, degrade or (), crop, out, run, advance))
+    for line in lines:
         emit(line)
 
 

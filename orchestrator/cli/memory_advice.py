@@ -20,7 +20,7 @@ OF_KIND = {
 }
 """Kind of a job -> advice."""
 _OF_OPTION = {
-    "--jobs": "Use fewer processes: --jobs 1.",
+    "--processes": "Use fewer processes: --processes 1.",
     "--tile": "Use --mode strips, or smaller tiles: --tile 256.",
     "--max-batch": "Use smaller limits: --max-batch, --max-megapixels, --max-in-flight.",
     "--crop": "Use a smaller --crop.",

@@ -112,8 +112,10 @@ def trace(
     """Trace a model back to its photographs and verify every digest. Exit status 1 when one is missing or differs."""
     use_local_cluster()
     from orchestrator.maintenance import lineage
+    from orchestrator.progress import progress
 
-    chain = lineage.trace(model, _tracking_uri(), deep=deep, roots=root or ())
+    with progress(emit_error, "reading") as (advance,):
+        chain = lineage.trace(model, _tracking_uri(), deep=deep, roots=root or (), on_progress=advance)
     emit(chain.render())
     if not chain.holds:
         raise typer.Exit(1)

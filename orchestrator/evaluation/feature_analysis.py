@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from orchestrator.tracking import background, runs
 from orchestrator.tracking.uri import resolve_tracking_uri
 from shards.degrade import SYNTHETIC, degrade
 from shards.noise import add_noise
+from shards.progress import ProgressCallback, counted, ignore
 from shards.sample import SIGMA
 
 
@@ -35,6 +37,7 @@ def analyse(
     crop: int,
     out: Path,
     run: str | None,
+    on_progress: ProgressCallback = ignore,
 ) -> Iterator[str]:
     """Yield the statistics as lines of text; write figures and analysis.json to `out` and to the MLflow run `run`.
 
@@ -51,8 +54,9 @@ def analyse(
         feature_statistics(
             name, model, degradation, [_degraded(degradation, path, image) for path, image in clean]
         )
-        for name, model in loaded
-        for degradation in (degradations or [AS_GIVEN])
+        for (name, model), degradation in counted(
+            list(product(loaded, degradations or [AS_GIVEN])), on_progress
+        )
     ]
     for one in found:
         yield from _lines(one)

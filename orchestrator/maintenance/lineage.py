@@ -37,6 +37,7 @@ from shards.errors import PackError, ShardsError
 from shards.listing import ListedFile, measure, read_listing
 from shards.manifest import Manifest, load_manifest, manifest_key
 from shards.photographs import PHOTOGRAPHS, photograph_file
+from shards.progress import ProgressCallback, counted, ignore
 from shards.store import Store, open_store
 from shards.store.checked import download_named, read_named
 
@@ -83,8 +84,15 @@ class Link:
         return "\n".join(lines)
 
 
-def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[Path] = ()) -> Link:
-    """Return the lineage of a registered model.
+def trace(
+    model: str,
+    tracking_uri: str,
+    *,
+    deep: bool = False,
+    roots: Sequence[Path] = (),
+    on_progress: ProgressCallback = ignore,
+) -> Link:
+    """Return the lineage of a registered model; progress is that of each dataset's shards and raw files in turn.
 
     `roots` are folders with the raw files, by default those of the job. Raises RegistryError if there is no such model;
     other problems are in the links.
@@ -101,7 +109,7 @@ def trace(model: str, tracking_uri: str, *, deep: bool = False, roots: Sequence[
     if job is not None and SWEEP_TAG in version.tags:
         links.append(_sweep(version, job))
     if job is not None:
-        links += _datasets(version, job, deep, roots)
+        links += _datasets(version, job, deep, roots, on_progress)
     return Link(version.uri, "verified" if links[0].state == "verified" else "broken", below=tuple(links))
 
 
@@ -223,7 +231,9 @@ def _digests(version: ModelVersion) -> list[str]:
     return [digest for digest in version.tags.get("data", "").split(", ") if digest]
 
 
-def _datasets(version: ModelVersion, job: Job, deep: bool, roots: Sequence[Path]) -> Iterator[Link]:
+def _datasets(
+    version: ModelVersion, job: Job, deep: bool, roots: Sequence[Path], on_progress: ProgressCallback
+) -> Iterator[Link]:
     uris = [below(job.storage, name) for name in job.data.manifests]
     for uri, digest in zip(uris, _digests(version), strict=True):
         try:
@@ -232,8 +242,10 @@ def _datasets(version: ModelVersion, job: Job, deep: bool, roots: Sequence[Path]
         except ShardsError as error:
             yield Link(f"dataset {uri}", "broken", digest, str(error))
             continue
-        shards = tuple(_shard(store, shard.key, shard.sha256, deep) for shard in manifest.shards)
-        raw = tuple(_listings(store, manifest, _raw_folders(job, roots), deep))
+        shards = tuple(
+            _shard(store, shard.key, shard.sha256, deep) for shard in counted(manifest.shards, on_progress)
+        )
+        raw = tuple(_listings(store, manifest, _raw_folders(job, roots), deep, on_progress))
         yield Link(
             f"dataset {manifest.name}",
             "verified",
@@ -263,7 +275,9 @@ def _raw_folders(job: Job, roots: Sequence[Path]) -> list[Path]:
     return [*roots] or said
 
 
-def _listings(store: Store, manifest: Manifest, places: Sequence[Path], deep: bool) -> Iterator[Link]:
+def _listings(
+    store: Store, manifest: Manifest, places: Sequence[Path], deep: bool, on_progress: ProgressCallback
+) -> Iterator[Link]:
     digests = manifest.provenance.get("sources")
     if not digests:
         yield Link(
@@ -284,7 +298,8 @@ def _listings(store: Store, manifest: Manifest, places: Sequence[Path], deep: bo
             yield Link(f"{len(files)} raw files", "unknown", digest, told)
             continue
         links = tuple(
-            _raw(file, [wheels.get(file.name), *(p / file.name for p in places)], deep) for file in files
+            _raw(file, [wheels.get(file.name), *(p / file.name for p in places)], deep)
+            for file in counted(files, on_progress)
         )
         yield Link(f"{len(files)} raw files", _worst(links), digest, below=links)
 

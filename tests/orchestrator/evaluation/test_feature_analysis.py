@@ -44,7 +44,19 @@ def test_two_models_and_two_degradations_are_set_side_by_side(
     ours = weights(tmp_path, "ours")
     without = weights(tmp_path, "without", alignment="none", branch_ratios=(1, 0, 0))
     out = tmp_path / "out"
-    told = list(analyse([ours, without], images, ["rain", "noise25"], 64, out, None))
+    progress: list[int] = []
+    told = list(
+        analyse(
+            [ours, without],
+            images,
+            ["rain", "noise25"],
+            64,
+            out,
+            None,
+            lambda done, *_: progress.append(done),
+        )
+    )
+    assert progress == [0, 1, 2, 3, 4]
     found = json.loads((out / "analysis.json").read_text())
     assert [(f["model"], f["degradation"]) for f in found] == [
         (m, d) for m in (ours, without) for d in ("rain", "noise25")

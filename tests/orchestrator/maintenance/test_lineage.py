@@ -47,7 +47,9 @@ def test_a_finished_run_sends_the_metrics_that_an_outage_left_behind(
 
 
 def test_every_link_from_the_version_to_the_photographs_is_verified(project: Path) -> None:
-    chain = trace(MODEL, resolve_tracking_uri(), deep=True)
+    progress: list[tuple[int, int, str]] = []
+    chain = trace(MODEL, resolve_tracking_uri(), deep=True, on_progress=lambda *now: progress.append(now))
+    assert {done for done, total, _ in progress if total == 4} == {0, 1, 2, 3, 4}, "raw files"
     text = chain.render()
     assert chain.holds, text
     assert {link.state for link in chain.all()} == {"verified"}, text

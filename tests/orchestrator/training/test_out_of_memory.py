@@ -62,7 +62,7 @@ def test_the_advice_fits_the_kind_of_job_or_the_options_of_the_command() -> None
         assert find_advice(raised.value, ["run", "a.yaml", "--in-process"]) == advice
     for words, word in (
         ("restore a.png -m x", "--tile"),
-        ("pack synthetic --root x", "--jobs"),
+        ("pack synthetic --root x", "--processes"),
         ("serve x", "--max-batch"),
         ("trace x", "Close other programs"),
         ("", "Close other programs"),
