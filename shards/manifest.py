@@ -242,6 +242,13 @@ def _checksum(digest: str, head: Mapping[str, Any], paths: Mapping[str, Path]) -
     return hashlib.sha256(dumps(stored)).hexdigest()
 
 
+def _has_checksum(digest: str, head: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
+    try:
+        return head.get(CHECKSUM) == _checksum(digest, head, paths)
+    except ValueError:  # half of a character pair; what is wrong is said where the digest is computed
+        return False
+
+
 def _read(
     store: Store, digest: str, folder: Path, *, trusts_checksum: bool
 ) -> tuple[dict[str, Any], Columns]:
@@ -277,7 +284,7 @@ def _read_tables(
     def read() -> Columns:
         with tempfile.TemporaryDirectory(prefix="shards-") as name:
             paths = {table: _local(store, table_key(digest, table), Path(name, table)) for table in TABLES}
-            is_known = trusts_checksum and head.get(CHECKSUM) == _checksum(digest, head, paths)
+            is_known = trusts_checksum and _has_checksum(digest, head, paths)
             columns = read_tables(paths, folder, where)
         try:
             found = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from orchestrator.bench import scale_operations
+from orchestrator.bench import scale_operations, scale_tracking
 from orchestrator.bench.growth import exponent
 from orchestrator.tables import aligned
 from shards.cache import ShardCache
@@ -89,7 +89,12 @@ OPERATIONS: dict[str, Callable[[int, Path], Costs]] = {
     "audit: photographs of one scene": _in_new_process(scale_operations.compare_photographs, True),
     "check a ledger": _in_new_process(scale_operations.check_ledger),
     f"pack a pair per {scale_operations.SAMPLES_OF_A_PAIR}": _in_new_process(scale_operations.pack_again),
+    f"scan a pair per {scale_operations.SAMPLES_OF_A_PAIR}": _in_new_process(scale_operations.scan_pairs),
     f"read, a shard per {scale_operations.SAMPLES_OF_A_SHARD}": _in_new_process(scale_operations.read_shards),
+    f"track, a line per {scale_tracking.SAMPLES_OF_A_LINE}": _in_new_process(scale_tracking.track_lines),
+    f"find, a version per {scale_tracking.SAMPLES_OF_A_VERSION}": _in_new_process(
+        scale_tracking.find_version
+    ),
 }
 
 

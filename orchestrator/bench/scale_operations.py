@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.ledger import read_ledger
 from shards.manifest import Manifest, ManifestRow, Member, Shard, publish
+from shards.scan import scan_source
 from shards.similar import FINGERPRINT, similar_images
+from shards.sources.pairs import PairsSource
 from shards.store import LocalStore
 
 BATCH = 32
@@ -92,6 +95,23 @@ def pack_again(size: int, folder: Path) -> Mapping[str, float]:
     first = _spent(lambda: pack_dataset(spec, out, _IGNORE, 1))["CPU s"]
     again = _spent(lambda: pack_dataset(spec, out, _IGNORE, 1))["CPU s"]
     return {"first pass [CPU s]": first, "what is there [CPU s]": again}
+
+
+def scan_pairs(size: int, folder: Path) -> Mapping[str, float]:
+    """Find, scan and hash pairs of files, one pair for each SAMPLES_OF_A_PAIR of `size`; return the most memory."""
+    pairs, image = max(1, size // SAMPLES_OF_A_PAIR), folder / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    for kind in ("degraded", "clean"):
+        (folder / "raw" / kind).mkdir(parents=True)
+        for number in range(pairs):
+            (folder / "raw" / kind / f"{number:08d}.png").hardlink_to(image)
+    tracemalloc.start()
+    source = PairsSource(folder / "raw", "degraded/{key}.png", "clean/{key}.png", "rain")
+    held = scan_source(source, "fast"), source.listings
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del held
+    return {"most memory [kB a pair]": most / 1000 / pairs}
 
 
 def read_shards(size: int, folder: Path) -> Mapping[str, float]:
