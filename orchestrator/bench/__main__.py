@@ -142,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
         default=[10_000, 100_000, 1_000_000],
         help="three sizes, for example samples",
     )
+    add("--only", default="", metavar="TEXT", help="only the operations with this text in their name")
     add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
     add("--threads", type=_threads, default=1, help="CPU threads")
 

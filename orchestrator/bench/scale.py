@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from orchestrator.bench import scale_operations, scale_tracking
+from orchestrator.bench.errors import BenchError
 from orchestrator.bench.growth import exponent
 from orchestrator.tables import aligned
 from shards.cache import ShardCache
@@ -41,7 +42,12 @@ Costs = Mapping[str, float]
 def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> dict[str, Any]:
     """Measure every operation at every size, print one table, return the results."""
     measured: dict[str, dict[str, list[float]]] = {}
-    for name, operation in OPERATIONS.items():
+    chosen = {name: operation for name, operation in OPERATIONS.items() if options.only in name}
+    if not chosen:
+        raise BenchError(
+            f"--only {options.only}: no operation has that name. There are: {', '.join(OPERATIONS)}."
+        )
+    for name, operation in chosen.items():
         for size in options.sizes:
             with tempfile.TemporaryDirectory(prefix="mirage-bench-", dir=options.work) as folder:
                 for cost, value in operation(size, Path(folder)).items():

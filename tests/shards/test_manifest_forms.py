@@ -300,7 +300,7 @@ def test_a_change_of_the_json_file_is_found_on_a_node(tmp_path: Path, changes: d
     store = LocalStore(tmp_path)
     publish(store, MANIFEST)
     rewrite_head(store, lambda head: {**head, **changes})
-    with pytest.raises(ShardsError, match="digest|damaged"):
+    with pytest.raises(ShardsError, match=r"digest|damaged"):
         load_manifest(store, cache=tmp_path / "cache")
 
 

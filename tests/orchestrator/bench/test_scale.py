@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.bench import scale_operations, scale_tracking
+from orchestrator.bench.__main__ import main
 
 OPERATIONS = {
     "different photographs": scale_operations.compare_photographs,
@@ -32,3 +33,10 @@ def test_an_operation_costs_something(name: str, tmp_path: Path, monkeypatch: py
 def test_an_operation_on_mlflow_costs_something(operation, store: str, tmp_path: Path) -> None:
     shutil.copy(store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     assert min(operation(320, tmp_path).values()) > 0
+
+
+def test_an_operation_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "--only", "nothing"]) == 2
+    assert (
+        "--only nothing: no operation has that name. There are: open a manifest, " in capsys.readouterr().err
+    )
