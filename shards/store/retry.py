@@ -234,7 +234,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool) -> _Failure | None:
     """Return what an exception means, None if it is not one of a request."""
     import botocore.exceptions as aws
-    from boto3.exceptions import S3UploadFailedError
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import ProtocolError
 
@@ -277,7 +276,7 @@ def _failure(place: RequestTarget, key: str, error: Exception, *, retried: bool)
                 "or start the store of this machine: mirage up."
             )
             return _Failure("passing" if had_some else "final", StoreError(message), "renew")
-        case aws.ClientError() | S3UploadFailedError():
+        case aws.ClientError():
             _answered.add(place.endpoint())
             return _refusal(place, key, error, retried)
         case aws.BotoCoreError() | ValueError():  # not a URL, a bucket name that cannot be one

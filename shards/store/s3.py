@@ -1,4 +1,7 @@
-"""A store in an S3 bucket. Only this module and `retry` (for its exceptions) import boto3."""
+"""A store in an S3 bucket.
+
+Its client is one of botocore: boto3 takes as long again to import, and is needed for uploads in parts only.
+"""
 
 from __future__ import annotations
 
@@ -266,13 +269,13 @@ class S3Store:
         if size <= PART:
             with source() as content:
                 return self._put(key, content.read(), **condition)
-        from boto3.s3.transfer import TransferConfig
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
         config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
 
         def send(client: Any) -> None:
-            with source() as content:
-                client.upload_fileobj(content, self.bucket, self._full(key), Config=config)
+            with source() as content, create_transfer_manager(client, config) as manager:
+                manager.upload(content, self.bucket, self._full(key)).result()
 
         try:
             self._attempt(key, send)
@@ -314,7 +317,7 @@ class S3Store:
             return self._client[1]
 
     def _once(self, params: dict[str, Any], **_: object) -> None:
-        """Make the end of an upload in parts conditional, which `upload_fileobj` cannot."""
+        """Make the end of an upload in parts conditional, which the upload cannot."""
         if self._obeys_conditions():
             params["IfNoneMatch"] = "*"
 
@@ -340,7 +343,6 @@ def _loader() -> Any:
 
 def _client() -> BaseClient:
     """Return a client with the user's AWS configuration: addressing style, region and retries are theirs if set."""
-    import boto3
     import botocore.session
     from botocore.config import Config
 
@@ -362,7 +364,7 @@ def _client() -> BaseClient:
         response_checksum_validation="when_required",  # asked for in reads of whole objects
         **options,
     )
-    made = boto3.session.Session(botocore_session=session)
-    client = made.client("s3", region_name=made.region_name or "us-east-1", config=config)
+    region = session.get_config_variable("region") or "us-east-1"
+    client = session.create_client("s3", region_name=region, config=config)
     answers.watch(client.meta.events)
     return client

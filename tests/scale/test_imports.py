@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "optuna", "mlflow", "ray", "pandas", "matplotlib", "scipy", "safetensors", "triton"}
+from orchestrator.bench.scale import synthetic_manifest
+from shards.manifest import publish
+from shards.store import LocalStore
+
+HEAVY = {
+    *("torch", "optuna", "mlflow", "ray", "pandas", "matplotlib", "scipy", "safetensors", "triton"),
+    *("boto3", "s3transfer", "pyarrow", "webdataset"),
+}
 PACK = "{name: mine, kind: pack, data: {manifests: packed, pack: {source: synthetic, root: photographs}}}"
 PROGRAM = """
 import sys
@@ -47,3 +55,15 @@ def test_a_command_that_builds_no_model_imports_nothing_heavy(
 ):
     monkeypatch.setenv("MIRAGE_STORE_RETRY_MINUTES", "0.001")
     assert imported_by(*arguments) & HEAVY == set()
+
+
+def test_opening_a_dataset_imports_no_pandas(tmp_path: Path):
+    """pyarrow imports it in several of its conversions, which costs more than the tables of a million samples."""
+    publish(LocalStore(tmp_path), synthetic_manifest(1000))
+    program = (
+        "import sys; from shards.cache import ShardCache; from shards.dataset import Dataset; "
+        "Dataset([sys.argv[1]], ShardCache(sys.argv[1], 1 << 30)); "
+        "print(*{'pandas', 'pyarrow.compute', 'pyarrow'} & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert ended.stdout.split() == ["pyarrow"], ended.stderr
