@@ -1,8 +1,9 @@
-"""Batch normalisation as a scale and a shift, with statistics of the global micro-batch."""
+"""Batch normalisation whose statistics are those of the global micro-batch.
+
+It is an affine map, which the operator after it folds into its own weights.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +11,9 @@ from torch import Tensor, nn
 from mirage import kernels
 from mirage.collective import all_reduce_sum
 
-EPS = 1e-5
-MOMENTUM = 0.1
-
-
-class NormAffine(NamedTuple):
-    """The affine form of a batch norm: `x * scale + shift` normalises x."""
-
-    scale: Tensor
-    """(c,)"""
-    shift: Tensor
-    """(c,)"""
-    image_mean: Tensor
-    """(b, c), the mean of x over the pixels of each image: a by-product, which the filter generator needs."""
-
 
 class BatchNorm(nn.Module):
-    """BatchNorm2d that returns its affine form, so that the next 1x1 convolution absorbs it.
+    """The weights and statistics of a BatchNorm2d, for `kernels.gated_convolution`.
 
     `synced` computes the statistics over the images of all processes, weighted by their numbers of pixels. The running
     statistics are then equal in every process.
@@ -47,45 +34,17 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, x: Tensor) -> NormAffine:
-        """Return the affine form for x (b, h, w, c)."""
+    def forward(self, x: Tensor) -> kernels.NormStatistics:
+        """Return the statistics of x (b, h, w, c); in training one all-reduce pools them over the processes."""
         if not self.training:
-            return self.from_running_statistics(x.mean((1, 2)))
-        image_mean, squares = kernels.moments(x)
-        mean, var = self._batch_statistics(image_mean, squares, pixels=x.shape[1] * x.shape[2])
-        return self._affine(mean, var, image_mean)
-
-    def from_running_statistics(self, image_mean: Tensor) -> NormAffine:
-        """Return the affine form of eval mode, for images with this mean (b, c)."""
-        return self._affine(self.running_mean, self.running_var, image_mean)
-
-    def _affine(self, mean: Tensor, var: Tensor, image_mean: Tensor) -> NormAffine:
-        scale = self.weight * torch.rsqrt(var + EPS)
-        return NormAffine(scale, self.bias - mean * scale, image_mean)
-
-    def _batch_statistics(self, image_mean: Tensor, squares: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-        """Pool per-image statistics (b, c) over images and processes with one all-reduce.
-
-        In float64, because the variance of the means is a difference of large sums.
-        """
-        mean, squares = image_mean.double(), squares.double()
-        count = mean.new_full((1,), mean.shape[0] * pixels)
-        packed = torch.cat((count, pixels * mean.sum(0), squares.sum(0) + pixels * mean.square().sum(0)))
+            return self.in_eval_mode(x.mean((1, 2)))
+        image_mean, sums = kernels.batch_sums(x)
         if self.synced:
-            packed = all_reduce_sum(packed)
-        count, total, square_sum = torch.split(packed, [1, mean.shape[1], mean.shape[1]])
-        mean = total / count
-        var = square_sum / count - mean.square()
+            sums = all_reduce_sum(sums)
         if self.updates_statistics:
-            self._update_running(mean, var, count)
-        return mean.to(self.weight.dtype), var.to(self.weight.dtype)
+            kernels.update_running(sums, self.running_mean, self.running_var, self.num_batches_tracked)
+        return kernels.NormStatistics(image_mean, sums, self.running_mean, self.running_var)
 
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Move the running statistics towards those of a batch with `count` pixels."""
-        self.num_batches_tracked += 1
-        unbiased = var * count / (count - 1)
-        # A batch that is not finite must not enter the averages: the training step will be skipped.
-        finite = torch.isfinite(mean) & torch.isfinite(unbiased)
-        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.copy_(torch.where(finite, running.lerp(batch.to(running.dtype), MOMENTUM), running))
+    def in_eval_mode(self, image_mean: Tensor) -> kernels.NormStatistics:
+        """Return the statistics of eval mode, for images with this mean (b, c)."""
+        return kernels.NormStatistics(image_mean, None, self.running_mean, self.running_var)

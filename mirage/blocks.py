@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mirage import kernels
 from mirage.batchnorm import BatchNorm
 from mirage.config import KERNEL_SIZE, ModelConfig
+from mirage.kernels.reference import add_in_place, mix_channels
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Linear:
@@ -23,9 +24,15 @@ def pointwise(inputs: int, outputs: int) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=False)
 
 
-def add_in_place(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x + other`, written into x: the gradient needs neither. Under autocast the wider dtype wins."""
-    return x.add_(other) if x.dtype == other.dtype else x + other
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=kernels.NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (b, h, w, c)."""
+        return kernels.layer_norm(x, self.weight, self.bias)
 
 
 class Depthwise(nn.Module):
@@ -44,27 +51,20 @@ class Depthwise(nn.Module):
 class ChannelAttention(nn.Module):
     """Attention between channels, by how much they vary together over the image."""
 
-    other_head: Tensor
-
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
         self.qkv = pointwise(channels, 3 * channels)
         self.qkv_depthwise = Depthwise(3 * channels)
         self.temperature = nn.Parameter(torch.ones(heads))
-        head = torch.arange(channels) // (channels // heads)
-        self.register_buffer("other_head", head[:, None] != head[None, :], persistent=False)
 
     def forward(self, x: Tensor, gram: Tensor | None = None) -> Tensor:
         """Apply attention to x (b, h, w, c); gram is `self.gram` of the whole image if x is a part of it."""
         matrix, filters = self.qkv.weight, self.qkv_depthwise.weight
         if gram is None:
-            v, gram = kernels.attention_input(x, matrix, filters)
-        else:
-            values = 2 * x.shape[3]
-            v = kernels.depthwise(F.linear(x, matrix[values:]), filters[values:])
-        weights = self._attention_weights(gram).to(v.dtype)
-        return torch.bmm(v.flatten(1, 2), weights.transpose(1, 2)).view(x.shape)
+            return kernels.attention(x, matrix, filters, self.temperature)
+        values = 2 * x.shape[3]
+        v = kernels.depthwise(F.linear(x, matrix[values:]), filters[values:])
+        return mix_channels(v, gram, self.temperature)
 
     def gram(self, x: Tensor, rows: slice) -> Tensor:
         """Return the inner products of q and k over some rows, (b, 2c, 2c): all that attention takes from an image.
@@ -74,19 +74,6 @@ class ChannelAttention(nn.Module):
         qk = 2 * x.shape[3]
         matrix, filters = self.qkv.weight[:qk], self.qkv_depthwise.weight[:qk]
         return kernels.gram(kernels.depthwise(F.linear(x, matrix), filters)[:, rows].flatten(1, 2))
-
-    def _attention_weights(self, gram: Tensor) -> Tensor:
-        """Return attention weights (b, c, c), block diagonal by head, for inner products of q and k (b, 2c, 2c).
-
-        The Gram matrix holds q·k and, on its diagonal, the squared norms: no normalised q or k is written.
-        """
-        channels = gram.shape[1] // 2
-        norms = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (b, 2c)
-        cosines = gram[:, :channels, channels:] / (norms[:, :channels, None] * norms[:, None, channels:])
-
-        temperature = self.temperature.repeat_interleave(channels // self.heads)  # (c,)
-        logits = (cosines * temperature[:, None]).masked_fill(self.other_head, -torch.inf)
-        return logits.softmax(dim=2)
 
 
 class GatedConvolution(nn.Module):
@@ -99,8 +86,6 @@ class GatedConvolution(nn.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         hidden = int(8 / 3 * channels)
-        self.channels = channels
-        self.hidden = hidden
         self.norm = BatchNorm(channels, synced=config.batch_norm == "synced")
         self.expand = pointwise(channels, 2 * hidden)  # gate | identity | convolved
         self.static = config.kernels == "static"
@@ -120,29 +105,20 @@ class GatedConvolution(nn.Module):
         path_scale (b,): DropPath's factor of each sample's gated path, None for 1.
         image_mean (b, c): mean of the whole image if x is a part of it, in eval mode.
         """
-        channels = self.channels
-        if image_mean is None:
-            scale, shift, image_mean = self.norm(x)
-        else:
-            scale, shift, image_mean = self.norm.from_running_statistics(image_mean)
-        gate_scale = torch.cat((1 / self.temperature.expand(self.hidden), scale.new_ones(self.hidden)))
-        unscaled = self.expand.weight * gate_scale[:, None]
-        weight, bias = unscaled * scale, unscaled @ shift
-        if self.static:
-            filters = self.kernels.expand(x.shape[0], -1, -1, -1)
-        else:
-            filters = self._generate_filters(F.linear(image_mean, weight[-channels:], bias[-channels:]))
-
-        y = kernels.gated_unit(x, weight, bias, filters, self.contract.weight)
-        if path_scale is not None:
-            y = y * path_scale.to(y.dtype)[:, None, None, None]
-        out: Tensor = self.project(add_in_place(y, x))
-        return out
-
-    def _generate_filters(self, pooled: Tensor) -> Tensor:
-        """Return filters for each image and channel (b, c, 7, 7) from the pooled input (b, c)."""
-        generated: Tensor = self.kernel_out(F.gelu(self.kernel_hidden(pooled)))
-        return generated.view(-1, self.channels, KERNEL_SIZE, KERNEL_SIZE)
+        statistics = self.norm(x) if image_mean is None else self.norm.in_eval_mode(image_mean)
+        return kernels.gated_convolution(
+            x,
+            statistics,
+            self.norm.weight,
+            self.norm.bias,
+            self.temperature,
+            self.expand.weight,
+            None if self.static else self.kernel_hidden.weight,
+            self.kernels if self.static else self.kernel_out.weight,
+            self.contract.weight,
+            self.project.weight,
+            path_scale,
+        )
 
 
 class ChannelMLP(nn.Module):
@@ -224,11 +200,16 @@ class Mixer(nn.Module):
         self.project = pointwise(channels, channels)
 
     def forward(
-        self, x: Tensor, path_scale: Tensor | None, statistics: GlobalStatistics | None = None
+        self,
+        x: Tensor,
+        path_scale: Tensor | None,
+        statistics: GlobalStatistics | None = None,
+        shortcut: Tensor | None = None,
     ) -> Tensor:
         """Mix x (b, h, w, c).
 
-        path_scale (b,): DropPath's factors, or None. statistics: of the whole image if x is a part of it.
+        path_scale (b,): DropPath's factors, or None. statistics: of the whole image if x is a part of it. shortcut: a
+        map that is added to the result.
         """
         gram, image_mean = statistics or (None, None)
         parts = iter(torch.split(x, self.widths, dim=3))
@@ -240,11 +221,12 @@ class Mixer(nn.Module):
         if self.mlp is not None:
             branches.append(self.mlp(next(parts)))
         if self.fusion is not None and self.fusion.without_projections:
-            return kernels.fusion_linear(branches, torch.cat(list(self.fusion.scales)), self.project.weight)
+            scales = torch.cat(list(self.fusion.scales))
+            return kernels.fusion_linear(branches, scales, self.project.weight, shortcut)
         if self.fusion is not None:
             branches = self.fusion(branches)
         out: Tensor = self.project(torch.cat(branches, dim=3))
-        return out
+        return out if shortcut is None else add_in_place(out, shortcut)
 
 
 class FeedForward(nn.Module):
@@ -257,11 +239,10 @@ class FeedForward(nn.Module):
         self.depthwise = Depthwise(2 * hidden)
         self.contract = pointwise(hidden, channels)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Apply `norm` and the network to x (b, h, w, c)."""
-        return kernels.feed_forward(
-            x, norm.weight, norm.bias, self.expand.weight, self.depthwise.weight, self.contract.weight
-        )
+    def forward(self, x: Tensor, norm: LayerNorm, shortcut: bool = False) -> Tensor:
+        """Apply `norm` and the network to x (b, h, w, c), and add x if `shortcut`."""
+        weights = self.expand.weight, self.depthwise.weight, self.contract.weight
+        return kernels.feed_forward(x, norm.weight, norm.bias, *weights, shortcut)
 
 
 class Block(nn.Module):
@@ -269,12 +250,13 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=kernels.NORM_EPS)
+        self.norm1 = LayerNorm(channels)
         self.mixer = Mixer(channels, heads, config)
-        self.norm2 = nn.LayerNorm(channels, eps=kernels.NORM_EPS)
+        self.norm2 = LayerNorm(channels)
         self.ffn = FeedForward(channels, config.ffn_expansion)
 
     def forward(self, x: Tensor, path_scale: Tensor | None) -> Tensor:
         """Apply the block to x (b, h, w, c); path_scale (b,) or None."""
-        x = add_in_place(self.mixer(self.norm1(x), path_scale), x)
-        return add_in_place(self.ffn(x, self.norm2), x)
+        x = self.mixer(self.norm1(x), path_scale, shortcut=x)
+        out: Tensor = self.ffn(x, self.norm2, shortcut=True)
+        return out

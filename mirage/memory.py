@@ -61,7 +61,10 @@ def recomputed_bytes(config: ModelConfig, height: int, width: int, mode: StepMod
 
 
 def cast_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Return the bytes of the weights cast for autocast, once per step for any number of images."""
+    """Return the bytes of the weights cast for autocast on a CPU, once per step for any number of images.
+
+    On CUDA an operator casts its weights when it runs, and keeps none.
+    """
     return 2 * parameters(config, spd_head=False) if precision == "bf16" else 0
 
 
@@ -87,12 +90,15 @@ def _kept_by_heads(config: ModelConfig, pixels: int, precision: Precision) -> in
 def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, mode: StepMode) -> int:
     """Return the bytes that one block keeps of one image with `pixels` pixels at this stage."""
     attention, convolution, _ = config.widths(stage.channels)
-    # Mean and deviation of a norm. On a CPU the feed-forward network computes those of the second norm again.
-    norms = 2 if mode.backend == "triton" else 1
     # Gram and mixing matrices; generated filters
-    per_image = 10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution
-    per_pixel = mode.size * _kept_per_pixel(config, stage, mode.backend) + _FP32 * 2 * norms
-    return pixels * per_pixel + _FP32 * per_image
+    if mode.backend == "triton":
+        per_image = (_FP32 + mode.size) * attention**2 + mode.size * KERNEL_SIZE**2 * convolution
+    else:
+        per_image = _FP32 * (10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution)
+    per_pixel = (
+        mode.size * _kept_per_pixel(config, stage, mode.backend) + _FP32 * 2
+    )  # mean and deviation of the first norm
+    return pixels * per_pixel + per_image
 
 
 def _kept_per_pixel(config: ModelConfig, stage: Stage, backend: Backend) -> int:
@@ -105,11 +111,10 @@ def _kept_per_pixel(config: ModelConfig, stage: Stage, backend: Backend) -> int:
     kept += channels  # the branches: concatenated, or one by one in a fused operator
     gated = config.fusion == "gated" and len(widths) > 1
     projected = gated and len(set(widths)) > 1
+    # v; with projections also the gates, and the branches by themselves
+    kept += 2 * channels if projected else 0
     if backend == "cpu":
-        # v; with projections also the gates, and the branches by themselves
-        return kept + attention + (2 * channels if projected else 0)
+        return kept + attention
     kept += 6 * attention  # q, k and v before and after their convolutions
     kept += 3 * hidden_width(convolution)  # gate and values; their product
-    kept += 4 * mlp  # the hidden map before and after its GELU
-    kept += 3 * int(channels * config.ffn_expansion)  # the hidden map; the gated one
-    return kept + (channels if gated else 0) + (channels if projected else 0)
+    return kept + int(channels * config.ffn_expansion)  # the gated map; the hidden one is computed again

@@ -39,10 +39,9 @@ def _pad_feed_forward(ffn: FeedForward, multiple: int) -> None:
 
 def _pad_convolution(convolution: GatedConvolution, multiple: int) -> None:
     """Pad at the start: the last channels are the convolved ones."""
-    zeros = -convolution.hidden % multiple
+    zeros = -convolution.contract.in_features % multiple
     _set_weight(convolution.expand, _pad_both_halves(convolution.expand.weight, zeros))
     _set_weight(convolution.contract, _pad_start(convolution.contract.weight.mT, zeros).mT)
-    convolution.hidden += zeros
 
 
 def _pad_both_halves(weight: Tensor, zeros: int) -> Tensor:

@@ -13,19 +13,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from mirage.kernels.backend import select
-from mirage.kernels.reference import NORM_EPS
+from mirage.kernels.reference import NORM_EPS, NormStatistics
 
 __all__ = [
     "NORM_EPS",
-    "attention_input",
+    "NormStatistics",
+    "attention",
+    "batch_sums",
     "channel_mlp",
     "depthwise",
     "dynamic_depthwise",
     "feed_forward",
     "fusion_linear",
-    "gated_unit",
+    "gated_convolution",
     "gram",
-    "moments",
+    "layer_norm",
+    "update_running",
 ]
 
 
@@ -41,10 +44,18 @@ def dynamic_depthwise(x: Tensor, filters: Tensor) -> Tensor:
     return out
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the sum of squared deviations over pixels: (b, h, w, c) → two of (b, c)."""
-    mean, squared_deviations = select(x).moments(x)
-    return mean, squared_deviations
+def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's mean (b, c), and of the batch (1 + 2c,) the pixels, sums and sums of squares; x (b, h, w, c).
+
+    The first in fp32 or better, the second in float64. Sums over processes are those of the global micro-batch.
+    """
+    image_mean, sums = select(x).batch_sums(x)
+    return image_mean, sums
+
+
+def update_running(sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor) -> None:
+    """Move batch norm's running statistics (c,) towards those of `batch_sums`, and count the batch in `tracked`."""
+    select(running_mean).update_running(sums, running_mean, running_var, tracked)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -53,34 +64,60 @@ def gram(x: Tensor) -> Tensor:
     return out
 
 
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalise the channels of x (b, h, w, c), then multiply by scale (c,) and add shift (c,)."""
+    out: Tensor = select(x).layer_norm(x, scale, shift)
+    return out
+
+
 def feed_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    filters: Tensor,
+    contract: Tensor,
+    shortcut: bool = False,
 ) -> Tensor:
-    """Apply layer norm and the gated feed-forward network to x (b, h, w, c).
+    """Apply layer norm and the gated feed-forward network to x (b, h, w, c), and add x if `shortcut`.
 
     scale, shift (c,) of the norm; expand (2n, c); GELU; 3x3 filters (2n, 3, 3); the first half of the channels gates
     the second; contract (c, n).
     """
-    out: Tensor = select(x).feed_forward(x, scale, shift, expand, filters, contract)
+    out: Tensor = select(x).feed_forward(x, scale, shift, expand, filters, contract, shortcut)
     return out
 
 
-def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inputs of channel attention: v (b, h, w, a), and the Gram matrix of q and k (b, 2a, 2a).
+def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> Tensor:
+    """Apply channel attention to x (b, h, w, c) → (b, h, w, a).
 
-    x (b, h, w, c), matrix (3a, c) and filters (3a, 3, 3) give q, k and v. The Gram matrix is fp32 or better.
+    matrix (3a, c) and filters (3a, 3, 3) give q, k and v; temperature (heads,) multiplies the cosines of each head.
     """
-    v, inner_products = select(x).attention_input(x, matrix, filters)
-    return v, inner_products
+    out: Tensor = select(x).attention(x, matrix, filters, temperature)
+    return out
 
 
-def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
-    """Apply a gated 7x7 convolution to x (b, h, w, c), with filters (b, m, k, k) for each image.
+def gated_convolution(
+    x: Tensor,
+    statistics: NormStatistics,
+    gain: Tensor,
+    offset: Tensor,
+    temperature: Tensor,
+    expand: Tensor,
+    generator: Tensor | None,
+    filters: Tensor,
+    contract: Tensor,
+    project: Tensor,
+    path_scale: Tensor | None,
+) -> Tensor:
+    """Apply batch norm and the gated convolution to x (b, h, w, c), add x, and apply a last linear layer (o, c).
 
-    weight (2n, c) and bias (2n,) give n channels of gates and n of values, of which the last m are convolved; contract
-    (c, n).
+    gain, offset (c,) of the norm; temperature (1,) divides the gates; expand (2n, c); contract (c, n); path_scale (b,):
+    DropPath's factor of each image, None for 1. generator (c, c) and filters (c * k * k, c) are two linear layers that
+    make the filters of an image from its mean; without a generator the filters are (c, k, k), for all images.
     """
-    out: Tensor = select(x).gated_unit(x, weight, bias, filters, contract)
+    weights = gain, offset, temperature, expand, generator, filters, contract, project
+    out: Tensor = select(x).gated_convolution(x, statistics, *weights, path_scale)
     return out
 
 
@@ -90,10 +127,12 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     return out
 
 
-def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
-    """Gate two or three equally wide branches (b, h, w, c) by each other, concatenate them and project.
+def fusion_linear(
+    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """Gate two or three equally wide branches (b, h, w, c) by each other, concatenate, project and add the shortcut.
 
     Branch i becomes `z_i + s_i sigmoid(sum of z_j, j != i)`; scales s (branches,); weight (o, branches * c).
     """
-    out: Tensor = select(branches[0]).fusion_linear(branches, scales, weight)
+    out: Tensor = select(branches[0]).fusion_linear(branches, scales, weight, shortcut)
     return out

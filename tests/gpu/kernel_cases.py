@@ -35,33 +35,51 @@ def _fusion_linear(b: int, h: int, w: int, c: int, count: int) -> list[Any]:
     return [branches, torch.randn(count), weight(c + 3, count * c)]
 
 
+def _gated_convolution(b: int, h: int, w: int, c: int, generated: bool = True) -> list[Any]:
+    mean, var, hidden = 0.3 * torch.randn(c), 0.5 + torch.rand(c), 8 * c // 3
+    sums = b * h * w * torch.cat((torch.ones(1), mean, var + mean.square()))
+    made = [weight(c, c), weight(49 * c, c)] if generated else [filters(c, 7, 7)]
+    return [
+        *(sliced(b, h, w, c), torch.randn(b, c), sums, 1 + weight(c), weight(c), 1 + torch.rand(1)),
+        *(weight(2 * hidden, c), *made, weight(c, hidden), weight(c + 1, c)),
+    ]
+
+
 INPUTS: dict[str, Callable[[int, int, int, int], list[Any]]] = {
     "depthwise": lambda b, h, w, c: [sliced(b, h, w, c), filters(c, 3, 3)],
     "dynamic_depthwise": lambda b, h, w, c: [sliced(b, h, w, c), filters(b, c, 7, 7)],
     "moments": lambda b, h, w, c: [sliced(b, h, w, c)],
+    "batch_sums": lambda b, h, w, c: [sliced(b, h, w, c)],
     "gram": lambda b, h, w, c: [sliced(b, h * w, c)],
+    "layer_norm": lambda b, h, w, c: [sliced(b, h, w, c), weight(c), weight(c)],
     "feed_forward": lambda b, h, w, c: [
         *(torch.randn(b, h, w, c), 1 + weight(c), weight(c), weight(4 * c - 2, c)),
         *(filters(4 * c - 2, 3, 3), weight(c, 2 * c - 1)),
     ],
     "attention_input": lambda b, h, w, c: [sliced(b, h, w, c), weight(3 * c, c), filters(3 * c, 3, 3)],
+    "attention": lambda b, h, w, c: [
+        *(sliced(b, h, w, c), weight(3 * c, c), filters(3 * c, 3, 3), 1 + torch.rand(2 - c % 2)),
+    ],
     "gated_unit": lambda b, h, w, c: [
         *(sliced(b, h, w, c), weight(2 * (c * 8 // 3), c), weight(2 * (c * 8 // 3))),
         *(filters(b, c, 7, 7), weight(c, c * 8 // 3)),
     ],
+    "gated_convolution": _gated_convolution,
+    "gated_convolution in eval mode": _gated_convolution,
+    "gated_convolution with filters": lambda *size: _gated_convolution(*size, generated=False),
     "channel_mlp": lambda b, h, w, c: [sliced(b, h, w, c), weight(2 * c, c), weight(c, 2 * c)],
     "fusion_linear": lambda *size: _fusion_linear(*size, count=3),
     "fusion_linear of two": lambda *size: _fusion_linear(*size, count=2),
-    # Parts of the fused operators in the Triton backend
-    "norm_linear": lambda b, h, w, c: [sliced(b, h, w, c), weight(c), weight(c), weight(c // 2 + 1, c)],
-    "gated_depthwise": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(2 * c, 3, 3)],
-    "gated_values": lambda b, h, w, c: [sliced(b, h, w, 2 * c), filters(b, max(c // 3, 1), 7, 7)],
+    "fusion_linear with shortcut": lambda b, h, w, c: [
+        *(*_fusion_linear(b, h, w, c, count=3), sliced(b, h, w, c + 3)),
+    ],
 }
+INPUTS["feed_forward with shortcut"] = INPUTS["feed_forward"]
 
-PARTS = ("norm_linear", "gated_depthwise", "gated_values")
-OPERATORS = tuple(name for name in INPUTS if name not in PARTS)
-TRITON_KERNELS = ("depthwise", "dynamic_depthwise", "moments", "gram", *PARTS)
-"""Operators whose forward pass is one Triton kernel; the others are composed of them."""
+CPU_PARTS = ("moments", "attention_input", "gated_unit")
+"""Operators that only the CPU backend and the specification have."""
+OPERATORS = tuple(INPUTS)
+TRITON = tuple(name for name in INPUTS if name not in CPU_PARTS)
 
 
 def inputs(name: str, size: Size) -> list[Any]:
@@ -71,12 +89,22 @@ def inputs(name: str, size: Size) -> list[Any]:
 
 
 def find(backend: Any, name: str) -> Function:
-    """Return the backend's operator or, for Triton, the kernel of this name."""
-    name = name.split()[0]
-    if backend is not reference and name == "norm_linear":
-        return lambda *tensors: operators.norm_linear(*tensors, reference.NORM_EPS)[0]
-    found: Function = getattr(operators if name in PARTS and backend is not reference else backend, name)
-    return found
+    """Return the backend's operator for these inputs."""
+    found: Function = getattr(backend, name.split()[0])
+    if name == "feed_forward with shortcut":
+        return lambda *tensors: found(*tensors, shortcut=True)
+    if not name.startswith("gated_convolution"):
+        return found
+
+    def run(x: Tensor, image_mean: Tensor, sums: Tensor, *weights: Tensor) -> Tensor:
+        mean, var = sums.detach()[1 : 1 + x.shape[3]] / 100, torch.full_like(image_mean[0], 2.0).detach()
+        path_scale = torch.linspace(0.5, 1.5, x.shape[0], device=x.device, dtype=torch.float64)
+        made = (None, weights[4]) if name == "gated_convolution with filters" else weights[4:6]
+        training = name != "gated_convolution in eval mode"
+        statistics = reference.NormStatistics(image_mean, sums if training else None, mean, var)
+        return found(x, statistics, *weights[:4], *made, *weights[-2:], path_scale)
+
+    return run
 
 
 def flat(values: Any) -> list[Tensor]:
@@ -105,7 +133,9 @@ def results(
         generator = torch.Generator().manual_seed(1)
         upstream = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
     torch.autograd.backward(outputs, [g.to(y.dtype) for g, y in zip(upstream, outputs, strict=True)])
-    return [y.detach() for y in outputs], [x.grad for x in flat(tensors)]
+    return [y.detach() for y in outputs], [
+        torch.zeros_like(x) if x.grad is None else x.grad for x in flat(tensors)
+    ]
 
 
 def pairs(
@@ -113,10 +143,16 @@ def pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of each output and gradient of a backend and that of the specification in float64."""
     given = leaves(inputs(name, size), dtype, device)
-    outputs, gradients = results(find(backend, name), given)
+    return in_pairs(find(backend, name), find(reference, name), given)
+
+
+def in_pairs(function: Function, plain: Function, given: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Return pairs of each output and gradient of a function and that of a plain one in float64."""
+    outputs, gradients = results(function, given)
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
-    exact = results(find(reference, name), leaves(given, torch.float64, device), upstream)
+    device = str(outputs[0].device)
+    exact = results(plain, leaves(given, torch.float64, device), upstream)
     return list(zip([*outputs, *gradients], [*exact[0], *exact[1]], strict=True))
 
 
@@ -146,7 +182,14 @@ def check_operator(operator: Any, tensors: list[Any]) -> None:
 def check_triton_operator(name: str, device: str = "cpu") -> None:
     """Run torch's own checks on a Triton operator."""
     tensors = leaves(inputs(name, (1, 1, 2, 2)), device=device)
-    if name == "norm_linear":
-        check_operator(operators.norm_linear, [*tensors, reference.NORM_EPS])
-    else:
-        check_operator(getattr(operators, "depthwise" if name == "dynamic_depthwise" else name), tensors)
+    extra: list[Any] = {
+        "layer_norm": [reference.NORM_EPS],
+        "feed_forward": [True],
+        "fusion_linear": [None],
+    }.get(name, [])
+    if name == "gated_convolution":
+        tensors[3:3] = [torch.zeros(2, device=device), torch.ones(2, device=device)]
+        extra = [None]
+    check_operator(
+        getattr(operators, "depthwise" if name == "dynamic_depthwise" else name), [*tensors, *extra]
+    )

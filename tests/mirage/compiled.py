@@ -19,9 +19,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from mirage.kernels.triton import convolution, gated, norm_linear, reductions
+from mirage.kernels.triton import (
+    attention_branch,
+    convolution_branch,
+    feed_forward_branch,
+    norm_linear,
+    pointwise,
+    reductions,
+)
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {
+    **{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"},
+    **{torch.float64: "fp64", torch.int64: "i64"},
+}
 found: dict[str, dict[str, int]] = {}
 capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
 
@@ -79,25 +89,40 @@ JITFunction.run = compiled
 
 
 def launches(dtype: torch.dtype, c: int, side: int) -> None:
-    """Launch all kernels of a block of c channels at side x side, forward and backward."""
+    """Launch all kernels of a block of c channels at side x side, forward and backward, with weights in fp32."""
     third, hidden = c // 3, 8 * c // 9
     x = torch.zeros(2, side, side, c, dtype=dtype)
-    qkv, filters = x.new_zeros(2, side, side, 3 * third), x.new_zeros(3 * third, 3, 3)
-    convolution.convolve(qkv, filters)
-    convolution.convolve(qkv, filters, reverse=True)
-    convolution.filter_gradient(qkv, qkv, filters)
-    qk = qkv[..., : 2 * third].flatten(1, 2)
-    reductions.gram_gradient(reductions.gram(qk), qk)
-    reductions.moments(x[..., third : 2 * third].float())
-    gates, dynamic_filters = x.new_zeros(2, side, side, 2 * hidden), x.new_zeros(2, third, 7, 7)
-    gated.gated_values(gates, dynamic_filters)
-    gated.gated_values_gradient(gates[..., :hidden], gates, dynamic_filters)
-    wide = x.new_zeros(4 * c, c)
-    ones = torch.ones(c)
-    out, mean, inverse = norm_linear.norm_linear(x.float(), ones, ones, wide, 1e-5)
-    norm_linear.norm_linear_gradient(out, x.float(), ones, ones, wide, mean, inverse)
-    filters = x.new_zeros(4 * c, 3, 3)
-    gated.gated_depthwise_gradient(gated.gated_depthwise(out, filters), out, filters)
+    part, head = x[..., third : 2 * third], torch.ones(1)
+    ones, many = torch.ones(c), torch.ones(third)
+
+    normed, *kept = norm_linear.layer_norm(x, ones, ones, 1e-5)
+    norm_linear.norm_gradient(normed, x, ones, ones, *kept)
+
+    matrix, filters = torch.zeros(3 * third, third), torch.zeros(3 * third, 3, 3)
+    out, *kept = attention_branch.attention(part, matrix, filters, head)
+    attention_branch.attention_gradient(out, part, matrix, filters, head, *kept)
+
+    mean, sums = reductions.batch_sums(part)
+    reductions.batch_sums_gradient(mean, sums, part)
+    reductions.update_running(sums, many, many, torch.tensor(0), 0.1)
+    weights = torch.zeros(2 * hidden, third), torch.zeros(third, third), torch.zeros(49 * third, third)
+    ends = torch.zeros(third, hidden), torch.zeros(third, third)
+    for statistics in (sums, None):  # training and eval mode
+        given = convolution_branch.Inputs(
+            part, mean, statistics, *[many] * 4, head, *weights, *ends, torch.ones(2, dtype=torch.float64)
+        )
+        out, again = convolution_branch.gated_convolution(given)
+        convolution_branch.gated_convolution_gradient(out, given, again)
+
+    mlp = torch.zeros(2 * third, third), torch.zeros(third, 2 * third)
+    pointwise.channel_mlp_gradient(pointwise.channel_mlp(part, *mlp), part, *mlp)
+    scales, project = torch.ones(3), torch.zeros(c, c)
+    fused = pointwise.fusion_linear([out] * 3, scales, project, x)
+    pointwise.fusion_linear_gradient(fused, [out] * 3, scales, project)
+
+    ffn = ones, ones, torch.zeros(4 * c, c), torch.zeros(4 * c, 3, 3), torch.zeros(c, 2 * c)
+    out, *kept = feed_forward_branch.feed_forward(x, *ffn, True)
+    feed_forward_branch.feed_forward_gradient(out, x, *ffn, *kept, True)
 
 
 if __name__ == "__main__":

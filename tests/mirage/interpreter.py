@@ -22,6 +22,14 @@ def interpret_triton() -> None:
     try:
         import triton.experimental.gluon.language  # noqa: F401  # the interpreter's own late import
 
-        from mirage.kernels.triton import convolution, gated, norm_linear, reductions  # noqa: F401
+        from mirage.kernels.triton import (  # noqa: F401
+            attention_branch,
+            convolution,
+            convolution_branch,
+            gated,
+            norm_linear,
+            pointwise,
+            reductions,
+        )
     finally:
         del os.environ["TRITON_INTERPRET"]

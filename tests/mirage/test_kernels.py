@@ -22,13 +22,13 @@ from mirage.kernels import cpu, reference, triton
 from mirage.kernels.backend import select, use_backend
 from mirage.kernels.cpu import fused_c, layout, library
 from tests.gpu.kernel_cases import (
-    INPUTS,
     OPERATORS,
-    TRITON_KERNELS,
+    TRITON,
     check_operator,
     check_triton_operator,
     find,
     flat,
+    in_pairs,
     inputs,
     largest_error,
     leaves,
@@ -46,7 +46,7 @@ needs_triton = pytest.mark.skipif(  # fails CI, since conftest.py does not list 
 )
 needs_c = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")  # fails CI too
 
-FUSED = [name for name in OPERATORS if hasattr(fused_c, name.split()[0])]
+FUSED = [name for name in OPERATORS if hasattr(fused_c, name.split()[0]) and "with" not in name]
 CONVOLUTIONS = ["depthwise", "dynamic_depthwise", "moments"]
 
 C_SIZES = [
@@ -60,13 +60,15 @@ TRITON_SIZES = [(1, 1, 1, 1), (2, 2, 2, 10), (1, 5, 1, 21), (1, 1, 5, 85)]
 
 FEWER_SIZES = {
     **dict.fromkeys(["dynamic_depthwise"], TRITON_SIZES[:2]),
-    **dict.fromkeys(["gated_depthwise", "gated_values"], TRITON_SIZES[1::2]),
-    **dict.fromkeys(FUSED, TRITON_SIZES[1:2]),
+    **{name: TRITON_SIZES[1:2] for name in TRITON if name.startswith(("feed", "gated", "channel", "fusion"))},
 }
 """Fewer sizes for operators that take the same paths at the other sizes: the interpreter is slow."""
 
-USES_DOT = ("gram", "norm_linear", "attention_input", "feed_forward")
+USES_DOT = ("gram", "attention", "feed_forward", "gated_convolution", "channel_mlp", "fusion_linear")
 """Operators with a matrix product of Triton, whose interpreter treats bf16 as integers there."""
+
+BRANCHES = ("layer_norm", "attention", "gated_convolution", "channel_mlp", "fusion_linear", "feed_forward")
+"""Operators that cast their weights to the dtype of the maps."""
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +119,7 @@ def test_the_cpu_backend_equals_the_specification_in_float64(
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("name", "size"), [(name, size) for name in INPUTS for size in FEWER_SIZES.get(name, TRITON_SIZES)]
+    ("name", "size"), [(name, size) for name in TRITON for size in FEWER_SIZES.get(name, TRITON_SIZES)]
 )
 def test_triton_equals_the_specification_in_fp32(name: str, size: tuple[int, int, int, int]) -> None:
     for found, exact in pairs(triton, name, size, torch.float32, DEVICE):
@@ -125,15 +127,30 @@ def test_triton_equals_the_specification_in_fp32(name: str, size: tuple[int, int
 
 
 @needs_triton
-@pytest.mark.parametrize("name", TRITON_KERNELS)
+@pytest.mark.parametrize("name", TRITON)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
 def test_triton_adds_up_half_precision_in_fp32(name: str, dtype: torch.dtype, bound: float) -> None:
     # Two units in the last place: maps between kernels are rounded too, and the interpreter may truncate where a GPU
     # rounds.
-    if dtype == torch.bfloat16 and name in USES_DOT and DEVICE == "cpu":
+    if dtype == torch.bfloat16 and name.split()[0] in USES_DOT and DEVICE == "cpu":
         return
     for found, exact in pairs(triton, name, (1, 1, 2, 10), dtype, DEVICE):
         assert largest_error(found, exact) < bound
+
+
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in TRITON if name.split()[0] in BRANCHES])
+def test_triton_takes_maps_in_half_precision_and_weights_in_fp32(name: str) -> None:
+    given = leaves(inputs(name, (2, 1, 3, 10)))
+    maps = [x for x in flat(given) if x.dim() == 4 and x.shape[:3] == (2, 1, 3)]
+    low = {id(x): leaves(x, torch.float16) for x in maps}
+
+    def lowered(values: Any) -> Any:
+        return [lowered(x) for x in values] if isinstance(values, list) else low.get(id(values), values)
+
+    for found, exact in in_pairs(find(triton, name), find(reference, name), lowered(given)):
+        assert largest_error(found, exact) < 2**-8
+        assert found.dtype == (torch.float16 if found.shape[:3] == (2, 1, 3) else torch.float32)
 
 
 @pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "cpu"])
@@ -198,7 +215,7 @@ def test_cpu_operators_obey_the_rules_of_torch_library(name: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", [name for name in TRITON_KERNELS if name != "dynamic_depthwise"])
+@pytest.mark.parametrize("name", [name for name in TRITON if " " not in name and name != "dynamic_depthwise"])
 def test_triton_operators_obey_the_rules_of_torch_library(name: str) -> None:
     check_triton_operator(name, DEVICE)
 
@@ -236,7 +253,7 @@ def test_the_cpu_backend_keeps_nothing_but_the_inputs(name: str, dtype: torch.dt
 
 @pytest.mark.parametrize("name", FUSED)
 def test_under_autocast_they_work_in_bf16_and_are_near_fp32(name: str) -> None:
-    function = getattr(kernels, name.split()[0])
+    function = getattr(cpu, name.split()[0])
     exact = flat(results(function, leaves(inputs(name, (2, 3, 4, 8)))))
     with torch.autocast("cpu", torch.bfloat16):
         outputs, gradients = results(function, leaves(inputs(name, (2, 3, 4, 8))))
@@ -305,7 +322,7 @@ def test_each_image_gets_its_own_filters() -> None:
 def test_moments_do_not_cancel_far_from_zero() -> None:
     x = 1000 + torch.randn(2, 32, 32, 4, dtype=torch.float64)
     _, exact = reference.moments(x)
-    _, found = kernels.moments(x.float())
+    _, found = cpu.moments(x.float())
     assert ((found - exact) / exact).abs().max() < 1e-4
 
 

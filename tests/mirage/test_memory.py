@@ -48,7 +48,8 @@ def test_the_memory_model_is_within_a_twentieth_of_what_autograd_keeps(
 ) -> None:
     config = CONFIGS[name]
     predicted = 2 * activation_bytes(config, SIDE, SIDE, StepMode(precision, backend=backend))
-    predicted += cast_bytes(config, precision)
+    if backend == "cpu":
+        predicted += cast_bytes(config, precision)
     assert predicted == pytest.approx(kept(config, precision, "none"), rel=0.05)
 
 
@@ -59,7 +60,7 @@ def test_checkpointed_blocks_keep_their_input_alone(
     which: ActivationCheckpointing, precision: Precision, backend: Backend
 ) -> None:
     predicted = 2 * activation_bytes(BASE, SIDE, SIDE, StepMode(precision, which, backend))
-    if which != "all":
+    if which != "all" and backend == "cpu":
         predicted += cast_bytes(BASE, precision)
     assert predicted == pytest.approx(kept(BASE, precision, which), rel=0.08)
 

@@ -53,7 +53,7 @@ def test_hidden_widths_are_multiples_and_the_model_itself_stays() -> None:
     assert widths
     assert all(width % 8 == 0 for width in widths)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert any(m.hidden % 8 for m in model.modules() if isinstance(m, GatedConvolution))
+    assert any(m.contract.in_features % 8 for m in model.modules() if isinstance(m, GatedConvolution))
 
 
 def test_it_is_an_option_of_load_and_a_padded_model_is_not_saved(tmp_path: Path) -> None:

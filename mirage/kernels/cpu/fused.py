@@ -16,18 +16,30 @@ from torch.utils.checkpoint import checkpoint
 from mirage.kernels import reference
 from mirage.kernels.autocast import cast_for_autocast
 from mirage.kernels.cpu import fused_c, library
+from mirage.kernels.reference import NormStatistics, add_in_place
 
 R = TypeVar("R")
 
 
 def feed_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    filters: Tensor,
+    contract: Tensor,
+    shortcut: bool = False,
 ) -> Tensor:
-    """Apply layer norm and the feed-forward network: (b, h, w, c) → (b, h, w, c)."""
+    """Apply layer norm and the feed-forward network, and add x if `shortcut`: (b, h, w, c) → (b, h, w, c)."""
     inputs = (x, scale, shift, *cast_for_autocast(x, expand, filters, contract))
-    if library.supports(*inputs):
-        return fused_c.feed_forward(*inputs)
-    return _checkpointed(reference.feed_forward, *inputs)
+    in_c = library.supports(*inputs)
+    out = fused_c.feed_forward(*inputs) if in_c else _checkpointed(reference.feed_forward, *inputs)
+    return add_in_place(out, x) if shortcut else out
+
+
+def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> Tensor:
+    """Apply channel attention: (b, h, w, c) → (b, h, w, a)."""
+    return reference.mix_channels(*attention_input(x, matrix, filters), temperature)
 
 
 def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +58,26 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contrac
     return _checkpointed(reference.gated_unit, *inputs)
 
 
+def gated_convolution(
+    x: Tensor,
+    statistics: NormStatistics,
+    gain: Tensor,
+    offset: Tensor,
+    temperature: Tensor,
+    expand: Tensor,
+    generator: Tensor | None,
+    filters: Tensor,
+    contract: Tensor,
+    project: Tensor,
+    path_scale: Tensor | None,
+) -> Tensor:
+    """Apply batch norm, the gated convolution and a last linear layer: (b, h, w, c) → (b, h, w, o)."""
+    weight, bias, made = reference.generated(
+        x, statistics, gain, offset, temperature, expand, generator, filters
+    )
+    return reference.end_of_path(gated_unit(x, weight, bias, made, contract), x, project, path_scale)
+
+
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """Apply two linear layers with a GELU between them: (b, h, w, c) → (b, h, w, c)."""
     inputs = cast_for_autocast(x, x, expand, contract)
@@ -54,12 +86,16 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     return _checkpointed(reference.channel_mlp, *inputs)
 
 
-def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
-    """Gate the branches (b, h, w, c) by each other, concatenate and project → (b, h, w, o)."""
+def fusion_linear(
+    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """Gate the branches (b, h, w, c) by each other, concatenate, project and add the shortcut → (b, h, w, o)."""
     scales, weight, *branches = cast_for_autocast(branches[0], scales, weight, *branches)
     if library.supports(*branches, scales, weight):
-        return fused_c.fusion_linear(branches, scales, weight)
-    return _checkpointed(_fusion_linear, scales, weight, *branches)
+        out = fused_c.fusion_linear(branches, scales, weight)
+    else:
+        out = _checkpointed(_fusion_linear, scales, weight, *branches)
+    return out if shortcut is None else add_in_place(out, shortcut)
 
 
 def _contiguous_attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:

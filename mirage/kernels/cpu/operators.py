@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirage.kernels.custom_op import Operator, save_inputs
+from mirage.kernels.reference import pool_moments
 
 
 def _convolve(x: Tensor, filters: Tensor) -> Tensor:
@@ -84,6 +85,11 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x if x.dtype == torch.float64 else x.float()
     mean = x.mean((1, 2))
     return mean, (x - mean[:, None, None]).square_().sum((1, 2))
+
+
+def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's mean (b, c), and of the batch (1 + 2c,) the pixels, sums and sums of squares."""
+    return pool_moments(*moments(x), pixels=x.shape[1] * x.shape[2])
 
 
 @torch.library.custom_op("mirage::moments_backward", mutates_args=())

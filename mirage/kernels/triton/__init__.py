@@ -1,26 +1,35 @@
 """Triton backend for CUDA: which module implements which operator. Triton is imported when the first kernel runs.
 
-`operators.py` declares the kernels as operators with gradients, `fused.py` composes them; the other modules are the
-kernels.
+`operators.py` declares the operators with gradients; the other modules are their kernels, one module for each branch of
+a block and a few that they share.
 """
 
 import torch
 
-from mirage.kernels.reference import channel_mlp, fusion_linear
-from mirage.kernels.triton.fused import attention_input, feed_forward, gated_unit
-from mirage.kernels.triton.operators import depthwise, gram, moments
+from mirage.kernels.triton.fused import (
+    attention,
+    channel_mlp,
+    feed_forward,
+    fusion_linear,
+    gated_convolution,
+    layer_norm,
+    update_running,
+)
+from mirage.kernels.triton.operators import batch_sums, depthwise, gram
 
 __all__ = [
     "DTYPES",
-    "attention_input",
+    "attention",
+    "batch_sums",
     "channel_mlp",
     "depthwise",
     "dynamic_depthwise",
     "feed_forward",
     "fusion_linear",
-    "gated_unit",
+    "gated_convolution",
     "gram",
-    "moments",
+    "layer_norm",
+    "update_running",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

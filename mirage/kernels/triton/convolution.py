@@ -16,10 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.tiling import channels_last, gelu_derivative, tile
+from mirage.kernels.triton.tiling import gelu_derivative, tile
 
 STRIP = 16
 """Rows that one program of the filter gradient adds up."""
+
+
+def prepared(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return filters (c, k, k) or (b, c, k, k) in this dtype, with their channels last as in a map."""
+    moved = filters.movedim(-3, -1)
+    return torch.empty(moved.shape, dtype=dtype, device=filters.device).copy_(moved)
 
 
 def convolve(
@@ -30,16 +36,15 @@ def convolve(
     before_gelu: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Correlate x (b, h, w, c) with filters (c, k, k) or (b, c, k, k), with zero padding.
+    """Correlate x (b, h, w, c) with `prepared` filters (k, k, c) or (b, k, k, c), with zero padding.
 
     reverse: rotate the filters by 180 degrees, for the gradient of the map.
     before_gelu: multiply by the derivative of GELU at these values, for a GELU before the convolution.
     out: the map to write to, or a slice of its channels; by default a new map.
     """
     batch, height, width, channels = x.shape
-    size = filters.shape[-1]
+    size = filters.shape[-2]
     x, x_stride = with_pixel_stride(x)
-    filters = channels_last(filters)
     before, before_stride = (x, 0) if before_gelu is None else with_pixel_stride(before_gelu)
     if out is None:
         out = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
@@ -70,14 +75,17 @@ def convolve(
     return out
 
 
-def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor) -> Tensor:
-    """Return the gradient of `convolve` with respect to its filters, in their shape and dtype; grad, x (b, h, w, c)."""
+def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the gradient of `convolve` with respect to filters (c, k, k) or (b, c, k, k), in their shape.
+
+    grad, x (b, h, w, c). dtype: that of the result, by default that of the filters.
+    """
     batch, height, width, channels = x.shape
     size = filters.shape[-1]
     grad, grad_stride = with_pixel_stride(grad)
     x, x_stride = with_pixel_stride(x)
     strips = triton.cdiv(height, STRIP)
-    partial = torch.empty((batch, strips, size, size, channels), dtype=torch.float32, device=x.device)
+    partial = torch.empty((batch, strips, channels, size, size), dtype=torch.float32, device=x.device)
     block = min(triton.next_power_of_2(channels), 16)
     pixels = min(triton.next_power_of_2(width), 256 // block)
     with torch.cuda.device_of(x):
@@ -99,7 +107,7 @@ def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor) -> Tensor:
             CHANNELS=block,
         )
     total = partial.sum(1) if filters.dim() == 4 else partial.sum((0, 1))
-    return total.movedim(-1, -3).to(filters.dtype).contiguous()
+    return total.to(dtype or filters.dtype)
 
 
 @triton.jit
@@ -201,6 +209,6 @@ def _filter_gradient(
         )
         total += value.to(tl.float32) * g.to(tl.float32)[None, :, :]
 
-    row = ((image * strips + strip) * SIZE + dy) * SIZE + dx
+    row = ((image * strips + strip) * channels + channel) * SIZE + dy
     mask = (dx < SIZE)[:, None] & present[None, :]
-    tl.store(partial + row[:, None] * channels + channel[None, :], tl.sum(total, axis=1), mask=mask)
+    tl.store(partial + row[None, :] * SIZE + dx[:, None], tl.sum(total, axis=1), mask=mask)

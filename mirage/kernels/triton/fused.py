@@ -1,36 +1,80 @@
-"""Fused operators made of Triton kernels and PyTorch's matrix products."""
+"""The operators of a block on CUDA, as `mirage.kernels` calls them: without what their gradients keep."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from mirage.kernels import reference
-from mirage.kernels.autocast import cast_for_autocast
+from mirage.kernels.reference import BATCH_NORM_MOMENTUM, NORM_EPS, NormStatistics
 from mirage.kernels.triton import operators
 
 
-def feed_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
+def _low(x: Tensor) -> Tensor:
+    """Return x in the dtype of autocast, if that is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalise the channels of x (b, h, w, c)."""
+    out: Tensor = operators.layer_norm(_low(x), scale, shift, NORM_EPS)[0]
+    return out
+
+
+def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> Tensor:
+    """Apply channel attention: x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3), temperature (heads,)."""
+    out: Tensor = operators.attention(_low(x), matrix, filters, temperature)[0]
+    return out
+
+
+def update_running(sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor) -> None:
+    """Move the running statistics (c,) towards those of a batch."""
+    operators.update_running(sums.detach(), running_mean, running_var, tracked, BATCH_NORM_MOMENTUM)
+
+
+def gated_convolution(
+    x: Tensor,
+    statistics: NormStatistics,
+    gain: Tensor,
+    offset: Tensor,
+    temperature: Tensor,
+    expand: Tensor,
+    generator: Tensor | None,
+    filters: Tensor,
+    contract: Tensor,
+    project: Tensor,
+    path_scale: Tensor | None,
 ) -> Tensor:
-    """Apply layer norm and the feed-forward network: (b, h, w, c) → (b, h, w, c).
-
-    Kept for the gradient: x, two numbers per pixel, the hidden map before its GELU, and the gated map.
-    """
-    expand, filters, contract = cast_for_autocast(x, expand, filters, contract)
-    hidden, _, _ = operators.norm_linear(x, scale, shift, expand, reference.NORM_EPS)
-    return F.linear(operators.gated_depthwise(hidden, filters), contract)
+    """Apply the gated convolution to x (b, h, w, c)."""
+    weights = gain, offset, temperature, expand, generator, filters, contract, project
+    out: Tensor = operators.gated_convolution(_low(x), *statistics, *weights, path_scale)[0]
+    return out
 
 
-def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return v (b, h, w, a) and the Gram matrix of q and k (b, 2a, 2a); x (b, h, w, c), matrix (3a, c)."""
-    x, matrix, filters = cast_for_autocast(x, x, matrix, filters)
-    qkv = operators.depthwise(F.linear(x, matrix), filters)
-    width = matrix.shape[0] // 3
-    return qkv[..., 2 * width :], operators.gram(qkv[..., : 2 * width].flatten(1, 2))
+def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    """Apply two linear layers with a GELU between them to x (b, h, w, c)."""
+    out: Tensor = operators.channel_mlp(_low(x), expand, contract)
+    return out
 
 
-def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
-    """Apply the gated convolution: x (b, h, w, c), weight (2n, c), filters (b, m, k, k), contract (c, n)."""
-    x, weight, bias, filters, contract = cast_for_autocast(x, x, weight, bias, filters, contract)
-    return F.linear(operators.gated_values(F.linear(x, weight, bias), filters), contract)
+def fusion_linear(
+    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
+    """Gate the branches (b, h, w, c) by each other, project them, and add the shortcut (b, h, w, o)."""
+    around = None if shortcut is None else _low(shortcut)
+    out: Tensor = operators.fusion_linear([_low(x) for x in branches], scales, weight, around)
+    return out
+
+
+def feed_forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    filters: Tensor,
+    contract: Tensor,
+    shortcut: bool = False,
+) -> Tensor:
+    """Apply layer norm and the feed-forward network to x (b, h, w, c), and add x if `shortcut`."""
+    out: Tensor = operators.feed_forward(_low(x), scale, shift, expand, filters, contract, shortcut)[0]
+    return out

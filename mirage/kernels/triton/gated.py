@@ -9,84 +9,72 @@ gradients. `gated_depthwise` is the middle of the feed-forward network, `gated_v
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.convolution import convolve, filter_gradient
-from mirage.kernels.triton.tiling import channels_last, gelu, gelu_derivative, tile
+from mirage.kernels.triton.matrices import matrix_precision
+from mirage.kernels.triton.tiling import gelu, gelu_derivative, tile
 
 
-def gated_depthwise(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Apply GELU, filters (2n, 3, 3) and the gate: hidden (b, h, w, 2n) → (b, h, w, n).
+def gated_depthwise(active: Tensor, filters: Tensor) -> Tensor:
+    """Apply prepared filters (3, 3, 2n) and the gate to active (b, h, w, 2n) → (b, h, w, n).
 
-    GELU is a separate pass: inside the convolution it would be evaluated for every tap.
+    The kernel that writes `active` applies the GELU before the convolution: here it would be evaluated for every tap.
     """
-    out = hidden.new_empty((*hidden.shape[:3], hidden.shape[3] // 2))
-    _run_depthwise(F.gelu(hidden), filters, out, grad=None)
+    out = active.new_empty(*active.shape[:3], active.shape[3] // 2)
+    _run_depthwise(active, filters, out)
     return out
 
 
-def gated_depthwise_gradient(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients with respect to hidden and filters."""
-    active = F.gelu(hidden)
-    convolved = hidden.new_empty(hidden.shape)  # gradient of the convolved map
-    _run_depthwise(active, filters, convolved, grad=grad)
-    grad_hidden = convolve(convolved, filters, reverse=True, before_gelu=hidden)
-    return grad_hidden, filter_gradient(convolved, active, filters)
-
-
-def gated_values(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Apply filters (b, m, k, k) and the gate: hidden (b, h, w, 2n) → (b, h, w, n).
-
-    The first n channels are the gates; of the others the last m are convolved, with filters for each image.
-    """
-    out = hidden.new_empty((*hidden.shape[:3], hidden.shape[3] // 2))
-    _run_values(hidden, filters, out, out, grad=None)
+def gated_depthwise_gradient(grad: Tensor, contract: Tensor, active: Tensor, filters: Tensor) -> Tensor:
+    """Return the gradient of the convolved map (b, h, w, 2n); grad is that of a linear layer (c, n) after the gate."""
+    out = torch.empty_like(active)
+    _run_depthwise(active, filters, out, grad, contract)
     return out
 
 
-def gated_values_gradient(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients with respect to hidden and filters."""
-    wide = filters.shape[1]
-    out = hidden.new_empty(hidden.shape)
-    convolved = hidden.new_empty((*hidden.shape[:3], wide))  # gradient of the convolved map
-    _run_values(hidden, filters, out, convolved, grad=grad)
-    convolve(convolved, filters, reverse=True, out=out[..., -wide:])
-    return out, filter_gradient(convolved, hidden[..., -wide:], filters)
-
-
-def _run_depthwise(active: Tensor, filters: Tensor, out: Tensor, grad: Tensor | None) -> None:
+def _run_depthwise(
+    active: Tensor, filters: Tensor, out: Tensor, grad: Tensor | None = None, contract: Tensor | None = None
+) -> None:
     batch, height, width, both = active.shape
-    size = filters.shape[-1]
-    active, stride = with_pixel_stride(active)
-    upstream, grad_stride = (active, 0) if grad is None else with_pixel_stride(grad)
-    pixels, wide = tile(width, both // 2)
+    pixels, block = tile(width, both // 2)
+    if grad is not None:  # a matrix product takes at least 16 rows and columns
+        pixels, block = 16, min(max(block, 16), 32)
     pieces = triton.cdiv(width, pixels)
     with torch.cuda.device_of(active):
-        _gated_depthwise[(batch * height * pieces, triton.cdiv(both // 2, wide))](
+        _gated_depthwise[(batch * height * pieces, triton.cdiv(both // 2, block))](
             active,
-            channels_last(filters),
-            upstream,
+            filters,
+            active if grad is None else grad,
+            active if contract is None else contract,
             out,
             height,
             width,
             both // 2,
-            stride,
-            grad_stride,
+            0 if grad is None else grad.shape[3],
             pieces,
-            SIZE=size,
+            SIZE=filters.shape[0],
             BACKWARD=grad is not None,
+            PRECISION=matrix_precision(),
             PIXELS=pixels,
-            CHANNELS=wide,
+            CHANNELS=block,
+            STEP=32,
         )
 
 
-def _run_values(hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor, grad: Tensor | None) -> None:
+def run_values(
+    hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor, grad: Tensor | None, scale: Tensor | None
+) -> None:
+    """Apply prepared filters (b, k, k, m) and the gate to hidden (b, h, w, 2n); write (b, h, w, n) to out.
+
+    The first n channels are the gates; of the others the last m are convolved. scale (b,): a factor for each image.
+    With the gradient of that, write the gradient of hidden to out, except for what is convolved: its gradient after the
+    convolution goes to `convolved` (b, h, w, m).
+    """
     batch, height, width, both = hidden.shape
-    wide, size = filters.shape[1], filters.shape[-1]
+    wide, size = filters.shape[-1], filters.shape[-2]
     hidden, stride = with_pixel_stride(hidden)
     upstream, grad_stride = (hidden, 0) if grad is None else with_pixel_stride(grad)
     pixels, block = tile(width, both // 2)
@@ -94,8 +82,9 @@ def _run_values(hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor,
     with torch.cuda.device_of(hidden):
         _gated_values[(batch * height * pieces, triton.cdiv(both // 2, block))](
             hidden,
-            channels_last(filters),
+            filters,
             upstream,
+            hidden if scale is None else scale,
             out,
             convolved,
             height,
@@ -107,6 +96,7 @@ def _run_values(hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor,
             pieces,
             SIZE=size,
             BACKWARD=grad is not None,
+            SCALED=scale is not None,
             PIXELS=pixels,
             CHANNELS=block,
         )
@@ -117,17 +107,19 @@ def _gated_depthwise(
     active,
     filters,
     grad,
+    contract,
     out,
     height,
     width,
     half,
-    stride,
-    grad_stride,
+    channels,
     pieces,
     SIZE: tl.constexpr,
     BACKWARD: tl.constexpr,
+    PRECISION: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     row = tl.program_id(0) // pieces  # over all images
     image = row // height
@@ -140,12 +132,12 @@ def _gated_depthwise(
     value = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
     for dy in range(SIZE):
         source_y = y + dy - SIZE // 2
-        start = active + (image.to(tl.int64) * height + source_y) * width * stride
+        start = active + (image.to(tl.int64) * height + source_y) * width * 2 * half
         end = tl.where((source_y >= 0) & (source_y < height), width, 0)
         for dx in tl.static_range(SIZE):
             source_x = column + dx - SIZE // 2
             mask = ((source_x >= 0) & (source_x < end))[:, None] & present[None, :]
-            here = start + source_x[:, None] * stride + channel[None, :]
+            here = start + source_x[:, None] * 2 * half + channel[None, :]
             tap = filters + (dy * SIZE + dx) * 2 * half + channel
             gate += (
                 tl.load(here, mask=mask, other=0.0).to(tl.float32)
@@ -159,8 +151,21 @@ def _gated_depthwise(
     pixel = row.to(tl.int64) * width + column
     mask = (column < width)[:, None] & present[None, :]
     if BACKWARD:
-        g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
-        g = g.to(tl.float32)
+        g = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
+        for start in range(0, channels, STEP):
+            inner = start + tl.arange(0, STEP)
+            within = inner < channels
+            upstream = tl.load(
+                grad + pixel[:, None] * channels + inner[None, :],
+                mask=(column < width)[:, None] & within[None, :],
+                other=0.0,
+            )
+            matrix = tl.load(
+                contract + inner[:, None] * half + channel[None, :],
+                mask=within[:, None] & present[None, :],
+                other=0.0,
+            )
+            g += tl.dot(upstream, matrix.to(upstream.dtype), input_precision=PRECISION)
         target = out + pixel[:, None] * 2 * half + channel[None, :]
         tl.store(target, g * value * gelu_derivative(gate), mask=mask)
         tl.store(target + half, g * gelu(gate), mask=mask)
@@ -173,6 +178,7 @@ def _gated_values(
     hidden,
     filters,
     grad,
+    scale,
     out,
     convolved,
     height,
@@ -184,6 +190,7 @@ def _gated_values(
     pieces,
     SIZE: tl.constexpr,
     BACKWARD: tl.constexpr,
+    SCALED: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -217,9 +224,12 @@ def _gated_values(
                 tap = tl.load(image_filters + (dy * SIZE + dx) * wide, mask=convolved_channel, other=0.0)
                 value += neighbour.to(tl.float32) * tap.to(tl.float32)[None, :]
 
+    factor = 1.0
+    if SCALED:
+        factor = tl.load(scale + image).to(tl.float32)
     if BACKWARD:
         g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
-        g = g.to(tl.float32)
+        g = g.to(tl.float32) * factor
         target = out + pixel[:, None] * 2 * half + channel[None, :]
         tl.store(target, g * value * gelu_derivative(gate), mask=mask)
         grad_value = g * gelu(gate)
@@ -230,4 +240,4 @@ def _gated_values(
             mask=within & convolved_channel[None, :],
         )
     else:
-        tl.store(out + pixel[:, None] * half + channel[None, :], gelu(gate) * value, mask=mask)
+        tl.store(out + pixel[:, None] * half + channel[None, :], gelu(gate) * value * factor, mask=mask)

@@ -1,12 +1,14 @@
-"""Layer norm and the linear layer after it in one Triton kernel: the normalised map is not written.
+"""Layer norm in Triton, by itself or with the linear layer and the GELU after it: the normalised map is not written.
 
-Mean and deviation of each pixel are kept for the gradient, which computes the normalised map once more for the gradient
-of the weight.
+The gradient needs mean and deviation of each pixel, and computes the normalised map once more for the gradient of the
+weight.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,32 +16,60 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.matrices import matrix_precision
+from mirage.kernels.triton.tiling import gelu
 
 CHUNK = 256
 """Pixels of one program of the gradient."""
 
 
-def norm_linear(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply layer norm and weight (n, c) to x (b, h, w, c); return the result, means, 1 / deviations.
-
-    scale and shift (c,). The result is (b, h, w, n) in weight's dtype; the other two are (b * h * w,) in fp32.
-    """
-    batch, height, width, channels = x.shape
-    pixels, outputs = batch * height * width, weight.shape[0]
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normalised map (b, h, w, c), and the mean and 1 / deviation of each pixel, (b * h * w,) in fp32."""
+    channels, pixels = x.shape[3], x.shape[:3].numel()
     x, stride = with_pixel_stride(x)
-    out = torch.empty((batch, height, width, outputs), dtype=weight.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    mean, inverse = (torch.empty(pixels, dtype=torch.float32, device=x.device) for _ in range(2))
+    across = triton.next_power_of_2(channels)
+    rows = max(2048 // across, 1)
+    with torch.cuda.device_of(x):
+        _layer_norm[(triton.cdiv(pixels, rows),)](
+            x, scale, shift, out, mean, inverse, pixels, channels, stride, eps, ROWS=rows, ACROSS=across
+        )
+    return out, mean, inverse
+
+
+class Normed(NamedTuple):
+    """What `norm_linear` returns."""
+
+    active: Tensor
+    """(b, h, w, n), the GELU of the hidden map."""
+    hidden: Tensor
+    """(b, h, w, n), or `active` once more."""
+    mean: Tensor
+    """(b * h * w,), of each pixel."""
+    inverse: Tensor
+    """(b * h * w,), 1 / deviation of each pixel."""
+
+
+def norm_linear(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float, with_hidden: bool = False
+) -> Normed:
+    """Apply layer norm, weight (n, c) and GELU to x (b, h, w, c). with_hidden: write what the GELU takes as well."""
+    channels, pixels, outputs = x.shape[3], x.shape[:3].numel(), weight.shape[0]
+    x, stride = with_pixel_stride(x)
+    active = x.new_empty(*x.shape[:3], outputs)
+    hidden = torch.empty_like(active) if with_hidden else active
     mean, inverse = (torch.empty(pixels, dtype=torch.float32, device=x.device) for _ in range(2))
     across = max(triton.next_power_of_2(channels), 16)
     rows = 64 if across <= 64 else 32 if across <= 256 else 16
     with torch.cuda.device_of(x):
         _norm_linear[(triton.cdiv(pixels, rows),)](
             x,
-            scale.contiguous(),
-            shift.contiguous(),
-            weight.contiguous(),
-            out,
+            scale,
+            shift,
+            weight,
+            hidden,
+            active,
             mean,
             inverse,
             pixels,
@@ -47,54 +77,105 @@ def norm_linear(
             outputs,
             stride,
             eps,
-            PRECISION="tf32" if _allows_tf32() else "ieee",
+            HIDDEN=with_hidden,
+            PRECISION=matrix_precision(),
             ROWS=rows,
             ACROSS=across,
             OUTPUTS=32 if across <= 256 else 16,
             num_stages=2,
         )
-    return out, mean, inverse
+    return Normed(active, hidden, mean, inverse)
 
 
-def norm_linear_gradient(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients with respect to x, scale, shift and weight."""
+def norm_gradient(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients with respect to x, and scale and shift (2, c), and the normalised map (pixels, c).
+
+    grad: of the normalised map, or of what weight (n, c) makes of it. Without weight the third is empty. shortcut: a
+    gradient that is added to that of x.
+    """
     channels = x.shape[3]
     x, stride = with_pixel_stride(x)
-    grad = grad.reshape(-1, weight.shape[0])
-    pixels = grad.shape[0]
-    normed_grad = grad @ weight  # (pixels, c)
+    grad = grad.contiguous()
+    pixels = x.shape[:3].numel()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    normed = torch.empty((pixels, channels), dtype=weight.dtype, device=x.device)
-    programs = triton.cdiv(pixels, CHUNK)
-    partial = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device)
+    normed = out.new_empty((0 if weight is None else pixels, channels))
+    around = out if shortcut is None else shortcut.contiguous()
     across = triton.next_power_of_2(channels)
+    rows, chunk = max(min(1024 // across, CHUNK), 1), CHUNK
+    if weight is not None:
+        across = max(across, 16)
+        rows = 64 if across <= 64 else 32 if across <= 128 else 16
+        chunk = max(CHUNK, rows)
+    programs = triton.cdiv(pixels, chunk)
+    partial = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _norm_gradient[(programs,)](
-            normed_grad,
+            grad,
             x,
-            scale.contiguous(),
-            shift.contiguous(),
+            scale,
+            shift,
             mean,
             inverse,
+            scale if weight is None else weight,
+            around,
             out,
             normed,
             partial,
             pixels,
             channels,
+            0 if weight is None else weight.shape[0],
             stride,
-            CHUNK=CHUNK,
-            ROWS=max(min(1024 // across, CHUNK), 1),
+            LINEAR=weight is not None,
+            SHORTCUT=shortcut is not None,
+            PRECISION=matrix_precision(),
+            CHUNK=chunk,
+            ROWS=rows,
             ACROSS=across,
+            STEP=32,
+            num_warps=4 if across <= 128 else 8,
         )
-    grad_scale, grad_shift = (part.sum(0) for part in partial.unbind(1))
-    return out, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype), grad.mT @ normed
+    return out, partial.sum(0).to(scale.dtype), normed
 
 
-def _allows_tf32() -> bool:
-    """Return whether torch may round factors of fp32 matrix products to TF32."""
-    return torch.get_float32_matmul_precision() != "highest"
+@triton.jit
+def _layer_norm(
+    x,
+    scale,
+    shift,
+    out,
+    means,
+    inverses,
+    pixels,
+    channels,
+    stride,
+    eps,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    mask = valid[:, None] & present[None, :]
+    value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(value, axis=1) / channels
+    centred = tl.where(present[None, :], value - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    tl.store(means + pixel, mean, mask=valid)
+    tl.store(inverses + pixel, inverse, mask=valid)
+    norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
+    norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
+    normed = centred * inverse[:, None] * norm_scale[None, :] + norm_shift[None, :]
+    tl.store(out + pixel[:, None] * channels + channel[None, :], normed, mask=mask)
 
 
 @triton.jit
@@ -104,6 +185,7 @@ def _norm_linear(
     shift,
     weight,
     out,
+    active,
     means,
     inverses,
     pixels,
@@ -111,6 +193,7 @@ def _norm_linear(
     outputs,
     stride,
     eps,
+    HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -131,7 +214,7 @@ def _norm_linear(
     norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
     norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
     normed = centred * inverse[:, None] * norm_scale[None, :] + norm_shift[None, :]
-    normed = normed.to(weight.dtype.element_ty)
+    normed = normed.to(out.dtype.element_ty)
     for start in range(0, outputs, OUTPUTS):
         output = start + tl.arange(0, OUTPUTS)
         matrix = tl.load(
@@ -139,12 +222,12 @@ def _norm_linear(
             mask=(output < outputs)[None, :] & present[:, None],
             other=0.0,
         )
-        product = tl.dot(normed, matrix, input_precision=PRECISION)
-        tl.store(
-            out + pixel[:, None] * outputs + output[None, :],
-            product,
-            mask=valid[:, None] & (output < outputs)[None, :],
-        )
+        product = tl.dot(normed, matrix.to(normed.dtype), input_precision=PRECISION).to(normed.dtype)
+        here = pixel[:, None] * outputs + output[None, :]
+        mask = valid[:, None] & (output < outputs)[None, :]
+        if HIDDEN:
+            tl.store(out + here, product, mask=mask)
+        tl.store(active + here, gelu(product.to(tl.float32)), mask=mask)
 
 
 @triton.jit
@@ -155,22 +238,29 @@ def _norm_gradient(
     shift,
     means,
     inverses,
+    weight,
+    shortcut,
     out,
     normed,
     partial,
     pixels,
     channels,
+    outputs,
     stride,
+    LINEAR: tl.constexpr,
+    SHORTCUT: tl.constexpr,
+    PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     channel = tl.arange(0, ACROSS)
     present = channel < channels
     norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
     norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
-    grad_scale = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    grad_shift = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    grad_scale = tl.zeros([ACROSS], dtype=tl.float32)
+    grad_shift = tl.zeros([ACROSS], dtype=tl.float32)
     for start in range(0, CHUNK, ROWS):
         pixel = tl.program_id(0).to(tl.int64) * CHUNK + start + tl.arange(0, ROWS)
         valid = pixel < pixels
@@ -178,20 +268,40 @@ def _norm_gradient(
         value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
         mean = tl.load(means + pixel, mask=valid, other=0.0)
         inverse = tl.load(inverses + pixel, mask=valid, other=0.0)
-        g = tl.load(grad + pixel[:, None] * channels + channel[None, :], mask=mask, other=0.0)
-        g = g.to(tl.float32)
+        if LINEAR:
+            g = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+            for first in range(0, outputs, STEP):
+                output = first + tl.arange(0, STEP)
+                within = output < outputs
+                upstream = tl.load(
+                    grad + pixel[:, None] * outputs + output[None, :],
+                    mask=valid[:, None] & within[None, :],
+                    other=0.0,
+                )
+                matrix = tl.load(
+                    weight + output[:, None] * channels + channel[None, :],
+                    mask=within[:, None] & present[None, :],
+                    other=0.0,
+                )
+                g += tl.dot(upstream, matrix.to(upstream.dtype), input_precision=PRECISION)
+        else:
+            g = tl.load(grad + pixel[:, None] * channels + channel[None, :], mask=mask, other=0.0)
+            g = g.to(tl.float32)
         standard = tl.where(mask, (value - mean[:, None]) * inverse[:, None], 0.0)
-        grad_scale += g * standard
-        grad_shift += g
+        grad_scale += tl.sum(g * standard, axis=0)
+        grad_shift += tl.sum(g, axis=0)
 
         scaled = g * norm_scale[None, :]
         mean_grad = tl.sum(scaled, axis=1) / channels
         projection = tl.sum(scaled * standard, axis=1) / channels
         grad_x = (scaled - mean_grad[:, None] - standard * projection[:, None]) * inverse[:, None]
-        tl.store(out + pixel[:, None] * channels + channel[None, :], grad_x, mask=mask)
-        normalised = standard * norm_scale[None, :] + norm_shift[None, :]
-        tl.store(normed + pixel[:, None] * channels + channel[None, :], normalised, mask=mask)
+        here = pixel[:, None] * channels + channel[None, :]
+        if SHORTCUT:
+            grad_x += tl.load(shortcut + here, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + here, grad_x, mask=mask)
+        if LINEAR:
+            tl.store(normed + here, standard * norm_scale[None, :] + norm_shift[None, :], mask=mask)
 
     row = tl.program_id(0) * 2 * channels
-    tl.store(partial + row + channel, tl.sum(grad_scale, axis=0), mask=present)
-    tl.store(partial + row + channels + channel, tl.sum(grad_shift, axis=0), mask=present)
+    tl.store(partial + row + channel, grad_scale, mask=present)
+    tl.store(partial + row + channels + channel, grad_shift, mask=present)

@@ -1,7 +1,8 @@
-"""The Triton kernels as operators with gradients, opaque to torch.compile. Triton is imported when the first one runs.
+"""The Triton backend as operators with gradients, opaque to torch.compile. Triton is imported when the first one runs.
 
-Each operator keeps its inputs for the gradient (`norm_linear` also two numbers per pixel) and computes the rest again.
-None uses atomic additions: equal inputs give equal bits, with or without `torch.use_deterministic_algorithms`.
+Each operator is a whole branch of a block. What its gradient needs beside the inputs is returned as further outputs, on
+which nobody else depends. None uses atomic additions: equal inputs give equal bits, with or without
+`torch.use_deterministic_algorithms`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage.kernels.cpu.operators import moments_backward, save_moments
 from mirage.kernels.custom_op import save_inputs
 
 
@@ -20,7 +20,7 @@ def depthwise(x: Tensor, filters: Tensor) -> Tensor:
     """Convolve x (b, h, w, c) with filters (c, k, k) or (b, c, k, k) → (b, h, w, c)."""
     from mirage.kernels.triton import convolution
 
-    return convolution.convolve(x, filters)
+    return convolution.convolve(x, convolution.prepared(filters, x.dtype))
 
 
 @torch.library.custom_op("mirage::triton_depthwise_backward", mutates_args=())
@@ -28,39 +28,11 @@ def depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor
     """Return the gradients with respect to x and filters."""
     from mirage.kernels.triton import convolution
 
-    return convolution.convolve(grad, filters, reverse=True), convolution.filter_gradient(grad, x, filters)
-
-
-@torch.library.custom_op("mirage::triton_gated_depthwise", mutates_args=())
-def gated_depthwise(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Apply GELU, filters (2n, k, k) and the gate to hidden (b, h, w, 2n) → (b, h, w, n)."""
-    from mirage.kernels.triton import gated
-
-    return gated.gated_depthwise(hidden, filters)
-
-
-@torch.library.custom_op("mirage::triton_gated_depthwise_backward", mutates_args=())
-def gated_depthwise_backward(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients with respect to hidden and filters."""
-    from mirage.kernels.triton import gated
-
-    return gated.gated_depthwise_gradient(grad, hidden, filters)
-
-
-@torch.library.custom_op("mirage::triton_gated_values", mutates_args=())
-def gated_values(hidden: Tensor, filters: Tensor) -> Tensor:
-    """Convolve the last m channels with filters (b, m, k, k) and gate: hidden (b, h, w, 2n) → (b, h, w, n)."""
-    from mirage.kernels.triton import gated
-
-    return gated.gated_values(hidden, filters)
-
-
-@torch.library.custom_op("mirage::triton_gated_values_backward", mutates_args=())
-def gated_values_backward(grad: Tensor, hidden: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients with respect to hidden and filters."""
-    from mirage.kernels.triton import gated
-
-    return gated.gated_values_gradient(grad, hidden, filters)
+    reversed_filters = convolution.prepared(filters, x.dtype)
+    return (
+        convolution.convolve(grad, reversed_filters, reverse=True),
+        convolution.filter_gradient(grad, x, filters),
+    )
 
 
 @torch.library.custom_op("mirage::triton_gram", mutates_args=())
@@ -76,38 +48,208 @@ def gram_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Return the gradient with respect to x."""
     from mirage.kernels.triton import reductions
 
-    return reductions.gram_gradient(grad, x)
+    return reductions.gram_gradient((grad + grad.mT).float().contiguous(), x)
 
 
-@torch.library.custom_op("mirage::triton_moments", mutates_args=())
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's mean and sum of squared deviations, (b, c) each in fp32; x (b, h, w, c)."""
+@torch.library.custom_op("mirage::triton_layer_norm", mutates_args=())
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise the channels of x (b, h, w, c); scale and shift (c,)."""
+    from mirage.kernels.triton import norm_linear
+
+    return norm_linear.layer_norm(x, scale, shift, eps)
+
+
+@torch.library.custom_op("mirage::triton_layer_norm_backward", mutates_args=())
+def layer_norm_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to x, and scale and shift (2, c)."""
+    from mirage.kernels.triton import norm_linear
+
+    found = norm_linear.norm_gradient(grad, x, scale, shift, mean, inverse)
+    return found[0], found[1]
+
+
+@torch.library.custom_op("mirage::triton_attention", mutates_args=())
+def attention(
+    x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Apply channel attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,)."""
+    from mirage.kernels.triton import attention_branch as kernels
+
+    return kernels.attention(x, matrix, filters, temperature)  # type: ignore[return-value]
+
+
+@torch.library.custom_op("mirage::triton_attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor, x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor, kept: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients with respect to all inputs."""
+    from mirage.kernels.triton import attention_branch as kernels
+
+    return kernels.attention_gradient(grad, x, matrix, filters, temperature, *kept)
+
+
+@torch.library.custom_op("mirage::triton_batch_sums", mutates_args=())
+def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's mean, and the pixels, sums and sums of squares of the batch; x (b, h, w, c)."""
     from mirage.kernels.triton import reductions
 
-    return reductions.moments(x)
+    return reductions.batch_sums(x)
 
 
-@torch.library.custom_op("mirage::triton_norm_linear", mutates_args=())
-def norm_linear(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float
+@torch.library.custom_op("mirage::triton_batch_sums_backward", mutates_args=())
+def batch_sums_backward(grad_mean: Tensor, grad_sums: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient with respect to x."""
+    from mirage.kernels.triton import reductions
+
+    return reductions.batch_sums_gradient(grad_mean, grad_sums, x)
+
+
+@torch.library.custom_op(
+    "mirage::triton_update_running", mutates_args=("running_mean", "running_var", "tracked")
+)
+def update_running(
+    sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor, momentum: float
+) -> None:
+    """Move the running statistics towards those of a batch."""
+    from mirage.kernels.triton import reductions
+
+    reductions.update_running(sums, running_mean, running_var, tracked, momentum)
+
+
+@torch.library.custom_op("mirage::triton_gated_convolution", mutates_args=())
+def gated_convolution(
+    x: Tensor,
+    image_mean: Tensor,
+    sums: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    temperature: Tensor,
+    expand: Tensor,
+    generator: Tensor | None,
+    filters: Tensor,
+    contract: Tensor,
+    project: Tensor,
+    path_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Apply the gated convolution to x (b, h, w, c); see `reference.gated_convolution`."""
+    from mirage.kernels.triton import convolution_branch as kernels
+
+    given = (x, image_mean, sums, running_mean, running_var, gain, offset, temperature, expand, generator)
+    out, kept = kernels.gated_convolution(kernels.Inputs(*given, filters, contract, project, path_scale))
+    return out, *kept
+
+
+@torch.library.custom_op("mirage::triton_gated_convolution_backward", mutates_args=())
+def gated_convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    image_mean: Tensor,
+    sums: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    temperature: Tensor,
+    expand: Tensor,
+    generator: Tensor | None,
+    filters: Tensor,
+    contract: Tensor,
+    project: Tensor,
+    path_scale: Tensor | None,
+    kept: list[Tensor],
+) -> list[Tensor]:
+    """Return the gradients in the order of `_gated_gradients`."""
+    from mirage.kernels.triton import convolution_branch as kernels
+
+    given = (x, image_mean, sums, running_mean, running_var, gain, offset, temperature, expand, generator)
+    inputs = kernels.Inputs(*given, filters, contract, project, path_scale)
+    found = kernels.gated_convolution_gradient(grad, inputs, kernels.Kept(*kept))
+    return [found[name] for name in _gated_gradients(sums, generator)]
+
+
+def _gated_gradients(sums: Tensor | None, generator: Tensor | None) -> list[str]:
+    """Return the names of the inputs that have a gradient."""
+    names = ["x", "image_mean", "gain", "offset", "temperature", "expand", "filters", "contract", "project"]
+    return names + ["sums"] * (sums is not None) + ["generator"] * (generator is not None)
+
+
+_GATED_INPUTS = (
+    *("x", "image_mean", "sums", "running_mean", "running_var", "gain", "offset", "temperature", "expand"),
+    *("generator", "filters", "contract", "project", "path_scale"),
+)
+
+
+@torch.library.custom_op("mirage::triton_channel_mlp", mutates_args=())
+def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    """Apply two linear layers with a GELU between them to x (b, h, w, c)."""
+    from mirage.kernels.triton import pointwise
+
+    return pointwise.channel_mlp(x, expand, contract)
+
+
+@torch.library.custom_op("mirage::triton_channel_mlp_backward", mutates_args=())
+def channel_mlp_backward(
+    grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply layer norm and weight (n, c) to x (b, h, w, c); return the result, means, 1 / deviations.
+    """Return the gradients with respect to all inputs."""
+    from mirage.kernels.triton import pointwise
 
-    scale and shift (c,). The result is (b, h, w, n) in weight's dtype; the other two are (b * h * w,) in fp32.
-    """
-    from mirage.kernels.triton import norm_linear as kernels
-
-    return kernels.norm_linear(x, scale, shift, weight, eps)
+    return pointwise.channel_mlp_gradient(grad, x, expand, contract)
 
 
-@torch.library.custom_op("mirage::triton_norm_linear_backward", mutates_args=())
-def norm_linear_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients with respect to x, scale, shift and weight."""
-    from mirage.kernels.triton import norm_linear as kernels
+@torch.library.custom_op("mirage::triton_fusion_linear", mutates_args=())
+def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Gate the branches (b, h, w, c) by each other, project them and add the shortcut."""
+    from mirage.kernels.triton import pointwise
 
-    return kernels.norm_linear_gradient(grad, x, scale, shift, weight, mean, inverse)
+    return pointwise.fusion_linear(branches, scales, weight, shortcut)
+
+
+@torch.library.custom_op("mirage::triton_fusion_linear_backward", mutates_args=())
+def fusion_linear_backward(
+    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return the gradients with respect to the branches, scales and weight."""
+    from mirage.kernels.triton import pointwise
+
+    return pointwise.fusion_linear_gradient(grad.contiguous(), branches, scales, weight)
+
+
+@torch.library.custom_op("mirage::triton_feed_forward", mutates_args=())
+def feed_forward(
+    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor, shortcut: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply layer norm and the feed-forward network to x (b, h, w, c), and add x if `shortcut`."""
+    from mirage.kernels.triton import feed_forward_branch as kernels
+
+    return kernels.feed_forward(x, scale, shift, expand, filters, contract, shortcut)
+
+
+@torch.library.custom_op("mirage::triton_feed_forward_backward", mutates_args=())
+def feed_forward_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    filters: Tensor,
+    contract: Tensor,
+    kept: list[Tensor],
+    shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients with respect to x, scale and shift (2, c), expand, filters and contract."""
+    from mirage.kernels.triton import feed_forward_branch as kernels
+
+    gated, low_filters = kept
+    inputs = x, scale, shift, expand, filters, contract
+    return kernels.feed_forward_gradient(grad.contiguous(), *inputs, gated, low_filters, shortcut)
+
+
+# Shapes without data
 
 
 @depthwise.register_fake
@@ -115,15 +257,7 @@ def _(x: Tensor, filters: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@gated_depthwise.register_fake
-@gated_values.register_fake
-def _(hidden: Tensor, filters: Tensor) -> Tensor:
-    return hidden.new_empty((*hidden.shape[:3], hidden.shape[3] // 2))
-
-
 @depthwise_backward.register_fake
-@gated_depthwise_backward.register_fake
-@gated_values_backward.register_fake
 def _(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), filters.new_empty(filters.shape)
 
@@ -138,50 +272,202 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@moments.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0], x.shape[3])
-    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
-
-
-@norm_linear.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+@layer_norm.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     pixels = x.shape[0] * x.shape[1] * x.shape[2]
-    mean, inverse = (x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
-    return weight.new_empty((*x.shape[:3], weight.shape[0])), mean, inverse
+    return x.new_empty(x.shape), _fp32(x, pixels), _fp32(x, pixels)
 
 
-@norm_linear_backward.register_fake
+@layer_norm_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), scale.new_empty(2, scale.shape[0])
+
+
+@attention.register_fake
+def _(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+    a, batch = matrix.shape[0] // 3, x.shape[0]
+    out, qkv, convolved = (x.new_empty(*x.shape[:3], n) for n in (a, 3 * a, 3 * a))
+    algebra = _fp32(x, batch, a, a), _fp32(x, batch, 2 * a), x.new_empty(batch, a, a)
+    return out, qkv, convolved, *algebra, _prepared(x, filters)
+
+
+@attention_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor, kept: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *_like(matrix, filters, temperature)  # type: ignore[return-value]
+
+
+@batch_sums.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _fp32(x, x.shape[0], x.shape[3]), x.new_empty(1 + 2 * x.shape[3], dtype=torch.float64)
+
+
+@batch_sums_backward.register_fake
+def _(grad_mean: Tensor, grad_sums: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@update_running.register_fake
+def _(sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor, momentum: float) -> None:
+    return None
+
+
+@gated_convolution.register_fake
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    given = dict(zip(_GATED_INPUTS[1:], rest, strict=True))
+    expand, generator, filters, project = (
+        given[name] for name in ("expand", "generator", "filters", "project")
+    )
+    (batch, height, width, channels), half = x.shape, expand.shape[0] // 2
+    if generator is None:
+        size, wide = filters.shape[-1], filters.shape[0]
+    else:
+        size, wide = round((filters.shape[0] // channels) ** 0.5), channels
     return (
-        x.new_empty(x.shape),
-        scale.new_empty(scale.shape),
-        shift.new_empty(shift.shape),
-        weight.new_empty(weight.shape),
+        x.new_empty(batch, height, width, project.shape[0]),
+        x.new_empty(2 * half, channels),
+        x.new_empty(batch, size, size, wide),
+        *(_fp32(x, batch, channels) for _ in range(3)),
+        *(x.new_empty(batch, height, width, n) for n in (2 * half, half, channels)),
     )
 
 
-def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output[1:])
+@gated_convolution_backward.register_fake
+def _(grad: Tensor, *rest: Any) -> list[Tensor]:
+    given = dict(zip(_GATED_INPUTS, rest, strict=False))
+    names = _gated_gradients(given["sums"], given["generator"])
+    return list(_like(*(given[name] for name in names)))
+
+
+@channel_mlp.register_fake
+def _(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:3], contract.shape[0])
+
+
+@channel_mlp_backward.register_fake
+def _(grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x, expand, contract)  # type: ignore[return-value]
+
+
+@fusion_linear.register_fake
+def _(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
+    return branches[0].new_empty(*branches[0].shape[:3], weight.shape[0])
+
+
+@fusion_linear_backward.register_fake
+def _(
+    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    return list(_like(*branches)), *_like(scales, weight)  # type: ignore[return-value]
+
+
+@feed_forward.register_fake
+def _(
+    x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor, shortcut: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(*x.shape[:3], contract.shape[1]), _prepared(x, filters)
+
+
+@feed_forward_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    filters: Tensor,
+    contract: Tensor,
+    kept: list[Tensor],
+    shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, expand, filters, contract = _like(x, expand, filters, contract)
+    return x, scale.new_empty(2, scale.shape[0]), expand, filters, contract
+
+
+def _prepared(x: Tensor, filters: Tensor) -> Tensor:
+    return x.new_empty(*filters.shape[1:], filters.shape[0])
+
+
+def _fp32(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+# Gradients
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep the inputs that are tensors, and all outputs but the first."""
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for outputs that nobody depends on
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)), *output[1:])
+
+
+def _layer_norm_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_x, affine = layer_norm_backward(grad, *ctx.saved_tensors)
+    return grad_x, affine[0], affine[1], None
+
+
+def _attention_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    inputs, kept = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    found: tuple[Tensor, ...] = attention_backward(grad, *inputs, list(kept))
+    return found
+
+
+def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    ctx.present = [x is not None for x in inputs]
+
+
+def _gated_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    saved = iter(ctx.saved_tensors)
+    given = dict(zip(_GATED_INPUTS, (next(saved) if there else None for there in ctx.present), strict=True))
+    gradients = gated_convolution_backward(grad, *given.values(), list(saved))
+    found = dict(zip(_gated_gradients(given["sums"], given["generator"]), gradients, strict=True))
+    return tuple(found.get(name) for name in _GATED_INPUTS)
+
+
+def _save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    branches, scales, weight, shortcut = inputs
+    ctx.shortcut = shortcut is not None
+    ctx.save_for_backward(scales, weight, *branches)
+
+
+def _fusion_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    scales, weight, *branches = ctx.saved_tensors
+    return *fusion_linear_backward(grad, branches, scales, weight), grad if ctx.shortcut else None
+
+
+def _save_feed_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    ctx.shortcut = inputs[6]
+
+
+def _feed_forward_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+    grad_x, affine, *rest = feed_forward_backward(grad, *inputs, list(kept), ctx.shortcut)
+    return grad_x, affine[0], affine[1], *rest, None
 
 
 depthwise.register_autograd(
     lambda ctx, grad: depthwise_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
 )
-gated_depthwise.register_autograd(
-    lambda ctx, grad: gated_depthwise_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
-)
-gated_values.register_autograd(
-    lambda ctx, grad: gated_values_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
-)
 gram.register_autograd(lambda ctx, grad: gram_backward(grad, *ctx.saved_tensors), setup_context=save_inputs)
-moments.register_autograd(
-    lambda ctx, grad_mean, grad_squares: moments_backward(grad_mean, grad_squares, *ctx.saved_tensors),
-    setup_context=save_moments,
+layer_norm.register_autograd(_layer_norm_gradient, setup_context=_save)
+attention.register_autograd(_attention_gradient, setup_context=_save)
+batch_sums.register_autograd(
+    lambda ctx, grad_mean, grad_sums: batch_sums_backward(grad_mean, grad_sums, *ctx.saved_tensors),
+    setup_context=save_inputs,
 )
-norm_linear.register_autograd(
-    lambda ctx, grad, *_: (*norm_linear_backward(grad, *ctx.saved_tensors), None), setup_context=_save_norm
+gated_convolution.register_autograd(_gated_gradient, setup_context=_save_gated)
+channel_mlp.register_autograd(
+    lambda ctx, grad: channel_mlp_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
 )
+fusion_linear.register_autograd(_fusion_gradient, setup_context=_save_fusion)
+feed_forward.register_autograd(_feed_forward_gradient, setup_context=_save_feed_forward)

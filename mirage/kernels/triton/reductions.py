@@ -24,6 +24,11 @@ STEP = 32
 
 def gram(x: Tensor) -> Tensor:
     """Return inner products of channels over pixels, x (b, n, c) → (b, c, c) in fp32."""
+    return partial_gram(x).sum(1)
+
+
+def partial_gram(x: Tensor) -> Tensor:
+    """Return the inner products over each chunk of pixels, x (b, n, c) → (b, chunks, c, c) in fp32."""
     batch, pixels, channels = x.shape
     x, stride = _rows(x)
     chunks = triton.cdiv(pixels, CHUNK)
@@ -34,26 +39,34 @@ def gram(x: Tensor) -> Tensor:
         _gram[(batch * chunks, blocks * blocks)](
             x, partial, pixels, channels, stride, chunks, blocks, CHUNK=CHUNK, STEP=STEP, CHANNELS=block
         )
-    return partial.sum(1)
+    return partial
 
 
-def gram_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient with respect to x (b, n, c): `x (G + G')`, computed in fp32, in the dtype of x."""
+def gram_gradient(symmetric: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the gradient with respect to x (b, n, c): `x S` in fp32, in the dtype of x.
+
+    symmetric: the sum S of the gradient of the Gram matrix and its transpose, fp32. out: where to write.
+    """
     batch, pixels, channels = x.shape
     x, stride = _rows(x)
-    symmetric = (grad + grad.mT).float().contiguous()
-    out = torch.empty((batch, pixels, channels), dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((batch, pixels, channels), dtype=x.dtype, device=x.device)
+    out_stride = out.stride(1)
+    assert (out.stride(0), out.stride(2)) == (pixels * out_stride, 1), "out has uneven rows"
     block = _block_size(channels)
     pieces = triton.cdiv(pixels, STEP)
     with torch.cuda.device_of(x):
         _gram_gradient[(batch * pieces, triton.cdiv(channels, block))](
-            x, symmetric, out, pixels, channels, stride, pieces, STEP=STEP, CHANNELS=block
+            x, symmetric, out, pixels, channels, stride, out_stride, pieces, STEP=STEP, CHANNELS=block
         )
     return out
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's mean and sum of squared deviations, x (b, h, w, c) → (b, c) each in fp32."""
+def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's mean (b, c), and of the batch (1 + 2c,) the pixels, sums and sums of squares; x (b, h, w, c).
+
+    The first in fp32, the second in float64: each chunk of pixels gives its mean and its squared deviations.
+    """
     batch, height, width, channels = x.shape
     x, stride = with_pixel_stride(x)
     pixels = height * width
@@ -61,16 +74,50 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, squares = (
         torch.empty((batch, chunks, channels), dtype=torch.float32, device=x.device) for _ in range(2)
     )
+    image_mean = x.new_empty(batch, channels, dtype=torch.float32)
+    sums = x.new_empty(1 + 2 * channels, dtype=torch.float64)
     block = min(triton.next_power_of_2(channels), 32)
     with torch.cuda.device_of(x):
         _moments[(batch * chunks, triton.cdiv(channels, block))](
             x, mean, squares, pixels, channels, stride, chunks, CHUNK=CHUNK, STEP=STEP, CHANNELS=block
         )
-    counts = torch.full((chunks, 1), float(CHUNK), device=x.device)
-    counts[-1] = pixels - (chunks - 1) * CHUNK
-    image_mean = (mean * counts).sum(1) / pixels
-    between = ((mean - image_mean[:, None]).square() * counts).sum(1)
-    return image_mean, squares.sum(1) + between
+        _pool_moments[(triton.cdiv(channels, block),)](
+            mean, squares, image_mean, sums, batch, pixels, channels, chunks, CHUNK=CHUNK, CHANNELS=block
+        )
+    return image_mean, sums
+
+
+def batch_sums_gradient(grad_mean: Tensor, grad_sums: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient with respect to x (b, h, w, c)."""
+    batch, height, width, channels = x.shape
+    x, stride = with_pixel_stride(x)
+    pixels = height * width
+    out = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
+    across = triton.next_power_of_2(channels)
+    rows = max(1024 // across, 1)
+    pieces = triton.cdiv(pixels, rows)
+    with torch.cuda.device_of(x):
+        _batch_sums_gradient[(batch * pieces,)](
+            grad_mean, grad_sums, x, out, pixels, channels, stride, pieces, ROWS=rows, ACROSS=across
+        )
+    return out
+
+
+def update_running(
+    sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor, momentum: float
+) -> None:
+    """Move the running statistics (c,) towards those of a batch, except where they are not finite; count the batch."""
+    channels = running_mean.shape[0]
+    with torch.cuda.device_of(sums):
+        _update_running[(1,)](
+            sums,
+            running_mean,
+            running_var,
+            tracked,
+            channels,
+            momentum,
+            ACROSS=triton.next_power_of_2(channels),
+        )
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
@@ -128,6 +175,7 @@ def _gram_gradient(
     pixels,
     channels,
     stride,
+    out_stride,
     pieces,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -152,7 +200,7 @@ def _gram_gradient(
         total += tl.dot(left.to(tl.float32), right, input_precision="ieee")
 
     mask = valid[:, None] & (b < channels)[None, :]
-    tl.store(out + pixel[:, None] * channels + b[None, :], total, mask=mask)
+    tl.store(out + pixel[:, None] * out_stride + b[None, :], total, mask=mask)
 
 
 @triton.jit
@@ -195,3 +243,72 @@ def _moments(
     row = tl.program_id(0).to(tl.int64) * channels
     tl.store(means + row + channel, mean, mask=in_range)
     tl.store(squares + row + channel, tl.sum(spread, axis=0), mask=in_range)
+
+
+@triton.jit
+def _pool_moments(
+    means,
+    squares,
+    image_mean,
+    sums,
+    batch,
+    pixels,
+    channels,
+    chunks,
+    CHUNK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    in_range = channel < channels
+    total = tl.zeros([CHANNELS], dtype=tl.float64)
+    square = tl.zeros([CHANNELS], dtype=tl.float64)
+    for image in range(batch):
+        here = tl.zeros([CHANNELS], dtype=tl.float64)
+        for chunk in range(chunks):
+            row = (image * chunks + chunk) * channels + channel
+            count = tl.minimum(pixels - chunk * CHUNK, CHUNK)
+            mean = tl.load(means + row, mask=in_range, other=0.0).to(tl.float64)
+            here += mean * count
+            square += tl.load(squares + row, mask=in_range, other=0.0).to(tl.float64) + mean * mean * count
+        tl.store(image_mean + image * channels + channel, here / pixels, mask=in_range)
+        total += here
+    tl.store(sums + tl.arange(0, 1), tl.zeros([1], dtype=tl.float64) + batch * pixels)
+    tl.store(sums + 1 + channel, total, mask=in_range)
+    tl.store(sums + 1 + channels + channel, square, mask=in_range)
+
+
+@triton.jit
+def _batch_sums_gradient(
+    grad_mean, grad_sums, x, out, pixels, channels, stride, pieces, ROWS: tl.constexpr, ACROSS: tl.constexpr
+):
+    image = (tl.program_id(0) // pieces).to(tl.int64)
+    pixel = (tl.program_id(0) % pieces) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    mask = (pixel < pixels)[:, None] & present[None, :]
+    constant = (
+        tl.load(grad_mean + image * channels + channel, mask=present, other=0.0).to(tl.float64) / pixels
+    )
+    constant += tl.load(grad_sums + 1 + channel, mask=present, other=0.0).to(tl.float64)
+    slope = 2.0 * tl.load(grad_sums + 1 + channels + channel, mask=present, other=0.0).to(tl.float32)
+    pixel = image * pixels + pixel
+    value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    gradient = constant.to(tl.float32)[None, :] + value * slope[None, :]
+    tl.store(out + pixel[:, None] * channels + channel[None, :], gradient, mask=mask)
+
+
+@triton.jit
+def _update_running(sums, running_mean, running_var, tracked, channels, momentum, ACROSS: tl.constexpr):
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    count = tl.load(sums)
+    mean = tl.load(sums + 1 + channel, mask=present, other=0.0) / count
+    var = tl.load(sums + 1 + channels + channel, mask=present, other=1.0) / count - mean * mean
+    var = var * count / (count - 1.0)
+    # A batch that is not finite must not enter the averages: the training step will be skipped.
+    finite = present & (tl.abs(mean) < float("inf")) & (tl.abs(var) < float("inf"))
+    old = tl.load(running_mean + channel, mask=present, other=0.0).to(tl.float32)
+    tl.store(running_mean + channel, old + momentum * (mean.to(tl.float32) - old), mask=finite)
+    old = tl.load(running_var + channel, mask=present, other=0.0).to(tl.float32)
+    tl.store(running_var + channel, old + momentum * (var.to(tl.float32) - old), mask=finite)
+    tl.store(tracked, tl.load(tracked) + 1)

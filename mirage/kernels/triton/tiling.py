@@ -1,4 +1,4 @@
-"""Helpers of the Triton kernels: block sizes, filter layout, GELU. Needs Triton.
+"""Helpers of the Triton kernels: block sizes and GELU. Needs Triton.
 
 Maps are (b, h, w, c) with contiguous channels; the distance between pixels may exceed c, as in a slice of a wider map.
 Kernels read bf16, fp16 or fp32, compute in fp32, and add in a fixed order: what several programs add up goes through
@@ -11,15 +11,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 TILE = 512
 """Elements of a map in one program."""
-
-
-def channels_last(filters: Tensor) -> Tensor:
-    """Move the channels of filters last, as in a map: (c, k, k) → (k, k, c), (b, c, k, k) → (b, k, k, c)."""
-    return filters.movedim(-3, -1).contiguous()
 
 
 def tile(width: int, channels: int) -> tuple[int, int]:

@@ -1,0 +1,384 @@
+"""Fused operators that work on each pixel by itself, in Triton: what lies between their layers is not written."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.matrices import lowered, matrix_precision, weight_gradient
+from mirage.kernels.triton.tiling import gelu, gelu_derivative
+
+STEP = 32
+"""Hidden values or outputs that a program computes at a time."""
+
+
+def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """Apply weight (n, c) to x (b, h, w, c), and add the shortcut (b, h, w, n).
+
+    torch's own product if the dtypes are equal; otherwise one kernel that casts the weight as it reads it.
+    """
+    if weight.dtype == x.dtype:
+        out = (x.flatten(0, 2) @ weight.mT).view(*x.shape[:3], weight.shape[0])
+        return out if shortcut is None else out.add_(shortcut)
+    x, stride = with_pixel_stride(x)
+    pixels, channels, outputs = x.shape[:3].numel(), x.shape[3], weight.shape[0]
+    out = x.new_empty(*x.shape[:3], outputs)
+    around, shortcut_stride = (out, 0) if shortcut is None else with_pixel_stride(shortcut)
+    block = min(max(triton.next_power_of_2(outputs), 16), 64)
+    with torch.cuda.device_of(x):
+        _linear[(triton.cdiv(pixels, 64), triton.cdiv(outputs, block))](
+            x,
+            weight,
+            around,
+            out,
+            pixels,
+            channels,
+            outputs,
+            stride,
+            *weight.stride(),
+            shortcut_stride,
+            SHORTCUT=shortcut is not None,
+            ROWS=64,
+            STEP=STEP,
+            OUTPUTS=block,
+        )
+    return out
+
+
+def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
+    """Apply two linear layers with a GELU between them to x (b, h, w, c); expand (n, c), contract (o, n)."""
+    x, stride = with_pixel_stride(x)
+    pixels, channels, hidden, outputs = x.shape[:3].numel(), x.shape[3], expand.shape[0], contract.shape[0]
+    out = x.new_empty(*x.shape[:3], outputs)
+    across, wide = (max(triton.next_power_of_2(n), 16) for n in (channels, outputs))
+    rows = _rows(max(across, wide))
+    with torch.cuda.device_of(x):
+        _channel_mlp[(triton.cdiv(pixels, rows),)](
+            x,
+            expand,
+            contract,
+            out,
+            pixels,
+            channels,
+            hidden,
+            outputs,
+            stride,
+            PRECISION=matrix_precision(),
+            ROWS=rows,
+            ACROSS=across,
+            WIDE=wide,
+            STEP=STEP,
+        )
+    return out
+
+
+def channel_mlp_gradient(
+    grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients with respect to x, expand and contract."""
+    low_expand, low_contract = lowered(x.dtype, expand, contract)
+    rows, upstream = x.flatten(0, 2), grad.flatten(0, 2)
+    hidden = rows @ low_expand.mT
+    grad_hidden = upstream @ low_contract
+    active = _gelu_gradient_in_place(hidden, grad_hidden)
+    return (
+        (grad_hidden @ low_expand).view(x.shape),
+        weight_gradient(grad_hidden, rows, expand.dtype),
+        weight_gradient(upstream, active, contract.dtype),
+    )
+
+
+def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Gate two or three branches (b, h, w, c) by each other, project them (o, branches * c) and add the shortcut."""
+    branches = [x.contiguous() for x in branches]
+    first, count = branches[0], len(branches)
+    pixels, channels, outputs = first.shape[:3].numel(), first.shape[3], weight.shape[0]
+    out = first.new_empty(*first.shape[:3], outputs)
+    around, stride = (out, 0) if shortcut is None else with_pixel_stride(shortcut)
+    across = max(triton.next_power_of_2(channels), 16)
+    rows = _rows(across)
+    with torch.cuda.device_of(first):
+        _fusion_linear[(triton.cdiv(pixels, rows),)](
+            *(*branches, first)[:3],
+            scales,
+            weight,
+            around,
+            out,
+            pixels,
+            channels,
+            outputs,
+            stride,
+            PRECISION=matrix_precision(),
+            COUNT=count,
+            SHORTCUT=shortcut is not None,
+            ROWS=rows,
+            ACROSS=across,
+            STEP=STEP,
+        )
+    return out
+
+
+def fusion_linear_gradient(
+    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return the gradients with respect to the branches, scales and weight; that of the shortcut is `grad`."""
+    branches = [x.contiguous() for x in branches]
+    first, count = branches[0], len(branches)
+    pixels, channels = first.shape[:3].numel(), first.shape[3]
+    upstream = grad.flatten(0, 2)
+    (low,) = lowered(first.dtype, weight)
+    grad_gated = upstream @ low
+    gated = torch.empty_like(grad_gated)
+    grads = [torch.empty_like(x) for x in branches]
+    across = triton.next_power_of_2(channels)
+    rows = max(2048 // across, 1)
+    programs = triton.cdiv(pixels, rows)
+    partial = first.new_empty(programs, count, dtype=torch.float32)
+    with torch.cuda.device_of(first):
+        _fusion_gradient[(programs,)](
+            *(*branches, first)[:3],
+            scales,
+            grad_gated,
+            gated,
+            *(*grads, first)[:3],
+            partial,
+            pixels,
+            channels,
+            COUNT=count,
+            ROWS=rows,
+            ACROSS=across,
+        )
+    return grads, partial.sum(0).to(scales.dtype), weight_gradient(upstream, gated, weight.dtype)
+
+
+def _rows(across: int) -> int:
+    """Return the pixels of one program that holds this many channels of each."""
+    return 64 if across <= 64 else 32 if across <= 128 else 16
+
+
+def _gelu_gradient_in_place(hidden: Tensor, grad: Tensor) -> Tensor:
+    """Multiply grad by the derivative of GELU at hidden, in place; overwrite hidden with its GELU and return it."""
+    block = 1024
+    with torch.cuda.device_of(hidden):
+        _gelu_gradient[(triton.cdiv(hidden.numel(), block),)](hidden, grad, hidden.numel(), BLOCK=block)
+    return hidden
+
+
+@triton.jit
+def _gelu_gradient(hidden, grad, size, BLOCK: tl.constexpr):
+    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = here < size
+    value = tl.load(hidden + here, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
+    tl.store(grad + here, g * gelu_derivative(value), mask=mask)
+    tl.store(hidden + here, gelu(value), mask=mask)
+
+
+@triton.jit
+def _linear(
+    x,
+    weight,
+    shortcut,
+    out,
+    pixels,
+    channels,
+    outputs,
+    stride,
+    row_stride,
+    column_stride,
+    shortcut_stride,
+    SHORTCUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    mask = valid[:, None] & (output < outputs)[None, :]
+    total = tl.zeros([ROWS, OUTPUTS], dtype=tl.float32)
+    if SHORTCUT:
+        around = tl.load(shortcut + pixel[:, None] * shortcut_stride + output[None, :], mask=mask, other=0.0)
+        total += around.to(tl.float32)
+    for start in range(0, channels, STEP):
+        channel = start + tl.arange(0, STEP)
+        present = channel < channels
+        value = tl.load(
+            x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
+        )
+        matrix = tl.load(
+            weight + output[None, :] * row_stride + channel[:, None] * column_stride,
+            mask=present[:, None] & (output < outputs)[None, :],
+            other=0.0,
+        )
+        total += tl.dot(value, matrix.to(value.dtype))
+    tl.store(out + pixel[:, None] * outputs + output[None, :], total, mask=mask)
+
+
+@triton.jit
+def _channel_mlp(
+    x,
+    expand,
+    contract,
+    out,
+    pixels,
+    channels,
+    hidden,
+    outputs,
+    stride,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    output = tl.arange(0, WIDE)
+    value = tl.load(
+        x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
+    )
+    total = tl.zeros([ROWS, WIDE], dtype=tl.float32)
+    for start in range(0, hidden, STEP):
+        inner = start + tl.arange(0, STEP)
+        within = inner < hidden
+        matrix = tl.load(
+            expand + inner[None, :] * channels + channel[:, None],
+            mask=within[None, :] & present[:, None],
+            other=0.0,
+        )
+        active = gelu(tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION))
+        matrix = tl.load(
+            contract + output[None, :] * hidden + inner[:, None],
+            mask=within[:, None] & (output < outputs)[None, :],
+            other=0.0,
+        )
+        total += tl.dot(active.to(value.dtype), matrix.to(value.dtype), input_precision=PRECISION)
+    tl.store(
+        out + pixel[:, None] * outputs + output[None, :],
+        total,
+        mask=valid[:, None] & (output < outputs)[None, :],
+    )
+
+
+@triton.jit
+def _projected(gated, weight, output, row, outputs, channels, PRECISION: tl.constexpr, ACROSS: tl.constexpr):
+    channel = tl.arange(0, ACROSS)
+    matrix = tl.load(
+        weight + output[None, :] * row + channel[:, None],
+        mask=(output < outputs)[None, :] & (channel < channels)[:, None],
+        other=0.0,
+    )
+    return tl.dot(gated, matrix.to(gated.dtype), input_precision=PRECISION)
+
+
+@triton.jit
+def _fusion_linear(
+    first,
+    second,
+    third,
+    scales,
+    weight,
+    shortcut,
+    out,
+    pixels,
+    channels,
+    outputs,
+    stride,
+    PRECISION: tl.constexpr,
+    COUNT: tl.constexpr,
+    SHORTCUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    channel = tl.arange(0, ACROSS)
+    here = pixel[:, None] * channels + channel[None, :]
+    mask = valid[:, None] & (channel < channels)[None, :]
+    dtype = out.dtype.element_ty
+    a = tl.load(first + here, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(second + here, mask=mask, other=0.0).to(tl.float32)
+    c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    if COUNT == 3:
+        c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
+    gated_a = (a + tl.load(scales).to(tl.float32) * tl.sigmoid(b + c)).to(dtype)
+    gated_b = (b + tl.load(scales + 1).to(tl.float32) * tl.sigmoid(a + c)).to(dtype)
+    row = COUNT * channels
+    for start in range(0, outputs, STEP):
+        output = start + tl.arange(0, STEP)
+        product = _projected(gated_a, weight, output, row, outputs, channels, PRECISION, ACROSS)
+        product += _projected(gated_b, weight + channels, output, row, outputs, channels, PRECISION, ACROSS)
+        if COUNT == 3:
+            gated_c = (c + tl.load(scales + 2).to(tl.float32) * tl.sigmoid(a + b)).to(dtype)
+            product += _projected(
+                gated_c, weight + 2 * channels, output, row, outputs, channels, PRECISION, ACROSS
+            )
+        within = valid[:, None] & (output < outputs)[None, :]
+        if SHORTCUT:
+            around = tl.load(shortcut + pixel[:, None] * stride + output[None, :], mask=within, other=0.0)
+            product += around.to(tl.float32)
+        tl.store(out + pixel[:, None] * outputs + output[None, :], product, mask=within)
+
+
+@triton.jit
+def _fusion_gradient(
+    first,
+    second,
+    third,
+    scales,
+    grad,
+    gated,
+    grad_first,
+    grad_second,
+    grad_third,
+    partial,
+    pixels,
+    channels,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    """Write the gradients of the branches, the gated branches once more, and shares of the gradients of the scales."""
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, ACROSS)
+    mask = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    here = pixel[:, None] * channels + channel[None, :]
+    wide = pixel[:, None] * COUNT * channels + channel[None, :]
+    a = tl.load(first + here, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(second + here, mask=mask, other=0.0).to(tl.float32)
+    c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    scale_a, scale_b = tl.load(scales).to(tl.float32), tl.load(scales + 1).to(tl.float32)
+    if COUNT == 3:
+        c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
+
+    gate_a, gate_b = tl.sigmoid(b + c), tl.sigmoid(a + c)
+    grad_a = tl.load(grad + wide, mask=mask, other=0.0).to(tl.float32)
+    grad_b = tl.load(grad + channels + wide, mask=mask, other=0.0).to(tl.float32)
+    tl.store(gated + wide, a + scale_a * gate_a, mask=mask)
+    tl.store(gated + channels + wide, b + scale_b * gate_b, mask=mask)
+    row = partial + tl.program_id(0) * COUNT
+    tl.store(row, tl.sum(tl.sum(grad_a * gate_a, axis=1), axis=0))
+    tl.store(row + 1, tl.sum(tl.sum(grad_b * gate_b, axis=1), axis=0))
+    through_a = scale_a * grad_a * gate_a * (1.0 - gate_a)
+    through_b = scale_b * grad_b * gate_b * (1.0 - gate_b)
+    if COUNT == 3:
+        gate_c = tl.sigmoid(a + b)
+        scale_c = tl.load(scales + 2).to(tl.float32)
+        grad_c = tl.load(grad + 2 * channels + wide, mask=mask, other=0.0).to(tl.float32)
+        tl.store(gated + 2 * channels + wide, c + scale_c * gate_c, mask=mask)
+        tl.store(row + 2, tl.sum(tl.sum(grad_c * gate_c, axis=1), axis=0))
+        through_c = scale_c * grad_c * gate_c * (1.0 - gate_c)
+        tl.store(grad_third + here, grad_c + through_a + through_b, mask=mask)
+        grad_a += through_c
+        grad_b += through_c
+    tl.store(grad_first + here, grad_a + through_b, mask=mask)
+    tl.store(grad_second + here, grad_b + through_a, mask=mask)
