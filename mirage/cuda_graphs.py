@@ -109,7 +109,8 @@ class GraphedModel:
                     self._forward(static_input)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Another thread may load a model meanwhile, which allocates memory.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 restored = self._forward(static_input)
         return RecordedGraph(graph, static_input, restored)
 

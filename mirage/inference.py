@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirage.config import TOTAL_STRIDE
-from mirage.cuda_graphs import GraphedModel
+from mirage.cuda_graphs import GraphedModel, LRUCache
 from mirage.model import MIRAGE
 from mirage.strips import forward_in_strips
 from mirage.tiles import forward_in_tiles
@@ -18,6 +18,29 @@ Mode = Literal["auto", "whole", "strips", "tiles"]
 
 WHOLE_BYTES = 2**30
 """Memory above which `auto` uses strips instead of the whole image."""
+
+GRAPH_PIXELS = 2**19
+"""Pixels of a batch above which memory traffic, and not the launches, decides the time: no graph is recorded."""
+
+
+class RepeatedSizes:
+    """The CUDA graphs of one model for sizes that come again, so that a size that comes once is not recorded.
+
+    The model must keep its weights. On other devices than CUDA there are none.
+    """
+
+    def __init__(self, model: MIRAGE, sizes: int = 4) -> None:
+        self._graphed = GraphedModel(model, shapes=sizes)
+        self._seen: LRUCache[tuple[int, ...], None] = LRUCache(64)
+
+    def graphs(self, degraded: Tensor) -> GraphedModel | None:
+        """Return the graphs for `restore` if a small batch of this size has come before, None otherwise."""
+        if degraded.device.type != "cuda" or degraded[..., 0, :, :].numel() > GRAPH_PIXELS:
+            return None
+        size = tuple(degraded.shape)
+        again = size in self._seen
+        self._seen.get(size, lambda: None)
+        return self._graphed if again else None
 
 
 def restore(

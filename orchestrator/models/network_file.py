@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import mirage
 from mirage import MIRAGE
 from mirage.config import TOTAL_STRIDE
-from mirage.inference import Mode
+from mirage.inference import Mode, RepeatedSizes
 from mirage.inference import whole_bytes as mirage_whole_bytes
 from mirage.weights import CONFIG_KEY, WeightsError, read_metadata, to_bytes
 from mirage.weights import dumps as mirage_dumps
@@ -81,6 +81,7 @@ class MirageNetwork:
 
     def __init__(self, model: MIRAGE) -> None:
         self.module = model
+        self._sizes = RepeatedSizes(model)
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +97,11 @@ class MirageNetwork:
         overlap: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Call `mirage.restore`."""
-        return mirage.restore(self.module, degraded, mode, tile=tile, overlap=overlap, progress=progress)
+        """Call `mirage.restore`, on CUDA with graphs for small sizes that come again."""
+        graphs = self._sizes.graphs(degraded)
+        return mirage.restore(
+            self.module, degraded, mode, tile=tile, overlap=overlap, graphs=graphs, progress=progress
+        )
 
     def whole_bytes(self, batch: Tensor) -> int | None:
         """Estimate the memory of restoring a batch at once."""

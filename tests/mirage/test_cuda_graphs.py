@@ -7,6 +7,7 @@ import torch
 
 from mirage import MIRAGE, ModelConfig, restore
 from mirage.cuda_graphs import GraphedModel, LRUCache
+from mirage.inference import GRAPH_PIXELS, RepeatedSizes
 
 CONFIG = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2))
 
@@ -70,3 +71,22 @@ def test_graphs_of_another_model_are_refused() -> None:
 def test_a_model_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         GraphedModel(MIRAGE(CONFIG))(torch.rand(1, 3, 16, 16))
+
+
+class OnCUDA(torch.Tensor):
+    """A tensor that claims to be on CUDA: there is no GPU here, and the choice looks at device and size only."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
+def test_a_small_size_is_replayed_from_its_second_batch_on_and_on_cuda_alone() -> None:
+    sizes = RepeatedSizes(MIRAGE(CONFIG).eval())
+    small, other = (torch.empty(1, 3, 16, side).as_subclass(OnCUDA) for side in (16, 24))
+    large = torch.empty(1, 3, 8, GRAPH_PIXELS // 8 + 1).as_subclass(OnCUDA)
+    assert [sizes.graphs(x) is not None for x in (small, other, small, other, small[0], large, large)] == [
+        *(False, False, True, True),
+        *(False, False, False),
+    ]
+    assert [sizes.graphs(torch.empty(1, 3, 16, 16)) for _ in range(3)] == [None] * 3
