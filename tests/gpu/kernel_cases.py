@@ -97,7 +97,10 @@ def find(backend: Any, name: str) -> Function:
         return found
 
     def run(x: Tensor, image_mean: Tensor, sums: Tensor, *weights: Tensor) -> Tensor:
-        mean, var = sums.detach()[1 : 1 + x.shape[3]] / 100, torch.full_like(image_mean[0], 2.0).detach()
+        mean, var = (torch.full_like(image_mean[0], value).detach() for value in (0.1, 2.0))
+        sums = torch.cat(
+            (sums.new_full((1,), x.shape[:3].numel()), sums[1:])
+        )  # the number of pixels is a constant
         path_scale = torch.linspace(0.5, 1.5, x.shape[0], device=x.device, dtype=torch.float64)
         made = (None, weights[4]) if name == "gated_convolution with filters" else weights[4:6]
         training = name != "gated_convolution in eval mode"

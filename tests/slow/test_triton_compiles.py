@@ -19,8 +19,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("case", ["bf16 24 128", "fp32 240 16"])
-def test_every_launch_of_a_block_compiles_for_hopper_within_its_limits(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "kernels"), [("bf16 24 128", 26), ("fp32 240 16", 25)])
+def test_every_launch_of_a_block_compiles_for_hopper_within_its_limits(
+    case: str, kernels: int, tmp_path: Path
+) -> None:
     run = subprocess.run(
         [sys.executable, "tests/mirage/compiled.py", "90", case],
         cwd=ROOT,
@@ -30,7 +32,9 @@ def test_every_launch_of_a_block_compiles_for_hopper_within_its_limits(case: str
     )
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(run.stdout)
-    assert len({launch.split()[0] for launch in found}) == 9  # every kernel
+    assert (
+        len({launch.split()[0] for launch in found}) == kernels
+    )  # all; in fp32 torch's product replaces one
     for launch, used in found.items():
         assert used["shared"] <= 99 * 2**10, launch  # bytes, what a small GPU has as well
         assert used["stack"] == 0, launch  # no value lives in memory for want of registers

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage.kernels.triton.convolution import convolve, filter_gradient, prepared
+from mirage.kernels.triton.convolution import convolve, gradients, prepared
 from mirage.kernels.triton.matrices import weight_gradient
 from mirage.kernels.triton.pointwise import linear
 from mirage.kernels.triton.reductions import gram_gradient, partial_gram
@@ -99,13 +99,13 @@ def attention_gradient(
     qk = slice(0, 2 * values)
     gram_gradient(symmetric, convolved[..., qk].flatten(1, 2), out=grad_convolved[..., qk].flatten(1, 2))
 
-    grad_qkv = convolve(grad_convolved, low_filters, reverse=True)
+    grad_qkv, grad_filters = gradients(grad_convolved, qkv, low_filters, gelu_first=False)
     grad_x = linear(grad_qkv, matrix.mT)
     grad_qkv = grad_qkv.flatten(0, 2)
     return (
         grad_x,
         weight_gradient(grad_qkv, x.flatten(0, 2), matrix.dtype),
-        filter_gradient(grad_convolved, qkv, filters),
+        grad_filters.to(filters.dtype),
         row_sums.view(batch, heads, -1).sum((0, 2)).to(temperature.dtype),
     )
 

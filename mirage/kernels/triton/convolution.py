@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.tiling import gelu_derivative, tile
+from mirage.kernels.triton.tiling import gelu, gelu_derivative, tile
 
 STRIP = 16
 """Rows that one program of the filter gradient adds up."""
@@ -33,19 +33,16 @@ def convolve(
     filters: Tensor,
     *,
     reverse: bool = False,
-    before_gelu: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Correlate x (b, h, w, c) with `prepared` filters (k, k, c) or (b, k, k, c), with zero padding.
 
     reverse: rotate the filters by 180 degrees, for the gradient of the map.
-    before_gelu: multiply by the derivative of GELU at these values, for a GELU before the convolution.
     out: the map to write to, or a slice of its channels; by default a new map.
     """
     batch, height, width, channels = x.shape
     size = filters.shape[-2]
     x, x_stride = with_pixel_stride(x)
-    before, before_stride = (x, 0) if before_gelu is None else with_pixel_stride(before_gelu)
     if out is None:
         out = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
     target, out_stride = with_pixel_stride(out)
@@ -56,23 +53,53 @@ def convolve(
         _convolve[(batch * height * pieces, triton.cdiv(channels, block))](
             x,
             filters,
-            before,
             out,
             height,
             width,
             channels,
             x_stride,
-            before_stride,
             out_stride,
             size * size * channels if filters.dim() == 4 else 0,
             pieces,
             SIZE=size,
             REVERSE=reverse,
-            GELU=before_gelu is not None,
             PIXELS=pixels,
             CHANNELS=block,
         )
     return out
+
+
+def gradients(grad: Tensor, x: Tensor, filters: Tensor, *, gelu_first: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a 3x3 convolution of x (b, h, w, c), or of its GELU: of x, and of the filters in fp32.
+
+    grad: of the result. filters: `prepared`; their gradient is (c, 3, 3). One kernel, which reads each map once: the
+    neighbours that the gradient of the map takes are those that the gradient of the filters takes.
+    """
+    batch, height, width, channels = x.shape
+    out = torch.empty_like(x)
+    rows = 2 * STRIP
+    strips = triton.cdiv(height, rows)
+    pixels, block = tile(width, channels)
+    pieces = triton.cdiv(width, pixels)
+    partial = torch.empty((batch * strips * pieces, channels, 9), dtype=torch.float32, device=grad.device)
+    with torch.cuda.device_of(grad):
+        _gradients[(batch * strips * pieces, triton.cdiv(channels, block))](
+            grad,
+            x,
+            filters,
+            out,
+            partial,
+            height,
+            width,
+            channels,
+            strips,
+            pieces,
+            GELU=gelu_first,
+            STRIP=rows,
+            PIXELS=pixels,
+            CHANNELS=block,
+        )
+    return out, partial.sum(0).view(channels, 3, 3)
 
 
 def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -114,19 +141,16 @@ def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor, dtype: torch.dtype
 def _convolve(
     x,
     filters,
-    before,
     out,
     height,
     width,
     channels,
     x_stride,
-    before_stride,
     out_stride,
     image_stride,
     pieces,
     SIZE: tl.constexpr,
     REVERSE: tl.constexpr,
-    GELU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -157,9 +181,6 @@ def _convolve(
 
     pixel = row.to(tl.int64) * width + column
     mask = (column < width)[:, None] & present[None, :]
-    if GELU:
-        u = tl.load(before + pixel[:, None] * before_stride + channel[None, :], mask=mask, other=0.0)
-        total *= gelu_derivative(u.to(tl.float32))
     tl.store(out + pixel[:, None] * out_stride + channel[None, :], total, mask=mask)
 
 
@@ -212,3 +233,93 @@ def _filter_gradient(
     row = ((image * strips + strip) * channels + channel) * SIZE + dy
     mask = (dx < SIZE)[:, None] & present[None, :]
     tl.store(partial + row[None, :] * SIZE + dx[:, None], tl.sum(total, axis=1), mask=mask)
+
+
+@triton.jit
+def _gradients(
+    grad,
+    x,
+    filters,
+    out,
+    partial,
+    height,
+    width,
+    channels,
+    strips,
+    pieces,
+    GELU: tl.constexpr,
+    STRIP: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    piece = tl.program_id(0) % pieces
+    strip = tl.program_id(0) // pieces % strips
+    image = (tl.program_id(0) // pieces // strips).to(tl.int64)
+    column = piece * PIXELS + tl.arange(0, PIXELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    present = channel < channels
+
+    # Sums for the nine taps of the filter
+    tap0 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap1 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap2 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap3 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap4 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap5 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap6 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap7 = tl.zeros([CHANNELS], dtype=tl.float32)
+    tap8 = tl.zeros([CHANNELS], dtype=tl.float32)
+    for line in range(STRIP):
+        y = strip * STRIP + line
+        here = ((image * height + y) * width + column)[:, None] * channels + channel[None, :]
+        mask = (column < tl.where(y < height, width, 0))[:, None] & present[None, :]
+        value = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+        active = gelu(value) if GELU else value
+        total = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
+        for dy in tl.static_range(3):
+            source_y = y + dy - 1
+            start = grad + (image * height + source_y) * width * channels
+            end = tl.where((source_y >= 0) & (source_y < height), width, 0)
+            for dx in tl.static_range(3):
+                source_x = column + dx - 1
+                inside = ((source_x >= 0) & (source_x < end))[:, None] & present[None, :]
+                g = tl.load(start + source_x[:, None] * channels + channel[None, :], mask=inside, other=0.0)
+                g = g.to(tl.float32)
+                number: tl.constexpr = (
+                    8 - dy * 3 - dx
+                )  # the tap through which this pixel reached that neighbour
+                tap = tl.load(filters + number * channels + channel, mask=present, other=0.0)
+                total += g * tap.to(tl.float32)[None, :]
+                share = tl.sum(g * active, axis=0)
+                if number == 0:
+                    tap0 += share
+                elif number == 1:
+                    tap1 += share
+                elif number == 2:
+                    tap2 += share
+                elif number == 3:
+                    tap3 += share
+                elif number == 4:
+                    tap4 += share
+                elif number == 5:
+                    tap5 += share
+                elif number == 6:
+                    tap6 += share
+                elif number == 7:
+                    tap7 += share
+                else:
+                    tap8 += share
+        if GELU:
+            total *= gelu_derivative(value)
+        tl.store(out + here, total, mask=mask)
+
+    sums = partial + (tl.program_id(0) * channels + channel) * 9
+    tl.store(sums, tap0, mask=present)
+    tl.store(sums + 1, tap1, mask=present)
+    tl.store(sums + 2, tap2, mask=present)
+    tl.store(sums + 3, tap3, mask=present)
+    tl.store(sums + 4, tap4, mask=present)
+    tl.store(sums + 5, tap5, mask=present)
+    tl.store(sums + 6, tap6, mask=present)
+    tl.store(sums + 7, tap7, mask=present)
+    tl.store(sums + 8, tap8, mask=present)

@@ -19,7 +19,8 @@ from mirage.kernels.maps import with_pixel_stride
 from mirage.kernels.reference import BATCH_NORM_EPS
 from mirage.kernels.triton.convolution import convolve, filter_gradient, prepared
 from mirage.kernels.triton.gated import run_values
-from mirage.kernels.triton.matrices import lowered, matrix_precision, weight_gradient
+from mirage.kernels.triton.matrices import matrix_precision, weight_gradient
+from mirage.kernels.triton.pointwise import linear
 from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 IMAGES = 16
@@ -74,7 +75,7 @@ def gated_convolution(i: Inputs) -> tuple[Tensor, Kept]:
     rows = i.x.flatten(0, 2)
     hidden = torch.addmm(bias, rows, weight.mT).view(batch, height, width, -1)
     gated = i.x.new_empty(batch, height, width, weight.shape[0] // 2)
-    run_values(hidden, filters, gated, gated, grad=None, scale=i.path_scale)
+    run_values(hidden, filters, gated, gated, i.path_scale)
 
     x, stride = with_pixel_stride(i.x)
     pixels = batch * height * width
@@ -108,15 +109,15 @@ def gated_convolution_gradient(grad: Tensor, i: Inputs, kept: Kept) -> dict[str,
     batch, height, width, _ = i.x.shape
     wide = kept.filters.shape[3]
     grad = grad.flatten(0, 2)
-    contract, project = lowered(i.x.dtype, i.contract, i.project)
     found = {"project": weight_gradient(grad, kept.contracted.flatten(0, 2), i.project.dtype)}
-    grad_x = grad @ project  # through the shortcut around the gated unit; more is added below
+    grad_x = linear(grad.view(*i.x.shape[:3], -1), i.project.mT).flatten(
+        0, 2
+    )  # through the shortcut around the gated unit; more is added below
     found["contract"] = weight_gradient(grad_x, kept.gated.flatten(0, 2), i.contract.dtype)
-    grad_gated = (grad_x @ contract).view(kept.gated.shape)
 
     grad_hidden = torch.empty_like(kept.hidden)
     convolved = kept.hidden.new_empty(batch, height, width, wide)
-    run_values(kept.hidden, kept.filters, grad_hidden, convolved, grad=grad_gated, scale=i.path_scale)
+    run_values(kept.hidden, kept.filters, grad_hidden, convolved, i.path_scale, grad_x, i.contract)
     convolve(convolved, kept.filters, reverse=True, out=grad_hidden[..., -wide:])
     rest = kept.hidden[..., -wide:]
     grad_hidden = grad_hidden.flatten(0, 2)

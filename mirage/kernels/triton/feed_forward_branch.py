@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mirage.kernels.reference import NORM_EPS
-from mirage.kernels.triton.convolution import convolve, filter_gradient, prepared
+from mirage.kernels.triton.convolution import gradients, prepared
 from mirage.kernels.triton.gated import gated_depthwise, gated_depthwise_gradient
 from mirage.kernels.triton.matrices import weight_gradient
 from mirage.kernels.triton.norm_linear import norm_gradient, norm_linear
@@ -42,8 +42,7 @@ def feed_forward_gradient(
     grad_contract = weight_gradient(grad.flatten(0, 2), gated.flatten(0, 2), contract.dtype)
     again = norm_linear(x, scale, shift, expand, NORM_EPS, with_hidden=True)
     convolved = gated_depthwise_gradient(grad, contract, again.active, low_filters)
-    grad_hidden = convolve(convolved, low_filters, reverse=True, before_gelu=again.hidden)
-    grad_filters = filter_gradient(convolved, again.active, filters)
+    grad_hidden, grad_filters = gradients(convolved, again.hidden, low_filters, gelu_first=True)
 
     around = grad if shortcut else None
     grad_x, affine, normed = norm_gradient(
@@ -53,6 +52,6 @@ def feed_forward_gradient(
         grad_x,
         affine,
         weight_gradient(grad_hidden.flatten(0, 2), normed, expand.dtype),
-        grad_filters,
+        grad_filters.to(filters.dtype),
         grad_contract,
     )

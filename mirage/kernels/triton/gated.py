@@ -65,25 +65,33 @@ def _run_depthwise(
 
 
 def run_values(
-    hidden: Tensor, filters: Tensor, out: Tensor, convolved: Tensor, grad: Tensor | None, scale: Tensor | None
+    hidden: Tensor,
+    filters: Tensor,
+    out: Tensor,
+    convolved: Tensor,
+    scale: Tensor | None,
+    grad: Tensor | None = None,
+    contract: Tensor | None = None,
 ) -> None:
     """Apply prepared filters (b, k, k, m) and the gate to hidden (b, h, w, 2n); write (b, h, w, n) to out.
 
     The first n channels are the gates; of the others the last m are convolved. scale (b,): a factor for each image.
-    With the gradient of that, write the gradient of hidden to out, except for what is convolved: its gradient after the
-    convolution goes to `convolved` (b, h, w, m).
+    With the gradient of a linear layer `contract` (c, n) after the gate, write the gradient of hidden to out, except
+    for what is convolved: its gradient after the convolution goes to `convolved` (b, h, w, m).
     """
     batch, height, width, both = hidden.shape
     wide, size = filters.shape[-1], filters.shape[-2]
     hidden, stride = with_pixel_stride(hidden)
-    upstream, grad_stride = (hidden, 0) if grad is None else with_pixel_stride(grad)
     pixels, block = tile(width, both // 2)
+    if grad is not None:  # a matrix product takes at least 16 rows and columns
+        pixels, block = 16, min(max(block, 16), 32)
     pieces = triton.cdiv(width, pixels)
     with torch.cuda.device_of(hidden):
         _gated_values[(batch * height * pieces, triton.cdiv(both // 2, block))](
             hidden,
             filters,
-            upstream,
+            hidden if grad is None else grad,
+            hidden if contract is None else contract,
             hidden if scale is None else scale,
             out,
             convolved,
@@ -92,14 +100,49 @@ def run_values(
             both // 2,
             wide,
             stride,
-            grad_stride,
+            0 if grad is None else grad.shape[-1],
             pieces,
             SIZE=size,
             BACKWARD=grad is not None,
+            PRECISION=matrix_precision(),
+            STEP=32,
             SCALED=scale is not None,
             PIXELS=pixels,
             CHANNELS=block,
         )
+
+
+@triton.jit
+def _through_linear(
+    grad,
+    contract,
+    pixel,
+    valid,
+    channel,
+    half,
+    channels,
+    PRECISION: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Return the gradient of the gated map at some pixels and channels, for that of a linear layer (c, n) after it."""
+    g = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
+    for start in range(0, channels, STEP):
+        inner = start + tl.arange(0, STEP)
+        within = inner < channels
+        upstream = tl.load(
+            grad + pixel[:, None] * channels + inner[None, :],
+            mask=valid[:, None] & within[None, :],
+            other=0.0,
+        )
+        matrix = tl.load(
+            contract + inner[:, None] * half + channel[None, :],
+            mask=within[:, None] & (channel < half)[None, :],
+            other=0.0,
+        )
+        g += tl.dot(upstream, matrix.to(upstream.dtype), input_precision=PRECISION)
+    return g
 
 
 @triton.jit
@@ -151,21 +194,9 @@ def _gated_depthwise(
     pixel = row.to(tl.int64) * width + column
     mask = (column < width)[:, None] & present[None, :]
     if BACKWARD:
-        g = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
-        for start in range(0, channels, STEP):
-            inner = start + tl.arange(0, STEP)
-            within = inner < channels
-            upstream = tl.load(
-                grad + pixel[:, None] * channels + inner[None, :],
-                mask=(column < width)[:, None] & within[None, :],
-                other=0.0,
-            )
-            matrix = tl.load(
-                contract + inner[:, None] * half + channel[None, :],
-                mask=within[:, None] & present[None, :],
-                other=0.0,
-            )
-            g += tl.dot(upstream, matrix.to(upstream.dtype), input_precision=PRECISION)
+        g = _through_linear(
+            grad, contract, pixel, column < width, channel, half, channels, PRECISION, PIXELS, CHANNELS, STEP
+        )
         target = out + pixel[:, None] * 2 * half + channel[None, :]
         tl.store(target, g * value * gelu_derivative(gate), mask=mask)
         tl.store(target + half, g * gelu(gate), mask=mask)
@@ -178,6 +209,7 @@ def _gated_values(
     hidden,
     filters,
     grad,
+    contract,
     scale,
     out,
     convolved,
@@ -186,10 +218,12 @@ def _gated_values(
     half,
     wide,
     stride,
-    grad_stride,
+    channels,
     pieces,
     SIZE: tl.constexpr,
     BACKWARD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
     SCALED: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -228,8 +262,10 @@ def _gated_values(
     if SCALED:
         factor = tl.load(scale + image).to(tl.float32)
     if BACKWARD:
-        g = tl.load(grad + pixel[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0)
-        g = g.to(tl.float32) * factor
+        g = _through_linear(
+            grad, contract, pixel, column < width, channel, half, channels, PRECISION, PIXELS, CHANNELS, STEP
+        )
+        g *= factor
         target = out + pixel[:, None] * 2 * half + channel[None, :]
         tl.store(target, g * value * gelu_derivative(gate), mask=mask)
         grad_value = g * gelu(gate)

@@ -1,22 +1,13 @@
-"""Weights in the dtype of the maps, and the gradients of weights.
+"""Gradients of matrices, and the precision of matrix products.
 
-A step casts the weights of an operator with one launch. Their gradients are added up in fp32 by the matrix product
-itself, so that no launch converts them.
+Kernels cast weights as they read them. The gradients of weights are added up in fp32 by the matrix product itself, so
+that no launch converts them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def lowered(dtype: torch.dtype, *weights: Tensor) -> list[Tensor]:
-    """Return the weights in this dtype."""
-    if all(weight.dtype == dtype for weight in weights):
-        return list(weights)
-    low = [torch.empty_like(weight, dtype=dtype) for weight in weights]
-    torch._foreach_copy_(low, list(weights))
-    return low
 
 
 def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

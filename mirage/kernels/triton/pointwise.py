@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.matrices import lowered, matrix_precision, weight_gradient
+from mirage.kernels.triton.matrices import matrix_precision, weight_gradient
 from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 STEP = 32
@@ -81,15 +81,35 @@ def channel_mlp_gradient(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients with respect to x, expand and contract."""
-    low_expand, low_contract = lowered(x.dtype, expand, contract)
-    rows, upstream = x.flatten(0, 2), grad.flatten(0, 2)
-    hidden = rows @ low_expand.mT
-    grad_hidden = upstream @ low_contract
-    active = _gelu_gradient_in_place(hidden, grad_hidden)
+    grad, (rows, stride) = grad.contiguous(), with_pixel_stride(x)
+    pixels, channels, hidden = x.shape[:3].numel(), x.shape[3], expand.shape[0]
+    outputs = contract.shape[0]
+    active, grad_hidden = (x.new_empty(*x.shape[:3], hidden) for _ in range(2))
+    across, wide = (max(triton.next_power_of_2(n), 16) for n in (channels, outputs))
+    tall = _rows(max(across, wide))
+    with torch.cuda.device_of(x):
+        _channel_mlp_gradient[(triton.cdiv(pixels, tall),)](
+            grad,
+            rows,
+            expand,
+            contract,
+            active,
+            grad_hidden,
+            pixels,
+            channels,
+            hidden,
+            outputs,
+            stride,
+            PRECISION=matrix_precision(),
+            ROWS=tall,
+            ACROSS=across,
+            WIDE=wide,
+            STEP=STEP,
+        )
     return (
-        (grad_hidden @ low_expand).view(x.shape),
-        weight_gradient(grad_hidden, rows, expand.dtype),
-        weight_gradient(upstream, active, contract.dtype),
+        linear(grad_hidden, expand.mT),
+        weight_gradient(grad_hidden.flatten(0, 2), x.flatten(0, 2), expand.dtype),
+        weight_gradient(grad.flatten(0, 2), active.flatten(0, 2), contract.dtype),
     )
 
 
@@ -130,53 +150,37 @@ def fusion_linear_gradient(
     branches = [x.contiguous() for x in branches]
     first, count = branches[0], len(branches)
     pixels, channels = first.shape[:3].numel(), first.shape[3]
-    upstream = grad.flatten(0, 2)
-    (low,) = lowered(first.dtype, weight)
-    grad_gated = upstream @ low
-    gated = torch.empty_like(grad_gated)
+    gated = first.new_empty(pixels, count * channels)
     grads = [torch.empty_like(x) for x in branches]
-    across = triton.next_power_of_2(channels)
-    rows = max(2048 // across, 1)
+    across = max(triton.next_power_of_2(channels), 16)
+    rows = _rows(across)
     programs = triton.cdiv(pixels, rows)
     partial = first.new_empty(programs, count, dtype=torch.float32)
     with torch.cuda.device_of(first):
         _fusion_gradient[(programs,)](
             *(*branches, first)[:3],
             scales,
-            grad_gated,
+            weight,
+            grad,
             gated,
             *(*grads, first)[:3],
             partial,
             pixels,
             channels,
+            weight.shape[0],
+            PRECISION=matrix_precision(),
             COUNT=count,
             ROWS=rows,
             ACROSS=across,
+            STEP=STEP,
+            num_warps=4 if across <= 32 else 8,
         )
-    return grads, partial.sum(0).to(scales.dtype), weight_gradient(upstream, gated, weight.dtype)
+    return grads, partial.sum(0).to(scales.dtype), weight_gradient(grad.flatten(0, 2), gated, weight.dtype)
 
 
 def _rows(across: int) -> int:
     """Return the pixels of one program that holds this many channels of each."""
     return 64 if across <= 64 else 32 if across <= 128 else 16
-
-
-def _gelu_gradient_in_place(hidden: Tensor, grad: Tensor) -> Tensor:
-    """Multiply grad by the derivative of GELU at hidden, in place; overwrite hidden with its GELU and return it."""
-    block = 1024
-    with torch.cuda.device_of(hidden):
-        _gelu_gradient[(triton.cdiv(hidden.numel(), block),)](hidden, grad, hidden.numel(), BLOCK=block)
-    return hidden
-
-
-@triton.jit
-def _gelu_gradient(hidden, grad, size, BLOCK: tl.constexpr):
-    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = here < size
-    value = tl.load(hidden + here, mask=mask, other=0.0).to(tl.float32)
-    g = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
-    tl.store(grad + here, g * gelu_derivative(value), mask=mask)
-    tl.store(hidden + here, gelu(value), mask=mask)
 
 
 @triton.jit
@@ -269,6 +273,59 @@ def _channel_mlp(
 
 
 @triton.jit
+def _channel_mlp_gradient(
+    grad,
+    x,
+    expand,
+    contract,
+    active,
+    grad_hidden,
+    pixels,
+    channels,
+    hidden,
+    outputs,
+    stride,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Write the hidden map after its GELU once more, and the gradient of the hidden map before it."""
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    output = tl.arange(0, WIDE)
+    wanted = output < outputs
+    value = tl.load(
+        x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
+    )
+    upstream = tl.load(
+        grad + pixel[:, None] * outputs + output[None, :], mask=valid[:, None] & wanted[None, :], other=0.0
+    )
+    for start in range(0, hidden, STEP):
+        inner = start + tl.arange(0, STEP)
+        within = inner < hidden
+        matrix = tl.load(
+            expand + inner[None, :] * channels + channel[:, None],
+            mask=within[None, :] & present[:, None],
+            other=0.0,
+        )
+        before = tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION)
+        matrix = tl.load(
+            contract + output[:, None] * hidden + inner[None, :],
+            mask=within[None, :] & wanted[:, None],
+            other=0.0,
+        )
+        g = tl.dot(upstream, matrix.to(value.dtype), input_precision=PRECISION)
+        here = pixel[:, None] * hidden + inner[None, :]
+        mask = valid[:, None] & within[None, :]
+        tl.store(active + here, gelu(before), mask=mask)
+        tl.store(grad_hidden + here, g * gelu_derivative(before), mask=mask)
+
+
+@triton.jit
 def _projected(gated, weight, output, row, outputs, channels, PRECISION: tl.constexpr, ACROSS: tl.constexpr):
     channel = tl.arange(0, ACROSS)
     matrix = tl.load(
@@ -335,6 +392,7 @@ def _fusion_gradient(
     second,
     third,
     scales,
+    weight,
     grad,
     gated,
     grad_first,
@@ -343,14 +401,18 @@ def _fusion_gradient(
     partial,
     pixels,
     channels,
+    outputs,
+    PRECISION: tl.constexpr,
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """Write the gradients of the branches, the gated branches once more, and shares of the gradients of the scales."""
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, ACROSS)
-    mask = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    valid = pixel < pixels
+    mask = valid[:, None] & (channel < channels)[None, :]
     here = pixel[:, None] * channels + channel[None, :]
     wide = pixel[:, None] * COUNT * channels + channel[None, :]
     a = tl.load(first + here, mask=mask, other=0.0).to(tl.float32)
@@ -361,21 +423,39 @@ def _fusion_gradient(
         c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
 
     gate_a, gate_b = tl.sigmoid(b + c), tl.sigmoid(a + c)
-    grad_a = tl.load(grad + wide, mask=mask, other=0.0).to(tl.float32)
-    grad_b = tl.load(grad + channels + wide, mask=mask, other=0.0).to(tl.float32)
+    grad_a = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    grad_b = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    grad_c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    row = COUNT * channels
+    for start in range(0, outputs, STEP):
+        output = start + tl.arange(0, STEP)
+        within = output < outputs
+        upstream = tl.load(
+            grad + pixel[:, None] * outputs + output[None, :],
+            mask=valid[:, None] & within[None, :],
+            other=0.0,
+        )
+        matrix = weight + output[:, None] * row + channel[None, :]
+        inside = within[:, None] & (channel < channels)[None, :]
+        of_a = tl.load(matrix, mask=inside, other=0.0).to(upstream.dtype)
+        grad_a += tl.dot(upstream, of_a, input_precision=PRECISION)
+        of_b = tl.load(matrix + channels, mask=inside, other=0.0).to(upstream.dtype)
+        grad_b += tl.dot(upstream, of_b, input_precision=PRECISION)
+        if COUNT == 3:
+            of_c = tl.load(matrix + 2 * channels, mask=inside, other=0.0).to(upstream.dtype)
+            grad_c += tl.dot(upstream, of_c, input_precision=PRECISION)
     tl.store(gated + wide, a + scale_a * gate_a, mask=mask)
     tl.store(gated + channels + wide, b + scale_b * gate_b, mask=mask)
-    row = partial + tl.program_id(0) * COUNT
-    tl.store(row, tl.sum(tl.sum(grad_a * gate_a, axis=1), axis=0))
-    tl.store(row + 1, tl.sum(tl.sum(grad_b * gate_b, axis=1), axis=0))
+    shares = partial + tl.program_id(0) * COUNT
+    tl.store(shares, tl.sum(tl.sum(grad_a * gate_a, axis=1), axis=0))
+    tl.store(shares + 1, tl.sum(tl.sum(grad_b * gate_b, axis=1), axis=0))
     through_a = scale_a * grad_a * gate_a * (1.0 - gate_a)
     through_b = scale_b * grad_b * gate_b * (1.0 - gate_b)
     if COUNT == 3:
         gate_c = tl.sigmoid(a + b)
         scale_c = tl.load(scales + 2).to(tl.float32)
-        grad_c = tl.load(grad + 2 * channels + wide, mask=mask, other=0.0).to(tl.float32)
         tl.store(gated + 2 * channels + wide, c + scale_c * gate_c, mask=mask)
-        tl.store(row + 2, tl.sum(tl.sum(grad_c * gate_c, axis=1), axis=0))
+        tl.store(shares + 2, tl.sum(tl.sum(grad_c * gate_c, axis=1), axis=0))
         through_c = scale_c * grad_c * gate_c * (1.0 - gate_c)
         tl.store(grad_third + here, grad_c + through_a + through_b, mask=mask)
         grad_a += through_c

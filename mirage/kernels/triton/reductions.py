@@ -91,6 +91,7 @@ def batch_sums_gradient(grad_mean: Tensor, grad_sums: Tensor, x: Tensor) -> Tens
     """Return the gradient with respect to x (b, h, w, c)."""
     batch, height, width, channels = x.shape
     x, stride = with_pixel_stride(x)
+    grad_mean, grad_sums = grad_mean.contiguous(), grad_sums.contiguous()
     pixels = height * width
     out = torch.empty((batch, height, width, channels), dtype=x.dtype, device=x.device)
     across = triton.next_power_of_2(channels)
