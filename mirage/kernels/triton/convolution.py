@@ -285,27 +285,25 @@ def _gradients(
                 inside = ((source_x >= 0) & (source_x < end))[:, None] & present[None, :]
                 g = tl.load(start + source_x[:, None] * channels + channel[None, :], mask=inside, other=0.0)
                 g = g.to(tl.float32)
-                number: tl.constexpr = (
-                    8 - dy * 3 - dx
-                )  # the tap through which this pixel reached that neighbour
-                tap = tl.load(filters + number * channels + channel, mask=present, other=0.0)
+                # This pixel reached that neighbour through the tap opposite to (dy, dx).
+                tap = tl.load(filters + (8 - dy * 3 - dx) * channels + channel, mask=present, other=0.0)
                 total += g * tap.to(tl.float32)[None, :]
                 share = tl.sum(g * active, axis=0)
-                if number == 0:
+                if dy * 3 + dx == 8:
                     tap0 += share
-                elif number == 1:
+                elif dy * 3 + dx == 7:
                     tap1 += share
-                elif number == 2:
+                elif dy * 3 + dx == 6:
                     tap2 += share
-                elif number == 3:
+                elif dy * 3 + dx == 5:
                     tap3 += share
-                elif number == 4:
+                elif dy * 3 + dx == 4:
                     tap4 += share
-                elif number == 5:
+                elif dy * 3 + dx == 3:
                     tap5 += share
-                elif number == 6:
+                elif dy * 3 + dx == 2:
                     tap6 += share
-                elif number == 7:
+                elif dy * 3 + dx == 1:
                     tap7 += share
                 else:
                     tap8 += share

@@ -224,10 +224,10 @@ def _norm_linear(
         )
         product = tl.dot(normed, matrix.to(normed.dtype), input_precision=PRECISION).to(normed.dtype)
         here = pixel[:, None] * outputs + output[None, :]
-        mask = valid[:, None] & (output < outputs)[None, :]
+        inside = valid[:, None] & (output < outputs)[None, :]
         if HIDDEN:
-            tl.store(out + here, product, mask=mask)
-        tl.store(active + here, gelu(product.to(tl.float32)), mask=mask)
+            tl.store(out + here, product, mask=inside)
+        tl.store(active + here, gelu(product.to(tl.float32)), mask=inside)
 
 
 @triton.jit
