@@ -21,7 +21,8 @@ from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun, start
 from orchestrator.training.saving import open_checkpoints, save
 from orchestrator.training.skipped_steps import SkippedSteps
-from orchestrator.training.step import StepInput, compute
+from orchestrator.training.step import compute
+from orchestrator.training.step_input import StepInput
 from shards.store import LocalStore
 from tests.orchestrator.training.test_loop import Listener
 
