@@ -107,8 +107,9 @@ class GraphedStep:
 
     @staticmethod
     def _replay(step: _RecordedStep, inputs: Sequence[StepInput]) -> dict[str, Tensor]:
-        for memory, new in zip(step.inputs, inputs, strict=True):
-            torch._foreach_copy_(memory.tensors(), new.tensors())
+        for mine, given in zip(step.inputs, inputs, strict=True):
+            for memory, tensor in zip(mine.tensors(), given.tensors(), strict=True):
+                memory.copy_(tensor)
         step.recording.replay()
         values = step.recording.result.clone()  # the next step overwrites the result
         return dict(zip(step.names, values.unbind(), strict=True))
