@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=_positive, default=2, help="images per batch")
     add("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
     add("--compile", action="store_true", help="compile the blocks of ours and the release")
-    add("--graphs", action="store_true", help="run our inference from CUDA graphs (GPU only)")
+    add("--graphs", action="store_true", help="run ours from CUDA graphs (GPU only)")
     add(
         "--align",
         type=_positive,
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--release", type=Path, metavar="PATH", help="checkout of Amazingren/MIRAGE")
     add("--peer", action="append", default=[], metavar="NAME=PATH", help="as in `model`; repeatable")
     add("--size", choices=("tiny", "small", "base"), default="tiny")
+    add("--blocks", type=_positive, help="blocks of each stage of ours; default: those of the size")
     add("--what", choices=("train", "infer"), default="train")
     add("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
     add("--batch", type=_positive, default=8, help="images per step")

@@ -30,6 +30,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
+from torch.autograd import _get_sequence_nr as get_sequence_nr  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -138,20 +139,27 @@ class Count:
 class Counter(TorchDispatchMode):
     """Counts the operators of the code that runs within it. Enter it inside a FakeTensorMode."""
 
-    def __init__(self, module_of: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, running: Callable[[], str] = lambda: "") -> None:
         super().__init__()
         self.count = Count()
-        self._module_of = module_of
+        self._running = running
         self._opened = 0
+        self._module = ""
+        self._owners: dict[int, str] = {}
+        """The module of each node of the autograd graph, by the node's number."""
 
     def __torch_dispatch__(
         self, function: Any, kinds: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operator and count it."""
         kwargs = kwargs or {}
+        if not self._opened:
+            self._module = self._module_of()
         name, inputs = _name(function), _tensors((args, kwargs))
         if function.namespace == "prim":
             return function(*args, **kwargs)
+        if name == "_pin_memory":  # fake tensors cannot; where a host tensor lies does not matter here
+            return args[0]
         if name in _READ_BY_HOST:
             return self._read_by_host(name, function, args, inputs)
         own = OPDEFS.get(function._schema.name)
@@ -167,7 +175,8 @@ class Counter(TorchDispatchMode):
                 out = function.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = function(*args, **kwargs)
+        # Fused optimisers work in place and return nothing; not all of them take fake tensors.
+        out = None if name.startswith("_fused_") else function(*args, **kwargs)
         outputs = _tensors(out)
         if not (_on_device(inputs) or _on_device(outputs)):
             return out
@@ -185,7 +194,7 @@ class Counter(TorchDispatchMode):
             (x.untyped_storage()._cdata, x.storage_offset(), x.shape): x for x in _tensors(list(arguments))
         }
         traffic = sum(map(_size, tensors.values()))
-        self.count.kernels.append(Kernels(f"triton.{name}", self._module_of(), 1, traffic))
+        self.count.kernels.append(Kernels(f"triton.{name}", self._module, 1, traffic))
 
     def _add(
         self, name: str, launches: int, traffic: int, function: Any, args: Any, kwargs: Any, out: Any
@@ -193,7 +202,15 @@ class Counter(TorchDispatchMode):
         formula = flop_registry.get(function.overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
         half = any(x.dtype in (torch.bfloat16, torch.float16) for x in _tensors(args))
-        self.count.kernels.append(Kernels(name, self._module_of(), launches, traffic, flops, half))
+        self.count.kernels.append(Kernels(name, self._module, launches, traffic, flops, half))
+
+    def _module_of(self) -> str:
+        """Return the module that is running forward, or whose gradient is being computed."""
+        node: Any = torch._C._current_autograd_node()
+        if node is not None:
+            return self._owners.get(node._sequence_nr(), "gradient sums")
+        module = self._owners[get_sequence_nr() - 1] = self._running()
+        return module
 
     def _read_by_host(self, name: str, function: Any, args: Sequence[Any], inputs: list[Tensor]) -> Any:
         if _on_device(inputs):

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mirage import MIRAGE, ModelConfig, cost
 from mirage.compile import compile_blocks
-from mirage.cuda_graphs import GraphedModel
+from mirage.cuda_graphs import WARM_UP, GraphedModel
 from orchestrator.bench import networks, timing
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
@@ -123,8 +123,9 @@ def _train_step(
     options: argparse.Namespace,
     environment: Environment,
 ) -> Callable[[], None]:
-    """Return a function that runs forward, loss, backward and AdamW."""
-    optimizer = adamw(candidate.model)
+    """Return a function that runs forward, loss, backward and AdamW; with --graphs ours is replayed from one graph."""
+    graphed = options.graphs and isinstance(candidate.model, MIRAGE) and environment.device.type == "cuda"
+    optimizer = adamw(candidate.model, fused=graphed, capturable=graphed)
 
     def step() -> None:
         with environment.autocast(options.precision):
@@ -133,12 +134,28 @@ def _train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return _replayed(step) if graphed else step
 
 
-def adamw(model: nn.Module, learning_rate: float = 2e-4, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Return AdamW as the release configures it."""
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=fused)
+def _replayed(step: Callable[[], None]) -> Callable[[], None]:
+    """Record a training step as one CUDA graph, after three steps that choose algorithms; return its replay."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def adamw(
+    model: nn.Module, learning_rate: float = 2e-4, *, fused: bool = False, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """Return AdamW as the release configures it: with multi-tensor kernels on a GPU."""
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=fused or None, capturable=capturable)
 
 
 def _saved_bytes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mirage import MIRAGE
+from mirage import MIRAGE, ModelConfig
 from orchestrator.bench import fake_cuda, networks
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.kernel_count import Count, counting
@@ -80,10 +80,19 @@ def _makers(options: argparse.Namespace) -> dict[str, Callable[[], BenchNetwork]
     made: dict[str, Callable[[], BenchNetwork]] = {}
     if options.release is not None:
         made[f"release {options.size}"] = lambda: networks.release(options.release, options.size)
-    made[f"ours {options.size}"] = lambda: networks.ours(options.size)
+    made[f"ours {options.size}"] = lambda: _ours(options)
     for peer in options.peer:
         made[peer.partition("=")[0]] = partial(networks.peer, peer)
     return made
+
+
+def _ours(options: argparse.Namespace) -> BenchNetwork:
+    if options.blocks is None:
+        return networks.ours(options.size)
+    config: ModelConfig = getattr(ModelConfig, options.size)()
+    n = options.blocks
+    thin = replace(config, blocks=(n, n, n, n), refinement_blocks=n, drop_path=0.0)
+    return networks.from_model(MIRAGE(thin), f"ours {options.size}, {n} of each block")
 
 
 def _count(network: BenchNetwork, options: argparse.Namespace) -> Count:

@@ -17,6 +17,7 @@ from mirage.memory import Backend, Precision, StepMode, activation_bytes, cast_b
 from orchestrator.config import crop_stages
 from orchestrator.config.schema import Job
 from orchestrator.console import count
+from orchestrator.planning import gpu_speed
 from orchestrator.planning.scaling_model import Network, StepCost, WorkerSpeed, predict
 from orchestrator.planning.throughput import Throughput
 from shards.crop_schedule import CropSchedule, TrainingStage
@@ -28,8 +29,6 @@ ASSUMED_NETWORK = Network(latency_seconds=50e-6, bytes_per_second=25e9 / 8)
 
 _CPU_RATE = 12e9
 """Multiply-adds of training per second and core: MIRAGE-T, 2 crops of 128², 2.6 s per step (docs/benchmarks.md)."""
-_GPU_RATE = {"fp32": 400 * 3 * 5.31e9, "bf16": 800 * 3 * 5.31e9}
-"""The same per GPU: 400 crops of 128² per second of MIRAGE-T in fp32, 800 in bf16. A guess, not measured."""
 
 
 Records = Sequence[tuple[Job, Throughput]]
@@ -133,11 +132,25 @@ def rate_of(job: Job, stages: CropSchedule, records: Records) -> ComputeRate:
         per = statistics.median(rates) * (1 if job.workers.gpus else job.workers.cpus)
         return ComputeRate(per, f"{runs} on {devices}", measured=True, busy=busy)
     if job.workers.gpus:
-        per = _GPU_RATE[precision_of(job)]
-        source = f"a guess of {per / 1e12:.1f} T multiply-adds/s per GPU, not measured"
-    else:
-        per = _CPU_RATE * job.workers.cpus
-        source = f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s per core (docs/benchmarks.md)"
+        return _predicted_rate(job, first)
+    per = _CPU_RATE * job.workers.cpus
+    source = f"an assumed {_CPU_RATE / 1e9:.0f} G multiply-adds/s per core (docs/benchmarks.md)"
+    return ComputeRate(per, source, measured=False)
+
+
+def _predicted_rate(job: Job, stage: TrainingStage) -> ComputeRate:
+    """Return the rate of the job's GPU by its datasheet, at the share of the fewest workers, and what bounds it."""
+    name = job.workers.gpu_model or gpu_speed.ASSUMED_GPU
+    images = largest_share(job, stage.batch, job.workers.min)
+    config = job.model.build()
+    work = 3.0 * macs(config, stage.pixels, stage.pixels)  # what is computed again adds in proportion
+    found = gpu_speed.bounds(
+        gpu_speed.GPUS[name], config, job.train.precision, images, stage.pixels, work, job.data.readers
+    )
+    bound = max(found, key=found.__getitem__)
+    per = job.workers.gpus * images * work / found[bound]
+    times = ", ".join(f"{what} {1e3 * seconds:.0f} ms" for what, seconds in found.items())
+    source = f"the datasheet of an assumed {name}, not measured: bound by {bound} ({times} a step of {images} images)"
     return ComputeRate(per, source, measured=False)
 
 

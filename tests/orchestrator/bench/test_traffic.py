@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from mirage import ModelConfig
 from orchestrator.bench.kernel_count import BLOCKS, CHUNK, multi_tensor_launches
+from orchestrator.planning import gpu_speed
 
 ROOT = Path(__file__).parents[3]
+RECORD = json.loads(gpu_speed.RECORD.read_text())
 
 
 def count(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -47,3 +50,31 @@ def test_inference_is_counted_without_a_gpu_and_never_waits_for_the_device(tmp_p
     assert row["launches"] == sum(launches for launches, _ in row["operators"].values())
     assert row["bytes_per_image"] == sum(size for _, size in row["modules"].values())
     assert row["operators"]["triton._gram"][0] == 35
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("train fp32, 1 block a stage", "--precision fp32 --batch 2"),
+        ("train bf16, 1 block a stage", "--precision bf16 --batch 2"),
+        ("infer bf16, 1 block a stage", "--precision bf16 --batch 1 --crop 256 --what infer"),
+    ],
+)
+def test_launches_and_traffic_have_not_grown_by_more_than_two_percent(
+    name: str, arguments: str, tmp_path: Path
+) -> None:
+    """Run scripts/count-traffic after a change that lowers them, or that raises them for a reason."""
+    [row] = count(tmp_path, "--blocks", "1", *arguments.split())["rows"]
+    recorded = RECORD["counts"][name]
+    for key in ("launches", "bytes_per_image"):
+        assert row[key] <= 1.02 * recorded[key], key
+    assert len(row["synchronisations"]) <= recorded["synchronisations"], row["synchronisations"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_formula_of_the_plan_gives_the_counts_that_it_was_fitted_to(precision: str) -> None:
+    counted = RECORD["counts"][f"train {precision}, 2 blocks"]
+    formula = gpu_speed.counts(half=precision == "bf16")
+    config = ModelConfig(blocks=(2, 2, 2, 2), refinement_blocks=2)
+    assert formula.launches(config) == pytest.approx(counted["launches"])
+    assert formula.traffic(config, 2, 128) == pytest.approx(2 * counted["bytes_per_image"])

@@ -60,10 +60,22 @@ def test_a_stated_rate_gives_hours_and_cost_by_hand(tmp_path: Path) -> None:
 def test_without_prices_or_runs_a_plan_states_its_assumptions(tmp_path: Path) -> None:
     text = planned(tmp_path).render()
     assert "time       roughly" in text
-    assert "guess" in text
-    assert "not measured" in text
+    assert "an assumed H100, not measured: bound by " in text
     assert "cost       unknown" in text
     assert "per core (docs/benchmarks.md)" in planned(tmp_path, *ON_CPUS).render()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bound"),
+    [
+        (["train.global_batch_size=2", "data.readers=64", "workers.gpu_model=H200"], "kernel launches"),
+        (["train.global_batch_size=256", "data.readers=64", "workers.gpu_model=L4"], "memory traffic"),
+        (["data.readers=1", "workers.gpu_model=H200", "train.precision=bf16"], "data loading"),
+    ],
+)
+def test_a_plan_names_what_bounds_an_unmeasured_gpu(tmp_path: Path, overrides: list[str], bound: str) -> None:
+    plan = planned(tmp_path, "workers={min: 1, max: 1, gpus: 1}", *overrides)
+    assert f"bound by {bound} (" in plan.render()
 
 
 def test_memory_is_the_models_and_smaller_on_more_workers(tmp_path: Path) -> None:
