@@ -21,7 +21,7 @@ class WeightAverage:
 
     def __init__(self, model: Network) -> None:
         self.network = copy.deepcopy(model).eval()
-        self._model, self._average = _tensors(model), _tensors(self.network)
+        self._model = model
         device = next(model.parameters()).device
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -39,13 +39,15 @@ class WeightAverage:
         BatchNorm's running statistics are averaged too: those of the last few batches do not fit the averaged weights.
         """
         updated = []
-        for average, value in zip(self._average.flat(), self._model.flat(), strict=True):
+        # Listed at each update: a network may assign another tensor to a buffer.
+        averages = _tensors(self.network)
+        for average, value in zip(averages.flat(), _tensors(self._model).flat(), strict=True):
             new = value
             if value.is_floating_point():
                 wide = at_least_fp32(average)
                 new = wide.lerp(value.to(wide.dtype), self._weight.to(wide.dtype)).to(average.dtype)
             updated.append(torch.where(finite, new, average))
-        self._average.assign(updated)
+        averages.assign(updated)
 
 
 def _tensors(network: Network) -> TensorGroups:

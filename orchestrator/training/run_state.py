@@ -54,23 +54,27 @@ class TrainingRun:
     clock: StepTimer = field(default_factory=StepTimer)
 
     def __post_init__(self) -> None:
-        # Nothing writes into a buffer whose elements share memory, as those of an expanded tensor do.
-        self._buffers = TensorGroups(b for b in self.model.buffers() if 0 not in b.stride() or b.numel() == 1)
-        self._buffers_before = self._buffers.flat()
+        self.keep_buffers()
 
     def keep_buffers(self) -> None:
         """Remember the buffers, such as BatchNorm statistics, as they are before a step."""
-        self._buffers_before = self._buffers.flat()
+        self._buffers_before = self._buffers().flat()
 
     def restore_buffers_unless(self, finite: Tensor) -> None:
         """Set the buffers to what `keep_buffers` remembered, unless the step was `finite`, a bool on the device."""
-        both = zip(self._buffers.flat(), self._buffers_before, strict=True)
-        self._buffers.assign([torch.where(finite, now, before) for now, before in both])
+        buffers = self._buffers()
+        both = zip(buffers.flat(), self._buffers_before, strict=True)
+        buffers.assign([torch.where(finite, now, before) for now, before in both])
 
     def changed_buffers(self) -> list[tuple[Tensor, bool]]:
         """Return each buffer, and whether it changed since `keep_buffers`."""
-        pairs = self._buffers.parts(self._buffers_before)
+        pairs = self._buffers().parts(self._buffers_before)
         return [(now, not torch.equal(now, before)) for now, before in pairs]
+
+    def _buffers(self) -> TensorGroups:
+        # Listed each time, since a network may assign another tensor to a buffer. Nothing writes into a buffer whose
+        # elements share memory, as those of an expanded tensor do.
+        return TensorGroups(b for b in self.model.buffers() if 0 not in b.stride() or b.numel() == 1)
 
     @property
     def position(self) -> int:

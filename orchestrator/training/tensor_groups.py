@@ -23,7 +23,7 @@ class TensorGroups:
     def parts(self, flat: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each tensor with its part, in its shape, of vectors in the form of `flat`."""
         return [
-            (tensor.detach(), part.view(tensor.shape))
+            (tensor, part.view(tensor.shape))
             for group, vector in zip(self._groups.values(), flat, strict=True)
             for tensor, part in zip(group, torch.split(vector, [t.numel() for t in group]), strict=True)
         ]
@@ -32,4 +32,5 @@ class TensorGroups:
         """Write the values that `flat` returned back into the tensors."""
         if pairs := self.parts(flat):
             tensors, parts = zip(*pairs, strict=True)
-            torch._foreach_copy_(tensors, parts)
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, parts)

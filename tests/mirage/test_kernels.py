@@ -127,6 +127,18 @@ def test_triton_equals_the_specification_in_fp32(name: str, size: tuple[int, int
 
 
 @needs_triton
+@pytest.mark.parametrize("name", ["gated_convolution", "gated_convolution in eval mode"])
+def test_filters_of_many_channels_come_from_products_of_pytorch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mirage.kernels.triton import convolution_branch
+
+    monkeypatch.setattr(convolution_branch, "MAX_CHANNELS", 2)
+    for found, exact in pairs(triton, name, (2, 3, 4, 5), torch.float32, DEVICE):
+        assert largest_error(found, exact) < 1e-5
+
+
+@needs_triton
 @pytest.mark.parametrize("name", TRITON)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
 def test_triton_adds_up_half_precision_in_fp32(name: str, dtype: torch.dtype, bound: float) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirage.kernels.maps import with_pixel_stride
 from mirage.kernels.reference import BATCH_NORM_EPS
@@ -25,6 +25,8 @@ from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 IMAGES = 16
 """Images whose filters one program generates."""
+MAX_CHANNELS = 128
+"""Most channels whose square matrices one program holds. PyTorch's products generate the filters of more."""
 
 
 class Inputs(NamedTuple):
@@ -174,6 +176,12 @@ def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
         return one.expand(batch, *one.shape).contiguous(), pooled, generated, active
     taps = i.filters.shape[0] // channels
     size = round(taps**0.5)
+    if channels > MAX_CHANNELS:
+        pooled = torch.addmm(bias[-channels:].float(), i.image_mean.float(), weight[-channels:].float().mT)
+        generated = pooled @ i.generator.float().mT
+        active = nn.functional.gelu(generated)
+        every = (active @ i.filters.float().mT).view(batch, channels, size, size).movedim(1, -1)
+        return every.to(i.x.dtype).contiguous(), pooled, generated, active
     filters = i.x.new_empty(batch, size, size, channels)
     across, block = max(triton.next_power_of_2(channels), 16), 64
     with torch.cuda.device_of(i.x):
@@ -204,6 +212,12 @@ def _generator_gradients(grad: Tensor, i: Inputs, kept: Kept, grad_pooled: Tenso
     """Return gradients for that of the generator's active values (b, c); write that of its input to grad_pooled."""
     assert i.generator is not None
     batch, channels = grad.shape
+    if channels > MAX_CHANNELS:
+        grad = torch.ops.aten.gelu_backward(grad, kept.generated)
+        torch.mm(grad, i.generator.float(), out=grad_pooled)
+        of_mean = grad_pooled @ kept.weight[-channels:].float()
+        of_generator = grad.mT @ kept.pooled
+        return {"generator": of_generator.to(i.generator.dtype), "image_mean": of_mean.to(i.image_mean.dtype)}
     generator, image_mean = torch.empty_like(i.generator), torch.empty_like(i.image_mean)
     across = max(triton.next_power_of_2(channels), 16)
     with torch.cuda.device_of(grad):

@@ -49,3 +49,13 @@ def test_every_update_equals_the_plain_formula_to_the_bit(skipped: set[int]) -> 
         found = average.network.state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_buffer_that_the_network_replaces_is_averaged_too() -> None:
+    model = Net()
+    model.register_buffer("mean", torch.zeros(3))
+    average = WeightAverage(model)  # type: ignore[arg-type]
+    average.set_weight(0.9, 10)
+    model.mean = model.mean + 1  # as `self.mean = 0.9 * self.mean + ...` in a forward pass does
+    average.update(torch.tensor(True))
+    assert float(average.network.mean[0]) > 0
