@@ -1,11 +1,12 @@
-"""CUDA graphs for inference on small batches: the launch cost of hundreds of kernels is paid once per input shape.
+"""CUDA graphs: the launch cost of many kernels is paid once per input shape.
 
-A graph replays the kernels of one forward pass at the addresses that they used. It is valid for one shape, one autocast
+A graph replays kernels at the addresses that they used. One of a forward pass is valid for one shape, one autocast
 dtype and the weights' addresses: weights changed in place are seen, replaced weights need a new `GraphedModel`.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -18,8 +19,12 @@ WARM_UP = 3
 """Passes before recording, in which libraries choose algorithms and allocate memory."""
 
 
+_MEMORY_MARGIN = 1.5
+"""Free memory that a recording asks for, in multiples of what the function allocates: other work needs some as well."""
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class LRUCache(Generic[K, V]):
@@ -48,10 +53,65 @@ class LRUCache(Generic[K, V]):
         return value
 
 
-class RecordedGraph(NamedTuple):
+class Recording(NamedTuple, Generic[T]):
+    """What a function computed on a device, ready to be computed again."""
+
+    replay: Callable[[], None]
+    """Compute again from the inputs' memory into that of `result`, without running Python code of the function."""
+    result: T
+    """What the function returned; its values are those of the newest replay."""
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device on which graphs are recorded; PyTorch forbids the default stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class CudaRecorder:
+    """Records what functions compute on a device into graphs that share their memory.
+
+    Only one of the graphs may run at a time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._bytes = 0
+
+    def eagerly(self, function: Callable[[], T]) -> T:
+        """Call `function` as it will be recorded, which PyTorch asks for several times before a recording."""
+        stream, current = side_stream(self._device), torch.cuda.current_stream(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            result = function()
+        current.wait_stream(stream)
+        self._bytes = torch.cuda.max_memory_allocated(self._device) - before
+        return result
+
+    def obstacle(self) -> str:
+        """Return why there is not enough memory to record what `eagerly` ran; empty if there is."""
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        free = torch.cuda.mem_get_info(self._device)[0] + cached
+        if self._bytes * _MEMORY_MARGIN <= free:
+            return ""
+        return f"a graph needs about {self._bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+    def record(self, function: Callable[[], T]) -> Recording[T]:
+        """Record `function` without running its kernels. Raises RuntimeError if CUDA cannot."""
+        graph, stream = torch.cuda.CUDAGraph(), side_stream(self._device)
+        # Other threads may use CUDA meanwhile, as those do that copy batches into page-locked memory.
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+            result = function()
+        return Recording(graph.replay, result)
+
+
+class RecordedForward(NamedTuple):
     """A recorded forward pass and its input and output memory."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     degraded: Tensor
     restored: Tensor
 
@@ -73,7 +133,7 @@ class GraphedModel:
 
     def __init__(self, model: nn.Module, shapes: int = 8) -> None:
         self.model = model
-        self.recorded: LRUCache[GraphKey, RecordedGraph] = LRUCache(shapes)
+        self.recorded: LRUCache[GraphKey, RecordedForward] = LRUCache(shapes)
         self._warned = False
 
     def __call__(self, degraded: Tensor) -> Tensor:
@@ -87,14 +147,14 @@ class GraphedModel:
             key = GraphKey(tuple(degraded.shape), degraded.dtype, _autocast_dtype())
             recorded = self.recorded.get(key, lambda: self._record(degraded))
             recorded.degraded.copy_(degraded)
-            recorded.graph.replay()
+            recorded.replay()
             return recorded.restored.clone()
 
     def _forward(self, degraded: Tensor) -> Tensor:
         image: Tensor = self.model(degraded).image
         return image
 
-    def _record(self, degraded: Tensor) -> RecordedGraph:
+    def _record(self, degraded: Tensor) -> RecordedForward:
         static_input = degraded.clone(memory_format=torch.contiguous_format)
         dtype = _autocast_dtype()
         with (
@@ -102,17 +162,11 @@ class GraphedModel:
             # Without autocast's cache: the casts must be part of the graph.
             torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False),
         ):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._forward(static_input)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may load a model meanwhile, which allocates memory.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                restored = self._forward(static_input)
-        return RecordedGraph(graph, static_input, restored)
+            recorder = CudaRecorder(degraded.device)
+            for _ in range(WARM_UP):
+                recorder.eagerly(lambda: self._forward(static_input))
+            recorded = recorder.record(lambda: self._forward(static_input))
+        return RecordedForward(recorded.replay, static_input, recorded.result)
 
     def _warn(self, device: torch.device) -> None:
         if not self._warned:

@@ -24,17 +24,17 @@ class RecordError(ValueError):
     """Bytes that are not a record of the wanted type; the message says where they differ."""
 
 
-def read_record(kind: type[T], data: bytes | str) -> T:
+def read_record(kind: type[T], data: bytes | str, *, names: bool = False) -> T:
     """Return the record in `data`. Raises RecordError, and nothing else.
 
-    kind: a dataclass, a pydantic model or a type such as `dict[str, int]`. Unknown fields are ignored. Depth is bounded
-    by pydantic's parser of JSON.
+    kind: a dataclass, or a type such as `dict[str, int]`. Unknown fields are ignored. Depth is bounded by pydantic's
+    parser of JSON. names: accept names of files that are no UTF-8, with Python's surrogates; others must not hold any.
     """
     if len(data) > MAX_BYTES:
         raise RecordError(f"has more than {MAX_BYTES:,} bytes")
     try:
         raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-        text = _ESCAPE.sub(_stand_in, raw) if b"\\u" in raw else raw
+        text = _ESCAPE.sub(_stand_in, raw) if names and b"\\u" in raw else raw
         record: T = _adapter(cast(Hashable, kind)).validate_json(text, strict=True)
         return record if len(text) == len(raw) else cast(T, _with_bytes(record))
     except ValidationError as error:
@@ -66,7 +66,7 @@ def _with_bytes(value: Any) -> Any:
         return _STOOD_IN.sub(lambda found: chr(ord(found[0]) - 0x100000), value)
     if isinstance(value, dict):
         return {_with_bytes(key): _with_bytes(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(map(_with_bytes, value))
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{each.name: _with_bytes(getattr(value, each.name)) for each in fields(value)})

@@ -42,7 +42,7 @@ _LOOKAHEAD = 4096  # positions per step of the prefetcher
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor of the CPU on a device; the host does not wait until it is copied."""
-    if torch.device(device).type == "cuda" and not tensor.is_pinned():
+    if torch.device(device).type == "cuda" and torch.cuda.is_available() and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

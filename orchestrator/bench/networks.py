@@ -23,6 +23,8 @@ REPOSITORIES = {
     "MoCE-IR": "eduardzamfir/MoCE-IR",
     "AdaIR": "c-yn/AdaIR",
     "Restormer": "swz30/Restormer",
+    "NAFNet": "megvii-research/NAFNet",
+    "BioIR": "c-yn/BioIR",
     "OneRestore": "gy65896/OneRestore",
 }
 RELEASE = "Amazingren/MIRAGE"
@@ -112,6 +114,10 @@ _MOCE_IR = {
 """Options of the larger published model."""
 
 
+_NAFNET = {"width": 32, "middle_blk_num": 12, "enc_blk_nums": [2, 2, 4, 8], "dec_blk_nums": [2, 2, 2, 2]}
+"""Options of the published model of 17 M parameters."""
+
+
 def _build(name: str, path: Path) -> Any:
     def load(module: str, folder: str = "") -> Any:
         return external_repos.load(path, module, folder, REPOSITORIES[name])
@@ -123,6 +129,10 @@ def _build(name: str, path: Path) -> Any:
             return load("net.model").AdaIR(decoder=True)
         case "Restormer":
             return load("restormer_arch", "basicsr/models/archs").Restormer()
+        case "NAFNet":
+            return load("basicsr.models.archs.NAFNet_arch").NAFNet(**_NAFNET)
+        case "BioIR":
+            return load("net.model", "All_in_One").BioIR()
         case "MoCE-IR":
             return load("net.moce_ir", "src").MoCEIR(**_MOCE_IR)
         case _:

@@ -38,6 +38,7 @@ def training_step(model: MIRAGE, batch: int, crop: int, precision: str) -> Calla
                 "epochs": 100,
                 "clip_norm": 1.0,
                 "ema_decay": EMA_DECAY,
+                "cuda_graph": "off",  # its kernels are those of an eager step
             },
             "workers": {"gpus": 1},
         }

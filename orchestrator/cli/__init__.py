@@ -69,9 +69,9 @@ def main() -> NoReturn:
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             emit_error(f"memory ran out: {what}. {find_advice(error, sys.argv[1:])}")
             sys.exit(2)
-        if isinstance(error, OSError) and error.errno in _CONDITIONS:
+        if isinstance(error, OSError) and (remedy := _remedy(error)):
             what = f"{error.filename}: " if error.filename else ""
-            emit_error(f"{what}{error.strerror}. {_CONDITIONS[error.errno]}")
+            emit_error(f"{what}{error.strerror}. {remedy}")
             sys.exit(2)
         if not _is_user_error(error):
             sys.excepthook = print_traceback  # in place of Typer's, which would print passwords in messages
@@ -79,6 +79,13 @@ def main() -> NoReturn:
         emit_error(without_password(str(error)))
         sys.exit(2)
     sys.exit(0)
+
+
+def _remedy(error: OSError) -> str:
+    """Return what to do about a condition of the machine, "" for another error."""
+    if "usable temporary directory" in str(error):  # of Python: no default place can be written
+        return "Free some space, or name a folder in TMPDIR."
+    return _CONDITIONS.get(error.errno or 0, "")
 
 
 def _require_current_folder() -> None:

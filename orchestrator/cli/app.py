@@ -135,9 +135,10 @@ def _checked(value: Any) -> Any:
     """
     if isinstance(value, Path):
         return expand_user(value)
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, int | float) and not abs(each) <= MAX_NUMBER:
-            raise typer.BadParameter(f"{each!s:.20} is not a number of at most {MAX_NUMBER:,}.")
+    if isinstance(value, list | tuple):
+        return type(value)(map(_checked, value))
+    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
+        raise typer.BadParameter(f"{value!s:.20} is not a number of at most {MAX_NUMBER:,}.")
     return value
 
 
@@ -145,7 +146,7 @@ Trust = Annotated[
     list[str] | None,
     option(
         "SHA-256 of code that the model may bring and run; `mirage network-code` shows it. Repeatable.",
-        default="the code of this project's training jobs",
+        default="the code of this account's training jobs",
         metavar="SHA256",
     ),
 ]

@@ -31,7 +31,6 @@ _RAY_TRAIN = {
 }
 
 _HEAD_SECONDS = 5.0
-_CORE_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 _ALLOCATOR = {
     # By default glibc returns large blocks to the system and requests them again in every step, which costs about
@@ -56,7 +55,7 @@ def connected() -> Iterator[None]:
     with ExitStack() as stack:
         own = stack.enter_context(private_ray.session()) if private_ray.is_needed() else {}
         try:
-            with _own_signal_handlers(), _without_lines_of_the_core():
+            with _own_signal_handlers():
                 ray.init(
                     **own,
                     log_to_driver=False,
@@ -125,23 +124,6 @@ def _listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-@contextmanager
-def _without_lines_of_the_core() -> Iterator[None]:
-    """Keep lines of Ray's C++ core off the terminal, unless RAY_BACKEND_LOG_LEVEL asks for them.
-
-    It prints errors that are none: each actor of Ray Data gets one that says when its restart would fail. What fails is
-    raised as an exception. Ray reads the variable when it connects; processes that start later do not get it.
-    """
-    if _CORE_LEVEL in os.environ:
-        yield
-        return
-    os.environ[_CORE_LEVEL] = "fatal"
-    try:
-        yield
-    finally:
-        del os.environ[_CORE_LEVEL]
 
 
 @contextmanager

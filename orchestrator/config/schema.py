@@ -411,6 +411,9 @@ class Train(Section):
     compile: Literal["none", "blocks"] = "none"
     """Run blocks through torch.compile in training: equal up to rounding, after a long compilation. Where compilation
     is impossible they stay eager, with one warning."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """`auto`: on GPUs, record a step as a CUDA graph and replay it, with the same numbers. Where that is impossible
+    steps run eagerly, and one line says why."""
     deterministic: Bool = False
     """Use only bit-reproducible algorithms on GPUs, at some cost of speed. On CPUs steps are always reproducible."""
     ema_decay: Float | None = Field(default=None, gt=0, lt=1)
@@ -632,7 +635,7 @@ NON_IDENTITY_KEYS = frozenset(
     {
         *("engine", "workers", "prices", "track", "storage", "checkpoint", "promote", "profile", "example"),
         *("data.readers", "data.cache_gib", "data.on_corrupt", "data.ledger"),
-        *("train.activation_checkpointing", "train.compile", "train.deterministic"),
+        *("train.activation_checkpointing", "train.compile", "train.cuda_graph", "train.deterministic"),
     }
 )
 """Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""

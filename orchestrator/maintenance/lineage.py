@@ -145,13 +145,13 @@ def _code(version: ModelVersion, tracking_uri: str) -> Link:
 
 def _network_code(version: ModelVersion, tracking_uri: str) -> list[Link]:
     """Check the code of a user-defined network, which is in the header of the weights."""
-    digest = version.tags.get(versions.NETWORK_TAG)
-    if digest is None:
-        return []
+    digest = version.tags.get(versions.NETWORK_TAG, "")
     try:
         code = code_of(versions.weights_file(version.uri, tracking_uri).read_bytes())
     except (RegistryError, ModelError, WeightsError) as error:
-        return [Link("network's code", "broken", digest, str(error))]
+        return [Link("network's code", "broken", digest, str(error))] if digest else []
+    if code is None and not digest:
+        return []
     if code is None or code.digest != digest:
         return [
             Link(

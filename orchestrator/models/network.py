@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE
@@ -27,6 +28,7 @@ __all__ = [
     "header",
     "make",
     "read",
+    "require_registrable",
     "restore_function",
     "source_digest",
 ]
@@ -60,6 +62,21 @@ def restore_function(network: Network) -> Callable[[Tensor], Tensor]:
 def code(model: Model) -> NetworkCode | None:
     """Return the code of a user-defined model, None for a MIRAGE. Raises ModelError."""
     return None if model.class_ is None else user_model.code(model)
+
+
+def require_registrable(model: Model) -> None:
+    """Raise ModelError if a version could not build the network from the source that it would carry."""
+    if (carried := code(model)) is None:
+        return
+    try:
+        with torch.random.fork_rng(devices=()), user_model.hidden(model.path):
+            carried.build()
+    except ModelError as error:
+        raise ModelError(
+            f"track.register_as: a version is built from the source that it carries, and that fails: {error} "
+            "Import the modules of the network by `import` statements, and put what it reads from other files into "
+            "model.arguments; or remove track.register_as."
+        ) from error
 
 
 def dump(network: Network, metadata: Mapping[str, str]) -> bytes:

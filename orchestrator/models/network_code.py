@@ -36,7 +36,7 @@ MAX_BYTES = 8 * 2**20
 """Largest source of a network: a folder of scripts has a hundredth of it."""
 _FILE = re.compile(r"([A-Za-z_]\w*/)*[A-Za-z_]\w*\.py", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-_DISTRIBUTION = re.compile(r"[\w.-]+==[\w.!+-]+", re.ASCII)
+_DISTRIBUTION = re.compile(r"\w[\w.-]*==[\w.!+-]+", re.ASCII)
 _LOCK = threading.RLock()
 """Held while `sys.modules` has the modules of a network that was read from a file."""
 
@@ -58,13 +58,17 @@ class NetworkCode:
     @property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the source, the names in it that are called, and the arguments."""
-        values = asdict(self)
+        values = self._values()
         del values["requires"]  # what is installed here runs, whatever a file says
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def dumps(self) -> str:
         """Return the code as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        # The order of files means nothing; that of the arguments' mappings may be the order of layers.
+        return {**asdict(self), "files": dict(sorted(self.files.items()))}
 
     @classmethod
     def loads(cls, text: str) -> NetworkCode:
@@ -75,8 +79,12 @@ class NetworkCode:
             well_formed = (
                 all(_is(_NAME, name) for name in (code.class_, code.adapter or code.class_))
                 and isinstance(code.arguments, dict)
-                and all(_is(_FILE, path) and isinstance(text, str) for path, text in code.files.items())
+                and all(
+                    _is(_FILE, path) and isinstance(text, str) and text.encode() is not None
+                    for path, text in code.files.items()
+                )
                 and all(_is(_DISTRIBUTION, name) for name in code.requires)
+                and len(code.digest) > 0  # raises RecursionError where the arguments are too deep
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(f"the description of the network's code cannot be read: {error}") from error
@@ -179,12 +187,13 @@ class _ModuleSpace:
             finally:
                 self._active = False
                 sys.meta_path.remove(finder)
-                finder.close()
                 self._modules = self._taken_out()
                 sys.modules.update(hidden)
+                finder.close()
 
     def _taken_out(self) -> dict[str, ModuleType]:
-        names = [name for name in sys.modules if name.partition(".")[0] in self._first]
+        # A copy of the names: other threads may import at the same time.
+        names = [name for name in list(sys.modules) if name.partition(".")[0] in self._first]
         return {name: sys.modules.pop(name) for name in names}
 
     def _import(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import decode_source
 from pathlib import Path
@@ -91,7 +92,10 @@ def _distributions(modules: Iterable[str]) -> tuple[str, ...]:
     """Return the installed distributions that provide these modules, with their versions."""
     providers = _providers()
     names = {name for module in modules for name in providers.get(module, ())}
-    return tuple(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in sorted(names))
+    versions = {
+        name: importlib.metadata.version(name) or "" for name in sorted(names - {"mirage-orchestrator"})
+    }
+    return tuple(f"{name}=={version.partition('+')[0]}" for name, version in versions.items() if version)
 
 
 _READ: WeakKeyDictionary[ModuleType, tuple[dict[str, str], set[str]]] = WeakKeyDictionary()
@@ -118,9 +122,13 @@ def _files(module: ModuleType, *, anywhere: bool) -> tuple[dict[str, str], set[s
         base = folder.joinpath(*name.split("."))
         for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
             if (anywhere or name.partition(".")[0] == first) and file.is_file():
-                source = file.read_bytes()
+                try:
+                    source = file.read_bytes()
+                    text = decode_source(source)
+                except (OSError, SyntaxError, UnicodeError):  # Python could not import it either
+                    break
                 size += len(source)
-                files[file.relative_to(folder).as_posix()] = decode_source(source)
+                files[file.relative_to(folder).as_posix()] = text
                 waiting += _imports(name if file.name == "__init__.py" else name.rpartition(".")[0], source)
                 break
         else:
@@ -176,7 +184,10 @@ def _imports(package: str, source: bytes) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # above the outermost package
+                continue
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return [parent for name in found for parent in _parents(name)]
 
@@ -248,6 +259,29 @@ def _providers() -> Mapping[str, list[str]]:
 def _import_for(name: str, path: str | None) -> ModuleType:
     """Return the module of `name` (package.module:Class), imported from the folder `path`. Raises ModelError."""
     return _import(name.partition(":")[0], None if path is None else Path(absolute_uri(path)))
+
+
+@contextlib.contextmanager
+def hidden(path: str | None) -> Iterator[None]:
+    """Hide the folder `path` of a section `model`, and what was imported from it, during the context."""
+    if path is None:
+        yield
+        return
+    folder = Path(absolute_uri(path)).resolve()
+    before = sys.path[:]
+    modules = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if getattr(module, "__file__", None) and _file_of(module).is_relative_to(folder)
+    }
+    for name in modules:
+        del sys.modules[name]
+    sys.path[:] = [entry for entry in before if Path(entry).resolve() != folder]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        sys.modules.update(modules)
 
 
 def _import(name: str, folder: Path | None) -> ModuleType:

@@ -7,6 +7,7 @@ version runs without this project wherever the requirements that it names are in
 from __future__ import annotations
 
 import base64
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 
 class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no types
@@ -30,9 +32,17 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
 
         `mlflow.pyfunc.load_model` runs the code in a version, this file included, so its caller trusts the version.
         """
-        from mirage_photos.models.network_file import loads  # type: ignore[import-not-found]
+        path = Path(context.artifacts["weights"])
+        with safe_open(path, "np") as file:
+            brings_code = "network.code" in (file.metadata() or {})
+        if brings_code:
+            from mirage_photos.models.network_file import loads  # type: ignore[import-not-found]
 
-        self.network = loads(Path(context.artifacts["weights"]).read_bytes(), trusted="all")
+            self.restore = loads(path.read_bytes(), trusted="all").restore
+        else:  # these names are those of every release, and another version's may be loaded in this process already
+            from mirage import load, restore
+
+            self.restore = partial(restore, load(path))
 
     # MLflow derives a schema from the input's type hint and warns about unknown types, but not about np.ndarray.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
@@ -56,7 +66,7 @@ class RestorationModel(PythonModel):  # type: ignore[misc]  # MLflow has no type
         return restored
 
     def _restore_pixels(self, degraded: NDArray[np.float32]) -> NDArray[np.float32]:
-        restored: NDArray[np.float32] = self.network.restore(torch.from_numpy(degraded)).numpy()
+        restored: NDArray[np.float32] = self.restore(torch.from_numpy(degraded)).numpy()
         return restored
 
 

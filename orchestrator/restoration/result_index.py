@@ -97,7 +97,7 @@ class ResultIndex:
 
     def _record(self, line: bytes) -> ResultRecord:
         try:
-            return read_record(ResultRecord, line)
+            return read_record(ResultRecord, line, names=True)
         except RecordError as error:
             raise PhotoError(
                 f"{self._store.uri}/{FOLDER}: has a line that is not a record. Remove the folder; the existing "

@@ -10,6 +10,7 @@ from itertools import pairwise
 _FORM = re.compile(r'multipart/form-data\s*;.*?boundary="?([^";]{1,70})"?', re.IGNORECASE)
 _ANY_FORM = re.compile(r"multipart/", re.IGNORECASE)
 _FORM_OVERHEAD = 16 * 1024
+_MAX_PARTS = 100
 """Bytes of a form besides its file."""
 
 
@@ -66,7 +67,9 @@ def first_file(body: bytes, boundary: bytes) -> bytes:
     """Return the first file of a multipart form that is not empty, b"" if all are. Raises BodyError."""
     delimiters = re.finditer(rb"(?:\A|\r\n)--" + re.escape(boundary) + rb"(?:--)?[ \t]*(?=\r\n|\Z)", body)
     found = None
-    for start, end in pairwise(delimiters):
+    for number, (start, end) in enumerate(pairwise(delimiters), 1):
+        if number > _MAX_PARTS:  # each costs time in which nobody else is answered
+            raise BodyError(400, f"The form has more than {_MAX_PARTS} parts. Send one image.")
         head, _, content = body[start.end() + 2 : end.start()].partition(b"\r\n\r\n")
         if _names_file(head):
             found = content

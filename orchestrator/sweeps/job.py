@@ -77,6 +77,7 @@ def _run(job: SweepJob, print_events: Echo, echo: Echo, wait: bool) -> JobOutcom
         uri = resolve_tracking_uri(job.track.uri)
         tracking = TrialTracking(job, name, _open_run(job, name, uri), uri, dataset, log.echo)
         log.submit(dump_job(job).encode(), code=code_version(), data=list(dataset.digests))
+        report_folder(name).mkdir(parents=True, exist_ok=True)  # by which `find_sweep` knows it while it runs
         complete = _search(tracking, log, stop)
         lease.check()
         done = sum(row.ended for row in log.table.trials)

@@ -85,7 +85,7 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     uri = resolve_tracking_uri(job.track.uri)
     check_installed(job.track.also)
     if job.track.register_as:
-        network.code(job.model)  # raises before the training if the model could not be registered with it
+        network.require_registrable(job.model)
     pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)

@@ -36,7 +36,7 @@ from orchestrator.training.engines.base import Engine
 from orchestrator.training.fencing import Turn, fenced, new_claim, require_newest, write_claim
 from orchestrator.training.finite import require_finite_scores, require_finite_weights, require_taken_steps
 from orchestrator.training.monitor import Monitor
-from orchestrator.training.run_state import TrainingRun, compile_blocks, start
+from orchestrator.training.run_state import TrainingRun, compile_blocks, record_steps, start
 from orchestrator.training.saving import finish_saving, load_newest, open_checkpoints, retention, save
 from orchestrator.training.skipped_steps import MAX_CONSECUTIVE_SKIPS
 from orchestrator.training.step import train_step
@@ -96,6 +96,8 @@ def _train(
     run = start(job, engine, stream, store, load_newest(job, stream, engine, checkpoints, driver))
     if job.train.compile == "blocks":
         compile_blocks(run, driver)
+    if job.train.cuda_graph == "auto":
+        record_steps(run, driver)
     ledger = _open_ledger(run, store)
     monitor, usage = Monitor(run, total, store, driver), UsageReport(run, total)
 
@@ -125,6 +127,7 @@ def _train(
 
     finish_saving(checkpoints, driver)
     require_taken_steps(run.skipped.total(), run.step)
+    run.graph = None  # frees its memory for whole photographs
     _finish(run, dataset, store)
     return JobOutcome("finished", run.step, total)
 

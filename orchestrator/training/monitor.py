@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.config.schedule import learning_rate
 from orchestrator.events import Metrics, ProfileWritten, Progress
+from orchestrator.training.backlog import Backlog
 from orchestrator.training.driver import Driver
 from orchestrator.training.loss_breakdown import with_breakdown
 from orchestrator.training.profiling import StepProfiler
@@ -32,6 +33,7 @@ class Monitor:
         self._waited_seconds = 0.0
         self._steps: list[dict[str, Tensor]] = []
         """Scalars of the steps since the previous log."""
+        self._backlog = Backlog(run.engine.device)
         self._node = NodeMetrics.of_this_worker(run.engine.device)
         profile = run.job.profile if run.engine.rank == 0 else None
         self._profiling = StepProfiler(profile, run.step, store) if profile else None
@@ -50,6 +52,7 @@ class Monitor:
         """Record the scalars of the newest step; profile it and read the node's load if due."""
         run = self._run
         self._steps.append(scalars)
+        self._backlog.step_queued()
         run.clock.step_ended()
         last = run.step == self._total_steps
         if self._profiling is not None and (trace := self._profiling.step_taken(run.step, last=last)):

@@ -13,7 +13,14 @@ from orchestrator import events
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
-from orchestrator.errors import CheckpointError, DamagedResultError, RegistryUnavailableError, TrackingError
+from orchestrator.errors import (
+    CheckpointError,
+    DamagedResultError,
+    ModelError,
+    RegistryError,
+    RegistryUnavailableError,
+    TrackingError,
+)
 from orchestrator.evaluation import score_table
 from orchestrator.evaluation.model_card import model_card
 from orchestrator.evaluation.previews import comparison_sheet, validation_items
@@ -25,7 +32,8 @@ from orchestrator.history.report_html import run_page
 from orchestrator.history.store import REPORT, read_history
 from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
 from orchestrator.masking import without_password
-from orchestrator.models import network, trust
+from orchestrator.models import network, network_file, trust
+from orchestrator.models.network_code import NetworkCode
 from orchestrator.outputs import write_output
 from orchestrator.paths import shortened
 from orchestrator.planning import throughput
@@ -78,8 +86,6 @@ def publish(
     take now waits on this machine for `mirage sync` or for the next submission of the job.
     """
     result = run_result(run.location.store)
-    if code := network.code(run.job.model):
-        trust.remember(code)  # the author of the job has had it run
     if not tracked:
         throughput.store_throughput(run.job, run.location.run_id, result.get("pace"))
     measured = from_records(result["scores"])
@@ -93,7 +99,6 @@ def publish(
 
     if tracker and not tracked:
         tracker.metrics(result["step"], as_metrics(scores, "test"))
-    card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version(), code)
     try:
         weights = read_named(run.location.store, result["weights"])
     except CorruptObjectError as error:
@@ -101,6 +106,8 @@ def publish(
             f"{error} To make it again, delete it and {run.location.store.uri}/{RESULT}, and submit the job again: it "
             "continues from its newest checkpoint."
         ) from error
+    code = _trusted_code(run.job, weights)
+    card = model_card(run.job, run.dataset, scores, legend, run.location.run_id, code_version(), code)
     registered, pictures = _register_and_restore(run, tracker, result, scores, weights, card, emit)
     event = None
     if registered:
@@ -126,6 +133,29 @@ def publish(
         emit(event)
     shown = {name: shortened(path) for name, path in files.items()}
     emit(events.RunFinished(run.location.run_id, shown, page_command(run.tracking_uri)))
+
+
+def _trusted_code(job: Job, weights: bytes) -> NetworkCode | None:
+    """Return the code that the weights bring, and trust it if it is what the author of the job has had imported here.
+
+    Raises RegistryError if it is not, and the job registers its model.
+    """
+    carried = network_file.code_of(weights)
+    if carried is None:
+        return None
+    try:
+        imported = network.code(job.model)
+    except ModelError:  # such a network trains, but cannot be registered
+        imported = None
+    if imported and imported.digest == carried.digest:
+        trust.remember(carried)
+    elif job.track.register_as:
+        raise RegistryError(
+            f"{job.track.register_as}: not registered: the source of {carried.class_} has changed since the workers "
+            "imported it. `mirage network-code RUN -o FOLDER` writes the source that the weights carry: put it back, "
+            "and submit the job again."
+        )
+    return carried
 
 
 def _report_page(

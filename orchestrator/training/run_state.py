@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage import MIRAGE, compile
+from mirage.cuda_graphs import side_stream
 from mirage.loss import LossWeights
 from orchestrator.config.schema import Job
 from orchestrator.errors import CheckpointError
@@ -17,12 +18,13 @@ from orchestrator.models import network
 from orchestrator.models.batch_statistics import use_global_statistics
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
-from orchestrator.training import initial_weights
+from orchestrator.training import graphed_step, initial_weights
 from orchestrator.training.checkpoint import CheckpointState
 from orchestrator.training.determinism import seed_generators
 from orchestrator.training.driver import Driver
 from orchestrator.training.ema import WeightAverage
 from orchestrator.training.engines.base import Engine, trainable
+from orchestrator.training.graphed_step import GraphedStep
 from orchestrator.training.skipped_steps import SkippedSteps
 from orchestrator.training.tensor_groups import TensorGroups
 from shards.crop_schedule import CropSchedule
@@ -46,6 +48,8 @@ class TrainingRun:
     steps_per_epoch: int
     stages: CropSchedule
     skipped: SkippedSteps
+    graph: GraphedStep | None = None
+    """Replays recorded steps; None: every step runs eagerly."""
     step: int = 0
     skipped_samples: int = 0
     """Damaged samples that this worker left out since it started."""
@@ -142,11 +146,15 @@ def start(
     rate = torch.zeros((), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32)
     for group in optimizer.param_groups:
         group["lr"] = rate.to(engine.device)
+    # DistributedDataParallel must be made on the stream on which its steps are recorded.
+    on_side_stream = job.train.cuda_graph == "auto" and not graphed_step.obstacle(job, engine.device)
+    with torch.cuda.stream(side_stream(engine.device)) if on_side_stream else nullcontext():
+        wrapped = engine.wrap(model, optimizer)
     run = TrainingRun(
         job=job,
         engine=engine,
         model=model,
-        wrapped=engine.wrap(model, optimizer),
+        wrapped=wrapped,
         optimizer=optimizer,
         loss_weights=job.loss.build(),
         ema=averaged,
@@ -170,3 +178,24 @@ def compile_blocks(run: TrainingRun, driver: Driver) -> None:
     elif run.engine.rank == 0:
         why = obstacle or "another worker has no compiler."
         driver.emit(LogMessage(f"train.compile: cannot compile, the blocks run eagerly: {why}", "warning"))
+
+
+def record_steps(run: TrainingRun, driver: Driver) -> None:
+    """Have steps recorded and replayed if all workers can; otherwise they run eagerly, and one line says why."""
+
+    def run_eagerly(why: str) -> None:
+        if run.engine.rank == 0:
+            driver.emit(LogMessage(f"train.cuda_graph: steps run eagerly: {why}"))
+
+    def after_failure(why: str) -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        run.wrapped = run.engine.wrap(
+            run.model, run.optimizer
+        )  # a recording that failed leaves DDP in mid-step
+        run_eagerly(why)
+
+    if why := graphed_step.obstacle(run.job, run.engine.device):
+        run_eagerly(why)
+    else:
+        recorder = graphed_step.recorder(run.engine.device)
+        run.graph = GraphedStep(recorder, run.engine.all_reduce_any, after_failure)

@@ -7,7 +7,7 @@ scalars stay there until they are logged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,25 +19,11 @@ from orchestrator.config.schedule import learning_rate
 from orchestrator.models.network import UserModelAdapter, UserOutput
 from orchestrator.training import user_networks
 from orchestrator.training.determinism import seed_at, seed_generators
+from orchestrator.training.graphed_step import Compute
 from orchestrator.training.loss_breakdown import degradation_sums
 from orchestrator.training.run_state import TrainingRun
+from orchestrator.training.step_input import StepInput
 from shards.stream import Batch, to_device
-
-
-class StepInput(NamedTuple):
-    """A worker's share of a micro-batch on its device, b images."""
-
-    degraded: Tensor
-    """(b, 3, h, w) float32 in [0, 1], with noise."""
-    clean: Tensor
-    """(b, 3, h, w) float32 in [0, 1]."""
-    positions: Tensor
-    """(b,) int64, positions in the stream; they seed DropPath."""
-    labels: Tensor
-    """(b,) int64, index of each image's degradation in the job's mixture."""
-    share: BatchShare
-    seed: int
-    """Seed of what a user-defined network draws."""
 
 
 def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -52,9 +38,14 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
         group["lr"].fill_(learning_rate(train, run.step, run.steps_per_epoch))
     if run.ema is not None:
         run.ema.set_weight(train.ema_decay or 0.0, run.step)
-    scalars = compute(run, inputs)
+    take = run.graph.take if run.graph is not None else _eagerly
+    scalars = take(inputs, lambda given: compute(run, given))
     run.step += 1
     return scalars
+
+
+def _eagerly(inputs: Sequence[StepInput], function: Compute) -> dict[str, Tensor]:
+    return function(inputs)
 
 
 def prepare(run: TrainingRun, batch: Batch) -> StepInput:

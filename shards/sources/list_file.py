@@ -23,6 +23,8 @@ def read_list(path: Path, what: str) -> tuple[bytes, list[str]]:
         raise PackError(f"{what}: the list cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise PackError(f"{what}: the list is not UTF-8 text. Save it as UTF-8.") from error
+    if "\0" in text:  # UTF-16 without its mark is valid UTF-8
+        raise PackError(f"{what}: the list is not UTF-8 text. Save it as UTF-8.")
     names = [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not names:
         raise PackError(f"{what}: the list is empty. It must hold one file name in each line.")

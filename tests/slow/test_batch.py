@@ -62,7 +62,6 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_written_twice(
     assert done.status == 0, done.text
     after = results(raw)
     assert len(after) == PHOTOGRAPHS
-    assert "core_worker.cc" not in done.text, "a line of Ray that means nothing reached the user"
     late = {name for name, at in before.items() if after[name] != at}
     assert late == set(), "written a second time"
     # The command, with as many threads as a worker has, makes the same file.

@@ -78,7 +78,7 @@ def feed_forward(
     return out
 
 
-@torch.library.custom_op("mirage::feed_forward_backward", mutates_args=())
+@Operator
 def feed_forward_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -144,7 +144,7 @@ def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor,
     return v, square.reshape(batch, 2 * values, 2 * values)
 
 
-@torch.library.custom_op("mirage::attention_input_backward", mutates_args=())
+@Operator
 def attention_input_backward(
     grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, filters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +212,7 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contrac
     return out
 
 
-@torch.library.custom_op("mirage::gated_unit_backward", mutates_args=())
+@Operator
 def gated_unit_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -272,7 +272,7 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("mirage::channel_mlp_backward", mutates_args=())
+@Operator
 def channel_mlp_backward(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,7 +339,7 @@ def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
     return out
 
 
-@torch.library.custom_op("mirage::fusion_linear_backward", mutates_args=())
+@Operator
 def fusion_linear_backward(
     grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:

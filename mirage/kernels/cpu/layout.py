@@ -20,8 +20,9 @@ def round_up(channels: int) -> int:
 def to_blocks(matrix: Tensor) -> Tensor:
     """Convert (k, n) → (blocks, k, lanes), the last block padded with zeros."""
     rows, columns = matrix.shape
-    padded = F.pad(matrix, (0, round_up(columns) - columns))
-    return padded.view(rows, -1, lanes()).permute(1, 0, 2).contiguous()
+    missing = round_up(columns) - columns
+    padded = F.pad(matrix, (0, missing)) if missing else matrix
+    return padded.reshape(rows, -1, lanes()).permute(1, 0, 2).contiguous()
 
 
 def from_blocks(x: Tensor) -> Tensor:

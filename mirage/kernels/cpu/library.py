@@ -65,8 +65,7 @@ def supports(*tensors: Tensor) -> bool:
 
 def lanes() -> int:
     """Return the channels of one vector register, which the C code computes at once."""
-    loaded = library()
-    return 16 if loaded is None else int(loaded.mirage_lanes())
+    return 16 if library() is None else _lanes
 
 
 def call(name: str, *arguments: Tensor | int, scratch: int) -> None:
@@ -117,14 +116,17 @@ def _scratch(floats: int) -> int:
 
 
 _loaded: ctypes.CDLL | None = None
+_lanes = 16
 _searched = False
 
 
 def library() -> ctypes.CDLL | None:
     """Return the library, built at the first call; None if it cannot be built."""
-    global _loaded, _searched  # not functools.cache: torch.compile would trace into the build
+    global _loaded, _lanes, _searched  # not functools.cache: torch.compile would trace into the build
     if not _searched:
         _loaded, _searched = _load(), True
+        if _loaded is not None:
+            _lanes = int(_loaded.mirage_lanes())
     return _loaded
 
 

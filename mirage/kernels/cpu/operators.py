@@ -60,7 +60,7 @@ def depthwise(x: Tensor, filters: Tensor) -> Tensor:
     return _convolve(x.contiguous(), filters)
 
 
-@torch.library.custom_op("mirage::depthwise_backward", mutates_args=())
+@Operator
 def depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to x and filters."""
     return _convolve_backward(grad, x.contiguous(), filters)
@@ -72,7 +72,7 @@ def dynamic_depthwise(x: Tensor, filters: Tensor) -> Tensor:
     return _unfold_batch(_convolve(_fold_batch(x), filters.flatten(0, 1)), x.shape[0])
 
 
-@torch.library.custom_op("mirage::dynamic_depthwise_backward", mutates_args=())
+@Operator
 def dynamic_depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to x and filters."""
     grad_x, grad_filters = _convolve_backward(_fold_batch(grad), _fold_batch(x), filters.flatten(0, 1))
@@ -92,7 +92,7 @@ def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     return pool_moments(*moments(x), pixels=x.shape[1] * x.shape[2])
 
 
-@torch.library.custom_op("mirage::moments_backward", mutates_args=())
+@Operator
 def moments_backward(grad_mean: Tensor, grad_squares: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     """Return the gradient with respect to x: `grad_mean / pixels + 2 grad_squares (x - mean)`."""
     pixels = x.shape[1] * x.shape[2]

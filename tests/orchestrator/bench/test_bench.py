@@ -61,7 +61,7 @@ def test_ours_alone_is_measured_and_written_down(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["model", "--release", "nowhere"], "git clone https://github.com/Amazingren/MIRAGE"),
-        (["model", "--peer", "NAFNet=here"], "one of PromptIR, MoCE-IR"),
+        (["model", "--peer", "SwinIR=here"], "one of PromptIR, MoCE-IR"),
         (["model", "--peer", "AdaIR=nowhere"], "no net/model.py"),
         (["train-parity", "--release", "nowhere"], "no net/mirage_tiny.py"),
         (["model", "--json", "no/such/folder.json"], "folder does not exist"),

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_a_condition_of_the_machine_is_one_error_wherever_it_comes_up(
 
     monkeypatch.setattr(cli, "app", fail)
     assert_one_clear_error(mirage(), file or "", os.strerror(number), ". ")
+
+
+def test_a_machine_without_a_temporary_folder_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    monkeypatch.setattr(cli, "app", lambda **_: tempfile.mkdtemp())
+    assert_one_clear_error(mirage(), "No usable temporary directory", "TMPDIR")
 
 
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

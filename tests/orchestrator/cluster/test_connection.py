@@ -12,7 +12,7 @@ import cloudpickle
 import pytest
 
 from orchestrator.cluster import private_ray
-from orchestrator.cluster.connection import _runtime_env, _without_lines_of_the_core
+from orchestrator.cluster.connection import _runtime_env
 from orchestrator.cluster.local import ray_head
 
 SECRETS = (
@@ -93,16 +93,3 @@ def test_the_session_is_in_a_folder_that_others_cannot_open_and_goes_at_the_end(
         private = Path(arguments["_temp_dir"]).parent
         assert private.stat().st_mode & 0o777 == 0o700
     assert not private.exists()
-
-
-@pytest.mark.parametrize("given", [None, "debug"])
-def test_rays_core_is_silent_while_we_connect_unless_its_level_is_given(
-    monkeypatch: pytest.MonkeyPatch, given: str | None
-) -> None:
-    if given is None:
-        monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
-    else:
-        monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", given)
-    with _without_lines_of_the_core():
-        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == (given or "fatal")
-    assert os.environ.get("RAY_BACKEND_LOG_LEVEL") == given

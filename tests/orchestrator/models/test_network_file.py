@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
@@ -87,8 +88,9 @@ class Net(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write the sources to a folder that is imported from; another home folder trusts nothing yet."""
+    """Write the sources to a folder that is imported from; another account trusts nothing yet."""
     monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "account"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for path, text in SOURCES.items():
         (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget() -> None:
     """Take the modules of an earlier folder out of this process."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("net", "calls")]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.partition(".")[0] in ("net", "calls", "ordered", "hidden", "looking", "odd", "latin")
+    ]:
         del sys.modules[name]
 
 
@@ -155,8 +161,52 @@ def test_code_runs_only_with_consent_to_its_digest(folder: Path, tmp_path: Path)
         with pytest.raises(UntrustedCodeError, match=f"--trust {code.digest}"):
             find_model(str(file), trust_code=digests).load(torch.device("cpu"))
     find_model(str(file), trust_code=(code.digest,)).load(torch.device("cpu"))
+    brought = tmp_path / "home" / "trusted-code" / code.digest  # may come with the weights
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    with pytest.raises(UntrustedCodeError):
+        find_model(str(file)).load(torch.device("cpu"))
     trust.remember(code)  # what publishing a run does
     find_model(str(file)).load(torch.device("cpu"))
+
+
+def test_the_order_of_layers_in_arguments_is_kept_and_part_of_the_digest(folder: Path) -> None:
+    (folder / "ordered.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, layers):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleDict({k: nn.Conv2d(3, 3, 1) for k in layers})\n"
+        "        self.relu = dict(layers)\n\n    def forward(self, x):\n        for k, layer in self.layers.items():\n"
+        "            x = layer(x).relu() if self.relu[k] else layer(x)\n        return x\n"
+    )
+    digests = set()
+    for layers in ({"z": True, "a": False}, {"a": False, "z": True}):
+        model = made(folder, "", **{"class": "ordered:Net", "arguments": {"layers": layers}})
+        degraded = torch.rand(3, 8, 8)
+        assert torch.equal(loads(dumps(model), trusted="all").restore(degraded), model.restore(degraded))
+        digests.add(model.code.digest)
+    assert len(digests) == 2
+
+
+def test_a_network_that_its_carried_source_cannot_build_is_refused_before_it_trains(folder: Path) -> None:
+    (folder / "hidden.py").write_text("from torch import nn\nLayer = nn.Conv2d\n")
+    (folder / "looking.py").write_text(
+        "import importlib\nfrom torch import nn\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.layer = importlib.import_module('hid' + 'den').Layer(3, 3, 1)\n"
+    )
+    model = Model.model_validate({"class": "looking:Net", "path": str(folder)})
+    network.make(model)  # it trains
+    with pytest.raises(ModelError, match=r"track\.register_as: .*hidden"):
+        network.require_registrable(model)
+
+
+def test_sources_that_python_could_not_import_do_not_stop_a_network(folder: Path) -> None:
+    (folder / "latin.py").write_bytes(b"# \xe9\nx = 1\n")
+    (folder / "odd.py").write_text(
+        "from torch import nn\ntry:\n    from ..above import x\nexcept ImportError:\n    x = 1\n\n"
+        "class Net(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 1)\n\n"
+        "    def never(self):\n        import latin\n"
+    )
+    model = made(folder, "", **{"class": "odd:Net", "arguments": {}})
+    assert set(model.code.files) == {"odd.py"}
 
 
 @pytest.mark.parametrize(
@@ -178,12 +228,15 @@ def test_the_digest_is_of_all_that_decides_what_runs(folder: Path, change: dict[
 @pytest.mark.parametrize(
     "change",
     [
-        {"files": {"../outside.py": "x = 1"}},
-        {"files": {"/tmp/outside.py": "x = 1"}},
-        {"files": {"net/model.py": 1}},
+        {"files": {**SOURCES, "../outside.py": "x = 1"}},
+        {"files": {**SOURCES, "/tmp/outside.py": "x = 1"}},
+        {"files": {**SOURCES, "net/more.py": 1}},
+        {"files": {**SOURCES, "net/more.py": "\ud800"}},
         {"class_": "net.model:Net\x1b[2J"},
         {"class_": "os:system"},
         {"requires": ["--index-url=http://host"]},
+        {"requires": ["--pre==1"]},
+        {"arguments": {"trait": [[]]}},
         {"arguments": [1]},
         {"class_": None},
         {"more": 1},
@@ -193,10 +246,13 @@ def test_the_digest_is_of_all_that_decides_what_runs(folder: Path, change: dict[
 def test_a_malformed_description_is_one_error_and_runs_nothing(
     folder: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    header = read_metadata(dumps(made(folder, "tuple")))
-    header[CODE_KEY] = json.dumps({**json.loads(header[CODE_KEY]), **change})
-    with pytest.raises((ModelError, WeightsError)):
-        loads(to_bytes({"x": torch.zeros(1)}, header), trusted="all")
+    data = dumps(made(folder, "tuple"))
+    header, tensors = read_metadata(data), safetensors.torch.load(data)
+    text = json.dumps({**json.loads(header[CODE_KEY]), **change})
+    header[CODE_KEY] = text.replace("[[]]", "[" * 900 + "]" * 900)
+    what = "malformed|cannot be read|no source of os" if "class_" in change else "malformed|cannot be read"
+    with pytest.raises(ModelError, match=what):
+        loads(to_bytes(tensors, header), trusted="all")
     assert not (tmp_path.parent / "outside.py").exists()
 
 
@@ -273,7 +329,7 @@ def test_a_registered_network_is_traced_promoted_served_and_loaded_by_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(version.uri).predict(degraded), expected)
 
-    monkeypatch.setenv("MIRAGE_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another account"))
     with pytest.raises(UntrustedCodeError):
         load_model(f"models:/{name}@champion", store)
     served = load_model(f"models:/{name}@champion", store, (model.code.digest,))

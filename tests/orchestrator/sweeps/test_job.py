@@ -134,6 +134,8 @@ def test_a_sweep_that_ends_without_its_winner_is_free_for_the_next_driver(
     folder = sweep_folder(real_sweep, small_data)
 
     def search(tracking: object, log: EventLog, stop: threading.Event) -> bool:
+        # `mirage sweep report NAME` finds a sweep on this machine by this folder, also while it runs.
+        assert sweeps_job.report_folder(sweep_id(real_sweep, small_data)).is_dir()
         if taken_over:
             folder.write_pointer(next_claim(folder), replace(Owner.here(), renewed=1).to_json())
             return True

@@ -17,11 +17,13 @@ from mirage.collective import BatchShare
 from orchestrator.data import datasets
 from orchestrator.errors import TrainingError
 from orchestrator.training import ema
+from orchestrator.training.backlog import Backlog
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.run_state import TrainingRun, start
 from orchestrator.training.saving import open_checkpoints, save
 from orchestrator.training.skipped_steps import SkippedSteps
-from orchestrator.training.step import StepInput, compute
+from orchestrator.training.step import compute
+from orchestrator.training.step_input import StepInput
 from shards.store import LocalStore
 from tests.orchestrator.training.test_loop import Listener
 
@@ -147,3 +149,27 @@ def test_no_checkpoint_is_written_after_too_many_skipped_steps(small_job, small_
     with pytest.raises(TrainingError, match="100 steps in a row"):
         save(run, checkpoints, Listener())
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_host_waits_for_the_step_before_the_last_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[int] = []
+    done: list[int] = []
+
+    class Event:
+        """The end of a step; no device is here."""
+
+        def record(self, stream: None) -> None:
+            self.number = len(queued)
+            queued.append(self.number)
+
+        def synchronize(self) -> None:
+            done.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    backlog = Backlog(torch.device("cuda"))
+    for step in range(5):
+        backlog.step_queued()
+        assert done == list(range(step - 1))
+    Backlog(CPU).step_queued()
+    assert len(queued) == 5
