@@ -42,6 +42,7 @@ def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
             stride,
             *weight.stride(),
             shortcut_stride,
+            PRECISION=matrix_precision(),
             SHORTCUT=shortcut is not None,
             ROWS=64,
             STEP=STEP,
@@ -196,6 +197,7 @@ def _linear(
     row_stride,
     column_stride,
     shortcut_stride,
+    PRECISION: tl.constexpr,
     SHORTCUT: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
@@ -220,7 +222,7 @@ def _linear(
             mask=present[:, None] & (output < outputs)[None, :],
             other=0.0,
         )
-        total += tl.dot(value, matrix.to(value.dtype))
+        total += tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION)
     tl.store(out + pixel[:, None] * outputs + output[None, :], total, mask=mask)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 INITIAL_SCALE = 65536.0
 GROWTH_INTERVAL = 2000
 """Consecutive steps with finite gradients before the factor doubles."""
+MAX_SCALE = 2.0**100
+"""Infinity would stay infinite when it is halved."""
 
 
 class LossScale:
@@ -31,6 +33,7 @@ class LossScale:
         self.finite_steps.add_(1).mul_(finite)
         grows = self.finite_steps == GROWTH_INTERVAL
         self.factor.mul_(0.5 + 0.5 * finite + grows)  # 0.5, 1 or 2
+        self.factor.clamp_(max=MAX_SCALE)
         self.finite_steps.mul_(~grows)
 
     def state(self) -> dict[str, float]:
