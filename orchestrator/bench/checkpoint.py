@@ -196,6 +196,10 @@ def render(costs: list[CheckpointCost], options: argparse.Namespace) -> str:
 def _train(run: TrainingRun, batch: Batch, steps: int) -> None:
     for _ in range(steps):
         train_step(run, [batch])
+    if run.engine.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(run.engine.device)
 
 
 class _MetricsDriver:

@@ -411,9 +411,9 @@ class Train(Section):
     compile: Literal["none", "blocks"] = "none"
     """Run blocks through torch.compile in training: equal up to rounding, after a long compilation. Where compilation
     is impossible they stay eager, with one warning."""
-    cuda_graph: Literal["auto", "off"] = "auto"
+    cuda_graph: Literal["auto", "off"] = "off"
     """`auto`: on GPUs, record a step as a CUDA graph and replay it, with the same numbers. Where that is impossible
-    steps run eagerly, and one line says why."""
+    steps run eagerly, and one line says why. Run `scripts/gpu-check` first: no GPU has run it yet."""
     deterministic: Bool = False
     """Use only bit-reproducible algorithms on GPUs, at some cost of speed. On CPUs steps are always reproducible."""
     ema_decay: Float | None = Field(default=None, gt=0, lt=1)

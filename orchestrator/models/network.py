@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mirage import MIRAGE
+from mirage import MIRAGE, restore
 from mirage.weights import CONFIG_KEY
 from mirage.weights import loads as mirage_loads
 from orchestrator.config.schema import Model, UserModel
@@ -55,8 +56,10 @@ def adapted(model: UserModel, inner: nn.Module) -> UserModelAdapter:
 
 
 def restore_function(network: Network) -> Callable[[Tensor], Tensor]:
-    """Return a function that restores an image (3, h, w) of any size with `network`."""
-    return network_file.restoring(network).restore
+    """Return a function that restores an image (3, h, w) of any size with `network`, whose weights may change later."""
+    if isinstance(network, MIRAGE):  # without CUDA graphs, which would hold memory that training needs
+        return partial(restore, network)
+    return network.restore
 
 
 def code(model: Model) -> NetworkCode | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirage.kernels.reference import at_least_fp32
 from orchestrator.models.network import Network
-from orchestrator.training.tensor_groups import TensorGroups
+from orchestrator.training.tensor_groups import TensorGroups, is_writable, same_form
 
 
 class WeightAverage:
@@ -38,10 +38,9 @@ class WeightAverage:
 
         BatchNorm's running statistics are averaged too: those of the last few batches do not fit the averaged weights.
         """
+        averages, values = self._pairs()
         updated = []
-        # Listed at each update: a network may assign another tensor to a buffer.
-        averages = _tensors(self.network)
-        for average, value in zip(averages.flat(), _tensors(self._model).flat(), strict=True):
+        for average, value in zip(averages.flat(), values.flat(), strict=True):
             new = value
             if value.is_floating_point():
                 wide = at_least_fp32(average)
@@ -49,6 +48,21 @@ class WeightAverage:
             updated.append(torch.where(finite, new, average))
         averages.assign(updated)
 
+    def _pairs(self) -> tuple[TensorGroups, TensorGroups]:
+        """Return the tensors of average and model in the same order.
 
-def _tensors(network: Network) -> TensorGroups:
-    return TensorGroups([*network.parameters(), *network.buffers()])
+        They are listed at each update, since a network may assign another tensor to a buffer. The average takes a
+        buffer that has another form now, and leaves out one that the model has made since the start.
+        """
+        own, model = _tensors(self.network), _tensors(self._model)
+        for name, value in model.items():
+            if name in own and not same_form(own[name], value):
+                owner, _, last = name.rpartition(".")
+                setattr(self.network.get_submodule(owner), last, value.detach().clone())
+        own = _tensors(self.network)
+        names = [name for name in own if name in model and is_writable(own[name])]
+        return TensorGroups(own[name] for name in names), TensorGroups(model[name] for name in names)
+
+
+def _tensors(network: Network) -> dict[str, Tensor]:
+    return dict([*network.named_parameters(), *network.named_buffers()])

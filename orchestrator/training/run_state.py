@@ -26,7 +26,7 @@ from orchestrator.training.ema import WeightAverage
 from orchestrator.training.engines.base import Engine, trainable
 from orchestrator.training.graphed_step import GraphedStep
 from orchestrator.training.skipped_steps import SkippedSteps
-from orchestrator.training.tensor_groups import TensorGroups
+from orchestrator.training.tensor_groups import TensorGroups, is_writable, same_form
 from shards.crop_schedule import CropSchedule
 from shards.store import Store
 from shards.stream import TrainStream
@@ -62,23 +62,31 @@ class TrainingRun:
 
     def keep_buffers(self) -> None:
         """Remember the buffers, such as BatchNorm statistics, as they are before a step."""
-        self._buffers_before = self._buffers().flat()
+        self._kept = self._buffers()
+        self._kept_values = TensorGroups(self._kept.values()).flat()
 
     def restore_buffers_unless(self, finite: Tensor) -> None:
         """Set the buffers to what `keep_buffers` remembered, unless the step was `finite`, a bool on the device."""
-        buffers = self._buffers()
-        both = zip(buffers.flat(), self._buffers_before, strict=True)
-        buffers.assign([torch.where(finite, now, before) for now, before in both])
+        pairs = self._pairs()
+        buffers, before = TensorGroups(now for now, _ in pairs), TensorGroups(value for _, value in pairs)
+        both = zip(buffers.flat(), before.flat(), strict=True)
+        buffers.assign([torch.where(finite, now, value) for now, value in both])
 
     def changed_buffers(self) -> list[tuple[Tensor, bool]]:
-        """Return each buffer, and whether it changed since `keep_buffers`."""
-        pairs = self._buffers().parts(self._buffers_before)
-        return [(now, not torch.equal(now, before)) for now, before in pairs]
+        """Return each buffer that `keep_buffers` remembered, and whether it changed since."""
+        return [(now, not torch.equal(now, value)) for now, value in self._pairs()]
 
-    def _buffers(self) -> TensorGroups:
-        # Listed each time, since a network may assign another tensor to a buffer. Nothing writes into a buffer whose
-        # elements share memory, as those of an expanded tensor do.
-        return TensorGroups(b for b in self.model.buffers() if 0 not in b.stride() or b.numel() == 1)
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each buffer with its remembered value, but for those that a network made anew in another form."""
+        parts = TensorGroups(self._kept.values()).parts(self._kept_values)
+        values = {id(tensor): part for tensor, part in parts}
+        before = {name: values[id(tensor)] for name, tensor in self._kept.items()}
+        pairs = [(now, before[name]) for name, now in self._buffers().items() if name in before]
+        return [(now, value) for now, value in pairs if same_form(now, value)]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        # Listed each time, since a network may assign another tensor to a buffer.
+        return {name: buffer for name, buffer in self.model.named_buffers() if is_writable(buffer)}
 
     @property
     def position(self) -> int:
@@ -189,9 +197,8 @@ def record_steps(run: TrainingRun, driver: Driver) -> None:
 
     def after_failure(why: str) -> None:
         run.optimizer.zero_grad(set_to_none=True)
-        run.wrapped = run.engine.wrap(
-            run.model, run.optimizer
-        )  # a recording that failed leaves DDP in mid-step
+        run.wrapped = run.model  # a recording that failed leaves DDP in mid-step
+        run.wrapped = run.engine.wrap(run.model, run.optimizer)
         run_eagerly(why)
 
     if why := graphed_step.obstacle(run.job, run.engine.device):

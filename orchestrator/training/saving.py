@@ -47,8 +47,8 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
     Raises TrainingError if the weights are not finite or too many steps in a row were skipped, so that the checkpoints
     before it are not replaced.
     """
-    began = time.monotonic()
     run.skipped.require_finite_steps(run.step)
+    began = time.monotonic()  # the line before waits for steps that the device still computes
     if run.engine.rank != 0 and not run.engine.sharded:
         return
     optimizer = run.engine.optimizer_state(run.model, run.optimizer)

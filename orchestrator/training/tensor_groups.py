@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def is_writable(tensor: Tensor) -> bool:
+    """Return whether its elements have memory of their own, unlike those of an expanded tensor."""
+    return 0 not in tensor.stride() or tensor.numel() <= 1
+
+
+def same_form(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and dtype."""
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
 class TensorGroups:
     """Tensors of one network, grouped by dtype."""
 

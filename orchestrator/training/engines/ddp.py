@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -77,6 +78,10 @@ class DDPEngine(DistributedEngine):
         Buffers are not broadcast: BatchNorm synchronises its own statistics.
         """
         ids = [self.device.index] if self.device.type == "cuda" else None
+        if self._wrapped is not None:
+            # An earlier one is in a reference cycle, and its hooks stay on the parameters until it is collected.
+            self._wrapped = None
+            gc.collect()
         self._wrapped = DistributedDataParallel(
             model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )

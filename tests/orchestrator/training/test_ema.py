@@ -59,3 +59,14 @@ def test_a_buffer_that_the_network_replaces_is_averaged_too() -> None:
     model.mean = model.mean + 1  # as `self.mean = 0.9 * self.mean + ...` in a forward pass does
     average.update(torch.tensor(True))
     assert float(average.network.mean[0]) > 0
+
+
+def test_a_buffer_of_another_size_is_taken_and_one_of_shared_elements_left_alone() -> None:
+    model = Net()
+    model.register_buffer("grid", torch.zeros(3))
+    model.register_buffer("shared", torch.ones(1).expand(4))
+    average = WeightAverage(model)  # type: ignore[arg-type]
+    average.set_weight(0.9, 10)
+    model.grid = torch.ones(5)  # cached for the size of the input
+    average.update(torch.tensor(True))
+    assert torch.equal(average.network.grid, model.grid)

@@ -187,8 +187,8 @@ STAGES = {
 def test_a_run_records_each_form_of_its_batches_once_and_resumes_to_the_same_weights(
     small_job, small_data, tmp_path, on_gpus: Repeater
 ) -> None:
-    job = small_job(data=STAGES)
-    run(small_job(data=STAGES, train={"cuda_graph": "off"}), small_data, tmp_path / "eager")
+    job = small_job(data=STAGES, train={"cuda_graph": "auto"})
+    run(small_job(data=STAGES), small_data, tmp_path / "eager")
     assert on_gpus.eager == 0
     assert run(job, small_data, tmp_path / "run", Listener(stop_after=4)) == JobOutcome("stopped", 4, 6)
     assert (on_gpus.eager, on_gpus.recorded, on_gpus.replayed) == (2, 2, 2)
@@ -208,7 +208,10 @@ def test_a_run_that_cannot_record_says_so_once_and_ends(
 ) -> None:
     on_gpus.error = "no room\nin detail"
     driver = Listener()
-    assert run(small_job(train={"steps": 3}), small_data, tmp_path, driver).status == "finished"
+    assert (
+        run(small_job(train={"steps": 3, "cuda_graph": "auto"}), small_data, tmp_path, driver).status
+        == "finished"
+    )
     assert texts(driver) == ["train.cuda_graph: steps run eagerly: no room"]
     assert (on_gpus.eager, on_gpus.recorded, on_gpus.replayed) == (1, 0, 0)
 
@@ -256,11 +259,11 @@ def test_what_cannot_be_recorded_is_known_before(small_job, changes: dict[str, A
 
 
 def test_a_graph_does_not_change_which_run_it_is(small_job, small_data) -> None:
-    off = small_job(train={"cuda_graph": "off"})
-    assert run_id(off, small_data.digests) == run_id(small_job(), small_data.digests)
+    graphed = small_job(train={"cuda_graph": "auto"})
+    assert run_id(graphed, small_data.digests) == run_id(small_job(), small_data.digests)
 
 
 def test_a_run_on_a_cpu_says_once_why_it_records_nothing(small_job, small_data, tmp_path) -> None:
     driver = Listener()
-    run(small_job(train={"steps": 1}), small_data, tmp_path, driver, Engine(CPU))
+    run(small_job(train={"steps": 1, "cuda_graph": "auto"}), small_data, tmp_path, driver, Engine(CPU))
     assert texts(driver) == ["train.cuda_graph: steps run eagerly: the workers have no GPU"]

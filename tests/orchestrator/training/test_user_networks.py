@@ -53,9 +53,14 @@ class Net(nn.Module):
             self.register_buffer("mean", torch.zeros(6))
             self.register_buffer("steps", torch.tensor(0))
             self.register_buffer("constant", torch.rand(6))
+        if trait == "cached buffers":
+            self.register_buffer("grid", None, persistent=False)
+            self.register_buffer("mask", torch.ones(1, 1), persistent=False)
 
     def forward(self, x, labels=None):
         f = self.into(x).relu()
+        if self.trait == "cached buffers" and self.mask.shape != x.shape[2:]:
+            self.grid, self.mask = torch.zeros(x.shape[2:]), torch.ones(x.shape[2:])
         if self.trait == "used by input":
             chosen = [0 if image.mean() < 0.4 else 1 for image in x]
             f = torch.cat([self.experts[k](row[None]) for k, row in zip(chosen, f)])
@@ -359,6 +364,14 @@ def test_a_reentrant_checkpoint_is_refused(values, small_data, tmp_path) -> None
 def test_names_of_loss_terms_are_names_of_metrics(values, name: str) -> None:
     with pytest.raises(JobFileError, match="auxiliary_weights"):
         made(values("own loss term", loss={"spd_weight": 0, "auxiliary_weights": {name: 1}}))
+
+
+def test_buffers_that_are_made_for_the_size_of_the_input_are_no_state(values, small_data, tmp_path) -> None:
+    stages = [{"from_step": 0, "pixels": 16}, {"from_step": 2, "pixels": 32}]
+    content = values("cached buffers")
+    content["data"] = {**content["data"], "crop_pixels": stages}
+    job = made(content)
+    assert run(job, small_data, tmp_path, engine=Engine(CPU)).status == "finished"
 
 
 def test_an_engine_of_one_process_leaves_buffers_alone(values, small_data, tmp_path) -> None:
