@@ -69,7 +69,6 @@ def parser() -> argparse.ArgumentParser:
     add("--what", choices=("train", "infer"), default="train")
     add("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
     add("--batch", type=_positive, default=8, help="images per step")
-    add("--compile", action="store_true", help="compile the blocks of ours and the release")
     add("--bandwidth", type=_number, default=4.3, help="memory bandwidth of the prediction [TB/s]")
     add("--launch-us", type=_number, default=6.0, help="host time of a launch in the prediction [µs]")
     add("--threads", type=_threads, default=1, help=argparse.SUPPRESS)

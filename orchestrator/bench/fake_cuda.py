@@ -43,11 +43,11 @@ def pretend() -> None:
     """Make autocast and Triton's launchers believe in a GPU, if there is none, and optimisers take fake tensors."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
+    from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
-    _foreach_utils._foreach_supported_types.append(
-        FakeTensor
-    )  # by their type they would be updated one by one
+    for types in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
+        types.append(FakeTensor)  # by their type they would be updated one by one
     if torch.cuda.is_available():
         return
     stand_ins: Any = torch.cuda
