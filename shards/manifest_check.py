@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ def check(head: Mapping[str, Any], columns: Columns, where: str) -> None:
         raise ManifestError(f"{where}: `provenance` is not an object.")
     if not _are_texts(json.dumps(provenance, ensure_ascii=False)):
         raise ManifestError(f"{where}: `provenance` holds half of a character pair.")
+    for key, fits in _FACTS.items():
+        if key in provenance and not fits(provenance[key]):
+            raise ManifestError(f"{where}: `provenance` has a malformed value of {key!r}.")
     for shard in Shards(columns):
         if shard.size < 0:
             raise ManifestError(f"{where}: {shard} has a size below 0.")
@@ -40,8 +43,42 @@ def check(head: Mapping[str, Any], columns: Columns, where: str) -> None:
             raise ManifestError(f"{where}: row {row!r} has split {split!r}, neither 'train' nor 'test'.")
     _check_rows(columns, where)
     _check_images(columns, where)
+    _check_pairs(columns, where)
     for id_, degradation in _repeated(columns):
         raise ManifestError(f"{where}: sample {id_!r} ({degradation}) is listed twice.")
+
+
+def _is_digests(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) for x in value
+    )
+
+
+def _is_psnr(value: object) -> bool:
+    numbers = int | float | None
+    return isinstance(value, dict) and all(
+        isinstance(split, dict) and all(isinstance(x, numbers) for x in split.values())
+        for split in value.values()
+    )
+
+
+def _is_missing(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(x, dict)
+        and isinstance(x.get("what"), str)
+        and isinstance(x.get("examples"), list)
+        and all(isinstance(example, str) for example in x["examples"])
+        for x in value
+    )
+
+
+_FACTS: dict[str, Callable[[object], bool]] = {
+    "sources": _is_digests,
+    "input_psnr": _is_psnr,
+    "missing": _is_missing,
+    "layouts": lambda value: isinstance(value, dict),
+}
+"""Keys of the provenance that programs read, and whether a value has the form that they expect."""
 
 
 def _check_rows(columns: Columns, where: str) -> None:
@@ -88,6 +125,24 @@ def _check_images(columns: Columns, where: str) -> None:
                 raise ManifestError(
                     f"{where}: the image of {_user(columns, number)} {what.format(shard=member.shard)}: {member}."
                 )
+        first += len(block)
+
+
+def _check_pairs(columns: Columns, where: str) -> None:
+    """Raise ManifestError for a degraded image of another size than its clean one: no window is in both."""
+    first = 0
+    heights, widths = columns.images["height"], columns.images["width"]
+    for block in blocks(columns.rows):
+        paired = np.flatnonzero(block["degraded"] != NO_IMAGE)
+        degraded, clean = (block[key][paired] for key in ("degraded", "clean"))
+        differ = (heights[degraded] != heights[clean]) | (widths[degraded] != widths[clean])
+        if differ.any():
+            number = int(differ.argmax())
+            a, b = (f"{widths[image[number]]} x {heights[image[number]]}" for image in (degraded, clean))
+            raise ManifestError(
+                f"{where}: row {_id(columns, first + int(paired[number]))!r} has a degraded image of {a} pixels and a "
+                f"clean one of {b}."
+            )
         first += len(block)
 
 

@@ -124,10 +124,16 @@ def check_shard(task: VerifyTask, on_images: RowsCallback) -> list[str]:
             return [f"{where} is missing although the manifest lists it."]
         problems = list(_file_problems(path, task.shard)) or list(_sample_problems(path, task))
         problems = [f"{where} {problem}" for problem in problems]
+        held = path.stat().st_size
         with path.open("rb") as file:
             for member, id_ in images.items():
-                file.seek(member.offset)
-                problem = _image_problem(file.read(member.size), member, task.decode)
+                if (
+                    member.offset + member.size > held
+                ):  # nothing is read by numbers that the file does not hold
+                    problem = f"{max(held - member.offset, 0)} of {member.size} bytes are there."
+                else:
+                    file.seek(member.offset)
+                    problem = _image_problem(file.read(member.size), member, task.decode)
                 if problem:
                     problems.append(f"{where}, sample {id_!r} at byte {member.offset}: {problem}")
                 on_images(1, id_)

@@ -98,6 +98,7 @@ def gradients(grad: Tensor, x: Tensor, filters: Tensor, *, gelu_first: bool) -> 
             STRIP=rows,
             PIXELS=pixels,
             CHANNELS=block,
+            num_warps=8,
         )
     return out, partial.sum(0).view(channels, 3, 3)
 

@@ -57,7 +57,10 @@ def gram_gradient(symmetric: Tensor, x: Tensor, out: Tensor | None = None) -> Te
     pieces = triton.cdiv(pixels, STEP)
     with torch.cuda.device_of(x):
         _gram_gradient[(batch * pieces, triton.cdiv(channels, block))](
-            x, symmetric, out, pixels, channels, stride, out_stride, pieces, STEP=STEP, CHANNELS=block
+            *(x, symmetric, out, pixels, channels, stride, out_stride, pieces),
+            STEP=STEP,
+            CHANNELS=block,
+            num_warps=8,
         )
     return out
 
