@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("case", "kernels"), [("bf16 24 128", 26), ("fp32 240 16", 25)])
+@pytest.mark.parametrize(("case", "kernels"), [("bf16 24 128", 26), ("fp32 240 16", 23)])
 def test_every_launch_of_a_block_compiles_for_hopper_within_its_limits(
     case: str, kernels: int, tmp_path: Path
 ) -> None:
@@ -34,7 +34,7 @@ def test_every_launch_of_a_block_compiles_for_hopper_within_its_limits(
     found = json.loads(run.stdout)
     assert (
         len({launch.split()[0] for launch in found}) == kernels
-    )  # all; in fp32 torch's product replaces one
+    )  # all; in fp32 torch's product replaces one, and of 80 channels two more
     for launch, used in found.items():
         assert used["shared"] <= 99 * 2**10, launch  # bytes, what a small GPU has as well
         assert used["stack"] == 0, launch  # no value lives in memory for want of registers

@@ -25,7 +25,7 @@ from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 IMAGES = 16
 """Images whose filters one program generates."""
-MAX_CHANNELS = 128
+MAX_CHANNELS = 64
 """Most channels whose square matrices one program holds. PyTorch's products generate the filters of more."""
 
 
@@ -102,6 +102,7 @@ def gated_convolution(i: Inputs) -> tuple[Tensor, Kept]:
             ROWS=tall,
             ACROSS=across,
             STEP=32,
+            num_warps=4 if across <= 64 else 8,
         )
     return out, Kept(weight, filters, pooled, generated, active, hidden, gated, contracted)
 
@@ -203,7 +204,6 @@ def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
             IMAGES=IMAGES,
             ACROSS=across,
             OUTPUTS=block,
-            num_warps=4 if across <= 64 else 8,
         )
     return filters, pooled, generated, active
 
@@ -236,7 +236,6 @@ def _generator_gradients(grad: Tensor, i: Inputs, kept: Kept, grad_pooled: Tenso
             PRECISION=matrix_precision(),
             IMAGES=IMAGES,
             ACROSS=across,
-            num_warps=4 if across <= 64 else 8,
         )
     return {"generator": generator, "image_mean": image_mean}
 

@@ -140,6 +140,7 @@ def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortc
             ROWS=rows,
             ACROSS=across,
             STEP=STEP,
+            num_stages=_stages(across),
         )
     return out
 
@@ -175,6 +176,7 @@ def fusion_linear_gradient(
             ACROSS=across,
             STEP=STEP,
             num_warps=4 if across <= 32 else 8,
+            num_stages=_stages(across),
         )
     return grads, partial.sum(0).to(scales.dtype), weight_gradient(grad.flatten(0, 2), gated, weight.dtype)
 
@@ -182,6 +184,11 @@ def fusion_linear_gradient(
 def _rows(across: int) -> int:
     """Return the pixels of one program that holds this many channels of each."""
     return 64 if across <= 64 else 32 if across <= 128 else 16
+
+
+def _stages(across: int) -> int:
+    """Return for how many steps one program holds the weights of three branches: small GPUs have less memory."""
+    return 3 if across <= 64 else 2
 
 
 @triton.jit
