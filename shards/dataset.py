@@ -195,7 +195,15 @@ class Dataset:
         return sum(int(sizes.sum()) for sizes in remote), largest, self._cache.max_bytes
 
     def read(self, row: ManifestRow, window: CropWindow | None = None) -> tuple[Image | None, Image]:
-        """Return degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window."""
+        """Return degraded (None in a clean-only row) and clean pixels, (h, w, 3) uint8, whole or of one window.
+
+        Raises CorruptObjectError for images that are damaged, or of two sizes.
+        """
+        if row.degraded is not None and _size(row.degraded) != _size(row.clean):
+            a, b = (f"{width} x {height}" for height, width in map(_size, (row.degraded, row.clean)))
+            raise CorruptObjectError(
+                f"sample {row.id!r}: its degraded image has {a} pixels and its clean one {b}. Pack it again."
+            )
         degraded = None if row.degraded is None else self._pixels(row, row.degraded, window)
         return degraded, self._pixels(row, row.clean, window)
 
@@ -277,6 +285,10 @@ def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode:
         raise CorruptObjectError(f"{error} Samples that are read must be 8-bit grey or RGB.") from error
     _require_size(image.shape[:2], member)
     return image if window is None else window.of(image)
+
+
+def _size(member: Member) -> tuple[int, int]:
+    return member.height, member.width
 
 
 def _require_size(found: tuple[int, ...], member: Member) -> None:

@@ -383,7 +383,7 @@ def _unpack(packed: bytes, digest: str, where: str) -> bytes:
             f"{where} is not a gzip file ({error}). Delete it and pack again."
         ) from error
     if size > MAX_BYTES:
-        raise CorruptObjectError(
+        raise ManifestError(  # it is not read again: another answer would be as long
             f"{where} decompresses to more than {MAX_BYTES:,} bytes, the maximum of a manifest. Delete it."
         )
     if found.hexdigest() != digest:

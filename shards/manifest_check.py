@@ -43,7 +43,6 @@ def check(head: Mapping[str, Any], columns: Columns, where: str) -> None:
             raise ManifestError(f"{where}: row {row!r} has split {split!r}, neither 'train' nor 'test'.")
     _check_rows(columns, where)
     _check_images(columns, where)
-    _check_pairs(columns, where)
     for id_, degradation in _repeated(columns):
         raise ManifestError(f"{where}: sample {id_!r} ({degradation}) is listed twice.")
 
@@ -125,24 +124,6 @@ def _check_images(columns: Columns, where: str) -> None:
                 raise ManifestError(
                     f"{where}: the image of {_user(columns, number)} {what.format(shard=member.shard)}: {member}."
                 )
-        first += len(block)
-
-
-def _check_pairs(columns: Columns, where: str) -> None:
-    """Raise ManifestError for a degraded image of another size than its clean one: no window is in both."""
-    first = 0
-    heights, widths = columns.images["height"], columns.images["width"]
-    for block in blocks(columns.rows):
-        paired = np.flatnonzero(block["degraded"] != NO_IMAGE)
-        degraded, clean = (block[key][paired] for key in ("degraded", "clean"))
-        differ = (heights[degraded] != heights[clean]) | (widths[degraded] != widths[clean])
-        if differ.any():
-            number = int(differ.argmax())
-            a, b = (f"{widths[image[number]]} x {heights[image[number]]}" for image in (degraded, clean))
-            raise ManifestError(
-                f"{where}: row {_id(columns, first + int(paired[number]))!r} has a degraded image of {a} pixels and a "
-                f"clean one of {b}."
-            )
         first += len(block)
 
 

@@ -154,7 +154,12 @@ def test_a_full_disk_below_the_cache_is_named(packed, tmp_path):
 def test_an_image_of_another_size_than_the_manifest_says_is_damaged(packed, cache):
     dataset = Dataset([packed[0]], cache)
     (row, *_) = dataset.manifests[0].rows
-    wrong = replace(row, clean=replace(row.clean, height=row.clean.height + 1))
+    taller = row.clean.height + 1
+    of_two_sizes = replace(row, clean=replace(row.clean, height=taller))
+    if row.degraded is not None:
+        with pytest.raises(CorruptObjectError, match=f"sample {row.id!r}: its degraded image has"):
+            dataset.read(of_two_sizes, CropWindow(0, 0, 8, 8))
+    wrong = replace(of_two_sizes, degraded=row.degraded and replace(row.degraded, height=taller))
     for window in (None, CropWindow(0, 0, row.clean.height + 1, 8)):
         with pytest.raises(CorruptObjectError, match=f"sample {row.id!r}.*pixels, and the manifest says"):
             dataset.read(wrong, window)

@@ -114,13 +114,6 @@ def altered(**changes: object) -> bytes:
         (altered(shards=[["shards/ab.tar", 10_000, "../../ab"]]), "sha256 '../../ab'"),
         (altered(members=[[5, 0, 1, 0, "tiles-qoi", 1, 1]] * 2), "shard 5"),
         (altered(members=[[0, 9_999, 2, 0, "tiles-qoi", 1, 1]] * 2), "outside"),
-        (
-            altered(
-                members=[[0, 0, 1, 0, "tiles-qoi", 2, 2], [0, 0, 1, 0, "tiles-qoi", 2, 3]],
-                rows=[["a", "train", "rain", 0, 1, "x"]],
-            ),
-            "'a' has a degraded image of 2 x 2 pixels and a clean one of 3 x 2",
-        ),
         (altered(provenance={"sources": 5}), "'sources'"),
         (altered(provenance={"sources": ["../x"]}), "'sources'"),
         (altered(provenance={"input_psnr": {"test": {"rain": "9"}}}), "'input_psnr'"),

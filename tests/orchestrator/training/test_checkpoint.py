@@ -20,6 +20,7 @@ from orchestrator.training.loop import train
 from shards.store import LocalStore
 from tests.claims import assert_same_weights, final_weights
 from tests.orchestrator.training.test_loop import CPU, Listener, run
+from tests.shards.test_checked import Wire, flipped
 
 IDENTITY = RunIdentity("run", ("data",))
 
@@ -63,6 +64,15 @@ def test_a_run_that_comes_by_again_writes_no_second_checkpoint(tmp_path) -> None
     assert written(tmp_path, Retention(5), state(2)) == [1, 2]
     other = replace(state(2), tensors={**state(3).tensors})
     assert written(tmp_path, Retention(5), other) == [1, 2, 2]
+
+
+def test_an_answer_that_is_damaged_on_its_way_costs_no_checkpoint(tmp_path) -> None:
+    written(tmp_path, Retention(5), state(1), state(2))
+    for damaged in (1, 2):  # the record, and then the record and a blob
+        found = Checkpoints(Wire(tmp_path, flipped, damaged), IDENTITY, keep=Retention(5)).load_newest()
+        assert found is not None
+        assert found[1].step == 2
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_a_metric_that_nothing_measures_is_refused(small_job) -> None:
