@@ -54,9 +54,9 @@ def serve(
         ),
     ] = None,
     trust: Trust = None,
-    poll: Annotated[
+    poll_seconds: Annotated[
         float | None,
-        option("Seconds between checks of the alias.", "--poll-seconds", default="3; 60 with a webhook"),
+        option("Seconds between checks of the alias.", default="3; 60 with a webhook"),
     ] = None,
     device: Annotated[
         str,
@@ -89,13 +89,9 @@ def serve(
             "Maximum number of in-flight requests. Beyond it clients get HTTP 429.", rich_help_panel=_LIMITS
         ),
     ] = 16,
-    timeout: Annotated[
+    timeout_seconds: Annotated[
         float,
-        option(
-            "Maximum seconds for one image. Then the client gets HTTP 504.",
-            "--timeout-seconds",
-            rich_help_panel=_LIMITS,
-        ),
+        option("Maximum seconds for one image. Then the client gets HTTP 504.", rich_help_panel=_LIMITS),
     ] = 900,
 ) -> None:
     """Serve a model over HTTP, with a web page at /. When its alias moves, the new version is served."""
@@ -114,13 +110,13 @@ def serve(
         max_megabytes=max_megabytes,
         max_megapixels=max_megapixels,
         max_in_flight=max_in_flight,
-        timeout=timeout,
+        timeout_seconds=timeout_seconds,
         max_batch=max_batch,
         min_replicas=min_replicas,
         max_replicas=max(max_replicas, min_replicas),
         device=choose_device(device).type,
         threads=threads,
-        poll=poll,
+        poll_seconds=poll_seconds,
     )
     secrets = Secrets(read_token(token_file), read_webhook_secret(webhook_secret_file))
     run(model, settings, secrets, emit_error, trust or ())

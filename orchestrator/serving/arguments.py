@@ -13,6 +13,9 @@ from orchestrator.serving.settings import MEGABYTE, MEGAPIXEL, ServiceSettings
 
 _DEFAULT = ServiceSettings()
 
+_EARLIER_NAMES = {"poll": "poll_seconds", "timeout": "timeout_seconds"}
+"""Names of arguments in earlier releases, which files of deployments may hold."""
+
 
 class ApplicationArguments(BaseModel):
     """Arguments of `orchestrator.serving.app:build`, from `serve run` (text) or a Serve config file (values)."""
@@ -28,7 +31,7 @@ class ApplicationArguments(BaseModel):
     """Text holds names separated by commas."""
     trust: list[str] | None = None
     """Digests of code that the model may bring and run; text holds them separated by commas."""
-    poll: float | None = None
+    poll_seconds: float | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     """There is no "auto": where the application is built says nothing about the nodes of its replicas."""
     min_replicas: int = _DEFAULT.min_replicas
@@ -38,7 +41,7 @@ class ApplicationArguments(BaseModel):
     max_megabytes: float = _DEFAULT.max_bytes / MEGABYTE
     max_megapixels: float = _DEFAULT.max_pixels / MEGAPIXEL
     max_in_flight: int = _DEFAULT.max_in_flight
-    timeout: float = _DEFAULT.timeout_seconds
+    timeout_seconds: float = _DEFAULT.timeout_seconds
 
     @field_validator("allow_host", "trust", mode="before")
     @classmethod
@@ -49,7 +52,7 @@ class ApplicationArguments(BaseModel):
     def parse(cls, values: Mapping[str, Any]) -> ApplicationArguments:
         """Return the arguments in `values`. Raises ServiceError that names the first argument that is wrong."""
         try:
-            return cls(**values)
+            return cls(**{_EARLIER_NAMES.get(name, name): value for name, value in values.items()})
         except ValidationError as error:
             problem = error.errors()[0]
             name = str(problem["loc"][0])

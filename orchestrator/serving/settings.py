@@ -86,8 +86,6 @@ class ServiceSettings:
         *,
         max_megabytes: float,
         max_megapixels: float,
-        timeout: float,
-        poll: float | None,
         allow_host: Sequence[str] | None = None,
         **others: Any,
     ) -> ServiceSettings:
@@ -96,8 +94,6 @@ class ServiceSettings:
             allow_hosts=tuple(name.strip().lower() for name in allow_host or ()),
             max_bytes=_scaled("--max-megabytes", max_megabytes, MEGABYTE),
             max_pixels=_scaled("--max-megapixels", max_megapixels, MEGAPIXEL),
-            timeout_seconds=timeout,
-            poll_seconds=poll,
             **others,
         )
 

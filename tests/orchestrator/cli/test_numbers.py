@@ -46,7 +46,7 @@ def test_the_walk_finds_options_of_commands_and_of_groups() -> None:
     assert {
         "gc older_than",
         "pack pairs held_out_share",
-        "serve timeout",
+        "serve timeout_seconds",
         "promote margin_db",
     } <= OPTIONS.keys()
 
@@ -98,8 +98,8 @@ def test_no_option_of_a_benchmark_takes_such_a_number(kind: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 0.0, -1.0])
-@pytest.mark.parametrize("key", ["timeout", "poll", "max_megabytes", "max_megapixels"])
+@pytest.mark.parametrize("key", ["timeout_seconds", "poll_seconds", "max_megabytes", "max_megapixels"])
 def test_no_setting_of_an_application_is_such_a_number(key: str, value: float) -> None:
-    good: dict[str, Any] = {"timeout": 9.0, "poll": None, "max_megabytes": 1.0, "max_megapixels": 1.0}
+    good: dict[str, Any] = {"max_megabytes": 1.0, "max_megapixels": 1.0}
     with pytest.raises(ServiceError, match=key.replace("_", "-")):
         ServiceSettings.from_flags(**{**good, key: value})
