@@ -147,9 +147,8 @@ def _cast(values: Any, kind: str, is_label: bool) -> Any:
     if is_label:
         return values.dictionary_encode()
     wanted = pa.large_string() if is_text else pa.int64()
-    return (
-        values if values.type in (wanted, pa.string()) else values.cast(wanted)
-    )  # a cast loads a slow module
+    # A cast imports pyarrow.compute, which is slow.
+    return values if values.type in (wanted, pa.string()) else values.cast(wanted)
 
 
 def _is_text(kind: pa.DataType) -> bool:

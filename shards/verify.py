@@ -127,9 +127,8 @@ def check_shard(task: VerifyTask, on_images: RowsCallback) -> list[str]:
         held = path.stat().st_size
         with path.open("rb") as file:
             for member, id_ in images.items():
-                if (
-                    member.offset + member.size > held
-                ):  # nothing is read by numbers that the file does not hold
+                # Nothing is read at places outside the file, whatever the manifest says.
+                if member.offset + member.size > held:
                     problem = f"{max(held - member.offset, 0)} of {member.size} bytes are there."
                 else:
                     file.seek(member.offset)

@@ -9,7 +9,7 @@ The rules, on which every number rests:
   `TENSORS` tensors and `BLOCKS` chunks of `CHUNK` numbers.
 - Our own operators are opened: their Python code runs, each Triton launch counts as one kernel, and the PyTorch
   operators between them count by the rules above.
-- A read of a device tensor by the host is a synchronisation; the count goes on with 1 in place of the value.
+- A read of a device tensor by the host is a synchronisation; counting continues with the value 1.
 
 Caches, layout changes inside cuDNN, and split reductions of a library are not seen.
 """

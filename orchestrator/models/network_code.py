@@ -76,15 +76,15 @@ class NetworkCode:
         try:
             values = json.loads(text)
             code = cls(**{**values, "requires": tuple(values["requires"])})
+            for source in code.files.values():
+                source.encode()  # raises ValueError for half of a character pair
+            _ = code.digest  # raises RecursionError where the arguments are too deep
             well_formed = (
                 all(_is(_NAME, name) for name in (code.class_, code.adapter or code.class_))
                 and isinstance(code.arguments, dict)
-                and all(
-                    _is(_FILE, path) and isinstance(text, str) and text.encode() is not None
-                    for path, text in code.files.items()
-                )
+                and all(_is(_FILE, path) for path in code.files)
+                and all(isinstance(source, str) for source in code.files.values())
                 and all(_is(_DISTRIBUTION, name) for name in code.requires)
-                and len(code.digest) > 0  # raises RecursionError where the arguments are too deep
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(f"the description of the network's code cannot be read: {error}") from error

@@ -77,7 +77,7 @@ class TrainingRun:
         return [(now, not torch.equal(now, value)) for now, value in self._pairs()]
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Return each buffer with its remembered value, but for those that a network made anew in another form."""
+        """Return each buffer with its remembered value, except buffers whose shape or dtype has changed."""
         parts = TensorGroups(self._kept.values()).parts(self._kept_values)
         values = {id(tensor): part for tensor, part in parts}
         before = {name: values[id(tensor)] for name, tensor in self._kept.items()}

@@ -383,7 +383,7 @@ def test_a_table_with_other_content_is_one_clear_error(
     if believed and damage in CONSISTENT:
         load_manifest(store)
         return
-    for cache in (None, tmp_path / "cache"):  # the checksum of what was published is no reason to believe it
+    for cache in (None, tmp_path / "cache"):  # a checksum that was published with it must not be trusted
         with pytest.raises(ShardsError) as caught:
             load_manifest(store, cache=cache)
         assert str(tmp_path) in str(caught.value)

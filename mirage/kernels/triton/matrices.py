@@ -16,7 +16,7 @@ def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         return grad.mT @ x
     try:
         return torch.mm(grad.mT, x, out_dtype=dtype)
-    except NotImplementedError:  # on a CPU, under Triton's interpreter
+    except NotImplementedError:  # PyTorch has out_dtype on CUDA only; CPUs run Triton's interpreter
         return grad.to(dtype).mT @ x.to(dtype)
 
 

@@ -40,7 +40,7 @@ def test_a_full_disk_below_standard_output_is_one_error(
     assert run(monkeypatch, "schema") == 2
     with pytest.raises(OutputError):
         emit("a line")
-    emit_if_possible("a line of a job: it goes on")
+    emit_if_possible("a line of a job, which continues")
     monkeypatch.setattr(sys, "stderr", full)
     emit_error("a line")
     monkeypatch.undo()
