@@ -1,0 +1,1 @@
+"""Degradations that are applied while samples are read: pipelines of operators with drawn parameters."""
