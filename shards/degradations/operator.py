@@ -57,7 +57,7 @@ class Operator:
         `values` has a drawn value for each parameter. The same image, generator and values give the same pixels.
         """
         degraded = np.asarray(self.function(image, rng, **values), np.float32)
-        assert degraded.ndim == 3 and degraded.shape[2] == 3, f"{self.name} returned {degraded.shape}"
+        assert degraded.shape[2:] == (3,), f"{self.name} returned {degraded.shape}"
         return np.nan_to_num(degraded, copy=False, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
 
 
