@@ -5,10 +5,12 @@
         ...
 
 A pipeline of a job names operators and gives each parameter a number, or a distribution from which it draws one.
+A function with an argument `original` also gets the size, (height, width), that the image had before the pipeline.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -47,16 +49,29 @@ class Operator:
     parameters: Mapping[str, Parameter]
 
     @property
+    def needs_original(self) -> bool:
+        """Whether the function takes the size that the image had before the pipeline."""
+        return "original" in inspect.signature(self.function).parameters
+
+    @property
     def about(self) -> str:
         """First line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
-    def __call__(self, image: Image, rng: np.random.Generator, values: Mapping[str, Value]) -> Image:
+    def __call__(
+        self,
+        image: Image,
+        rng: np.random.Generator,
+        values: Mapping[str, Value],
+        original: tuple[int, int] | None = None,
+    ) -> Image:
         """Return the degraded image: finite, float32, clipped to [0, 1]; its size may differ.
 
-        `values` has a drawn value for each parameter. The same image, generator and values give the same pixels.
+        `values` has a drawn value for each parameter, `original` the size before the pipeline (None: that of `image`).
+        The same arguments give the same pixels.
         """
-        degraded = np.asarray(self.function(image, rng, **values), np.float32)
+        size = {"original": original or image.shape[:2]} if self.needs_original else {}
+        degraded = np.asarray(self.function(image, rng, **values, **size), np.float32)
         assert degraded.shape[2:] == (3,), f"{self.name} returned {degraded.shape}"
         return np.nan_to_num(degraded, copy=False, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
 
