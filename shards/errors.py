@@ -3,6 +3,8 @@
 A message names the value, its location, and the remedy. Bugs are not ShardsErrors: they keep their tracebacks.
 """
 
+from collections.abc import Sequence
+
 
 class ShardsError(Exception):
     """Base class of the errors of this package that are shown to users."""
@@ -42,6 +44,14 @@ class PackError(ShardsError):
 
 class MixtureError(ShardsError):
     """A mixture or schedule that is impossible with the data."""
+
+
+class PipelineError(ShardsError):
+    """Pipelines of degradations that cannot be read, with every problem: its key and what to do."""
+
+    def __init__(self, problems: Sequence[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("\n".join(f"{'.'.join(key)} {message}" for key, message in problems))
+        self.problems = tuple(problems)
 
 
 class ReaderError(ShardsError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards.augment import centre_window
 from shards.dataset import Dataset, DatasetRows
+from shards.degradations.pipeline import Pipeline, evaluation_key
 from shards.errors import ManifestError
 from shards.manifest import ManifestRow
 from shards.noise import add_noise
@@ -41,7 +42,8 @@ class EvaluationSet:
 
     Images are centre-cropped to multiples of `multiple` pixels, as in the all-in-one benchmarks (16; CDD-11 uses 1).
     Noise is seeded by seed, id and level, so it does not depend on the order or the worker; `noise="release"` is the
-    authors' single sequence over all images of the split (`shards.release_noise`).
+    authors' single sequence over all images of the split (`shards.release_noise`). `pipelines` degrade clean images,
+    those of the noise levels, under their names, by seed and id.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class EvaluationSet:
         seed: int,
         multiple: int = 16,
         noise: Literal["per-image", "release"] = "per-image",
+        pipelines: Mapping[str, Pipeline] | None = None,
     ) -> None:
+        self.pipelines = dict(pipelines or {})
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self._release = None
         if noise == "release":
@@ -64,7 +68,7 @@ class EvaluationSet:
         self._rows: list[DatasetRows] = []
         self._orders: list[NDArray[np.uint32]] = []
         for degradation in degradations:
-            rows = dataset.rows("test", degradation)
+            rows = dataset.rows("test", NOISE if degradation in self.pipelines else degradation)
             if not rows:
                 raise ManifestError(
                     f"{', '.join(dataset.uris)}: no test samples of {degradation!r}; there are "
@@ -86,7 +90,7 @@ class EvaluationSet:
         window = centre_window(row.clean.height, row.clean.width, self.multiple)
         degraded, clean = self.dataset.read(row)  # whole images, so that checksums are verified
         clean = window.of(clean)
-        degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
+        degraded = self._degraded(clean, row.id, degradation) if degraded is None else window.of(degraded)
         return EvalItem(row.id, degradation, degraded, clean, row.source)
 
     def name(self, index: int) -> tuple[str, str]:
@@ -113,7 +117,9 @@ class EvaluationSet:
         place = self._orders[part][number - self._ends[part] + len(self._rows[part])]
         return self._degradations[part], self._rows[part][int(place)]
 
-    def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:
+    def _degraded(self, clean: Image, id_: str, degradation: str) -> Image:
+        if degradation in self.pipelines:
+            return self.pipelines[degradation].degrade(clean, evaluation_key(self.seed, id_))
         sigma = SIGMA[degradation]
         if self._release is not None:
             return self._release.add(clean, id_, sigma)

@@ -27,15 +27,15 @@ SIGMA = {"noise15": 15, "noise25": 25, "noise50": 50}
 NOISE = "noise"
 """Label of a manifest row that holds a clean image only."""
 
-OWN_NAME = "[a-z][a-z0-9_]{0,31}"
+OWN_NAME = "[a-z][a-z0-9_-]{0,31}"
 """Pattern of an own name of a degradation. Metrics, files and tables contain it."""
 OWN_NAME_RULE = (
-    "use 1 to 32 small letters, digits and _, with a letter first, and none of noise, average, clean"
+    "use 1 to 32 small letters, digits, _ and -, with a letter first, and none of noise, average, clean"
 )
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether pairs may have a degradation of this name that is not a known one."""
+    """Return whether own pairs or a pipeline may have this name, which is not a known one."""
     return re.fullmatch(OWN_NAME, name) is not None and name not in {*DEGRADATIONS, NOISE, "average", "clean"}
 
 

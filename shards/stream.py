@@ -1,15 +1,15 @@
 """Batches of a training run: the same global stream for any number of workers and readers, also after interruptions.
 
-    position ── order ──▶ row ── window, orientation ──▶ uint8 pixels ── batch ──▶ device: float, noise
+    position ── order ──▶ row ── window, orientation, pipeline ──▶ uint8 ── batch ──▶ device: float, noise
 
-Readers deliver uint8; noise and the conversion to float happen on the training device. All random choices are seeded by
-the position.
+Readers deliver uint8; noise of the published levels and the conversion to float happen on the training device. All
+random choices are seeded by the position.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 from shards.augment import Augmentation, Image, centre_window, draw_crop, draw_orientation, keyed_rng, orient
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset, DatasetRows
+from shards.degradations.pipeline import Pipeline, training_key
 from shards.errors import CorruptObjectError, MissingObjectError, MixtureError
 from shards.manifest import ManifestRow
 from shards.mixture import Mixture, MixtureEntry
@@ -29,7 +30,7 @@ from shards.noise import NoiseRule, add_noise
 from shards.order import SampleOrder, Sampling, Tail, share
 from shards.prefetch import Prefetcher, PrefetchWindow
 from shards.readers import read_in_processes
-from shards.sample import SIGMA
+from shards.sample import NOISE, SIGMA
 from shards.windows import ShardWindows
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ class TrainStream:
     (`shards.windows`). `stages` change crop and batch size by step, in place of `crop_pixels`. Images are cut to
     multiples of `multiple` pixels before a crop is drawn: 16 in the all-in-one benchmarks, 1 for whole images.
     `on_corrupt="skip"` replaces a damaged or missing sample by another one of the same degradation, the same for every
-    worker.
+    worker. `pipelines` degrade clean photographs, those of the noise levels, under their names: the crop after it was
+    oriented, so that rain falls as in a whole photograph.
 
     Raises MixtureError for a mixture without samples, for images smaller than the crop, and for impossible batches.
     """
@@ -136,7 +138,9 @@ class TrainStream:
         on_corrupt: OnCorrupt = "fail",
         readers: int = 0,
         reader_timeout_seconds: float = 150.0,
+        pipelines: Mapping[str, Pipeline] | None = None,
     ) -> None:
+        self.pipelines = dict(pipelines or {})
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self.augmentation: Augmentation = augmentation
         self.on_corrupt = on_corrupt
@@ -167,7 +171,7 @@ class TrainStream:
         self._warn_if_cache_is_small(window)
 
     def _training_rows(self, degradation: str) -> DatasetRows:
-        rows = self.dataset.rows("train", degradation)
+        rows = self.dataset.rows("train", NOISE if degradation in self.pipelines else degradation)
         if not rows:
             raise MixtureError(
                 f"{', '.join(self.dataset.uris)}: no training samples of {degradation!r}; there are "
@@ -224,7 +228,11 @@ class TrainStream:
             degradation = self.order.mixture.entries[entry].degradation
             row, (degraded_crop, clean_crop), lost = self._read(position, entry, sample, size)
             clean[index] = clean_crop
-            degraded[index] = clean_crop if degraded_crop is None else degraded_crop
+            if degradation in self.pipelines:
+                key = training_key(self.seed, position)
+                degraded[index] = self.pipelines[degradation].degrade(clean_crop, key)
+            else:
+                degraded[index] = clean_crop if degraded_crop is None else degraded_crop
             degradations.append(degradation)
             ids.append(row.id)
             skipped += [(position, degradation, id_, why) for id_, why in lost]

@@ -16,6 +16,17 @@ os.environ.setdefault("MIRAGE_STORE_RETRY_MINUTES", "0.05")  # a store that is m
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+
+@pytest.fixture
+def tiny_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register three operators of degradations that cost nothing."""
+    from shards.degradations.operator import OPERATORS
+    from tests.tiny_operators import TINY
+
+    for name, one in TINY.items():
+        monkeypatch.setitem(OPERATORS, name, one)
+
+
 ALLOWED_SKIPS = {
     "needs a CUDA GPU": "CI has no GPU; tests/gpu runs on machines that have one (docs/benchmarks.md)",
     "root may write anywhere": "CI runs as root in a container",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.config import crop_stages
+from orchestrator.config.pipelines import pipeline_conflicts
 from orchestrator.config.schema import METRIC, Pack, Training, UserModel, WorkerResources
 from orchestrator.errors import EvaluationError
 from shards.sample import DEGRADATIONS, SIGMA
@@ -27,6 +28,7 @@ def training_conflicts(job: Training) -> Iterator[Conflict]:
     yield from _length_conflicts(job)
     yield from _crop_conflicts(job)
     yield from _mixture_conflicts(job)
+    yield from pipeline_conflicts(job)
     yield from _degradation_conflicts(job)
     yield from _batch_conflicts(job)
     yield from _worker_conflicts(job.workers)
@@ -86,11 +88,17 @@ def _mixture_conflicts(job: Training) -> Iterator[Conflict]:
 
 
 def _degradation_conflicts(job: Training) -> Iterator[Conflict]:
-    """Yield names of degradations that nothing can have: own names are those of own pairs."""
+    """Yield names of degradations that nothing can have: own names are those of own pairs and of pipelines."""
     pack = job.data.pack
+    if pack is not None and pack.degradation in job.degradations:
+        yield (
+            f"degradations.{pack.degradation}",
+            "is also the name of the packed pairs. Give one another name.",
+        )
     if job.setting == "own" and pack is None:
         return  # the packed data says which names exist
-    own = {pack.degradation} if pack is not None and pack.source == "pairs" else set()
+    pairs = {pack.degradation} if pack is not None and pack.source == "pairs" else set()
+    own = pairs.union(job.degradations)
     named = {
         "data.mixture": job.data.mixture,
         "evaluate.degradations": job.evaluate.degradations,
@@ -103,8 +111,8 @@ def _degradation_conflicts(job: Training) -> Iterator[Conflict]:
                 hint = f' Did you mean "{near[0]}"?' if near else ""
                 yield (
                     key,
-                    f'"{name}" is neither a known degradation ({", ".join(DEGRADATIONS)}) nor that of own pairs: '
-                    f"name those in data.pack, or set setting: own for packed ones.{hint}",
+                    f'"{name}" is neither a known degradation ({", ".join(DEGRADATIONS)}) nor that of own pairs '
+                    f"or of a pipeline: name those in data.pack or degradations. Packed ones need setting: own.{hint}",
                 )
 
 
@@ -273,6 +281,7 @@ _ONLY_FOR = {
 
 def evaluation_conflicts(job: EvaluateJob) -> Iterator[Conflict]:
     """Yield every conflict of a job that evaluates."""
+    yield from pipeline_conflicts(job)
     yield from _worker_conflicts(job.workers)
     if job.model.class_ is None and job.model.weights is None:
         yield "model.weights", "is missing: name the model, for example models:/NAME@candidate or a file."

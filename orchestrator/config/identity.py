@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.config.presets import SETTINGS
 from orchestrator.config.renamed import with_hashed_names
 from orchestrator.config.schema import LATER_KEYS, NON_IDENTITY_KEYS, Job, Training
@@ -42,9 +43,12 @@ def _identity_content(job: Training) -> dict[str, Any]:
         else:
             content.pop(section, None)
     for key in LATER_KEYS:
-        section, _, name = key.partition(".")
-        if not content[section][name]:
-            content[section].pop(name)
+        *sections, name = key.split(".")
+        above = content[sections[0]] if sections else content
+        if not above[name]:
+            above.pop(name)
+    if job.degradations:  # equal ones have equal digests, however they are written
+        content["degradations"] = {name: each.digest for name, each in pipelines_of(job).items()}
     return content
 
 

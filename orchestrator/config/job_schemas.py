@@ -15,6 +15,7 @@ from orchestrator.config.schema import (
     Name,
     Names,
     Pack,
+    Pipelines,
     Section,
     Seed,
     Tracking,
@@ -106,6 +107,8 @@ class EvaluateJob(Section):
     storage: str = ".mirage/folder"
     """Storage of relative `manifests` and of results: s3://bucket[/prefix] or a folder."""
     model: EvaluatedModel
+    degradations: Pipelines = Field(default_factory=dict)
+    """Name -> steps that degrade clean photographs, by seed and id (docs/degradations.md)."""
     data: EvaluationData
     evaluate: EvaluationOptions = EvaluationOptions()
     workers: Workers = Workers()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
+from orchestrator.config.pipelines import step_schema
 from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.config.schema import Training
 from orchestrator.config.yaml_text import MAX_BYTES, YamlError, read_yaml, write_yaml
@@ -143,6 +144,10 @@ def json_schema() -> dict[str, Any]:
         part = schema["$defs"][kind.model.__name__]
         part["properties"]["extends"] = {"type": "string", "description": "Another job file to start from."}
         part["required"] = [*kind.required, *(["kind"] if name != DEFAULT_KIND else [])]
+        if "degradations" in part["properties"]:
+            steps = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Step"}}
+            part["properties"]["degradations"]["additionalProperties"] = steps
+    schema["$defs"]["Step"] = step_schema()
     for section, required in _REQUIRED_OF_SECTIONS.items():
         schema["$defs"][section]["required"] = required
     return schema
@@ -281,22 +286,34 @@ def _merge(
     """Return `base` updated by `over`, mapping by mapping. Mappings in `whole_keys` are replaced as a whole."""
     merged = dict(base)
     for name, value in over.items():
-        key = f"{prefix}{name}"
-        below = merged.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and key not in whole_keys:
-            merged[name] = _merge(below, value, whole_keys, f"{key}.")
-        else:
-            merged[name] = value
+        merged[name] = _merged(merged.get(name), value, whole_keys, f"{prefix}{name}")
     return merged
 
 
+def _merged(below: Any, value: Any, whole_keys: tuple[str, ...], key: str) -> Any:
+    """Return `below` updated by `value`, where `{"0": ...}` updates the first item of a list."""
+    if not isinstance(value, Mapping) or key in whole_keys:
+        return value
+    if isinstance(below, Mapping):
+        return _merge(below, value, whole_keys, f"{key}.")
+    if isinstance(below, list) and value.keys() <= {str(index) for index in range(len(below))}:
+        items = {str(index): item for index, item in enumerate(below)}
+        return list(_merge(items, value, whole_keys, f"{key}.").values())
+    return value
+
+
 def _whole_keys(layer: _Layer) -> tuple[str, ...]:
-    """Return the mappings that the layer replaces as a whole: a mixture, unless `--set` changes one of its keys."""
+    """Return the mappings that the layer replaces as a whole.
+
+    They are the mixture, unless `--set` changes one of its keys, and what `--set` gives within pipelines.
+    """
+    overrides = list(layer.places) if layer.whole == "--set" else []
+    inner = {key[:-1] for key in overrides}
+    given = [".".join(key) for key in overrides if key[0] == "degradations" and key not in inner]
     data = layer.values.get("data")
-    by_dot = layer.whole == "--set" and any(
-        len(key) > 2 and key[:2] == ("data", "mixture") for key in layer.places
-    )
-    return ("data.mixture",) if isinstance(data, dict) and "mixture" in data and not by_dot else ()
+    by_dot = any(len(key) > 2 and key[:2] == ("data", "mixture") for key in overrides)
+    mixture = ["data.mixture"] if isinstance(data, dict) and "mixture" in data and not by_dot else []
+    return (*mixture, *given)
 
 
 def _relevant(errors: Sequence[Any]) -> list[Any]:

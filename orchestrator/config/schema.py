@@ -63,7 +63,7 @@ Degradation = Annotated[
     AfterValidator(_degradation),
     WithJsonSchema({"anyOf": [{"enum": list(DEGRADATIONS)}, {"type": "string", "pattern": f"^{OWN_NAME}$"}]}),
 ]
-"""A known degradation, or an own name for the degradation of own pairs."""
+"""A known degradation, or an own name: of own pairs, or of a pipeline in `degradations`."""
 
 
 def as_tuple(value: Any) -> Any:
@@ -89,6 +89,9 @@ def _numbers(value: Any) -> Iterator[float]:
 
 FiniteAny = Annotated[Any, AfterValidator(_require_finite)]
 """A value of any type, whose numbers are finite."""
+
+Pipelines = dict[str, FiniteAny]
+"""Name of a degradation -> its steps, which `conflicts` checks (`shards.degradations.parse`)."""
 
 
 def _as_int(value: Any) -> Any:
@@ -488,7 +491,7 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep."""
     keep_best: Int = Field(default=1, ge=0)
     """Number of best checkpoints, by `metric`, to keep besides."""
-    metric: str = Field(default=METRIC, pattern=r"^val/[a-z0-9_/]+$")
+    metric: str = Field(default=METRIC, pattern=r"^val/[a-z0-9_/-]+$")
     """Validation metric: val/psnr, the mean over the degradations, or for example val/5deg/haze/ssim."""
     order: Literal["max", "min"] = "max"
     """Whether larger (max) or smaller (min) values of `metric` are better."""
@@ -608,6 +611,8 @@ class Training(Section):
     """Storage of relative `manifests` and of runs: s3://bucket[/prefix] or a folder."""
     model: Model = Model()
     loss: LossConfig = LossConfig()
+    degradations: Pipelines = Field(default_factory=dict)
+    """Name -> steps that degrade clean photographs while they are read (docs/degradations.md)."""
     data: Data
     train: Train = Train()
     engine: EngineChoice = EngineChoice()
@@ -639,5 +644,5 @@ NON_IDENTITY_KEYS = frozenset(
     }
 )
 """Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""
-LATER_KEYS = ("model.adapter", "loss.auxiliary_weights")
+LATER_KEYS = ("degradations", "model.adapter", "loss.auxiliary_weights")
 """Keys that are no part of a run's identity while they are unset, so that runs from before these keys keep theirs."""

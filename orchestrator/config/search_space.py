@@ -199,14 +199,33 @@ def trial_content(job: SweepJob) -> dict[str, Any]:
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key with dots in nested mappings."""
+    """Set a key with dots in nested mappings and lists; the items of a list are numbered from 0."""
     *sections, name = current_key(key).split(".")
+    place: Any = content
     for section in sections:
-        below = content.get(section)
-        if not isinstance(below, dict):
-            below = content[section] = {}
-        content = below
-    content[name] = value
+        below = _item(place, section)
+        if not isinstance(below, dict | list):
+            below = {}
+            _set_item(place, section, below)
+        place = below
+    _set_item(place, name, value)
+
+
+def _item(place: dict[str, Any] | list[Any], name: str) -> Any:
+    return place[_index(place, name)] if isinstance(place, list) else place.get(name)
+
+
+def _set_item(place: dict[str, Any] | list[Any], name: str, value: Any) -> None:
+    if isinstance(place, list):
+        place[_index(place, name)] = value
+    else:
+        place[name] = value
+
+
+def _index(items: list[Any], name: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise IndexError(f"there is no item {name!r} in a list of {len(items)}; the first is 0")
+    return int(name)
 
 
 def not_searchable(key: str) -> str:

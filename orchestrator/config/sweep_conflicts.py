@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.conflicts import Conflict, training_conflicts
 from orchestrator.config.constraints import parse
+from orchestrator.config.pipelines import pipeline_conflicts
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import (
@@ -78,9 +79,11 @@ def _schema_problem(job: SweepJob, key: str, value: Any) -> str:
     A value that contradicts another one is not a problem of the file: such candidates are rejected one by one.
     """
     content = trial_content(job)
-    set_key(content, key, value)
     try:
-        Job.model_validate(content)
+        set_key(content, key, value)
+        made = Job.model_validate(content)
+    except IndexError as error:
+        return f"{error}."
     except ValidationError as error:
         for one in error.errors():
             place = ".".join(str(part) for part in one["loc"])
@@ -90,6 +93,9 @@ def _schema_problem(job: SweepJob, key: str, value: Any) -> str:
                 return _unknown(key)
             message = str(one["msg"])
             return f"{value!r}: {message[0].lower()}{message[1:]}."
+        return ""
+    if key.startswith("degradations."):
+        return next((f"{place} {message}" for place, message in pipeline_conflicts(made)), "")
     return ""
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from orchestrator.config import crop_stages
 from orchestrator.config.conflicts import source_conflicts
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.config.schema import Data, Example, Job, Pack, Training
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
@@ -24,7 +25,7 @@ from shards.order import SampleOrder
 from shards.pack import pack
 from shards.processes import ProcessPool, TaskRunner, available_cores
 from shards.progress import ProgressCallback
-from shards.sample import row_degradation
+from shards.sample import NOISE, row_degradation
 from shards.sources import Source
 from shards.sources.held_out import SPLIT
 from shards.store import Store, open_store
@@ -152,12 +153,17 @@ def planned_counts(job: Job) -> dict[str, int]:
     """Return the number of training samples that packing will give for each degradation of the job's mixture."""
     assert job.data.pack is not None, "only a job that packs has planned counts"
     held = source_of(job.data.pack).training_counts()
-    return {d: held.get(row_degradation(d), 0) for d in job.data.mixture}
+    return {d: held.get(row_label(job, d), 0) for d in job.data.mixture}
 
 
 def counts(dataset: Dataset, job: Training) -> dict[str, int]:
     """Return the number of training samples for each degradation of the job's mixture."""
-    return {d: len(dataset.rows("train", row_degradation(d))) for d in job.data.mixture}
+    return {d: len(dataset.rows("train", row_label(job, d))) for d in job.data.mixture}
+
+
+def row_label(job: Training | EvaluateJob, degradation: str) -> str:
+    """Return the label of the rows that serve a degradation: clean-only ones for noise levels and pipelines."""
+    return NOISE if degradation in job.degradations else row_degradation(degradation)
 
 
 def check_holds(dataset: Dataset, job: Job) -> None:
@@ -166,22 +172,33 @@ def check_holds(dataset: Dataset, job: Job) -> None:
     missing += [
         f"evaluate.degradations names {d}"
         for d in job.evaluate.degradations
-        if not dataset.rows("test", row_degradation(d))
+        if not dataset.rows("test", row_label(job, d))
     ]
     if job.example is not None:
         example_id(dataset, job, job.example)
+    check_names(dataset, job)
     if missing:
         held = {name for each in dataset.manifests for split in each.counts().values() for name in split}
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
             f"The data has {', '.join(sorted(held))}. "
-            "Pack the other data too, or take the degradation out of the job."
+            "Pack the other data too, or take the degradation out of the job. Noise and pipelines need clean "
+            "photographs, which are called noise here (`mirage pack clean`)."
+        )
+
+
+def check_names(dataset: Dataset, job: Training | EvaluateJob) -> None:
+    """Raise PlanError if packed pairs have the name of a pipeline of the job."""
+    packed = {name for each in dataset.manifests for split in each.counts().values() for name in split}
+    if twice := sorted(packed & set(job.degradations)):
+        raise PlanError(
+            f"degradations.{twice[0]}: {', '.join(dataset.uris)} has pairs of this name. Give the pipeline another one."
         )
 
 
 def example_id(dataset: Dataset, job: Job, example: Example) -> str:
     """Return the id of the held-out photograph that an example names in full or by its last part. Raises PlanError."""
-    known = [row.id for row in dataset.rows("test", example.degradation)]
+    known = [row.id for row in dataset.rows("test", row_label(job, example.degradation))]
     named = [one for one in known if one == example.photograph] or [
         one for one in known if one.rpartition("/")[2] == example.photograph
     ]
@@ -233,6 +250,7 @@ def train_stream(dataset: Dataset, job: Training) -> TrainStream:
         readers=spec.readers,
         # Half, so that readers are replaced before the other workers give up on this one.
         reader_timeout_seconds=job.workers.collective_timeout_seconds / 2,
+        pipelines=pipelines_of(job),
     )
 
 
@@ -241,7 +259,9 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     from shards.evaluation import EvaluationSet
 
     multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
-    return EvaluationSet(dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple)
+    return EvaluationSet(
+        dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple, pipelines=pipelines_of(job)
+    )
 
 
 def _pack(

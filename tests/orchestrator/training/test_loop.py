@@ -34,6 +34,7 @@ from shards.ledger import LedgerReader
 from shards.store import LocalStore
 from tests.claims import assert_same_weights, assert_unchanged, final_weights
 from tests.processes import run_processes
+from tests.tiny_operators import PIPELINES
 
 CPU = torch.device("cpu")
 
@@ -463,3 +464,24 @@ def test_crops_and_batches_that_grow_survive_a_stop_bit_for_bit(small_job, small
     assert_same_weights(final_weights(tmp_path / "stopped"), final_weights(tmp_path / "whole"))
     result = json.loads((tmp_path / "whole" / RESULT).read_bytes())
     assert result["positions"] == 4 * job.train.global_batch_size + 2 * 2
+
+
+@pytest.mark.usefixtures("tiny_operators")
+def test_a_run_with_a_second_order_pipeline_resumes_bit_exactly_and_refuses_another_one(
+    small_job, small_data, tmp_path
+) -> None:
+    changes = {
+        "setting": "own",
+        "degradations": PIPELINES,
+        "data": {"mixture": {"phone-night": 3, "rain": 1, "noise15": 1}},
+        "evaluate": {"degradations": ["phone-night", "rain"]},
+        "example": None,
+    }
+    job = small_job(**changes)
+    assert run(job, small_data, tmp_path / "whole") == JobOutcome("finished", 6, 6)
+    folder = tmp_path / "stopped"
+    assert run(job, small_data, folder, Listener(stop_after=2)) == JobOutcome("stopped", 2, 6)
+    assert run(job, small_data, folder) == JobOutcome("finished", 6, 6)
+    assert_same_weights(final_weights(folder), final_weights(tmp_path / "whole"))
+    other = small_job(**changes | {"degradations": {**PIPELINES, "noise35": [{"tiny_noise": {"sigma": 36}}]}})
+    assert run_id(other, small_data.digests) != run_id(job, small_data.digests)
