@@ -108,7 +108,7 @@ class EvaluateJob(Section):
     """Storage of relative `manifests` and of results: s3://bucket[/prefix] or a folder."""
     model: EvaluatedModel
     degradations: Pipelines = Field(default_factory=dict)
-    """Name -> steps that degrade clean photographs, by seed and id (docs/degradations.md)."""
+    """Name -> steps that degrade clean photographs, by seed and id (docs/streaming.md)."""
     data: EvaluationData
     evaluate: EvaluationOptions = EvaluationOptions()
     workers: Workers = Workers()

@@ -612,7 +612,7 @@ class Training(Section):
     model: Model = Model()
     loss: LossConfig = LossConfig()
     degradations: Pipelines = Field(default_factory=dict)
-    """Name -> steps that degrade clean photographs while they are read (docs/degradations.md)."""
+    """Name -> steps that degrade clean photographs while they are read (docs/streaming.md)."""
     data: Data
     train: Train = Train()
     engine: EngineChoice = EngineChoice()
