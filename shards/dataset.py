@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import tiles
 from shards.augment import CropWindow
 from shards.cache import ShardCache
 from shards.columns import Rows
+from shards.encodings import WINDOWED
 from shards.errors import CorruptObjectError, ManifestError, MissingObjectError, PackError
 from shards.images import decode_image, reduce_image
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard, load_manifest
@@ -58,7 +58,7 @@ class _OpenShard:
 
 
 class _ImageBytes:
-    """The bytes of one image in a shard, read in slices: a crop needs a few tiles."""
+    """The bytes of one image in a shard, read in slices: a crop needs a few of its parts."""
 
     def __init__(self, shard: _OpenShard, member: Member) -> None:
         self._shard, self._member = shard, member
@@ -219,21 +219,24 @@ class Dataset:
     def _pixels(
         self, row: ManifestRow, member: Member, window: CropWindow | None, decode: Decoder = decode_image
     ) -> Image:
-        if member.encoding not in (*tiles.CODECS.values(), ORIGINAL):
+        kind = WINDOWED.get(member.encoding)
+        if kind is None and member.encoding != ORIGINAL:
             raise ManifestError(
                 f"sample {row.id!r} is encoded as {member.encoding!r}, which this program cannot read."
             )
-        image = _ImageBytes(self._opened(member.shard), member)
+        data = _ImageBytes(self._opened(member.shard), member)
         try:
-            if member.encoding == ORIGINAL:
-                return _decode_file(image[:], member, window, decode)
-            _require_size(tiles.shape(image), member)
+            if kind is None:
+                return _decode_file(data[:], member, window, decode)
             if window is not None:
-                return tiles.crop(image, *window)
-            data = image[:]
-            if zlib.crc32(data) != member.crc32:
-                raise CorruptObjectError("its checksum does not match.")
-            return tiles.decode(data)
+                image = kind(data)
+                _require_size(image.shape, member)
+                return image.crop(*window)
+            whole = data[:]
+            _require_checksum(whole, member)
+            image = kind(whole)
+            _require_size(image.shape, member)
+            return image.crop(0, 0, *image.shape)
         except CorruptObjectError as error:
             store, shard = self._shard(member.shard)
             raise CorruptObjectError(
@@ -277,8 +280,7 @@ class Dataset:
 
 def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode: Decoder) -> Image:
     """Return the pixels of an unchanged source file, which is decoded whole even for one window."""
-    if zlib.crc32(data) != member.crc32:
-        raise CorruptObjectError("its checksum does not match.")
+    _require_checksum(data, member)
     try:
         image = decode(data, "a kept file")
     except PackError as error:
@@ -289,6 +291,11 @@ def _decode_file(data: bytes, member: Member, window: CropWindow | None, decode:
 
 def _size(member: Member) -> tuple[int, int]:
     return member.height, member.width
+
+
+def _require_checksum(data: bytes, member: Member) -> None:
+    if zlib.crc32(data) != member.crc32:
+        raise CorruptObjectError("its checksum does not match.")
 
 
 def _require_size(found: tuple[int, ...], member: Member) -> None:

@@ -42,6 +42,10 @@ class PackError(ShardsError):
     """Raw data that cannot be packed; nothing was published."""
 
 
+class MissingToolError(ShardsError):
+    """A program that a task needs and that this machine does not have."""
+
+
 class MixtureError(ShardsError):
     """A mixture or schedule that is impossible with the data."""
 

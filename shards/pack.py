@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from shards import jpeg_intervals
 from shards.columns import Columns, ColumnsWriter, Rows, Shards, copied
 from shards.errors import PackError
 from shards.file_records import FileRecords
@@ -25,6 +26,7 @@ from shards.processes import TaskRunner, count_rows, run_inline
 from shards.progress import ProgressCallback
 from shards.scan import (
     ENCODINGS,
+    Jpeg,
     SourceScan,
     check_pairs,
     scan_source,
@@ -47,7 +49,7 @@ def pack(
     *,
     name: str,
     encoding: str = "fast",
-    keep_jpeg: bool = True,
+    jpeg: Jpeg = "crop",
     allow_partial: bool = False,
     shard_bytes: int = SHARD_BYTES,
     runner: TaskRunner = run_inline,
@@ -58,13 +60,16 @@ def pack(
     """Write `source` to `store`, publish it and return the manifest. Raises PackError.
 
     The same pairs and options give the same bytes. A shard is closed when its estimated size reaches `shard_bytes`.
-    JPEG sources keep their bytes unless `keep_jpeg` is false, since tiles of them are several times larger. With
-    `allow_partial`, images that cannot be packed are left out and recorded in the manifest. `on_scan` is called as
-    headers are read, then `on_progress` as pairs are packed. `records` remembers the headers.
+    JPEG files are cut into intervals where jpegtran is installed (`crop`), keep their bytes (`keep`), or become tiles,
+    which are several times larger (`tile`). With `allow_partial`, images that cannot be packed are left out and
+    recorded in the manifest. `on_scan` is called as headers are read, then `on_progress` as pairs are packed.
+    `records` remembers the headers.
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    scan = scan_source(source, encoding, keep_jpeg=keep_jpeg, on_progress=on_scan, records=records)
+    if jpeg == "crop" and jpeg_intervals.tool() is None:
+        jpeg = "keep"
+    scan = scan_source(source, encoding, jpeg=jpeg, on_progress=on_scan, records=records)
     if scan.problems and not allow_partial:
         raise PackError(render_report(name, [*scan.problems, *undecodable_images(scan)]))
     if not scan.pairs:
@@ -72,7 +77,7 @@ def pack(
     check_pairs(scan.pairs)
     store.ensure_bucket()
     listings = source.listings  # now, not at the end: a killed packing has read the files once
-    tasks = [ShardTask(store, tuple(groups), encoding, keep_jpeg) for groups in _plan(scan, shard_bytes)]
+    tasks = [ShardTask(store, tuple(groups), encoding, jpeg) for groups in _plan(scan, shard_bytes)]
     done = runner(pack_shard, tasks, count_rows(on_progress, len(scan.pairs)))
     results = {index: replace(part, rows=copied(part.rows)) for index, part in done}
     packed = [results[index] for index in range(len(tasks))]  # in the order of the plan
@@ -85,13 +90,22 @@ def pack(
         **source.provenance,
         "sources": [_store_listing(store, listing) for listing in listings],
         "encoding": encoding,
-        "jpeg": "kept" if keep_jpeg or encoding == "original" else "tiled",
+        "jpeg": "tiled" if jpeg == "tile" and encoding != "original" else "kept",
         "shard_bytes": shard_bytes,
         "missing": [problem.record() for problem in problems],
         "input_psnr": _mean_psnr(packed),
-        "jpeg_tiled_bytes": [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)],
+        "jpeg_tiled_bytes": [0, 0],
     }
     columns = _columns(shards, packed)
+    converted = [sum(part.jpeg_bytes[i] for part in packed) for i in (0, 1)]
+    if jpeg == "tile":
+        provenance["jpeg_tiled_bytes"] = converted
+    elif (
+        jpeg_intervals.NAME in columns.encodings
+    ):  # not where nothing was cut: such data has the digest it always had
+        provenance["jpeg"] = "cut"
+        provenance["jpeg_cut_bytes"] = converted
+        provenance["jpeg_kept_whole"] = sum(part.whole_jpegs for part in packed)
     manifest = Manifest(name, Shards(columns), Rows(columns), dict(source.licences), provenance)
     _publish(store, manifest, tasks)
     return manifest

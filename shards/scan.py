@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Literal
 
 from shards import tiles
 from shards.errors import PackError
@@ -23,6 +24,9 @@ from shards.sources.pair import Pair, Source
 
 ENCODINGS = (*tiles.CODECS, "original")
 """`fast` and `compact` are lossless tiles, `original` keeps the bytes of the source files."""
+
+Jpeg = Literal["crop", "keep", "tile"]
+"""How to store JPEG files: cut into intervals that a crop reads, as they are, or as tiles."""
 
 JPEG = "JPEG"
 _KIND = "header-2"
@@ -67,7 +71,7 @@ def scan_source(
     source: Source,
     encoding: str,
     *,
-    keep_jpeg: bool = True,
+    jpeg: Jpeg = "keep",
     on_progress: ProgressCallback | None = None,
     records: FileRecords | None = None,
 ) -> SourceScan:
@@ -82,9 +86,7 @@ def scan_source(
         computed = readers.map(lambda image: _computed_info(image, encoding), made)
         for image in images:
             infos[image] = (
-                next(computed)
-                if image.file is None
-                else _file_info(image, next(headers), encoding, keep_jpeg)
+                next(computed) if image.file is None else _file_info(image, next(headers), encoding, jpeg)
             )
             if on_progress is not None:
                 on_progress(len(infos), len(images), image.name)
@@ -175,7 +177,7 @@ def _computed_info(image: SourceImage, encoding: str) -> ImageInfo:
 
 
 def _file_info(
-    image: SourceImage, found: tuple[ImageHeader, int] | PackError, encoding: str, keep_jpeg: bool
+    image: SourceImage, found: tuple[ImageHeader, int] | PackError, encoding: str, jpeg: Jpeg
 ) -> ImageInfo:
     if isinstance(found, PackError):
         return _unreadable(found)
@@ -185,7 +187,7 @@ def _file_info(
         return ImageInfo(height, width, size)
     if not header.plain:
         return ImageInfo(height, width, 0, f"{image.name} (mode {header.mode})", "are not 8-bit grey or RGB")
-    kept = keep_jpeg and header.format == JPEG
+    kept = jpeg != "tile" and header.format == JPEG
     return ImageInfo(height, width, size if kept else int(height * width * _BYTES_PER_PIXEL[encoding]))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import jpeg_intervals, tiles
 from shards import manifest as manifests
-from shards import tiles
-from shards.errors import ManifestError, MissingObjectError, PackError
+from shards.errors import ManifestError, MissingObjectError, MissingToolError, PackError
 from shards.filesystem import temporary_folder
 from shards.images import ImageHeader, decode_image, read_bytes, read_header, read_samples
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
 from shards.processes import RowsCallback
+from shards.scan import Jpeg
 from shards.sources.image import SourceImage
 from shards.sources.pair import Pair
 from shards.store import Store
@@ -49,7 +51,7 @@ class ShardTask:
     groups: tuple[tuple[int, tuple[Pair, ...]], ...]
     """Number of each group in the dataset, and its pairs, which share a clean image."""
     encoding: str
-    keep_jpeg: bool
+    jpeg: Jpeg
 
     @property
     def pairs(self) -> int:
@@ -59,7 +61,10 @@ class ShardTask:
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on."""
         content = [[number, [_identity(pair) for pair in pairs]] for number, pairs in self.groups]
-        return hashlib.sha256(_json([self.encoding, self.keep_jpeg, content])).hexdigest()
+        jpeg = {"keep": True, "tile": False}.get(
+            self.jpeg, self.jpeg
+        )  # as records of earlier versions have it
+        return hashlib.sha256(_json([self.encoding, jpeg, content])).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ class PackedShard:
     psnr: tuple[tuple[str, str, int, float], ...]
     """Split, degradation, number of pairs, and the sum of their PSNR against the clean image in dB."""
     jpeg_bytes: tuple[int, int]
-    """Bytes of the JPEG files that were converted to tiles, before and after."""
+    """Bytes of the JPEG files that were converted, to tiles or to intervals, before and after."""
+    whole_jpegs: int
+    """Number of JPEG files that were to be cut into intervals, and had to be kept as they are."""
 
 
 def pack_shard(task: ShardTask, on_rows: RowsCallback) -> PackedShard:
@@ -139,6 +146,7 @@ class _ShardWriter:
         self._misses: list[tuple[str, str]] = []
         self._psnr: dict[tuple[str, str], list[float]] = {}
         self._jpeg_bytes = [0, 0]
+        self._whole_jpegs = 0
 
     def __enter__(self) -> None:
         from webdataset import TarWriter  # imports torch: only a process that packs pays for it
@@ -186,7 +194,8 @@ class _ShardWriter:
             shard = Shard(f"shards/{digest}.tar", self._path.stat().st_size, digest)
             store.write_file(shard.key, self._path)
         before, after = self._jpeg_bytes
-        return PackedShard(shard, tuple(self._rows), tuple(self._misses), psnr, (before, after))
+        rows, misses = tuple(self._rows), tuple(self._misses)
+        return PackedShard(shard, rows, misses, psnr, (before, after), self._whole_jpegs)
 
     def _write(
         self,
@@ -238,11 +247,18 @@ class _ShardWriter:
         file, encoding = image.file, self._task.encoding
         if file is None:
             return _tiled(image, encoding)
-        header = read_header(file)
+        header, jpeg = read_header(file), self._task.jpeg
         is_jpeg = header.format in _JPEG
-        if encoding == ORIGINAL or (is_jpeg and self._task.keep_jpeg):
+        if encoding == ORIGINAL or (is_jpeg and jpeg == "keep"):
             return _unchanged(file, header, image.name)
-        encoded = _tiled(image, encoding)
+        if is_jpeg and jpeg == "crop":
+            kept = _unchanged(file, header, image.name)
+            encoded = _cut(kept, header)
+            if encoded is None:
+                self._whole_jpegs += 1
+                return kept
+        else:
+            encoded = _tiled(image, encoding)
         if is_jpeg:
             self._jpeg_bytes[0] += file.stat().st_size
             self._jpeg_bytes[1] += len(encoded.data)
@@ -278,6 +294,17 @@ def _unchanged(file: Path, header: ImageHeader, name: str) -> _EncodedImage:
     return _EncodedImage(SUFFIX[header.format], ORIGINAL, data, decode(data, name))
 
 
+def _cut(kept: _EncodedImage, header: ImageHeader) -> _EncodedImage | None:
+    """Return a JPEG file cut into intervals; None if that would lose a pixel or a second picture."""
+    if jpeg_intervals.tool() is None:
+        raise MissingToolError(
+            f"{socket.gethostname()} has no jpegtran, which the machine that plans the packing has. "
+            f"Install it ({jpeg_intervals.PACKAGE}), or pack with --jpeg keep.{_CONTINUE}"
+        )
+    data = jpeg_intervals.rewrite(kept.data, kept.pixels) if header.format == "JPEG" else None
+    return None if data is None else replace(kept, encoding=jpeg_intervals.NAME, data=data)
+
+
 def _psnr(degraded: NDArray[Any], clean: NDArray[Any]) -> float | None:
     """Return the PSNR in dB of two 8-bit images, 100 for equal ones; None for other kinds of images."""
     if degraded.shape != clean.shape or degraded.dtype != np.uint8 or clean.dtype != np.uint8:
@@ -294,7 +321,12 @@ def _identity(pair: Pair) -> list[object]:
 
 def _record(packed: PackedShard) -> bytes:
     """Return the result as a manifest of one shard; its provenance holds the other fields."""
-    extra = {"misses": packed.misses, "psnr": packed.psnr, "jpeg_bytes": packed.jpeg_bytes}
+    extra = {
+        "misses": packed.misses,
+        "psnr": packed.psnr,
+        "jpeg_bytes": packed.jpeg_bytes,
+        "whole_jpegs": packed.whole_jpegs,
+    }
     shards = () if packed.shard is None else (packed.shard,)
     return manifests.to_bytes(Manifest("one shard", shards, packed.rows, provenance=extra))
 
@@ -317,7 +349,7 @@ def _read_record(store: Store, key: str) -> PackedShard | None:
         return None
     before, after = extra["jpeg_bytes"]
     psnr = tuple((split, degradation, pairs, total) for split, degradation, pairs, total in extra["psnr"])
-    return PackedShard(shard, found.rows, (), psnr, (before, after))
+    return PackedShard(shard, found.rows, (), psnr, (before, after), extra.get("whole_jpegs", 0))
 
 
 def _safe(name: str) -> str:

@@ -18,7 +18,7 @@ Layout, little-endian:
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import imagecodecs
 import numpy as np
@@ -50,15 +50,6 @@ _MAX_PIXELS = 1 << 28  # 268 megapixels: larger than any photograph; a forged he
 _DAMAGED = (imagecodecs.QoiError, imagecodecs.WebpError, ValueError)
 
 
-class _TileHeader(NamedTuple):
-    height: int
-    width: int
-    tile: int
-    codec: int
-    columns: int
-    starts: NDArray[np.int64]  # (n + 1,)  absolute offsets in the buffer
-
-
 def encode(image: Image, codec: str = "fast", tile: int = TILE) -> bytes:
     """Encode `image`, (h, w, 3) uint8 RGB. Raises PackError."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -79,86 +70,89 @@ def encode(image: Image, codec: str = "fast", tile: int = TILE) -> bytes:
     )
 
 
-def shape(buffer: Buffer) -> tuple[int, int]:
-    """Return height and width in pixels. Raises CorruptObjectError."""
-    header = _header(buffer)
-    return header.height, header.width
-
-
 def decode(buffer: Buffer) -> Image:
     """Return all pixels, (h, w, 3) uint8. Raises CorruptObjectError."""
-    header = _header(buffer)
-    return _crop(buffer, header, 0, 0, header.height, header.width)
+    image = TiledImage(buffer)
+    return image.crop(0, 0, *image.shape)
 
 
-def crop(buffer: Buffer, top: int, left: int, height: int, width: int) -> Image:
-    """Return one window, (height, width, 3) uint8, equal to the same slice of `decode(buffer)`."""
-    header = _header(buffer)
-    inside = 0 <= top <= top + height <= header.height and 0 <= left <= left + width <= header.width
+class TiledImage:
+    """A tiled image, of which windows are decoded."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        """Read the header and the table. Raises CorruptObjectError."""
+        if len(buffer) < _HEADER.size:
+            raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes is shorter than its header.")
+        magic, height, width, tile, codec, channels = _HEADER.unpack(buffer[: _HEADER.size])
+        if magic != _MAGIC:
+            raise CorruptObjectError(
+                f"not a tiled image: it starts with {bytes(magic)!r} instead of {_MAGIC!r}."
+            )
+        possible = codec in _CODEC_IDS.values() and channels == 3 and tile > 0
+        if not possible or not 0 < height * width <= _MAX_PIXELS:
+            raise CorruptObjectError(
+                f"a tiled image claims {width} x {height} pixels, tiles of {tile}, codec {codec}, "
+                f"{channels} channels."
+            )
+        rows, columns = -(-height // tile), -(-width // tile)
+        base = _HEADER.size + 4 * (rows * columns + 1)
+        if len(buffer) < base:
+            raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes ends inside its table of tiles.")
+        starts = np.frombuffer(buffer[_HEADER.size : base], "<u4").astype(np.int64) + base
+        if starts[0] != base or starts[-1] != len(buffer) or (np.diff(starts) < 1).any():
+            raise CorruptObjectError(
+                f"a tiled image of {len(buffer)} bytes has an inconsistent table of tiles."
+            )
+        self.shape: tuple[int, int] = height, width
+        """Height and width in pixels."""
+        self._buffer, self._starts = buffer, starts
+        self._edge, self._codec, self._columns = tile, codec, columns
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Image:
+        """Return one window, (height, width, 3) uint8, equal to the same slice of the whole image."""
+        require_inside(self.shape, top, left, height, width)
+        out = np.empty((height, width, 3), np.uint8)
+        edge = self._edge
+        for row in range(top // edge, (top + height - 1) // edge + 1):
+            for column in range(left // edge, (left + width - 1) // edge + 1):
+                tile = self._decode_tile(row, column)
+                y, x = row * edge, column * edge
+                y0, x0 = max(top, y), max(left, x)
+                y1, x1 = min(top + height, y + tile.shape[0]), min(left + width, x + tile.shape[1])
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+        return out
+
+    def _decode_tile(self, row: int, column: int) -> Image:
+        index = row * self._columns + column
+        start, end = self._starts[index : index + 2].tolist()
+        decoder = imagecodecs.qoi_decode if self._codec == 0 else imagecodecs.webp_decode
+        data = bytes(self._buffer[start:end])
+        edge, (height, width) = self._edge, self.shape
+        expected = (min(edge, height - row * edge), min(edge, width - column * edge), 3)
+        try:
+            # A QOI file of a few bytes may say that it has 400 million pixels, and its decoder fills them.
+            if self._codec == 0 and data[4:12] != struct.pack(">II", expected[1], expected[0]):
+                raise ValueError("it says another size")
+            tile: Image = decoder(data)
+        except _DAMAGED as error:
+            raise CorruptObjectError(f"tile {index} of a tiled image cannot be decoded: {error}") from error
+        if tile.shape != expected:
+            raise CorruptObjectError(
+                f"tile {index} of a tiled image has shape {tile.shape}, expected {expected}."
+            )
+        return tile
+
+
+def require_inside(shape: tuple[int, int], top: int, left: int, height: int, width: int) -> None:
+    """Raise ValueError unless a window is inside an image of this height and width, and not empty."""
+    inside = 0 <= top <= top + height <= shape[0] and 0 <= left <= left + width <= shape[1]
     if not inside or height < 1 or width < 1:
         raise ValueError(
-            f"window {width} x {height} at ({left}, {top}) is outside {header.width} x {header.height} pixels"
+            f"window {width} x {height} at ({left}, {top}) is outside {shape[1]} x {shape[0]} pixels"
         )
-    return _crop(buffer, header, top, left, height, width)
-
-
-def _crop(buffer: Buffer, header: _TileHeader, top: int, left: int, height: int, width: int) -> Image:
-    out = np.empty((height, width, 3), np.uint8)
-    edge = header.tile
-    for row in range(top // edge, (top + height - 1) // edge + 1):
-        for column in range(left // edge, (left + width - 1) // edge + 1):
-            tile = _decode_tile(buffer, header, row, column)
-            y, x = row * edge, column * edge
-            y0, x0 = max(top, y), max(left, x)
-            y1, x1 = min(top + height, y + tile.shape[0]), min(left + width, x + tile.shape[1])
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
-    return out
-
-
-def _header(buffer: Buffer) -> _TileHeader:
-    if len(buffer) < _HEADER.size:
-        raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes is shorter than its header.")
-    magic, height, width, tile, codec, channels = _HEADER.unpack(buffer[: _HEADER.size])
-    if magic != _MAGIC:
-        raise CorruptObjectError(f"not a tiled image: it starts with {bytes(magic)!r} instead of {_MAGIC!r}.")
-    possible = codec in _CODEC_IDS.values() and channels == 3 and tile > 0
-    if not possible or not 0 < height * width <= _MAX_PIXELS:
-        raise CorruptObjectError(
-            f"a tiled image claims {width} x {height} pixels, tiles of {tile}, codec {codec}, "
-            f"{channels} channels."
-        )
-    rows, columns = -(-height // tile), -(-width // tile)
-    base = _HEADER.size + 4 * (rows * columns + 1)
-    if len(buffer) < base:
-        raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes ends inside its table of tiles.")
-    starts = np.frombuffer(buffer[_HEADER.size : base], "<u4").astype(np.int64) + base
-    if starts[0] != base or starts[-1] != len(buffer) or (np.diff(starts) < 1).any():
-        raise CorruptObjectError(f"a tiled image of {len(buffer)} bytes has an inconsistent table of tiles.")
-    return _TileHeader(height, width, tile, codec, columns, starts)
 
 
 def _encode_tile(tile: Image, codec: str) -> bytes:
     if codec == "fast":
         return bytes(imagecodecs.qoi_encode(tile))
     return bytes(imagecodecs.webp_encode(tile, lossless=True))
-
-
-def _decode_tile(buffer: Buffer, header: _TileHeader, row: int, column: int) -> Image:
-    index = row * header.columns + column
-    start, end = header.starts[index : index + 2].tolist()
-    decoder = imagecodecs.qoi_decode if header.codec == 0 else imagecodecs.webp_decode
-    data = bytes(buffer[start:end])
-    edge = header.tile
-    expected = (min(edge, header.height - row * edge), min(edge, header.width - column * edge), 3)
-    try:
-        # A QOI file of a few bytes may say that it has 400 million pixels, and its decoder fills them.
-        if header.codec == 0 and data[4:12] != struct.pack(">II", expected[1], expected[0]):
-            raise ValueError("it says another size")
-        tile: Image = decoder(data)
-    except _DAMAGED as error:
-        raise CorruptObjectError(f"tile {index} of a tiled image cannot be decoded: {error}") from error
-    if tile.shape != expected:
-        raise CorruptObjectError(
-            f"tile {index} of a tiled image has shape {tile.shape}, expected {expected}."
-        )
-    return tile

@@ -14,11 +14,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards import tiles
 from shards.columns import NO_IMAGE, Rows, copied
+from shards.encodings import WINDOWED
 from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
 from shards.images import read_samples
 from shards.json_text import parse_json
@@ -233,8 +235,17 @@ def _image_problem(data: bytes, member: Member, decode: bool) -> str:
     if not decode:
         return ""
     try:
-        image = read_samples(data, "a kept file") if member.encoding == ORIGINAL else tiles.decode(data)
+        image = _decoded(data, member.encoding)
     except ShardsError as error:
         return str(error)
     size = (member.height, member.width)
     return "" if image.shape[:2] == size else f"it has {image.shape[:2]} pixels, the manifest says {size}."
+
+
+def _decoded(data: bytes, encoding: str) -> NDArray[Any]:
+    if encoding == ORIGINAL:
+        return read_samples(data, "a kept file")
+    if encoding not in WINDOWED:
+        raise CorruptObjectError(f"it is encoded as {encoding!r}, which this program cannot read.")
+    image = WINDOWED[encoding](data)
+    return image.crop(0, 0, *image.shape)

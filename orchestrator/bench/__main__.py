@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batches", type=_positive, default=2, help="batches of 32 samples per measurement of the release")
     add("--repeats", type=_positive, default=5, help="paired runs, after one warm-up")
     add("--encoding", choices=("fast", "compact", "original"), default="fast")
-    add("--jpeg", choices=("keep", "tile"), default="keep", help="how to pack JPEG files")
+    add("--jpeg", choices=("crop", "keep", "tile"), default="crop", help="how to pack JPEG files")
     _s3(loader)
     add("--work", type=Path, metavar="FOLDER", help="where to create the temporary files")
     add("--seed", type=_seed, default=0)

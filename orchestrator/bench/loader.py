@@ -120,7 +120,7 @@ def _measure(
     if bucket is not None:
         stores["s3"] = open_store(f"{bucket}/{root.name.lower()}")
     for store in stores.values():
-        pack(source, store, name="bench", encoding=options.encoding, keep_jpeg=options.jpeg == "keep")
+        pack(source, store, name="bench", encoding=options.encoding, jpeg=options.jpeg)
     release = _release_dataset(options.release, root, sets, shares)
     ours = _stream(stores["local"], root, shares, options.seed)
     same = _compare(release, ours, root)

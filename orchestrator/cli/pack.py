@@ -89,7 +89,11 @@ Encoding = Annotated[
     ),
 ]
 Jpeg = Annotated[
-    str, option("Keep JPEG files, or write tiles, which take several times the space.", metavar="keep|tile")
+    str,
+    option(
+        "Cut JPEG files for fast crops, keep them, or write tiles, which take several times the space.",
+        metavar="crop|keep|tile",
+    ),
 ]
 ShardMib = Annotated[int, option("Approximate size of a shard in MiB.", min=1)]
 Partial = Annotated[bool, option("Pack what is there and record what is missing.", "--allow-partial")]
@@ -122,7 +126,7 @@ def photographs(
     variants: Variants = 4,
     seed: Seed = 0,
     encoding: Encoding = "fast",
-    jpeg: Jpeg = "keep",
+    jpeg: Jpeg = "crop",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
     reread: Reread = False,
@@ -147,7 +151,7 @@ def synthetic(
     seed: Seed = 0,
     licence: Licence = "not stated",
     encoding: Encoding = "fast",
-    jpeg: Jpeg = "keep",
+    jpeg: Jpeg = "crop",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
     reread: Reread = False,
@@ -183,7 +187,7 @@ def pairs(
     licence: Licence = "not stated",
     allow_partial: Partial = False,
     encoding: Encoding = "fast",
-    jpeg: Jpeg = "keep",
+    jpeg: Jpeg = "crop",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
     reread: Reread = False,
@@ -233,7 +237,7 @@ def _published_command(dataset: str) -> Any:
         ] = None,
         allow_partial: Partial = False,
         encoding: Encoding = "fast",
-        jpeg: Jpeg = "keep",
+        jpeg: Jpeg = "crop",
         shard_mib: ShardMib = 64,
         jobs: Processes = None,
         reread: Reread = False,

@@ -281,8 +281,9 @@ class Pack(Section):
     """Folder of the raw data (not for `photographs`)."""
     encoding: Literal["fast", "compact", "original"] = "fast"
     """Lossless tiles as QOI (fast) or WebP (compact), or the bytes of the source files (original)."""
-    jpeg: Literal["keep", "tile"] = "keep"
-    """Keep the bytes of JPEG files, or store them as tiles, which take several times the space."""
+    jpeg: Literal["crop", "keep", "tile"] = "crop"
+    """Cut JPEG files without loss, so that a crop decodes only its part, keep their bytes, or store them as tiles,
+    which take several times the space. Data that was packed with `keep` is used as it is."""
     shard_mib: Int = Field(default=64, ge=1)
     """Approximate size of a shard in MiB."""
     allow_partial: Bool = False

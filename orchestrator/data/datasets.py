@@ -145,7 +145,7 @@ def pack_dataset(
     if held is not None and _is_whole(store, held, source, chosen):
         return PackOutcome(held, uri, packed=False)
     name = uri.rsplit("/", 1)[-1]
-    manifest = _pack(chosen, source, store, name, ProcessPool(jobs), callbacks, records)
+    manifest = _pack(_like(held, chosen), source, store, name, ProcessPool(jobs), callbacks, records)
     return PackOutcome(manifest, uri, packed=True)
 
 
@@ -278,7 +278,7 @@ def _pack(
         store,
         name=name,
         encoding=spec.encoding,
-        keep_jpeg=spec.jpeg == "keep",
+        jpeg=spec.jpeg,
         allow_partial=spec.allow_partial,
         shard_bytes=spec.shard_mib << 20,
         runner=runner,
@@ -295,11 +295,10 @@ def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
     """
     if store.read_pointer(POINTER) is None:
         return None
-    jpeg = "kept" if spec.jpeg == "keep" or spec.encoding == ORIGINAL else "tiled"
     manifest = load_manifest(store, cache=shard_cache_folder())
     # Before the option existed, all JPEG files were tiled.
     found = {"jpeg": "tiled", **manifest.provenance}
-    wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": jpeg}
+    wanted = {**source.provenance, "encoding": spec.encoding, "jpeg": _stored_jpeg(spec, found["jpeg"])}
     different = [key for key, value in wanted.items() if found.get(key) != value]
     if different:
         differences = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in different)
@@ -308,6 +307,21 @@ def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
             f"Nothing is overwritten: give the new dataset another name.{_way_out(wanted, found)}"
         )
     return manifest
+
+
+def _stored_jpeg(spec: Pack, found: object) -> object:
+    """Return what a manifest says of JPEG files that were packed as `spec` asks, where it now says `found`."""
+    if spec.jpeg == "crop" and found == "cut":
+        return found
+    return "tiled" if spec.jpeg == "tile" and spec.encoding != ORIGINAL else "kept"
+
+
+def _like(held: Manifest | None, spec: Pack) -> Pack:
+    """Return `spec` for packing again what is held: files that are kept whole stay so until another word asks."""
+    if held is None or spec.jpeg != "crop" or ORIGINAL not in held.columns.encodings:
+        return spec
+    cut = held.provenance.get("jpeg") == "cut"  # then the whole ones are those that cannot be cut
+    return spec if cut else spec.model_copy(update={"jpeg": "keep"})
 
 
 def _way_out(wanted: Mapping[str, object], found: Mapping[str, object]) -> str:

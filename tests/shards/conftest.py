@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from shards import jpeg_intervals
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.manifest import Manifest
@@ -82,6 +83,13 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     return monkeypatch
+
+
+@pytest.fixture(scope="session")
+def jpegtran() -> None:
+    """The program that cuts JPEG files; `make setup` installs it as root, and CI cannot do without it."""
+    if jpeg_intervals.tool() is None and "CI" not in os.environ:
+        pytest.skip(f"there is no jpegtran here: {jpeg_intervals.PACKAGE}")
 
 
 @pytest.fixture(params=["folder", "rclone", "nanio"])

@@ -37,14 +37,14 @@ def mixed(tmp_path: Path) -> PairsSource:
     return PairsSource(root, "in/{key}_{draw}.(png|jpg)", "gt/{key}.png", "haze")
 
 
-@pytest.mark.parametrize("jpeg", ["keep", "tile"])
+@pytest.mark.parametrize("jpeg", ["crop", "keep", "tile"])
 @pytest.mark.parametrize("encoding", ["fast", "compact", "original"])
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves shards open
 def test_pixels_are_those_of_the_source_for_us_and_for_vanilla_webdataset(
     mixed: PairsSource, tmp_path: Path, encoding: str, jpeg: str
 ):
     store = LocalStore(tmp_path / "store")
-    manifest = pack(mixed, store, name="mixed", encoding=encoding, keep_jpeg=jpeg == "keep")
+    manifest = pack(mixed, store, name="mixed", encoding=encoding, jpeg=jpeg)
     dataset = Dataset([store.uri], ShardCache(tmp_path / "cache", 1 << 30))
     window = CropWindow(30, 50, 60, 70)
     for pair, row in zip(mixed, manifest.rows, strict=True):
@@ -64,11 +64,11 @@ def test_pixels_are_those_of_the_source_for_us_and_for_vanilla_webdataset(
         np.testing.assert_array_equal(group[row["degraded"]], pair.degraded.pixels())
 
 
-def test_jpeg_files_keep_their_bytes_unless_tiles_are_asked_for_and_the_growth_is_stated(
+def test_jpeg_files_keep_their_bytes_or_become_tiles_where_that_is_asked_for_and_the_growth_is_stated(
     mixed: PairsSource, tmp_path: Path
 ):
-    kept = pack(mixed, LocalStore(tmp_path / "kept"), name="m")
-    tiled = pack(mixed, LocalStore(tmp_path / "tiled"), name="m", keep_jpeg=False)
+    kept = pack(mixed, LocalStore(tmp_path / "kept"), name="m", jpeg="keep")
+    tiled = pack(mixed, LocalStore(tmp_path / "tiled"), name="m", jpeg="tile")
     assert [row.degraded and row.degraded.encoding for row in kept.rows] == [
         *("tiles-qoi", "tiles-qoi", "original", "original")
     ]
@@ -86,8 +86,8 @@ def test_jpeg_files_keep_their_bytes_unless_tiles_are_asked_for_and_the_growth_i
 
 
 def test_a_manifest_of_tiles_alone_stays_of_version_1(mixed: PairsSource, tmp_path: Path):
-    tiled = pack(mixed, LocalStore(tmp_path / "tiled"), name="m", keep_jpeg=False)
-    kept = pack(mixed, LocalStore(tmp_path / "kept"), name="m")
+    tiled = pack(mixed, LocalStore(tmp_path / "tiled"), name="m", jpeg="tile")
+    kept = pack(mixed, LocalStore(tmp_path / "kept"), name="m", jpeg="keep")
     assert (tiled.version, kept.version) == (1, 2)
     for manifest in (tiled, kept):
         assert from_bytes(to_bytes(manifest), "here").digest == manifest.digest

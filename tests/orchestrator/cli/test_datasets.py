@@ -18,10 +18,12 @@ from orchestrator.cli import app
 from orchestrator.data import datasets, summary
 from orchestrator.data.summary import describe
 from orchestrator.errors import PlanError
+from shards import jpeg_intervals
 from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, PackError
-from shards.manifest import Manifest, ManifestRow, Member, Shard
+from shards.manifest import Manifest, ManifestRow, Member, Shard, load_manifest
 from shards.sample import SIGMA
+from shards.store import LocalStore
 
 NAMES = ("astronaut", "rocket", "coffee", "cat")
 
@@ -122,6 +124,28 @@ def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp
         pack(raw, tmp_path / "mine", "--jpeg", "tile")
     with pytest.raises(PlanError, match="pairs have one degradation, and 2 are named: lowlight, haze"):
         pack(raw, tmp_path / "other", "--degradation", "haze")
+
+
+@pytest.mark.parametrize("word", ["keep", "crop", "tile"])
+def test_a_dataset_is_used_as_its_jpeg_files_were_stored_whatever_the_default_is(
+    raw: Path, tmp_path: Path, word: str
+) -> None:
+    for file in (raw / "gt").iterdir():
+        Image.open(file).save(file.with_suffix(".jpg"))
+    patterns = ("--clean", "gt/{key}.jpg", "--jpeg", word)
+    pack(raw, tmp_path / "mine", *patterns)
+    before = load_manifest(LocalStore(tmp_path / "mine"))
+    stored = {"keep": "original", "crop": jpeg_intervals.NAME, "tile": "tiles-qoi"}[word]
+    if jpeg_intervals.tool() or word != "crop":
+        assert {row.clean.encoding for row in before.rows} == {stored}
+    if word == "tile":
+        with pytest.raises(PlanError, match="jpeg 'tiled', not 'kept'"):
+            pack(raw, tmp_path / "mine", *patterns[:2])
+        return
+    assert "already packed" in pack(raw, tmp_path / "mine", *patterns[:2])
+    assert "already packed" not in pack(raw, tmp_path / "mine", *patterns[:2], "--licence", "CC0, me")
+    after = load_manifest(LocalStore(tmp_path / "mine"))
+    assert after.shards == before.shards  # packed again for the licence, with the same bytes
 
 
 def test_a_licence_that_was_not_stated_is_added(raw: Path, tmp_path: Path) -> None:
