@@ -47,16 +47,16 @@ def rain(clean: Image, rng: np.random.Generator) -> Image:
 
 def haze(clean: Image, rng: np.random.Generator) -> Image:
     """Apply Koschmieder's law I t + A (1 - t), t = exp(-beta d), over a smooth synthetic depth d in [0, 1]."""
-    depth = _depth(clean.shape[0], clean.shape[1], rng)
+    distance = depth(clean.shape[0], clean.shape[1], rng)
     beta, airlight = rng.uniform(0.7, 2.0), rng.uniform(0.7, 0.98)
-    transmission = np.exp(-beta * (0.1 + 0.9 * depth))[..., None]
+    transmission = np.exp(-beta * (0.1 + 0.9 * distance))[..., None]
     return _quantise(clean / 255 * transmission + airlight * (1 - transmission))
 
 
 def haze_cdd11(clean: Image, rng: np.random.Generator) -> Image:
     """Apply CDD-11's haze: the same law with depth up to 0.7 and its ranges of density and airlight."""
-    depth = np.minimum(_depth(clean.shape[0], clean.shape[1], rng), 0.7)
-    transmission = np.exp(-rng.uniform(1, 2) * depth)[..., None]
+    distance = np.minimum(depth(clean.shape[0], clean.shape[1], rng), 0.7)
+    transmission = np.exp(-rng.uniform(1, 2) * distance)[..., None]
     return _quantise(clean / 255 * transmission + rng.uniform(0.6, 0.9) * (1 - transmission))
 
 
@@ -80,7 +80,7 @@ def lowlight_cdd11(clean: Image, rng: np.random.Generator) -> Image:
 
     Lamps and skies stay bright, unlike in a short exposure (`lowlight`).
     """
-    light = np.maximum(_smooth(clean.max(axis=2) / 255, reach=12), 1e-3)[..., None]
+    light = np.maximum(smooth(clean.max(axis=2) / 255, reach=12), 1e-3)[..., None]
     gamma, noise = rng.uniform(2, 3), rng.uniform(0.03, 0.08)
     return _quantise(clean / 255 * light ** (gamma - 1) + rng.standard_normal(clean.shape) * noise)
 
@@ -92,7 +92,7 @@ def snow(clean: Image, rng: np.random.Generator) -> Image:
     flakes = np.zeros((height, width), np.float32)
     for radius, density in ((1.2, 0.012), (2.2, 0.004), (3.6, 0.0012)):
         seeds = (rng.random((height, width)) < density).astype(np.float32)
-        flakes = np.maximum(flakes, _filter(_filter(seeds, _disc(radius)), _line(5, angle)) * 4)
+        flakes = np.maximum(flakes, _filter(_filter(seeds, disc(radius)), _line(5, angle)) * 4)
     mask = np.clip(flakes, 0, 1)[..., None] * rng.uniform(0.7, 0.9)
     return _quantise(clean / 255 * (1 - mask) + mask)
 
@@ -123,18 +123,18 @@ def _quantise(image: NDArray[np.floating]) -> Image:
     return grey
 
 
-def _depth(height: int, width: int, rng: np.random.Generator) -> Map:
+def depth(height: int, width: int, rng: np.random.Generator) -> Map:
     """Return a synthetic depth map in [0, 1]: far at the top, near at the bottom, with smooth hills."""
     coarse = rng.random((5, 6)).astype(np.float32)
     hills = _upsample(coarse, height, width)
     slope = np.linspace(1, 0, height, dtype=np.float32)[:, None]
-    depth: Map = 0.65 * slope + 0.35 * hills
-    depth -= depth.min()
-    depth /= max(depth.max(), 1e-6)  # a single pixel has no slope
-    return depth
+    distance: Map = 0.65 * slope + 0.35 * hills
+    distance -= distance.min()
+    distance /= max(distance.max(), 1e-6)  # a single pixel has no slope
+    return distance
 
 
-def _smooth(image: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+def smooth(image: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """Return the mean over a square of 2 `reach` + 1 pixels; the border is repeated outwards."""
     side = 2 * reach + 1
     for axis in (0, 1):
@@ -175,7 +175,7 @@ def _line(length: int, angle: float) -> Map:
     return kernel
 
 
-def _disc(radius: float) -> Map:
+def disc(radius: float) -> Map:
     """Return a kernel of a disc with a soft edge, with sum 1."""
     reach = int(np.ceil(radius)) + 1
     grid = np.arange(-reach, reach + 1)

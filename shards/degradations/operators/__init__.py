@@ -1,1 +1,12 @@
-"""The operators of degradations, a module for each kind; importing this package registers them all."""
+"""The operators, one module per kind. Importing this package registers all of them in `OPERATORS`."""
+
+from shards.degradations.operators import (  # noqa: F401
+    blur,
+    colour,
+    compression,
+    light,
+    noise,
+    resize,
+    sensor,
+    weather,
+)

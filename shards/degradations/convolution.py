@@ -1,0 +1,55 @@
+"""Convolve images with kernels of any size; beyond its border an image is mirrored, as often as needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+Plane = NDArray[np.float32]
+
+
+def mirrored(place: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Return the pixel that stands at each place of an image that is mirrored without end: c b a a b c c b."""
+    place = place % (2 * size)
+    pixels: NDArray[np.intp] = np.minimum(place, 2 * size - 1 - place)
+    return pixels
+
+
+def convolved(image: Plane, kernel: Plane) -> Plane:
+    """Return an image, (h, w) or (h, w, channels), convolved with a kernel of odd sides, by Fourier transforms."""
+    height, width = image.shape[:2]
+    down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
+    planes = image[:, :, None] if image.ndim == 2 else image
+    planes = np.moveaxis(planes, 2, 0)  # the transforms are fastest along contiguous axes
+    # One border serves both sides: the transform repeats, so what comes before the first row stands at the end.
+    rows = scipy.fft.next_fast_len(height + 2 * down, real=True)
+    columns = scipy.fft.next_fast_len(width + 2 * right, real=True)
+    planes = planes[:, mirrored(np.arange(-down, rows - down), height)]
+    planes = np.ascontiguousarray(planes[:, :, mirrored(np.arange(-right, columns - right), width)])
+    spectrum = scipy.fft.rfft2(planes) * scipy.fft.rfft2(kernel, (rows, columns))
+    result = scipy.fft.irfft2(spectrum, (rows, columns), overwrite_x=True)
+    result = result[:, 2 * down : 2 * down + height, 2 * right : 2 * right + width]
+    return result[0] if image.ndim == 2 else np.moveaxis(result, 0, 2)
+
+
+def path(x: NDArray[np.floating], y: NDArray[np.floating]) -> Plane:
+    """Return a kernel that shares its sum, 1, equally among points; x points right, y down, from the centre."""
+    reach = int(np.ceil(max(np.abs(x).max(), np.abs(y).max()) + 1e-3))
+    side = 2 * reach + 1
+    kernel = np.zeros(side * side)
+    left, top = np.floor(x), np.floor(y)
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            weight = (1 - np.abs(y - row)) * (1 - np.abs(x - column))
+            place = (row + reach) * side + column + reach
+            inside = weight > 0
+            kernel += np.bincount(place[inside].astype(np.intp), weight[inside], side * side)
+    shared: Plane = (kernel / kernel.sum()).reshape(side, side).astype(np.float32)
+    return shared
+
+
+def line(length: float, angle: float) -> Plane:
+    """Return a kernel of a straight line through the centre; its sum is 1. Degrees, clockwise from the right."""
+    along = np.linspace(-length / 2, length / 2, 4 * int(np.ceil(length)) + 1)
+    return path(along * np.cos(np.radians(angle)), along * np.sin(np.radians(angle)))

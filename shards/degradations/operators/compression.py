@@ -1,0 +1,79 @@
+"""Compression and loss of grey levels. Codecs take images of 8 bits: values are rounded before."""
+
+from __future__ import annotations
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.degradations.operator import Image, Parameter, operator
+
+_QUALITY = Parameter(1, 100, about="the encoder's quality", integer=True)
+_CHROMA = Parameter(
+    words=("yuv420", "yuv422", "yuv444"),
+    default="yuv420",
+    about="colours at half the resolution in both directions, across, or at full resolution",
+)
+
+
+@operator(quality=_QUALITY, chroma=_CHROMA)
+def jpeg(image: Image, rng: np.random.Generator, *, quality: int, chroma: str) -> Image:
+    """Encode as JPEG and decode, by libjpeg-turbo (ITU-T T.81; the scale of quality is libjpeg's)."""
+    encoded = imagecodecs.jpeg8_encode(_grey_levels(image), level=quality, subsampling=chroma[3:])
+    return _values(imagecodecs.jpeg8_decode(encoded))
+
+
+@operator(quality=_QUALITY)
+def webp(image: Image, rng: np.random.Generator, *, quality: int) -> Image:
+    """Encode as lossy WebP and decode, by libwebp (RFC 9649: an intra frame of VP8)."""
+    encoded = imagecodecs.webp_encode(_grey_levels(image), level=quality, lossless=False, numthreads=1)
+    return _values(imagecodecs.webp_decode(encoded))
+
+
+@operator(quality=_QUALITY, chroma=_CHROMA)
+def av1(image: Image, rng: np.random.Generator, *, quality: int, chroma: str) -> Image:
+    """Encode as an intra frame of the video codec AV1 and decode, by libavif at its fastest setting."""
+    encoded = imagecodecs.avif_encode(
+        _grey_levels(image), level=quality, speed=10, pixelformat=chroma[3:], numthreads=1
+    )
+    return _values(imagecodecs.avif_decode(encoded, numthreads=1))
+
+
+@operator(
+    bits=Parameter(1, 8, unit="bits", about="bits of each value", integer=True),
+    dither=Parameter(
+        words=("none", "ordered", "noise"),
+        default="none",
+        about="what is added before rounding: nothing, Bayer's matrix of 8 x 8, or white noise",
+    ),
+)
+def quantise(image: Image, rng: np.random.Generator, *, bits: int, dither: str) -> Image:
+    """Round to few levels, with or without dithering (Bayer 1973). With 8 bits it is an 8-bit file."""
+    levels = np.float32(2**bits - 1)
+    offset: NDArray[np.float32] | float = 0.5
+    if dither == "noise":
+        offset = rng.random(image.shape, dtype=np.float32)
+    elif dither == "ordered":
+        rows, columns = (np.arange(size) % 8 for size in image.shape[:2])
+        offset = _BAYER[rows[:, None], columns][..., None]
+    rounded: Image = np.minimum(np.floor(image * levels + offset), levels) / levels
+    return rounded
+
+
+def _bayer() -> NDArray[np.float32]:
+    """Return Bayer's matrix of 8 x 8 thresholds in (0, 1)."""
+    matrix = np.zeros((1, 1))
+    for _ in range(3):
+        matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
+    return ((matrix + 0.5) / 64).astype(np.float32)
+
+
+_BAYER = _bayer()
+
+
+def _grey_levels(image: Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.rint(image.clip(0, 1) * np.float32(255)).astype(np.uint8))
+
+
+def _values(grey: NDArray[np.uint8]) -> Image:
+    return grey.astype(np.float32) / np.float32(255)
