@@ -19,7 +19,7 @@ import numpy as np
 
 from orchestrator.bench import scale_operations, scale_tracking
 from orchestrator.bench.errors import BenchError
-from orchestrator.bench.growth import exponent
+from orchestrator.bench.growth import exponent, extrapolate
 from orchestrator.tables import aligned
 from shards.cache import ShardCache
 from shards.columns import BLOCK, IMAGE, NO_IMAGE, ROW, Columns, ColumnsWriter, Rows, Shards
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
 def _row(name: str, cost: str, sizes: Sequence[int], values: Sequence[float]) -> list[str]:
     """Return one line of the table. A fit needs a unit of which there are many: thousandths."""
     power = exponent(sizes, [1000 * value for value in values])
-    meaning = [values[-1] * (size / sizes[-1]) ** power for size in EXTRAPOLATED]
+    meaning = [extrapolate(sizes, values, power, size) for size in EXTRAPOLATED]
     return [name, cost, *(f"{v:.3g}" for v in values), f"{power:.2f}", *(f"{v:.3g}" for v in meaning)]
 
 

@@ -147,8 +147,10 @@ class _WorkerGroup:
         self._stop_reason = ""
         # On this process's node: the relay must not be lost with another node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        restarted = {"max_restarts": -1, "max_task_retries": -1}
-        self._relay = ray.remote(num_cpus=0, scheduling_strategy=here, **restarted)(DriverRelay).remote()
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        # Ray's server keeps an event of every call, and the driver calls twice a second as long as the run takes.
+        options["enable_task_events"] = False
+        self._relay = ray.remote(scheduling_strategy=here, **options)(DriverRelay).remote()
         self._elasticity = ElasticityPolicy(job.workers)
         self._requests = NodeRequest(job.workers) if is_autoscaling() else None
         self._signal = ControlSignal.CONTINUE

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.bench.growth import exponent
-
-FLAT = 0.15
-"""Exponent of what may be called flat: 30 times the size costs at most 1.7 times as much."""
+from orchestrator.bench.growth import FLAT, exponent
 
 
 def grows(cost: Callable[[int], float], sizes: Sequence[int], *, at_most: float) -> list[float]:
