@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until a reported checkpoint is committed
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers would print everything twice
+    "RAY_task_events_max_num_task_in_gcs": "10000",  # 3.4 kB each; by default 100,000
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch that keeps 127.0.0.1 as a node's address
     "MLFLOW_DISABLE_TELEMETRY": "true",
