@@ -35,6 +35,8 @@ class EvalItem:
     clean: Image
     source: str = ""
     """Name of the original dataset."""
+    pipeline: str = ""
+    """Digest of the pipeline and seed that degraded the image; "" for packed pairs and noise levels."""
 
 
 class EvaluationSet:
@@ -43,7 +45,7 @@ class EvaluationSet:
     Images are centre-cropped to multiples of `multiple` pixels, as in the all-in-one benchmarks (16; CDD-11 uses 1).
     Noise is seeded by seed, id and level, so it does not depend on the order or the worker; `noise="release"` is the
     authors' single sequence over all images of the split (`shards.release_noise`). `pipelines` degrade clean images,
-    those of the noise levels, under their names, by seed and id.
+    those of the noise levels, under their names, by `pipeline_seed` and id.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class EvaluationSet:
         multiple: int = 16,
         noise: Literal["per-image", "release"] = "per-image",
         pipelines: Mapping[str, Pipeline] | None = None,
+        pipeline_seed: int = 0,
     ) -> None:
+        self.pipeline_seed = pipeline_seed
         self.pipelines = dict(pipelines or {})
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self._release = None
@@ -91,7 +95,9 @@ class EvaluationSet:
         degraded, clean = self.dataset.read(row)  # whole images, so that checksums are verified
         clean = window.of(clean)
         degraded = self._degraded(clean, row.id, degradation) if degraded is None else window.of(degraded)
-        return EvalItem(row.id, degradation, degraded, clean, row.source)
+        pipeline = self.pipelines.get(degradation)
+        digest = pipeline.evaluation_digest(self.pipeline_seed) if pipeline else ""
+        return EvalItem(row.id, degradation, degraded, clean, row.source, digest)
 
     def name(self, index: int) -> tuple[str, str]:
         """Return degradation and id of an item, without reading it."""
@@ -119,7 +125,7 @@ class EvaluationSet:
 
     def _degraded(self, clean: Image, id_: str, degradation: str) -> Image:
         if degradation in self.pipelines:
-            return self.pipelines[degradation].degrade(clean, evaluation_key(self.seed, id_))
+            return self.pipelines[degradation].degrade(clean, evaluation_key(self.pipeline_seed, id_))
         sigma = SIGMA[degradation]
         if self._release is not None:
             return self._release.add(clean, id_, sigma)

@@ -259,9 +259,16 @@ def evaluation_set(dataset: Dataset, job: Job) -> EvaluationSet:
     from shards.evaluation import EvaluationSet
 
     multiple = 16 if job.evaluate.protocol == "rgb-crop16" else 1
+    # Pipelines have seed 0 and not the job's, so that models of other seeds are measured on the same images.
     return EvaluationSet(
         dataset, job.evaluate.degradations, seed=job.seed, multiple=multiple, pipelines=pipelines_of(job)
     )
+
+
+def evaluated_pipelines(job: Training) -> dict[str, str]:
+    """Return the digest of each pipeline that `evaluation_set` shows."""
+    known = pipelines_of(job)
+    return {name: known[name].evaluation_digest(0) for name in job.evaluate.degradations if name in known}
 
 
 def _pack(

@@ -10,6 +10,7 @@ from orchestrator.evaluation.bootstrap import mean_over_images
 from orchestrator.evaluation.image_results import ImageResult
 from orchestrator.evaluation.model_under_test import ModelIdentity
 from orchestrator.paper.benchmarks import is_leaked, is_published
+from shards.sample import SIGMA
 
 METRICS = ("psnr", "ssim", "lpips", "input_psnr", "input_ssim")
 
@@ -39,15 +40,17 @@ class AggregateScore:
     model_digest: str
     recipe: str
     weights: str
+    pipeline: str = ""
+    """Digest of the pipeline and seed that degraded the images; "" for packed pairs and noise levels."""
 
 
 def aggregate(results: Iterable[ImageResult], identity: ModelIdentity, noise: str) -> list[AggregateScore]:
     """Return the score of every benchmark, subset and metric among `results`, in a fixed order."""
-    groups: dict[tuple[str, str, str, str], list[ImageResult]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[ImageResult]] = defaultdict(list)
     for one in results:
-        groups[one.dataset, one.digest, one.degradation, one.protocol].append(one)
+        groups[one.dataset, one.digest, one.degradation, one.protocol, one.pipeline].append(one)
     scores = []
-    for (dataset, digest, degradation, protocol), group in sorted(groups.items()):
+    for (dataset, digest, degradation, protocol, pipeline), group in sorted(groups.items()):
         for source, subset, images in _subsets(sorted(group, key=lambda one: (one.source, one.image))):
             for metric in METRICS:
                 values = {number: getattr(one, metric) for number, one in enumerate(images)}
@@ -67,11 +70,12 @@ def aggregate(results: Iterable[ImageResult], identity: ModelIdentity, noise: st
                         degradation=degradation,
                         subset=subset,
                         protocol=protocol,
-                        noise=noise if degradation.startswith("noise") else "",
+                        noise=noise if degradation in SIGMA else "",
                         model=identity.name,
                         model_digest=identity.digest,
                         recipe=identity.recipe,
                         weights=identity.weights,
+                        pipeline=pipeline,
                     )
                 )
     return scores

@@ -19,6 +19,7 @@ import torch
 
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.loader import job_from_mapping
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.data import datasets as data
 from orchestrator.errors import EvaluationError, PlanError
 from orchestrator.evaluation.image_results import (
@@ -73,12 +74,17 @@ class Benchmarks:
         self.datasets = list(datasets)
         self.crops = protocols_by_crop(job.evaluate.protocols)
         self.sets: dict[tuple[int, int], EvaluationSet] = {}
+        pipelines = pipelines_of(job)
+        for dataset in self.datasets:
+            data.check_names(dataset, job)
         for crop in self.crops:
             for number, dataset in enumerate(self.datasets):
                 degradations = _degradations(job, dataset)
                 if degradations:
                     self.sets[crop, number] = EvaluationSet(
-                        dataset, degradations, job.seed, crop, job.evaluate.noise
+                        *(dataset, degradations, job.seed, crop, job.evaluate.noise),
+                        pipelines=pipelines,
+                        pipeline_seed=job.seed,
                     )
         self.items = [
             WorkItem(*key, index) for key, images in self.sets.items() for index in range(len(images))
@@ -180,6 +186,7 @@ def _degradations(job: EvaluateJob, dataset: Dataset) -> list[str]:
     """Return the degradations of the job that the dataset's test split can show, all of them if the job has none."""
     (manifest,) = dataset.manifests
     labels = manifest.counts().get("test", {})
-    shown = [name for label in labels for name in (SIGMA if label == NOISE else (label,))]
+    clean = (*SIGMA, *job.degradations)
+    shown = [name for label in labels for name in (clean if label == NOISE else (label,))]
     asked = job.evaluate.degradations
     return [name for name in asked if name in shown] if asked else shown

@@ -43,6 +43,8 @@ class ImageResult:
     input_ssim: float
     seconds: float
     """Time to restore the image."""
+    pipeline: str = ""
+    """Digest of the pipeline and seed that degraded the image; "" for packed pairs and noise levels."""
 
 
 def evaluate_image(
@@ -75,6 +77,7 @@ def evaluate_image(
         width=degraded.shape[2],
         lpips=None if perceptual is None else perceptual(restored, clean),
         seconds=seconds,
+        pipeline=item.pipeline,
     )
     results = []
     for protocol in protocols:

@@ -22,6 +22,7 @@ from mirage.metrics import PROTOCOLS
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.console import Echo
 from orchestrator.data import datasets as data
 from orchestrator.evaluation.aggregates import AggregateScore, aggregate
@@ -116,6 +117,8 @@ def evaluation_id(job: EvaluateJob, datasets: Sequence[Dataset], identity: Model
     """Return the job's name and a digest of everything that its numbers depend on."""
     content = job.model_dump(mode="json", include={"seed", "model", "evaluate"})
     del content["model"]["trust"]  # a consent changes no number
+    if job.degradations:
+        content["degradations"] = {name: each.digest for name, each in pipelines_of(job).items()}
     digests = [digest for dataset in datasets for digest in dataset.digests]
     text = json.dumps([content, digests, asdict(identity)], sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

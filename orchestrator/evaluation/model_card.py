@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.config.schema import Job, LossConfig, Model
+from orchestrator.config.yaml_text import write_yaml
 from orchestrator.evaluation.score_table import markdown_report
 from orchestrator.evaluation.scores import DegradationScore
 from orchestrator.models.network_code import NetworkCode
@@ -41,6 +43,7 @@ def model_card(
             "",
             *(f"- {name}: {value}" for name, value in facts.items()),
             "",
+            *_pipelines(job),
             "## Licences of the training data",
             "",
             *(f"- {text}" for text in licences),
@@ -53,6 +56,22 @@ def model_card(
             "",
         ]
     )
+
+
+def _pipelines(job: Job) -> list[str]:
+    """Return the section of the pipelines that degraded clean photographs, if there are any."""
+    if not job.degradations:
+        return []
+    steps = write_yaml(job.degradations).splitlines()
+    digests = ", ".join(f"{name} sha256 {each.digest[:16]}" for name, each in pipelines_of(job).items())
+    return [
+        "## Degradations of clean photographs",
+        "",
+        f"{digests}.",
+        "",
+        *(f"    {line}" for line in steps),
+        "",
+    ]
 
 
 def _code_facts(code: NetworkCode) -> dict[str, str]:

@@ -65,23 +65,36 @@ def own_tables(summaries: Sequence[EvaluationSummary]) -> list[PaperTable]:
     by_name = {summary.evaluation: summary for summary in summaries}
     for summary in summaries:
         for score in summary.figures:
-            if score.source == "" and score.metric in METRICS:
+            if (score.source == "" or score.pipeline) and score.metric in METRICS:
                 of_table = measured[score.dataset, score.digest, score.protocol]
                 of_table.setdefault(summary.evaluation, []).append(score)
     made = []
     for (dataset, digest, protocol), evaluations in sorted(measured.items()):
-        degradations = sorted({score.degradation for scores in evaluations.values() for score in scores})
-        columns = (*degradations, AVERAGE)
+        columns = (*_own_columns([score for scores in evaluations.values() for score in scores]), AVERAGE)
         lines, notes = [], [f"Data: manifest {digest}. The average is the unweighted mean over the columns."]
         for evaluation, scores in evaluations.items():
             found: dict[str, dict[tuple[str, str], AggregateScore]] = {}
             for score in sorted(scores, key=lambda s: s.degradation):
-                found.setdefault(score.degradation, {})[score.metric, score.subset] = score
+                column = next(name for name in columns if name in (score.degradation, _with_digest(score)))
+                found.setdefault(column, {})[score.metric, score.subset] = score
             summary = by_name[evaluation]
             lines.append(_measured(summary, summary.model.name, _cells(found, columns, "all")))
             notes.append(_provenance(summary, found))
         made.append(PaperTable(dataset, "measured here", protocol, columns, tuple(lines), tuple(notes)))
     return made
+
+
+def _own_columns(scores: Sequence[AggregateScore]) -> list[str]:
+    """Return the degradations; where pipelines of one name differ, each has a column with its digest."""
+    pipelines: dict[str, set[str]] = defaultdict(set)
+    for score in scores:
+        pipelines[score.degradation].add(score.pipeline)
+    names = {_with_digest(s) if len(pipelines[s.degradation]) > 1 else s.degradation for s in scores}
+    return sorted(names)
+
+
+def _with_digest(score: AggregateScore) -> str:
+    return f"{score.degradation} {score.pipeline[:8] or 'packed'}"
 
 
 def _table(
@@ -207,6 +220,7 @@ def _provenance(summary: EvaluationSummary, found: Mapping[str, ColumnScores]) -
     psnr = {column: scores["psnr", "all"] for column, scores in found.items()}
     intervals = ", ".join(
         f"{column} n={score.n} [{score.low:.2f}, {score.high:.2f}] dB data {score.digest[:8]}"
+        f"{f' pipeline {score.pipeline[:8]}' if score.pipeline else ''}"
         for column, score in psnr.items()
     )
     first = next(iter(psnr.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator import tables
 from orchestrator.evaluation.scores import DegradationScore
@@ -18,14 +18,18 @@ def score_table(rows: Sequence[DegradationScore]) -> str:
     return "\n".join(tables.aligned(HEAD, [*degradations, (), average], ALIGN))
 
 
-def legend(protocol: str, recipe: str, weights: str, n: int) -> str:
-    """Return how the table's numbers were computed."""
+def legend(
+    protocol: str, recipe: str, weights: str, n: int, pipelines: Mapping[str, str] | None = None
+) -> str:
+    """Return how the table's numbers were computed. `pipelines`: degradation -> digest of what made it."""
+    made = ", ".join(f"{name} {digest[:12]}" for name, digest in (pipelines or {}).items())
     return (
         f"PSNR [dB] / SSIM of whole held-out photographs ({n} per degradation), protocol {protocol}, recipe {recipe}, "
         f"{weights} weights.\n"
         "improvement: PSNR minus the degraded input's, with its 95 % bootstrap interval over photographs.\n"
         "best linear fit: PSNR of the best brightness and contrast correction per degradation, fitted to these "
         "photographs;\nthe model must exceed it on average."
+        f"{f'{chr(10)}Degraded by pipelines: {made}.' if made else ''}"
     )
 
 

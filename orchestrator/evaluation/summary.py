@@ -66,12 +66,16 @@ def render(summary: EvaluationSummary) -> str:
         )
         for key, by in groups.items()
     ]
+    pipelines = sorted(
+        {f"{score.degradation} {score.pipeline[:12]}" for score in summary.figures if score.pipeline}
+    )
     noise = sorted({score.noise for score in summary.figures} - {""})
     model = summary.model
     lines = [
         f"{model.name}   {summary.parameters:,} parameters   recipe {model.recipe}   weights {model.weights}   "
         f"sha256 {model.digest[:16] or 'none: initial weights'}",
         *([f"noise drawn {', '.join(noise)}"] if noise else []),
+        *([f"pipelines {', '.join(pipelines)}"] if pipelines else []),
         "",
         *tables.aligned((*head, "degraded", "dataset"), rows),
     ]

@@ -6,7 +6,7 @@ Two models are compared image by image, on the same dataset digests, protocol an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from orchestrator import tables
@@ -28,6 +28,8 @@ class VersionScores:
     psnr: Scores
     input_psnr: Scores
     """PSNR of the degraded input."""
+    pipelines: Mapping[str, str] = field(default_factory=dict)
+    """Degradation that a pipeline made → digest of the pipeline and seed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ def incomparable_reason(candidate: VersionScores, champion: VersionScores) -> st
             f"{_short(champion.data)}: other photographs do not compare."
         )
     for degradation in sorted(candidate.psnr.keys() | champion.psnr.keys()):
+        made = [scores.pipelines.get(degradation, "") for scores in (candidate, champion)]
+        if made[0] != made[1]:
+            ours_made, theirs_made = (digest[:12] or "none" for digest in made)
+            return (
+                f"{degradation}: {candidate.name} was measured with pipeline {ours_made}, {champion.name} with "
+                f"{theirs_made}: other degradations do not compare. Evaluate both by one job."
+            )
         ours, theirs = (set(scores.psnr.get(degradation, {})) for scores in (candidate, champion))
         if ours != theirs:
             return (

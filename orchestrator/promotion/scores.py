@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import EvaluationError, RegistryError
@@ -30,6 +30,7 @@ class _Scores:
     protocol: str
     data: list[str]
     scores: list[_Score]
+    pipelines: dict[str, str] = field(default_factory=dict)
 
 
 def version_scores(version: ModelVersion, tracking_uri: str, results: Sequence[Path] = ()) -> VersionScores:
@@ -44,7 +45,7 @@ def version_scores(version: ModelVersion, tracking_uri: str, results: Sequence[P
     except RecordError as error:
         raise RegistryError(f"{version.uri}: its {SCORES} are no scores: {error}.") from error
     rows = ((s.degradation, s.photograph, s.psnr, s.input_psnr) for s in content.scores)
-    return _scores(version, content.protocol, content.data, rows)
+    return _scores(version, content.protocol, content.data, rows, content.pipelines)
 
 
 def _of_evaluation(version: ModelVersion, folder: Path) -> VersionScores:
@@ -53,11 +54,16 @@ def _of_evaluation(version: ModelVersion, folder: Path) -> VersionScores:
     protocol = rows[0].protocol
     rows = [row for row in rows if row.protocol == protocol]
     values = ((row.degradation, f"{row.dataset}/{row.image}", row.psnr, row.input_psnr) for row in rows)
-    return _scores(version, protocol, sorted({row.digest for row in rows}), values)
+    pipelines = {row.degradation: row.pipeline for row in rows if row.pipeline}
+    return _scores(version, protocol, sorted({row.digest for row in rows}), values, pipelines)
 
 
 def _scores(
-    version: ModelVersion, protocol: str, data: Sequence[str], rows: Iterable[tuple[str, str, float, float]]
+    version: ModelVersion,
+    protocol: str,
+    data: Sequence[str],
+    rows: Iterable[tuple[str, str, float, float]],
+    pipelines: Mapping[str, str],
 ) -> VersionScores:
     """Return the scores from rows of (degradation, image, PSNR, PSNR of the degraded input)."""
     psnr: dict[str, dict[str, float]] = defaultdict(dict)
@@ -65,7 +71,8 @@ def _scores(
     for degradation, image, restored, degraded in rows:
         psnr[degradation][image] = restored
         input_psnr[degradation][image] = degraded
-    return VersionScores(f"version {version.version}", protocol, tuple(data), dict(psnr), dict(input_psnr))
+    name = f"version {version.version}"
+    return VersionScores(name, protocol, tuple(data), dict(psnr), dict(input_psnr), dict(pipelines))
 
 
 def _evaluation_of(version: ModelVersion, results: Sequence[Path]) -> Path:

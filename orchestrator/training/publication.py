@@ -93,7 +93,8 @@ def publish(
     scores = summarise(measured, run.job.evaluate.degradations)
     averaging = "EMA" if result["averaged"] else "raw"
     images = max(score.n for score in scores[:-1])  # the last one is the mean
-    legend = score_table.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images)
+    pipelines = datasets.evaluated_pipelines(run.job)
+    legend = score_table.legend(run.job.evaluate.protocol, run.job.recipe, averaging, images, pipelines)
     report = [score_table.score_table(scores), legend, score_table.conclusion(scores)]
     emit(events.LogMessage("\n" + "\n\n".join(report) + "\n"))
 
@@ -250,6 +251,7 @@ def _scores_file(run: RunContext, result: Mapping[str, Any]) -> bytes:
     protocol = {
         "protocol": run.job.evaluate.protocol,
         "data": list(run.dataset.digests),
+        "pipelines": datasets.evaluated_pipelines(run.job),
         "recipe": run.job.recipe,
         "weights": "EMA" if result["averaged"] else "raw",
     }

@@ -336,6 +336,10 @@ class Pipeline:
         text = json.dumps([self.name, self.steps.plain()], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def evaluation_digest(self, seed: int) -> str:
+        """SHA-256 of what an evaluation shows: scores of one id compare where it is equal."""
+        return hashlib.sha256(f"{self.digest}/{seed}".encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Use:

@@ -14,9 +14,10 @@ from PIL import Image
 from mirage import load, restore
 from mirage.metrics import measure
 from orchestrator.config.job_schemas import EvaluatedModel, EvaluateJob
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.errors import ModelError, OrchestratorError, PlanError
 from orchestrator.evaluation import job as evaluation
-from orchestrator.evaluation.chunks import EvaluationWorker
+from orchestrator.evaluation.chunks import Benchmarks, EvaluationWorker
 from orchestrator.evaluation.image_results import from_parquet
 from orchestrator.evaluation.model_under_test import build_model
 from orchestrator.evaluation.summary import read_summary
@@ -31,6 +32,7 @@ from shards.dataset import Dataset
 from shards.evaluation import EvaluationSet
 from tests.claims import assert_unchanged
 from tests.orchestrator.evaluation.conftest import MakeEvaluation
+from tests.tiny_operators import PIPELINES
 
 
 class KilledError(Exception):
@@ -69,6 +71,38 @@ def test_each_number_is_the_protocols_and_carries_what_it_depends_on(
     assert {row.protocol for row in rows} == {"rgb-crop16", "y8"}
     assert len(rows) == 4
     assert [row.psnr for row in rows if row.protocol == "y8"] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("tiny_operators")
+def test_pipelines_are_evaluated_by_seed_and_id_and_their_digest_stands_beside_the_numbers(
+    evaluation_job: MakeEvaluation, small_data: Dataset
+) -> None:
+    job = evaluation_job(degradations=PIPELINES, evaluate={"degradations": ["noise35", "rain"]}, seed=4)
+    said, folder = run(job)
+    pipeline = pipelines_of(job)["noise35"]
+    digest = pipeline.evaluation_digest(4)
+    assert f"pipelines noise35 {digest[:12]}" in "\n".join(said)
+    rows = from_parquet((folder / "images.parquet").read_bytes())
+    assert {(row.degradation, row.pipeline) for row in rows} == {("noise35", digest), ("rain", "")}
+    assert {(f.degradation, f.pipeline, f.noise) for f in read_summary(folder).figures} == {
+        ("noise35", digest, ""),
+        ("rain", "", ""),
+    }
+    shown = EvaluationSet(small_data, ["noise35"], 0, pipelines={"noise35": pipeline}, pipeline_seed=4)
+    for item in shown:
+        (row,) = (row for row in rows if (row.image, row.degradation) == (item.id, "noise35"))
+        both = [to_float(image, torch.device("cpu")) for image in (item.degraded, item.clean)]
+        assert row.input_psnr == pytest.approx(float(measure(*both, "rgb-crop16")["psnr"]), abs=1e-6)
+    others = evaluation_job(
+        degradations=PIPELINES | {"noise35": [{"tiny_noise": {"sigma": 36}}]},
+        evaluate={"degradations": ["noise35", "rain"]},
+        seed=4,
+    )
+    assert run(others)[1].name != folder.name
+    assert {
+        name
+        for _, name in Benchmarks(evaluation_job(degradations=PIPELINES, evaluate={}), [small_data]).counts()
+    } >= set(PIPELINES)
 
 
 def test_an_evaluation_that_is_finished_is_reported_again_and_changes_nothing(

@@ -151,6 +151,30 @@ def test_benchmarks_of_our_own_have_a_table_for_each_dataset_and_protocol() -> N
     assert paper_tables.make_tables("1", [own])[0].lines == paper_tables.make_tables("1", [])[0].lines
 
 
+def test_pipelines_of_one_name_that_differ_have_columns_of_their_own() -> None:
+    one, same, other = (
+        replace(
+            summary(figure("", "phone-night", "psnr", value, dataset="demo", pipeline=digest * 64)),
+            evaluation=f"mine-{value}",
+        )
+        for value, digest in ((20.0, "a"), (21.0, "a"), (30.0, "b"))
+    )
+    (alike,) = paper_tables.own_tables([one, same])
+    assert alike.columns == ("phone-night", "average")
+    (apart,) = paper_tables.own_tables([one, same, other])
+    assert apart.columns == ("phone-night aaaaaaaa", "phone-night bbbbbbbb", "average")
+    assert [set(line.cells) - {"average"} for line in lines(apart, "measured")] == [
+        *[{"phone-night aaaaaaaa"}] * 2,
+        {"phone-night bbbbbbbb"},
+    ]
+    assert all(line.cells["average"]["psnr"] is None for line in lines(apart, "measured"))
+    on_published = summary(figure("CBSD68", "noise35", "psnr", 25.0, pipeline="a" * 64))
+    assert paper_tables.own_tables([on_published])[0].columns == ("noise35", "average")
+    assert (
+        paper_tables.make_tables("1", [on_published])[0].lines == paper_tables.make_tables("1", [])[0].lines
+    )
+
+
 def test_the_report_is_written_as_markdown_csv_and_json(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "summary.json").write_bytes(summary_bytes(WHOLE))

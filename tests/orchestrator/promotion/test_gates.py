@@ -31,6 +31,19 @@ def evidence(of: Scores, name: str = "version 1") -> VersionScores:
     return VersionScores(name, "rgb-crop16", ("d" * 64,), of, shifted(of, -3.0))
 
 
+def test_two_pipelines_of_one_name_are_not_compared() -> None:
+    of = {"haze": {"a": 30.0}, "blind": {"a": 25.0}}
+    one, same, other, packed = (
+        replace(evidence(of, f"version {n}"), pipelines=made)
+        for n, made in enumerate(({"blind": "a" * 64}, {"blind": "a" * 64}, {"blind": "b" * 64}, {}))
+    )
+    assert gates.incomparable_reason(one, same) is None
+    for theirs in (other, packed):
+        told = gates.incomparable_reason(one, theirs)
+        assert told is not None
+        assert "blind: version 0 was measured with pipeline aaaaaaaaaaaa" in told
+
+
 few = settings(max_examples=20, deadline=None)
 
 

@@ -95,16 +95,19 @@ def test_packed_pairs_and_noise_levels_stay_as_they_are_beside_pipelines(dataset
 def test_evaluation_degrades_by_seed_and_id(dataset: Dataset):
     pipelines = parse_pipelines(PIPELINES)
     held_out = EvaluationSet(
-        dataset, ("rain", "phone-night", "noise35", "noise25"), seed=2, pipelines=pipelines
+        dataset, ("rain", "phone-night", "noise35", "noise25"), pipeline_seed=2, seed=9, pipelines=pipelines
     )
-    backwards = EvaluationSet(dataset, ("noise35", "phone-night"), seed=2, pipelines=pipelines)
+    backwards = EvaluationSet(
+        dataset, ("noise35", "phone-night"), pipeline_seed=2, seed=9, pipelines=pipelines
+    )
     items = {(item.degradation, item.id): item for item in held_out}
     assert len(items) == len(held_out) == 8
     for item in backwards.items(1, 2):
         assert np.array_equal(item.degraded, items[item.degradation, item.id].degraded)
         expected = pipelines[item.degradation].degrade(item.clean, evaluation_key(2, item.id))
         assert np.array_equal(item.degraded, expected)
-    other = EvaluationSet(dataset, ("phone-night",), seed=3, pipelines=pipelines)
+    other = EvaluationSet(dataset, ("phone-night",), pipeline_seed=3, seed=9, pipelines=pipelines)
+    assert {item.pipeline for item in other}.isdisjoint({item.pipeline for item in held_out})
     assert all(not np.array_equal(a.degraded, items["phone-night", a.id].degraded) for a in other)
 
 
