@@ -28,7 +28,7 @@ help:
 
 setup: $(VENV)/.stamp
 
-$(VENV)/.stamp: pyproject.toml constraints.txt scripts/setup
+$(VENV)/.stamp: pyproject.toml constraints.txt scripts/setup scripts/debian-package
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 
@@ -48,7 +48,7 @@ test: setup check
 	@$(PARALLEL) -m "not slow"
 
 test-slow: setup
-	@scripts/browser
+	@scripts/debian-package chromium "the page's tests will fail" chromium chromium-browser google-chrome
 	@$(SPREAD) 2 --no-loadscope-reorder -m "slow and not cluster"
 	@$(PYTEST) -m "slow and cluster" tests/orchestrator/cluster tests/slow
 

@@ -43,8 +43,8 @@ Image = NDArray[np.uint8]
 
 NAME = "jpeg-intervals"
 """Name of the encoding in a manifest."""
-PACKAGE = "apt install libjpeg-turbo-progs"
-"""Command that installs jpegtran."""
+INSTALL = "apt install libjpeg-turbo-progs"
+"""Command that installs jpegtran on Debian and Ubuntu."""
 
 _MAGIC = b"INTERVAL"
 _FIXED = struct.Struct(">HH8sIIIIII")

@@ -299,7 +299,7 @@ def _cut(kept: _EncodedImage, header: ImageHeader) -> _EncodedImage | None:
     if jpeg_intervals.tool() is None:
         raise MissingToolError(
             f"{socket.gethostname()} has no jpegtran, which the machine that plans the packing has. "
-            f"Install it ({jpeg_intervals.PACKAGE}), or pack with --jpeg keep.{_CONTINUE}"
+            f"Install it ({jpeg_intervals.INSTALL}), or pack with --jpeg keep.{_CONTINUE}"
         )
     data = jpeg_intervals.rewrite(kept.data, kept.pixels) if header.format == "JPEG" else None
     return None if data is None else replace(kept, encoding=jpeg_intervals.NAME, data=data)

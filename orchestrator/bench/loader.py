@@ -2,7 +2,8 @@
 
 The release makes samples by `AnyIRTrainDataset.__getitem__` and torch's collation. Ours come from packed shards as
 readers deliver them (uint8), and in a second measurement with conversion to float and noise on the CPU, which a GPU
-does in training. Crops of both are compared bit for bit before anything is timed.
+does in training. Data with cut JPEG files is measured beside data that keeps them whole. Crops of ours and the release
+are compared bit for bit before anything is timed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from orchestrator.bench import external_repos, timing
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.networks import RELEASE
-from orchestrator.bench.raw_datasets import DATASETS, RawDataset, RawSource, create_files, photographs
+from orchestrator.bench.raw_datasets import (
+    DATASETS,
+    PHOTOGRAPHS_AS_JPEG,
+    RawDataset,
+    RawSource,
+    create_files,
+    photographs,
+)
 from orchestrator.bench.s3 import local_bucket
 from orchestrator.tables import aligned
 from shards.augment import centre_window, draw_crop, draw_orientation, keyed_rng
@@ -71,10 +79,10 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     images = photographs(options.photos)
     with tempfile.TemporaryDirectory(prefix="mirage-bench-", dir=options.work) as folder:
         root = Path(folder)
-        for raw in DATASETS:
+        for raw in (*DATASETS, *PHOTOGRAPHS_AS_JPEG):
             create_files(root / raw.name, raw, images, options.images, options.seed)
         with local_bucket(root / "s3") if options.s3 else nullcontext() as bucket:
-            rows = [_dataset(root, raw, bucket, options, echo) for raw in DATASETS]
+            rows = [_dataset(root, raw, bucket, options, echo) for raw in (*DATASETS, *PHOTOGRAPHS_AS_JPEG)]
             rows += [_mixture(root, name, bucket, options, echo) for name in MIXTURES]
     _print_table(rows, options, echo)
     return {"photographs": len(images), "images_per_set": options.images, "rows": rows}
@@ -123,6 +131,11 @@ def _measure(
         pack(source, store, name="bench", encoding=options.encoding, jpeg=options.jpeg)
     release = _release_dataset(options.release, root, sets, shares)
     ours = _stream(stores["local"], root, shares, options.seed)
+    whole = None
+    if options.jpeg == "crop" and any(raw.suffix == "jpg" for raw in sets):
+        kept = open_store(f"{local}-kept")
+        pack(source, kept, name="bench", encoding=options.encoding, jpeg="keep")
+        whole = _stream(kept, root, shares, options.seed).steps()
     same = _compare(release, ours, root)
     echo(f"{name}: {same} crops bit-equal")
 
@@ -147,6 +160,7 @@ def _measure(
     runs = {
         "release": (repeated(release_batch, few), few),
         "ours": (repeated(lambda: next(batches), many), many),
+        **({} if whole is None else {"ours_jpeg_kept": (repeated(lambda: next(whole), many), many)}),
         "ours_float": (repeated(lambda: next(batches).to_float("cpu", options.seed), few), few),
         **{
             f"ours_{kind}_cold": (_epoch(store, root, shares, options, kind), 0)
@@ -163,6 +177,9 @@ def _measure(
         ratio = timing.ratio(per_sample["release"], per_sample[kind])
         row[f"{kind}_per_second"] = 1 / statistics.median(per_sample[kind])
         row[f"{kind}_ratio"] = [ratio.median, ratio.low, ratio.high]
+    if whole is not None:
+        ratio = timing.ratio(per_sample["ours_jpeg_kept"], per_sample["ours"])
+        row["cut_ratio"] = [ratio.median, ratio.low, ratio.high]
     row["bytes_ratio"] = _bytes(local / "shards") / sum(_bytes(root / top) for top in _top_folders(sets))
     return row
 
@@ -314,17 +331,24 @@ def _top_folders(sets: tuple[RawDataset, ...]) -> set[str]:
 
 
 def _print_table(rows: list[dict[str, Any]], options: argparse.Namespace, echo: Echo) -> None:
-    kinds = ["ours", "ours_float", "ours_local_cold", *(["ours_s3_cold"] if options.s3 else [])]
+    kinds = [
+        "ours",
+        "ours_jpeg_kept",
+        "ours_float",
+        "ours_local_cold",
+        *(["ours_s3_cold"] if options.s3 else []),
+    ]
     cells = [
         (
             row["name"],
             f"{row['release_per_second']:.1f}",
-            *(_cell(row[f"{kind}_per_second"], *row[f"{kind}_ratio"]) for kind in kinds),
+            *(_cell(row, kind) for kind in kinds),
+            "{:.1f}x ({:.1f}-{:.1f})".format(*row["cut_ratio"]) if "cut_ratio" in row else "",
             f"{row['bytes_ratio']:.2f}",
         )
         for row in rows
     ]
-    head = ("", "release", *(kind.replace("_", " ") for kind in kinds), "bytes")
+    head = ("", "release", *(kind.replace("_", " ") for kind in kinds), "cut / kept", "bytes")
     echo(
         "\nsamples per second of one core (CPU time), times the release; in parentheses the quartiles of "
         f"{options.repeats} pairs"
@@ -332,5 +356,8 @@ def _print_table(rows: list[dict[str, Any]], options: argparse.Namespace, echo: 
     echo("\n".join(aligned(head, cells, "<" + ">" * (len(head) - 1))))
 
 
-def _cell(per_second: float, median: float, low: float, high: float) -> str:
-    return f"{per_second:.0f}/s {median:.1f}x ({low:.1f}-{high:.1f})"
+def _cell(row: Mapping[str, Any], kind: str) -> str:
+    if f"{kind}_ratio" not in row:
+        return ""
+    median, low, high = row[f"{kind}_ratio"]
+    return f"{row[f'{kind}_per_second']:.0f}/s {median:.1f}x ({low:.1f}-{high:.1f})"

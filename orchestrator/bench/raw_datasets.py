@@ -65,6 +65,12 @@ DATASETS = (
     RawDataset("LOL-v1", "lowlight", "enhance", 400, 600, "png", "Enhance/low/{n}.{s}", "Enhance/gt/{n}.{s}"),
 )
 
+PHOTOGRAPHS_AS_JPEG = (
+    RawDataset("720p", "noise", "denoise_15", 720, 1280, "jpg", "", "Denoise/hd{n}.{s}"),
+    RawDataset("2048 px", "noise", "denoise_15", 1365, 2048, "jpg", "", "Denoise/large{n}.{s}"),
+)
+"""Clean photographs as cameras and the web have them, in no dataset of the release."""
+
 
 def photographs(folder: Path | None) -> list[Image]:
     """Return the larger colour photographs of a folder, or of Python wheels. Raises BenchError."""

@@ -263,7 +263,7 @@ def _pack(source: str, out: str, jobs: int | None, *, reread: bool, **spec: Any)
     }
     with progress(emit_error, *PACK_PHASES) as advance:
         callbacks = PackCallbacks(*advance)
-        manifest, uri, packed = pack_dataset(
+        manifest, uri, packed, notice = pack_dataset(
             {"source": source, **given}, out, callbacks, jobs or available_cores(), reread=reread
         )
     if not packed:
@@ -276,11 +276,8 @@ def _pack(source: str, out: str, jobs: int | None, *, reread: bool, **spec: Any)
             emit(f"  {split:<5} {degradation:<13} {count:>7,}")
     for missing in manifest.provenance.get("missing", []):
         emit(f"  left out: {missing['what']}")
-    before, after = manifest.provenance["jpeg_tiled_bytes"]
-    if before:
-        emit(
-            f"  JPEG files as tiles take {after / before:.1f} times their bytes: {before:,} became {after:,}"
-        )
+    if notice:
+        emit(f"  {notice}")
 
 
 def _counts(texts: list[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from orchestrator.config.schema import Data, Example, Job, Pack, Training
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
 from orchestrator.paths import absolute_uri, below, shard_cache_folder
+from shards import jpeg_intervals
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.file_records import FileRecords
@@ -119,6 +120,8 @@ class PackOutcome(NamedTuple):
     """Absolute URI of the dataset."""
     packed: bool
     """Whether anything was packed: False when the whole dataset was there already."""
+    notice: str
+    """One line about JPEG files, or nothing."""
 
 
 def pack_dataset(
@@ -143,10 +146,27 @@ def pack_dataset(
     store.ensure_bucket()
     held = _held(store, source, chosen)
     if held is not None and _is_whole(store, held, source, chosen):
-        return PackOutcome(held, uri, packed=False)
+        return PackOutcome(held, uri, False, jpeg_notice(held, chosen))
     name = uri.rsplit("/", 1)[-1]
     manifest = _pack(_like(held, chosen), source, store, name, ProcessPool(jobs), callbacks, records)
-    return PackOutcome(manifest, uri, packed=True)
+    return PackOutcome(manifest, uri, True, jpeg_notice(manifest, chosen))
+
+
+def jpeg_notice(manifest: Manifest, spec: Pack | None) -> str:
+    """Return one line about JPEG files that did not stay as they were, or that `spec` asks to cut and are whole."""
+    facts = manifest.provenance
+    before, after = facts.get("jpeg_cut_bytes") or facts.get("jpeg_tiled_bytes") or (0, 0)
+    if before:
+        ratio = f"{after / before:.2f} times their bytes: {before:,} became {after:,}"
+        if facts["jpeg"] == "tiled":
+            return f"JPEG files as tiles take {ratio}"
+        whole = facts.get("jpeg_kept_whole", 0)
+        return f"JPEG files cut for crops take {ratio}" + (f"; {whole:,} others are whole" if whole else "")
+    asked = spec is not None and spec.jpeg == "crop" and spec.encoding != ORIGINAL
+    if not asked or ORIGINAL not in manifest.columns.encodings:
+        return ""
+    way = "" if jpeg_intervals.tool() else f"install jpegtran ({jpeg_intervals.INSTALL}) and "
+    return f"JPEG files are whole, and each crop decodes its whole file: {way}pack under another name to cut them"
 
 
 def planned_counts(job: Job) -> dict[str, int]:

@@ -37,6 +37,7 @@ def run_pack(job: PackJob, echo: Echo, *, in_process: bool = False) -> JobOutcom
     if not packed:
         echo(f"{uri} is already packed; nothing was changed.")
     echo(_summary(manifest))
+    _echo_notice(job, manifest, echo)
     return JobOutcome("finished", 0, 0)
 
 
@@ -65,8 +66,16 @@ def pack_if_missing(job: Training | PackJob, echo: Echo, runner: TaskRunner | No
     with progress(echo, *datasets.PACK_PHASES) as callbacks:
         packed = datasets.ensure_packed(job, datasets.PackCallbacks(*callbacks), runner)
     if packed:
-        echo("packed " + ", ".join(datasets.manifest_uris(job)))
+        (uri,) = datasets.manifest_uris(job)
+        echo(f"packed {uri}")
+        if not isinstance(job, PackJob):  # which says more
+            _echo_notice(job, load_manifest(open_store(uri), cache=shard_cache_folder()), echo)
     return packed
+
+
+def _echo_notice(job: Training | PackJob, manifest: Manifest, echo: Echo) -> None:
+    if notice := datasets.jpeg_notice(manifest, job.data.pack):
+        echo(notice)
 
 
 def _draws(spec: Pack) -> str:

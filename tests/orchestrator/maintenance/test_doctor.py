@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_checks_of_this_very_machine_run_and_every_problem_has_a_remedy() -> None:
     findings = doctor.diagnose(ROOT)
-    assert len({finding.name for finding in findings}) == len(findings) == 12
+    assert len({finding.name for finding in findings}) == len(findings) == 13
     assert all(finding.remedy for finding in findings if finding.status != "ok")
     assert not any(finding.remedy for finding in findings if finding.status == "ok")
 
@@ -49,6 +49,14 @@ def test_another_version_than_pinned_is_a_warning(tmp_path: Path) -> None:
     assert "PyYAML" in finding.detail
     assert "instead of 0.1" in finding.detail
     assert "not-installed-at-all" not in finding.detail
+
+
+def test_a_machine_that_cannot_cut_jpeg_files_says_what_is_lost(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = doctor.jpegtran()
+    assert (missing.status, missing.remedy) == ("warn", "apt install libjpeg-turbo-progs")
+    (tmp_path / "jpegtran").touch(mode=0o755)
+    assert doctor.jpegtran().status == "ok"
 
 
 def test_too_little_memory_fails_and_little_warns() -> None:
