@@ -21,7 +21,7 @@ class Member:
     size: int
     crc32: int
     encoding: str
-    """`tiles-qoi`, `tiles-webp`, or `original` (the unchanged source file)."""
+    """`tiles-qoi`, `tiles-webp`, `jpeg-intervals`, or `original` (the unchanged source file)."""
     height: int
     width: int
 

@@ -44,8 +44,8 @@ from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.trial_table import table_of
 from orchestrator.training.checkpoint import FORMAT
 from orchestrator.training.checkpoint import read_record as read_checkpoint
+from shards import jpeg_intervals, tiles
 from shards import manifest as manifests
-from shards import tiles
 from shards.cache import ShardCache
 from shards.dataset import Dataset
 from shards.errors import CorruptObjectError, MissingObjectError, ShardsError
@@ -61,6 +61,7 @@ from tests.orchestrator.cluster.test_state import STATE
 from tests.orchestrator.imaging.test_heic import HEIC
 from tests.orchestrator.imaging.test_metadata import exif_block
 from tests.orchestrator.sweeps.test_hostile_events import EVENTS
+from tests.shards.raw import seal_jpeg
 
 pytestmark = pytest.mark.slow
 
@@ -239,7 +240,27 @@ def _images() -> tuple[bytes, ...]:
     for kind in ("PNG", "JPEG", "TIFF"):
         Image.fromarray(pixels).save(out := io.BytesIO(), kind)
         saved.append(out.getvalue())
-    return (*(tiles.encode(pixels, codec) for codec in tiles.CODECS), *saved)
+    return (*(tiles.encode(pixels, codec) for codec in tiles.CODECS), *saved, _cut_jpeg("RGB"))
+
+
+def _cut_jpeg(mode: str) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(out := io.BytesIO(), "JPEG")
+    cut = jpeg_intervals.rewrite(out.getvalue(), decode_image(out.getvalue(), "a photograph"))
+    assert cut is not None, jpeg_intervals.INSTALL
+    return cut
+
+
+def _jpeg_of_intervals(data: bytes, folder: Path) -> None:
+    """Decode a cut JPEG, and one in which every checksum fits."""
+    sealed = bytearray(data)
+    seal_jpeg(sealed)
+    for one in (bytes(sealed), data):
+        with suppress(CorruptObjectError):
+            image = jpeg_intervals.IntervalJpeg(one)
+            height, width = image.shape
+            image.crop(height // 3, width // 3, -(-height // 3), -(-width // 3))
+            image.crop(0, 0, height, width)
 
 
 def _shard(data: bytes, folder: Path) -> None:
@@ -248,7 +269,7 @@ def _shard(data: bytes, folder: Path) -> None:
     for index, image in enumerate(_images()):
         at += tarfile.BLOCKSIZE
         crc = zlib.crc32(data[at : at + len(image)] if len(data) % 2 else image)
-        encoding = [*tiles.CODECS.values(), *["original"] * 3][index]
+        encoding = [*tiles.CODECS.values(), *["original"] * 3, jpeg_intervals.NAME][index]
         rows.append(
             ManifestRow(
                 str(index), "train", "noise", None, Member(0, at, len(image), crc, encoding, 70, 90), "s"
@@ -428,6 +449,7 @@ FORMATS: dict[str, tuple[Callable[[MIRAGE, Path], list[bytes]], Read]] = {
         ],
         lambda data, folder: tiles.decode(data),
     ),
+    "cut JPEG files": (lambda _, tmp: [_cut_jpeg("RGB"), _cut_jpeg("L")], _jpeg_of_intervals),
     "manifests": (lambda _, tmp: [_manifest_json()], _manifest),
     "shards": (lambda _, tmp: [_shard_bytes()], _shard),
     **{f"{name} of manifests": (partial(_tables, name), partial(_table, name)) for name in TABLES},
