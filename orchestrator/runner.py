@@ -55,6 +55,10 @@ def plan_any(job: AnyJob) -> str:
     if isinstance(job, Job):
         from orchestrator.planning.plan import make_plan
 
+        if job.loss.perceptual_network is not None:
+            from orchestrator.models import perceptual_network
+
+            perceptual_network.tensors(job.loss)
         return make_plan(job, strict=False).render()
     from orchestrator.sweeps.plan import plan_sweep
 

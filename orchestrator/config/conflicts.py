@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.config import crop_stages
 from orchestrator.config.pipelines import pipeline_conflicts
-from orchestrator.config.schema import METRIC, Pack, Training, UserModel, WorkerResources
+from orchestrator.config.schedule import lr_scale
+from orchestrator.config.schema import METRIC, Pack, Train, Training, UserModel, WorkerResources
 from orchestrator.errors import EvaluationError
 from shards.sample import DEGRADATIONS, SIGMA
 
@@ -26,6 +27,9 @@ STRIDE = 8
 def training_conflicts(job: Training) -> Iterator[Conflict]:
     """Yield every conflict of a job that trains."""
     yield from _length_conflicts(job)
+    yield from _optimizer_conflicts(job.train)
+    yield from _schedule_conflicts(job)
+    yield from _loss_conflicts(job)
     yield from _crop_conflicts(job)
     yield from _mixture_conflicts(job)
     yield from pipeline_conflicts(job)
@@ -52,6 +56,95 @@ def _length_conflicts(job: Training) -> Iterator[Conflict]:
         )
 
 
+def _optimizer_conflicts(train: Train) -> Iterator[Conflict]:
+    yield from _without_meaning(train, "optimizer", _ONLY_FOR_OPTIMIZERS)
+    if train.optimizer == "sgd" and train.nesterov and not train.momentum:
+        yield "train.nesterov", "needs a momentum above 0. Set train.momentum, or nesterov: false."
+
+
+def _schedule_conflicts(job: Training) -> Iterator[Conflict]:
+    train = job.train
+    yield from _without_meaning(train, "schedule", _ONLY_FOR_SCHEDULES)
+    peak = train.learning_rate * lr_scale(train.lr_scaling, train.global_batch_size)
+    lowest = {"train.minimum_rate": train.minimum_rate} | {
+        f"train.cycles.{i}.minimum_rate": cycle.minimum_rate for i, cycle in enumerate(train.cycles)
+    }
+    for key, rate in lowest.items():
+        if rate > peak:
+            yield key, f"{rate:g} is above the learning rate, {peak:g}. Lower it."
+    if train.schedule in ("restarts", "multistep") and train.steps is None:
+        yield (
+            "train.schedule",
+            f"schedule {train.schedule} counts steps. Set train.steps instead of train.epochs.",
+        )
+    elif train.schedule == "restarts":
+        length = train.warmup_steps + sum(cycle.steps for cycle in train.cycles)
+        if length != train.steps:
+            warmup = f"{train.warmup_steps:,} steps of warm-up and " if train.warmup_steps else ""
+            yield (
+                "train.cycles",
+                f"{warmup}{len(train.cycles)} cycles have {length:,} steps together, and the training has "
+                f"{train.steps:,}. Make them equal.",
+            )
+    elif train.schedule == "multistep":
+        ends = [train.warmup_steps, *train.milestones, train.steps or 0]
+        if not train.milestones or ends != sorted(set(ends)):
+            yield (
+                "train.milestones",
+                f"{list(train.milestones)} must be steps in ascending order, after train.warmup_steps "
+                f"({train.warmup_steps:,}) and before the end ({train.steps:,}).",
+            )
+    if train.schedule == "plateau" and train.steps and job.validation.every_steps >= train.steps:
+        yield (
+            "train.schedule",
+            "plateau needs validations before the end. Set validation.every_steps below train.steps "
+            f"({train.steps:,}), or another schedule.",
+        )
+
+
+def _without_meaning(
+    train: Train, chooser: str, only_for: Mapping[str, tuple[str, ...]]
+) -> Iterator[Conflict]:
+    """Yield keys that were set and have no meaning for the chosen optimiser or schedule."""
+    chosen = getattr(train, chooser)
+    for key, those in only_for.items():
+        if chosen not in those and getattr(train, key) != Train.model_fields[key].get_default():
+            yield (
+                f"train.{key}",
+                f"is for {' and '.join(those)} only, not for train.{chooser} {chosen}. Remove it.",
+            )
+
+
+_ONLY_FOR_OPTIMIZERS = {"momentum": ("sgd",), "nesterov": ("sgd",)}
+_ONLY_FOR_SCHEDULES = {
+    "minimum_rate": ("cosine", "plateau"),
+    "cycles": ("restarts",),
+    "milestones": ("multistep",),
+    "rate_factor": ("multistep", "plateau"),
+    "patience": ("plateau",),
+}
+"""Key of `train` -> the optimisers or schedules that it has a meaning for."""
+
+
+def _loss_conflicts(job: Training) -> Iterator[Conflict]:
+    loss = job.loss
+    if not any(loss.terms().values()):
+        yield "loss", "every term has weight 0, so nothing is learned. Give one a weight."
+    if loss.perceptual_weight and loss.perceptual_network is None:
+        yield (
+            "loss.perceptual_network",
+            "is missing: loss.perceptual_weight needs a file with the weights of a VGG-16 or VGG-19.",
+        )
+    smallest = min((stage.pixels for stage in crop_stages.declared(job)), default=_WINDOW)
+    for key in ("ssim_weight", "perceptual_weight"):
+        if getattr(loss, key) and smallest < _WINDOW:
+            yield f"loss.{key}", f"needs crops of at least {_WINDOW} pixels; data.crop_pixels has {smallest}."
+
+
+_WINDOW = 16
+"""Smallest crop that SSIM's window of 11 pixels, and the four poolings of a VGG, fit into."""
+
+
 def _crop_conflicts(job: Training) -> Iterator[Conflict]:
     if job.validation.crop_pixels % STRIDE:
         yield "validation.crop_pixels", _not_a_multiple(job.validation.crop_pixels)
@@ -68,8 +161,8 @@ def _crop_conflicts(job: Training) -> Iterator[Conflict]:
     if needs_epochs and set(crop_stages.batches(job)) != {job.train.global_batch_size}:
         yield (
             "data.crop_pixels",
-            "stages with their own batch sizes have no epochs of equal steps. Set train.steps and "
-            "train.schedule=cosine.",
+            "stages with their own batch sizes have no epochs of equal steps. Set train.steps and a train.schedule by "
+            "steps, such as cosine.",
         )
 
 
@@ -207,7 +300,8 @@ def _user_model_conflicts(job: Training) -> Iterator[Conflict]:
     for key in ("activation_checkpointing", "compile"):
         if getattr(job.train, key) != "none":
             yield f"train.{key}", f"needs the blocks of a MIRAGE, {other}. Set it to none."
-    for name in sorted({"total", "l1", "fourier", "spd"} & set(job.loss.auxiliary_weights)):
+    terms = {"total", *job.loss.model_copy(update={"auxiliary_weights": {}}).terms()}
+    for name in sorted(terms & set(job.loss.auxiliary_weights)):
         yield (
             f"loss.auxiliary_weights.{name}",
             "is the name of another term. Call the network's own term otherwise.",

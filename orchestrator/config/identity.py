@@ -44,8 +44,8 @@ def _identity_content(job: Training) -> dict[str, Any]:
             content.pop(section, None)
     for key in LATER_KEYS:
         *sections, name = key.split(".")
-        above = content[sections[0]] if sections else content
-        if not above[name]:
+        values, above = (getattr(job, sections[0]), content[sections[0]]) if sections else (job, content)
+        if getattr(values, name) == type(values).model_fields[name].get_default(call_default_factory=True):
             above.pop(name)
     if job.degradations:  # equal ones have equal digests, however they are written
         content["degradations"] = {name: each.digest for name, each in pipelines_of(job).items()}

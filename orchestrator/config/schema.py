@@ -249,7 +249,7 @@ TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,49}$")]
 
 
 class LossConfig(Section):
-    """Weights of the loss: L1 + Fourier + SPD contrastive."""
+    """Weights of the terms of the loss. A term of weight 0 is not computed."""
 
     l1_weight: Weight = 1.0
     """Weight of the L1 term."""
@@ -259,6 +259,25 @@ class LossConfig(Section):
     """Weight of the SPD contrastive term."""
     temperature: Float = Field(default=0.1, ge=1e-6, le=1e6)
     """Temperature of the contrastive term."""
+    charbonnier_weight: Weight = 0.0
+    """Weight of the Charbonnier term, the mean of sqrt(difference^2 + 0.001^2)."""
+    mse_weight: Weight = 0.0
+    """Weight of the mean squared error."""
+    psnr_weight: Weight = 0.0
+    """Weight of NAFNet's term, the negative PSNR in dB of each image."""
+    ssim_weight: Weight = 0.0
+    """Weight of 1 - SSIM, with a Gaussian window of 11 pixels."""
+    edge_weight: Weight = 0.0
+    """Weight of MPRNet's edge term, the Charbonnier distance of the Laplacians."""
+    perceptual_weight: Weight = 0.0
+    """Weight of the perceptual term, the L1 distance of VGG features. It needs `perceptual_network`."""
+    perceptual_network: str | None = None
+    """File with the weights of a VGG-16 or VGG-19 as torchvision publishes them (.pth or .safetensors). It is copied
+    into the run's folder when the run starts."""
+    perceptual_layers: dict[Annotated[str, Field(pattern=r"^conv[1-5]_[1-4]$")], Weight] = Field(
+        default={"conv5_4": 1.0}, min_length=1
+    )
+    """Weight of each VGG layer, whose features are taken before its ReLU: conv1_1 to conv5_4 (VGG-16: conv5_3)."""
     auxiliary_weights: dict[TermName, Weight] = Field(default_factory=dict)
     """Weight of each loss term that model.adapter returns."""
 
@@ -266,9 +285,28 @@ class LossConfig(Section):
         """Return the weights for `mirage.loss`."""
         from mirage.loss import LossWeights
 
-        return LossWeights(
-            l1=self.l1_weight, fourier=self.fourier_weight, spd=self.spd_weight, temperature=self.temperature
-        )
+        return LossWeights(**self._weights(), temperature=self.temperature)
+
+    def terms(self) -> dict[str, float]:
+        """Return the weight of each term by name: L1, Fourier and SPD, and others that have a weight."""
+        weights = {name: w for name, w in self._weights().items() if w or name in BASE_TERMS}
+        return weights | self.auxiliary_weights
+
+    def describe(self) -> str:
+        """Return the weighted terms for people."""
+        return " + ".join(f"{weight:g} {_TITLES.get(name, name)}" for name, weight in self.terms().items())
+
+    def _weights(self) -> dict[str, float]:
+        keys = (key for key in type(self).model_fields if key.endswith("_weight"))
+        return {key.removesuffix("_weight"): getattr(self, key) for key in keys}
+
+
+_TITLES = {
+    **{"l1": "L1", "fourier": "Fourier", "spd": "SPD", "charbonnier": "Charbonnier", "mse": "MSE"},
+    **{"psnr": "negative PSNR", "ssim": "(1 - SSIM)", "edge": "edge", "perceptual": "perceptual"},
+}
+BASE_TERMS = ("l1", "fourier", "spd")
+"""Terms that are always logged."""
 
 
 class Pack(Section):
@@ -378,6 +416,17 @@ class Data(Section):
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
 
+class Cycle(Section):
+    """A cycle of schedule `restarts`: a cosine from `weight` times the learning rate down."""
+
+    steps: Int = Field(ge=1, le=10**12)
+    """Length in steps."""
+    weight: Float = Field(default=1.0, gt=0, le=1e6)
+    """Factor of the learning rate above `minimum_rate` in this cycle."""
+    minimum_rate: Float = Field(default=0.0, ge=0, le=1e6)
+    """Learning rate that the cosine falls to."""
+
+
 class Train(Section):
     """Length of the training, batch, optimiser, schedule and precision."""
 
@@ -389,22 +438,39 @@ class Train(Section):
     """Images per step of all workers together."""
     micro_batches: Int = Field(default=1, ge=1)
     """Forward-backward passes per step. Batch-norm statistics and contrastive negatives are those of a micro-batch."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """Adam with decoupled weight decay (adamw), or plain Adam."""
+    optimizer: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
+    """Adam with decoupled weight decay (adamw), plain Adam, stochastic gradient descent, or Lion, which needs the
+    package lion-pytorch."""
     learning_rate: Float = Field(default=2e-4, gt=0)
     """Highest learning rate of the schedule, before `lr_scaling`."""
     lr_scaling: Literal["fixed", "linear", "sqrt"] = "fixed"
     """Scaling of the learning rate by batch / 32: none (fixed), linear or square root (sqrt)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of the optimiser's first and second moments."""
+    """Decay rates of the first and second moments of adamw and adam, or of Lion's update and momentum."""
+    momentum: Float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+    nesterov: Bool = False
+    """Use Nesterov's momentum in sgd."""
     weight_decay: Weight = 0.01
     """Weight decay of the optimiser."""
-    schedule: Literal["release", "cosine"] = "release"
-    """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. `cosine`: per step."""
+    schedule: Literal["release", "cosine", "restarts", "multistep", "plateau", "constant"] = "release"
+    """`release`: as in the authors' release, per epoch, with two epochs at rate 0 and a warm-up. Others go by step.
+    `cosine` falls to `minimum_rate`, `restarts` goes through `cycles`. `multistep` multiplies the rate by `rate_factor`
+    at each of `milestones`, `plateau` after more than `patience` validations in a row without a higher val/psnr."""
     schedule_epochs: Epochs | None = None
     """Length in epochs of the cosine of schedule `release` (150 in the authors' code, for any `epochs`)."""
     warmup_steps: Int = Field(default=0, ge=0)
-    """Number of steps of linear warm-up of schedule `cosine`."""
+    """Number of steps of linear warm-up before any schedule but `release`, which has its own."""
+    minimum_rate: Float = Field(default=0.0, ge=0, le=1e6)
+    """Learning rate that `cosine` ends at, and that `plateau` does not go below."""
+    cycles: tuple[Cycle, ...] = ()
+    """Cycles of `restarts`, which follow the warm-up. Together they have as many steps as the training."""
+    milestones: tuple[Annotated[Int, Field(ge=1, le=10**12)], ...] = ()
+    """Steps, in ascending order, at which `multistep` multiplies the learning rate by `rate_factor`."""
+    rate_factor: Float = Field(default=0.1, gt=0, lt=1)
+    """Factor of the learning rate at each milestone of `multistep`, and at each plateau."""
+    patience: Int = Field(default=5, ge=0)
+    """Validations in a row without a higher val/psnr that `plateau` lets pass; the next one reduces the rate."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs. bf16 and fp16 compute the model in
     16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32."""
@@ -423,6 +489,13 @@ class Train(Section):
     ema_decay: Float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an exponential moving average (EMA) of the weights, at most (1 + step) / (10 + step). The
     averaged weights are evaluated and registered instead of the raw ones."""
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Return the names of what the optimiser keeps for each weight."""
+        if self.optimizer == "sgd":
+            return ("momentum_buffer",) if self.momentum else ()
+        return ("exp_avg",) if self.optimizer == "lion" else ("exp_avg", "exp_avg_sq")
 
 
 class EngineChoice(Section):
@@ -645,5 +718,11 @@ NON_IDENTITY_KEYS = frozenset(
     }
 )
 """Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""
-LATER_KEYS = ("degradations", "model.adapter", "loss.auxiliary_weights")
-"""Keys that are no part of a run's identity while they are unset, so that runs from before these keys keep theirs."""
+LATER_KEYS = (
+    *("degradations", "model.adapter", "loss.auxiliary_weights"),
+    *(f"loss.{name}_weight" for name in ("charbonnier", "mse", "psnr", "ssim", "edge", "perceptual")),
+    *("loss.perceptual_network", "loss.perceptual_layers"),
+    *("train.momentum", "train.nesterov", "train.minimum_rate", "train.cycles", "train.milestones"),
+    *("train.rate_factor", "train.patience"),
+)
+"""Keys that are no part of a run's identity at their default, so that runs from before these keys keep theirs."""

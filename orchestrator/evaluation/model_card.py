@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.config.pipelines import pipelines_of
-from orchestrator.config.schema import Job, LossConfig, Model
+from orchestrator.config.schema import Job, Model
 from orchestrator.config.yaml_text import write_yaml
 from orchestrator.evaluation.score_table import markdown_report
 from orchestrator.evaluation.scores import DegradationScore
@@ -27,7 +27,7 @@ def model_card(
         "architecture": _architecture(job.model),
         **(_code_facts(code) if code else {}),
         "setting and recipe": f"{job.setting}, {job.recipe}",
-        "loss": _loss(job.loss),
+        "loss": job.loss.describe(),
         **({"initial weights": job.init_from} if job.init_from else {}),
         "run": run_id,
         "code": code_version,
@@ -81,11 +81,6 @@ def _code_facts(code: NetworkCode) -> dict[str, str]:
         "needs": ", ".join(code.requires) or "torch only",
         **({"adapter": code.adapter} if code.adapter else {}),
     }
-
-
-def _loss(loss: LossConfig) -> str:
-    terms = {"L1": loss.l1_weight, "Fourier": loss.fourier_weight, "SPD": loss.spd_weight}
-    return " + ".join(f"{weight:g} {name}" for name, weight in {**terms, **loss.auxiliary_weights}.items())
 
 
 def _architecture(model: Model) -> str:

@@ -110,7 +110,7 @@ def memory_of(job: Job, workers: int, count: int, activations: int) -> MemoryEst
     return MemoryEstimate(
         weights=whole // (workers if zero == 3 else 1),
         gradients=whole // (workers if zero >= 2 else 1),
-        optimizer=2 * whole // (workers if zero >= 1 else 1),
+        optimizer=len(job.train.moments) * whole // (workers if zero >= 1 else 1),
         ema=whole if job.train.ema_decay else 0,
         activations=activations,
     )
@@ -197,8 +197,8 @@ def step_seconds(job: Job, stage: TrainingStage, workers: int, rate: ComputeRate
 
 
 def checkpoint_bytes(job: Job) -> int:
-    """Return the bytes of one checkpoint: weights, two moments, EMA."""
-    return 4 * parameters(job.model.build()) * (3 + bool(job.train.ema_decay))
+    """Return the bytes of one checkpoint: weights, the optimiser's moments, EMA."""
+    return 4 * parameters(job.model.build()) * (1 + len(job.train.moments) + bool(job.train.ema_decay))
 
 
 def egress(job: Job, packed: int, epochs: float, workers: int) -> int:

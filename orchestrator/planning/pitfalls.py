@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from orchestrator.config.schedule import RELEASE_WARMUP_EPOCHS
-from orchestrator.config.schema import Job
+from orchestrator.config.schema import Job, Train
 from orchestrator.planning.estimate import ComputeRate
 from shards.mixture import Mixture
 
@@ -13,7 +14,18 @@ from shards.mixture import Mixture
 def pitfalls(job: Job, mixture: Mixture, total_steps: int, rate: ComputeRate | None) -> Iterator[str]:
     """Yield a warning for each pitfall of training `job` for `total_steps` steps."""
     train, steps = job.train, f"the training ({total_steps:,} steps)"
-    if train.schedule == "cosine" and train.warmup_steps >= total_steps:
+    if train.optimizer == "lion":
+        if find_spec("lion_pytorch") is None:
+            yield "train.optimizer lion needs a package that is not installed here: pip install lion-pytorch"
+        if train.betas == Train.model_fields["betas"].get_default():
+            yield "train.betas (0.9, 0.999) are those of Adam; Lion was published with (0.9, 0.99)."
+    validations = (total_steps - 1) // job.validation.every_steps
+    if train.schedule == "plateau" and validations < train.patience + 2:
+        yield (
+            f"{steps} has {validations:,} validations before its end, too few for train.patience {train.patience}: the "
+            "learning rate is never reduced. Lower it, or validation.every_steps."
+        )
+    if train.schedule != "release" and train.warmup_steps >= total_steps:
         yield (
             f"train.warmup_steps ({train.warmup_steps:,}) is as long as {steps} or longer, so the learning rate never "
             f"reaches its value. Set it to about {max(1, total_steps // 20):,}."

@@ -9,7 +9,7 @@ from mirage.cost import fast_macs, macs, parameters
 from orchestrator.config import crop_stages
 from orchestrator.config.presets import SETTINGS
 from orchestrator.config.schedule import total_steps
-from orchestrator.config.schema import Job
+from orchestrator.config.schema import METRIC, Job
 from orchestrator.console import count
 from orchestrator.data import datasets
 from orchestrator.errors import PlanError
@@ -92,7 +92,7 @@ class Plan:
             "",
             f"model      {model}",
             *begins,
-            f"loss       {job.loss.l1_weight:g} L1 + {job.loss.fourier_weight:g} Fourier + {job.loss.spd_weight:g} SPD",
+            f"loss       {job.loss.describe()}",
             f"data       {', '.join(datasets.manifest_uris(job))}   (counts: {self.counts_source})",
         ]
         total = self.samples_per_epoch
@@ -112,13 +112,27 @@ class Plan:
             f"worker{'' if workers == '1' else 's'} of {kind} each",
             f"           batch-norm statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
             f"engine     {self._engine()}",
-            f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}",
+            f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}{self._schedule()}",
             f"evaluate   {', '.join(job.evaluate.degradations)}   protocol {job.evaluate.protocol}   "
             f"{'EMA' if train.ema_decay else 'raw'} weights",
             f"registers  {job.track.register_as or 'nothing'}",
             *self._requirements(),
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _schedule(self) -> str:
+        """Return the details of the schedule, if it has any."""
+        train = self.job.train
+        if train.schedule == "restarts":
+            cycles = (f"{c.steps:,} steps at {c.weight:g} to {c.minimum_rate:g}" for c in train.cycles)
+            return f": {', '.join(cycles)}"
+        if train.schedule == "multistep":
+            return f": x {train.rate_factor:g} at steps {', '.join(f'{step:,}' for step in train.milestones)}"
+        if train.schedule == "plateau":
+            return (
+                f": x {train.rate_factor:g} after {train.patience + 1} validations without a higher {METRIC}"
+            )
+        return f" to {train.minimum_rate:g}" if train.minimum_rate else ""
 
     def _requirements(self) -> list[str]:
         """Return the lines about memory, time, cost and egress, each with its source."""

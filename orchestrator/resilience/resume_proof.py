@@ -30,7 +30,7 @@ from orchestrator.paths import below
 from orchestrator.resilience.local_workers import LocalSegment, run_local_segment
 from orchestrator.run_files import PROOF_RUNS, PROOFS_FOLDER
 from orchestrator.tracking.uri import resolve_tracking_uri
-from orchestrator.training import initial_weights
+from orchestrator.training import initial_weights, loss_network
 from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import read_record
 from orchestrator.training.run_location import RunLocation
@@ -161,6 +161,7 @@ def prove_resume(
     for store in (reference, killed):
         if job.init_from is not None:
             initial_weights.store_weights(job, store, resolve_tracking_uri(job.track.uri))
+        loss_network.store_network(job, store)
     echo(f"reference: {config.steps} steps on {count(config.workers, 'worker')}, without kills")
     runner(job, dataset, reference, [RunSegment(config.workers)], config.steps, echo)
     runner(job, dataset, killed, config.segments(), config.steps, echo)

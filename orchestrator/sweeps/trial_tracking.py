@@ -15,7 +15,7 @@ from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.tracking import runs
 from orchestrator.tracking.background import Tracker
-from orchestrator.training import initial_weights
+from orchestrator.training import initial_weights, loss_network
 from orchestrator.training.context import RunContext
 from orchestrator.training.job import describe_run, open_run, open_tracker, track
 from orchestrator.training.run_location import locate_run
@@ -59,6 +59,8 @@ class TrialTracking:
         tracked = open_run(job, self.dataset, plan, location, self.uri, known or None, lineage, chosen)
         if job.init_from is not None and not row.generation and not location.store.exists(RESULT):
             initial_weights.store_weights(job, location.store, self.uri)
+        if not location.store.exists(RESULT):
+            loss_network.store_network(job, location.store)
         run = RunContext(job, self.dataset, plan, location, self.uri, tracked, lineage)
         _, tracker = self._open.get(row.number) or (run, open_tracker(run, mirrors=True))
         self._open[row.number] = run, tracker

@@ -13,7 +13,7 @@ The JSON is written last and has its own checksum, so a checkpoint is complete o
 aside: it resumes nothing, and no rule counts it.
 
 Sample order, augmentation, noise and DropPath depend on (seed, position) alone, and the learning rate on the step, so
-no state of random generators or schedulers is stored.
+no state of random generators or schedulers is stored but that of schedule `plateau`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import safetensors.torch
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -37,6 +37,7 @@ from typing_extensions import TypedDict
 
 from mirage.weights import to_bytes
 from orchestrator import records
+from orchestrator.config.schedule import Plateau
 from orchestrator.config.schema import METRIC
 from orchestrator.errors import CheckpointError, DamagedCheckpointError
 from orchestrator.evaluation.ranking import rank_value
@@ -69,6 +70,12 @@ class _Identity(TypedDict):
     manifests: list[str]
 
 
+class _Plateau(TypedDict):
+    best: float | None
+    waited: _Whole
+    reductions: _Whole
+
+
 class _Record(TypedDict):
     """What a record must hold to resume a run; it may hold more."""
 
@@ -81,6 +88,7 @@ class _Record(TypedDict):
     world_size: _Whole
     metrics: dict[str, float]
     blobs: dict[str, _Digest]
+    plateau: NotRequired[_Plateau]
 
 
 _RECORD = TypeAdapter(_Record)
@@ -102,6 +110,8 @@ class CheckpointState:
     world_size: int = 1
     gradient_scale: Mapping[str, float] = field(default_factory=dict)
     """State of the fp16 loss scale; empty in other precisions."""
+    plateau: Plateau = field(default_factory=Plateau)
+    """State of schedule `plateau`; that before the first validation in other schedules."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +296,7 @@ class Checkpoints:
             metrics=record["metrics"],
             world_size=record["world_size"],
             gradient_scale=record.get("gradient_scale", {}),
+            plateau=Plateau(**record.get("plateau", {})),
         )
 
     def _compare_code(self, name: str, record: Mapping[str, Any]) -> None:
@@ -333,6 +344,7 @@ class Checkpoints:
             "world_size": state.world_size,
             "metrics": dict(state.metrics),
             "gradient_scale": dict(state.gradient_scale),
+            **({"plateau": asdict(state.plateau)} if state.plateau != Plateau() else {}),
             "blobs": dict(blobs),
             "weights": _blob_key(blobs[weights]),
             "written_unix": int(time.time()),

@@ -121,6 +121,8 @@ def obstacle(job: Job, device: torch.device) -> str:
         return "the workers have no GPU"
     if job.engine.name == "deepspeed":
         return "DeepSpeed reads values of the device in each step"
+    if job.train.optimizer == "lion":
+        return "Lion waits for the norm of the gradient"
     if job.model.class_ is not None:
         return "the code of model.class may do something else in each step"
     if job.model.alignment in ("log_euclidean", "geodesic"):

@@ -36,7 +36,7 @@ from orchestrator.tracking.checkpoints import TrackedCheckpoint
 from orchestrator.tracking.inputs import InputDataset, inputs_of, log_inputs
 from orchestrator.tracking.mirrors import check_installed, open_mirrors
 from orchestrator.tracking.uri import resolve_tracking_uri
-from orchestrator.training import initial_weights
+from orchestrator.training import initial_weights, loss_network, optimizers
 from orchestrator.training.assignment import worker_assignment
 from orchestrator.training.checkpoint import step_of
 from orchestrator.training.context import RunContext
@@ -86,6 +86,7 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
     check_installed(job.track.also)
     if job.track.register_as:
         network.require_registrable(job.model)
+    optimizers.require_installed(job.train)
     pack_if_missing(job, echo)
     dataset = datasets.open_dataset(job)
     plan = make_plan(_alone(job) if in_process else job, strict=True, dataset=dataset)
@@ -103,6 +104,7 @@ def _run(job: Job, emit: Emit, in_process: bool, wait: bool, lineage: Mapping[st
         if job.init_from is not None:
             digest = initial_weights.store_weights(job, location.store, uri)
             echo(f"begins     from {job.init_from}, sha256 {digest[:16]}")
+        loss_network.store_network(job, location.store)
         tracking_id = open_run(job, dataset, plan, location, uri, found.id if found else None, lineage)
         run = RunContext(job, dataset, plan, location, uri, tracking_id, lineage)
         emit(events.RunStarted(location.run_id, found is not None))

@@ -38,9 +38,9 @@ def with_breakdown(job: Job, values: Mapping[str, float]) -> dict[str, float]:
     for name in job.data.mixture:
         if values[f"{_COUNT}{name}"] > 0:
             found[f"loss_of/{name}"] = values[f"{_SUM}{name}"] / values[f"{_COUNT}{name}"]
-    weights = {"l1": job.loss.l1_weight, "fourier": job.loss.fourier_weight, "spd": job.loss.spd_weight}
-    weights |= job.loss.auxiliary_weights
     total = values["loss/total"]
     if total:
-        found |= {f"loss_share/{term}": w * values[f"loss/{term}"] / total for term, w in weights.items()}
+        found |= {
+            f"loss_share/{term}": w * values[f"loss/{term}"] / total for term, w in job.loss.terms().items()
+        }
     return found

@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from orchestrator.config.schedule import learning_rate
 from orchestrator.events import Metrics, ProfileWritten, Progress
 from orchestrator.training.backlog import Backlog
 from orchestrator.training.driver import Driver
@@ -73,7 +72,7 @@ class Monitor:
         mean = torch.stack([torch.stack([step[n].float() for n in names]) for step in self._steps]).mean(0)
         means = dict(zip(names, engine.all_reduce_sum(mean).tolist(), strict=True))
         values = with_breakdown(run.job, means)
-        values["optim/lr"] = learning_rate(run.job.train, run.step - 1, run.steps_per_epoch)
+        values["optim/lr"] = run.learning_rate(run.step - 1)
         values |= self._throughput()
         values["optim/skipped_steps"] = float(run.skipped.total())
         if run.job.data.on_corrupt == "skip":

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mirage import MIRAGE, compile
 from mirage.cuda_graphs import side_stream
 from mirage.loss import LossWeights
+from mirage.perceptual import PerceptualDistance
+from orchestrator.config.schedule import Plateau, learning_rate
 from orchestrator.config.schema import Job
 from orchestrator.errors import CheckpointError
 from orchestrator.events import LogMessage
@@ -18,7 +20,7 @@ from orchestrator.models import network
 from orchestrator.models.batch_statistics import use_global_statistics
 from orchestrator.models.network import Network
 from orchestrator.planning.throughput import StepTimer
-from orchestrator.training import graphed_step, initial_weights
+from orchestrator.training import graphed_step, initial_weights, loss_network, optimizers
 from orchestrator.training.checkpoint import CheckpointState
 from orchestrator.training.determinism import seed_generators
 from orchestrator.training.driver import Driver
@@ -44,6 +46,8 @@ class TrainingRun:
     """The same model as the engine wrapped it."""
     optimizer: torch.optim.Optimizer
     loss_weights: LossWeights
+    perceptual: PerceptualDistance | None
+    """The perceptual term, if the job weights it."""
     ema: WeightAverage | None
     steps_per_epoch: int
     stages: CropSchedule
@@ -55,6 +59,8 @@ class TrainingRun:
     """Damaged samples that this worker left out since it started."""
     validation: dict[str, float] = field(default_factory=dict)
     """Metrics of the newest validation."""
+    plateau: Plateau = field(default_factory=Plateau)
+    """State of schedule `plateau`, equal on all workers."""
     clock: StepTimer = field(default_factory=StepTimer)
 
     def __post_init__(self) -> None:
@@ -92,6 +98,10 @@ class TrainingRun:
     def position(self) -> int:
         """Number of samples that all workers have consumed: the whole state of the data."""
         return self.stages.position_at(self.step)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step `step`, from 0, after the validations so far."""
+        return learning_rate(self.job.train, step, self.steps_per_epoch, self.plateau.reductions)
 
     def without_compilation(self) -> AbstractContextManager[None]:
         """Return a context for everything but training steps: each image size would be compiled, to run once."""
@@ -141,19 +151,7 @@ def start(
         averaged = WeightAverage(model)
         if state is not None:
             averaged.network.load_state_dict(dict(state.tensors["ema"]))
-    kind = torch.optim.AdamW if job.train.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(
-        [p for _, p in trainable(model)],
-        lr=job.train.learning_rate,
-        betas=job.train.betas,
-        weight_decay=job.train.weight_decay,
-        fused=True,
-        capturable=engine.device.type == "cuda",
-    )
-    # In fp32 on CUDA, whose kernel reads no other type, and in Python's precision on the CPU.
-    rate = torch.zeros((), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32)
-    for group in optimizer.param_groups:
-        group["lr"] = rate.to(engine.device)
+    optimizer = optimizers.make(job.train, [p for _, p in trainable(model)], engine.device)
     # DistributedDataParallel must be made on the stream on which its steps are recorded.
     on_side_stream = job.train.cuda_graph == "auto" and not graphed_step.obstacle(job, engine.device)
     with torch.cuda.stream(side_stream(engine.device)) if on_side_stream else nullcontext():
@@ -165,6 +163,7 @@ def start(
         wrapped=wrapped,
         optimizer=optimizer,
         loss_weights=job.loss.build(),
+        perceptual=loss_network.load_network(job, store, engine.device),
         ema=averaged,
         steps_per_epoch=stream.order.steps_per_epoch,
         stages=stream.stages,
@@ -174,7 +173,7 @@ def start(
         engine.load_optimizer_state(model, optimizer, state.tensors["optimizer"])
         if engine.loss_scale is not None:
             engine.loss_scale.load(state.gradient_scale)
-        run.step, run.validation = state.step, dict(state.metrics)
+        run.step, run.validation, run.plateau = state.step, dict(state.metrics), state.plateau
     return run
 
 

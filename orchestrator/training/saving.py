@@ -70,6 +70,7 @@ def save(run: TrainingRun, checkpoints: Checkpoints, driver: Driver) -> None:
             metrics=run.validation,
             world_size=run.engine.world_size,
             gradient_scale=run.engine.loss_scale.state() if run.engine.loss_scale else {},
+            plateau=run.plateau,
         )
     )
     values = {"perf/checkpoint_stall_seconds": time.monotonic() - began}

@@ -15,7 +15,6 @@ from torch import Tensor
 from mirage.collective import BatchShare
 from mirage.loss import restoration_loss
 from mirage.model import Output
-from orchestrator.config.schedule import learning_rate
 from orchestrator.models.network import UserModelAdapter, UserOutput
 from orchestrator.training import user_networks
 from orchestrator.training.determinism import seed_at, seed_generators
@@ -35,7 +34,7 @@ def train_step(run: TrainingRun, micro_batches: Sequence[Batch]) -> dict[str, Te
     inputs = [prepare(run, batch) for batch in micro_batches]
     train = run.job.train
     for group in run.optimizer.param_groups:
-        group["lr"].fill_(learning_rate(train, run.step, run.steps_per_epoch))
+        group["lr"].fill_(run.learning_rate(run.step))
     if run.ema is not None:
         run.ema.set_weight(train.ema_decay or 0.0, run.step)
     take = run.graph.take if run.graph is not None else _eagerly
@@ -105,7 +104,7 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Return this worker's share of the weighted `total` and of each term without its weight."""
     seen = output if isinstance(output, Output) else Output(output.image, None, None)
-    terms = restoration_loss(seen, clean, run.loss_weights, share).terms()
+    terms = restoration_loss(seen, clean, run.loss_weights, share, run.perceptual).terms()
     if isinstance(output, UserOutput):
         weights = run.job.loss.auxiliary_weights
         own = user_networks.auxiliary_terms(output, weights, share)

@@ -32,6 +32,8 @@ def validate(run: TrainingRun, dataset: Dataset, driver: Driver) -> None:
         _score(run, model, items[run.engine.rank :: run.engine.world_size]), run.job.evaluate.degradations
     )
     run.validation = as_metrics(scores, f"val/{run.job.setting}") | {METRIC: scores[-1].psnr}
+    if run.job.train.schedule == "plateau":
+        run.plateau = run.plateau.after(run.validation[METRIC], run.job.train.patience)
     if run.engine.rank == 0:
         psnr = {score.degradation: score.psnr for score in scores}
         gain = {score.degradation: score.gain for score in scores}

@@ -59,8 +59,8 @@ class Engine:
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """Clip, update, clear the gradients; return their norm before clipping, equal on all workers.
 
-        The optimiser, one of torch's fused ones, skips the update on the device if the norm is not finite: the host
-        does not wait for the norm.
+        An update whose norm is not finite is skipped. Fused optimisers do it on the device, so that the host does not
+        wait for the norm.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.loss_scale is not None:
@@ -69,9 +69,11 @@ class Engine:
             )
         norm = self.clip(parameters, max_norm)
         finite = torch.isfinite(norm)
-        assert optimizer.defaults["fused"], "only fused optimisers skip a step on the device"
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
-        optimizer.step()
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
+            optimizer.step()
+        elif finite:
+            optimizer.step()
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         optimizer.zero_grad(set_to_none=True)

@@ -24,8 +24,6 @@ from orchestrator.training.engines.base import trainable
 from orchestrator.training.engines.ddp import DistributedEngine
 from orchestrator.training.engines.deepspeed_internals import import_deepspeed
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class DeepSpeedEngine(DistributedEngine):
     """An engine with ZeRO stages 0 to 3 in an initialised `torch.distributed` world."""
@@ -108,16 +106,13 @@ class DeepSpeedEngine(DistributedEngine):
         """Gather the moments from all workers."""
         if self.stage == 0:
             return super().optimizer_state(model, optimizer)
-        slots = [slot for slot in optimizer.state.values() if "step" in slot]
-        if not slots:
-            return {}
+        slot: Mapping[str, Tensor] = next(filter(None, optimizer.state.values()), {})
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: dict[str, Tensor] = {}
         for name, parameter in trainable(model):
-            state[f"{name}/step"] = slots[0]["step"].detach().to("cpu", copy=True)
-            for kind in _MOMENTS:
-                whole = safe_get_full_optimizer_state(parameter, kind)
+            for kind, value in slot.items():
+                whole = value if kind == "step" else safe_get_full_optimizer_state(parameter, kind)
                 state[f"{name}/{kind}"] = whole.detach().to("cpu", copy=True)
         return state
 
@@ -130,15 +125,17 @@ class DeepSpeedEngine(DistributedEngine):
             return
         if not state:
             return
-        steps = next(value for key, value in state.items() if key.endswith("/step"))
+        by_kind = {key.rpartition("/")[2]: value for key, value in state.items()}
+        steps = {"step": by_kind.pop("step")} if "step" in by_kind else {}
         zero = self._deepspeed.optimizer
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:
-            moments = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
-            optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **moments}
+            moments = {kind: torch.zeros_like(flat) for kind in by_kind}
+            counts = {kind: value.to(flat.device, copy=True) for kind, value in steps.items()}
+            optimizer.state[flat] = counts | moments
         put = self._put_sharded if self.stage == 3 else self._put_partitioned
         for name, parameter in trainable(model):
-            for kind in _MOMENTS:
+            for kind in by_kind:
                 moment = state.get(
                     f"{name}/{kind}", torch.zeros(())
                 )  # of old runs, without unused parameters
