@@ -56,7 +56,7 @@ class Command(TyperCommand):
         return f"{new}{equals}{value}"
 
 
-_WITH_PROCESSES = ("verify", "audit", "pack photographs", "pack synthetic", "pack pairs")
+_WITH_PROCESSES = ("verify", "audit", "pack photographs", "pack clean", "pack synthetic", "pack pairs")
 
 OLD_OPTIONS = {
     ("chaos", "--kills"): "--faults",

@@ -73,6 +73,7 @@ pack = typer.Typer(
     subcommand_metavar="SOURCE [OPTIONS]",
     epilog=epilog(
         "mirage pack pairs --root RAW --degraded 'in/{key}.png' --clean 'gt/{key}.png' --degradation rain -o DATASET",
+        "mirage pack clean --root PHOTOS -o DATASET",
         "mirage pack synthetic --root PHOTOS --degradation rain --degradation haze -o DATASET",
         "mirage pack rain100l --root RAW -o s3://restoration/rain100l",
     ),
@@ -109,6 +110,7 @@ HeldOut = Annotated[
         metavar="NAME|@FILE",
     ),
 ]
+HeldOutShare = Annotated[float, option("Share of the clean files for evaluation.", min=0, max=1)]
 Variants = Annotated[int, option("Random draws of each degradation per training photograph.", min=1)]
 Seed = Annotated[int, seed_option("Random seed of the degradations.")]
 Reread = Annotated[
@@ -133,6 +135,27 @@ def photographs(
 ) -> None:
     """Degrade the photographs that ship in Python wheels, as the demo does."""
     _pack("photographs", **locals())
+
+
+@pack.command(
+    cls=Command,
+    rich_help_panel=_OWN,
+    epilog=epilog("mirage pack clean --root PHOTOS --held-out-share 0.02 -o DATASET"),
+)
+def clean(
+    out: Out,
+    root: Root,
+    held_out: HeldOut = None,
+    held_out_share: HeldOutShare = 0.0,
+    licence: Licence = "not stated",
+    encoding: Encoding = "fast",
+    jpeg: Jpeg = "keep",
+    shard_mib: ShardMib = 64,
+    jobs: Processes = None,
+    reread: Reread = False,
+) -> None:
+    """Pack a folder of your own clean photographs once; jobs degrade them as they are read."""
+    _pack("clean", **locals())
 
 
 @pack.command(
@@ -183,7 +206,7 @@ def pairs(
     clean: Annotated[str, option("Pattern of the clean files below the root: gt/{key}.png.", default=False)],
     degradation: Annotated[list[str], option("What degraded the files.", default=False)],
     held_out: HeldOut = None,
-    held_out_share: Annotated[float, option("Share of the clean files for evaluation.", min=0, max=1)] = 0.0,
+    held_out_share: HeldOutShare = 0.0,
     licence: Licence = "not stated",
     allow_partial: Partial = False,
     encoding: Encoding = "fast",

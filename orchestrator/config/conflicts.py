@@ -330,7 +330,7 @@ def _data_pack_conflicts(pack: Pack, manifests: tuple[str, ...]) -> Iterator[Con
 def source_conflicts(pack: Pack) -> Iterator[Conflict]:
     """Yield every conflict within a section `data.pack`; keys are relative to it."""
     if pack.source != "photographs" and not pack.root:
-        what = "clean photographs" if pack.source == "synthetic" else "the raw data"
+        what = "clean photographs" if pack.source in ("clean", "synthetic") else "the raw data"
         yield "root", f"is missing: name the folder of {what}."
     if pack.source == "pairs":
         if pack.degradation in SIGMA:
@@ -345,6 +345,8 @@ def source_conflicts(pack: Pack) -> Iterator[Conflict]:
                     "is missing: pairs need patterns of the degraded and clean files, and the degradation.",
                 )
         yield from _division_conflicts(pack)
+    elif pack.held_out and pack.held_out_share:
+        yield "held_out_share", "and held_out both divide the photographs. Remove one."
     for key, sources in _ONLY_FOR.items():
         if pack.source not in sources and getattr(pack, key) != Pack.model_fields[key].get_default():
             yield key, f"is for {' and '.join(sources)} only, not for {pack.source}."
@@ -365,8 +367,9 @@ def _division_conflicts(pack: Pack) -> Iterator[Conflict]:
 
 
 _ONLY_FOR = {
-    "held_out": ("synthetic", "pairs"),
-    **dict.fromkeys(("degraded", "clean", "degradation", "held_out_share"), ("pairs",)),
+    "held_out": ("clean", "synthetic", "pairs"),
+    "held_out_share": ("clean", "pairs"),
+    **dict.fromkeys(("degraded", "clean", "degradation"), ("pairs",)),
     "group": ("cdd11",),
     "crops": ("gopro",),
 }

@@ -123,6 +123,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 PackSource = Literal[
     "photographs",
+    "clean",
     "synthetic",
     "pairs",
     "bsd400-wed",
@@ -313,8 +314,8 @@ class Pack(Section):
     """How to pack the data, if `data.manifests` does not exist yet."""
 
     source: PackSource
-    """`photographs`: degrade those that ship in Python wheels. `synthetic`: degrade your own clean photographs.
-    `pairs`: your own pairs. Others: published datasets (docs/datasets.md)."""
+    """`photographs`: degrade those that ship in Python wheels. `clean`: your own clean photographs as they are.
+    `synthetic`: degrade these. `pairs`: your own pairs. Others: published datasets (docs/datasets.md)."""
     root: str | None = None
     """Folder of the raw data (not for `photographs`)."""
     encoding: Literal["fast", "compact", "original"] = "fast"
@@ -330,8 +331,8 @@ class Pack(Section):
     degradations: tuple[KnownDegradation, ...] = ("noise25", "rain", "haze", "blur", "lowlight")
     """Degradations to make (`photographs`, `synthetic`). Noise is added when a sample is read; it is not stored."""
     held_out: Names = ()
-    """Photographs for evaluation, by their names without suffix, or @FILE with one name in each line (`synthetic`,
-    `pairs`)."""
+    """Photographs for evaluation, by their names without suffix, or @FILE with one name in each line (`clean`,
+    `synthetic`, `pairs`)."""
     variants: Int = Field(default=4, ge=1)
     """Random draws of each degradation per training photograph (`photographs`, `synthetic`)."""
     seed: Seed = 0
@@ -345,9 +346,9 @@ class Pack(Section):
     degradation: Degradation | None = None
     """Degradation of the degraded files (`pairs`): a known one, or an own name."""
     held_out_share: Float = Field(default=0.0, ge=0, le=1)
-    """Share of the clean files for evaluation, 0 to 1 (`pairs`, without {split} and `held_out`)."""
+    """Share of the clean files for evaluation, 0 to 1 (`clean`, `pairs`; without {split} and `held_out`)."""
     licence: str = "not stated"
-    """Licence of the photographs, for the manifest (`pairs`, `synthetic`)."""
+    """Licence of the photographs, for the manifest (`pairs`, `clean`, `synthetic`)."""
 
     split: Literal["train", "test", "all"] = "all"
     """Split to pack of a published dataset."""

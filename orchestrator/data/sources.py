@@ -10,6 +10,7 @@ from orchestrator.paths import absolute_uri, cache_folder
 from shards.file_records import FileRecords
 from shards.progress import ProgressCallback
 from shards.sources import (
+    CleanSource,
     FolderSource,
     PairsSource,
     PhotographSource,
@@ -35,6 +36,15 @@ def source_of(
         return PhotographSource(spec.degradations, seed=spec.seed, variants=spec.variants)
     assert spec.root is not None, "the job schema asks for a root"
     root = Path(absolute_uri(spec.root))
+    if spec.source == "clean":
+        return CleanSource(
+            root,
+            held_out=_with_absolute_files(spec.held_out),
+            held_out_share=spec.held_out_share,
+            licence=spec.licence,
+            on_hash=on_hash,
+            records=records,
+        )
     if spec.source == "synthetic":
         return FolderSource(
             root,

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from shards.degradations.operator import Image, Operator, Value
+from shards.degradations.resampling import resampled
 
 _MAX_GROWTH = 16
 """An image with more than this many times its pixels is brought back to its size before the next operator."""
@@ -320,13 +320,14 @@ class Pipeline:
 
     def degrade(self, clean: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
         """Return an image after the pipeline, in its size; grey levels are rounded once, at the end."""
+        height, width = clean.shape[:2]
         image: Image = clean.astype(np.float32) / np.float32(255)
         for applied in self.draw(key):
-            image = applied.operator(image, generator(key, applied.path), applied.values)
+            image = applied.operator(image, generator(key, applied.path), applied.values, (height, width))
             if image.size > _MAX_GROWTH * clean.size:
-                image = _resized(image, clean.shape[1], clean.shape[0])
+                image = resampled(image, height, width).clip(0, 1)
         if image.shape != clean.shape:
-            image = _resized(image, clean.shape[1], clean.shape[0])
+            image = resampled(image, height, width).clip(0, 1)
         grey: NDArray[np.uint8] = np.rint(image * np.float32(255)).astype(np.uint8)
         return grey
 
@@ -372,10 +373,3 @@ def _weighted(weights: Sequence[float], number: float) -> int:
     place = number * ends[-1]
     # A weight of 0 has no share; rounding may put the place at the very end.
     return next((i for i, end in enumerate(ends) if place < end), max(i for i, w in enumerate(weights) if w))
-
-
-def _resized(image: Image, width: int, height: int) -> Image:
-    """Return an image in another size, by bicubic interpolation with antialiasing, in [0, 1]."""
-    planes = [PillowImage.fromarray(np.ascontiguousarray(image[..., c])) for c in range(3)]
-    bicubic = PillowImage.Resampling.BICUBIC
-    return np.stack([np.asarray(plane.resize((width, height), bicubic)) for plane in planes], 2).clip(0, 1)

@@ -69,6 +69,11 @@ def named(names: Sequence[str], files: Mapping[str, str]) -> set[str]:
     return chosen
 
 
+def spread(files: Iterable[str], share: float) -> set[str]:
+    """Return this share of the files, evenly spread over their order."""
+    return {file for i, file in enumerate(files) if int((i + 1) * share) > int(i * share)}
+
+
 def _expanded(names: Sequence[str]) -> Iterable[str]:
     """Yield the names, with those of files in place of `@FILE`."""
     for name in names:

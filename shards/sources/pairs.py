@@ -12,7 +12,7 @@ from shards.listing import digest_of, list_folder
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
 from shards.sample import DEGRADATIONS, OWN_NAME_RULE, SIGMA, is_own_name
-from shards.sources.held_out import SPLIT, named, splits_of
+from shards.sources.held_out import SPLIT, named, splits_of, spread
 from shards.sources.image import ImageFile
 from shards.sources.layout import FileLayout
 from shards.sources.pair import Pair, Split
@@ -74,11 +74,7 @@ class PairsSource:
             self._held_out = sorted(self._tested)
         else:
             self._held_out = held_out_share
-            self._tested = {
-                clean
-                for i, clean in enumerate(self._cleans)
-                if int((i + 1) * held_out_share) > int(i * held_out_share)
-            }
+            self._tested = spread(self._cleans, held_out_share)
         self.licences: Mapping[str, str] = {"pairs": licence}
         self.problems: tuple[DataProblem, ...] = found.orphans()
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from shards.degrade import SYNTHETIC
 from shards.errors import PackError
 from shards.file_records import FileRecords
-from shards.images import list_images
-from shards.listing import digest_of, list_files, list_folder
+from shards.listing import digest_of, list_files
 from shards.photographs import PHOTOGRAPHS, photograph_file
 from shards.problems import DataProblem
 from shards.progress import ProgressCallback
 from shards.sample import NOISE, SIGMA
-from shards.sources.held_out import named
+from shards.sources.clean import CleanSource
 from shards.sources.image import DegradedImage, HalvedImage, ImageFile, SourceImage
 from shards.sources.pair import Pair, Split
 
@@ -70,13 +69,8 @@ class PhotographSource:
         return self._variants if split == "train" else 1
 
 
-class FolderSource:
-    """Synthetic pairs from any folder of clean photographs.
-
-    `held_out` names the files of the test split (`shards.sources.held_out.named`).
-    """
-
-    problems: tuple[DataProblem, ...] = ()
+class FolderSource(CleanSource):
+    """Synthetic pairs from any folder of clean photographs."""
 
     def __init__(
         self,
@@ -91,20 +85,8 @@ class FolderSource:
         records: FileRecords | None = None,
     ) -> None:
         self._kinds = _kinds(degradations)
-        self._root, self._seed, self._variants, self._on_hash = root, seed, variants, on_hash
-        self._records = records
-        self.licences: Mapping[str, str] = {"folder": licence}
-        self._files: dict[str, Path] = {}
-        for path in list_images(root):
-            name = path.relative_to(root).with_suffix("").as_posix()
-            if name in self._files:
-                raise PackError(
-                    f"{root}: {self._files[name].name} and {path.name} have the same name. Rename one."
-                )
-            self._files[name] = path
-        self._held_out = named(
-            held_out, {path.relative_to(root).as_posix(): n for n, path in self._files.items()}
-        )
+        super().__init__(root, held_out=held_out, licence=licence, on_hash=on_hash, records=records)
+        self._seed, self._variants = seed, variants
 
     @cached_property
     def provenance(self) -> dict[str, object]:
@@ -119,11 +101,6 @@ class FolderSource:
             "content": digest_of(self.listings[0]),
         }
 
-    @cached_property
-    def listings(self) -> tuple[bytes, ...]:
-        """The files of the folder."""
-        return (list_folder(self._root, self._files.values(), self._on_hash, self._records),)
-
     def __len__(self) -> int:
         return sum(_pair_count(self._kinds, self._draws(name)) for name in self._files)
 
@@ -133,9 +110,10 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Pair]:
         for name, path in self._files.items():
-            split: Split = "test" if name in self._held_out else "train"
             draws = self._draws(name)
-            yield from _pairs(name, split, ImageFile(path), self._kinds, draws, self._seed, "folder")
+            yield from _pairs(
+                name, self._split(name), ImageFile(path), self._kinds, draws, self._seed, "folder"
+            )
 
     def _draws(self, name: str) -> int:
         return 1 if name in self._held_out else self._variants

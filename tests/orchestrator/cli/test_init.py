@@ -167,7 +167,20 @@ def test_pairs_may_have_a_degradation_with_an_own_name() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Phone", "2phones", "my phone", "noise", "average", "noise25", "a" * 33, "ph-1", "a: b", "a, b", ""],
+    [
+        "Phone",
+        "2phones",
+        "my phone",
+        "noise",
+        "average",
+        "noise25",
+        "a" * 33,
+        "-1",
+        "ph.1",
+        "a: b",
+        "a, b",
+        "",
+    ],
 )
 def test_an_own_name_that_files_and_tables_cannot_hold_is_refused(name: str) -> None:
     done = mirage("init", "mine", *OWN, name)

@@ -16,7 +16,7 @@ IDS = ["degraded/Dune", "degraded/Aqua", "other/Aqua", "Lone"]
 
 def found(name: str) -> str:
     rows: Any = SimpleNamespace(rows=lambda split, degradation: [SimpleNamespace(id=one) for one in IDS])
-    job: Any = SimpleNamespace(evaluate=SimpleNamespace(degradations=["blur"]))
+    job: Any = SimpleNamespace(evaluate=SimpleNamespace(degradations=["blur"]), degradations={})
     return example_id(rows, job, Example(photograph=name, degradation="blur"))
 
 
