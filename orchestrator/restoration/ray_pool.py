@@ -19,6 +19,7 @@ import ray.exceptions
 
 from orchestrator.cluster.capacity import wait_for_capacity
 from orchestrator.cluster.connection import connected
+from orchestrator.cluster.ray_stderr import without_harmless_lines
 from orchestrator.config.schema import WorkerResources
 from orchestrator.console import count
 from orchestrator.errors import ClusterError, OrchestratorError
@@ -74,8 +75,9 @@ def restore_on_cluster(
             **({"num_gpus": resources.gpus} if resources.gpus else {}),
         )
         try:
-            for row in dataset.iter_rows():
-                yield pickle.loads(row["outcome"])
+            with without_harmless_lines():
+                for row in dataset.iter_rows():
+                    yield pickle.loads(row["outcome"])
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
             raise _root_cause(error) from error
 
