@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import mirage
+import mirage.weights
 from mirage import MIRAGE, ModelConfig
 from orchestrator.restoration.result_index import FOLDER
 from tests.claims import wait_until
@@ -60,6 +60,7 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_written_twice(
     assert 16 <= len(before) < PHOTOGRAPHS
     done = project.finish("jobs/batch.yaml")
     assert done.status == 0, done.text
+    assert "core_worker" not in done.text, "a line of Ray's core that means nothing to a user"
     after = results(raw)
     assert len(after) == PHOTOGRAPHS
     late = {name for name, at in before.items() if after[name] != at}
