@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,11 +17,14 @@ from orchestrator.data import datasets
 from orchestrator.imaging.contact_sheet import GAP_PIXELS, image_grid
 from orchestrator.imaging.convert import to_uint8
 from shards.dataset import Dataset
+from shards.degradations.pipeline import training_key
 from shards.order import SampleOrder
 from shards.stream import MicroBatch, TrainStream
 
 _CHUNK = 4096
 _ID_CHARACTERS = 24
+_LINE_CHARACTERS, _MAX_LINES = 27, 7
+"""Size of the text that says what a pipeline drew."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Draw:
     clean: NDArray[np.uint8]
     psnr: float
     """PSNR of the degraded crop [dB]."""
+    operators: tuple[str, ...] = ()
+    """The operators of a pipeline, each with the values that it drew here."""
 
 
 def first_draws(job: Training, dataset: Dataset, count: int, step: int = 0) -> Mapping[str, list[Draw]]:
@@ -80,6 +86,8 @@ def _draw(stream: TrainStream, job: Training, position: int) -> Draw:
     total = stage.batch // stream.micro_batches
     batch = stream.batch([position], 0, MicroBatch(position, total, stage.pixels))
     degraded, clean = batch.to_float(torch.device("cpu"), job.seed, job.data.noise)
+    pipeline = stream.pipelines.get(batch.degradations[0])
+    applied = pipeline.draw(training_key(job.seed, position)) if pipeline else ()
     return Draw(
         position,
         batch.degradations[0],
@@ -87,6 +95,7 @@ def _draw(stream: TrainStream, job: Training, position: int) -> Draw:
         to_uint8(degraded[0]),
         to_uint8(clean[0]),
         float(psnr(degraded[0], clean[0])),
+        tuple(each.words() for each in applied),
     )
 
 
@@ -98,4 +107,6 @@ def _stacked(draw: Draw) -> NDArray[np.uint8]:
 def _caption(draw: Draw) -> str:
     name = draw.photograph
     short = name if len(name) <= _ID_CHARACTERS else f"…{name[1 - _ID_CHARACTERS :]}"
-    return f"{short}\nposition {draw.position:,}, {draw.psnr:.1f} dB"
+    lines = textwrap.wrap(", ".join(draw.operators), _LINE_CHARACTERS, break_on_hyphens=False)
+    more = [*lines[: _MAX_LINES - 1], "..."] if len(lines) > _MAX_LINES else lines
+    return "\n".join([short, f"position {draw.position:,}, {draw.psnr:.1f} dB", *more])

@@ -37,11 +37,12 @@ def run_page(
     legend: str = "",
     sheet: bytes | None = None,
     model: str = "",
+    degraded: bytes | None = None,
 ) -> str:
     """Return the report of a run.
 
     scores: of the finished run, with the `legend` of their table. sheet: a PNG or JPEG file with examples. model: the
-    registered version, if the record does not say it.
+    registered version, if the record does not say it. degraded: a picture of what the job's pipelines drew.
     """
     facts = history.facts
     state = "finished" if scores else history.state
@@ -50,7 +51,8 @@ def run_page(
         _summary(history, state, model or history.model),
         _cards(history, scores),
         _scores(scores, legend),
-        _sheet(sheet),
+        _picture("Examples", "Crops of held-out photographs: degraded, restored, clean", sheet),
+        _picture("Pipelines", "Crops of training, degraded above clean, with what was drawn", degraded),
         _curves(history),
         "<h2>Prediction and what happened</h2>",
         _comparison(history),
@@ -116,13 +118,12 @@ def _scores(scores: Sequence[DegradationScore], legend: str) -> str:
     )
 
 
-def _sheet(sheet: bytes | None) -> str:
-    if sheet is None:
+def _picture(title: str, alt: str, picture: bytes | None) -> str:
+    if picture is None:
         return ""
-    kind = "png" if sheet.startswith(b"\x89PNG") else "jpeg"
-    data = base64.b64encode(sheet).decode()
-    alt = "Crops of held-out photographs: degraded, restored, clean"
-    return f'<h2>Examples</h2><img class="sheet" alt="{alt}" src="data:image/{kind};base64,{data}">'
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(picture).decode()
+    return f'<h2>{title}</h2><img class="sheet" alt="{alt}" src="data:image/{kind};base64,{data}">'
 
 
 def _curves(history: History) -> str:

@@ -16,6 +16,7 @@ from orchestrator.errors import PlanError
 from orchestrator.planning import throughput
 from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egress, estimate, rate_of
 from orchestrator.planning.pitfalls import pitfalls
+from orchestrator.planning.reading import reading
 from orchestrator.planning.throughput import Throughput
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset
@@ -62,6 +63,8 @@ class Plan:
     """Why the multiply-adds of a user-defined network are not known."""
     network_memory: TrainingMemory | None = None
     """Memory to train a user-defined network with workers.min; None for a MIRAGE, or if it is not known."""
+    reading: str = ""
+    """What readers must deliver, and what pipelines cost."""
 
     def render(self) -> str:
         """Return the plan as text for a terminal."""
@@ -96,10 +99,11 @@ class Plan:
             f"data       {', '.join(datasets.manifest_uris(job))}   (counts: {self.counts_source})",
         ]
         total = self.samples_per_epoch
+        width = max(9, *(len(entry.degradation) for entry in self.mixture.entries))
         for entry in self.mixture.entries:
             repeat = f"{entry.repeat:<3}" if entry.repeat % 1 == 0 else f"{float(entry.repeat):<3.2f}"
             lines.append(
-                f"             {entry.degradation:<9} {entry.count:>7,} x {repeat} = {entry.per_epoch:>8,}   "
+                f"             {entry.degradation:<{width}} {entry.count:>7,} x {repeat} = {entry.per_epoch:>8,}   "
                 f"{100 * entry.per_epoch / total:4.1f} %"
             )
         lines += [
@@ -117,6 +121,7 @@ class Plan:
             f"{'EMA' if train.ema_decay else 'raw'} weights",
             f"registers  {job.track.register_as or 'nothing'}",
             *self._requirements(),
+            *([f"readers    {self.reading}"] if self.reading else []),
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
@@ -262,6 +267,8 @@ def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan
                 "List what fits: mirage plan --shapes"
             )
     warnings += pitfalls(job, order.mixture, steps, estimates[0].rate if estimates else None)
+    read = reading(job, order.mixture, stages, steps, estimates)
+    warnings += [read.warning] if read.warning else []
     return Plan(
         job=job,
         **_costs(job),
@@ -275,6 +282,7 @@ def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan
         records=records,
         estimates=estimates,
         packed_bytes=packed_bytes,
+        reading=read.words,
     )
 
 

@@ -13,6 +13,7 @@ from orchestrator import events
 from orchestrator.config.loader import dump_job
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
+from orchestrator.data.preview import first_draws, preview_sheet
 from orchestrator.errors import (
     CheckpointError,
     DamagedResultError,
@@ -30,7 +31,7 @@ from orchestrator.history.record import History
 from orchestrator.history.recorder import Recorder
 from orchestrator.history.report_html import run_page
 from orchestrator.history.store import REPORT, read_history
-from orchestrator.imaging.convert import png_bytes, to_float, to_uint8
+from orchestrator.imaging.convert import encode_picture, png_bytes, to_float, to_uint8
 from orchestrator.masking import without_password
 from orchestrator.models import network, network_file, trust
 from orchestrator.models.network_code import NetworkCode
@@ -53,6 +54,9 @@ from orchestrator.training.run_location import RunLocation
 from orchestrator.version import code_version
 from shards.errors import CorruptObjectError, MissingObjectError
 from shards.store.checked import read_named
+
+_DRAWS = 4
+"""Draws of each pipeline in the report."""
 
 
 def is_published(job: Job, location: RunLocation, uri: str) -> bool:
@@ -120,7 +124,7 @@ def publish(
         recorder.close("finished")
     contents = {
         **pictures,
-        REPORT: _report_page(run, recorder, scores, legend, pictures["sheet.png"], event).encode(),
+        REPORT: _report_page(run, recorder, scores, legend, pictures, event).encode(),
         "report.md": score_table.markdown_report(scores, run.location.run_id, legend).encode(),
         "scores.json": json.dumps(result["scores"], indent=1).encode(),
         "model-card.md": card.encode(),
@@ -164,13 +168,14 @@ def _report_page(
     recorder: Recorder | None,
     scores: list[DegradationScore],
     legend: str,
-    sheet: bytes,
+    pictures: Mapping[str, bytes],
     registered: events.ModelRegistered | None,
 ) -> str:
     """Return report.html from what this process recorded, else from the record in the store, if there is one."""
     history = recorder.history if recorder else read_history(run.location.store)
     model = registered.words if registered else ""
-    return run_page(history or History(facts_of(run)), scores, legend, sheet, model)
+    sheet, drawn = pictures["sheet.png"], pictures.get("degradations.jpg")
+    return run_page(history or History(facts_of(run)), scores, legend, sheet, model, drawn)
 
 
 def _register_and_restore(
@@ -264,6 +269,11 @@ def _pictures(run: RunContext, weights: bytes, registered: ModelVersion | None) 
     cpu = torch.device("cpu")
     restore = network.restore_function(network.read(run.job.model, weights))
     pictures = {"sheet.png": comparison_sheet(validation_items(held_out, run.job.validation), restore, cpu)}
+    if run.job.degradations:
+        drawn = first_draws(run.job, run.dataset, _DRAWS)
+        shown = {name: each for name, each in drawn.items() if name in run.job.degradations and each}
+        if shown:
+            pictures["degradations.jpg"] = encode_picture(preview_sheet(shown), Path("degradations.jpg"))
     if run.job.example is None:
         return pictures
     wanted = (datasets.example_id(run.dataset, run.job, run.job.example), run.job.example.degradation)

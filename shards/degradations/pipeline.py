@@ -144,6 +144,13 @@ class AppliedOperator(NamedTuple):
     path: str
     values: Mapping[str, Value]
 
+    def words(self) -> str:
+        """Return the operator with its values that are no defaults, for people."""
+        known = self.operator.parameters
+        values = [value for name, value in self.values.items() if value != known[name].default]
+        shown = (v if isinstance(v, str) else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}" for v in values)
+        return " ".join((self.operator.name, *shown))
+
 
 class Step(Protocol):
     """A step of a pipeline: an operator, or one that arranges other steps."""

@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.config.pipelines import pipelines_of
 from orchestrator.data import datasets
 from orchestrator.data.preview import first_draws, preview_sheet
 from orchestrator.imaging.convert import to_uint8
 from shards.dataset import Dataset
+from shards.degradations.pipeline import training_key
 from tests.claims import assert_one_clear_error, mirage
+from tests.tiny_operators import PIPELINES
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -54,6 +57,23 @@ def test_a_degradation_with_fewer_samples_in_an_epoch_leaves_the_rest_of_its_row
     assert len(draws["rain"]) == 6
     assert 0 < len(draws["haze"]) < 6
     assert preview_sheet(draws).width > 6 * 16
+
+
+@pytest.mark.usefixtures("tiny_operators")
+def test_a_row_of_a_pipeline_says_what_it_drew(small_job, small_data: Dataset) -> None:
+    changes = {"setting": "own", "evaluate": {"degradations": ["rain"]}, "example": None}
+    job = small_job(degradations=PIPELINES, data={"mixture": {"phone-night": 4, "rain": 1}}, **changes)
+    draws = first_draws(job, small_data, 3)
+    pipeline = pipelines_of(job)["phone-night"]
+    for draw in draws["phone-night"]:
+        key = training_key(job.seed, draw.position)
+        applied = pipeline.draw(key)
+        assert draw.operators == tuple(each.words() for each in applied)
+        (gain,) = (each for each in applied if each.path.endswith("repeat:0/0/shuffle:0/tiny_gain:0"))
+        assert gain.words().startswith(f"tiny_gain {gain.values['gain']:.3g}")
+        assert (draw.degraded == pipeline.degrade(draw.clean, key)).all()
+    assert all(draw.operators == () for draw in draws["rain"])
+    assert preview_sheet(draws).height > 2 * 16
 
 
 def test_the_command_writes_the_sheet_and_says_where(small_job, small_data: Dataset, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from orchestrator.config.loader import load_job
 from orchestrator.config.schema import Job
@@ -85,3 +86,26 @@ def test_a_weight_for_an_alignment_that_is_not_there_is_refused() -> None:
     with pytest.raises(OrchestratorError, match=r"loss.spd_weight.*nothing to align. Set it to 0"):
         load_job("jobs/5deg.yaml", ["model.alignment=none"])
     assert load_job("jobs/5deg.yaml", ["model.alignment=none", "loss.spd_weight=0"]).loss.spd_weight == 0
+
+
+@pytest.mark.parametrize("name", ["blind", "5deg-synthetic"])
+def test_a_plan_says_what_readers_must_deliver_and_what_pipelines_cost(nowhere, tmp_path, name: str) -> None:
+    for number in range(50):
+        Image.new("RGB", (160, 160), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    overrides = [nowhere, f"data.pack.root={tmp_path}", "workers.max=1", "train.steps=1000"]
+    job = load_job(f"jobs/{name}.yaml", [*overrides, "workers.images_per_second=64"])
+    text = make_plan(job, strict=False).render()
+    (line,) = (line for line in text.splitlines() if line.startswith("readers "))
+    assert "64.0 crops a second per worker of 8 readers, 8.0 each" in line
+    used = set(job.degradations) & set(job.data.mixture)
+    assert used, "the job has pipelines"
+    assert all(f"{one} " in line for one in used)
+    (clean,) = {part.split(" x ")[0].split()[-1] for part in text.splitlines() if " x 1 " in part}
+    assert clean == "49"
+    faster = load_job(f"jobs/{name}.yaml", [*overrides, "workers.images_per_second=1000000"])
+    assert any("pipelines need about" in warning for warning in make_plan(faster, strict=False).warnings)
+
+
+def test_a_plan_without_pipelines_says_what_readers_must_deliver(nowhere) -> None:
+    job = load_job("jobs/5deg.yaml", [nowhere, "workers.max=1", "workers.images_per_second=64"])
+    assert "64.0 crops a second per worker of 8 readers, 8.0 each" in make_plan(job, strict=False).render()
