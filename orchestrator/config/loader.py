@@ -118,6 +118,9 @@ def show_job(job: AnyJob) -> str:
     if isinstance(job, Training) and job.model.class_ is None:
         sizes = json.loads(json.dumps(asdict(job.model.build())))
         content["model"] |= {key: sizes[key] for key in content["model"].keys() & sizes.keys()}
+    if isinstance(job, Training) and not isinstance(job.data.crop_pixels, int):
+        stages = content["data"]["crop_pixels"]
+        content["data"]["crop_pixels"] = [_without_unset(stage, {}) for stage in stages]
     return write_yaml(_without_unset(content, KINDS[job.kind].defaults(content)))
 
 
@@ -126,11 +129,15 @@ def _without_unset(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
     shown: dict[str, Any] = {}
     for key, value in values.items():
         default = defaults.get(key)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in _OF_USERS:
             shown[key] = _without_unset(value, default if isinstance(default, Mapping) else {})
         elif value is not None or default is not None:
             shown[key] = value
     return shown
+
+
+_OF_USERS = ("arguments", "degradations")
+"""Mappings in which null is a value like others."""
 
 
 def json_schema() -> dict[str, Any]:

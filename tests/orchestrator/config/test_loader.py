@@ -56,6 +56,12 @@ def test_a_job_is_shown_with_values_instead_of_null_and_reads_back_as_the_same_t
     assert "null" not in show_job(job)
 
 
+def test_a_shown_job_keeps_null_where_it_is_an_argument_of_a_network() -> None:
+    model = 'model={class: "a:B", arguments: {norm: null, layers: [{width: null}]}}'
+    job = load_job("jobs/5deg.yaml", [model, "loss.spd_weight=0"])
+    assert yaml.safe_load(show_job(job))["model"]["arguments"] == {"norm": None, "layers": [{"width": None}]}
+
+
 def test_a_shown_job_has_the_sizes_of_its_model() -> None:
     shown = yaml.safe_load(show_job(load_job("jobs/5deg.yaml")))
     assert shown["model"]["blocks"] == [3, 5, 5, 7]
