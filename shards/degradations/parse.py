@@ -33,6 +33,7 @@ from shards.degradations.pipeline import (
     Steps,
     Use,
 )
+from shards.degradations.presets import PRESETS
 from shards.errors import PipelineError
 from shards.sample import DEGRADATIONS, OWN_NAME_RULE, is_own_name
 
@@ -49,21 +50,21 @@ MAX_TIMES = 20
 Key = tuple[str, ...]
 
 
-def parse_pipelines(written: object, presets: Mapping[str, Any] | None = None) -> dict[str, Pipeline]:
+def parse_pipelines(written: object, presets: Mapping[str, Any] = PRESETS) -> dict[str, Pipeline]:
     """Return the pipelines of a mapping NAME -> [step, ...]; `use` also finds those of `presets`.
 
     Raises PipelineError, which lists every problem with its key.
     """
     if not isinstance(written, Mapping):
         raise PipelineError([((), "must be a mapping of names to lists of steps.")])
-    return _Parser(written, presets or {}).pipelines()
+    return _Parser(written, presets).pipelines()
 
 
 class _Parser:
     """Pipelines as they are written, those that were read, and the problems."""
 
     def __init__(self, written: Mapping[str, Any], presets: Mapping[str, Any]) -> None:
-        self._written, self._sources = written, {**presets, **written}
+        self._written, self._sources = written, {**written, **presets, **written}  # the job's first
         self._read: dict[str, Pipeline | None] = {}
         self._open: list[str] = []
         self._problems: list[tuple[Key, str]] = []

@@ -236,7 +236,7 @@ NOISE = {"tiny_noise": {"sigma": 5}}
         ),
         ({"a": [{"use": "a"}]}, "a.0.use", "a → a"),
         ({"a": [{"shuffle": [{"use": "b"}]}], "b": [{"use": "a"}]}, "b.0.use", "a → b → a"),
-        ({"a": [{"use": "c"}], "b1": [NOISE]}, "a.0.use", "no pipeline (a, b1)"),
+        ({"a": [{"use": "c"}], "b1": [NOISE]}, "a.0.use", "no pipeline (a, b1, "),
         ({"a": [{"use": ["b"]}]}, "a.0.use", "no pipeline"),
         (
             {"a": [{"repeat": {"times": 20, "steps": [{"repeat": {"times": 6, "steps": [NOISE]}}]}}]},

@@ -1,0 +1,119 @@
+"""The presets: published syntheses, with the frequencies and orders of their sources."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from shards.degradations.parse import parse_pipelines
+from shards.degradations.pipeline import Pipeline
+from shards.degradations.presets import PRESETS
+from shards.degrade import degrade
+from shards.sample import CDD11
+from tests.shards.degradations.test_operators import photograph
+
+PIPELINES = parse_pipelines(PRESETS)
+DRAWS = 1500
+
+
+def drawn(name: str) -> list[list[str]]:
+    """Names of the operators in many draws."""
+    pipeline = PIPELINES[name]
+    return [[each.operator.name for each in pipeline.draw(f"key {number}")] for number in range(DRAWS)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_degrades_every_image_alike_under_one_key_and_otherwise_under_another(name: str) -> None:
+    image = np.rint(photograph(48, 40) * 255).astype(np.uint8)
+    first, second, other = (PIPELINES[name].degrade(image, key) for key in ("a", "a", "b"))
+    assert first.shape == image.shape
+    assert first.tobytes() == second.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_job_uses_a_preset_by_its_name(name: str) -> None:
+    used = parse_pipelines({"mine": [{"use": name}]})["mine"]
+    assert isinstance(used, Pipeline)
+    assert [each.operator.name for each in used.draw("k")]
+
+
+def test_cdd11_has_its_eleven_folders() -> None:
+    assert {f"cdd11_{folder}" for folder in CDD11} == {name for name in PRESETS if name.startswith("cdd11")}
+
+
+@pytest.mark.parametrize("folder", [folder for folder in CDD11 if folder not in ("low", "haze")])
+def test_cdd11s_presets_are_about_as_strong_as_the_physics_for_packed_data(folder: str) -> None:
+    """Those have the PSNR of the published set; low light and haze alone are another model there."""
+    image = np.rint(photograph(96, 96) * 255).astype(np.uint8)
+
+    def psnr(results: list[np.ndarray]) -> float:
+        return float(
+            10 * np.log10(255**2 / np.mean([np.square(r.astype(float) - image).mean() for r in results]))
+        )
+
+    ours = psnr([PIPELINES[f"cdd11_{folder}"].degrade(image, f"{number}") for number in range(12)])
+    theirs = psnr([degrade(image, CDD11[folder], 0, f"{number}") for number in range(12)])
+    assert ours == pytest.approx(theirs, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("real_esrgan", 1), ("real_esrgan_x2plus", 2), ("real_esrgan_x4plus", 4)]
+)
+def test_real_esrgan_has_the_frequencies_of_its_options(name: str, scale: int) -> None:
+    draws = drawn(name)
+    blurs = Counter(names[0] for names in draws)
+    assert blurs["gaussian_blur"] / DRAWS == pytest.approx(0.9 * 0.7, abs=0.04)
+    assert blurs["generalised_gaussian_blur"] / DRAWS == pytest.approx(0.9 * 0.15, abs=0.03)
+    assert blurs["plateau_blur"] / DRAWS == pytest.approx(0.9 * 0.15, abs=0.03)
+    assert blurs["sinc_filter"] / DRAWS == pytest.approx(0.1, abs=0.03)
+    assert np.mean([names.count("jpeg") for names in draws]) == 2
+    assert np.mean(["resize" in names for names in draws]) == pytest.approx(0.9, abs=0.03)
+    assert np.mean([names[-1] == "jpeg" for names in draws]) == pytest.approx(0.5, abs=0.04)
+    noises = Counter(each for names in draws for each in names if each.endswith("noise"))
+    assert noises["gaussian_noise"] / noises.total() == pytest.approx(0.5, abs=0.04)
+    backs = [
+        each.values["scale"]
+        for number in range(50)
+        for each in PIPELINES[name].draw(f"{number}")
+        if each.operator.name == "resize_back"
+    ]
+    assert 0.3 / scale <= min(backs) < max(backs) <= 1.2 / scale  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("name", ["bsrgan", "bsrgan_x2"])
+def test_bsrgan_shuffles_all_orders_in_which_the_last_resize_follows_the_first(name: str) -> None:
+    places = Counter()
+    first_noise = 0
+    for names in drawn(name):
+        assert names[-1] == "jpeg"
+        kinds = [each for each in names[:-1] if each != "jpeg"]  # which is left out at times
+        first = min(kinds.index(each) for each in ("resize",) if each in kinds)
+        last = kinds.index("resize_back")
+        assert first < last
+        # Without the blur that belongs to the nearest pixel's resize: places among blur, blur, noise.
+        if kinds[first - 1 : first] != ["gaussian_blur"] or kinds.count("gaussian_blur") == 2:
+            places[first, last] += 1
+        first_noise += kinds[0] == "gaussian_noise"
+    # Of five in a random order with the two resizes in order, ten pairs of places are equally frequent.
+    assert set(places) >= {(a, b) for a in range(5) for b in range(a + 1, 5)}
+    assert first_noise / DRAWS == pytest.approx(1 / 5, abs=0.04)
+
+
+def test_bsrgan_x4_ends_at_a_quarter_of_the_size() -> None:
+    ends = [
+        [
+            each.values["scale"]
+            for each in PIPELINES["bsrgan_x4"].draw(f"{n}")
+            if each.operator.name == "resize_back"
+        ]
+        for n in range(40)
+    ]
+    assert ends == [[0.25]] * 40
+
+
+def test_no_two_presets_are_the_same() -> None:
+    digests = [PIPELINES[name].steps.plain() for name in PRESETS]
+    assert all(a != b for a, b in pairwise(sorted(map(str, digests))))
