@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 
 from orchestrator import ownership
+from orchestrator.data import datasets
 from orchestrator.errors import OwnedError
 from orchestrator.history.store import REPORT, read_history, read_status, write_status
 from orchestrator.maintenance import deletion, run_list
@@ -58,7 +59,12 @@ def artifacts(store: str, experiment: str) -> list[str]:
 def test_a_stopped_and_a_resumed_run_have_a_report_in_each_folder_and_in_mlflow(
     job, small_data: Dataset, store: str, tmp_path: Path
 ) -> None:
-    made = job("told")
+    made = job(
+        "told",
+        degradations={"noise35": [{"gaussian_noise": {"sigma": 35}}]},
+        data={"mixture": {"noise35": 2, "rain": 1}},
+        evaluate={"degradations": ["noise35", "rain"]},
+    )
     location = locate_run(made, small_data)
     assert run_any(made, stopping_at(3), in_process=True).status == "stopped"
     stopped = Page((location.folder / REPORT).read_text())
@@ -79,6 +85,11 @@ def test_a_stopped_and_a_resumed_run_have_a_report_in_each_folder_and_in_mlflow(
     for words in ("best linear fit", "models:/told/1", "resumed from checkpoint", small_data.digests[0]):
         assert words in finished.text
     assert "global_batch_size: 6" in finished.text
+    assert finished.tags.count("img") == 2, "restored photographs, and what the pipeline drew"
+    assert (
+        f"Degraded by pipelines: noise35 {datasets.evaluated_pipelines(made)['noise35'][:12]}."
+        in finished.text
+    )
     history = read_history(location.store)
     assert history is not None
     assert history.curves["loss/total"].steps == [1, 2, 3, 4, 5, 6], "one curve over both processes"
