@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -90,13 +90,21 @@ class EvaluationSet:
         return self.items()
 
     def __getitem__(self, index: int) -> EvalItem:
+        return self.item(index)
+
+    def item(self, index: int, cut: Callable[[Image], Image] | None = None) -> EvalItem:
+        """Return an item; `cut` crops both images, and a pipeline degrades only what it leaves."""
         degradation, row = self._entry(index)
         window = centre_window(row.clean.height, row.clean.width, self.multiple)
         degraded, clean = self.dataset.read(row)  # whole images, so that checksums are verified
-        clean = window.of(clean)
-        degraded = self._degraded(clean, row.id, degradation) if degraded is None else window.of(degraded)
-        pipeline = self.pipelines.get(degradation)
-        digest = pipeline.evaluation_digest(self.pipeline_seed) if pipeline else ""
+        clean, cut = window.of(clean), cut or _whole
+        pipeline, digest = self.pipelines.get(degradation), ""
+        if pipeline is not None:
+            clean, digest = cut(clean), pipeline.evaluation_digest(self.pipeline_seed)
+            degraded = pipeline.degrade(clean, evaluation_key(self.pipeline_seed, row.id))
+        else:
+            degraded = self._noisy(clean, row.id, degradation) if degraded is None else window.of(degraded)
+            clean, degraded = cut(clean), cut(degraded)
         return EvalItem(row.id, degradation, degraded, clean, row.source, digest)
 
     def name(self, index: int) -> tuple[str, str]:
@@ -123,13 +131,15 @@ class EvaluationSet:
         place = self._orders[part][number - self._ends[part] + len(self._rows[part])]
         return self._degradations[part], self._rows[part][int(place)]
 
-    def _degraded(self, clean: Image, id_: str, degradation: str) -> Image:
-        if degradation in self.pipelines:
-            return self.pipelines[degradation].degrade(clean, evaluation_key(self.pipeline_seed, id_))
+    def _noisy(self, clean: Image, id_: str, degradation: str) -> Image:
         sigma = SIGMA[degradation]
         if self._release is not None:
             return self._release.add(clean, id_, sigma)
         return noisy_example(clean, id_, sigma, self.seed)
+
+
+def _whole(image: Image) -> Image:
+    return image
 
 
 def noisy_example(clean: Image, id_: str, sigma: int, seed: int) -> Image:

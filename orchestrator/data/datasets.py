@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
@@ -202,9 +202,15 @@ def check_holds(dataset: Dataset, job: Job) -> None:
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
             f"The data has {', '.join(sorted(held))}. "
-            "Pack the other data too, or take the degradation out of the job. Noise and pipelines need clean "
-            "photographs, which are called noise here (`mirage pack clean`)."
+            f"Pack the other data too, or take the degradation out of the job.{_clean_hint(job, held)}"
         )
+
+
+def _clean_hint(job: Job, held: Set[str]) -> str:
+    """Return what pipelines need, if the job has some and the data holds no clean photographs."""
+    if not job.degradations or NOISE in held:
+        return ""
+    return " Pipelines need clean photographs, which are called noise here: mirage pack clean."
 
 
 def check_names(dataset: Dataset, job: Training | EvaluateJob) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,11 +19,8 @@ from shards.evaluation import EvalItem, EvaluationSet
 
 def validation_items(held_out: EvaluationSet, validation: ValidationOptions) -> list[EvalItem]:
     """Return centre crops of the first held-out photographs of each degradation, the same ones every time."""
-    items = []
-    for index in held_out.first(validation.photographs):
-        item, side = held_out[index], validation.crop_pixels
-        items.append(replace(item, degraded=_centre(item.degraded, side), clean=_centre(item.clean, side)))
-    return items
+    centre = partial(_centre, side=validation.crop_pixels)
+    return [held_out.item(index, centre) for index in held_out.first(validation.photographs)]
 
 
 def comparison_sheet(

@@ -111,6 +111,22 @@ def test_evaluation_degrades_by_seed_and_id(dataset: Dataset):
     assert all(not np.array_equal(a.degraded, items["phone-night", a.id].degraded) for a in other)
 
 
+def test_a_cut_item_is_degraded_after_it_was_cut_and_noise_before(dataset: Dataset):
+    pipelines = parse_pipelines(PIPELINES)
+    held_out = EvaluationSet(dataset, ("phone-night", "noise25", "rain"), seed=2, pipelines=pipelines)
+
+    def corner(image):
+        return image[:24, :16]
+
+    for index in range(len(held_out)):
+        whole, cut = held_out[index], held_out.item(index, corner)
+        assert np.array_equal(cut.clean, corner(whole.clean))
+        expected = corner(whole.degraded)
+        if whole.degradation in PIPELINES:
+            expected = pipelines[whole.degradation].degrade(cut.clean, evaluation_key(0, whole.id))
+        assert np.array_equal(cut.degraded, expected)
+
+
 def test_a_name_that_is_no_pipeline_is_looked_for_in_the_data(dataset: Dataset):
     with pytest.raises(MixtureError, match="no training samples of 'blind'"):
         TrainStream(dataset, [("blind", 1)], seed=0, crop_pixels=16, global_batch_size=2)
