@@ -64,7 +64,7 @@ _SMALLEST = 16
 """Pixels from which libjpeg interpolates the chroma of a small image as that of a large one."""
 
 _SOI, _EOI, _SOS = 0xFFD8, 0xFFD9, 0xFFDA
-_APP0, _APP9, _APP14 = 0xFFE0, 0xFFE9, 0xFFEE
+_APP0, _APP2, _APP9, _APP14 = 0xFFE0, 0xFFE2, 0xFFE9, 0xFFEE
 _SEQUENTIAL, _PROGRESSIVE = (0xFFC0, 0xFFC1), 0xFFC2
 """Frames with Huffman codes."""
 
@@ -77,7 +77,7 @@ def tool() -> str | None:
 def rewrite(data: bytes, pixels: Image) -> bytes | None:
     """Return a JPEG as a file of intervals that decodes to `pixels`, or None if it has to be kept as it is.
 
-    Every pixel is compared, and so are a few crops.
+    Every pixel is compared, and so are a few crops. Pictures behind the first one are left out.
     """
     try:
         made = _rewritten(data)
@@ -198,9 +198,10 @@ class _Segment(NamedTuple):
         return (self.marker, self.data[4:9]) in ((_APP0, b"JFIF\0"), (_APP14, b"Adobe"))
 
     @property
-    def is_index(self) -> bool:
-        """Whether it is an index of intervals: the file was rewritten before."""
-        return self.marker == _APP9 and self.data[4:12] == _MAGIC
+    def tells_places(self) -> bool:
+        """Whether it is an index of intervals (the file was cut before) or of pictures behind the first one."""
+        cut_before = self.marker == _APP9 and self.data[4:12] == _MAGIC
+        return cut_before or (self.marker == _APP2 and self.data[4:8] == b"MPF\0")
 
 
 class _Frame(NamedTuple):
@@ -247,7 +248,7 @@ def _with_index(data: bytes, frame: _Frame, width: int) -> bytes:
     entries = _entries(scan)
     if len(entries) != -(-frame.width // width) * -(-frame.height // frame.mcu_height):
         raise _UnfitError
-    segments = [one for one in segments if not one.is_index]
+    segments = [one for one in segments if not one.tells_places]
     first = _SOI.to_bytes(2, "big") + b"".join(one.data for one in segments if one.tells_colours)
     tables = b"".join(one.data for one in segments if not _is_metadata(one))
     others = b"".join(one.data for one in segments if _is_metadata(one) and not one.tells_colours)

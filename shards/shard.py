@@ -253,7 +253,7 @@ class _ShardWriter:
             return _unchanged(file, header, image.name)
         if is_jpeg and jpeg == "crop":
             kept = _unchanged(file, header, image.name)
-            encoded = _cut(kept, header)
+            encoded = _cut(kept)
             if encoded is None:
                 self._whole_jpegs += 1
                 return kept
@@ -294,14 +294,14 @@ def _unchanged(file: Path, header: ImageHeader, name: str) -> _EncodedImage:
     return _EncodedImage(SUFFIX[header.format], ORIGINAL, data, decode(data, name))
 
 
-def _cut(kept: _EncodedImage, header: ImageHeader) -> _EncodedImage | None:
-    """Return a JPEG file cut into intervals; None if that would lose a pixel or a second picture."""
+def _cut(kept: _EncodedImage) -> _EncodedImage | None:
+    """Return a JPEG file cut into intervals; None if that would change a pixel."""
     if jpeg_intervals.tool() is None:
         raise MissingToolError(
             f"{socket.gethostname()} has no jpegtran, which the machine that plans the packing has. "
             f"Install it ({jpeg_intervals.INSTALL}), or pack with --jpeg keep.{_CONTINUE}"
         )
-    data = jpeg_intervals.rewrite(kept.data, kept.pixels) if header.format == "JPEG" else None
+    data = jpeg_intervals.rewrite(kept.data, kept.pixels)
     return None if data is None else replace(kept, encoding=jpeg_intervals.NAME, data=data)
 
 

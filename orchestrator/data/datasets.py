@@ -344,9 +344,9 @@ def _held(store: Store, source: Source, spec: Pack) -> Manifest | None:
 
 def _stored_jpeg(spec: Pack, found: object) -> object:
     """Return what a manifest says of JPEG files that were packed as `spec` asks, where it now says `found`."""
-    if spec.jpeg == "crop" and found == "cut":
-        return found
-    return "tiled" if spec.jpeg == "tile" and spec.encoding != ORIGINAL else "kept"
+    if spec.encoding == ORIGINAL or (spec.jpeg == "crop" and found == "kept"):
+        return "kept"
+    return {"crop": "cut", "keep": "kept", "tile": "tiled"}[spec.jpeg]
 
 
 def _like(held: Manifest | None, spec: Pack) -> Pack:

@@ -133,6 +133,15 @@ def test_a_file_that_was_cut_before_is_cut_again_to_the_same_bytes():
     assert rewrite(made, pixels) == made
 
 
+def test_of_several_pictures_the_first_one_stays_which_is_the_one_that_is_read():
+    first, gain_map = (Image.fromarray(picture(100, 120, seed)) for seed in (1, 2))
+    first.save(out := io.BytesIO(), "MPO", save_all=True, append_images=[gain_map])
+    made, pixels = cut(out.getvalue())
+    with Image.open(io.BytesIO(made)) as image:
+        assert image.format == "JPEG"
+    np.testing.assert_array_equal(IntervalJpeg(made).crop(50, 60, 50, 60), pixels[50:, 60:])
+
+
 def test_colours_that_are_not_ycbcr_are_kept():
     source = saved(picture(60, 170), quality=95, keep_rgb=True)
     made, pixels = cut(source)

@@ -144,7 +144,7 @@ def test_a_dataset_is_used_as_its_jpeg_files_were_stored_whatever_the_default_is
     stored = {"keep": "original", "crop": jpeg_intervals.NAME, "tile": "tiles-qoi"}[word]
     assert {row.clean.encoding for row in before.rows} == {stored}
     if word == "tile":
-        with pytest.raises(PlanError, match="jpeg 'tiled', not 'kept'"):
+        with pytest.raises(PlanError, match="jpeg 'tiled', not 'cut'"):
             pack(raw, tmp_path / "mine", *patterns[:2])
         return
     text = pack(raw, tmp_path / "mine", *patterns[:2])
