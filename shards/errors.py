@@ -42,8 +42,8 @@ class PackError(ShardsError):
     """Raw data that cannot be packed; nothing was published."""
 
 
-class MissingToolError(ShardsError):
-    """A program that a task needs and that this machine does not have."""
+class ToolError(ShardsError):
+    """A program that packing needs and that is missing on this machine or was killed."""
 
 
 class MixtureError(ShardsError):

@@ -25,6 +25,7 @@ segments (EXIF, ICC) are between the index and the tables.
 from __future__ import annotations
 
 import shutil
+import socket
 import struct
 import subprocess
 import zlib
@@ -35,7 +36,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import CorruptObjectError, PackError
+from shards.errors import CorruptObjectError, PackError, ToolError
 from shards.images import MAX_PIXELS, decode_image
 from shards.tiles import Buffer, require_inside
 
@@ -78,6 +79,7 @@ def rewrite(data: bytes, pixels: Image) -> bytes | None:
     """Return a JPEG as a file of intervals that decodes to `pixels`, or None if it has to be kept as it is.
 
     Every pixel is compared, and so are a few crops. Pictures behind the first one are left out.
+    Raises ToolError if jpegtran is missing or was killed, which says nothing about the file.
     """
     try:
         made = _rewritten(data)
@@ -228,12 +230,17 @@ def _rewritten(data: bytes) -> bytes:
 
 
 def _with_restarts(data: bytes, mcus: int) -> bytes:
-    """Return a JPEG with a restart marker after each `mcus` MCUs."""
-    path = tool()
-    if path is None:
-        raise _UnfitError
-    command = [path, "-restart", f"{mcus}B", "-optimize", "-copy", "all"]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    """Return a JPEG with a restart marker after each `mcus` MCUs. Raises _UnfitError, or ToolError."""
+    command = [tool() or "jpegtran", "-restart", f"{mcus}B", "-optimize", "-copy", "all"]
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        if done.returncode < 0:
+            raise OSError(None, f"ended by signal {-done.returncode}")
+    except OSError as error:
+        raise ToolError(
+            f"jpegtran cannot be used on {socket.gethostname()} ({error.strerror}). Install it there ({INSTALL}), "
+            "or pack with --jpeg keep. Finished shards are kept: run the same command again to continue."
+        ) from error
     if done.returncode:  # it is 2 after a warning: the file is damaged
         raise _UnfitError
     return done.stdout

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from shards import jpeg_intervals, tiles
 from shards import manifest as manifests
-from shards.errors import ManifestError, MissingObjectError, MissingToolError, PackError
+from shards.errors import ManifestError, MissingObjectError, PackError
 from shards.filesystem import temporary_folder
 from shards.images import ImageHeader, decode_image, read_bytes, read_header, read_samples
 from shards.manifest import ORIGINAL, Manifest, ManifestRow, Member, Shard
@@ -296,11 +295,6 @@ def _unchanged(file: Path, header: ImageHeader, name: str) -> _EncodedImage:
 
 def _cut(kept: _EncodedImage) -> _EncodedImage | None:
     """Return a JPEG file cut into intervals; None if that would change a pixel."""
-    if jpeg_intervals.tool() is None:
-        raise MissingToolError(
-            f"{socket.gethostname()} has no jpegtran, which the machine that plans the packing has. "
-            f"Install it ({jpeg_intervals.INSTALL}), or pack with --jpeg keep.{_CONTINUE}"
-        )
     data = jpeg_intervals.rewrite(kept.data, kept.pixels)
     return None if data is None else replace(kept, encoding=jpeg_intervals.NAME, data=data)
 

@@ -146,14 +146,17 @@ def pack_dataset(
     store.ensure_bucket()
     held = _held(store, source, chosen)
     if held is not None and _is_whole(store, held, source, chosen):
-        return PackOutcome(held, uri, False, jpeg_notice(held, chosen))
+        return PackOutcome(held, uri, False, jpeg_notice(held, chosen, packed=False))
     name = uri.rsplit("/", 1)[-1]
     manifest = _pack(_like(held, chosen), source, store, name, ProcessPool(jobs), callbacks, records)
-    return PackOutcome(manifest, uri, True, jpeg_notice(manifest, chosen))
+    return PackOutcome(manifest, uri, True, jpeg_notice(manifest, chosen, packed=True))
 
 
-def jpeg_notice(manifest: Manifest, spec: Pack | None) -> str:
-    """Return one line about JPEG files that did not stay as they were, or that `spec` asks to cut and are whole."""
+def jpeg_notice(manifest: Manifest, spec: Pack | None, *, packed: bool) -> str:
+    """Return one line about JPEG files that did not stay as they were, or that `spec` asks to cut and are whole.
+
+    `packed` says whether they were packed now.
+    """
     facts = manifest.provenance
     before, after = facts.get("jpeg_cut_bytes") or facts.get("jpeg_tiled_bytes") or (0, 0)
     if before:
@@ -165,8 +168,11 @@ def jpeg_notice(manifest: Manifest, spec: Pack | None) -> str:
     asked = spec is not None and spec.jpeg == "crop" and spec.encoding != ORIGINAL
     if not asked or ORIGINAL not in manifest.columns.encodings:
         return ""
-    way = "" if jpeg_intervals.tool() else f"install jpegtran ({jpeg_intervals.INSTALL}) and "
-    return f"JPEG files are whole, and each crop decodes its whole file: {way}pack under another name to cut them"
+    if jpeg_intervals.tool() is None:
+        way = f"install jpegtran ({jpeg_intervals.INSTALL}) and pack under another name to cut them"
+    else:
+        way = "jpegtran cannot cut them" if packed else "pack under another name to cut them"
+    return f"JPEG files are whole, and each crop decodes its whole file: {way}"
 
 
 def planned_counts(job: Job) -> dict[str, int]:

@@ -37,7 +37,7 @@ def run_pack(job: PackJob, echo: Echo, *, in_process: bool = False) -> JobOutcom
     if not packed:
         echo(f"{uri} is already packed; nothing was changed.")
     echo(_summary(manifest))
-    _echo_notice(job, manifest, echo)
+    _echo_notice(job, manifest, echo, packed=packed)
     return JobOutcome("finished", 0, 0)
 
 
@@ -69,12 +69,12 @@ def pack_if_missing(job: Training | PackJob, echo: Echo, runner: TaskRunner | No
         (uri,) = datasets.manifest_uris(job)
         echo(f"packed {uri}")
         if not isinstance(job, PackJob):  # which says more
-            _echo_notice(job, load_manifest(open_store(uri), cache=shard_cache_folder()), echo)
+            _echo_notice(job, load_manifest(open_store(uri), cache=shard_cache_folder()), echo, packed=True)
     return packed
 
 
-def _echo_notice(job: Training | PackJob, manifest: Manifest, echo: Echo) -> None:
-    if notice := datasets.jpeg_notice(manifest, job.data.pack):
+def _echo_notice(job: Training | PackJob, manifest: Manifest, echo: Echo, *, packed: bool) -> None:
+    if notice := datasets.jpeg_notice(manifest, job.data.pack, packed=packed):
         echo(notice)
 
 

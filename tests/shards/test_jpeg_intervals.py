@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from shards import jpeg_intervals, pack
 from shards.augment import CropWindow
 from shards.cache import ShardCache
 from shards.dataset import Dataset
-from shards.errors import CorruptObjectError, MissingToolError
+from shards.errors import CorruptObjectError, ToolError
 from shards.images import decode_image
 from shards.jpeg_intervals import IntervalJpeg, decode, rewrite
 from shards.manifest import Manifest
@@ -276,8 +277,22 @@ def test_without_jpegtran_files_are_kept_and_a_node_without_it_says_so(
     _, kept = packed(hazy, tmp_path / "kept")
     _, asked = packed(hazy, tmp_path / "asked", jpeg="keep")
     assert kept.digest == asked.digest
-    with pytest.raises(MissingToolError, match=r"has no jpegtran.*apt install.*--jpeg keep"):
+    with pytest.raises(ToolError, match=r"cannot be used on .*No such file.*apt install.*--jpeg keep"):
         pack_shard(tasks[0], lambda rows, id_: None)
+
+
+def test_a_jpegtran_that_is_killed_stops_the_packing_instead_of_keeping_the_file(
+    hazy: PairsSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "jpegtran"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ToolError, match="ended by signal 9"):
+        packed(hazy, tmp_path / "store")
+    monkeypatch.undo()
+    _, manifest = packed(hazy, tmp_path / "store")
+    assert manifest.provenance["jpeg"] == "cut"
 
 
 def test_data_without_jpeg_files_has_the_digest_that_it_always_had(tmp_path: Path):

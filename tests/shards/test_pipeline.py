@@ -21,6 +21,7 @@ from shards.pack import pack
 from shards.photographs import PHOTOGRAPHS, photograph_file
 from shards.pipeline import open_pipeline, write_tar
 from shards.problems import DataProblem
+from shards.scan import Jpeg
 from shards.sources import FolderSource, Pair
 from shards.sources.image import ImageFile
 from shards.store import LocalStore, Store
@@ -65,7 +66,7 @@ def computed(seed: int, height: int = 70, width: int = 90) -> InMemoryImage:
 
 def test_packed_bytes_are_those_of_every_earlier_release(tmp_path: Path):
     """Digests recorded at commit ac01d82, before shards were written by `webdataset.TarWriter`."""
-    manifest = pack(FixedPairs(), LocalStore(tmp_path), name="recorded", shard_bytes=30_000)
+    manifest = pack(FixedPairs(), LocalStore(tmp_path), name="recorded", shard_bytes=30_000, jpeg="keep")
     assert [shard.sha256 for shard in manifest.shards] == [
         "07640b3226b49f58a50be725c8a62fea57867101af38735c722b6c006252c809",
         "291c16a8b7e95868c3756c4bbabe17761d13909673d2bdd1eef6d68b07268512",
@@ -126,11 +127,12 @@ def test_loader_workers_share_the_shards(
     )
 
 
-def test_a_written_tar_is_plain_webdataset_and_source_files_keep_their_bytes(
-    tmp_path: Path, cache: ShardCache
+@pytest.mark.parametrize("jpeg", ["keep", "crop"])
+def test_a_written_tar_is_plain_webdataset_and_kept_files_have_their_bytes_and_cut_ones_their_pixels(
+    tmp_path: Path, cache: ShardCache, jpeg: Jpeg
 ):
     store = LocalStore(tmp_path / "store")
-    pack(FixedPairs(), store, name="fixed", shard_bytes=30_000)
+    pack(FixedPairs(), store, name="fixed", shard_bytes=30_000, jpeg=jpeg)
     tar = tmp_path / "samples.tar"
     with tar.open("wb") as file:
         assert write_tar(open_pipeline(store.uri, cache), file) == 5
@@ -141,7 +143,9 @@ def test_a_written_tar_is_plain_webdataset_and_source_files_keep_their_bytes(
         ["clean.jpg", "json"],
     ]
     last = list(FixedPairs())[-1]
-    assert samples[-1]["clean.jpg"] == last.clean.file.read_bytes()
+    written = samples[-1]["clean.jpg"]
+    assert jpeg == "crop" or written == last.clean.file.read_bytes()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(written))), last.clean.pixels())
 
 
 def test_the_same_data_gives_the_same_tar(packed: tuple[str, Manifest], cache: ShardCache):
