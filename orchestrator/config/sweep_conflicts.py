@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.conflicts import Conflict, training_conflicts
 from orchestrator.config.constraints import parse
-from orchestrator.config.pipelines import pipeline_conflicts
+from orchestrator.config.pipelines import pipeline_conflicts, pipelines_of
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import (
@@ -95,7 +95,21 @@ def _schema_problem(job: SweepJob, key: str, value: Any) -> str:
             return f"{value!r}: {message[0].lower()}{message[1:]}."
         return ""
     if key.startswith("degradations."):
-        return next((f"{place} {message}" for place, message in pipeline_conflicts(made)), "")
+        return _pipeline_problem(job, made)
+    return ""
+
+
+def _pipeline_problem(job: SweepJob, made: Job) -> str:
+    """Return what is wrong with the pipelines of a trial, or which of them decides how trials are measured."""
+    if problems := [f"{place} {message}" for place, message in pipeline_conflicts(made)]:
+        return problems[0]
+    before, after = pipelines_of(job), pipelines_of(made)
+    for name in job.evaluate.degradations:
+        if name in before and (name not in after or after[name].digest != before[name].digest):
+            return (
+                f"changes {name}, which evaluate.degradations names: trials would be measured on different images. "
+                "Train on a pipeline of another name."
+            )
     return ""
 
 

@@ -64,7 +64,8 @@ class _Parser:
     """Pipelines as they are written, those that were read, and the problems."""
 
     def __init__(self, written: Mapping[str, Any], presets: Mapping[str, Any]) -> None:
-        self._written, self._sources = written, {**written, **presets, **written}  # the job's first
+        self._written, self._presets = written, presets
+        self._sources = {**written, **presets, **written}  # the job's first
         self._read: dict[str, Pipeline | None] = {}
         self._open: list[str] = []
         self._problems: list[tuple[Key, str]] = []
@@ -218,7 +219,10 @@ class _Parser:
             return None
         if given in self._open:
             circle = " → ".join([*self._open[self._open.index(given) :], given])
-            self._problem(key, f"refers to itself: {circle}.")
+            preset = (
+                f" To use the preset {given}, name your pipeline otherwise." if given in self._presets else ""
+            )
+            self._problem(key, f"refers to itself: {circle}.{preset}")
             return None
         if depth + len(self._open) >= MAX_DEPTH:
             self._problem(key, f"has steps within each other more than {MAX_DEPTH} deep.")

@@ -30,6 +30,16 @@ data:
   manifests: small
   pack: {source: synthetic, root: photographs, held_out: [coffee, cat], variants: 1}
   crop_pixels: 48
+  mixture: {noise25: 3, rain: 20, haze: 1, blur: 5, lowlight: 20, blind: 20}
+degradations:
+  once:
+    - shuffle:
+        - gaussian_blur: {sigma: {log_range: [0.2, 3]}}
+        - resize: {scale: {range: [0.5, 1]}}
+        - gaussian_noise: {sigma: {range: [1, 25]}}
+    - jpeg: {quality: {range: [30, 95]}}
+  blind: [repeat: {times: {range: [1, 2]}, steps: [use: once]}]
+evaluate: {degradations: [haze, rain, noise25, blur, lowlight, blind]}
 train: {steps: 60, global_batch_size: 6, learning_rate: 1.0e-3, warmup_steps: 5, precision: fp32, ema_decay: 0.9}
 workers: {min: 2, max: 2}
 checkpoint: {every_steps: 10}

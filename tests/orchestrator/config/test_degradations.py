@@ -160,14 +160,28 @@ validation: {every_steps: 5}
 """
 
 
+MEASURED = ["evaluate.degradations=[noise15]"]
+"""What trials are measured on: no pipeline that the sweep changes."""
+
+
 def test_a_sweep_searches_parameters_of_a_pipeline(tmp_path: Path) -> None:
-    job = load_job(write(tmp_path, JOB + SWEEP))
+    job = load_job(write(tmp_path, JOB + SWEEP), MEASURED)
     first, second = list(job.sweep.space)
     made = candidate(job, {first: 50, second: 21.5}).job
     assert made is not None
     assert made.degradations["phone-night"][0]["shuffle"][1] == {"tiny_noise": {"sigma": 50}}
     assert made.degradations["noise35"] == [{"tiny_noise": {"sigma": 21.5}}]
     assert job.degradations["noise35"] == [{"tiny_noise": {"sigma": 35}}], "the sweep's own job stays"
+
+
+@pytest.mark.parametrize("measured", ["phone-night", "noise35"])
+def test_a_sweep_does_not_change_what_trials_are_measured_on(tmp_path: Path, measured: str) -> None:
+    told = problems(write(tmp_path, JOB + SWEEP), f"evaluate.degradations=[noise15, {measured}]")
+    keys = {line.split()[1] for line in told if "measured on different images" in line}
+    both = measured == "phone-night"  # it uses noise35
+    assert keys == {
+        f"sweep.space.{one}" for one in list(yaml.safe_load(SWEEP)["sweep"]["space"])[0 if both else 1 :]
+    }
 
 
 @pytest.mark.parametrize(
@@ -183,7 +197,7 @@ def test_a_sweep_of_what_a_pipeline_has_not_is_told_with_its_line(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = write(tmp_path, JOB + SWEEP.replace(old, new))
-    first = next(line for line in problems(path) if message in line)
+    first = next(line for line in problems(path, *MEASURED) if message in line)
     assert first.startswith(f"{path}:2")
 
 

@@ -253,6 +253,16 @@ def test_what_cannot_be_read_is_told_with_its_key(written: object, key: str, mes
     assert message in told[key]
 
 
+def test_a_name_of_the_job_comes_before_that_of_a_preset() -> None:
+    presets = {"known": [{"tiny_noise": {"sigma": 1}}]}
+    assert parse_pipelines({"a": [{"use": "known"}]}, presets).keys() == {"a"}
+    own = parse_pipelines({"known": [NOISE], "a": [{"use": "known"}]}, presets)
+    (applied,) = own["a"].draw("k")
+    assert applied.values == {"sigma": 5}
+    with pytest.raises(PipelineError, match=r"refers to itself: known → known\. To use the preset known"):
+        parse_pipelines({"known": [{"use": "known"}]}, presets)
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(PipelineError) as caught:
         parse_pipelines({"rain": [NOISE], "a": ["x", {"tiny_noise": {"sigma": -1}}], "b": [{"use": "a"}]})
