@@ -162,7 +162,7 @@ def test_both_splits_are_told_apart_by_their_counts(tmp_path: Path):
 
 
 def test_a_job_can_name_every_dataset_and_every_degradation():
-    assert set(get_args(PackSource)) == {"photographs", "synthetic", "pairs", *PUBLISHED}
+    assert set(get_args(PackSource)) == {"photographs", "clean", "synthetic", "pairs", *PUBLISHED}
     assert get_args(KnownDegradation) == DEGRADATIONS
 
 

@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.degradations.parse import MAX_DEPTH, parse_pipelines
@@ -279,3 +279,23 @@ def test_depth_and_doubling_are_bounded_before_they_cost_anything() -> None:
     for written, message in [({"a": deep}, "deep"), (chain, "deep"), (doubling, "128 operators")]:
         with pytest.raises(PipelineError, match=message):
             parse_pipelines(written)
+
+
+WORDS = st.sampled_from(
+    "tiny_noise tiny_gain shuffle repeat one_of maybe use sigma gain flip range choice weights weight steps times a".split()
+)
+ANYTHING = st.recursive(
+    WORDS | st.integers(-5, 200) | st.floats() | st.none() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.integers(0, 1), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), st.lists(ANYTHING, min_size=1, max_size=3), min_size=1))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_whatever_is_written_is_read_or_told(written: object) -> None:
+    try:
+        for each in parse_pipelines(written).values():
+            assert len(each.draw("k")) <= each.steps.most
+    except PipelineError as error:
+        assert error.problems
