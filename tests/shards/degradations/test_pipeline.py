@@ -282,10 +282,8 @@ def test_depth_and_doubling_are_bounded_before_they_cost_anything() -> None:
             parse_pipelines(written)
 
 
-WORDS = st.sampled_from(
-    ["tiny_noise", "tiny_gain", "sigma", "gain", "flip", "range", "choice", "weights"]
-    + ["shuffle", "repeat", "one_of", "maybe", "use", "weight", "steps", "times", "a"]
-)
+_KEYS = "shuffle repeat one_of maybe use weight steps times sigma gain flip range choice weights"
+WORDS = st.sampled_from(["tiny_noise", "tiny_gain", "a", *_KEYS.split()])
 ANYTHING = st.recursive(
     WORDS | st.integers(-5, 200) | st.floats() | st.none() | st.booleans(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.integers(0, 1), inner, max_size=3),
