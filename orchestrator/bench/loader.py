@@ -160,7 +160,7 @@ def _measure(
     runs = {
         "release": (repeated(release_batch, few), few),
         "ours": (repeated(lambda: next(batches), many), many),
-        **({} if whole is None else {"ours_jpeg_kept": (repeated(lambda: next(whole), many), many)}),
+        **({} if whole is None else {"ours_jpeg_kept": (repeated(lambda: next(whole), few), few)}),
         "ours_float": (repeated(lambda: next(batches).to_float("cpu", options.seed), few), few),
         **{
             f"ours_{kind}_cold": (_epoch(store, root, shares, options, kind), 0)
