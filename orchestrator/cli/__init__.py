@@ -11,7 +11,7 @@ import os
 import sys
 from typing import NoReturn
 
-from orchestrator.cli import init, local, pack, datasets, jobs, runs, sweeps  # isort: skip
+from orchestrator.cli import init, local, pack, datasets, degrade, jobs, runs, sweeps  # isort: skip
 from orchestrator.cli import evaluation, models, webhooks, restore, serve, resilience  # isort: skip
 from orchestrator.cli.app import app, emit_error
 from orchestrator.cli.memory_advice import find_advice
@@ -22,6 +22,7 @@ from orchestrator.masking import MaskingFormatter, print_traceback, without_pass
 __all__ = [
     "app",
     "datasets",
+    "degrade",
     "evaluation",
     "init",
     "jobs",
