@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="checkout of PromptIR, MoCE-IR, AdaIR, Restormer or OneRestore; repeatable",
+        help="PromptIR, MoCE-IR, AdaIR, Restormer, NAFNet, BioIR, OneRestore or module:Class, and its folder",
     )
     add("--size", choices=("tiny", "small", "base"), default="tiny")
     add("--what", choices=("both", "train", "infer"), default="both")

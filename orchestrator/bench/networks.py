@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from mirage.loss import LossWeights, fourier_distance, restoration_loss
 from mirage.padding import padded
 from orchestrator.bench import external_repos
 from orchestrator.bench.errors import BenchError
+
+CLASS_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 REPOSITORIES = {
     "PromptIR": "va1shn9v/PromptIR",
@@ -82,17 +85,38 @@ def release(path: Path, size: str) -> BenchNetwork:
 
 
 def peer(argument: str) -> BenchNetwork:
-    """Return a published model in its default configuration from `NAME=PATH`, with an L1 and a Fourier loss."""
+    """Return a network from `NAME=PATH` with its default arguments, and an L1 and a Fourier loss.
+
+    NAME is a published model or package.module:Class, PATH the checkout or the folder to import the class from.
+    """
     name, equals, path = argument.partition("=")
-    if not equals or name not in REPOSITORIES:
-        raise BenchError(f"--peer {argument}: NAME=PATH with NAME one of {', '.join(REPOSITORIES)}.")
-    model = _build(name, Path(path))
+    if not equals or not (name in REPOSITORIES or re.fullmatch(CLASS_PATTERN, name)):
+        raise BenchError(
+            f"--peer {argument}: NAME=PATH with NAME one of {', '.join(REPOSITORIES)}, or package.module:Class."
+        )
+    model = _build(name, Path(path)) if name in REPOSITORIES else _instance(name, Path(path))
+
+    def infer(x: Tensor) -> Tensor:
+        output = model(x)
+        image: Tensor = output[0] if isinstance(output, tuple | list) else output
+        return image
 
     def loss(x: Tensor, clean: Tensor) -> Tensor:
-        restored = model(x)
+        restored = infer(x)
         return F.l1_loss(restored, clean) + 0.1 * fourier_distance(restored, clean)
 
-    return BenchNetwork(name, model, lambda x: model(x), loss)
+    return BenchNetwork(name, model, infer, loss)
+
+
+def _instance(name: str, path: Path) -> nn.Module:
+    module, _, kind = name.partition(":")
+    try:
+        made = getattr(external_repos.load(path, module), kind)()
+    except (AttributeError, TypeError) as error:
+        raise BenchError(f"--peer {name}: cannot be made without arguments: {error}.") from error
+    if not isinstance(made, nn.Module):
+        raise BenchError(f"--peer {name}: is not a torch.nn.Module.")
+    return made
 
 
 class _WithEmbedding(nn.Module):

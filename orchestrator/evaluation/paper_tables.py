@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,7 +199,11 @@ def _minus(cells: Cells, other: Cells) -> Cells:
 def _reference(
     table: PublishedTable, summary: EvaluationSummary, compare_with: str | None
 ) -> PublishedRow | None:
-    """Return the published row to compare with: the one named, else of the same name, else MIRAGE of that size."""
+    """Return the published row to compare with: the one named, else of the same name, else MIRAGE of that size.
+
+    A model `peer-promptir` has the name of the row PromptIR. Other networks than MIRAGE, whose multiply-adds are
+    unknown, are compared with a row of their name only.
+    """
     if compare_with is not None:
         for row in table.rows:
             if row.method.lower().startswith(compare_with.lower()):
@@ -208,12 +213,20 @@ def _reference(
             f"It has: {', '.join(r.method for r in table.rows)}."
         )
     for row in table.rows:
-        if row.method.lower() == summary.model.name.lower():
+        if _plain(row.method) == _plain(summary.model.name):
             return row
+    if summary.macs is None:
+        return None
     ours = [row for row in table.rows if "MIRAGE" in row.method]
     same_size = [r for r in ours if abs(_SIZES.get(r.parameters, 0) - summary.parameters) < 1e5]
     candidates = same_size or ours
     return candidates[-1] if candidates else None
+
+
+def _plain(name: str) -> str:
+    """Return a name without what differs between a table, a registry (`models:/peer-x@champion`) and a class."""
+    last = re.split("[/:]", name.lower())[-1].partition("@")[0]
+    return "".join(filter(str.isalnum, last.removeprefix("peer-")))
 
 
 def _provenance(summary: EvaluationSummary, found: Mapping[str, ColumnScores]) -> str:

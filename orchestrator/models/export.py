@@ -99,7 +99,13 @@ def export(
             if on_progress:
                 on_progress(0, 1 + len(SHAPES), f"writing {out.name}")
             chosen.write(network, partial)
-            parity = measure(network, chosen.read(partial), chosen.tolerance, on_progress)
+            run = chosen.read(partial)
+
+            def checked(degraded: Tensor) -> Tensor:
+                with _refusals_of(network, form):
+                    return run(degraded)
+
+            parity = measure(network, checked, chosen.tolerance, on_progress)
             if not parity.holds:
                 raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.")
             partial.replace(out)
@@ -232,14 +238,15 @@ _MISSING_ONNX = "ONNX needs the packages onnx and onnxruntime: pip install 'mira
 
 @contextmanager
 def _refusals_of(network: RestoringNetwork, form: str) -> Iterator[None]:
-    """Make one error of what an exporter cannot do with a user-defined network."""
+    """Make one error of what an exporter, or what it wrote, cannot do with a user-defined network."""
     try:
         yield
     except Exception as error:
         if isinstance(network.module, MIRAGE) or isinstance(error, torch.onnx.OnnxExporterError):
             raise
         raise ExportError(
-            f"{form}: this network cannot be traced: {next(iter(str(error).splitlines()), '')}"
+            f"{form}: this network cannot be traced, or it does something else on images of another size or content: "
+            f"{(str(error).splitlines() or [type(error).__name__])[-1]}"
         ) from error
 
 

@@ -5,9 +5,12 @@ A registered version carries this module too (see `registry.registration`), so i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,7 +129,7 @@ class UserModelAdapter(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _same_draws(self.device):
                 batch = (degraded if degraded.dim() == 4 else degraded[None]).to(self.device)
                 if mode == "tiles":
                     out = forward_in_tiles(self._whole, batch, tile, overlap, progress)
@@ -145,6 +148,24 @@ class UserModelAdapter(nn.Module):
         image = self(reflect_to_multiple(batch, self.stride)).image
         cropped: Tensor = image[..., : batch.shape[2], : batch.shape[3]]
         return cropped
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Have each block draw the same random numbers, and nothing outside it.
+
+    Some networks draw when they restore too, such as MoCE-IR for its choice of experts: an image would be restored in
+    another way each time.
+    """
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def outputs_of(output: object) -> tuple[Tensor, dict[str, Tensor]]:

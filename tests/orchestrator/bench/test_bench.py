@@ -63,6 +63,7 @@ def test_ours_alone_is_measured_and_written_down(tmp_path: Path) -> None:
         (["model", "--release", "nowhere"], "git clone https://github.com/Amazingren/MIRAGE"),
         (["model", "--peer", "SwinIR=here"], "one of PromptIR, MoCE-IR"),
         (["model", "--peer", "AdaIR=nowhere"], "no net/model.py"),
+        (["model", "--peer", "mine.net:Net=nowhere"], "no mine/net.py"),
         (["train-parity", "--release", "nowhere"], "no net/mirage_tiny.py"),
         (["model", "--json", "no/such/folder.json"], "folder does not exist"),
     ],
@@ -72,6 +73,24 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_network_of_the_users_own_is_measured_beside_mirage(tmp_path: Path) -> None:
+    (tmp_path / "own_peer.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, width=4):\n        super().__init__()\n"
+        "        self.layer = nn.Conv2d(3, 3, 3, padding=1)\n\n    def forward(self, x):\n"
+        "        return self.layer(x), x\n"
+    )
+    file = tmp_path / "model.json"
+    words = ["model", "--peer", f"own_peer:Net={tmp_path}", "--crop", "16", "--batch", "1", "--repeats", "1"]
+    assert main([*words, "--json", str(file)]) == 0
+    ours, peer = json.loads(file.read_text())["rows"]
+    assert (ours["name"], peer["name"], peer["parameters"]) == ("ours tiny", "own_peer:Net", 84)
+    assert peer["gmacs"] == pytest.approx(81 * 224**2 / 1e9)
+    assert peer["infer_s"] > 0
+    assert peer["train_s"] > 0
+    assert str(tmp_path) not in file.read_text()
+    assert main(["model", "--peer", f"own_peer:Missing={tmp_path}"]) == 2
 
 
 def test_help_comes_from_the_one_list_of_options() -> None:

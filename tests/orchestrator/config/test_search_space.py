@@ -15,6 +15,7 @@ from orchestrator.config.loader import dump_job, job_from_mapping, load_job
 from orchestrator.config.search_space import RandomSampler, candidate, grid, job_keys, random_points, sample
 from orchestrator.config.sweep_schema import Domain, SweepJob
 from orchestrator.errors import JobFileError
+from orchestrator.models.network import make
 from tests.orchestrator.sweeps.conftest import make_sweep
 
 __all__ = ["make_sweep"]  # a fixture
@@ -210,6 +211,31 @@ def test_a_trial_is_the_sweeps_training_with_its_values_and_nothing_else(make_sw
     assert made.track.register_as is None
     same = made.model_dump(mode="json", exclude={"name", "model", "loss", "workers", "track"})
     assert all(job.model_dump(mode="json")[key] == value for key, value in same.items() if key != "kind")
+
+
+def test_any_argument_of_a_users_network_is_a_parameter(make_sweep, tmp_path) -> None:
+    (tmp_path / "swept_network.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self, width, deep, slope=0.1):\n"
+        "        super().__init__(nn.Conv2d(3, width, 1), nn.LeakyReLU(slope))\n"
+        "        self.extend(nn.Conv2d(width, width, 1) for _ in range(deep['layers']))\n"
+        "        self.append(nn.Conv2d(width, 3, 1))\n"
+    )
+    arguments = {"width": 4, "deep": {"layers": 1}}
+    model = {"class": "swept_network:Net", "path": str(tmp_path), "arguments": arguments}
+    space = {
+        "model.arguments.width": {"choice": [4, 8]},
+        "model.arguments.deep.layers": {"integer": [1, 2], "points": 2},
+        "model.arguments.slope": {"choice": [0.2]},
+    }
+    job = make_sweep({"model": model, "loss": {"spd_weight": 0}}, space=space)
+    sizes = []
+    for values in grid(job.sweep.space):
+        made = candidate(job, values).job
+        assert made is not None
+        network = make(made.model).inner
+        assert network[1].negative_slope == 0.2
+        sizes.append(sum(p.numel() for p in network.parameters()))
+    assert sizes == [4 * w + n * (w * w + w) + 3 * w + 3 for w in (4, 8) for n in (1, 2)]
 
 
 def test_a_condition_decides_whether_a_knob_exists(make_sweep) -> None:

@@ -77,6 +77,27 @@ def test_a_measured_row_stands_beside_its_difference_to_the_row_of_its_size() ->
         paper_tables.make_tables("1", [WHOLE], compare_with="nobody")
 
 
+@pytest.mark.parametrize(
+    "name", ["peer-moce-ir", "models:/peer-moce-ir@champion", "net.moce_ir:MoCEIR", "MoCE-IR"]
+)
+def test_another_network_is_compared_with_its_own_published_row(name: str) -> None:
+    peer = replace(WHOLE, model=replace(IDENTITY, name=name), macs=None)
+    ours, (difference,) = (
+        lines(paper_tables.make_tables("1", [each])[0], "difference") for each in (WHOLE, peer)
+    )
+    assert difference.method.strip() == "minus MoCE-IR"
+    assert ours
+    both = paper_tables.make_tables("1", [WHOLE, peer])[0]
+    assert [line.method for line in lines(both, "measured")] == ["mine", name]
+
+
+def test_another_network_without_a_published_row_is_compared_with_none() -> None:
+    peer = replace(WHOLE, model=replace(IDENTITY, name="peer-unknown"), macs=None)
+    (table,) = paper_tables.make_tables("1", [peer])
+    assert lines(table, "measured")
+    assert not lines(table, "difference")
+
+
 def test_a_table_has_its_title_and_signs_differences_alone() -> None:
     (table,) = paper_tables.make_tables("1", [WHOLE])
     title, _, _, *rows = paper_tables.text(table).splitlines()

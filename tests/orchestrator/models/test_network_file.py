@@ -40,9 +40,16 @@ TRAITS = (
     "shared weights",
     "multiple of 64",
     "lazy import",
+    "never used",
+    "used by input",
+    "label",
+    "dropout",
+    "draws in evaluation",
 )
 SOURCES = {
     "net/model.py": """
+import random
+import numpy as np
 import torch
 from torch import nn
 from net.parts import Block
@@ -60,6 +67,14 @@ class Net(nn.Module):
             self.again = self.into
         if trait == "buffers":
             self.register_buffer("constant", torch.rand(width, 1, 1))
+        if trait == "never used":
+            self.spare = nn.Linear(3, 4)
+        if trait == "used by input":
+            self.experts = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(3))
+        if trait == "label":
+            self.of_label = nn.Embedding(8, width)
+        if trait == "dropout":
+            self.drop = nn.Dropout2d(0.5)
 
     def forward(self, x, labels=None):
         if self.trait == "multiple of 64":
@@ -75,13 +90,22 @@ class Net(nn.Module):
             import net.late
             from net import late
             f = net.late.half(late.half(f))
+        if self.trait == "used by input":
+            f = torch.cat([self.experts[int(image.mean() > 0.5)](row[None]) for image, row in zip(x, f)])
+        if self.trait == "label" and labels is not None:
+            f = f + self.of_label(labels)[:, :, None, None]
+        if self.trait == "dropout":
+            f = self.drop(f)
+        if self.trait == "draws in evaluation":
+            f = f + torch.randn_like(f) * random.random() * float(np.random.rand())
         image = x + 0.1 * double(self.out(f))
         return (image, f) if self.trait in ("tuple", "dict of terms") else image
 """,
     "net/parts.py": "from torch import nn\n\ndef double(x):\n    return 2 * x\n\n"
     "class Block(nn.Conv2d):\n    def __init__(self, width):\n        super().__init__(width, width, 1)\n",
     "net/late.py": "def half(x):\n    return x / 2\n",
-    "calls.py": "def call(network, degraded, labels):\n    image, f = network(degraded)\n"
+    "calls.py": "def call(network, degraded, labels):\n    if network.trait == 'label':\n"
+    "        return network(degraded, labels)\n    image, f = network(degraded)\n"
     "    return image, {'size': f.square().mean((1, 2, 3))}\n",
 }
 
@@ -113,7 +137,7 @@ def forget() -> None:
 
 def made(folder: Path, trait: str, **changes: object) -> UserModelAdapter:
     values = {"class": "net.model:Net", "path": str(folder), "arguments": {"trait": trait}, **changes}
-    values |= {"adapter": "calls:call"} if trait == "dict of terms" else {}
+    values |= {"adapter": "calls:call"} if trait in ("dict of terms", "label") else {}
     values |= {"stride": 64} if trait == "multiple of 64" else {}
     torch.manual_seed(0)
     found = network.make(Model.model_validate(values))
@@ -126,12 +150,14 @@ def test_every_trait_is_read_back_where_the_source_is_gone(folder: Path) -> None
     written = {trait: made(folder, trait) for trait in TRAITS}
     files = {trait: dumps(one, {"recipe": "own"}) for trait, one in written.items()}
     expected = {trait: one.restore(degraded) for trait, one in written.items()}
+    in_tiles = {trait: one.restore(degraded, "tiles", tile=16, overlap=4) for trait, one in written.items()}
     for file in sorted(folder.rglob("*.py")):
         file.write_text("raise RuntimeError('the source of the folder runs')")
     live = dict(sys.modules)
     for trait, data in files.items():
         again = loads(data, trusted="all")
         assert torch.equal(again.restore(degraded), expected[trait]), trait
+        assert torch.equal(again.restore(degraded, "tiles", tile=16, overlap=4), in_tiles[trait]), trait
         assert read_metadata(data)["recipe"] == "own"
         assert dumps(again, {"recipe": "own"}) == data
     assert {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "net"} == {
@@ -285,13 +311,61 @@ def test_large_images_are_restored_in_tiles_and_strips_are_refused(folder: Path)
         Restorer(model, RestoreSettings(mode="strips"))
 
 
+_NOT_TRACED = ("used by input", "draws in evaluation")
+"""Traits of networks whose trace computes something else on other images."""
+
+
 def test_networks_are_exported_with_the_same_numbers(folder: Path, tmp_path: Path) -> None:
-    cases = [("multiple of 64", "torchscript"), ("batch norm", "torchscript"), ("dict of terms", "onnx")]
-    for trait, form in [*cases, ("buffers", "safetensors")]:
+    cases = [(trait, "safetensors") for trait in TRAITS]
+    cases += [(trait, "torchscript") for trait in TRAITS if trait not in _NOT_TRACED]
+    for trait, form in [*cases, ("dict of terms", "onnx"), ("label", "onnx"), ("shared weights", "onnx")]:
         out = tmp_path / f"{trait.replace(' ', '-')}{FORMATS[form].suffix}"
-        assert export(made(folder, trait), out, form).holds, (trait, form)
+        parity = export(made(folder, trait), out, form)
+        assert parity.holds, (trait, form)
+        assert form != "safetensors" or parity.worst == 0, trait
+    for trait in _NOT_TRACED:
+        out = tmp_path / "refused.pt"
+        with pytest.raises(ExportError):
+            export(made(folder, trait), out, "torchscript")
+        assert not out.exists()
     with pytest.raises(ExportError, match="authors' layout of a MIRAGE"):
         export(made(folder, "tuple"), tmp_path / "model.ckpt", "release")
+
+
+def test_a_network_that_draws_restores_an_image_in_the_same_way_each_time(folder: Path) -> None:
+    model = made(folder, "draws in evaluation")
+    degraded = torch.rand(3, 16, 16)
+    torch.manual_seed(1)
+    first, drawn = model.restore(degraded), torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn), "restoring an image changes what others draw"
+    assert torch.equal(model.restore(degraded), first)
+
+
+def test_networks_of_every_trait_are_registered_promoted_and_loaded_for_a_service(
+    folder: Path, store: str
+) -> None:
+    degraded = torch.rand(1, 3, 20, 33)
+    for trait in TRAITS:
+        model = made(folder, trait)
+        assert model.code is not None
+        trust.remember(model.code)
+        name = trait.replace(" ", "-")
+        registration.register(
+            store,
+            name,
+            run_id=runs.start_run(store, "5deg", name, {}, {}),
+            weights=dumps(model, {"degradations": "rain haze"}),
+            card="# Card",
+            metrics={},
+            tags={},
+            idempotency_key=trait,
+            files={SCORES: scored(1.0), JOB: b"{}"},
+        )
+        assert promote(name, store, {"parity": ["safetensors"]}).moved, trait
+        served = load_model(f"models:/{name}@champion", store)
+        found = loads(served.weights, trusted=(served.code_digest,)).restore(degraded, "whole")
+        assert torch.equal(found, model.restore(degraded, "whole")), trait
 
 
 def test_a_registered_network_is_traced_promoted_served_and_loaded_by_mlflow(
