@@ -82,7 +82,7 @@ def fetch_weights(model: EvaluatedModel, tracking_uri: str | None = None) -> byt
     if model.class_ is None:
         with suppress(WeightsError):  # `build_model` says what is wrong
             found.require_consent()
-    return found.path.read_bytes()
+    return found.data()
 
 
 def identify(model: EvaluatedModel, weights: bytes) -> ModelIdentity:

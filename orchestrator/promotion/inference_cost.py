@@ -1,8 +1,8 @@
 """Time and memory to restore one image, measured in a separate process so that nothing else counts.
 
-python -m orchestrator.promotion.inference_cost WEIGHTS SIDE        prints the measurement as JSON
+python -m orchestrator.promotion.inference_cost WEIGHTS SIDE DIGEST        prints the measurement as JSON
 
-The process runs the code in WEIGHTS, if there is any: its caller has the consent.
+The process runs the code in WEIGHTS, if there is any: its caller has the consent to the file of this digest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ def measure_inference_cost(model: ModelFile, side: int) -> InferenceCost:
     model.require_consent()
     weights = model.path
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.promotion.inference_cost", str(weights), str(side)],
+        [
+            sys.executable,
+            "-m",
+            "orchestrator.promotion.inference_cost",
+            str(weights),
+            str(side),
+            model.digest,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -40,14 +47,15 @@ def measure_inference_cost(model: ModelFile, side: int) -> InferenceCost:
     return InferenceCost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(weights: str, side: int) -> None:
+def main(weights: str, side: int, digest: str) -> None:
     """Measure in this process and print the result."""
     import torch
 
     from orchestrator.models.network_file import loads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = loads(Path(weights).read_bytes(), device, trusted="all")
+    data = ModelFile(weights, Path(weights), digest).data()
+    network = loads(data, device, trusted="all")
     degraded = torch.rand(1, 3, side, side, device=device)
     seconds = []
     for _ in range(1 + REPEATS):
@@ -66,4 +74,4 @@ def main(weights: str, side: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -48,6 +48,18 @@ class ModelFile:
     trusted: frozenset[str] = field(default=frozenset(), repr=False)
     """Digests of the code that may run, if the model brings code."""
 
+    def data(self) -> bytes:
+        """Return the bytes of the file. Raises RegistryError unless they are those whose digest this is.
+
+        So what is read to ask for consent and what is read to run are the same.
+        """
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise RegistryError(
+                f"{self.name}: {self.path} was replaced while it was used. Run the command again."
+            )
+        return data
+
     def load(self, device: torch.device) -> RestoringNetwork:
         """Return the model in eval mode. Raises WeightsError, and ModelError if it brings code that may not run."""
         return self._loaded(device)[0]
@@ -58,7 +70,7 @@ class ModelFile:
 
     def code(self) -> NetworkCode | None:
         """Return the code that the model brings, None for a MIRAGE; nothing is run. Raises ModelError, WeightsError."""
-        return None if self._is_release else network_file.code_of(self.path.read_bytes())
+        return None if self._is_release else network_file.code_of(self.data())
 
     def require_consent(self) -> None:
         """Raise UntrustedCodeError if the model brings code that may not run."""
@@ -76,7 +88,7 @@ class ModelFile:
         if self._is_release:
             model = load_release(self.path, device)
             return network_file.restoring(model), dumps(model)
-        data = self.path.read_bytes()
+        data = self.data()
         try:
             return network_file.loads(data, device, trusted=self.trusted), data
         except UntrustedCodeError as error:

@@ -136,7 +136,7 @@ def load_model(model: str, tracking_uri: str | None = None, trust_code: Collecti
 def _trained_on(model: ModelFile) -> tuple[str, ...]:
     """Return the degradations that the header of a weights file names; none for a file of an earlier release."""
     try:
-        header = read_metadata(model.path.read_bytes())
+        header = read_metadata(model.data())
     except WeightsError:  # a checkpoint of the authors
         return ()
     return tuple(header.get(DEGRADATIONS, "").split())

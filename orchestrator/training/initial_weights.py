@@ -41,7 +41,7 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
             except WeightsError as error:
                 raise ModelError(f"init_from {job.init_from}: {error}") from error
         else:
-            data = named.path.read_bytes()
+            data = named.data()
         load_bytes(network.make(job.model), data, job.init_from)
         found = [FOLDER + hashlib.sha256(data).hexdigest()]
         store.write(found[0], data)

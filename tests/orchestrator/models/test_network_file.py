@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from typer.testing import CliRunner
 from mirage.weights import WeightsError, read_metadata, to_bytes
 from orchestrator.cli.app import app
 from orchestrator.config.schema import Model
-from orchestrator.errors import ExportError, ModelError, UntrustedCodeError
+from orchestrator.errors import ExportError, ModelError, RegistryError, UntrustedCodeError
 from orchestrator.maintenance.lineage import trace
 from orchestrator.models import network, trust
 from orchestrator.models.export import FORMATS, export
 from orchestrator.models.network_code import NetworkCode
 from orchestrator.models.network_file import CODE_KEY, code_of, dumps, loads
 from orchestrator.models.user_network import UserModelAdapter
+from orchestrator.promotion.inference_cost import measure_inference_cost
 from orchestrator.promotion.promote import promote
 from orchestrator.registry import registration, versions
 from orchestrator.registry.resolve import find_model
@@ -194,6 +196,27 @@ def test_code_runs_only_with_consent_to_its_digest(folder: Path, tmp_path: Path)
         find_model(str(file)).load(torch.device("cpu"))
     trust.remember(code)  # what publishing a run does
     find_model(str(file)).load(torch.device("cpu"))
+
+
+def test_code_that_replaces_the_file_after_consent_does_not_run(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    asked, other = (dumps(made(folder, trait)) for trait in ("tuple", "never used"))
+    code = code_of(asked)
+    assert code is not None
+    uses = {
+        "load": lambda model: model.load(torch.device("cpu")),
+        "weights": lambda model: model.weights(),
+        "evaluate": lambda model: model.data(),
+        "consent": lambda model: model.require_consent(),
+        "promote": lambda model: measure_inference_cost(replace(model, trusted=frozenset()), 16),
+    }
+    for use in uses.values():
+        file.write_bytes(asked)
+        model = find_model(str(file), trust_code=(code.digest,))
+        model.require_consent()
+        file.write_bytes(other)
+        with pytest.raises(RegistryError, match="was replaced while it was used"):
+            use(model)
 
 
 def test_the_order_of_layers_in_arguments_is_kept_and_part_of_the_digest(folder: Path) -> None:
