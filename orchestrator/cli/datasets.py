@@ -184,13 +184,15 @@ def gc(
     from orchestrator.errors import PlanError
     from orchestrator.maintenance import garbage_collection
     from orchestrator.paths import absolute_uri
+    from orchestrator.progress import progress
     from shards.store import LocalStore, open_store
 
     store = open_store(absolute_uri(uri))
     if isinstance(store, LocalStore) and not store.root.is_dir():
         raise PlanError(f"{uri}: no such folder.")
     models, registered = _registered_runs(tracking)
-    found = garbage_collection.find(store, registered or (), grace_hours=older_than)
+    with progress(emit_error, "reading references") as (advance,):
+        found = garbage_collection.find(store, registered or (), grace_hours=older_than, on_progress=advance)
     if registered is None:
         emit_error(_no_registry(models))
     for item in found.garbage:
@@ -199,7 +201,9 @@ def gc(
         emit_error(note)
     emit(f"{len(found.garbage):,} objects, {found.bytes:,} bytes that nothing refers to in {store.uri}")
     if delete:
-        emit(f"deleted {garbage_collection.remove(store, found.garbage):,}")
+        with progress(emit_error, "deleting") as (advance,):
+            deleted = garbage_collection.remove(store, found.garbage, advance)
+        emit(f"deleted {deleted:,}")
     elif found.garbage:
         emit("nothing was deleted; delete them with --delete")
 

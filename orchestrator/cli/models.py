@@ -72,10 +72,12 @@ def promote(
     options = locals()
     use_local_cluster()
     from orchestrator.config.schema import Promote
+    from orchestrator.progress import progress
     from orchestrator.promotion import promote as promotion
 
     given = {key: options[key] for key in Promote.model_fields if options[key] not in (None, [])}
-    outcome = promotion.promote(model, _tracking_uri(), given, to, results or (), trust or ())
+    with progress(emit_error, "gates") as (advance,):
+        outcome = promotion.promote(model, _tracking_uri(), given, to, results or (), trust or (), advance)
     emit(outcome.render())
     if not outcome.moved:
         raise typer.Exit(1)

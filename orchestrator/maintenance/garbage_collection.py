@@ -33,6 +33,7 @@ from shards.errors import MissingObjectError, ShardsError, StoreError
 from shards.listing import listing_key
 from shards.manifest import load_manifest, table_key
 from shards.manifest_parquet import TABLES
+from shards.progress import ProgressCallback, counted, ignore
 from shards.store import Store, open_store
 
 GRACE_HOURS = 24.0
@@ -83,7 +84,11 @@ class GarbageReport:
 
 
 def find(
-    store: Store, registered_runs: Collection[str], *, grace_hours: float = GRACE_HOURS
+    store: Store,
+    registered_runs: Collection[str],
+    *,
+    grace_hours: float = GRACE_HOURS,
+    on_progress: ProgressCallback = ignore,
 ) -> GarbageReport:
     """Find the garbage of a store; delete nothing. `registered_runs` are the ids of runs with registered models."""
     roots: dict[str, dict[str, list[str]]] = {}
@@ -106,7 +111,7 @@ def find(
     garbage: list[Garbage] = []
     notes: list[str] = []
     clock = cache(partial(_time_of, store))
-    for root, look in folders:
+    for root, look in counted(folders, on_progress):
         where = f"{store.uri}/{root}".rstrip("/")
         try:
             free = list(look())
@@ -146,14 +151,13 @@ def _time_of(store: Store) -> float:
             store.delete(key)
 
 
-def remove(store: Store, garbage: Iterable[Garbage]) -> int:
+def remove(store: Store, garbage: Iterable[Garbage], on_progress: ProgressCallback = ignore) -> int:
     """Delete garbage, records before the objects that they name; return the number of objects."""
     order = {"packing": 0, "checkpoints": 0}
-    removed = 0
-    for item in sorted(garbage, key=lambda item: order.get(PurePosixPath(item.key).parent.name, 1)):
+    items = sorted(garbage, key=lambda item: order.get(PurePosixPath(item.key).parent.name, 1))
+    for item in counted(items, on_progress):
         store.delete(item.key)
-        removed += 1
-    return removed
+    return len(items)
 
 
 def _of_root(

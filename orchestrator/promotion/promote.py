@@ -37,6 +37,7 @@ from orchestrator.registry.resolve import ModelFile, find_model
 from orchestrator.registry.versions import ModelVersion
 from orchestrator.run_files import JOB
 from orchestrator.tracking import runs
+from shards.progress import ProgressCallback, ignore
 
 CHAMPION = "champion"
 ATTEMPTS = 5
@@ -83,6 +84,7 @@ def promote(
     alias: str = CHAMPION,
     results: Sequence[Path] = (),
     trust_code: Collection[str] = (),
+    on_progress: ProgressCallback = ignore,
 ) -> Promotion:
     """Move `alias` to the version that `model` names if it passes every gate; store the gate table with its run.
 
@@ -101,7 +103,9 @@ def promote(
         holder = versions.alias_holder(tracking_uri, candidate.name, alias)
         if holder == candidate.version:
             raise RegistryError(f"{candidate.uri} is {alias} already.")
-        outcome = _evaluate_gates(candidate, holder, alias, tracking_uri, limits, results, trust_code)
+        outcome = _evaluate_gates(
+            candidate, holder, alias, tracking_uri, limits, results, trust_code, on_progress
+        )
         _store(outcome, candidate, tracking_uri)
         if not outcome.passed:
             return outcome
@@ -162,6 +166,7 @@ def _evaluate_gates(
     limits: Promote,
     results: Sequence[Path],
     trust_code: Collection[str],
+    on_progress: ProgressCallback,
 ) -> Promotion:
     ours = version_scores(candidate, tracking_uri, results)
     outcome = Promotion(candidate.name, candidate.version, alias, holder, moved=False, verdicts=())
@@ -186,15 +191,21 @@ def _evaluate_gates(
     else:
         verdicts.append(gates.not_checked("near the paper", "reference_db"))
     model = find_model(candidate.uri, tracking_uri, trust_code)
-    verdicts += [_parity(model, format_name) for format_name in limits.parity]
+    measured = limits.latency_seconds is not None or limits.memory_gib is not None
+    last = len(limits.parity) + measured
+    for number, format_name in enumerate(limits.parity):
+        on_progress(number, last, f"comparing with {format_name}")
+        verdicts.append(_parity(model, format_name))
     if not limits.parity:
         verdicts.append(gates.not_checked("the same when exported", "parity"))
-    if limits.latency_seconds is not None or limits.memory_gib is not None:
+    if measured:
+        on_progress(last - 1, last, "measuring time and memory")
         cost = measure_inference_cost(model, limits.side_pixels)
         verdicts += gates.within_limits(cost, limits.latency_seconds, limits.memory_gib)
     for gate, key in (("latency", "latency_seconds"), ("memory", "memory_gib")):
         if getattr(limits, key) is None:
             verdicts.append(gates.not_checked(gate, key))
+    on_progress(last, last, "")
     return replace(outcome, verdicts=tuple(verdicts))
 
 

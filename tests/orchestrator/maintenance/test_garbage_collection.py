@@ -83,7 +83,9 @@ def test_an_unpublished_packing_and_orphans_go_and_the_published_dataset_stays(
     store.write(f"shards/{'0' * 64}.tar", b"orphan")
     store.write("shards/notes.txt", b"not ours")
     grow_old(storage)
-    found = find(storage, set())
+    read: list[tuple[int, int, str]] = []
+    found = find(storage, set(), on_progress=lambda *made: read.append(made))
+    assert read[-1][0] == read[-1][1] > 0
     assert {item.key for item in found.garbage} == set(storage.list()) - before - {
         "data/set/shards/notes.txt"
     }
@@ -94,7 +96,9 @@ def test_an_unpublished_packing_and_orphans_go_and_the_published_dataset_stays(
         *["shard of a packing that was not published"] * 2,
     ]
     assert found.bytes == sum(storage.stat(item.key).size for item in found.garbage)
-    assert remove(storage, found.garbage) == 5
+    deleted: list[tuple[int, int, str]] = []
+    assert remove(storage, found.garbage, lambda *made: deleted.append(made)) == 5
+    assert [done for done, _, _ in deleted] == [0, 1, 2, 3, 4, 5]
     assert set(storage.list()) == before | {"data/set/shards/notes.txt"}
     verify(store, load_manifest(store), decode=True)
 

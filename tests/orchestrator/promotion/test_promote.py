@@ -104,7 +104,10 @@ def test_every_gate_of_the_docs_has_a_row_for_a_first_champion_and_for_the_next(
     put(store, name, scored(0.0))
     first = promote(name, store, QUICK)
     put(store, name, scored(0.5))
-    second = promote(name, store, {"parity": [], "latency_seconds": 1000.0, "side_pixels": 16})
+    gates: list[tuple[float, int, str]] = []
+    cost = {"parity": [], "latency_seconds": 1000.0, "side_pixels": 16}
+    second = promote(name, store, cost, on_progress=lambda *made: gates.append(made))
+    assert gates == [(0, 1, "measuring time and memory"), (1, 1, "")]
     for outcome in (first, second):
         assert outcome.moved
         assert len(outcome.verdicts) == 7
