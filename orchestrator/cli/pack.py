@@ -149,7 +149,7 @@ def clean(
     held_out_share: HeldOutShare = 0.0,
     licence: Licence = "not stated",
     encoding: Encoding = "fast",
-    jpeg: Jpeg = "keep",
+    jpeg: Jpeg = "crop",
     shard_mib: ShardMib = 64,
     jobs: Processes = None,
     reread: Reread = False,

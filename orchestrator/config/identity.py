@@ -47,6 +47,8 @@ def _identity_content(job: Training) -> dict[str, Any]:
         values, above = (getattr(job, sections[0]), content[sections[0]]) if sections else (job, content)
         if getattr(values, name) == type(values).model_fields[name].get_default(call_default_factory=True):
             above.pop(name)
+    if content["data"]["pack"] and content["data"]["pack"]["jpeg"] == "crop":
+        content["data"]["pack"]["jpeg"] = "keep"  # the default before; both give the same pixels
     if job.degradations:  # equal ones have equal digests, however they are written
         content["degradations"] = {name: each.digest for name, each in pipelines_of(job).items()}
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import typer
 
 from orchestrator.cli import app, pack
 from orchestrator.cli.app import OLD_OPTIONS, complete_job_file
-from orchestrator.config.schema import PackSource
+from orchestrator.config.schema import Pack, PackSource
 from tests.claims import assert_one_clear_error, mirage
 
 PANELS = ["Get started", "Data", "Training", "Evaluation", "Models", "Restore and serve", "Proofs"]
@@ -149,3 +150,9 @@ def test_job_files_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     assert complete_job_file("jobs/de") == ["jobs/demo.yaml", "jobs/derain.yaml"]
     assert complete_job_file("") == ["jobs/demo.yaml", "jobs/derain.yaml", "mine.yaml"]
+
+
+def test_every_pack_command_keeps_jpeg_files_as_a_job_does():
+    default = Pack.model_fields["jpeg"].default
+    for name in ("photographs", "clean", "synthetic", "pairs"):
+        assert inspect.signature(getattr(pack, name)).parameters["jpeg"].default == default, name

@@ -148,6 +148,12 @@ def test_a_job_without_pipelines_keeps_the_identity_it_had() -> None:
     assert run_id(load_job("jobs/5deg.yaml"), ["digest"]) == "5deg-e6dd9704cc"
 
 
+def test_a_run_that_packed_its_data_before_jpeg_files_were_cut_keeps_its_id():
+    before = run_id(load_job("jobs/finetune.yaml", ["data.pack.jpeg=keep"]), ["digest"])
+    assert run_id(load_job("jobs/finetune.yaml"), ["digest"]) == before == "finetune-2ffd42d90b"
+    assert run_id(load_job("jobs/finetune.yaml", ["data.pack.jpeg=tile"]), ["digest"]) != before
+
+
 SWEEP = """
 kind: sweep
 sweep:
