@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from mirage.weights import loads
+from orchestrator.bench import raw_datasets
+from orchestrator.config.crop_stages import declared
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import load_job
@@ -24,6 +26,7 @@ from tests.orchestrator.training.test_loop import Listener
 
 JOBS = Path("jobs")
 ABLATIONS = sorted((JOBS / "ablations").glob("*.yaml"))
+PEERS = sorted((JOBS / "peers").glob("*.yaml"))
 SETTINGS = [
     JOBS / f"{name}.yaml"
     for name in (
@@ -87,6 +90,13 @@ def test_plans_have_the_published_samples_and_steps(
         steps_per_epoch,
         total,
     )
+
+
+@pytest.mark.parametrize("path", [*SETTINGS, *ABLATIONS, *PEERS], ids=str)
+def test_every_crop_fits_into_the_smallest_published_image(path: Path) -> None:
+    job = load_job(path)
+    smallest = min(min(raw.height, raw.width) for raw in raw_datasets.DATASETS)
+    assert max(stage.pixels for stage in declared(job)) <= smallest - smallest % job.data.crop_multiple
 
 
 def test_the_papers_lengths_are_those_of_its_recipe() -> None:
