@@ -27,7 +27,11 @@ def convolved(image: Plane, kernel: Plane) -> Plane:
     columns = scipy.fft.next_fast_len(width + 2 * right, real=True)
     planes = planes[:, mirrored(np.arange(-down, rows - down), height)]
     planes = np.ascontiguousarray(planes[:, :, mirrored(np.arange(-right, columns - right), width)])
-    spectrum = scipy.fft.rfft2(planes) * scipy.fft.rfft2(kernel, (rows, columns))
+    a, b = scipy.fft.rfft2(planes), scipy.fft.rfft2(kernel, (rows, columns))
+    # NumPy's product of complex numbers rounds differently from processor to processor; real ones do not.
+    spectrum = np.empty_like(a)
+    spectrum.real = a.real * b.real - a.imag * b.imag
+    spectrum.imag = a.real * b.imag + a.imag * b.real
     result = scipy.fft.irfft2(spectrum, (rows, columns), overwrite_x=True)
     result = result[:, 2 * down : 2 * down + height, 2 * right : 2 * right + width]
     return result[0] if image.ndim == 2 else np.moveaxis(result, 0, 2)

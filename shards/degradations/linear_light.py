@@ -21,16 +21,22 @@ LIGHT = Parameter(
 CODED_LIGHT = Parameter(words=LIGHT.words, default="coded", about=LIGHT.about)
 
 
+def power(image: Image, exponent: float) -> Image:
+    """Return an image to a power: by float64, since NumPy's float32 powers differ from processor to processor."""
+    raised: Image = (image.astype(np.float64) ** exponent).astype(np.float32)
+    return raised
+
+
 def to_linear(image: Image) -> Image:
     """Return sRGB values as linear light; 1 stays 1."""
-    power = ((np.maximum(image, 0) + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4)
-    return np.where(image <= 0.04045, image / np.float32(12.92), power)
+    curve = power((np.maximum(image, 0) + np.float32(0.055)) / np.float32(1.055), 2.4)
+    return np.where(image <= 0.04045, image / np.float32(12.92), curve)
 
 
 def to_coded(light: Image) -> Image:
     """Return linear light as sRGB values; 1 stays 1."""
-    power = np.float32(1.055) * np.maximum(light, 0) ** np.float32(1 / 2.4) - np.float32(0.055)
-    return np.where(light <= 0.0031308, light * np.float32(12.92), power)
+    curve = np.float32(1.055) * power(np.maximum(light, 0), 1 / 2.4) - np.float32(0.055)
+    return np.where(light <= 0.0031308, light * np.float32(12.92), curve)
 
 
 def in_light(light: str, image: Image, change: Callable[[Image], Image]) -> Image:

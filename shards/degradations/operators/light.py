@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.degradations.linear_light import gains, to_coded, to_linear
+from shards.degradations.linear_light import gains, power, to_coded, to_linear
 from shards.degradations.operator import Image, Parameter, operator
 from shards.degradations.operators.noise import counted
 from shards.degrade import smooth
@@ -39,7 +39,7 @@ def low_light(
     """
     if stops == 0 and gamma == red == blue == 1 and photons == 0:
         return image
-    exposed = to_linear(image) ** np.float32(gamma) * gains(red, blue) * np.float32(2.0**-stops)
+    exposed = power(to_linear(image), gamma) * gains(red, blue) * np.float32(2.0**-stops)
     if photons:
         electrons = counted(exposed * np.float32(photons), rng)
         electrons += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(read)

@@ -32,7 +32,8 @@ def haze(
     distance = np.minimum(depth(image.shape[0], image.shape[1], rng), np.float32(limit))
     if not beta:
         return image
-    through = np.exp(-np.float32(beta) * distance)[..., None]
+    # In float64, since NumPy's float32 exponentials differ from processor to processor.
+    through = np.exp(-beta * distance.astype(np.float64)).astype(np.float32)[..., None]
     air = value_in_light(light, airlight) * (1 - through)
     return in_light(light, image, lambda each: each * through + air)
 

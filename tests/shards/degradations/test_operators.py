@@ -211,7 +211,7 @@ class TestEveryOperator:
             assert results - {usual}, f"{key} changes nothing"
 
 
-def test_the_same_bytes_come_from_another_process_with_other_threads() -> None:
+def test_the_same_bytes_come_from_a_processor_with_other_instructions_and_from_other_threads() -> None:
     code = """
 import hashlib, numpy as np, shards.degradations.operators
 from shards.degradations.operator import OPERATORS
@@ -225,15 +225,21 @@ for name in sorted(OPERATORS):
     total.update(OPERATORS[name](image, np.random.default_rng(1), values).tobytes())
 print(total.hexdigest())
 """
+    instructions = " ".join(np.show_config(mode="dicts")["SIMD Extensions"]["found"])
     answers = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "PATH": ""},
+            env={
+                "OMP_NUM_THREADS": n,
+                "OPENBLAS_NUM_THREADS": n,
+                "NPY_DISABLE_CPU_FEATURES": without,
+                "PATH": "",
+            },
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for n in ("1", "2")
+        for n, without in (("1", ""), ("2", instructions))
     }
     assert len(answers) == 1
 
