@@ -98,6 +98,21 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=_seed, default=0)
     add("--threads", type=_threads, default=1, help="CPU threads")
 
+    degradations = kinds.add_parser(
+        "degradations",
+        help="measure degraded crops per second of one core, by operator and for three pipelines",
+    )
+    add = degradations.add_argument
+    add(
+        "--peer",
+        type=Path,
+        metavar="PATH",
+        help="checkout of XPixelGroup/BasicSR, for Real-ESRGAN's second order",
+    )
+    add("--repeats", type=_positive, default=15, help="paired runs, after one warm-up")
+    add("--seed", type=_seed, default=0, help="seed of the peer's draws")
+    add("--threads", type=_threads, default=1, help=argparse.SUPPRESS)
+
     scaling = kinds.add_parser("scaling", help="measure a step on several workers and simulate more of them")
     add = scaling.add_argument
     add(
@@ -169,13 +184,13 @@ def parser() -> argparse.ArgumentParser:
     for each in (model, parity, traffic):
         each.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
         each.add_argument("--seed", type=_seed, default=0)
-    for each in (loader, scaling, scale, requests):
+    for each in (loader, degradations, scaling, scale, requests):
         each.add_argument("--precision", choices=("fp32",), default="fp32")
-    for each in (loader, scale, requests, traffic):
+    for each in (loader, degradations, scale, requests, traffic):
         each.add_argument("--device", choices=("cpu",), default="cpu")
     for each in (model, parity, scaling, checkpoint):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for each in (model, parity, loader, scaling, checkpoint, scale, requests, traffic):
+    for each in (model, parity, loader, degradations, scaling, checkpoint, scale, requests, traffic):
         each.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return top
 
@@ -218,6 +233,8 @@ def _benchmark(name: str) -> Callable[[argparse.Namespace, Environment, Echo], d
             from orchestrator.bench.requests import run
         case "loader":
             from orchestrator.bench.loader import run
+        case "degradations":
+            from orchestrator.bench.degradations import run
         case "scale":
             from orchestrator.bench.scale import run
         case _:

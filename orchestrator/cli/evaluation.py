@@ -138,7 +138,7 @@ def analyse(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 def bench(context: typer.Context) -> None:
-    """Measure speed, memory and growth: model, train-parity, loader, scaling, scale, requests or checkpoint."""
+    """Measure speed and growth: model, train-parity, loader, degradations, scaling, scale, requests or checkpoint."""
     from orchestrator.bench.__main__ import main as run_bench
 
     raise typer.Exit(run_bench(context.args))
