@@ -60,6 +60,8 @@ _WIDTH = 80
 """Maximum width in pixels that an interval should have: with wider ones a crop decodes more pixels."""
 _GROWTH = 1.25
 """Maximum growth of a file for intervals of that width; if it grows more, intervals are wider."""
+_MAX_SECONDS = 600
+"""Time limit of jpegtran for one file."""
 _CONTEXT = 1
 _SMALLEST = 16
 """Pixels from which libjpeg interpolates the chroma of a small image as that of a large one."""
@@ -68,6 +70,9 @@ _SOI, _EOI, _SOS = 0xFFD8, 0xFFD9, 0xFFDA
 _APP0, _APP2, _APP9, _APP14 = 0xFFE0, 0xFFE2, 0xFFE9, 0xFFEE
 _SEQUENTIAL, _PROGRESSIVE = (0xFFC0, 0xFFC1), 0xFFC2
 """Frames with Huffman codes."""
+_DHT, _DQT, _DRI = 0xFFC4, 0xFFDB, 0xFFDD
+_HEADER_MARKERS = {_APP0, _APP14, _DQT, *_SEQUENTIAL, _DHT, _DRI, _SOS}
+"""Markers in the header of a crop."""
 
 
 def tool() -> str | None:
@@ -111,12 +116,13 @@ class IntervalJpeg:
         ordered = end <= tables <= frame <= scan - 9 <= len(buffer) - 9
         if (marker, magic) != (_APP9, _MAGIC) or not ordered:
             raise CorruptObjectError("it is not a JPEG with an index of intervals.")
-        if scan > len(head):
-            head = bytes(buffer[:scan])
-        found = zlib.crc32(head[tables:scan], zlib.crc32(head[at + _CHECKED : end], zlib.crc32(head[:at])))
+        described = head[tables:scan] if scan <= len(head) else bytes(buffer[tables:scan])
+        head = head if end <= len(head) else bytes(buffer[:end])
+        found = zlib.crc32(described, zlib.crc32(head[at + _CHECKED : end], zlib.crc32(head[:at])))
         if found != crc or 0 in cell or (length + 2 - _FIXED.size) % _ENTRY.itemsize:
             raise CorruptObjectError("its header or its index of intervals is damaged.")
-        height, width = struct.unpack_from(">HH", head, frame + 5)
+        self._header, self._frame = head[:at] + described, at + frame - tables
+        height, width = _checked_size(self._header, self._frame, cell[0], cell[1])
         entries = np.frombuffer(head[at + _FIXED.size : end], _ENTRY)
         starts = np.cumsum(np.concatenate([[scan], entries["bytes"]]), dtype=np.int64)
         self.shape: tuple[int, int] = height, width
@@ -127,7 +133,6 @@ class IntervalJpeg:
         if not fitting or starts[-1] != len(buffer):
             raise CorruptObjectError("its index of intervals does not fit its size.")
         self._buffer, self._starts, self._checksums = buffer, starts, entries["crc32"]
-        self._header, self._frame = head[:at] + head[tables:scan], at + frame - tables
 
     def crop(self, top: int, left: int, height: int, width: int) -> Image:
         """Return one window, (height, width, 3) uint8, equal to the same slice of the whole image."""
@@ -158,6 +163,31 @@ class IntervalJpeg:
         array = np.frombuffer(small, np.uint8)
         array[stops - 1] = _restart_markers(len(stops))
         return small
+
+
+def _checked_size(header: bytes, at_frame: int, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of an image by the header of its crops and the size of its intervals.
+
+    Raises CorruptObjectError if a decoder may take another size than that at `at_frame`, and so allocate any memory.
+    """
+    place, marker = 2, 0
+    found: list[int] = []
+    try:
+        while marker != _SOS:
+            marker, length = struct.unpack_from(">HH", header, place)
+            if marker not in _HEADER_MARKERS:
+                raise _UnfitError
+            if marker in _SEQUENTIAL:
+                found.append(place)
+            place += 2 + length
+        if place != len(header) or found != [at_frame]:
+            raise _UnfitError
+        frame = _frame([_Segment(_SEQUENTIAL[0], header[at_frame:])])
+        if height != frame.mcu_height or width % frame.mcu_width:
+            raise _UnfitError
+    except (struct.error, _UnfitError):
+        raise CorruptObjectError("its header does not fit its index of intervals.") from None
+    return frame.height, frame.width
 
 
 def _intervals(start: int, length: int, cell: int, whole: int) -> range:
@@ -233,12 +263,13 @@ def _with_restarts(data: bytes, mcus: int) -> bytes:
     """Return a JPEG with a restart marker after each `mcus` MCUs. Raises _UnfitError, or ToolError."""
     command = [tool() or "jpegtran", "-restart", f"{mcus}B", "-optimize", "-copy", "all"]
     try:
-        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=_MAX_SECONDS)
         if done.returncode < 0:
             raise OSError(None, f"ended by signal {-done.returncode}")
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it ran for more than {_MAX_SECONDS} seconds"
         raise ToolError(
-            f"jpegtran cannot be used on {socket.gethostname()} ({error.strerror}). Install it there ({INSTALL}), "
+            f"jpegtran cannot be used on {socket.gethostname()} ({why}). Install it there ({INSTALL}), "
             "or pack with --jpeg keep. Finished shards are kept: run the same command again to continue."
         ) from error
     if done.returncode:  # it is 2 after a warning: the file is damaged

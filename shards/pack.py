@@ -59,15 +59,15 @@ def pack(
 ) -> Manifest:
     """Write `source` to `store`, publish it and return the manifest. Raises PackError.
 
-    The same pairs and options give the same bytes. A shard is closed when its estimated size reaches `shard_bytes`.
-    JPEG files are cut into intervals where jpegtran is installed (`crop`), keep their bytes (`keep`), or become tiles,
-    which are several times larger (`tile`). With `allow_partial`, images that cannot be packed are left out and
-    recorded in the manifest. `on_scan` is called as headers are read, then `on_progress` as pairs are packed.
-    `records` remembers the headers.
+    The same pairs and options give the same bytes, where JPEG files are cut with the same version of jpegtran. A shard
+    is closed when its estimated size reaches `shard_bytes`. JPEG files are cut into intervals where jpegtran is
+    installed (`crop`), keep their bytes (`keep`), or become tiles, which are several times larger (`tile`). With
+    `allow_partial`, images that cannot be packed are left out and recorded in the manifest. `on_scan` is called as
+    headers are read, then `on_progress` as pairs are packed. `records` remembers the headers.
     """
     if encoding not in ENCODINGS:
         raise PackError(f"encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}.")
-    if jpeg == "crop" and jpeg_intervals.tool() is None:
+    if jpeg == "crop" and (encoding == "original" or jpeg_intervals.tool() is None):
         jpeg = "keep"
     scan = scan_source(source, encoding, jpeg=jpeg, on_progress=on_scan, records=records)
     if scan.problems and not allow_partial:

@@ -18,6 +18,7 @@ from orchestrator.paths import absolute_uri, below, shard_cache_folder
 from shards import jpeg_intervals
 from shards.cache import ShardCache
 from shards.dataset import Dataset
+from shards.errors import ToolError
 from shards.file_records import FileRecords
 from shards.listing import listing_key
 from shards.manifest import ORIGINAL, POINTER, Manifest, load_manifest
@@ -146,16 +147,23 @@ def pack_dataset(
     store.ensure_bucket()
     held = _held(store, source, chosen)
     if held is not None and _is_whole(store, held, source, chosen):
-        return PackOutcome(held, uri, False, jpeg_notice(held, chosen, packed=False))
+        return PackOutcome(held, uri, False, jpeg_notice(held, chosen, tried=False))
+    alike = _like(held, chosen)
+    if held is not None and held.provenance.get("jpeg") == "cut" and jpeg_intervals.tool() is None:
+        raise ToolError(
+            f"{uri} holds JPEG files that were cut by jpegtran, which is not installed here. Nothing is overwritten. "
+            f"To pack it again, install jpegtran ({jpeg_intervals.INSTALL}). To keep JPEG files whole, pack with "
+            "--jpeg keep under another name."
+        )
     name = uri.rsplit("/", 1)[-1]
-    manifest = _pack(_like(held, chosen), source, store, name, ProcessPool(jobs), callbacks, records)
-    return PackOutcome(manifest, uri, True, jpeg_notice(manifest, chosen, packed=True))
+    manifest = _pack(alike, source, store, name, ProcessPool(jobs), callbacks, records)
+    return PackOutcome(manifest, uri, True, jpeg_notice(manifest, chosen, tried=alike.jpeg == "crop"))
 
 
-def jpeg_notice(manifest: Manifest, spec: Pack | None, *, packed: bool) -> str:
+def jpeg_notice(manifest: Manifest, spec: Pack | None, *, tried: bool) -> str:
     """Return one line about JPEG files that did not stay as they were, or that `spec` asks to cut and are whole.
 
-    `packed` says whether they were packed now.
+    `tried` says whether cutting them was tried now.
     """
     facts = manifest.provenance
     before, after = facts.get("jpeg_cut_bytes") or facts.get("jpeg_tiled_bytes") or (0, 0)
@@ -171,7 +179,7 @@ def jpeg_notice(manifest: Manifest, spec: Pack | None, *, packed: bool) -> str:
     if jpeg_intervals.tool() is None:
         way = f"install jpegtran ({jpeg_intervals.INSTALL}) and pack under another name to cut them"
     else:
-        way = "jpegtran cannot cut them" if packed else "pack under another name to cut them"
+        way = "jpegtran cannot cut them" if tried else "pack under another name to cut them"
     return f"JPEG files are whole, and each crop decodes its whole file: {way}"
 
 

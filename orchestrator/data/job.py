@@ -74,7 +74,7 @@ def pack_if_missing(job: Training | PackJob, echo: Echo, runner: TaskRunner | No
 
 
 def _echo_notice(job: Training | PackJob, manifest: Manifest, echo: Echo, *, packed: bool) -> None:
-    if notice := datasets.jpeg_notice(manifest, job.data.pack, packed=packed):
+    if notice := datasets.jpeg_notice(manifest, job.data.pack, tried=packed):
         echo(notice)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -204,6 +205,39 @@ def test_damage_is_an_error_and_never_other_pixels(data: st.DataObject, sealed: 
     assert sealed or np.array_equal(found, pixels), "what changed was no part of the image"
 
 
+def test_a_forged_header_is_told_before_a_decoder_allocates_what_it_says(monkeypatch: pytest.MonkeyPatch):
+    """Sealed files whose index tells another frame than the one that a decoder takes, or other intervals."""
+    monkeypatch.setattr(jpeg_intervals, "_decoded", None)  # nothing may be decoded
+    made, _ = cut_example()
+    tables, frame, scan = struct.unpack_from(">III", made, 20 + 16)
+
+    def check(change: dict[int, bytes]) -> None:
+        forged = bytearray(made)
+        for at, new in change.items():
+            forged[at : at + len(new)] = new
+        seal_jpeg(forged)
+        with pytest.raises(CorruptObjectError, match="header"):
+            IntervalJpeg(bytes(forged))
+
+    size = struct.pack(">HH", 150, 170)
+    for other in {*range(tables, scan - 9)} - {frame}:
+        check({40: struct.pack(">I", other)})
+    huge = {frame + 5: struct.pack(">HH", 65500, 65500)}
+    inside_a_table = tables + 20
+    check({**huge, 40: struct.pack(">I", inside_a_table), inside_a_table + 5: size})
+    for marker in (b"\xff\xc2", b"\xff\xc3", b"\xff\xff", b"\xff\xd9"):
+        check({frame: marker})
+    for marker in (
+        b"\xff\xff",
+        b"\xff\xd0",
+        b"\xff\xd8",
+        b"\xff\x01",
+    ):  # a decoder reads no length behind them
+        check({tables: marker})
+    for cell in ((1, 1), (1 << 31, 1 << 31), (16, (1 << 32) - 1), ((1 << 32) - 1, 16)):
+        check({48: struct.pack(">II", *cell)})
+
+
 @cache
 def cut_example() -> tuple[bytes, np.ndarray]:
     return cut(saved(picture(150, 170), quality=80))
@@ -293,6 +327,18 @@ def test_a_jpegtran_that_is_killed_stops_the_packing_instead_of_keeping_the_file
     monkeypatch.undo()
     _, manifest = packed(hazy, tmp_path / "store")
     assert manifest.provenance["jpeg"] == "cut"
+
+
+def test_a_jpegtran_that_hangs_stops_the_packing(
+    hazy: PairsSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "jpegtran"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(jpeg_intervals, "_MAX_SECONDS", 0.01)
+    with pytest.raises(ToolError, match=r"it ran for more than 0\.01 seconds"):
+        packed(hazy, tmp_path / "store")
 
 
 def test_data_without_jpeg_files_has_the_digest_that_it_always_had(tmp_path: Path):

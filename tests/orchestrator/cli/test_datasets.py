@@ -21,7 +21,7 @@ from orchestrator.data.summary import describe
 from orchestrator.errors import PlanError
 from shards import jpeg_intervals
 from shards.dataset import Dataset
-from shards.errors import CorruptObjectError, PackError
+from shards.errors import CorruptObjectError, PackError, ToolError
 from shards.manifest import Manifest, ManifestRow, Member, Shard, load_manifest
 from shards.sample import SIGMA
 from shards.store import LocalStore
@@ -132,7 +132,7 @@ def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp
     jpeg_intervals.tool() is None and "CI" not in os.environ, reason="jpegtran is not installed here"
 )
 def test_a_dataset_is_used_as_its_jpeg_files_were_stored_whatever_the_default_is(
-    raw: Path, tmp_path: Path, word: str
+    raw: Path, tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in (raw / "gt").iterdir():
         Image.open(file).save(file.with_suffix(".jpg"))
@@ -150,9 +150,23 @@ def test_a_dataset_is_used_as_its_jpeg_files_were_stored_whatever_the_default_is
     text = pack(raw, tmp_path / "mine", *patterns[:2])
     assert "already packed" in text
     assert (word == "keep") == ("each crop decodes its whole file: pack under another name" in text)
-    assert "already packed" not in pack(raw, tmp_path / "mine", *patterns[:2], "--licence", "CC0, me")
+    text = pack(raw, tmp_path / "mine", *patterns[:2], "--licence", "CC0, me")
+    assert "already packed" not in text
+    assert (word == "keep") == ("each crop decodes its whole file: pack under another name" in text)
     after = load_manifest(LocalStore(tmp_path / "mine"))
     assert after.shards == before.shards  # packed again for the licence, with the same bytes
+
+    monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
+    again = (*patterns[:2], "--licence", "CC0, you")
+    if word == "crop":
+        with pytest.raises(
+            ToolError, match=r"jpegtran, which is not installed here\. Nothing is overwritten"
+        ):
+            pack(raw, tmp_path / "mine", *again)
+        assert load_manifest(LocalStore(tmp_path / "mine")) == after
+        assert "already packed" in pack(raw, tmp_path / "mine", *patterns[:2], "--licence", "CC0, me")
+    else:
+        assert "already packed" not in pack(raw, tmp_path / "mine", *again)
 
 
 def test_a_licence_that_was_not_stated_is_added(raw: Path, tmp_path: Path) -> None:
