@@ -1,12 +1,13 @@
 """Differentiable distances between restored and clean images, as published networks train with them.
 
-Each is a mean over images, so the shares of several processes can be summed. In fp32 or better.
+Each is a mean over images, so the shares of several processes can be summed. In fp32 or better, also where convolutions
+run in TF32: there are none here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ _EPSILON = 1e-3
 """Width of the Charbonnier distance's rounded tip, as in MPRNet."""
 _PYRAMID = (0.05, 0.25, 0.4, 0.25, 0.05)
 """Filter of the Laplacian pyramid, as in MPRNet."""
-_SIDE, _SIGMA = 11, 1.5
+_GAUSSIAN = [math.exp(-0.5 * (offset / 1.5) ** 2) for offset in range(-5, 6)]
+_WINDOW = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
+"""Filter of SSIM: 11 weights of a Gaussian with standard deviation 1.5."""
 _C1, _C2 = 0.01**2, 0.03**2
 """SSIM's constants for values in [0, 1]."""
 
@@ -41,12 +44,9 @@ def negative_psnr(restored: Tensor, clean: Tensor) -> Tensor:
 
 def dissimilarity(restored: Tensor, clean: Tensor) -> Tensor:
     """Return 1 - SSIM with a Gaussian window (Wang et al., 2004), over the positions at which it fits."""
-    offsets = torch.arange(_SIDE, dtype=restored.dtype, device=restored.device) - _SIDE // 2
-    weights = (-0.5 * (offsets / _SIGMA).square()).exp()
-    weights = weights / weights.sum()
 
     def smooth(image: Tensor) -> Tensor:
-        return _filtered(image, weights)
+        return _filtered(image, _WINDOW)
 
     mean_x, mean_y = smooth(restored), smooth(clean)
     variance_x = smooth(restored * restored) - mean_x * mean_x
@@ -63,10 +63,9 @@ def edge(restored: Tensor, clean: Tensor) -> Tensor:
     The Laplacian is linear, so only the difference is filtered.
     """
     difference = restored - clean
-    weights = difference.new_tensor(_PYRAMID)
 
     def smooth(image: Tensor) -> Tensor:
-        return _filtered(F.pad(image, (2, 2, 2, 2), mode="replicate"), weights)
+        return _filtered(F.pad(image, (2, 2, 2, 2), mode="replicate"), _PYRAMID)
 
     coarse = torch.zeros_like(difference)
     coarse[..., ::2, ::2] = 4 * smooth(difference)[..., ::2, ::2]
@@ -93,9 +92,16 @@ def _charbonnier(difference: Tensor) -> Tensor:
     return (difference.square() + _EPSILON**2).sqrt().mean()
 
 
-def _filtered(image: Tensor, weights: Tensor) -> Tensor:
-    """Return (b, c, h, w) filtered along both axes, each channel alone, where the filter fits."""
-    channels = image.shape[1]
-    rows = weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    columns = weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    return F.conv2d(F.conv2d(image, rows, groups=channels), columns, groups=channels)
+def _filtered(image: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return (b, c, h, w) filtered along both axes, where the filter fits.
+
+    Shifted images are summed: a convolution or its gradient may round to TF32, and SSIM's variances are small
+    differences.
+    """
+    for axis in (2, 3):
+        size = image.shape[axis] - len(weights) + 1
+        total = weights[0] * image.narrow(axis, 0, size)
+        for place, weight in enumerate(weights[1:], 1):
+            total = total.add(image.narrow(axis, place, size), alpha=weight)
+        image = total
+    return image

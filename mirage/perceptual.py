@@ -55,7 +55,10 @@ class PerceptualDistance(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """Return the distance of restored and clean images (b, 3, h, w), a mean over images. In fp32."""
+        """Return the distance of restored and clean images (b, 3, h, w), a mean over images.
+
+        In fp32; on NVIDIA GPUs the convolutions round to TF32 where torch allows that.
+        """
         with torch.autocast(restored.device.type, enabled=False):
             with torch.no_grad():
                 wanted = self._features(at_least_fp32(clean))

@@ -42,9 +42,12 @@ def learning_rate(train: Train, step: int, steps_per_epoch: int, reductions: int
 
 
 def _restarting(train: Train, peak: float, step: int) -> float:
-    """Return the rate of a step of the cycles, as BasicSR's CosineAnnealingRestartCyclicLR has it."""
+    """Return the rate of a step of the cycles, as BasicSR's CosineAnnealingRestartCyclicLR has it.
+
+    The step at which a cycle ends still has its minimum; the next cycle is felt one step later.
+    """
     for cycle in train.cycles[:-1]:
-        if step < cycle.steps:
+        if step <= cycle.steps:
             break
         step -= cycle.steps
     else:

@@ -474,7 +474,8 @@ class Train(Section):
     """Validations in a row without a higher val/psnr that `plateau` lets pass; the next one reduces the rate."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs. bf16 and fp16 compute the model in
-    16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32."""
+    16 bits, fp16 with loss scaling. Weights, loss and optimiser are always fp32, but the network of the perceptual loss
+    has convolutions, which tf32 rounds too."""
     clip_norm: Float | None = Field(default=None, gt=0, le=1e30)
     """Maximum gradient norm; larger gradients are scaled down to it."""
     activation_checkpointing: Literal["none", "full_resolution", "all"] = "none"

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mirage.collective import BatchShare
 from mirage.image_losses import IMAGE_LOSSES, image_loss
@@ -66,6 +67,38 @@ def test_shares_add_up_to_the_weighted_term(pair: tuple[Tensor, Tensor], name: s
     ]
     torch.testing.assert_close(sum(part.total for part in parts), whole.total)
     torch.testing.assert_close(sum(part.others[name] for part in parts), whole.others[name])
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that torch executes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def may_round_to_tf32(names: set[str]) -> set[str]:
+    return {
+        name for name in names if "conv" in name or name in ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
+    }
+
+
+@pytest.mark.parametrize("name", IMAGE_LOSSES)
+def test_no_term_and_no_gradient_uses_what_rounds_to_tf32(pair: tuple[Tensor, Tensor], name: str) -> None:
+    restored = pair[0].clone().requires_grad_()
+    with Operations() as seen:
+        image_loss(name, restored, pair[1]).backward()
+    assert "mean" in seen.names or "mse_loss_backward" in seen.names
+    assert not may_round_to_tf32(seen.names)
+
+    filters = torch.ones(3, 3, 2, 2, dtype=torch.float64)
+    with Operations() as seen:
+        F.conv2d(restored, filters).sum().backward()
+    assert may_round_to_tf32(seen.names) == {"convolution", "convolution_backward"}
 
 
 @pytest.mark.parametrize("name", IMAGE_LOSSES)

@@ -112,12 +112,34 @@ def test_restarts_are_those_of_basicsr_as_restormer_uses_them() -> None:
     assert rates[300] == pytest.approx(1e-6)
     assert learning_rate(train, 1000, PER_EPOCH) == pytest.approx(1e-6)
 
-    halved = Train(
-        steps=20, learning_rate=1.0, schedule="restarts", cycles=[{"steps": 10}, {"steps": 10, "weight": 0.5}]
+
+def basicsr_rate(
+    periods: list[int], weights: list[float], minima: list[float], peak: float, step: int
+) -> float:
+    """As get_position_from_periods and get_lr of CosineAnnealingRestartCyclicLR."""
+    ends = [sum(periods[: i + 1]) for i in range(len(periods))]
+    now = next(i for i, end in enumerate(ends) if step <= end)
+    done = (step - (0 if now == 0 else ends[now - 1])) / periods[now]
+    return minima[now] + weights[now] * 0.5 * (peak - minima[now]) * (1 + math.cos(math.pi * done))
+
+
+@given(
+    cycles=st.lists(
+        st.tuples(st.integers(1, 6), st.sampled_from([1.0, 0.5]), st.sampled_from([0.0, 1e-3, 0.1])),
+        min_size=1,
+        max_size=4,
     )
-    assert [learning_rate(halved, step, PER_EPOCH) for step in (0, 5, 10, 15)] == pytest.approx(
-        [1, 0.5, 0.5, 0.25]
-    )
+)
+def test_every_step_of_restarts_has_the_rate_of_basicsr_also_where_a_cycle_ends(
+    cycles: list[tuple[int, float, float]],
+) -> None:
+    periods, weights, minima = (list(each) for each in zip(*cycles, strict=True))
+    keys = [{"steps": n, "weight": w, "minimum_rate": low} for n, w, low in cycles]
+    train = Train(steps=sum(periods), learning_rate=1.0, schedule="restarts", cycles=keys)
+    for step in range(sum(periods) + 1):
+        assert learning_rate(train, step, PER_EPOCH) == pytest.approx(
+            basicsr_rate(periods, weights, minima, 1.0, step)
+        )
 
 
 @pytest.mark.parametrize(
