@@ -58,6 +58,10 @@ class PipelineError(ShardsError):
         self.problems = tuple(problems)
 
 
+class DegradeError(ShardsError):
+    """An image that a pipeline cannot degrade."""
+
+
 class ReaderError(ShardsError):
     """Reader processes that hang or die again and again."""
 

@@ -90,8 +90,8 @@ def _numbers(value: Any) -> Iterator[float]:
 FiniteAny = Annotated[Any, AfterValidator(_require_finite)]
 """A value of any type, whose numbers are finite."""
 
-Pipelines = dict[str, FiniteAny]
-"""Name of a degradation -> its steps, which `conflicts` checks (`shards.degradations.parse`)."""
+Pipelines = dict[str, Any]
+"""Name of a degradation -> its steps, which `conflicts` checks, finite numbers too (`shards.degradations.parse`)."""
 
 
 def _as_int(value: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +41,17 @@ class Parameter:
     """The words that are possible instead of numbers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operator:
     """A function that degrades an image, with its parameters."""
 
     name: str
     function: Callable[..., Image]
     parameters: Mapping[str, Parameter]
+    version: int = 1
+    """Raise it when the pixels of equal values, or a default, change: digests of pipelines then change too."""
 
-    @property
+    @cached_property
     def needs_original(self) -> bool:
         """Whether the function takes the size that the image had before the pipeline."""
         return "original" in inspect.signature(self.function).parameters
@@ -80,13 +83,15 @@ OPERATORS: dict[str, Operator] = {}
 """The operators by name. Import `shards.degradations.operators` to fill it."""
 
 
-def operator(**parameters: Parameter) -> Callable[[Callable[..., Image]], Callable[..., Image]]:
+def operator(
+    version: int = 1, /, **parameters: Parameter
+) -> Callable[[Callable[..., Image]], Callable[..., Image]]:
     """Register a function as the operator of its name."""
 
     def register(function: Callable[..., Image]) -> Callable[..., Image]:
         name = function.__name__
         assert name not in OPERATORS, f"two operators are named {name}"
-        OPERATORS[name] = Operator(name, function, parameters)
+        OPERATORS[name] = Operator(name, function, parameters, version)
         return function
 
     return register

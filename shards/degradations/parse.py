@@ -44,7 +44,8 @@ DISTRIBUTIONS = ("range", "log_range", "choice", "probability")
 MAX_STEPS = 100
 """Largest number of operators that a pipeline may apply to an image."""
 MAX_DEPTH = 10
-"""Largest number of steps within each other."""
+"""Largest number of lists of steps within each other, those of used pipelines included."""
+_TOO_DEEP = f"has steps within each other more than {MAX_DEPTH} deep."
 MAX_TIMES = 20
 
 Key = tuple[str, ...]
@@ -68,6 +69,7 @@ class _Parser:
         self._sources = {**written, **presets, **written}  # the job's first
         self._read: dict[str, Pipeline | None] = {}
         self._open: list[str] = []
+        self._depth = 0
         self._problems: list[tuple[Key, str]] = []
 
     def pipelines(self) -> dict[str, Pipeline]:
@@ -83,15 +85,18 @@ class _Parser:
         return {name: each for name in self._written if (each := self._read[name]) is not None}
 
     def _problem(self, key: Key, message: str) -> None:
-        self._problems.append((key, message))
+        if (key, message) not in self._problems:
+            self._problems.append((key, message))
 
     def _pipeline(self, name: str) -> Pipeline | None:
         """Return a pipeline, None if it or one that it uses is wrong."""
         if name not in self._read:
             self._open.append(name)
             known = len(self._problems)
-            steps = self._steps(self._sources[name], (name,), 1)
+            steps = self._steps(self._sources[name], (name,))
             self._open.pop()
+            if steps is not None and steps.depth > MAX_DEPTH:
+                self._problem((name,), _TOO_DEEP)
             if steps is not None and steps.most > MAX_STEPS:
                 most = f"may apply {steps.most} operators to one image"
                 self._problem((name,), f"{most}. At most {MAX_STEPS} are possible: repeat less.")
@@ -99,20 +104,22 @@ class _Parser:
             self._read[name] = None if wrong or steps is None else Pipeline(name, steps)
         return self._read[name]
 
-    def _steps(self, written: Any, key: Key, depth: int, *, may_be_empty: bool = False) -> Steps | None:
+    def _steps(self, written: Any, key: Key, *, may_be_empty: bool = False) -> Steps | None:
         if not isinstance(written, list | tuple):
             self._problem(key, f"is {_shown(written)}: write a list of steps, each after a dash.")
             return None
         if not written and not may_be_empty:
             self._problem(key, "has no steps.")
             return None
-        if depth + len(self._open) > MAX_DEPTH:
-            self._problem(key, f"has steps within each other more than {MAX_DEPTH} deep.")
+        if self._depth == MAX_DEPTH:  # before Python's own limit
+            self._problem((self._open[0],), _TOO_DEEP)
             return None
-        steps = [self._step(each, (*key, str(number)), depth) for number, each in enumerate(written)]
+        self._depth += 1
+        steps = [self._step(each, (*key, str(number))) for number, each in enumerate(written)]
+        self._depth -= 1
         return None if None in steps else Steps(tuple(step for step in steps if step is not None))
 
-    def _step(self, written: Any, key: Key, depth: int) -> Step | None:
+    def _step(self, written: Any, key: Key) -> Step | None:
         """Return a step, None after a problem was noted."""
         named = {written: None} if isinstance(written, str) else written
         if not isinstance(named, Mapping) or len(named) != 1:
@@ -123,8 +130,8 @@ class _Parser:
         ((name, given),) = named.items()
         inner = key if isinstance(written, str) else (*key, str(name))
         if name in ARRANGING:
-            arrange: Callable[[Any, Key, int], Step | None] = getattr(self, f"_{name}")
-            return arrange(given, inner, depth)
+            arrange: Callable[[Any, Key], Step | None] = getattr(self, f"_{name}")
+            return arrange(given, inner)
         if name not in OPERATORS:
             known = (*OPERATORS, *ARRANGING)
             also = "" if name not in self._sources else f" A pipeline of this name is called by use: {name}."
@@ -163,19 +170,19 @@ class _Parser:
             self._problem(key, str(error))
             return None
 
-    def _shuffle(self, given: Any, key: Key, depth: int) -> Step | None:
-        steps = self._steps(given, key, depth + 1)
+    def _shuffle(self, given: Any, key: Key) -> Step | None:
+        steps = self._steps(given, key)
         return None if steps is None else Shuffle(steps)
 
-    def _repeat(self, given: Any, key: Key, depth: int) -> Step | None:
+    def _repeat(self, given: Any, key: Key) -> Step | None:
         keys = self._keys(given, key, ("times", "steps"))
         if keys is None:
             return None
         times = self._value(TIMES, keys["times"], (*key, "times"))
-        steps = self._steps(keys["steps"], (*key, "steps"), depth + 1)
+        steps = self._steps(keys["steps"], (*key, "steps"))
         return None if times is None or steps is None else Repeat(times, steps)
 
-    def _one_of(self, given: Any, key: Key, depth: int) -> Step | None:
+    def _one_of(self, given: Any, key: Key) -> Step | None:
         if not isinstance(given, list | tuple) or not given:
             self._problem(key, f"is {_shown(given)}: write a list of {{weight: NUMBER, steps: [...]}}.")
             return None
@@ -186,7 +193,7 @@ class _Parser:
             if keys is None:
                 continue
             weights.append(self._value(_WEIGHT, keys["weight"], (*inner, "weight")))
-            steps = self._steps(keys["steps"], (*inner, "steps"), depth + 1, may_be_empty=True)
+            steps = self._steps(keys["steps"], (*inner, "steps"), may_be_empty=True)
             branches += [] if steps is None else [steps]
         fixed = [float(weight.value) for weight in weights if isinstance(weight, Fixed)]
         if len(fixed) < len(given) or len(branches) < len(given):
@@ -198,19 +205,19 @@ class _Parser:
             return None
         return OneOf(tuple(fixed), tuple(branches))
 
-    def _maybe(self, given: Any, key: Key, depth: int) -> Step | None:
+    def _maybe(self, given: Any, key: Key) -> Step | None:
         keys = self._keys(given, key, ("probability", "steps"))
         if keys is None:
             return None
         probability = self._value(Parameter(0, 1), keys["probability"], (*key, "probability"))
-        steps = self._steps(keys["steps"], (*key, "steps"), depth + 1)
+        steps = self._steps(keys["steps"], (*key, "steps"))
         if isinstance(probability, Fixed) and steps is not None:
             return Maybe(float(probability.value), steps)
         if probability is not None and not isinstance(probability, Fixed):
             self._problem((*key, "probability"), "must be a number from 0 to 1.")
         return None
 
-    def _use(self, given: Any, key: Key, depth: int) -> Step | None:
+    def _use(self, given: Any, key: Key) -> Step | None:
         if not isinstance(given, str) or given not in self._sources:
             listed = ", ".join(self._sources)
             self._problem(
@@ -223,9 +230,6 @@ class _Parser:
                 f" To use the preset {given}, name your pipeline otherwise." if given in self._presets else ""
             )
             self._problem(key, f"refers to itself: {circle}.{preset}")
-            return None
-        if depth + len(self._open) >= MAX_DEPTH:
-            self._problem(key, f"has steps within each other more than {MAX_DEPTH} deep.")
             return None
         pipeline = self._pipeline(given)
         return None if pipeline is None else Use(pipeline)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from shards.degradations.operator import Image, Operator, Value
 from shards.degradations.resampling import resampled
+from shards.errors import DegradeError
 
 _MAX_GROWTH = 16
 """An image with more than this many times its pixels is brought back to its size before the next operator."""
@@ -163,11 +164,15 @@ class Step(Protocol):
     def most(self) -> int:
         """Largest number of operators that the step may apply."""
 
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps within each other that the step has."""
+
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators that the step applies under a key."""
 
     def plain(self) -> Any:
-        """Return the step as in a job, with all its values."""
+        """Return the step as in a job, so that two steps that do the same are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,7 @@ class OperatorStep:
     operator: Operator
     parameters: Mapping[str, Distribution]
     most = 1
+    depth = 0
 
     @property
     def name(self) -> str:
@@ -189,8 +195,12 @@ class OperatorStep:
         yield AppliedOperator(self.operator, path, values)
 
     def plain(self) -> Any:
-        """Return the operator with its parameters."""
-        return {self.name: {name: each.plain() for name, each in sorted(self.parameters.items())}}
+        """Return the operator, with its version above 1, and the parameters that are not at their default."""
+        version = f" {self.operator.version}" if self.operator.version > 1 else ""
+        known = self.operator.parameters
+        values = {name: each.plain() for name, each in self.parameters.items()}
+        given = {name: value for name, value in values.items() if value != known[name].default}
+        return {f"{self.name}{version}": given}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +213,11 @@ class Steps:
     def most(self) -> int:
         """Largest number of operators that the steps may apply."""
         return sum(step.most for step in self.items)
+
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps within each other, this one included."""
+        return 1 + max((step.depth for step in self.items), default=0)
 
     def named(self) -> Iterator[tuple[str, Step]]:
         """Yield each step with its place in a path: its name, and its number among those of its name."""
@@ -233,6 +248,11 @@ class Shuffle:
         """Largest number of operators that the step may apply."""
         return self.steps.most
 
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps that the step has within each other."""
+        return self.steps.depth
+
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the steps in the order of a number that each draws."""
         named = [(f"{path}/{name}", step) for name, step in self.steps.named()]
@@ -257,6 +277,11 @@ class Repeat:
         """Largest number of operators that the step may apply."""
         return int(self.times.most) * self.steps.most
 
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps that the step has within each other."""
+        return self.steps.depth
+
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of each round."""
         for number in range(int(self.times.at(uniform(key, f"{path}/times")))):
@@ -279,6 +304,11 @@ class OneOf:
     def most(self) -> int:
         """Largest number of operators that the step may apply."""
         return max(steps.most for steps in self.branches)
+
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps that the step has within each other."""
+        return max(steps.depth for steps in self.branches)
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the branch that is drawn."""
@@ -304,6 +334,11 @@ class Maybe:
         """Largest number of operators that the step may apply."""
         return self.steps.most
 
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps that the step has within each other."""
+        return self.steps.depth
+
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the steps, or none."""
         if uniform(key, f"{path}/happens") < self.probability:
@@ -326,11 +361,18 @@ class Pipeline:
         return tuple(self.steps.draw(key, self.name))
 
     def degrade(self, clean: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
-        """Return an image after the pipeline, in its size; grey levels are rounded once, at the end."""
+        """Return an image after the pipeline, in its size; grey levels are rounded once, at the end.
+
+        Raises DegradeError.
+        """
         height, width = clean.shape[:2]
         image: Image = clean.astype(np.float32) / np.float32(255)
         for applied in self.draw(key):
-            image = applied.operator(image, generator(key, applied.path), applied.values, (height, width))
+            rng = generator(key, applied.path)
+            try:
+                image = applied.operator(image, rng, applied.values, (height, width))
+            except DegradeError as error:
+                raise DegradeError(f"{applied.path} cannot degrade {key}: {error}") from error
             if image.size > _MAX_GROWTH * clean.size:
                 image = resampled(image, height, width).clip(0, 1)
         if image.shape != clean.shape:
@@ -339,8 +381,18 @@ class Pipeline:
         return grey
 
     @cached_property
+    def most(self) -> int:
+        """Largest number of operators that the pipeline may apply."""
+        return self.steps.most
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of lists of steps within each other."""
+        return self.steps.depth
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the pipeline as JSON with all its values; equal pipelines have equal ones."""
+        """SHA-256 of the pipeline as JSON and of the versions of its operators; equal pipelines have equal ones."""
         text = json.dumps([self.name, self.steps.plain()], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -363,7 +415,12 @@ class Use:
     @property
     def most(self) -> int:
         """Largest number of operators that the step may apply."""
-        return self.pipeline.steps.most
+        return self.pipeline.most
+
+    @property
+    def depth(self) -> int:
+        """Number of lists of steps that the step has within each other."""
+        return self.pipeline.depth
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the other pipeline."""

@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.degradations.operator import Image, Parameter, operator
+from shards.errors import DegradeError
 
+LONGEST = {"jpeg": 65_535, "webp": 16_382, "av1": 32_768}
+"""Longest side of an image in pixels that each codec takes, WebP's the least."""
 _QUALITY = Parameter(1, 100, about="the encoder's quality", integer=True)
 _CHROMA = Parameter(
     words=("yuv420", "yuv422", "yuv444"),
@@ -19,14 +22,14 @@ _CHROMA = Parameter(
 @operator(quality=_QUALITY, chroma=_CHROMA)
 def jpeg(image: Image, rng: np.random.Generator, *, quality: int, chroma: str) -> Image:
     """Encode as JPEG and decode, by libjpeg-turbo (ITU-T T.81; the scale of quality is libjpeg's)."""
-    encoded = imagecodecs.jpeg8_encode(_grey_levels(image), level=quality, subsampling=chroma[3:])
+    encoded = imagecodecs.jpeg8_encode(_frame(image, "jpeg"), level=quality, subsampling=chroma[3:])
     return _values(imagecodecs.jpeg8_decode(encoded))
 
 
 @operator(quality=_QUALITY)
 def webp(image: Image, rng: np.random.Generator, *, quality: int) -> Image:
     """Encode as lossy WebP and decode, by libwebp (RFC 9649: an intra frame of VP8)."""
-    encoded = imagecodecs.webp_encode(_grey_levels(image), level=quality, lossless=False, numthreads=1)
+    encoded = imagecodecs.webp_encode(_frame(image, "webp"), level=quality, lossless=False, numthreads=1)
     return _values(imagecodecs.webp_decode(encoded))
 
 
@@ -34,7 +37,7 @@ def webp(image: Image, rng: np.random.Generator, *, quality: int) -> Image:
 def av1(image: Image, rng: np.random.Generator, *, quality: int, chroma: str) -> Image:
     """Encode as an intra frame of the video codec AV1 and decode, by libavif at its fastest setting."""
     encoded = imagecodecs.avif_encode(
-        _grey_levels(image), level=quality, speed=10, pixelformat=chroma[3:], numthreads=1
+        _frame(image, "av1"), level=quality, speed=10, pixelformat=chroma[3:], numthreads=1
     )
     return _values(imagecodecs.avif_decode(encoded, numthreads=1))
 
@@ -71,7 +74,13 @@ def _bayer() -> NDArray[np.float32]:
 _BAYER = _bayer()
 
 
-def _grey_levels(image: Image) -> NDArray[np.uint8]:
+def _frame(image: Image, codec: str) -> NDArray[np.uint8]:
+    """Return the grey levels that a codec gets. Raises DegradeError if the image is too large for it."""
+    if max(image.shape[:2]) > LONGEST[codec]:
+        size, most = f"{image.shape[1]:,} x {image.shape[0]:,}", f"{LONGEST[codec]:,}"
+        raise DegradeError(
+            f"{codec} takes at most {most} pixels a side, and the image has {size}: cut it first."
+        )
     return np.ascontiguousarray(np.rint(image.clip(0, 1) * np.float32(255)).astype(np.uint8))
 
 

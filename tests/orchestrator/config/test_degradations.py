@@ -81,6 +81,13 @@ def test_a_job_with_pipelines_is_read_and_reads_back_as_itself(tmp_path: Path) -
             "degradations.phone-night.0.shuffle.1.tiny_noise.sigma",
             "larger than the second",
         ),
+        (
+            "[1, 30]",
+            "[1, .nan]",
+            16,
+            "degradations.phone-night.0.shuffle.1.tiny_noise.sigma",
+            "is nan: must be a number from 0 to 100",
+        ),
         ("use: noise35", "use: phone-night", 17, "degradations.phone-night.1.use", "refers to itself"),
         ("use: noise35", "use: noise3", 17, "degradations.phone-night.1.use", 'Did you mean "noise35"?'),
         ("  noise35:", "  haze:", 10, "degradations.haze", "published"),

@@ -6,16 +6,21 @@ import hashlib
 import json
 import math
 import pickle
+import re
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shards.degradations.operator import OPERATORS, Operator, Parameter
+from shards.degradations.operators.compression import LONGEST
 from shards.degradations.parse import MAX_DEPTH, parse_pipelines
 from shards.degradations.pipeline import Choice, Range, evaluation_key, generator, training_key
-from shards.errors import PipelineError
+from shards.errors import DegradeError, PipelineError
 from tests.tiny_operators import PIPELINES, SECOND_ORDER
 
 pytestmark = pytest.mark.usefixtures("tiny_operators")
@@ -34,16 +39,27 @@ def drawn(steps: object, key: str) -> dict[str, tuple]:
     }
 
 
-def test_a_sample_can_be_computed_again_by_hand() -> None:
-    """The example of docs/streaming.md."""
-    one = pipeline([{"tiny_noise": {"sigma": {"range": [5, 50]}}}])
-    path = "train/7/1000/own/tiny_noise:0"
-    number = int.from_bytes(hashlib.blake2b(f"{path}/sigma".encode(), digest_size=8).digest(), "little")
-    sigma = 5 + 45 * (number >> 11) / 2**53
-    key = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=16).digest(), "little")
-    noise = np.random.Generator(np.random.Philox(key=key)).standard_normal(CLEAN.shape, np.float32)
-    image = (CLEAN / np.float32(255) + np.float32(sigma / 255) * noise).clip(0, 1)
-    assert np.array_equal(one.degrade(CLEAN, training_key(7, 1000)), np.rint(image * 255).astype(np.uint8))
+def test_a_sample_can_be_computed_again_as_the_page_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "streaming.md").read_text()
+    (block,) = (each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "blake2b" in each)
+    known = {"clean": CLEAN, "hashlib": hashlib, "np": np, "OPERATORS": OPERATORS}
+    exec(block, known)
+    own = pipeline([{"gaussian_noise": {"sigma": {"range": [5, 50]}}}])
+    assert np.array_equal(own.degrade(CLEAN, training_key(7, 1000)), known["degraded"])
+
+
+def test_a_digest_can_be_computed_again_as_the_page_says() -> None:
+    two = parse_pipelines(
+        {"a": [{"gaussian_noise": {"sigma": 30, "channels": "colour"}}], "b": [{"use": "a"}]}
+    )
+
+    def sha256(content: object) -> str:
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    assert two["a"].digest == sha256(["a", [{"gaussian_noise": {"sigma": 30.0}}]])
+    assert two["b"].digest == sha256(["b", [{"use": ["a", two["a"].digest]}]])
+    assert two["b"].evaluation_digest(7) == hashlib.sha256(f"{two['b'].digest}/7".encode()).hexdigest()
 
 
 def test_a_pipeline_keeps_size_and_is_the_same_in_another_process() -> None:
@@ -140,15 +156,63 @@ def test_equal_pipelines_have_equal_digests_and_others_do_not() -> None:
     assert inner[0] != inner[1], "the digest holds what a pipeline uses"
 
 
+def test_a_digest_changes_with_the_version_of_an_operator_and_not_with_a_new_parameter_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = pipeline([NOISE]).digest
+    one = OPERATORS["tiny_noise"]
+    wider = {**one.parameters, "width": Parameter(0, 9, default=0.0)}
+    monkeypatch.setitem(OPERATORS, "tiny_noise", replace(one, parameters=wider))
+    assert pipeline([NOISE]).digest == first
+    monkeypatch.setitem(OPERATORS, "tiny_noise", replace(one, version=2))
+    assert pipeline([NOISE]).digest != first
+
+
 def test_what_a_pipeline_says_of_itself_is_read_back_as_the_same() -> None:
     steps = [step for step in SECOND_ORDER if "use" not in json.dumps(step)]
     one = pipeline(steps)
     assert pipeline(json.loads(json.dumps(one.steps.plain()))).digest == one.digest
 
 
-def test_an_image_that_grows_without_end_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shards.degradations.operator import OPERATORS, Operator
+@pytest.mark.parametrize(
+    ("size", "largest"), [((2, 3), (8, 12)), ((5000, 1), (16382, 4)), ((20000, 1), (20000, 4))]
+)
+def test_no_side_becomes_four_times_as_long_or_too_long_for_a_codec(
+    size: tuple[int, int], largest: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    look = Operator("look", lambda image, rng: sizes.append(image.shape[:2]) or image, {})
+    monkeypatch.setitem(OPERATORS, "look", look)
+    own = pipeline(
+        [
+            {"resize": {"scale": 4}},
+            "look",
+            {"resize": {"scale": 4}},
+            "look",
+            {"resize_back": {"scale": 4}},
+            "look",
+        ]
+    )
+    own.degrade(np.zeros((*size, 3), np.uint8), "k")
+    assert sizes == [largest] * 3
 
+
+@pytest.mark.parametrize("codec", LONGEST)
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_that_is_too_large_for_a_codec_is_told_with_its_id(codec: str, turned: bool) -> None:
+    own = pipeline([{codec: {"quality": 50}}])
+
+    def strip(side: int) -> np.ndarray:
+        return np.zeros((1, side, 3) if turned else (side, 1, 3), np.uint8)
+
+    own.degrade(strip(LONGEST[codec]), "k")
+    with pytest.raises(
+        DegradeError, match=rf"own/{codec}:0 cannot degrade test/0/one: {codec} takes at most"
+    ):
+        own.degrade(strip(LONGEST[codec] + 1), evaluation_key(0, "one"))
+
+
+def test_an_image_that_grows_without_end_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
     grow = Operator("grow", lambda image, rng: np.tile(image, (3, 3, 1)), {})
     monkeypatch.setitem(OPERATORS, "grow", grow)
     one = pipeline([{"repeat": {"times": 20, "steps": ["grow"]}}])
@@ -280,6 +344,24 @@ def test_depth_and_doubling_are_bounded_before_they_cost_anything() -> None:
     for written, message in [({"a": deep}, "deep"), (chain, "deep"), (doubling, "128 operators")]:
         with pytest.raises(PipelineError, match=message):
             parse_pipelines(written)
+
+
+@pytest.mark.parametrize("number", [MAX_DEPTH, MAX_DEPTH + 1, 400])
+@pytest.mark.parametrize("step", [1, -1])
+def test_depth_does_not_depend_on_the_order_of_names(number: int, step: int) -> None:
+    chain = {"p0": [NOISE]} | {f"p{n}": [{"use": f"p{n - 1}"}] for n in range(1, number)}
+    written = dict(list(chain.items())[::step])
+    if number <= MAX_DEPTH:
+        assert parse_pipelines(written)[f"p{number - 1}"].depth == number
+        return
+    with pytest.raises(PipelineError) as caught:
+        parse_pipelines(written)
+    assert {text for _, text in caught.value.problems} == {"has steps within each other more than 10 deep."}
+
+
+def test_branches_that_use_each_other_are_read_at_once() -> None:
+    wide = {f"p{n}": [{"one_of": [{"steps": [{"use": f"p{n - 1}"}]}] * 40}] for n in range(1, 5)}
+    assert parse_pipelines({"p0": [NOISE], **wide})["p4"].most == 1
 
 
 _KEYS = "shuffle repeat one_of maybe use weight steps times sigma gain flip range choice weights"
