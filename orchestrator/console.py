@@ -14,8 +14,6 @@ from orchestrator.events import Emit, Event
 Echo = Callable[[str], None]
 """Prints text for the user."""
 
-_TERMS = ("total", "l1", "fourier", "spd")
-
 
 Move = Callable[[float, int, str], None]
 """Moves the bar of a training: steps done, steps in all, and what is shown beside it."""
@@ -146,7 +144,11 @@ def _progress(event: events.Progress) -> str:
 
 def _measures(event: events.Progress) -> str:
     metrics = event.metrics
-    losses = [f"{term} {metrics[f'loss/{term}']:.4f}" for term in _TERMS if f"loss/{term}" in metrics]
+    losses = [
+        f"{name.removeprefix('loss/')} {value:.4f}"
+        for name, value in metrics.items()
+        if name.startswith("loss/") and (value or name == "loss/total")
+    ]
     rate = [f"lr {metrics['optim/lr']:.2e}"] if "optim/lr" in metrics else []
     return "  ".join([*losses, *rate, f"{metrics['perf/images_per_second']:.1f} images/s"])
 

@@ -252,10 +252,16 @@ def _rewritten(data: bytes) -> bytes:
     if not fitting:
         raise _UnfitError
     preferred = max((n for n in fitting if n * frame.mcu_width <= _WIDTH), default=fitting[0])
+    made = None
     for mcus in fitting[fitting.index(preferred) :]:
-        made = _with_index(_with_restarts(data, mcus), frame, mcus * frame.mcu_width)
+        try:
+            made = _with_index(_with_restarts(data, mcus), frame, mcus * frame.mcu_width)
+        except _UnfitError:  # so wide that an interval has more than 64 KiB
+            break
         if len(made) <= _GROWTH * len(data):
             break
+    if made is None:
+        raise _UnfitError
     return made
 
 

@@ -135,6 +135,8 @@ def test_a_training_has_one_bar_with_loss_and_learning_rate() -> None:
     said: list[str] = []
     metrics = {
         "loss/total": 0.25,
+        "loss/l1": 0.0,
+        "loss/psnr": -20.5,
         "optim/lr": 0.001,
         "perf/images_per_second": 8.0,
         "perf/data_wait": 0.01,
@@ -144,7 +146,9 @@ def test_a_training_has_one_bar_with_loss_and_learning_rate() -> None:
         emit(events.Progress(10, metrics, 40, 61.0))
         emit(events.LogMessage("resumed"))
         emit(events.Progress(20, metrics, 40, 61.0))
-    assert re.search(r"training .* 20/40 .*total 0.2500  lr 1.00e-03  8.0 images/s", shown.text())
+    assert re.search(
+        r"training .* 20/40 .*total 0.2500  psnr -20.5000  lr 1.00e-03  8.0 images/s", shown.text()
+    )
     assert said == ["resumed"]
 
 

@@ -175,6 +175,14 @@ def test_what_cannot_be_cut_without_loss_is_kept_as_it_is(change):
     assert rewrite(change(source), decode_image(source, "x")) is None
 
 
+def test_a_file_that_grows_is_cut_in_the_widest_intervals_that_are_possible(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jpeg_intervals, "_GROWTH", 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 2912, 3), dtype=np.uint8)
+    made, pixels = cut(saved(pixels, quality=100, subsampling=0))  # a whole row of MCUs has more than 64 KiB
+    assert len(IntervalJpeg(made)._checksums) == 2
+    np.testing.assert_array_equal(decode(made), pixels)
+
+
 def test_a_file_whose_pixels_would_change_is_kept_as_it_is():
     source = saved(picture(90, 120))
     other = decode_image(source, "x").copy()
