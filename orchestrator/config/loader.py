@@ -303,7 +303,7 @@ def _merged(below: Any, value: Any, whole_keys: tuple[str, ...], key: str) -> An
         return value
     if isinstance(below, Mapping):
         return _merge(below, value, whole_keys, f"{key}.")
-    if isinstance(below, list) and value.keys() <= {str(index) for index in range(len(below))}:
+    if isinstance(below, list) and value and value.keys() <= {str(index) for index in range(len(below))}:
         items = {str(index): item for index, item in enumerate(below)}
         return list(_merge(items, value, whole_keys, f"{key}.").values())
     return value

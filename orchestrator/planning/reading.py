@@ -38,9 +38,9 @@ def reading(
         readers = f"{job.data.readers} readers" if job.data.readers else "no readers"
         each = f", {needed / job.data.readers:.1f} each" if job.data.readers > 1 else ""
         parts.append(f"{needed:.1f} crops a second per worker of {readers}{each}")
-    costs = {name: crop_seconds(each, job.seed, stages) for name, each in pipelines_of(job).items()}
     shares = {entry.degradation: entry.per_epoch / mixture.samples_per_epoch for entry in mixture.entries}
-    used = {name: seconds for name, seconds in costs.items() if name in shares}
+    pipelines = {name: each for name, each in pipelines_of(job).items() if name in shares}
+    used = {name: crop_seconds(each, job.seed, stages) for name, each in pipelines.items()}
     if used:
         mean = sum(shares[name] * seconds for name, seconds in used.items())
         cores = f", {needed * mean:.2g} cores per worker" if needed else ""

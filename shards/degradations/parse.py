@@ -97,6 +97,8 @@ class _Parser:
             self._open.pop()
             if steps is not None and steps.depth > MAX_DEPTH:
                 self._problem((name,), _TOO_DEEP)
+            if steps is not None and not steps.most:
+                self._problem((name,), "never applies an operator.")
             if steps is not None and steps.most > MAX_STEPS:
                 most = f"may apply {steps.most} operators to one image"
                 self._problem((name,), f"{most}. At most {MAX_STEPS} are possible: repeat less.")

@@ -107,8 +107,11 @@ class Range:
     def at(self, number: float) -> Value:
         """Return the number at a share of the range."""
         high = self.high + 1 if self.integer else self.high
-        share = math.log(high / self.low) if self.log else high - self.low
-        drawn = self.low * math.exp(number * share) if self.log else self.low + number * share
+        if self.log:  # the ratio of the ends may be beyond any float
+            low, high = math.log(self.low), math.log(high)
+            drawn = math.exp(low + number * (high - low))
+        else:
+            drawn = self.low + number * (high - self.low)
         drawn = min(max(drawn, self.low), self.high)  # rounding may leave the range
         return math.floor(drawn) if self.integer else drawn
 

@@ -111,7 +111,7 @@ def _bsrgan(scale: int) -> Steps:
                 0.25,
                 [
                     {"gaussian_blur": {"sigma": _range(0.1, 0.6 * scale_left), "size": 25, "light": "coded"}},
-                    {"resize": {"scale": 1 / scale_left, "filter": "nearest"}},
+                    {"resize": {"scale": 1 / scale_left, "filter": "bilinear_aliased"}},
                 ],
             ),
         )

@@ -133,11 +133,11 @@ def motion_blur(
 
     The direction turns as a random walk, in the manner of Boracchi and Foi (2012). `length` 0 changes nothing.
     """
+    if not length:
+        return image
     steps = 4 * int(np.ceil(length)) + 1
     turn = np.cumsum(rng.standard_normal(steps)) * (bend / np.sqrt(steps))
     direction = np.radians(angle + turn)
-    if not length:
-        return image
     # Points between the ends of steps: a straight path of length L has points from -L/2 to L/2.
     x, y = (np.cumsum(part) * (length / (steps - 1)) for part in (np.cos(direction), np.sin(direction)))
     return _blurred(image, path(x - x.mean(), y - y.mean()), light)

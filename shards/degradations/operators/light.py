@@ -17,9 +17,7 @@ from shards.degrade import smooth
     gamma=Parameter(0.5, 4.0, about="exponent of the light before; above 1, shadows lose more", default=1.0),
     red=Parameter(0.25, 4.0, about="gain of red: the cast of the lamps", default=1.0),
     blue=Parameter(0.25, 4.0, about="gain of blue", default=1.0),
-    photons=Parameter(
-        0.0, 1e6, unit="photons", about="photons that give white; 0: no shot noise", default=1000.0
-    ),
+    photons=Parameter(0.0, 1e6, unit="photons", about="photons that give white; 0: no noise", default=1000.0),
     read=Parameter(0.0, 100.0, unit="electrons", about="standard deviation of the read noise", default=2.0),
 )
 def low_light(

@@ -29,9 +29,9 @@ def haze(
 
     The depth d, from 0 to 1, is far at the top, near at the bottom, with smooth hills. `beta` 0 changes nothing.
     """
-    distance = np.minimum(depth(image.shape[0], image.shape[1], rng), np.float32(limit))
     if not beta:
         return image
+    distance = np.minimum(depth(image.shape[0], image.shape[1], rng), np.float32(limit))
     # In float64, since NumPy's float32 exponentials differ from processor to processor.
     through = np.exp(-beta * distance.astype(np.float64)).astype(np.float32)[..., None]
     air = value_in_light(light, airlight) * (1 - through)
@@ -60,12 +60,12 @@ def rain(
     Half of the streaks are far, with a third of the length; a third have two thirds of it; a sixth are near.
     `drops` 0 changes nothing.
     """
+    if not drops:
+        return image
     streaks = np.zeros(image.shape[:2], np.float32)
     for share, size in ((1 / 2, 1 / 3), (1 / 3, 2 / 3), (1 / 6, 1)):
         kernel = line(length * size, 90 + angle)
         streaks += convolved(_scattered(image, rng, drops * share / 1000), kernel / kernel.max())
-    if not drops:
-        return image
     added = np.clip(streaks, 0, 2)[..., None] * value_in_light(light, brightness)
     return in_light(light, image, lambda each: each + added)
 
@@ -125,6 +125,8 @@ def snow(
     Seven in ten flakes are far, with a third of the radius; two in ten have six tenths of it; one in ten is near.
     `flakes` 0 changes nothing.
     """
+    if not flakes:
+        return image
     mask = np.zeros(image.shape[:2], np.float32)
     for share, size in ((0.7, 1 / 3), (0.2, 0.6), (0.1, 1)):
         streak = line(length * size, 90 + angle)
@@ -132,8 +134,6 @@ def snow(
         mask = np.maximum(
             mask, convolved(_scattered(image, rng, flakes * share / 1000), kernel / kernel.max())
         )
-    if not flakes:
-        return image
     hidden = np.clip(mask, 0, 1)[..., None] * np.float32(opacity)
     return in_light(light, image, lambda each: each + hidden * (1 - each))
 

@@ -122,6 +122,11 @@ def test_set_changes_one_value_of_a_step_or_replaces_it(tmp_path: Path) -> None:
     assert "a list of steps" in problems(path, f"{at}.7.tiny_noise.sigma=3")[0]
 
 
+def test_an_empty_mapping_does_not_stand_for_a_list(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB.replace("manifests: photographs", "manifests: [photographs]"))
+    assert any("data.manifests  is {}" in each for each in problems(path, "data.manifests={}"))
+
+
 def test_a_file_that_extends_another_one_replaces_whole_pipelines(tmp_path: Path) -> None:
     write(tmp_path)
     child = tmp_path / "child.yaml"

@@ -124,6 +124,11 @@ def test_a_range_holds_its_draws(number: float, low: float, high: float) -> None
     assert isinstance(integers.at(number), int)
 
 
+def test_a_log_range_holds_ends_whose_ratio_no_float_can_hold() -> None:
+    drawn = [Range(1e-320, 50, log=True).at(number) for number in (0.0, 0.5, 1 - 2**-53)]
+    assert drawn == pytest.approx([1e-320, math.sqrt(1e-320) * math.sqrt(50), 50], rel=1e-3)
+
+
 def test_integers_reach_both_ends_and_weights_count() -> None:
     numbers = np.linspace(0, 1, 1000, endpoint=False)
     assert np.bincount([Range(0, 3, integer=True).at(n) for n in numbers]).tolist() == [250] * 4
@@ -233,6 +238,8 @@ NOISE = {"tiny_noise": {"sigma": 5}}
         ({"a.b": [NOISE]}, "a.b", "small letters"),
         ({7: [NOISE]}, "7", "small letters"),
         ({"a": []}, "a", "no steps"),
+        ({"a": [{"repeat": {"times": 0, "steps": [NOISE]}}]}, "a", "never applies"),
+        ({"a": [{"one_of": [{"steps": []}, {"steps": []}]}]}, "a", "never applies"),
         ({"a": "tiny_shrink"}, "a", "a list of steps"),
         ({"a": {"tiny_noise": {"sigma": 1}}}, "a", "a list of steps"),
         ({"a": ["tiny_nois"]}, "a.0", 'Did you mean "tiny_noise"?'),

@@ -11,6 +11,7 @@ import pytest
 from shards.degradations.parse import parse_pipelines
 from shards.degradations.pipeline import Pipeline
 from shards.degradations.presets import PRESETS
+from shards.degradations.resampling import resampled
 from shards.degrade import degrade
 from shards.sample import CDD11
 from tests.shards.degradations.test_operators import photograph
@@ -117,3 +118,16 @@ def test_bsrgan_x4_ends_at_a_quarter_of_the_size() -> None:
 def test_no_two_presets_are_the_same() -> None:
     digests = [PIPELINES[name].steps.plain() for name in PRESETS]
     assert all(a != b for a, b in pairwise(sorted(map(str, digests))))
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "esrgan" in name or "bsrgan" in name])
+def test_no_resize_of_a_preset_displaces_the_image(name: str) -> None:
+    ramp = np.linspace(0, 1, 120, dtype=np.float32)
+    image = np.ascontiguousarray(np.broadcast_to((ramp[:, None] + ramp)[..., None] / 2, (120, 120, 3)))
+    for number in range(40):
+        result = image
+        for each in PIPELINES[name].draw(f"{number}"):
+            if each.operator.name.startswith("resize"):
+                result = each.operator(result, np.random.default_rng(0), each.values, (120, 120))
+        moved = (resampled(result, 120, 120) - image)[50:70, 50:70].mean() * 119
+        assert abs(moved) < 0.2, f"{moved:.2f} pixels"
