@@ -35,9 +35,10 @@ def reading(
     if estimates:
         few = estimates[0]
         needed = stages.position_at(steps) / (steps * few.step_seconds * few.workers)
-        readers = f"{job.data.readers} readers" if job.data.readers else "no readers"
-        each = f", {needed / job.data.readers:.1f} each" if job.data.readers > 1 else ""
-        parts.append(f"{needed:.1f} crops a second per worker of {readers}{each}")
+        count = job.data.readers
+        readers = f"{count} reader{'s' * (count > 1)}" if count else "itself (data.readers is 0)"
+        each = f", {needed / count:.1f} each" if count > 1 else ""
+        parts.append(f"{needed:.1f} crops a second for each worker, from {readers}{each}")
     shares = {entry.degradation: entry.per_epoch / mixture.samples_per_epoch for entry in mixture.entries}
     pipelines = {name: each for name, each in pipelines_of(job).items() if name in shares}
     used = {name: crop_seconds(each, job.seed, stages) for name, each in pipelines.items()}

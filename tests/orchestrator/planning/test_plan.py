@@ -96,7 +96,7 @@ def test_a_plan_says_what_readers_must_deliver_and_what_pipelines_cost(nowhere, 
     job = load_job(f"jobs/{name}.yaml", [*overrides, "workers.images_per_second=64"])
     text = make_plan(job, strict=False).render()
     (line,) = (line for line in text.splitlines() if line.startswith("readers "))
-    assert "64.0 crops a second per worker of 8 readers, 8.0 each" in line
+    assert "64.0 crops a second for each worker, from 8 readers, 8.0 each" in line
     used = set(job.degradations) & set(job.data.mixture)
     assert used, "the job has pipelines"
     assert all(f"{one} " in line for one in used)
@@ -108,4 +108,7 @@ def test_a_plan_says_what_readers_must_deliver_and_what_pipelines_cost(nowhere, 
 
 def test_a_plan_without_pipelines_says_what_readers_must_deliver(nowhere) -> None:
     job = load_job("jobs/5deg.yaml", [nowhere, "workers.max=1", "workers.images_per_second=64"])
-    assert "64.0 crops a second per worker of 8 readers, 8.0 each" in make_plan(job, strict=False).render()
+    assert (
+        "64.0 crops a second for each worker, from 8 readers, 8.0 each"
+        in make_plan(job, strict=False).render()
+    )
