@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +28,7 @@ from shards.order import SampleOrder
 from shards.pack import pack
 from shards.processes import ProcessPool, TaskRunner, available_cores
 from shards.progress import ProgressCallback
-from shards.sample import NOISE, row_degradation
+from shards.sample import DEGRADATIONS, NOISE, row_degradation
 from shards.sources import Source
 from shards.sources.held_out import SPLIT
 from shards.store import Store, open_store
@@ -216,8 +217,27 @@ def check_holds(dataset: Dataset, job: Job) -> None:
         raise PlanError(
             f"data.manifests: {', '.join(manifest_uris(job))} has no samples for it, but {'; '.join(missing)}. "
             f"The data has {', '.join(sorted(held))}. "
-            f"Pack the other data too, or take the degradation out of the job.{_clean_hint(job, held)}"
+            "Pack the other data too, or take the degradation out of the job."
+            f"{_meant(job, held)}{_clean_hint(job, held)}"
         )
+
+
+def _meant(job: Job, held: Set[str]) -> str:
+    """Return what names that neither the job nor the data has may mean: a preset, or one that is spelt otherwise."""
+    from shards.degradations.presets import PRESETS
+
+    words = []
+    for name in dict.fromkeys([*job.data.mixture, *job.evaluate.degradations]):
+        if name in held or name in job.degradations or name in DEGRADATIONS:
+            continue
+        near = difflib.get_close_matches(name, [*job.degradations, *held], n=1)
+        if name in PRESETS:
+            words.append(
+                f" {name} is a preset: name it in a pipeline, degradations: {{my-{name}: [use: {name}]}}."
+            )
+        elif near:
+            words.append(f' {name}: did you mean "{near[0]}"?')
+    return "".join(words)
 
 
 def _clean_hint(job: Job, held: Set[str]) -> str:

@@ -52,7 +52,8 @@ def pipeline_named(name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
     known = [*pipelines, *PRESETS]
     near = difflib.get_close_matches(name, known, n=1)
     meant = f' Did you mean "{near[0]}"?' if near else ""
-    raise UnknownPipelineError(f"--pipeline {name}: is no pipeline.{meant} Known: {', '.join(known)}.")
+    own = "" if pipelines else " Name a job file with --job for the pipelines of a job."
+    raise UnknownPipelineError(f"--pipeline {name}: is no pipeline.{meant} Known: {', '.join(known)}.{own}")
 
 
 def degrade_photographs(
@@ -62,12 +63,14 @@ def degrade_photographs(
 
     What a photograph gets depends on the pipeline, the seed and its path below the input without its suffix, not on the
     other photographs. Metadata, depth and alpha are kept as far as a PNG can; pixels have 8 bits. Raises PhotoError if
-    a result would replace a photograph, or two have the same name.
+    a result would replace a photograph or be no PNG file, or if two have the same name.
     """
     found = find_photographs(inputs, out)
     yield from found.problems
     named = [InputPhoto(photo.location, _as_png(photo.name)) for photo in found.photos]
     targets = result_locations(named, out)
+    if any(PurePosixPath(target.key).suffix.lower() != ".png" for target in targets):
+        raise PhotoError(f"-o {out}: results are PNG files. Name a .png file, or a folder.")
     for photo, target in zip(found.photos, targets, strict=True):
         try:
             if target.store.exists(target.key):

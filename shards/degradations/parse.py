@@ -76,8 +76,11 @@ class _Parser:
         """Return all pipelines that the job names. Raises PipelineError."""
         for name in self._written:
             if not isinstance(name, str) or not is_own_name(name):
-                published = "is the name of a published degradation" if name in DEGRADATIONS else "is no name"
-                self._problem((str(name),), f"{published}: {OWN_NAME_RULE}.")
+                published = (
+                    "is a published degradation and needs no pipeline: data.mixture may name it as it is"
+                )
+                wrong = published if name in DEGRADATIONS else f"is no name: {OWN_NAME_RULE}"
+                self._problem((str(name),), f"{wrong}.")
             else:
                 self._pipeline(name)
         if self._problems:

@@ -94,3 +94,13 @@ def test_data_without_clean_photographs_says_what_pipelines_need(photos: Path) -
     datasets.ensure_packed(job)
     with pytest.raises(PlanError, match=r"trains on phone-night; .*names noise35.* need clean photographs"):
         datasets.check_holds(datasets.open_dataset(job), job)
+
+
+def test_a_preset_and_a_misspelt_pipeline_in_a_mixture_are_told_by_what_they_mean(photos: Path) -> None:
+    datasets.ensure_packed(job_on(photos))
+    data = {"manifests": "photos", "mixture": {"real_esrgan": 1, "phone_night": 1}}
+    job = job_on(photos, data=data)
+    with pytest.raises(PlanError) as raised:
+        datasets.check_holds(datasets.open_dataset(job), job)
+    assert "degradations: {my-real_esrgan: [use: real_esrgan]}" in str(raised.value)
+    assert 'phone_night: did you mean "phone-night"?' in str(raised.value)

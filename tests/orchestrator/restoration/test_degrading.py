@@ -64,8 +64,14 @@ def test_a_pipeline_of_a_job_is_found_by_its_name() -> None:
 
 def test_an_unknown_pipeline_is_one_error_that_names_a_near_one() -> None:
     done = degrade("in", "-p", "real_esrgam", "-o", "out")
-    assert_one_clear_error(done, "real_esrgam", 'Did you mean "real_esrgan"?')
+    assert_one_clear_error(done, "real_esrgam", 'Did you mean "real_esrgan"?', "--job")
     assert not Path("out").exists()
+
+
+def test_a_result_that_would_be_no_png_file_is_refused() -> None:
+    done = degrade("in/a.png", "-p", "real_esrgan", "-o", "one.jpg")
+    assert_one_clear_error(done, "one.jpg", "PNG")
+    assert not Path("one.jpg").exists()
 
 
 def test_no_photograph_and_no_result_is_replaced() -> None:
