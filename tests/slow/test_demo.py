@@ -1,6 +1,6 @@
-"""The main job by its script: what the README promises of `make demo`, in 320 of its 400 steps.
+"""The main job by its script: what the README promises of `make demo`, in 320 of its 500 steps.
 
-The gains of all 400 steps are in README.md; they take longer.
+The gains of all 500 steps are in README.md; they take longer.
 """
 
 from __future__ import annotations
