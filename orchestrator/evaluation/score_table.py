@@ -29,7 +29,7 @@ def legend(
         "improvement: PSNR minus the degraded input's, with its 95 % bootstrap interval over photographs.\n"
         "best linear fit: PSNR of the best brightness and contrast correction per degradation, fitted to these "
         "photographs;\nthe model must exceed it on average."
-        f"{f'{chr(10)}Degraded by pipelines: {made}.' if made else ''}"
+        f"{f'{chr(10)}Degraded by pipelines (digest of pipeline and seed): {made}.' if made else ''}"
     )
 
 

@@ -25,7 +25,10 @@ def test_the_card_has_the_steps_and_digests_of_pipelines(small_job, small_data: 
     how = score_table.legend("rgb", "fast", "raw", 1, evaluated_pipelines(job))
     card = model_card(job, small_data, rows, how, "run", "code")
     known = pipelines_of(job)
-    assert f"Degraded by pipelines: noise35 {known['noise35'].evaluation_digest(0)[:12]}." in card
+    assert (
+        f"Degraded by pipelines (digest of pipeline and seed): noise35 {known['noise35'].evaluation_digest(0)[:12]}."
+        in card
+    )
     assert f"phone-night sha256 {known['phone-night'].digest[:16]}" in card
     assert "    - tiny_noise:\n        sigma: 35" in card
     plain = small_job()
