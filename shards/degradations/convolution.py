@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
@@ -18,21 +17,23 @@ def mirrored(place: NDArray[np.intp], size: int) -> NDArray[np.intp]:
 
 def convolved(image: Plane, kernel: Plane) -> Plane:
     """Return an image, (h, w) or (h, w, channels), convolved with a kernel of odd sides, by Fourier transforms."""
+    from scipy import fft  # slow to import, and `mirage schema` needs the names of operators only
+
     height, width = image.shape[:2]
     down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
     planes = image[:, :, None] if image.ndim == 2 else image
     planes = np.moveaxis(planes, 2, 0)  # the transforms are fastest along contiguous axes
     # One border serves both sides: the transform repeats, so what comes before the first row stands at the end.
-    rows = scipy.fft.next_fast_len(height + 2 * down, real=True)
-    columns = scipy.fft.next_fast_len(width + 2 * right, real=True)
+    rows = fft.next_fast_len(height + 2 * down, real=True)
+    columns = fft.next_fast_len(width + 2 * right, real=True)
     planes = planes[:, mirrored(np.arange(-down, rows - down), height)]
     planes = np.ascontiguousarray(planes[:, :, mirrored(np.arange(-right, columns - right), width)])
-    a, b = scipy.fft.rfft2(planes), scipy.fft.rfft2(kernel, (rows, columns))
+    a, b = fft.rfft2(planes), fft.rfft2(kernel, (rows, columns))
     # NumPy's product of complex numbers rounds differently from processor to processor; real ones do not.
     spectrum = np.empty_like(a)
     spectrum.real = a.real * b.real - a.imag * b.imag
     spectrum.imag = a.real * b.imag + a.imag * b.real
-    result = scipy.fft.irfft2(spectrum, (rows, columns), overwrite_x=True)
+    result = fft.irfft2(spectrum, (rows, columns), overwrite_x=True)
     result = result[:, 2 * down : 2 * down + height, 2 * right : 2 * right + width]
     return result[0] if image.ndim == 2 else np.moveaxis(result, 0, 2)
 

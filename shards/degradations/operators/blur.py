@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
 from shards.degradations.convolution import Plane, convolved, path
@@ -110,10 +109,12 @@ def sinc_filter(image: Image, rng: np.random.Generator, *, cutoff: float, size: 
 
     c J1(c r) / (2 pi r), the impulse response of an ideal circular low-pass (Real-ESRGAN, Wang et al. 2021).
     """
+    from scipy.special import j1  # slow to import, and `mirage schema` needs names only
+
     grid = np.arange(-(size // 2), size // 2 + 1)
     radius = np.hypot(grid[:, None], grid)
     radius[size // 2, size // 2] = 1.0
-    kernel = cutoff * scipy.special.j1(cutoff * radius) / (2 * np.pi * radius)
+    kernel = cutoff * j1(cutoff * radius) / (2 * np.pi * radius)
     kernel[size // 2, size // 2] = cutoff**2 / (4 * np.pi)
     return _blurred(image, kernel, light)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.ndimage
 
 from shards.degradations.bayer import PATTERNS, demosaiced
 from shards.degradations.linear_light import LIGHT, gains, in_light, luma_of, to_coded, to_linear
@@ -38,8 +37,10 @@ def chroma_shift(image: Image, rng: np.random.Generator, *, x: float, y: float) 
     """Shift the colours against the luma, as analogue video and misread chroma positions do. 0 changes nothing."""
     if x == y == 0:
         return image
+    from scipy.ndimage import shift  # slow to import, and `mirage schema` needs names only
+
     luma = luma_of(image)
-    shifted: Image = scipy.ndimage.shift(image - luma, (y, x, 0), order=1, mode="nearest")
+    shifted: Image = shift(image - luma, (y, x, 0), order=1, mode="nearest")
     return luma + shifted
 
 
@@ -54,13 +55,14 @@ def chromatic_aberration(
     """Enlarge red and blue about the centre, as the lateral chromatic aberration of a lens does. 0 changes nothing."""
     if red == blue == 0:
         return image
+    from scipy.ndimage import affine_transform
 
     def spread(each: Image) -> Image:
         result = each.copy()
         centre = (np.array(each.shape[:2]) - 1) / 2
         for channel, percent in ((0, red), (2, blue)):
             shrink = np.full(2, 1 / (1 + percent / 100))
-            result[..., channel] = scipy.ndimage.affine_transform(
+            result[..., channel] = affine_transform(
                 each[..., channel], shrink, centre * (1 - shrink), order=1, mode="nearest"
             )
         return result
