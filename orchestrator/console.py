@@ -14,6 +14,8 @@ from orchestrator.events import Emit, Event
 Echo = Callable[[str], None]
 """Prints text for the user."""
 
+_TERMS = ("total", "l1", "fourier", "spd")
+"""Loss terms in the order of a line; others follow."""
 
 Move = Callable[[float, int, str], None]
 """Moves the bar of a training: steps done, steps in all, and what is shown beside it."""
@@ -144,11 +146,11 @@ def _progress(event: events.Progress) -> str:
 
 def _measures(event: events.Progress) -> str:
     metrics = event.metrics
-    losses = [
-        f"{name.removeprefix('loss/')} {value:.4f}"
-        for name, value in metrics.items()
-        if name.startswith("loss/") and (value or name == "loss/total")
-    ]
+    values = {
+        name.removeprefix("loss/"): value for name, value in metrics.items() if name.startswith("loss/")
+    }
+    terms = [*(term for term in _TERMS if term in values), *(term for term in values if term not in _TERMS)]
+    losses = [f"{term} {values[term]:.4f}" for term in terms if values[term] or term == "total"]
     rate = [f"lr {metrics['optim/lr']:.2e}"] if "optim/lr" in metrics else []
     return "  ".join([*losses, *rate, f"{metrics['perf/images_per_second']:.1f} images/s"])
 

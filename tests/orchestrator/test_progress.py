@@ -134,9 +134,10 @@ def test_a_bar_ends_with_its_block_also_when_the_work_fails() -> None:
 def test_a_training_has_one_bar_with_loss_and_learning_rate() -> None:
     said: list[str] = []
     metrics = {
-        "loss/total": 0.25,
+        "loss/fourier": 0.5,
         "loss/l1": 0.0,
         "loss/psnr": -20.5,
+        "loss/total": 0.25,
         "optim/lr": 0.001,
         "perf/images_per_second": 8.0,
         "perf/data_wait": 0.01,
@@ -147,7 +148,8 @@ def test_a_training_has_one_bar_with_loss_and_learning_rate() -> None:
         emit(events.LogMessage("resumed"))
         emit(events.Progress(20, metrics, 40, 61.0))
     assert re.search(
-        r"training .* 20/40 .*total 0.2500  psnr -20.5000  lr 1.00e-03  8.0 images/s", shown.text()
+        r"training .* 20/40 .*total 0.2500  fourier 0.5000  psnr -20.5000  lr 1.00e-03  8.0 images/s",
+        shown.text(),
     )
     assert said == ["resumed"]
 
