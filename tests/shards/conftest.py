@@ -89,7 +89,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 def jpegtran() -> None:
     """The program that cuts JPEG files; `make setup` installs it as root, and CI cannot do without it."""
     if jpeg_intervals.tool() is None and "CI" not in os.environ:
-        pytest.skip(f"there is no jpegtran here: {jpeg_intervals.INSTALL}")
+        pytest.skip(f"there is no jpegtran here: {jpeg_intervals.INSTALL}")  # never in CI
 
 
 @pytest.fixture(params=["folder", "rclone", "nanio"])

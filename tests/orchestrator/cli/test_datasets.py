@@ -128,7 +128,7 @@ def test_nothing_is_overwritten_and_nothing_asked_for_is_left_out(raw: Path, tmp
 
 
 @pytest.mark.parametrize("word", ["keep", "crop", "tile"])
-@pytest.mark.skipif(
+@pytest.mark.skipif(  # never in CI, where jpegtran is installed
     jpeg_intervals.tool() is None and "CI" not in os.environ, reason="jpegtran is not installed here"
 )
 def test_a_dataset_is_used_as_its_jpeg_files_were_stored_whatever_the_default_is(

@@ -1,4 +1,4 @@
-"""Pipelines: every draw is a function of key and path, and what cannot be read is told with its key."""
+"""Pipelines: every draw is a function of key and path, and each error names the key of what is wrong."""
 
 from __future__ import annotations
 
