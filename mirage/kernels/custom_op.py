@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Operator(Generic[P, R]):
+class CustomOperator(Generic[P, R]):
     """A function of tensors, registered as the operator `torch.ops.mirage.<its name>`.
 
     The registered operator serves torch.compile and fake tensors. On ordinary tensors the function is called directly

@@ -132,7 +132,7 @@ class Note:
 
 
 @dataclass
-class Process:
+class DriverProcess:
     """A driver process of the run, from its start to its end."""
 
     host: str
@@ -209,7 +209,7 @@ class History:
     curves: dict[str, Curve] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     """Newest value of each curve's metric; None: not finite."""
-    processes: list[Process] = field(default_factory=list)
+    processes: list[DriverProcess] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     notes_left_out: int = 0
 
@@ -220,7 +220,7 @@ class History:
             self._note("the process before this one ended without a word", now)
         self.facts, self.state, self.reason = facts, "training", ""
         self.workers, self.seconds_left = workers, None
-        self.processes = [*self.processes, Process(host, code_version, now, now)][-_MAX_PROCESSES:]
+        self.processes = [*self.processes, DriverProcess(host, code_version, now, now)][-_MAX_PROCESSES:]
 
     def end(self, state: State, reason: str, now: float) -> None:
         """Note that the process ends."""

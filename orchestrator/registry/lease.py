@@ -6,8 +6,8 @@ lease is created as an MLflow prompt, which shares the names of registered model
 
 Guaranteed: of two live holders, the second begins after the first has ended. A lease that did not change for
 `LEASE_SECONDS` of a waiter's own clock is taken over: its holder is assumed dead. A holder that was suspended for that
-long notices it before it writes (`Lease.check`); only one that is suspended between this check and its write, which is
-one request later, can still write late.
+long notices it before it writes (`AliasLease.check`); only one that is suspended between this check and its write,
+which is one request later, can still write late.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOKEN, _HOLDER = "mirage.lease", "mirage.lease_holder"
 
 
 @dataclass(frozen=True)
-class Lease:
+class AliasLease:
     """The right to move the aliases of one registered model."""
 
     client: Any
@@ -56,10 +56,10 @@ class Lease:
 
 
 @contextmanager
-def lease(tracking_uri: str, model: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[Lease]:
+def lease(tracking_uri: str, model: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[AliasLease]:
     """Hold the lease of `model`. Raises RegistryError after `wait_seconds` of waiting, or if MLflow fails."""
     client = connect(tracking_uri)
-    mine = Lease(client, f"{model}.lease", uuid.uuid4().hex)
+    mine = AliasLease(client, f"{model}.lease", uuid.uuid4().hex)
     deadline = time.monotonic() + wait_seconds
     seen, since = "", time.monotonic()
     while not _create(mine, model):
@@ -81,7 +81,7 @@ def lease(tracking_uri: str, model: str, wait_seconds: float = WAIT_SECONDS) -> 
         _delete(client, mine.name, mine.token)
 
 
-def _create(mine: Lease, model: str) -> bool:
+def _create(mine: AliasLease, model: str) -> bool:
     """Create the lease; return whether this process holds it now."""
     from mlflow.exceptions import MlflowException
 

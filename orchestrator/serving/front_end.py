@@ -11,7 +11,7 @@ from orchestrator.serving import served_model
 from orchestrator.serving.active_model import ActiveModel
 from orchestrator.serving.alias_watcher import AliasWatcher
 from orchestrator.serving.backend import ManagedBackend
-from orchestrator.serving.monitor import Monitor
+from orchestrator.serving.monitor import ServiceMonitor
 from orchestrator.serving.served_model import ServedModel
 from orchestrator.serving.service import Service
 from orchestrator.serving.settings import ServiceSettings
@@ -37,7 +37,7 @@ class FrontEnd:
     """The routes of a service, and the loop that keeps its model and its replica count current."""
 
     service: Service
-    monitor: Monitor
+    monitor: ServiceMonitor
 
 
 def assemble(
@@ -66,7 +66,7 @@ def assemble(
         )
         if secrets.webhook is not None:
             verifier = DeliveryVerifier(secrets.webhook, first.name)
-    monitor = Monitor(backend.count_replicas, watcher, settings.poll_interval(verifier is not None))
+    monitor = ServiceMonitor(backend.count_replicas, watcher, settings.poll_interval(verifier is not None))
     service = Service(settings, active, backend, secrets.token, verifier)
     service.registry_error = lambda: watcher.last_error if watcher else ""
     service.alias_moved = monitor.look_now

@@ -16,7 +16,7 @@ class _Signal(Enum):
     STOP = auto()
 
 
-class Monitor:
+class ServiceMonitor:
     """Loop that counts replicas at least every 3 s, and polls the alias every `poll_seconds`.
 
     `look_now` and `stop` may be called from any thread and from a signal handler.

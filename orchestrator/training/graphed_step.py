@@ -28,7 +28,7 @@ T = TypeVar("T")
 Compute = Callable[[Sequence[StepInput]], dict[str, Tensor]]
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """What records a function; `CudaRecorder` says more."""
 
     def eagerly(self, function: Callable[[], T]) -> T:
@@ -57,7 +57,7 @@ class GraphedStep:
     """
 
     def __init__(
-        self, recorder: Recorder, any_worker: Callable[[bool], bool], on_failure: Callable[[str], None]
+        self, recorder: GraphRecorder, any_worker: Callable[[bool], bool], on_failure: Callable[[str], None]
     ) -> None:
         self._recorder, self._any_worker, self._on_failure = recorder, any_worker, on_failure
         self._failed = False
@@ -132,7 +132,7 @@ def obstacle(job: Job, device: torch.device) -> str:
     return ""
 
 
-def recorder(device: torch.device) -> Recorder:
+def recorder(device: torch.device) -> GraphRecorder:
     """Return what records steps on a device."""
     return CudaRecorder(device)
 

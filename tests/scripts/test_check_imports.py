@@ -67,8 +67,15 @@ def test_our_own_and_the_standard_librarys_names_are_free(check: ModuleType, sou
 
 
 def test_a_listed_use_that_is_gone_must_leave_the_list(check: ModuleType) -> None:
-    uses = check.private_uses()
+    uses = {module: check.private_names(source) for module, source in check.sources().items()}
     assert list(check.undeclared_private(uses)) == []
     module = "orchestrator.cluster.ray_internals_nodes"
     (message,) = check.undeclared_private({**uses, module: set()})
     assert message.startswith(f"{module} no longer uses ray._private")
+
+
+def test_a_class_name_belongs_to_one_module(check: ModuleType) -> None:
+    modules = {"a": "class One: ...\nclass _Private: ...", "b": "class One: ...\nclass _Private: ..."}
+    assert list(check.repeated_classes(modules)) == [
+        "a and b both define a class One: rename one, or share it"
+    ]

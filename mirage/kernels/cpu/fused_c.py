@@ -21,8 +21,8 @@ from mirage.kernels.cpu.layout import (
     to_blocks,
     unpad_parts,
 )
-from mirage.kernels.cpu.library import Rows, lanes
-from mirage.kernels.custom_op import Operator, save_inputs
+from mirage.kernels.cpu.library import RowRange, lanes
+from mirage.kernels.custom_op import CustomOperator, save_inputs
 from mirage.kernels.maps import with_pixel_stride
 
 PIXELS = 128
@@ -51,7 +51,7 @@ def _fold_norm(scale: Tensor, shift: Tensor, expand: Tensor) -> tuple[Tensor, Te
     return pad_parts(expand * scale, 2), pad_parts(expand @ shift, 2)
 
 
-@Operator
+@CustomOperator
 def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> Tensor:
@@ -69,7 +69,7 @@ def feed_forward(
     out = torch.empty_like(x)
     scratch = width * channels + 7 * half * (width + 2)
 
-    def task(work: list[Rows]) -> None:
+    def task(work: list[RowRange]) -> None:
         for image, start, stop in work:
             sizes = height, width, channels, half // lanes(), start, stop
             library.call("feed_forward", x[image], out[image], *weights, *sizes, scratch=scratch)
@@ -78,7 +78,7 @@ def feed_forward(
     return out
 
 
-@Operator
+@CustomOperator
 def feed_forward_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -97,7 +97,7 @@ def feed_forward_backward(
     rows = max(1, PIXELS // width)
     scratch = 18 * half * (width + 2) + (1 + rows) * width * (3 * half + channels + lanes())
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for image, start, stop in work:
             maps = x[image], grad[image], grad_x[image]
@@ -118,7 +118,7 @@ def feed_forward_backward(
 # Input of channel attention
 
 
-@Operator
+@CustomOperator
 def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     """Return v (b, h, w, a) and the Gram matrix (b, 2a, 2a); x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3)."""
     x, stride = with_pixel_stride(x)
@@ -130,7 +130,7 @@ def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor,
     rows = max(1, PIXELS // width)
     scratch = 9 * padded * (width + 2) + rows * width * 2 * padded + width * lanes()
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         gram = x.new_zeros(batch, 2 * padded // lanes(), 2 * padded, lanes())
         for image, *bounds in work:
             sizes = height, width, stride, channels, values, padded // lanes(), *bounds, rows
@@ -144,7 +144,7 @@ def attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> tuple[Tensor,
     return v, square.reshape(batch, 2 * values, 2 * values)
 
 
-@Operator
+@CustomOperator
 def attention_input_backward(
     grad_v: Tensor, grad_gram: Tensor, x: Tensor, matrix: Tensor, filters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +165,7 @@ def attention_input_backward(
     rows = max(1, PIXELS // width)
     scratch = 18 * padded * (width + 2) + width * 2 * padded + rows * width * 3 * padded
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for image, *bounds in work:
             maps = x[image], grad_v[image], grad_x[image]
@@ -190,7 +190,7 @@ def attention_input_backward(
 # Gated convolution
 
 
-@Operator
+@CustomOperator
 def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor) -> Tensor:
     """Apply the gated unit to x (b, h, w, c); weight (2n, c), bias (2n,), filters (b, m, 7, 7), contract (o, n)."""
     x, stride = with_pixel_stride(x)
@@ -202,7 +202,7 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contrac
     hidden = lanes() * (2 * parts.blocks[0] + parts.blocks[1])
     scratch = 7 * lanes() * parts.blocks[1] * (width + 6) + width * (hidden + lanes())
 
-    def task(work: list[Rows]) -> None:
+    def task(work: list[RowRange]) -> None:
         for image, *bounds in work:
             sizes = height, width, stride, channels, out.shape[3], *parts.blocks, *bounds
             weights = expand, padded_bias, blocked_filters[image], down
@@ -212,7 +212,7 @@ def gated_unit(x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contrac
     return out
 
 
-@Operator
+@CustomOperator
 def gated_unit_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -228,7 +228,7 @@ def gated_unit_backward(
     half, convolved = lanes() * sum(parts.blocks), lanes() * parts.blocks[1]
     scratch = 14 * convolved * (width + 6) + width * (3 * half + lanes() + rows * (3 * half))
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         sums = [torch.zeros_like(total) for total in (expand, padded_bias, blocked_filters, down)]
         sum_expand, sum_bias, sum_filters, sum_down = sums
         for image, *bounds in work:
@@ -254,7 +254,7 @@ def gated_unit_backward(
 # Channel MLP
 
 
-@Operator
+@CustomOperator
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """Apply two linear layers with a GELU between them to x (b, h, w, c); expand (n, c), contract (o, n)."""
     x, stride = with_pixel_stride(x)
@@ -263,7 +263,7 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     out = x.new_empty(*x.shape[:3], contract.shape[0])
     scratch = PIXELS * round_up(expand.shape[0])
 
-    def task(work: list[Rows]) -> None:
+    def task(work: list[RowRange]) -> None:
         for rows in work:
             maps = _first_pixel(rows, stride, x, out)
             library.call("channel_mlp", *maps, *weights, rows.stop - rows.start, *sizes, scratch=scratch)
@@ -272,7 +272,7 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     return out
 
 
-@Operator
+@CustomOperator
 def channel_mlp_backward(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,7 +284,7 @@ def channel_mlp_backward(
     sizes = stride, x.shape[3], contract.shape[0], hidden // lanes()
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         sums = [torch.zeros_like(weight) for weight in weights]
         for rows in work:
             maps, count = _first_pixel(rows, stride, x, grad, grad_x), rows.stop - rows.start
@@ -298,12 +298,12 @@ def channel_mlp_backward(
     return grad_x, *_contiguous(from_blocks(grad_expand).mT[:n], from_blocks(grad_contract)[:, :n])  # type: ignore[return-value]
 
 
-def _split_pixels(x: Tensor) -> list[list[Rows]]:
+def _split_pixels(x: Tensor) -> list[list[RowRange]]:
     """Split the pixels of all images among threads, as rows of one image."""
     return library.split_rows(1, x.shape[0] * x.shape[1] * x.shape[2])
 
 
-def _first_pixel(rows: Rows, stride: int, first: Tensor, *others: Tensor) -> list[Tensor]:
+def _first_pixel(rows: RowRange, stride: int, first: Tensor, *others: Tensor) -> list[Tensor]:
     """Return each map (b, h, w, c) from its first pixel on; `first` has this pixel stride, the others are contiguous.
 
     Strides do not tell the distance between the pixels of a map that is one pixel wide.
@@ -318,7 +318,7 @@ def _first_pixel(rows: Rows, stride: int, first: Tensor, *others: Tensor) -> lis
 # Fusion of equally wide branches
 
 
-@Operator
+@CustomOperator
 def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Tensor:
     """Gate and project two or three branches (b, h, w, c); scales (branches,), weight (o, branches * c)."""
     branches = [x.contiguous() for x in branches]
@@ -328,7 +328,7 @@ def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
     three, sizes = [*branches, first][:3], (first.shape[3], weight.shape[0], count)
     scratch = PIXELS * count * round_up(first.shape[3])
 
-    def task(work: list[Rows]) -> None:
+    def task(work: list[RowRange]) -> None:
         for rows in work:
             maps = _first_pixel(rows, first.shape[3], *three, out)
             library.call(
@@ -339,7 +339,7 @@ def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor) -> Ten
     return out
 
 
-@Operator
+@CustomOperator
 def fusion_linear_backward(
     grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -352,7 +352,7 @@ def fusion_linear_backward(
     sizes = first.shape[3], weight.shape[0], count
     scratch = PIXELS * count * round_up(first.shape[3])
 
-    def task(work: list[Rows]) -> list[Tensor]:
+    def task(work: list[RowRange]) -> list[Tensor]:
         sums = [torch.zeros_like(scales), torch.zeros_like(matrix)]
         for rows in work:
             maps = _first_pixel(rows, first.shape[3], *three, grad, *three_grads)

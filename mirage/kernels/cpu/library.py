@@ -49,7 +49,7 @@ MIN_ROWS = 8
 R = TypeVar("R")
 
 
-class Rows(NamedTuple):
+class RowRange(NamedTuple):
     """Consecutive rows of one image of a batch."""
 
     image: int
@@ -77,13 +77,13 @@ def call(name: str, *arguments: Tensor | int, scratch: int) -> None:
     getattr(loaded, f"mirage_{name}")(*pointers, _scratch(scratch), *numbers)
 
 
-def split_rows(images: int, height: int) -> list[list[Rows]]:
+def split_rows(images: int, height: int) -> list[list[RowRange]]:
     """Split a batch among threads, in order; the split depends on the sizes and the number of threads alone."""
     threads = torch.get_num_threads()
     per_image = -(-threads // images)
     size = max(-(-height // per_image), MIN_ROWS)
     parts = [
-        Rows(image, start, min(start + size, height))
+        RowRange(image, start, min(start + size, height))
         for image in range(images)
         for start in range(0, height, size)
     ]
@@ -91,7 +91,7 @@ def split_rows(images: int, height: int) -> list[list[Rows]]:
     return [parts[i : i + per_thread] for i in range(0, len(parts), per_thread)]
 
 
-def run_in_threads(task: Callable[[list[Rows]], R], work: Sequence[list[Rows]]) -> list[R]:
+def run_in_threads(task: Callable[[list[RowRange]], R], work: Sequence[list[RowRange]]) -> list[R]:
     """Run the task on each item of `work` in threads; return the results in the order of `work`."""
     if len(work) == 1:
         return [task(work[0])]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.kernels.custom_op import Operator, save_inputs
+from mirage.kernels.custom_op import CustomOperator, save_inputs
 from mirage.kernels.reference import pool_moments
 
 
@@ -54,32 +54,32 @@ def _unfold_batch(x: Tensor, batch: int) -> Tensor:
     return x.view(height, width, batch, channels // batch).permute(2, 0, 1, 3).contiguous()
 
 
-@Operator
+@CustomOperator
 def depthwise(x: Tensor, filters: Tensor) -> Tensor:
     """Convolve x (b, h, w, c) with filters (c, k, k)."""
     return _convolve(x.contiguous(), filters)
 
 
-@Operator
+@CustomOperator
 def depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to x and filters."""
     return _convolve_backward(grad, x.contiguous(), filters)
 
 
-@Operator
+@CustomOperator
 def dynamic_depthwise(x: Tensor, filters: Tensor) -> Tensor:
     """Convolve x (b, h, w, c) with filters (b, c, k, k)."""
     return _unfold_batch(_convolve(_fold_batch(x), filters.flatten(0, 1)), x.shape[0])
 
 
-@Operator
+@CustomOperator
 def dynamic_depthwise_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to x and filters."""
     grad_x, grad_filters = _convolve_backward(_fold_batch(grad), _fold_batch(x), filters.flatten(0, 1))
     return _unfold_batch(grad_x, x.shape[0]), grad_filters.view_as(filters)
 
 
-@Operator
+@CustomOperator
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return each image's mean and sum of squared deviations, (b, h, w, c) → (b, c) each, in fp32 or better."""
     x = x if x.dtype == torch.float64 else x.float()
@@ -92,7 +92,7 @@ def batch_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     return pool_moments(*moments(x), pixels=x.shape[1] * x.shape[2])
 
 
-@Operator
+@CustomOperator
 def moments_backward(grad_mean: Tensor, grad_squares: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     """Return the gradient with respect to x: `grad_mean / pixels + 2 grad_squares (x - mean)`."""
     pixels = x.shape[1] * x.shape[2]

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.serving import monitor
 from orchestrator.serving.alias_watcher import AliasWatcher
-from orchestrator.serving.monitor import Monitor
+from orchestrator.serving.monitor import ServiceMonitor
 from orchestrator.serving.settings import ServiceSettings
 from tests.claims import wait_until
 
@@ -33,9 +33,9 @@ class Replicas:
 
 
 @contextmanager
-def looping(watcher: Watcher, poll_seconds: float) -> Iterator[tuple[Monitor, Replicas]]:
+def looping(watcher: Watcher, poll_seconds: float) -> Iterator[tuple[ServiceMonitor, Replicas]]:
     replicas = Replicas()
-    loop = Monitor(replicas.count, cast(AliasWatcher, watcher), poll_seconds)
+    loop = ServiceMonitor(replicas.count, cast(AliasWatcher, watcher), poll_seconds)
     thread = threading.Thread(target=loop.run)
     thread.start()
     yield loop, replicas
@@ -72,7 +72,7 @@ def test_what_the_check_raises_ends_the_loop() -> None:
         raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        Monitor(lambda: None, None, 0.01).run(check)
+        ServiceMonitor(lambda: None, None, 0.01).run(check)
 
 
 @pytest.mark.parametrize(
