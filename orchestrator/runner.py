@@ -60,7 +60,7 @@ def plan_any(job: AnyJob) -> str:
 
             perceptual_network.tensors(job.loss)
         return make_plan(job, strict=False).render()
-    from orchestrator.sweeps.plan import plan_sweep
+    from orchestrator.planning.sweep_plan import plan_sweep
 
     return plan_sweep(job)
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from orchestrator.config import conflicts
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
-from orchestrator.config.sweep_schema import Domain, SweepJob
+from orchestrator.config.sweep_schema import Domain, SweepJob, format_value
 
 Values = dict[str, Any]
 """Parameter -> value; of `variants` the name. A parameter whose `when` does not hold is absent."""
@@ -141,6 +141,11 @@ def random_points(space: Mapping[str, Domain], seed: int) -> Iterator[Values]:
             return
         seen.add(value_key(values))
         yield values
+
+
+def format_params(values: Values) -> str:
+    """Return values as a line of text."""
+    return "  ".join(f"{name.rpartition('.')[2]} {format_value(value)}" for name, value in values.items())
 
 
 def value_key(values: Values) -> str:

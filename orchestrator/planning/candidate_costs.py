@@ -1,11 +1,22 @@
-"""Compute the costs of a candidate of a sweep from its job."""
+"""Decide whether a candidate of a sweep is run: compute its costs from its job, and compare them with limits."""
 
 from __future__ import annotations
 
 from mirage.cost import macs, parameters
-from orchestrator.config.constraints import Costs
+from orchestrator.config.constraints import Costs, violations
 from orchestrator.config.schema import Job
+from orchestrator.config.search_space import Values, candidate
+from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.planning.estimate import memory
+
+
+def examine(sweep: SweepJob, values: Values) -> tuple[Job, Costs] | str:
+    """Return the job of a trial with these values and its costs, or why it is not run."""
+    made = candidate(sweep, values)
+    if made.job is None:
+        return made.impossible
+    costs = cost_of(made.job)
+    return violations(costs, sweep.sweep.constraints) or (made.job, costs)
 
 
 def cost_of(job: Job) -> Costs:

@@ -7,17 +7,12 @@ from pathlib import Path
 
 from orchestrator.config.loader import dump_job, job_from_mapping
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import Values, candidate, set_key
+from orchestrator.config.search_space import Values, candidate, format_params, set_key
 from orchestrator.config.starter import FIRST_LINE
-from orchestrator.config.sweep_schema import SweepJob, format_value
+from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError
 from orchestrator.outputs import write_output
 from orchestrator.sweeps.trial_table import TrialRow, TrialTable
-
-
-def format_params(values: Values) -> str:
-    """Return values as a line of text."""
-    return "  ".join(f"{name.rpartition('.')[2]} {format_value(value)}" for name, value in values.items())
 
 
 def trial_job(job: SweepJob, sweep: str, number: int, generation: int, values: Values) -> Job:

@@ -21,10 +21,10 @@ from orchestrator.errors import PlanError, SweepError
 from orchestrator.ownership import owned
 from orchestrator.paths import below, home
 from orchestrator.planning.plan import make_plan
+from orchestrator.planning.sweep_plan import plan_sweep
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.sweeps.best_trial import winning_job
 from orchestrator.sweeps.event_log import EventLog
-from orchestrator.sweeps.plan import plan_sweep
 from orchestrator.sweeps.report import write_report
 from orchestrator.sweeps.trial_table import TrialTable
 from orchestrator.sweeps.trial_tracking import PARENT_TAG, SWEEP_ID_TAG, TrialTracking

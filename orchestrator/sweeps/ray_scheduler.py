@@ -12,10 +12,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler, create_scheduler
 
 from orchestrator.config.schema import METRIC
-from orchestrator.config.search_space import rounded
+from orchestrator.config.search_space import format_params, rounded
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError
-from orchestrator.sweeps.best_trial import format_params
 from orchestrator.sweeps.event_log import EventLog
 from orchestrator.sweeps.ray_search import RecordedSearch, result_of, tune_domain
 from orchestrator.sweeps.ray_trial import FAILURE, TRIAL

@@ -13,11 +13,10 @@ from ray import tune
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.search import SearchAlgorithm, Searcher, create_searcher
 
-from orchestrator.config.constraints import violations
 from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import (
     Values,
-    candidate,
+    format_params,
     grid,
     random_points,
     rounded,
@@ -26,10 +25,9 @@ from orchestrator.config.search_space import (
 )
 from orchestrator.config.sweep_schema import SYNCHRONOUS, Domain, Sweep, SweepJob
 from orchestrator.errors import SweepError
-from orchestrator.planning.candidate_costs import cost_of
-from orchestrator.sweeps.best_trial import format_params
+from orchestrator.planning.candidate_costs import examine
+from orchestrator.planning.sweep_plan import MAX_CONSECUTIVE_REJECTIONS
 from orchestrator.sweeps.event_log import EventLog
-from orchestrator.sweeps.plan import MAX_CONSECUTIVE_REJECTIONS
 from orchestrator.sweeps.ray_trial import TRIAL
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.sweeps.trial_training import STEP
@@ -248,18 +246,16 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
 
     def _examined(self, number: int, values: Values) -> dict[str, Any]:
         """Return the event that a candidate makes: `suggested`, or `rejected` before it costs anything."""
-        made = candidate(self._job, values)
-        costs = None if made.job is None else cost_of(made.job)
-        objection = made.impossible if costs is None else violations(costs, self._sweep.constraints)
+        made = examine(self._job, values)
         facts = {"index": self._log.table.candidates, "values": values}
-        if costs is None or objection:
-            line = f"rejected   {format_params(values)}: {objection}"
-            return {"kind": "rejected", "line": line, "reason": objection, **facts}
+        if isinstance(made, str):
+            line = f"rejected   {format_params(values)}: {made}"
+            return {"kind": "rejected", "line": line, "reason": made, **facts}
         search = self._sweep.search
         reason = "grid" if search.method == "grid" else f"{search.method}, seed {search.seed}"
         line = f"trial {number}    {format_params(values)}"
         facts |= {"kind": "suggested", "line": line, "number": number}
-        return {**facts, "reason": reason, "costs": asdict(costs)}
+        return {**facts, "reason": reason, "costs": asdict(made[1])}
 
     def _suggestion(self, number: int) -> Values | None:
         """Return values that were not suggested before; recorded ones take precedence over the searcher's."""

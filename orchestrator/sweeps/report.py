@@ -11,11 +11,11 @@ from markdown_it import MarkdownIt
 
 from orchestrator import html_page, tables
 from orchestrator.config.constraints import format_quantity
+from orchestrator.config.search_space import format_params
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.outputs import write_output
-from orchestrator.sweeps.best_trial import format_params
+from orchestrator.planning.sweep_plan import grid_points
 from orchestrator.sweeps.importance import Importance, comparable, importance, pareto_front
-from orchestrator.sweeps.plan import grid_points
 from orchestrator.sweeps.trial_table import Event, TrialRow, TrialTable, table_of
 
 MAX_REJECTED = 40

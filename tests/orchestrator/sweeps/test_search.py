@@ -18,7 +18,7 @@ from orchestrator.config.search_space import candidate, grid
 from orchestrator.config.sweep_schema import rungs
 from orchestrator.errors import SweepError
 from orchestrator.planning.candidate_costs import cost_of
-from orchestrator.sweeps.plan import MAX_CONSECUTIVE_REJECTIONS, plan_sweep, preview
+from orchestrator.planning.sweep_plan import MAX_CONSECUTIVE_REJECTIONS, plan_sweep, preview
 from orchestrator.sweeps.ray_search import searcher_of
 from tests.orchestrator.sweeps.simulated import MemoryStore, SimulatedTune, run
 

@@ -10,13 +10,12 @@ from itertools import pairwise
 from mirage.cost import macs
 from orchestrator import tables
 from orchestrator.config import crop_stages
-from orchestrator.config.constraints import Costs, format_quantity, violations
+from orchestrator.config.constraints import Costs, format_quantity
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import Values, candidate, grid, random_points
+from orchestrator.config.search_space import Values, format_params, grid, random_points
 from orchestrator.config.sweep_schema import Domain, SweepJob, rungs
-from orchestrator.planning.candidate_costs import cost_of
+from orchestrator.planning.candidate_costs import examine
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.sweeps.best_trial import format_params
 
 MAX_CONSECUTIVE_REJECTIONS = 200
 """Rejected candidates in a row after which a search ends."""
@@ -48,14 +47,12 @@ def preview(job: SweepJob) -> Preview:
     )
     in_a_row = 0
     for values in points:
-        made = candidate(job, values)
-        costs = None if made.job is None else cost_of(made.job)
-        objection = made.impossible if costs is None else violations(costs, sweep.constraints)
-        if made.job is None or costs is None or objection:
-            found.rejected.append((values, objection))
+        made = examine(job, values)
+        if isinstance(made, str):
+            found.rejected.append((values, made))
             in_a_row += 1
         else:
-            found.accepted.append((values, made.job, costs))
+            found.accepted.append((values, *made))
             in_a_row = 0
         if len(found.accepted) == sweep.trials or in_a_row == MAX_CONSECUTIVE_REJECTIONS:
             found.exhausted = False
