@@ -51,7 +51,11 @@ def _training_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
         train.get(key) is not None for key in ("steps", "epochs")
     )
     if isinstance(recipe, str) and recipe in RECIPES and isinstance(setting, str) and setting in SETTINGS:
-        return defaults(recipe, setting, length_given=length_given)
+        found = defaults(recipe, setting, length_given=length_given)
+        model = given.get("model")
+        if isinstance(model, Mapping) and model.get("class") is not None:
+            found["loss"]["spd_weight"] = 0.0  # the SPD term needs a MIRAGE
+        return found
     return {}
 
 

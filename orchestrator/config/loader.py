@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.pipelines import step_schema
 from orchestrator.config.renamed import Key, with_current_names
-from orchestrator.config.schema import Training
+from orchestrator.config.schema import MIRAGE_KEYS, Training
 from orchestrator.config.yaml_text import MAX_BYTES, YamlError, read_yaml, write_yaml
 from orchestrator.console import count
 from orchestrator.errors import JobFileError
@@ -242,7 +242,10 @@ def _resolve(layers: Sequence[_Layer]) -> AnyJob:
     replaced: tuple[str, ...] = ()
     for layer in layers:
         whole_keys = _whole_keys(layer)
-        given = _merge(given, layer.values, whole_keys)
+        if _names_first_class(given, layer.values):
+            given = _without_mirage_keys(given)
+        model = ("model",) if _replaces_model(given, layer) else ()
+        given = _merge(given, layer.values, (*whole_keys, *model))
         places.update(layer.places)
         replaced += whole_keys
     place = _finder(places, layers[-2].whole if len(layers) > 1 else layers[-1].whole)
@@ -321,6 +324,32 @@ def _whole_keys(layer: _Layer) -> tuple[str, ...]:
     by_dot = any(len(key) > 2 and key[:2] == ("data", "mixture") for key in overrides)
     mixture = ["data.mixture"] if isinstance(data, dict) and "mixture" in data and not by_dot else []
     return (*mixture, *given)
+
+
+def _names_first_class(below: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Return whether a layer with these `values` gives a class of the user to a job that trained a MIRAGE."""
+    return _class(values) is not None and _class(below) is None
+
+
+def _class(values: Mapping[str, Any]) -> Any:
+    model = values.get("model")
+    return model.get("class") if isinstance(model, Mapping) else None
+
+
+def _without_mirage_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` without the sizes of a MIRAGE and the weight of its SPD term, which no other network has."""
+    left = dict(values)
+    for section, keys in (("model", MIRAGE_KEYS), ("loss", {"spd_weight"})):
+        if isinstance(left.get(section), Mapping):
+            left[section] = {name: value for name, value in left[section].items() if name not in keys}
+    return left
+
+
+def _replaces_model(below: Mapping[str, Any], layer: _Layer) -> bool:
+    """Return whether `--set model={class: ...}` names another class, whose arguments are not those of the one below."""
+    by_dot = any(len(key) > 1 and key[0] == "model" for key in layer.places)
+    named = _class(layer.values)
+    return layer.whole == "--set" and not by_dot and named is not None and named != _class(below)
 
 
 def _relevant(errors: Sequence[Any]) -> list[Any]:

@@ -245,6 +245,10 @@ class Model(UserModel):
         return self.model_dump(exclude=own, exclude_none=True)
 
 
+MIRAGE_KEYS = frozenset(Model.model_fields) - frozenset(UserModel.model_fields) - {"batch_norm"}
+"""Keys of the section `model` that only a MIRAGE has. `batch_norm` is also about the layers of other networks."""
+
+
 TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,49}$")]
 """Name of a loss term: lower-case letters, digits and _."""
 

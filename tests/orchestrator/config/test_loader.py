@@ -191,6 +191,38 @@ def test_a_row_that_the_papers_tables_do_not_hold_is_a_problem() -> None:
     assert "MIRAGE-S" in message
 
 
+CLASS = 'model={class: "a:B", arguments: {width: 3}}'
+
+
+def test_a_class_takes_the_place_of_a_mirage_with_its_sizes_and_its_term(tmp_path: Path) -> None:
+    base = MINIMAL + "model: {dim: 24, batch_norm: local}\nloss: {l1_weight: 2, spd_weight: 0.05}\n"
+    write(tmp_path, base, "base.yaml")
+    child = write(tmp_path, 'extends: base.yaml\nmodel: {class: "a:B", arguments: {width: 3}}\n')
+    for job in (load_job(child), load_job(tmp_path / "base.yaml", [CLASS])):
+        assert (job.model.class_, job.model.arguments, job.model.changes().get("dim")) == (
+            "a:B",
+            {"width": 3},
+            None,
+        )
+        assert (job.loss.l1_weight, job.loss.spd_weight) == (2, 0)
+    assert load_job(child).model.batch_norm == "local"
+
+
+@pytest.mark.parametrize("override", ["model.dim=24", "loss.spd_weight=0.05"])
+def test_a_key_of_a_mirage_beside_a_class_is_still_a_problem(tmp_path: Path, override: str) -> None:
+    assert override.partition("=")[0] in problems(write(tmp_path, MINIMAL), "model.class=a:B", override)
+
+
+def test_a_model_that_set_gives_with_another_class_has_nothing_of_the_one_before(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + 'model: {class: "a:A", path: here, stride: 16, arguments: {depth: 1}}\n')
+    other = load_job(path, [CLASS]).model
+    assert (other.path, other.stride, other.arguments) == (None, 8, {"width": 3})
+    same = load_job(path, ['model={class: "a:A", arguments: {width: 3}}']).model
+    assert (same.path, same.stride, same.arguments) == ("here", 16, {"depth": 1, "width": 3})
+    by_dot = load_job(path, ["model.class=a:B", "model.arguments.width=3"]).model
+    assert (by_dot.path, by_dot.stride, by_dot.arguments) == ("here", 16, {"depth": 1, "width": 3})
+
+
 PACK = "name: mine\nkind: pack\ndata: {manifests: mine, pack: {source: photographs}}\n"
 
 
