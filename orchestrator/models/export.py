@@ -30,6 +30,7 @@ from mirage.kernels.onnx_export import exportable
 from mirage.weights import save_release
 from orchestrator.errors import ExportError
 from orchestrator.models.network_file import RestoringNetwork, dumps, loads, restoring
+from orchestrator.models.user_network import same_draws
 from orchestrator.outputs import write_output
 from shards.progress import ProgressCallback
 
@@ -107,7 +108,8 @@ def export(
 
             parity = measure(network, checked, chosen.tolerance, on_progress)
             if not parity.holds:
-                raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.")
+                why = "" if isinstance(network.module, MIRAGE) else f" {_cause(network)} {_INSTEAD}"
+                raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.{why}")
             partial.replace(out)
     except OSError as error:
         raise ExportError(f"{out}: cannot write the file ({error.strerror or error}).") from error
@@ -226,10 +228,12 @@ def _write_onnx(network: RestoringNetwork, path: Path) -> None:
 
 def _read_onnx(path: Path) -> RestoreFunction:
     try:
-        from onnxruntime import InferenceSession
+        from onnxruntime import InferenceSession, SessionOptions
     except ImportError as error:
         raise ExportError(_MISSING_ONNX) from error
-    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda degraded: torch.from_numpy(session.run(None, {"degraded": degraded.numpy()})[0])
 
 
@@ -244,10 +248,32 @@ def _refusals_of(network: RestoringNetwork, form: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(network.module, MIRAGE) or isinstance(error, torch.onnx.OnnxExporterError):
             raise
+        detail = (str(error).splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
         raise ExportError(
-            f"{form}: this network cannot be traced, or it does something else on images of another size or content: "
-            f"{(str(error).splitlines() or [type(error).__name__])[-1]}"
+            f"{form}: not written: this network cannot be traced, or the file fails on other images: {detail}. "
+            f"{_cause(network)} {_INSTEAD}"
         ) from error
+
+
+_INSTEAD = (
+    "Export it with -f safetensors, which holds its weights and its code, or serve it with `mirage serve`."
+)
+
+
+def _cause(network: RestoringNetwork) -> str:
+    """Return the probable reason for which a trace of a user-defined network is not the network."""
+    model, image = AnySize(network), _example()
+    with torch.no_grad(), same_draws(network.device):
+        try:
+            draws = not torch.equal(model(image), model(image))
+        except Exception:  # the user's code, whose own error is reported
+            draws = False
+    if draws:
+        return "It draws random numbers when it restores, and a traced file draws others."
+    return (
+        "A trace has the operations for one image: it cannot choose layers by the content or the size of another, "
+        "and it cannot have operators that the format lacks."
+    )
 
 
 def _write_weights(network: RestoringNetwork, path: Path) -> None:

@@ -129,7 +129,7 @@ class UserModelAdapter(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with torch.inference_mode(), _same_draws(self.device):
+            with torch.inference_mode(), same_draws(self.device):
                 batch = (degraded if degraded.dim() == 4 else degraded[None]).to(self.device)
                 if mode == "tiles":
                     out = forward_in_tiles(self._whole, batch, tile, overlap, progress)
@@ -151,7 +151,7 @@ class UserModelAdapter(nn.Module):
 
 
 @contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
+def same_draws(device: torch.device) -> Iterator[None]:
     """Have each block draw the same random numbers, and nothing outside it.
 
     Some networks draw when they restore too, such as MoCE-IR for its choice of experts: an image would be restored in

@@ -58,7 +58,11 @@ class Net(nn.Module):
             self.register_buffer("mask", torch.ones(1, 1), persistent=False)
 
     def forward(self, x, labels=None):
+        if self.trait == "multiple of 64":
+            assert x.shape[2] % 64 == x.shape[3] % 64 == 0, x.shape
         f = self.into(x).relu()
+        if self.trait == "draws in evaluation":
+            f = f + 0.1 * torch.randn_like(f) * random.random() * float(np.random.rand())
         if self.trait == "cached buffers" and self.mask.shape != x.shape[2:]:
             self.grid, self.mask = torch.zeros(x.shape[2:]), torch.ones(x.shape[2:])
         if self.trait == "used by input":
@@ -116,6 +120,8 @@ def values(small_data, at_home: Path, tmp_path: Path):
         if trait == "own loss term":
             loss["auxiliary_weights"] = {"size": 0.3}
         data = {**SMALL["data"], "manifests": small_data.uris[0]}  # type: ignore[dict-item]
+        if trait == "multiple of 64":
+            model["stride"] = data["crop_pixels"] = 64
         settings = {**SMALL["train"], "steps": STEPS, "learning_rate": 1e-2}  # type: ignore[dict-item]
         track = {"experiment": "tests", "every_steps": 1}
         base = {
@@ -213,12 +219,13 @@ def test_every_stage_of_deepspeed_takes_the_same_steps(
 
 
 def test_a_stopped_run_ends_with_the_same_bits(values, small_data, at_home, tmp_path) -> None:
-    traits = (*TRAITS, "dropout")
-    for trait in traits:
-        job = made(values(trait))
-        run(job, small_data, tmp_path / "whole" / trait)
+    for trait in (*TRAITS, "dropout", "multiple of 64", "draws in evaluation"):
+        job, whole, again = made(values(trait)), Listener(), Listener()
+        run(job, small_data, tmp_path / "whole" / trait, whole)
         run(job, small_data, tmp_path / "parts" / trait, Listener(stop_after=2))
-        run(job, small_data, tmp_path / "parts" / trait)
+        run(job, small_data, tmp_path / "parts" / trait, again)
+        assert again.resumed_at() == [2]
+        assert again.scalars[STEPS]["loss/total"] == whole.scalars[STEPS]["loss/total"], trait
         assert_same_weights(
             final_weights(tmp_path / "parts" / trait), final_weights(tmp_path / "whole" / trait)
         )
