@@ -109,7 +109,9 @@ def export(
             parity = measure(network, checked, chosen.tolerance, on_progress)
             if not parity.holds:
                 why = "" if isinstance(network.module, MIRAGE) else f" {_cause(network)} {_INSTEAD}"
-                raise ExportError(f"{out}: not written: the {form} file differs from the model: {parity}.{why}")
+                raise ExportError(
+                    f"{out}: not written: the {form} file differs from the model: {parity}.{why}"
+                )
             partial.replace(out)
     except OSError as error:
         raise ExportError(f"{out}: cannot write the file ({error.strerror or error}).") from error
