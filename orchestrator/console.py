@@ -76,7 +76,7 @@ def text(event: Event) -> str:
             )
         case events.RunStopped(step):
             where = f"at step {step} with a checkpoint" if step else "before the first step"
-            return f"stopped {where}. Submit the job again to resume."
+            return f"stopped {where}. Run the job again to resume."
         case events.ModelRegistered(name, version, uri):
             return f"model      {name} version {version}, alias candidate   {uri}"
         case events.RunFinished(_, files, tracking):

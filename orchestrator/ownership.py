@@ -114,7 +114,7 @@ class Owner:
         pid = os.getpid()
         started = _start_of(pid)
         return cls(
-            _submission_id(),
+            submission_id(),
             socket.gethostname(),
             pid,
             f"{_machine()}:{pid}:{started}",
@@ -157,7 +157,7 @@ class Owner:
         )
 
 
-def _submission_id() -> str:
+def submission_id() -> str:
     """Return the id of the Ray job that this process is the driver of, or ""."""
     try:
         config = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])

@@ -12,11 +12,20 @@ from contextlib import contextmanager
 from types import FrameType
 
 _requested = False
+_number: int = signal.SIGTERM
 
 
 def stop_requested() -> bool:
     """Return whether this process has been asked to stop since the outermost block of `on_stop` began."""
     return _requested
+
+
+def stop_status() -> int:
+    """Return the exit status of a process that was asked to stop: 128 + the newest signal, as shells report it.
+
+    143, that of SIGTERM, where the process stopped by itself, as at the end of `workers.max_runtime_hours`.
+    """
+    return 128 + _number
 
 
 class Stopped(BaseException):
@@ -31,8 +40,8 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        global _requested
-        _requested = True
+        global _requested, _number
+        _requested, _number = True, number
         callback()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])

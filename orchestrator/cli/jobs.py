@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from orchestrator.config.job_types import AnyJob
 
 Wait = Annotated[bool, option("Wait while another process runs this job, instead of ending.", "--wait")]
-
-STOPPED = 143
-"""Exit status of a run that was stopped with a checkpoint: 128 + SIGTERM, as shells report it."""
 
 
 @command(
@@ -154,13 +152,18 @@ def schema() -> None:
 
 
 def run_job(job: AnyJob, *, in_process: bool, wait: bool = False) -> None:
-    """Run `job` to its end. Exits with status 143 where it was stopped with a checkpoint."""
+    """Run `job` to its end. Where it was stopped, print how to continue and exit with 128 + the signal."""
     use_local_cluster()
     from orchestrator.cluster.local.users import using
+    from orchestrator.masking import without_password
+    from orchestrator.ownership import submission_id
     from orchestrator.paths import home
     from orchestrator.runner import run_any
+    from orchestrator.signals import stop_status
 
     with using(home(), f"{job.kind} job {job.name}"), memory_advice(job.kind):
         status = run_any(job, emit_if_possible, in_process=in_process, wait=wait).status
     if status == "stopped":
-        raise typer.Exit(STOPPED)
+        if not submission_id():  # a Ray job is continued by `ray job submit`
+            emit_error(f"to continue: {without_password(shlex.join(['mirage', *sys.argv[1:]]))}")
+        raise typer.Exit(stop_status())

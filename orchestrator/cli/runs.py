@@ -20,7 +20,6 @@ from orchestrator.cli.app import (
     option,
     use_local_cluster,
 )
-from orchestrator.cli.jobs import STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
 """Time without an answer of the store after which the watching ends."""
+_STOPPED = 143
+"""Exit status for a run that was stopped: 128 + SIGTERM, as shells report it."""
 
 
 @command(TRAINING, "mirage runs", "mirage runs s3://mirage --json")
@@ -107,7 +108,7 @@ def watch(
     except KeyboardInterrupt:
         emit("stopped watching; the run continues")
         return
-    raise typer.Exit({"finished": 0, "stopped": STOPPED}.get(state, 1))
+    raise typer.Exit({"finished": 0, "stopped": _STOPPED}.get(state, 1))
 
 
 def _follow(read: Callable[[], tuple[Run, Status | None]]) -> str:

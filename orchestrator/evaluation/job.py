@@ -99,7 +99,7 @@ def run_evaluation(job: EvaluateJob, echo: Echo, *, in_process: bool = False) ->
         spec = EvaluationSpec(job.model_dump(mode="json"), digests, store.uri, key, str(home()))
         remaining = _evaluate_missing(evaluation, spec, echo, _in_process if in_process else _on_ray)
         if remaining:
-            echo(f"stopped after {images - remaining} of {images} images. Submit the job again to continue.")
+            echo(f"stopped after {images - remaining} of {images} images. Run the job again to continue.")
             return JobOutcome("stopped", images - remaining, images)
     _report(evaluation, echo)
     return JobOutcome("finished", images, images)

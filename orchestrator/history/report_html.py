@@ -79,7 +79,7 @@ def _summary(history: History, state: str, model: str) -> str:
     if history.reason and state != "finished":
         text += f" {state.capitalize()}: {history.reason}"
     if state in ("stopped", "failed"):
-        text += " Submit the job again to resume at its newest checkpoint."
+        text += " Run the job again to resume at its newest checkpoint."
     if model:
         text += f" Its model is {model}."
     return f"<p>{escape(text)}</p>"

@@ -64,7 +64,7 @@ def run_restore(job: RestoreJob, echo: Echo, *, in_process: bool = False) -> Job
                     break
     if report.ended < len(tasks):
         left = len(tasks) - report.ended
-        echo(f"stopped: {report.summary()}, {left:,} left. Submit the job again to continue.")
+        echo(f"stopped: {report.summary()}, {left:,} left. Run the job again to continue.")
         return JobOutcome("stopped", report.ended, len(tasks))
     merge_indexes(tasks)
     if work.others:

@@ -57,7 +57,7 @@ def run_sweep(job: SweepJob, echo: Echo, *, in_process: bool = False, wait: bool
         with raise_on_stop():
             return _run(job, print_events, echo, wait)
     except Stopped:
-        print_events("stopped. Submit the sweep again to continue.")
+        print_events("stopped. Run the sweep again to continue.")
         return JobOutcome("stopped", 0, job.sweep.trials)
 
 

@@ -75,7 +75,7 @@ def run_job(
             with raise_on_stop():
                 return _run(job, emit, in_process, wait, lineage or {})
         except Stopped:
-            emit(events.LogMessage("stopped. Submit the job again to continue."))
+            emit(events.LogMessage("stopped. Run the job again to continue."))
             return JobOutcome("stopped", 0, 0)
 
 

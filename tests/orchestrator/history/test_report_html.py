@@ -104,7 +104,7 @@ def test_every_state_has_its_report(state: str) -> None:
     assert state in page.text
     assert "No step was measured." in page.text
     assert ("because" in page.text) == (state == "failed")
-    assert ("Submit the job again" in page.text) == (state in ("stopped", "failed"))
+    assert ("Run the job again" in page.text) == (state in ("stopped", "failed"))
 
 
 def test_a_run_of_an_earlier_version_has_a_report_without_a_record() -> None:

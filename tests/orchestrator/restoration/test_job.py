@@ -97,7 +97,7 @@ def test_a_stopped_job_continues(folder: Path, weights: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert run(stop_while_working, **how) == "stopped"
-    assert "Submit the job again to continue." in logged[-1]
+    assert "Run the job again to continue." in logged[-1]
     (folder / "plain00.png").unlink()
     assert run(logged.append, **how) == "finished"
     assert "already restored" in logged[-1]

@@ -70,7 +70,7 @@ def test_a_stopped_and_a_resumed_run_have_a_report_in_each_folder_and_in_mlflow(
     stopped = Page((location.folder / REPORT).read_text())
     assert location.store.read(REPORT) == (location.folder / REPORT).read_bytes()
     assert REPORT in artifacts(store, "told")
-    for words in ("stopped", "Submit the job again", "PSNR of the newest validation"):
+    for words in ("stopped", "Run the job again", "PSNR of the newest validation"):
         assert words in stopped.text
     assert "img" in stopped.tags, "the sheet of the newest validation"
     (run,) = run_list.list_runs(made.storage)
