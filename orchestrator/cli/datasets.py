@@ -28,23 +28,30 @@ if TYPE_CHECKING:
 Uri = Annotated[str, argument("s3://bucket/name or a folder.", metavar="DATASET")]
 
 
-@command(DATA, "mirage show s3://mirage/demo", "mirage show DATASET -o sheet.png")
+@command(
+    DATA, "mirage show s3://mirage/demo", "mirage show DATASET -o sheet.png", "mirage show DATASET --ids"
+)
 def show(
     uri: Uri,
     out: Annotated[
         Path | None, option("Contact sheet to write.", "--out", "-o", default=".mirage/sheets/NAME.png")
     ] = None,
+    ids: Annotated[bool, option("Print only split, degradation and id of every sample.", "--ids")] = False,
 ) -> None:
     """Describe a packed dataset and write a contact sheet of it."""
     use_local_cluster()
     from orchestrator.data.datasets import open_uris
-    from orchestrator.data.summary import contact_sheet, describe
+    from orchestrator.data.summary import contact_sheet, describe, sample_ids
     from orchestrator.imaging.convert import encode_png
     from orchestrator.outputs import write_output
     from orchestrator.paths import home, shortened
 
     dataset = open_uris([uri])
     (manifest,) = dataset.manifests
+    if ids:
+        for line in sample_ids(manifest):
+            emit(line)
+        return
     emit(describe(dataset.uris[0], manifest))
     path = out or home() / "sheets" / f"{Path(manifest.name).name}.png"
     write_output(path, encode_png(contact_sheet(dataset)))

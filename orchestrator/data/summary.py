@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ from shards.sources.families.cdd11 import PUBLISHED_PSNR
 _PER_ROW = 3
 """Number of samples of each degradation on a contact sheet."""
 _ID_CHARACTERS = 32
+_IDS = 8
+"""Number of held-out ids in a description."""
 
 
 def describe(uri: str, manifest: Manifest) -> str:
@@ -58,6 +60,7 @@ def describe(uri: str, manifest: Manifest) -> str:
         )
         lines.append(f"  noise is added when a sample is read, at any level: input PSNR about {levels}")
     lines += ["", f"stored as  {_encodings(manifest)}"]
+    lines += [f"held out   {_held_out(manifest)}"] if "test" in manifest.counts() else []
     lines += [f"from       {facts['from']}"] if "from" in facts else []
     lines += [f"laid out   {part}: {layout}" for part, layout in facts.get("layouts", {}).items()]
     licences = Counter(manifest.licences.values())
@@ -67,6 +70,14 @@ def describe(uri: str, manifest: Manifest) -> str:
         examples = "; ".join(missing["examples"][:3])
         lines.append(f"left out   {missing['what']}{' ' + examples if examples else ''}")
     return "\n".join(lines)
+
+
+def sample_ids(manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each sample: split, degradation and id."""
+    for split, counts in manifest.counts().items():
+        for degradation in counts:
+            for id_ in manifest.columns.select(split, degradation).ids():
+                yield f"{split:<6} {degradation:<14} {id_}"
 
 
 def contact_sheet(dataset: Dataset) -> Image.Image:
@@ -119,6 +130,14 @@ def _example(dataset: Dataset, row: ManifestRow, number: int) -> _Example:
     cpu = torch.device("cpu")
     decibels = f"{float(psnr(to_float(degraded, cpu), to_float(clean, cpu))):.1f} dB"
     return _Example(degraded, clean, f"{level}, {decibels}" if level else decibels, row.id[-_ID_CHARACTERS:])
+
+
+def _held_out(manifest: Manifest) -> str:
+    ids = sorted(
+        {id_ for kind in manifest.counts()["test"] for id_ in manifest.columns.select("test", kind).ids()}
+    )
+    more = len(ids) - _IDS
+    return ", ".join(ids[:_IDS]) + (f" and {more:,} more: --ids" if more > 0 else "")
 
 
 def _sizes(rows: Rows) -> str:

@@ -204,6 +204,24 @@ def test_cdd11_is_shown_beside_its_published_input_psnr() -> None:
     assert "low_haze 14.94" in text
 
 
+def test_the_held_out_photographs_are_named_and_the_ids_of_all_samples_can_be_listed(
+    raw: Path, tmp_path: Path
+) -> None:
+    pack(raw, tmp_path / "mine", "--held-out", "0astronaut")
+    text = mirage("show", tmp_path / "mine", "--out", tmp_path / "sheet.png")
+    (held_out,) = re.findall("held out   (.*)", text)
+    lines = [line.split() for line in mirage("show", tmp_path / "mine", "--ids").splitlines()]
+    assert [id_ for split, _, id_ in lines if split == "test"] == [held_out]
+    assert (held_out[-10:], len(lines), {kind for _, kind, _ in lines}) == ("0astronaut", 5, {"lowlight"})
+
+
+def test_of_many_held_out_photographs_a_description_names_a_few() -> None:
+    image = Member(0, 0, 1, 0, "tiles-qoi", 720, 1080)
+    rows = tuple(ManifestRow(f"{n:02}", "test", "rain", image, image, "") for n in range(11))
+    text = describe("here", Manifest("mine", (Shard("shards/ab.tar", 1, "ab"),), rows, {}, {}))
+    assert "held out   00, 01, 02, 03, 04, 05, 06, 07 and 3 more: --ids" in text
+
+
 def test_noise_that_is_added_when_read_is_shown_at_a_stated_level_in_a_sheet_of_this_project(
     small_data: Dataset, at_home: Path, tmp_path: Path, monkeypatch
 ) -> None:
