@@ -17,6 +17,7 @@ _EVERY = 5
 @command(
     START,
     "mirage init mine --root PHOTOS --degradation rain --degradation haze",
+    "mirage init mine --root PHOTOS --degradation real_esrgan",
     "mirage init mine --root PAIRS --degraded 'in/{key}.png' --clean 'gt/{key}.png' --degradation rain",
     "mirage init mine --root PAIRS --degraded '{split}/in/{key}.jpg' --clean '{split}/gt/{key}.png' --degradation jpeg",
 )
@@ -37,7 +38,9 @@ def init(
     degradation: Annotated[
         list[str] | None,
         option(
-            "Degradation of your pairs, or to make from clean photographs. Repeatable.", default="asks for it"
+            "Degradation of your pairs, or to make from clean photographs, such as rain, noise25 or the preset "
+            "real_esrgan. Repeatable.",
+            default="asks for it",
         ),
     ] = None,
     held_out: Annotated[
@@ -76,6 +79,10 @@ def init(
     if not root.is_dir():
         raise PlanError(f"--root {root}: no such folder.")
     pack: dict[str, object] = {"source": "synthetic", "root": str(root), "degradations": kinds}
+    presets: dict[str, str] = {}
+    if degraded is None and (presets := _presets(kinds)):
+        kinds = [*presets, *(kind for kind in kinds if kind not in presets.values())]
+        pack = {"source": "clean", "root": str(root)}
     if degraded is not None:
         if len(kinds) > 1:
             raise PlanError(f"--degradation: pairs have one degradation, and {len(kinds)} are named.")
@@ -84,10 +91,30 @@ def init(
     pack |= {"held_out": held_out} if held_out else _held_out(root, degraded, clean)
     for given in (str(root), *(held_out or ())):
         _require_utf8(given)
-    text = starter_job(name, pack, kinds, path=str(path), steps=steps, gpu=gpu)
+    text = starter_job(name, pack, kinds, presets, path=str(path), steps=steps, gpu=gpu)
     _check(text, path)
     write_output(path, text, executable=True)
     emit(f"written: {path}\nnext:    mirage plan {path}")
+
+
+def _presets(kinds: list[str]) -> dict[str, str]:
+    """Return the job's own name of each preset among `kinds`.
+
+    Raises PlanError if others among them are packed with the photographs.
+    """
+    from orchestrator.errors import PlanError
+    from shards.degradations.presets import PRESETS
+    from shards.sample import SIGMA
+
+    presets = {f"like_{kind}": kind for kind in kinds if kind in PRESETS}
+    others = [kind for kind in kinds if kind not in PRESETS and kind not in SIGMA]
+    if presets and others:
+        first = next(iter(presets.values()))
+        raise PlanError(
+            f"--degradation {others[0]}: beside a preset ({first}) a job of this command has only "
+            f"{', '.join(SIGMA)} and other presets. Write a job file for each."
+        )
+    return presets
 
 
 def _check(text: str, path: Path) -> None:

@@ -35,17 +35,27 @@ def submit_problem(path: Path) -> str:
 
 
 def starter_job(
-    name: str, pack: Mapping[str, object], degradations: Sequence[str], *, path: str, steps: int, gpu: bool
+    name: str,
+    pack: Mapping[str, object],
+    degradations: Sequence[str],
+    presets: Mapping[str, str],
+    *,
+    path: str,
+    steps: int,
+    gpu: bool,
 ) -> str:
     """Return a commented job file that packs `pack` (a section `data.pack`), trains and registers a model.
 
-    Without `gpu` it trains a network small enough for a CPU.
+    `presets`: name among `degradations` -> preset that degrades photographs while they are read. Without `gpu` it
+    trains a network small enough for a CPU.
     """
     variants = Pack.model_fields["variants"].default if pack["source"] == "synthetic" else 1
     repeats = {each: _REPEATS * (variants if each in SIGMA else 1) for each in degradations}
     mixture = ", ".join(f"{_scalar(each)}: {count}" for each, count in repeats.items())
     evaluated = ", ".join(map(_scalar, degradations))
     label = _scalar(name)
+    pipelines = "".join(f"\n  {each}: [{{use: {preset}}}]" for each, preset in presets.items())
+    section = f"degradations:             # drawn anew for each crop{pipelines}\n" if presets else ""
     packing = "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in pack.items())
     model = "{variant: tiny}" if gpu else _CPU_MODEL
     crop, batch, precision = (128, 32, "bf16") if gpu else (64, 8, "fp32")
@@ -61,7 +71,7 @@ recipe: fast                # AdamW, cosine schedule, moving average of the weig
 setting: own                # your own data: mixture, evaluate.degradations and steps are set below
 storage: .mirage/folder     # packed photographs and runs: a folder or s3://bucket
 model: {model}
-data:
+{section}data:
   manifests: {label}         # packed once, below `storage`; after a change of `pack` use another name
   pack:
 {packing}

@@ -41,8 +41,13 @@ def loaded(path: str) -> Job:
 
 @pytest.mark.parametrize(
     "options",
-    [("--degradation", "rain", "--degradation", "noise25"), PAIRS, (*PAIRS, "--gpu", "--steps", "20")],
-    ids=["photographs", "pairs", "gpu"],
+    [
+        ("--degradation", "rain", "--degradation", "noise25"),
+        ("--degradation", "real_esrgan", "--degradation", "noise25"),
+        PAIRS,
+        (*PAIRS, "--gpu", "--steps", "20"),
+    ],
+    ids=["photographs", "preset", "pairs", "gpu"],
 )
 def test_a_plan_of_the_written_job_passes(options: tuple[str, ...]) -> None:
     written = mirage("init", "mine", "--root", "photos", *options)
@@ -151,6 +156,26 @@ def test_an_unknown_degradation_is_refused_with_the_known_ones() -> None:
     done = mirage("init", "mine", "--root", "photos", "--degradation", "rane")
     assert done.status == 2
     assert 'Did you mean "rain"' in done.text
+    assert not Path("jobs/mine.yaml").exists()
+
+
+def test_a_preset_degrades_photographs_while_they_are_read() -> None:
+    options = ("--degradation", "noise25", "--degradation", "real_esrgan")
+    assert mirage("init", "mine", "--root", "photos", *options).status == 0
+    job = loaded("jobs/mine.yaml")
+    assert job.evaluate.degradations == ("like_real_esrgan", "noise25")
+    assert load_job("jobs/mine.yaml", ["degradations.like_real_esrgan=[{use: real_esrgan}]"]) == job
+    assert job.data.pack is not None
+    assert job.data.pack.source == "clean"
+
+
+def test_a_preset_beside_a_packed_degradation_is_refused() -> None:
+    options = ("--degradation", "rain", "--degradation", "real_esrgan")
+    assert_one_clear_error(
+        mirage("init", "mine", "--root", "photos", *options),
+        "--degradation rain",
+        "beside a preset (real_esrgan)",
+    )
     assert not Path("jobs/mine.yaml").exists()
 
 
