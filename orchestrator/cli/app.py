@@ -145,7 +145,7 @@ def _checked(value: Any) -> Any:
 Trust = Annotated[
     list[str] | None,
     option(
-        "SHA-256 of code that the model may bring and run; `mirage network-code` shows it. Repeatable.",
+        "SHA-256 of the model's own Python code, which may then run; `mirage network-code` shows it. Repeatable.",
         default="the code of this account's training jobs",
         metavar="SHA256",
     ),
@@ -153,9 +153,7 @@ Trust = Annotated[
 """The option --trust."""
 
 
-JobFile = Annotated[
-    Path, argument("A job file, for example jobs/demo.yaml.", metavar="JOB", autocompletion=complete_job_file)
-]
+JobFile = Annotated[Path, argument("A job file.", metavar="JOB", autocompletion=complete_job_file)]
 Set = Annotated[
     list[str] | None,
     option("Override a key of the job. Repeatable.", "--set", default=False, metavar="KEY=VALUE"),

@@ -173,7 +173,9 @@ def _others(group: DuplicateGroup) -> str:
 
 @command(DATA, "mirage gc s3://mirage", "mirage gc s3://mirage --older-than-hours 1 --delete")
 def gc(
-    uri: Annotated[str, argument("A dataset, or a whole storage: s3://bucket or a folder.")],
+    uri: Annotated[
+        str, argument("A dataset, or a storage with all its datasets and runs: s3://bucket or a folder.")
+    ],
     delete: Annotated[bool, option("Delete them. Without this nothing changes.", "--delete")] = False,
     older_than: Annotated[
         float, option("Minimum age in hours. Younger objects may be in use.", "--older-than-hours", min=0)
@@ -239,9 +241,8 @@ def rm(
     """Delete a packed dataset, a run or a version of a model. It says what it would delete and asks first.
 
     Refuses what a running job may use, a run that a registered model comes from or whose result waits to be registered,
-    and a version that an alias other than `candidate` points to. Jobs that may read a dataset are looked for in its
-    whole bucket, or beside the folders that it is in, and in the storages of this folder's runs; the question says
-    where.
+    and a version that an alias other than `candidate` points to. It searches for jobs that read a dataset in the whole
+    bucket, or beside the dataset's folder, and in the storages of this folder's runs, and says where it searched.
     """
     use_local_cluster()
     from orchestrator.maintenance import deletion

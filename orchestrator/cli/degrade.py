@@ -66,9 +66,9 @@ def degrade(
         bool, option("Replace existing results. Photographs are never replaced.", "--overwrite")
     ] = False,
 ) -> None:
-    """Degrade photographs by a pipeline of a job or a preset, for a look or a test set. Results are PNG files.
+    """Degrade photographs by a pipeline of a job or a preset, to inspect them or to build a test set of PNG files.
 
-    Each photograph has draws of its own, which depend on its name and the seed. Exit status 1 when photographs could
+    The random parameters of a photograph depend on its name and the seed. Exit status 1 when photographs could
     not be degraded; each is listed with the reason.
     """
     from orchestrator.config.job_schemas import EvaluateJob

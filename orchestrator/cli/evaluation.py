@@ -40,7 +40,8 @@ def evaluate(job_file: JobFile, overrides: Set = None, in_process: InProcess = F
 @command(EVALUATION, "mirage report", "mirage report --table 2 --results .mirage/evaluations/EVALUATION")
 def report(
     table: Annotated[
-        list[str] | None, option("Table: 1 to 7, B, C or D. Repeatable.", "--table", "-t", default="all")
+        list[str] | None,
+        option("Table of the MIRAGE paper: 1 to 7, B, C or D. Repeatable.", "--table", "-t", default="all"),
     ] = None,
     results: Annotated[
         list[Path] | None,
@@ -53,7 +54,7 @@ def report(
         Path | None, option("Folder for tables.md, .csv and .json.", "--out", "-o", default=".mirage/report")
     ] = None,
 ) -> None:
-    """Print and write the paper's tables, with measured rows beside the published ones."""
+    """Print and write the MIRAGE paper's tables, with measured rows beside the published ones."""
     from orchestrator.evaluation.paper_report import report as make_report
 
     for text in make_report(table or (), results or (), out, compare_with):
@@ -118,7 +119,7 @@ def analyse(
         str | None, option("MLflow run, by name or id, to log figures and numbers to.", default=False)
     ] = None,
 ) -> None:
-    """Draw the paper's Figures 3 to 6 and B of a model: feature ranks, channel similarity, alignment."""
+    """Analyse a model's features as the MIRAGE paper's Figures 3 to 6 and B: ranks, channel similarity, alignment."""
     use_local_cluster()
     from orchestrator.evaluation.feature_analysis import analyse as analyse_models
     from orchestrator.progress import progress
@@ -138,7 +139,7 @@ def analyse(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 def bench(context: typer.Context) -> None:
-    """Measure speed and growth: model, train-parity, loader, degradations, scaling, scale, requests or checkpoint."""
+    """Measure speed and growth. `mirage bench --help` lists the measurements."""
     from orchestrator.bench.__main__ import main as run_bench
 
     raise typer.Exit(run_bench(context.args))

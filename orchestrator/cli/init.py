@@ -47,7 +47,7 @@ def init(
         list[str] | None,
         option(
             "Photograph for evaluation, by name without suffix, or a file with one name in each line. Repeatable.",
-            default="{split} of the patterns, or one of five",
+            default="the {split} of the patterns, else one photograph in five",
             metavar="NAME|@FILE",
         ),
     ] = None,

@@ -52,7 +52,7 @@ def up(
 @command(START, "mirage down", "mirage down --force")
 def down(
     force: Annotated[
-        bool, option("Also while jobs run. Those of Ray are stopped first, with a checkpoint.", "--force")
+        bool, option("Stop also while jobs run. Ray jobs write a checkpoint first.", "--force")
     ] = False,
 ) -> None:
     """Stop what `mirage up` started. Refuses, or asks at a terminal, while a job uses it."""
@@ -99,7 +99,7 @@ def ui(
 
 @command(START, "mirage sync")
 def sync() -> None:
-    """Send MLflow what it did not take while jobs ran: metrics, pictures, files, results, models.
+    """Send the metrics, files and models that MLflow could not accept while jobs ran.
 
     Exit status 1 if something still waits.
     """

@@ -49,7 +49,8 @@ def promote(
         ),
     ] = None,
     margin_db: Annotated[
-        float | None, _gate("Minimum gain over the champion in dB, by its lower bound.")
+        float | None,
+        _gate("Minimum gain over the champion in dB: the lower bound of its confidence interval."),
     ] = None,
     max_drop_db: Annotated[float | None, _gate("Maximum drop of one degradation on average in dB.")] = None,
     reference_db: Annotated[float | None, _gate("A published average PSNR in dB.")] = None,
@@ -58,14 +59,16 @@ def promote(
         _gate("A row of the paper's tables, for example T2:MIRAGE-T.", "--paper", metavar="TABLE:METHOD"),
     ] = None,
     max_below_reference_db: Annotated[
-        float | None, _gate("How far the average may be below these in dB.")
+        float | None, _gate("How far the average may be below --reference-db or --paper in dB.")
     ] = None,
     parity: Annotated[
         list[str] | None, _gate("Format whose export must compute the same. Repeatable.")
     ] = None,
     latency_seconds: Annotated[float | None, _gate("Maximum seconds for one image.")] = None,
     memory_gib: Annotated[float | None, _gate("Maximum memory for one image in GiB.")] = None,
-    side_pixels: Annotated[int | None, _gate("Side of that image in pixels.")] = None,
+    side_pixels: Annotated[
+        int | None, _gate("Side in pixels of the image whose latency and memory are measured.")
+    ] = None,
     trust: Trust = None,
 ) -> None:
     """Move an alias to a model that passes every gate. Exit status 1 when a gate fails."""
@@ -105,7 +108,10 @@ def trace(
     model: Annotated[
         str, argument("models:/NAME@ALIAS or models:/NAME/VERSION.", autocompletion=complete_model)
     ],
-    deep: Annotated[bool, option("Read and hash every shard and raw file.", "--deep")] = False,
+    deep: Annotated[
+        bool,
+        option("Read and hash every shard and raw file; without it, only records are compared.", "--deep"),
+    ] = False,
     root: Annotated[
         list[Path] | None,
         option("Folder that holds the raw files now. Repeatable.", default="where they were packed from"),
@@ -136,7 +142,7 @@ def export(
     form: Annotated[
         str,
         option(
-            "Format. `release` is the authors' .ckpt.",
+            "Format. `release` is a .ckpt for the scripts of MIRAGE's authors.",
             "--format",
             "-f",
             default=False,
@@ -191,10 +197,10 @@ def network_code(
 
 @command(MODELS, "mirage import-checkpoint 5Deg_tiny.ckpt -o 5deg.safetensors")
 def import_checkpoint(
-    checkpoint: Annotated[Path, argument("A .ckpt of the authors.")],
+    checkpoint: Annotated[Path, argument("A .ckpt of MIRAGE's authors.")],
     out: Annotated[Path, option("The .safetensors file to write.", "--out", "-o", default=False)],
 ) -> None:
-    """Convert a checkpoint of the authors to .safetensors. No code in the checkpoint is run."""
+    """Convert a checkpoint of MIRAGE's authors to .safetensors. No code in the checkpoint is run."""
     from orchestrator.models import release_checkpoints
 
     emit(release_checkpoints.import_checkpoint(checkpoint, out))
@@ -205,7 +211,7 @@ def export_checkpoint(
     weights: Annotated[Path, argument("A .safetensors file.")],
     out: Annotated[Path, option("The .ckpt file to write.", "--out", "-o", default=False)],
 ) -> None:
-    """Convert .safetensors weights to a checkpoint that the authors' scripts load."""
+    """Convert .safetensors weights to a checkpoint that the scripts of MIRAGE's authors load."""
     from orchestrator.models import release_checkpoints
 
     emit(release_checkpoints.export_checkpoint(weights, out))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 
 from orchestrator.cli.app import (
     DATA,
@@ -92,7 +92,7 @@ Encoding = Annotated[
 Jpeg = Annotated[
     str,
     option(
-        "Cut JPEG files for fast crops, keep them, or write tiles, which take several times the space.",
+        "How JPEG files are stored: cut for fast crops, as they are, or as tiles of several times the size.",
         metavar="crop|keep|tile",
     ),
 ]
@@ -227,6 +227,10 @@ def pairs(
     _pack("pairs", **{**given, "degradation": degradation[0]})
 
 
+_ONLY_FOR = {"group": "cdd11", "crops": "gopro"}
+"""Option -> the only published dataset that has it."""
+
+
 def _published_command(dataset: str) -> Any:
     """Return the command that packs a published dataset."""
     single = typer.Typer(add_completion=False)
@@ -245,18 +249,20 @@ def _published_command(dataset: str) -> Any:
         list_file: Annotated[
             Path | None, option("Official list of training files.", "--list", default=False)
         ] = None,
-        group: Annotated[
-            str, option("cdd11 only: degradations to pack.", metavar="single|double|triple|all")
-        ] = "all",
+        group: Annotated[str, option("Degradations to pack.", metavar="single|double|triple|all")] = "all",
         crops: Annotated[
-            bool, option("gopro only: cut training frames into 512-pixel crops, 256 apart.", "--crops")
+            bool, option("Cut training frames into 512-pixel crops, 256 apart.", "--crops")
         ] = False,
         exclude_leaked: Annotated[
             bool, option("Leave out training scenes that are test images.", "--exclude-leaked")
         ] = False,
         expect: Annotated[
             list[str] | None,
-            option("Pairs of a part of a chosen subset. Repeatable.", default=False, metavar="PART=N"),
+            option(
+                "Number of pairs of a part, where you chose a subset: OTS=350. Repeatable.",
+                default=False,
+                metavar="PART=N",
+            ),
         ] = None,
         allow_partial: Partial = False,
         encoding: Encoding = "fast",
@@ -269,7 +275,11 @@ def _published_command(dataset: str) -> Any:
         del given["dataset"], given["expect"]
         _pack(dataset, **given, expected=_counts(expect or []))
 
-    return typer.main.get_command(single)
+    made = typer.main.get_command(single)
+    for parameter in made.params:
+        if isinstance(parameter, TyperOption) and _ONLY_FOR.get(parameter.name or "", dataset) != dataset:
+            parameter.hidden = True  # data.pack refuses it with a clear error
+    return made
 
 
 def _pack(source: str, out: str, jobs: int | None, *, reread: bool, **spec: Any) -> None:

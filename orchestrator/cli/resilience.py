@@ -46,7 +46,7 @@ def prove_resume(
     on: Annotated[
         list[int] | None,
         option(
-            "Number of workers after a kill. Repeatable, taken in turn.",
+            "Number of workers after a kill. Repeatable: one value for each restart, and from the first again.",
             "--workers-after",
             default="the same",
             min=1,
@@ -103,7 +103,7 @@ def chaos(
     only: Annotated[
         list[str] | None,
         option(
-            "Kind of fault. Repeatable.",
+            "Kind of fault. Repeatable. `node` kills a node at once; `raylet` stops one as `ray stop` does.",
             default="all",
             metavar="worker|driver|job|node|raylet|store|tracking",
         ),
@@ -153,7 +153,7 @@ def ledger(
         str, argument("Folder of a run: s3://bucket/runs/NAME or a path.", autocompletion=complete_run_folder)
     ],
 ) -> None:
-    """Check that a run with `data.ledger` consumed each sample position exactly once."""
+    """Check that a run whose job sets `data.ledger` used each sample of its order exactly once."""
     use_local_cluster()
     from orchestrator.maintenance.sample_ledger import consumed
 

@@ -29,7 +29,7 @@ def serve(
     model: Annotated[
         str,
         argument(
-            "models:/NAME@ALIAS, whose promotions are followed, a weights file or a run.",
+            "models:/NAME@ALIAS (loaded again when the alias moves), a weights file or a run.",
             autocompletion=complete_model,
         ),
     ],
@@ -38,7 +38,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None,
         option(
-            "Name in the address of the service, for example behind a proxy. Repeatable.",
+            "Host name that requests may use, for example that of a proxy. Repeatable.",
             default="addresses, local names, this machine's name; with a token any",
         ),
     ] = None,

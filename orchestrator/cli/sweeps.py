@@ -9,7 +9,10 @@ import typer
 
 from orchestrator.cli.app import TRAINING, Command, app, argument, emit, epilog, option, use_local_cluster
 
-sweep = typer.Typer(no_args_is_help=True, help="Report on a sweep, or write the job file of its best trial.")
+sweep = typer.Typer(
+    no_args_is_help=True,
+    help="Report on a sweep, or write the job file of its best trial. `mirage run` starts one.",
+)
 app.add_typer(sweep, name="sweep", rich_help_panel=TRAINING)
 
 Run = Annotated[str, argument("A sweep: its id, its name, or its folder in the store.")]

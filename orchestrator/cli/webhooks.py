@@ -24,7 +24,7 @@ Id = Annotated[str, argument("The webhook's id, as `list` prints it.")]
 def create(
     url: Annotated[
         str,
-        argument("Address that gets the events. Of a service: its address with /webhooks/mlflow."),
+        argument("Address that gets the events; for `mirage serve` http://HOST:PORT/webhooks/mlflow."),
     ],
     name: Annotated[str, option("Name of the webhook.")] = "mirage",
     secret_file: Annotated[

@@ -10,6 +10,7 @@ obeyed, they decide which of two writers is first.
     local     a folder                   files        atomic writes of local files
     s3        an S3 bucket               retry        retries and error messages of S3
     pointer   mutable pointers           conditional  conditional writes, and locks where a server has none
+    checked   reads with a checksum      answers      whether an S3 server answered, and with whole bytes
 """
 
 from __future__ import annotations
