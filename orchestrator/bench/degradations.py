@@ -35,6 +35,8 @@ from shards.degradations.pipeline import Pipeline
 CROP = 128
 BATCH = 8
 """Crops per batch of the peer, and per measurement."""
+BATCHES = 10
+"""Batches per measurement of the second order: the peer draws sizes and kinds of noise once for a batch."""
 PIPELINES = {
     "denoise": [{"gaussian_noise": {"sigma": {"range": [0, 55]}}}],
     "Real-ESRGAN, second order": [{"use": "real_esrgan"}],
@@ -50,15 +52,22 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     pipelines = [
         parse_pipelines({"bench": steps})["bench"] for steps in (*PIPELINES.values(), *map(_alone, OPERATORS))
     ]
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         name: _degrade(pipeline, crops)
         for name, pipeline in zip((*PIPELINES, *OPERATORS), pipelines, strict=True)
     }
     peer = "BasicSR's functions"
     if options.peer:
-        runs = {SECOND_ORDER: runs.pop(SECOND_ORDER), peer: _Peer(options.peer, crops, options.seed), **runs}
+        pair: dict[str, Callable[[], object]] = {
+            SECOND_ORDER: runs.pop(SECOND_ORDER),
+            peer: _Peer(options.peer, crops, options.seed),
+        }
+        runs = {**{name: _repeated(run) for name, run in pair.items()}, **runs}
     times = timing.interleaved(runs, options.repeats, timing.cpu_seconds)
-    rates = {name: len(crops) / float(np.median(seconds)) for name, seconds in times.items()}
+    batches = {SECOND_ORDER: BATCHES, peer: BATCHES} if options.peer else {}
+    rates = {
+        name: batches.get(name, 1) * len(crops) / float(np.median(seconds)) for name, seconds in times.items()
+    }
     echo(
         "\n".join(aligned(("", "crops / s"), [(name, f"{rate:,.0f}") for name, rate in rates.items()], "<>"))
     )
@@ -66,7 +75,8 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     if options.peer:
         faster = timing.ratio(times[peer], times[SECOND_ORDER])
         echo(
-            f"\nSecond order: {faster} times BasicSR's functions, median (quartiles) of {options.repeats} pairs."
+            f"\nSecond order: {faster} times BasicSR's functions, median (quartiles) of {options.repeats} pairs "
+            f"of {BATCHES * len(crops)} crops each."
         )
         result["second_order_ratio"] = [faster.median, faster.low, faster.high]
     return result
@@ -87,6 +97,10 @@ def _middle(of: Parameter) -> Value:
 def _degrade(pipeline: Pipeline, crops: list[NDArray[np.uint8]]) -> Callable[[], object]:
     numbers = count()
     return lambda: [pipeline.degrade(crop, f"bench/{next(numbers)}") for crop in crops]
+
+
+def _repeated(run: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [run() for _ in range(BATCHES)]
 
 
 class _Peer:

@@ -171,7 +171,10 @@ def jpegtran() -> CheckResult:
 
 
 def compiler() -> CheckResult:
-    """Report whether there is a compiler; only DeepSpeed's own optimisers and offloading need one."""
+    """Report whether there are compilers: C code of CPU kernels and blurs, and DeepSpeed's optimisers, need them."""
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        detail = "no C compiler: the network on a CPU, and blurs of degradations, take several times as long"
+        return CheckResult("compiler", "warn", detail, "apt-get install gcc")
     missing = [
         tool for tool in ("g++", "ninja") if shutil.which(tool, path=ray_head.path_with_this_python()) is None
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.degradations import native
+
 Plane = NDArray[np.float32]
 
 
@@ -15,8 +17,44 @@ def mirrored(place: NDArray[np.intp], size: int) -> NDArray[np.intp]:
     return pixels
 
 
+_MOST_TAPS = 700
+"""Most weights other than 0 of a kernel that is applied by sums; with more, Fourier transforms are faster."""
+
+
 def convolved(image: Plane, kernel: Plane) -> Plane:
-    """Return an image, (h, w) or (h, w, channels), convolved with a kernel of odd sides, by Fourier transforms."""
+    """Return an image, (h, w) or (h, w, channels), convolved with a kernel of odd sides.
+
+    A kernel of few weights by sums in a fixed order, in C where there is a compiler; others by Fourier transforms.
+    Which way it goes depends on the kernel alone, so the bits do not depend on the machine.
+    """
+    if np.count_nonzero(kernel) > _MOST_TAPS:
+        return _by_transforms(image, kernel)
+    image, kernel = np.ascontiguousarray(image, np.float32), np.ascontiguousarray(kernel, np.float32)
+    result = np.empty_like(image)
+    height, width, channels = image.shape if image.ndim == 3 else (*image.shape, 1)
+    if native.call("convolve", image, kernel, result, height, width, channels, *kernel.shape):
+        return result
+    return _by_sums(image, kernel)
+
+
+def _by_sums(image: Plane, kernel: Plane) -> Plane:
+    """Return a convolution, the weights from the last to the first: what the C code does, to the bit."""
+    height, width = image.shape[:2]
+    down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
+    padded = image[mirrored(np.arange(-down, height + down), height)]
+    padded = padded[:, mirrored(np.arange(-right, width + right), width)]
+    channels = image[0, 0].size
+    lines, turned = padded.reshape(len(padded), -1), kernel[::-1, ::-1]
+    result = np.zeros((height, width * channels), np.float32)
+    product = np.empty_like(result)
+    for row, column in np.argwhere(turned):
+        left = column * channels
+        shifted = lines[row : row + height, left : left + width * channels]
+        result += np.multiply(shifted, turned[row, column], out=product)
+    return result.reshape(image.shape)
+
+
+def _by_transforms(image: Plane, kernel: Plane) -> Plane:
     from scipy import fft  # slow to import, and `mirage schema` needs the names of operators only
 
     height, width = image.shape[:2]

@@ -76,7 +76,9 @@ class Operator:
         size = {"original": original or image.shape[:2]} if self.needs_original else {}
         degraded = np.asarray(self.function(image, rng, **values, **size), np.float32)
         assert degraded.shape[2:] == (3,), f"{self.name} returned {degraded.shape}"
-        return np.nan_to_num(degraded, copy=False, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+        if np.isnan(degraded).any():
+            degraded = np.nan_to_num(degraded, nan=0.0)
+        return degraded.clip(0, 1)
 
 
 OPERATORS: dict[str, Operator] = {}

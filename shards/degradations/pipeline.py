@@ -24,6 +24,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 from shards.degradations.operator import Image, Operator, Value
@@ -52,8 +53,19 @@ def uniform(key: str, path: str) -> float:
 
 def generator(key: str, path: str) -> np.random.Generator:
     """Return the generator of a path: Philox, with its hash as the key."""
-    digest = hashlib.blake2b(f"{key}/{path}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    seeds = _Key(f"{key}/{path}")
+    return np.random.Generator(np.random.Philox(seeds))  # type: ignore[arg-type]  # NumPy's stub knows less
+
+
+class _Key(ISeedSequence):
+    """A key for Philox: `Philox(key=...)` sets the same one, but asks the system for a seed before."""
+
+    def __init__(self, text: str) -> None:
+        self._digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> NDArray[np.uint64]:
+        """Return the two words of the key."""
+        return np.frombuffer(self._digest, "<u8").astype(np.uint64)
 
 
 class Distribution(Protocol):
@@ -194,7 +206,10 @@ class OperatorStep:
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operator with a value of each parameter."""
-        values = {name: each.at(uniform(key, f"{path}/{name}")) for name, each in self.parameters.items()}
+        values = {
+            name: each.value if isinstance(each, Fixed) else each.at(uniform(key, f"{path}/{name}"))
+            for name, each in self.parameters.items()
+        }
         yield AppliedOperator(self.operator, path, values)
 
     def plain(self) -> Any:

@@ -8,9 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.degradations import native
 from shards.degradations.operator import Image
-
-Weights = tuple[NDArray[np.intp], NDArray[np.float32]]
 
 
 def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -47,27 +46,43 @@ FILTERS = ("area", "nearest", *_KERNELS)
 
 def resampled(image: Image, height: int, width: int, filter_: str = "bicubic") -> Image:
     """Return an image in another size; its corners stay where they are (half-pixel centres)."""
-    for size in (height, width):  # twice: resize the rows, then transpose
-        if image.shape[0] != size:
-            image = _along_rows(image, _weights(image.shape[0], size, filter_))
-        image = image.swapaxes(0, 1)
+    image = np.ascontiguousarray(image, np.float32)
+    if image.shape[0] != height:
+        image = _rows(image, *_weights(image.shape[0], height, filter_))
+    if image.shape[1] != width:
+        image = _columns(image, *_weights(image.shape[1], width, filter_))
     return image
 
 
-def _along_rows(image: Image, weights: Weights) -> Image:
-    """Return the weighted sums of rows; each sum has a fixed order, so the bits depend on no library of algebra."""
-    places, shares = weights
+def _rows(image: Image, places: NDArray[np.intp], shares: NDArray[np.float32]) -> Image:
+    taps, target = places.shape
+    result = np.empty((target, *image.shape[1:]), np.float32)
+    if native.call("resize_rows", image, places, shares, result, target, taps, image[0].size):
+        return result
+    return _summed(image, places, shares)
+
+
+def _columns(image: Image, places: NDArray[np.intp], shares: NDArray[np.float32]) -> Image:
+    taps, target = places.shape
+    result = np.empty((image.shape[0], target, 3), np.float32)
+    if native.call("resize_columns", image, places, shares, result, target, taps, *image.shape[:2]):
+        return result
+    return np.ascontiguousarray(_summed(image.swapaxes(0, 1), places, shares).swapaxes(0, 1))
+
+
+def _summed(image: Image, places: NDArray[np.intp], shares: NDArray[np.float32]) -> Image:
+    """Return the weighted sums of rows, the taps in order: what the C code does, to the bit."""
     flat = image.reshape(image.shape[0], -1)
-    total = flat[places[0]] * shares[0][:, None]
-    for place, share in zip(places[1:], shares[1:], strict=True):
+    total = np.zeros((places.shape[1], flat.shape[1]), np.float32)
+    for place, share in zip(places, shares, strict=True):
         total += flat[place] * share[:, None]
     resized: Image = total.reshape(-1, *image.shape[1:])
     return resized
 
 
 @lru_cache(maxsize=1024)
-def _weights(size: int, target: int, filter_: str) -> Weights:
-    """Return which rows each new row takes, and their shares: two arrays (taps, target)."""
+def _weights(size: int, target: int, filter_: str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return which rows each new row takes, and their shares: two arrays (taps, target), contiguous."""
     ratio = size / target
     number = np.arange(target)
     if filter_ == "nearest":

@@ -19,6 +19,7 @@ _SIZE = Parameter(3, 101, unit="pixels", about="side of the kernel; even: one mo
 
 
 @operator(
+    2,
     sigma=_SIGMA,
     sigma_y=_SIGMA_Y,
     angle=_ANGLE,
@@ -46,6 +47,7 @@ def gaussian_blur(
 
 
 @operator(
+    2,
     sigma=_SIGMA,
     sigma_y=_SIGMA_Y,
     angle=_ANGLE,
@@ -73,6 +75,7 @@ def generalised_gaussian_blur(
 
 
 @operator(
+    2,
     sigma=_SIGMA,
     sigma_y=_SIGMA_Y,
     angle=_ANGLE,
@@ -100,6 +103,7 @@ def plateau_blur(
 
 
 @operator(
+    2,
     cutoff=Parameter(0.3, float(np.pi), unit="radians per pixel", about="highest frequency that passes"),
     size=_SIZE,
     light=CODED_LIGHT,
@@ -120,6 +124,7 @@ def sinc_filter(image: Image, rng: np.random.Generator, *, cutoff: float, size: 
 
 
 @operator(
+    2,
     length=Parameter(0.0, 100.0, unit="pixels", about="length of the path during the exposure"),
     angle=_ANGLE,
     bend=Parameter(
@@ -144,7 +149,9 @@ def motion_blur(
     return _blurred(image, path(x - x.mean(), y - y.mean()), light)
 
 
-@operator(radius=Parameter(0.0, 50.0, unit="pixels", about="radius of the circle of confusion"), light=LIGHT)
+@operator(
+    2, radius=Parameter(0.0, 50.0, unit="pixels", about="radius of the circle of confusion"), light=LIGHT
+)
 def defocus_blur(image: Image, rng: np.random.Generator, *, radius: float, light: str) -> Image:
     """Blur by a lens out of focus: each point becomes a disc (geometrical optics). `radius` 0 changes nothing."""
     return _blurred(image, disc(radius), light)
@@ -162,7 +169,11 @@ def _distance(sigma: float, sigma_y: float, angle: float, reach: int) -> NDArray
 
 
 def _blurred(image: Image, kernel: NDArray[np.floating], light: str) -> Image:
-    """Return an image after a kernel that is scaled to the sum 1; a kernel of one pixel changes nothing."""
+    """Return an image after a kernel that is scaled to the sum 1; a kernel of one pixel changes nothing.
+
+    Weights below 1e-7 of the sum change no grey level and take as long as the others: they are left out.
+    """
+    kernel = np.where(np.abs(kernel) < 1e-7 * kernel.sum(), 0, kernel)
     weights: Plane = (kernel / kernel.sum()).astype(np.float32)
     if np.count_nonzero(weights) == 1:
         return image

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from shards.degradations.linear_light import gains, power, to_coded, to_linear
+from shards.degradations.normal import standard_normal
 from shards.degradations.operator import Image, Parameter, operator
 from shards.degradations.operators.noise import counted
 from shards.degrade import smooth
 
 
 @operator(
+    2,
     stops=Parameter(
         0.0, 10.0, unit="stops", about="how much shorter the exposure is: each stop halves the light"
     ),
@@ -40,7 +42,7 @@ def low_light(
     exposed = power(to_linear(image), gamma) * gains(red, blue) * np.float32(2.0**-stops)
     if photons:
         electrons = counted(exposed * np.float32(photons), rng)
-        electrons += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(read)
+        electrons += standard_normal(rng, image.shape) * np.float32(read)
         exposed = electrons / np.float32(photons)
     return to_coded(exposed)
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shards.degradations.bayer import demosaiced
 from shards.degradations.linear_light import gains, luma_of, to_coded, to_linear
+from shards.degradations.normal import standard_normal
 from shards.degradations.operator import Image, Parameter, operator
 
 _CHANNELS = Parameter(
@@ -16,7 +17,7 @@ _PHOTONS = Parameter(16.0, 1e6, unit="photons", about="photons that give white")
 
 
 @operator(
-    sigma=Parameter(0.0, 255.0, unit="grey levels of 255", about="standard deviation"), channels=_CHANNELS
+    2, sigma=Parameter(0.0, 255.0, unit="grey levels of 255", about="standard deviation"), channels=_CHANNELS
 )
 def gaussian_noise(image: Image, rng: np.random.Generator, *, sigma: float, channels: str) -> Image:
     """Add white Gaussian noise to the coded values. `sigma` 0 changes nothing."""
@@ -24,6 +25,7 @@ def gaussian_noise(image: Image, rng: np.random.Generator, *, sigma: float, chan
 
 
 @operator(
+    2,
     photons=_PHOTONS,
     strength=Parameter(0.0, 5.0, about="factor of the noise", default=1.0),
     channels=_CHANNELS,
@@ -41,6 +43,7 @@ def poisson_noise(
 
 
 @operator(
+    2,
     photons=_PHOTONS,
     read=Parameter(0.0, 100.0, unit="electrons", about="standard deviation of the read noise", default=2.0),
     red=Parameter(0.25, 4.0, about="gain of red in the camera's white balance", default=2.0),
@@ -74,6 +77,7 @@ def sensor_noise(
 
 
 @operator(
+    2,
     sigma=Parameter(0.0, 255.0, unit="grey levels of 255 at white", about="standard deviation"),
     channels=_CHANNELS,
 )
@@ -96,6 +100,7 @@ def salt_and_pepper(
 
 
 @operator(
+    2,
     sigma=Parameter(0.0, 100.0, unit="grey levels of 255", about="standard deviation from row to row"),
     direction=Parameter(words=("rows", "columns"), default="rows", about="lines that share an error"),
     channels=_CHANNELS,
@@ -117,11 +122,19 @@ def counted(mean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
     From 16 on they are Gaussian with the skewness of the Poisson distribution (Cornish and Fisher 1938), rounded:
     mean and variance are right to 1%, at a quarter of the time.
     """
-    normal = rng.standard_normal(mean.shape, dtype=np.float32)
-    counts = np.rint(mean + np.sqrt(np.maximum(mean, 0)) * normal + (normal * normal - 1) / np.float32(6))
-    few = mean < 16
-    if few.any():
-        counts[few] = rng.poisson(np.maximum(mean[few], 0))
+    normal = standard_normal(rng, mean.shape)
+    counts = np.maximum(mean, 0)
+    np.sqrt(counts, out=counts)
+    counts *= normal
+    counts += mean
+    normal *= normal
+    normal -= 1
+    normal /= np.float32(6)
+    counts += normal
+    np.rint(counts, out=counts)
+    few = np.flatnonzero(mean < 16)
+    if len(few):
+        np.put(counts, few, rng.poisson(np.maximum(np.take(mean, few), 0)))
     return counts
 
 
@@ -130,4 +143,4 @@ def _shape(image: Image, channels: str) -> tuple[int, int, int]:
 
 
 def _normal(image: Image, rng: np.random.Generator, channels: str = "colour") -> NDArray[np.float32]:
-    return rng.standard_normal(_shape(image, channels), dtype=np.float32)
+    return standard_normal(rng, _shape(image, channels))

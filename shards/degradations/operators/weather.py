@@ -39,6 +39,7 @@ def haze(
 
 
 @operator(
+    2,
     drops=Parameter(0.0, 100.0, unit="per 1,000 pixels", about="streaks"),
     length=Parameter(1.0, 100.0, unit="pixels", about="length of the nearest streaks", default=27.0),
     angle=_ANGLE,
@@ -71,6 +72,7 @@ def rain(
 
 
 @operator(
+    2,
     drops=Parameter(0.0, 50.0, unit="per 10,000 pixels", about="drops on the lens"),
     radius=Parameter(1.0, 60.0, unit="pixels", about="radius of the largest drops", default=12.0),
 )
@@ -102,6 +104,7 @@ def raindrops(image: Image, rng: np.random.Generator, *, drops: float, radius: f
 
 
 @operator(
+    2,
     flakes=Parameter(0.0, 100.0, unit="per 1,000 pixels", about="flakes"),
     radius=Parameter(0.5, 10.0, unit="pixels", about="radius of the nearest flakes", default=3.0),
     angle=_ANGLE,

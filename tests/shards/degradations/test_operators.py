@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 import shards.degradations.operators  # noqa: F401  registers the operators
+from shards.degradations import convolution, native, resampling
 from shards.degradations.bayer import PATTERNS, demosaiced, sites
 from shards.degradations.convolution import convolved, line
 from shards.degradations.linear_light import to_coded, to_linear
+from shards.degradations.normal import standard_normal
 from shards.degradations.operator import OPERATORS, Image, Value
 from shards.degradations.operators.noise import counted
 from shards.degradations.resampling import FILTERS, resampled
@@ -211,7 +214,7 @@ class TestEveryOperator:
             assert results - {usual}, f"{key} changes nothing"
 
 
-def test_the_same_bytes_come_from_a_processor_with_other_instructions_and_from_other_threads() -> None:
+def test_the_same_bytes_come_with_other_instructions_and_threads_and_without_a_compiler() -> None:
     code = """
 import hashlib, numpy as np, shards.degradations.operators
 from shards.degradations.operator import OPERATORS
@@ -233,15 +236,55 @@ print(total.hexdigest())
                 "OMP_NUM_THREADS": n,
                 "OPENBLAS_NUM_THREADS": n,
                 "NPY_DISABLE_CPU_FEATURES": without,
-                "PATH": "",
+                "MIRAGE_NATIVE": compiled,
+                "PATH": os.environ["PATH"],  # where the compiler is
+                "HOME": os.environ["HOME"],
             },
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for n, without in (("1", ""), ("2", instructions))
+        for n, without, compiled in (("1", "", "1"), ("2", instructions, "0"))
     }
     assert len(answers) == 1
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([(21, 21), (1, 5), (7, 1), (25, 25)]),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=30)
+def test_sums_in_c_have_the_bits_of_numpy(
+    height: int, width: int, sides: tuple[int, int], sparse: bool
+) -> None:
+    assert native.library() is not None, "no compiler"
+    rng = np.random.default_rng(height * width)
+    image, kernel = (rng.random(size, dtype=np.float32) for size in ((height, width, 3), sides))
+    kernel *= rng.random(sides) < (0.1 if sparse else 1)
+    for each in (image, image[..., 0]):
+        assert convolved(each, kernel).tobytes() == convolution._by_sums(each, kernel).tobytes()
+    for filter_, target in itertools.product(FILTERS, (1, 17, 50)):
+        weights = resampling._weights(height, target, filter_)
+        assert resampling._rows(image, *weights).tobytes() == resampling._summed(image, *weights).tobytes()
+        turned = resampling._columns(image.swapaxes(0, 1).copy(), *weights).swapaxes(0, 1)
+        assert turned.tobytes() == resampling._summed(image, *weights).tobytes()
+
+
+def test_a_convolution_by_sums_is_the_one_by_transforms() -> None:
+    rng = np.random.default_rng(0)
+    image, kernel = rng.random((31, 44, 3), dtype=np.float32), rng.random((9, 15), dtype=np.float32) / 70
+    np.testing.assert_allclose(convolved(image, kernel), convolution._by_transforms(image, kernel), atol=2e-6)
+
+
+def test_normal_deviates_have_mean_variance_and_tails_of_the_normal_distribution() -> None:
+    drawn = standard_normal(np.random.default_rng(0), (1000, 1000)).astype(float)
+    assert drawn.mean() == pytest.approx(0, abs=0.003)
+    assert drawn.std() == pytest.approx(1, abs=0.003)
+    assert (drawn**4).mean() == pytest.approx(3, abs=0.03)
+    assert (np.abs(drawn) > 3).mean() == pytest.approx(0.0027, rel=0.05)
+    assert np.corrcoef(drawn[:, 1:].ravel(), drawn[:, :-1].ravel())[0, 1] == pytest.approx(0, abs=0.004)
 
 
 # What is documented, measured.

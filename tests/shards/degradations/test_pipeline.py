@@ -57,7 +57,7 @@ def test_a_digest_can_be_computed_again_as_the_page_says() -> None:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    assert two["a"].digest == sha256(["a", [{"gaussian_noise": {"sigma": 30.0}}]])
+    assert two["a"].digest == sha256(["a", [{"gaussian_noise 2": {"sigma": 30.0}}]])
     assert two["b"].digest == sha256(["b", [{"use": ["a", two["a"].digest]}]])
     assert two["b"].evaluation_digest(7) == hashlib.sha256(f"{two['b'].digest}/7".encode()).hexdigest()
 
