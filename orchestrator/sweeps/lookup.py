@@ -12,7 +12,7 @@ from orchestrator.errors import SweepError, TrackingError
 from orchestrator.masking import without_password
 from orchestrator.paths import below, home
 from orchestrator.sweeps.event_log import newest_job, read_events
-from orchestrator.sweeps.trial_table import Event
+from orchestrator.sweeps.event_schema import SweepEvent
 from orchestrator.sweeps.trial_tracking import SWEEP_ID_TAG
 from orchestrator.tracking import runs
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_file
@@ -25,7 +25,7 @@ class StoredSweep:
 
     name: str
     job: SweepJob
-    events: Sequence[Event]
+    events: Sequence[SweepEvent]
 
 
 def find_sweep(run: str) -> StoredSweep:

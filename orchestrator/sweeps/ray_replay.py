@@ -8,10 +8,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Ended, Observed, Rejected, Suggested, SweepEvent
 from orchestrator.sweeps.ray_scheduler import RecordedScheduler
 from orchestrator.sweeps.ray_search import RecordedSearch
 from orchestrator.sweeps.ray_trial import TRIAL, checkpoint_reference
-from orchestrator.sweeps.trial_table import Event
 
 
 def repeat_recorded(search: RecordedSearch, scheduler: RecordedScheduler, log: EventLog) -> list[Trial]:
@@ -56,33 +56,31 @@ class ReplayController:
         trial.on_checkpoint(checkpoint_reference(trial.config[TRIAL], dict(result or {})))
         return trial.checkpoint
 
-    def repeat(self, event: Event) -> None:
+    def repeat(self, event: SweepEvent) -> None:
         """Repeat one event together with its consequences, which are recorded too."""
-        if event["kind"] in ("rejected", "suggested"):
-            if (trial := self.search_alg.new_trial()) is not None:
-                self._scheduler.on_trial_add(self, trial)
-            return
-        trial = self.search_alg.trials[event["number"]]
-        if event["kind"] == "observed":
-            self._observe(trial, event)
-        elif event["kind"] == "ended" and event["status"] == "failed":
-            self._scheduler.fail(self, trial, event["reason"])
-            trial.set_status(Trial.ERROR)
-            self.search_alg.on_trial_complete(trial.trial_id, error=True)
-        elif event["kind"] == "ended" and event["status"] == "finished":
-            self._scheduler.on_trial_complete(self, trial, {})
-            self._complete(trial)
-        else:  # decided while no trial was running
-            self._scheduler.choose_trial_to_run(self)
+        trials = self.search_alg.trials
+        match event:
+            case Rejected() | Suggested():
+                if (trial := self.search_alg.new_trial()) is not None:
+                    self._scheduler.on_trial_add(self, trial)
+            case Observed():
+                self._observe(trials[event.number], event)
+            case Ended(status="failed"):
+                self._scheduler.fail(self, trials[event.number], event.reason)
+                trials[event.number].set_status(Trial.ERROR)
+                self.search_alg.on_trial_complete(trials[event.number].trial_id, error=True)
+            case Ended(status="finished"):
+                self._scheduler.on_trial_complete(self, trials[event.number], {})
+                self._complete(trials[event.number])
+            case _:  # decided while no trial was running
+                self._scheduler.choose_trial_to_run(self)
 
-    def _observe(self, trial: Trial, event: Event) -> None:
+    def _observe(self, trial: Trial, event: Observed) -> None:
         if trial.status == Trial.PAUSED:
             self._scheduler.choose_trial_to_run(self)
         trial.set_status(Trial.RUNNING)
-        decision = self._scheduler.observe(self, trial, event["step"], event["metrics"], event["seconds"])
-        trial.update_last_result(
-            {**event["metrics"], "step": event["step"], "training_iteration": event["step"]}
-        )
+        decision = self._scheduler.observe(self, trial, event.step, event.metrics, event.seconds)
+        trial.update_last_result({**event.metrics, "step": event.step, "training_iteration": event.step})
         if decision == TrialScheduler.STOP:
             self._scheduler.on_trial_complete(self, trial, {})
             self._complete(trial)

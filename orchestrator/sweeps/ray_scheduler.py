@@ -12,10 +12,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler, create_scheduler
 
 from orchestrator.config.schema import METRIC
-from orchestrator.config.search_space import format_params, rounded
+from orchestrator.config.search_space import rounded
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Ended, EndStatus, Exploited, Observed
 from orchestrator.sweeps.ray_search import RecordedSearch, result_of, tune_domain
 from orchestrator.sweeps.ray_trial import FAILURE, TRIAL
 from orchestrator.sweeps.trial_table import TrialRow
@@ -114,13 +115,7 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]
     ) -> str:
         """Record a validation and return what the scheduler decides."""
         row = self._row(trial)
-        facts: dict[str, Any] = {
-            "attempt": row.attempts,
-            "step": step,
-            "seconds": seconds,
-            "metrics": metrics,
-        }
-        self._log.add("observed", number=row.number, **facts)
+        self._log.add(Observed(row.number, row.attempts, step, metrics, seconds))
         if step >= row.length:
             return self._at_end(row)
         told = self._told(row)
@@ -205,18 +200,15 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]
         """Record that a trial has another one's configuration now, and give it back its own number."""
         row, origin = self._row(trial), self._log.table.trials[trial.config[TRIAL]["number"]]
         values = {name: value for name, value in trial.config.items() if name != TRIAL}
-        line = f"trial {row.number}    copies trial {origin.number} at step {origin.step}: {format_params(values)}"
-        facts: dict[str, Any] = {"origin": origin.number, "step": origin.step, "values": values}
-        event = self._log.add("exploited", line, number=row.number, **facts)
+        event = self._log.add(Exploited(row.number, origin.number, origin.step, values))
         copy = {"run": origin.run, "step": origin.step}
         identity = {"number": row.number, "generation": row.generation, "copy": copy}
-        trial.set_config({TRIAL: identity, **event["values"]})
+        trial.set_config({TRIAL: identity, **event.values})
 
-    def _end(self, row: TrialRow, status: str, reason: str, seconds: float | None = None) -> None:
+    def _end(self, row: TrialRow, status: EndStatus, reason: str, seconds: float | None = None) -> None:
         seconds = max(row.seconds.get(row.attempts, 0.0), seconds or 0.0)
         self.before_end(row, status, seconds)
-        line = f"trial {row.number}    {status}: {reason}"
-        self._log.add("ended", line, number=row.number, status=status, reason=reason, seconds=seconds)
+        self._log.add(Ended(row.number, status, reason, seconds))
 
     def _stop_reason(self, row: TrialRow) -> str:
         name, text = self._sweep.scheduler.name, f"{row.psnr:.2f} dB at step {row.step}"

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from ray import tune
@@ -16,7 +15,6 @@ from ray.tune.search import SearchAlgorithm, Searcher, create_searcher
 from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import (
     Values,
-    format_params,
     grid,
     random_points,
     rounded,
@@ -28,6 +26,7 @@ from orchestrator.errors import SweepError
 from orchestrator.planning.candidate_costs import examine
 from orchestrator.planning.sweep_plan import MAX_CONSECUTIVE_REJECTIONS
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Exhausted, Rejected, Suggested
 from orchestrator.sweeps.ray_trial import TRIAL
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.sweeps.trial_training import STEP
@@ -229,8 +228,8 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
             values = self._suggestion(number)
             if values is None:
                 return None
-            event = self._log.add(**(self._log.next or self._examined(number, values)))
-            if event["kind"] == "suggested":
+            event = self._log.add(self._log.next or self._examined(number, values))
+            if isinstance(event, Suggested):
                 identity = {TRIAL: {"number": number, "generation": 0}}
                 made = self.make_trial(
                     config={**identity, **values}, trial_id=f"{number:05d}", evaluated_params=values
@@ -244,18 +243,14 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
         )
         return None
 
-    def _examined(self, number: int, values: Values) -> dict[str, Any]:
-        """Return the event that a candidate makes: `suggested`, or `rejected` before it costs anything."""
-        made = examine(self._job, values)
-        facts = {"index": self._log.table.candidates, "values": values}
+    def _examined(self, number: int, values: Values) -> Suggested | Rejected:
+        """Return the event that a candidate makes: `rejected` before it costs anything."""
+        made, index = examine(self._job, values), self._log.table.candidates
         if isinstance(made, str):
-            line = f"rejected   {format_params(values)}: {made}"
-            return {"kind": "rejected", "line": line, "reason": made, **facts}
+            return Rejected(values, made, index)
         search = self._sweep.search
         reason = "grid" if search.method == "grid" else f"{search.method}, seed {search.seed}"
-        line = f"trial {number}    {format_params(values)}"
-        facts |= {"kind": "suggested", "line": line, "number": number}
-        return {**facts, "reason": reason, "costs": asdict(made[1])}
+        return Suggested(number, values, reason, made[1], index)
 
     def _suggestion(self, number: int) -> Values | None:
         """Return values that were not suggested before; recorded ones take precedence over the searcher's."""
@@ -270,9 +265,10 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
             if value_key(values) in self._tried:
                 self._searcher.on_trial_complete(self._ids[number], self._worst())
                 continue
-            if (recorded := self._log.next) is not None and recorded["values"] != values:
+            recorded = self._log.next
+            if isinstance(recorded, Suggested | Rejected) and recorded.values != values:
                 _logger.warning("the searcher no longer suggests the recorded values of trial %d", number)
-                values = dict(recorded["values"])
+                values = recorded.values
             self._tried.add(value_key(values))
             return values
         if suggestion is not None:
@@ -302,7 +298,7 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
     def _exhausted(self, why: str) -> None:
         self.set_finished()
         if why not in self._log.table.notes:
-            self._log.add("exhausted", f"the search ends: {why}", reason=why)
+            self._log.add(Exhausted(why))
 
     def _worst(self) -> dict[str, Any]:
         """Return a result worse than that of any trial, so that the searcher avoids similar values."""

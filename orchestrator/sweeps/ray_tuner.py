@@ -191,7 +191,7 @@ class _TrialEvents(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that a trial's process starts."""
         row = self._log.table.trials[int(trial.trial_id)]
-        self._guarded(lambda: self._log.add("started", number=row.number, **self._tracking.start(row)))
+        self._guarded(lambda: self._log.add(self._tracking.start(row)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

@@ -15,8 +15,9 @@ from orchestrator.config.search_space import format_params
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.outputs import write_output
 from orchestrator.planning.sweep_plan import grid_points
+from orchestrator.sweeps.event_schema import SweepEvent
 from orchestrator.sweeps.importance import Importance, comparable, importance, pareto_front
-from orchestrator.sweeps.trial_table import Event, TrialRow, TrialTable, table_of
+from orchestrator.sweeps.trial_table import TrialRow, TrialTable, table_of
 
 MAX_REJECTED = 40
 """Rejected candidates that are listed."""
@@ -37,7 +38,7 @@ class Compute:
     """Whether that assumes `points` for a range without them."""
 
 
-def write_report(job: SweepJob, name: str, events: Sequence[Event], folder: Path) -> list[Path]:
+def write_report(job: SweepJob, name: str, events: Sequence[SweepEvent], folder: Path) -> list[Path]:
     """Write report.md, report.html, leaderboard.txt and the pictures into `folder`; return the files."""
     from orchestrator.sweeps import plots  # matplotlib takes a second to import
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from orchestrator.config.constraints import QUANTITIES, Costs
+from orchestrator.config.constraints import Costs
 from orchestrator.config.schema import METRIC
 from orchestrator.config.search_space import Values
 from orchestrator.evaluation.ranking import rank_value
+from orchestrator.sweeps.event_schema import (
+    Ended,
+    Exhausted,
+    Exploited,
+    Observed,
+    Rejected,
+    Started,
+    Suggested,
+    SweepEvent,
+)
 
-Event = Mapping[str, Any]
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 _RANKS: Mapping[Status, int] = {"finished": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4}
 
@@ -54,6 +63,29 @@ class TrialRow:
     seconds: dict[int, float] = field(default_factory=dict)
     """Attempt -> wall seconds until its newest event."""
 
+    def update(self, event: Started | Observed | Ended) -> None:
+        """Note what happened to the trial; once it has ended, nothing changes its row."""
+        match event:
+            case Started():
+                self.status, self.attempts = "running", event.attempt
+                self.run, self.tracked, self.devices = event.run, event.tracked, event.devices
+                self.length, self.whole = event.length, event.whole
+            case Observed():
+                self.step = event.step
+                self.observed[self.step] = event.metrics
+                self.seconds[event.attempt] = event.seconds
+            case Ended() if not self.ended:
+                self.status, self.ending = event.status, event.reason
+                if self.attempts:
+                    self.seconds[self.attempts] = event.seconds
+
+    def copy(self, origin: TrialRow, event: Exploited) -> None:
+        """Continue with the weights that another trial had at a step, and with new values."""
+        self.step, self.values = event.step, event.values
+        self.generation += 1
+        self.observed = {step: metrics for step, metrics in self.observed.items() if step < self.step}
+        self.observed[self.step] = origin.observed[self.step]
+
     @property
     def curve(self) -> list[tuple[int, float]]:
         """(step, PSNR [dB]) of its validations that are finite."""
@@ -87,20 +119,12 @@ class TrialRow:
         return self.wall_seconds * self.devices
 
 
-@dataclass(frozen=True)
-class RejectedCandidate:
-    """A candidate that was not run."""
-
-    values: Values
-    reason: str
-
-
 @dataclass
 class TrialTable:
     """All rows of a sweep."""
 
     trials: list[TrialRow] = field(default_factory=list)
-    rejected: list[RejectedCandidate] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Why fewer trials than asked for were run."""
 
@@ -123,55 +147,30 @@ class TrialTable:
 
         return sorted(self.trials, key=rank)
 
+    def apply(self, event: SweepEvent) -> None:
+        """Update the table by one event. Raises LookupError if it names a trial or a step that no event before has."""
+        match event:
+            case Rejected():
+                self.rejected.append(event)
+            case Suggested():
+                if event.number != len(self.trials):
+                    raise LookupError(event.number)
+                self.trials.append(TrialRow(event.number, event.values, event.reason, event.costs))
+            case Exhausted():
+                self.notes.append(event.reason)
+            case Exploited():
+                self.trials[event.number].copy(self.trials[event.origin], event)
+            case Started() | Observed() | Ended():
+                self.trials[event.number].update(event)
+
     def best(self) -> TrialRow | None:
         """Return the finished trial with the highest PSNR, the smallest of equals; None if none finished."""
         return next((t for t in self.ranked() if t.status == "finished" and t.psnr is not None), None)
 
 
-def table_of(events: Iterable[Event]) -> TrialTable:
+def table_of(events: Iterable[SweepEvent]) -> TrialTable:
     """Return the table that results from the events."""
     table = TrialTable()
     for event in events:
-        apply(table, event)
+        table.apply(event)
     return table
-
-
-def apply(table: TrialTable, event: Event) -> None:
-    """Update the table by one event. Raises LookupError if it names a trial or a step that no event before has."""
-    match event["kind"]:
-        case "rejected":
-            table.rejected.append(RejectedCandidate(dict(event["values"]), event["reason"]))
-        case "suggested":
-            if event["number"] != len(table.trials):
-                raise LookupError(event["number"])
-            costs = Costs(**{name: event["costs"][name] for name in QUANTITIES})
-            table.trials.append(TrialRow(event["number"], dict(event["values"]), event["reason"], costs))
-        case "exhausted":
-            table.notes.append(event["reason"])
-        case "exploited":
-            _copy(table.trials[event["number"]], table.trials[event["origin"]], event)
-        case "started" | "observed" | "ended":
-            _update(table.trials[event["number"]], event)
-
-
-def _update(trial: TrialRow, event: Event) -> None:
-    if event["kind"] == "started":
-        trial.status, trial.attempts = "running", event["attempt"]
-        trial.run, trial.tracked, trial.devices = event["run"], event["tracked"], event["devices"]
-        trial.length, trial.whole = event["length"], event["whole"]
-    elif event["kind"] == "observed":
-        trial.step = event["step"]
-        trial.observed[trial.step] = event["metrics"]
-        trial.seconds[event["attempt"]] = event["seconds"]
-    elif not trial.ended:
-        trial.status, trial.ending = event["status"], event["reason"]
-        if trial.attempts:
-            trial.seconds[trial.attempts] = event["seconds"]
-
-
-def _copy(trial: TrialRow, origin: TrialRow, event: Event) -> None:
-    """Continue a row with the weights that another trial had at a step, and with new values."""
-    trial.step, trial.values = event["step"], dict(event["values"])
-    trial.generation += 1
-    trial.observed = {step: metrics for step, metrics in trial.observed.items() if step < trial.step}
-    trial.observed[trial.step] = origin.observed[trial.step]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from orchestrator.config.sweep_schema import SweepJob, format_value
 from orchestrator.console import Echo, text
@@ -12,6 +11,7 @@ from orchestrator.events import Event, Progress
 from orchestrator.planning.plan import make_plan
 from orchestrator.run_files import RESULT, RUN_TAG
 from orchestrator.sweeps.best_trial import trial_job
+from orchestrator.sweeps.event_schema import Started
 from orchestrator.sweeps.trial_table import TrialRow
 from orchestrator.tracking import runs
 from orchestrator.tracking.background import Tracker
@@ -46,8 +46,8 @@ class TrialTracking:
         """Return the tags that name the sweep and the trial which something comes from."""
         return {SWEEP_TAG: self.sweep, TRIAL_TAG: str(number)}
 
-    def start(self, row: TrialRow) -> dict[str, Any]:
-        """Open the run of a trial that starts; return the facts of its `started` event. Raises TrackingError."""
+    def start(self, row: TrialRow) -> Started:
+        """Open the run of a trial that starts; return its `started` event. Raises TrackingError."""
         job = trial_job(self.job, self.sweep, row.number, row.generation, row.values)
         plan = make_plan(job, strict=True)
         location = locate_run(job, self.dataset)
@@ -69,14 +69,15 @@ class TrialTracking:
             numbers = {name: v for name, v in row.values.items() if isinstance(v, int | float)}
             tracker.metrics(row.step, {f"sweep/{n}": float(v) for n, v in numbers.items()})
         length = min(plan.total_steps, self.job.sweep.steps or plan.total_steps)
-        return {
-            "attempt": row.attempts + 1,
-            "run": location.run_id,
-            "tracked": tracked,
-            "devices": job.workers.min * (job.workers.gpus or job.workers.cpus),
-            "length": length,
-            "whole": length == plan.total_steps,
-        }
+        return Started(
+            row.number,
+            attempt=row.attempts + 1,
+            run=location.run_id,
+            tracked=tracked,
+            devices=job.workers.min * (job.workers.gpus or job.workers.cpus),
+            length=length,
+            whole=length == plan.total_steps,
+        )
 
     def emit(self, number: int, events: Iterable[Event]) -> None:
         """Track events of a trial and print those that are not progress."""

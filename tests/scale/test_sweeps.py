@@ -11,6 +11,7 @@ from orchestrator.config.loader import load_job
 from orchestrator.config.schema import METRIC
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Rejected
 from orchestrator.sweeps.ray_search import searcher_of
 from tests.orchestrator.sweeps.simulated import MemoryStore
 from tests.scale.counted import calls
@@ -25,8 +26,8 @@ def test_an_event_costs_the_same_after_any_number_of_events():
     def one_more(count: int) -> int:
         log = EventLog(MemoryStore(), echo=lambda line: None)  # type: ignore[arg-type]
         for index in range(count):
-            log.add("rejected", index=index, values={}, reason="no")
-        return calls(lambda: log.add("rejected", index=count, values={}, reason="no"))
+            log.add(Rejected({}, "no", index))
+        return calls(lambda: log.add(Rejected({}, "no", count)))
 
     stays_flat(one_more, EVENTS)
 

@@ -5,14 +5,15 @@ Killed drivers and lost nodes are in test_sweep_trials.py.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from orchestrator.sweeps.event_log import Event
+from orchestrator.sweeps.event_log import read_events
+from orchestrator.sweeps.event_schema import Observed, SweepEvent
 from orchestrator.sweeps.trial_table import TrialTable, table_of
+from shards.store import LocalStore
 from tests.claims import wait_until
 from tests.slow.project import Project
 
@@ -38,13 +39,13 @@ track: {experiment: tuned, register_as: tuned, log: text}
 """
 
 
-def events(project: Project) -> list[Event]:
+def events(project: Project) -> list[SweepEvent]:
     folder = project.root / ".mirage" / "store" / "mirage" / "sweeps"
-    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("tuned-*/events/*.json"))]
+    return [event for sweep in folder.glob("tuned-*") for event in read_events(LocalStore(sweep))]
 
 
-def observed(project: Project, number: int) -> list[Event]:
-    return [event for event in events(project) if event["kind"] == "observed" and event["number"] == number]
+def observed(project: Project, number: int) -> list[Observed]:
+    return [event for event in events(project) if isinstance(event, Observed) and event.number == number]
 
 
 def table(project: Project) -> TrialTable:
@@ -74,7 +75,7 @@ def test_a_stopped_sweep_continues_and_a_trial_that_diverges_does_not_end_it(pro
     assert all("Nearest" in one.reason for one in after.rejected)
     for number in left:
         assert after.trials[number].attempts == 2
-        steps = [event["step"] for event in observed(project, number)]
+        steps = [event.step for event in observed(project, number)]
         assert steps == sorted(set(steps))  # it resumed from its checkpoint: no validation is repeated
 
     best = after.best()

@@ -22,6 +22,7 @@ from orchestrator.cluster.local.ports import free_port
 from orchestrator.errors import SweepError
 from orchestrator.events import LogMessage
 from orchestrator.sweeps.event_log import read_events
+from orchestrator.sweeps.event_schema import Ended, Exploited, Observed, Started, SweepEvent
 from orchestrator.sweeps.trial_table import TrialTable, table_of
 from shards.store import LocalStore
 from tests.claims import ROOT, wait_until
@@ -124,7 +125,7 @@ def steps_run(folder: Path) -> Counter[str]:
     return Counter((folder / "steps.log").read_text().splitlines())
 
 
-def events(folder: Path) -> list[Any]:
+def events(folder: Path) -> list[SweepEvent]:
     return read_events(LocalStore(folder / "log"))
 
 
@@ -158,7 +159,7 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_table(cluster, 
         else:
             kill_after_events(driver, tmp_path / "log", kill_after)
     assert rows(table_of(events(tmp_path))) == rows(simulated.run(job))
-    ended = Counter(event["number"] for event in events(tmp_path) if event["kind"] == "ended")
+    ended = Counter(event.number for event in events(tmp_path) if isinstance(event, Ended))
     assert set(ended.values()) == {1}
     assert sum(steps_run(tmp_path).values()) <= len(steps_run(tmp_path)) + 2  # one validation for each kill
 
@@ -167,7 +168,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_continues(cluster, make_sweep, t
     job, stop = make_sweep(**GRID), threading.Event()
 
     def stop_soon() -> None:
-        wait_until(lambda: sum(e["kind"] == "observed" for e in events(tmp_path)) >= 3, "some are observed")
+        wait_until(lambda: sum(isinstance(e, Observed) for e in events(tmp_path)) >= 3, "some are observed")
         stop.set()
 
     tracking = StubTracking(job)
@@ -192,12 +193,12 @@ def test_a_lost_node_costs_its_trial_one_validation_at_most(cluster, make_sweep,
 
     def lose_a_node() -> None:
         wait_until(
-            lambda: len({e["number"] for e in events(tmp_path) if e["kind"] == "observed"}) == 2, "both run"
+            lambda: len({e.number for e in events(tmp_path) if isinstance(e, Observed)}) == 2, "both run"
         )
         lost.append(cluster.list_all_nodes()[-1])
         cluster.remove_node(lost[0], allow_graceful=False)
         wait_until(
-            lambda: any(e["kind"] == "ended" for e in events(tmp_path)),
+            lambda: any(isinstance(e, Ended) for e in events(tmp_path)),
             "the other trial ends without it",
             120,
         )
@@ -311,7 +312,7 @@ class Trained:
     def folder(self) -> Path:
         return next((self.storage / "sweeps").glob("swept-*"), self.storage / "sweeps")
 
-    def events(self) -> list[Any]:
+    def events(self) -> list[SweepEvent]:
         return read_events(LocalStore(self.folder))
 
     def table(self) -> TrialTable:
@@ -326,7 +327,7 @@ def test_a_killed_sweep_of_training_ends_with_the_same_table_and_a_registered_wi
     killed = Trained(cluster, home, tmp_path / "killed", LEARNING)
     driver = killed.start()
     wait_until(lambda: (killed.folder / "events").is_dir(), "the sweep starts", 120)
-    starts = [i for i, e in enumerate(whole.events()) if e["kind"] == "started"]
+    starts = [i for i, e in enumerate(whole.events()) if isinstance(e, Started)]
     kill_after_events(driver, killed.folder, starts[1] + 1)
     assert any(not row.ended for row in killed.table().trials)
     text = killed.finish()
@@ -370,19 +371,19 @@ def test_a_population_trains_copies_weights_and_changes_values(cluster, home, tm
     text = sweep.finish()
     table = sweep.table()
     assert [(row.status, row.step) for row in table.trials] == 3 * [("finished", 9)]
-    copies = [event for event in sweep.events() if event["kind"] == "exploited"]
+    copies = [event for event in sweep.events() if isinstance(event, Exploited)]
     assert copies
     for event in copies:
-        origin, row = table.trials[event["origin"]], table.trials[event["number"]]
-        assert event["values"] != origin.values or origin.generation
-        assert f"trial {row.number}    copies trial {origin.number} at step {event['step']}" in text
-        assert row.observed[event["step"]]["val/psnr"] in {
+        origin, row = table.trials[event.origin], table.trials[event.number]
+        assert event.values != origin.values or origin.generation
+        assert f"trial {row.number}    copies trial {origin.number} at step {event.step}" in text
+        assert row.observed[event.step]["val/psnr"] in {
             metrics["val/psnr"] for metrics in origin.observed.values()
         }
     last = copies[-1]
-    run = sweep.storage / "runs" / table.trials[last["number"]].run
+    run = sweep.storage / "runs" / table.trials[last.number].run
     stored = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert int(stored[0].split("-")[0]) == last["step"]
+    assert int(stored[0].split("-")[0]) == last.step
 
 
 def test_a_trial_of_several_workers_is_a_run_of_ray_train(cluster, home, tmp_path) -> None:

@@ -22,6 +22,7 @@ from orchestrator.errors import TrainingError
 from orchestrator.events import Event, LogMessage, Validation
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Started
 from orchestrator.sweeps.trial_table import TrialRow, TrialTable
 from orchestrator.training.driver import ControlSignal
 from shards.store import LocalStore
@@ -75,11 +76,11 @@ class StubTracking:
         self._job = job
         self.events: list[tuple[int, Event]] = []
 
-    def start(self, row: TrialRow) -> dict[str, Any]:
+    def start(self, row: TrialRow) -> Started:
         total = self._job.train.steps or 0
         length = min(total, self._job.sweep.steps or total)
-        facts = {"run": f"run-{row.number}-{row.generation}", "tracked": "", "devices": 1.0}
-        return {"attempt": row.attempts + 1, "length": length, "whole": length == total, **facts}
+        run = f"run-{row.number}-{row.generation}"
+        return Started(row.number, row.attempts + 1, run, "", 1.0, length, length == total)
 
     def emit(self, number: int, events: list[Event]) -> None:
         self.events += [(number, event) for event in events]

@@ -14,6 +14,7 @@ from orchestrator.config.schema import METRIC, Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.sweeps.best_trial import trial_job
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Started
 from orchestrator.sweeps.ray_replay import ReplayController, repeat_recorded
 from orchestrator.sweeps.ray_scheduler import RecordedScheduler, scheduler_of
 from orchestrator.sweeps.ray_search import RecordedSearch
@@ -69,7 +70,7 @@ class MortalLog(EventLog):
 
     dies_at: int | None = None
 
-    def _write(self, event: dict[str, Any]) -> Any:
+    def _write(self, event: Any) -> Any:
         if self.dies_at is not None and len(self.events) >= self.dies_at:
             raise KilledError
         return super()._write(event)
@@ -126,11 +127,8 @@ class SimulatedTune:
     def _start(self, trial: Trial) -> None:
         trial.set_status(Trial.RUNNING)
         row = self.log.table.trials[int(trial.trial_id)]
-        facts = {"run": f"run-{row.number}-{row.generation}", "tracked": "", "devices": 1.0}
-        whole = self.length == self.job.train.steps
-        self.log.add(
-            "started", number=row.number, attempt=row.attempts + 1, length=self.length, whole=whole, **facts
-        )
+        run, whole = f"run-{row.number}-{row.generation}", self.length == self.job.train.steps
+        self.log.add(Started(row.number, row.attempts + 1, run, "", 1.0, self.length, whole))
 
     def _validate(self, trial: Trial) -> bool:
         """Let a trial run to its next validation; return whether it still runs."""

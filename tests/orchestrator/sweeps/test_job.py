@@ -22,6 +22,7 @@ from orchestrator.ownership import Owner, newest_claim, next_claim, owned
 from orchestrator.runner import run_any
 from orchestrator.sweeps import job as sweeps_job
 from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_schema import Exhausted
 from orchestrator.sweeps.lookup import find_sweep
 from shards.dataset import Dataset
 from shards.store import LocalStore, Store
@@ -122,7 +123,7 @@ def test_a_driver_whose_sweep_was_taken_over_records_no_event(tmp_path) -> None:
         log.submit(b"job", code="", data=[])
         store.write_pointer(next_claim(store), replace(Owner.here(), renewed=1).to_json())
         with pytest.raises(OwnedError, match="taken over"):
-            log.add("exhausted", reason="no more")
+            log.add(Exhausted("no more"))
     assert store.list("events/") == ["events/000000.json"]
 
 

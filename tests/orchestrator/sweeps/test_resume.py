@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import SweepError
 from orchestrator.sweeps.event_log import EventLog, read_events
+from orchestrator.sweeps.event_schema import Exhausted, Exploited
 from orchestrator.sweeps.trial_table import table_of
 from shards.store import LocalStore
 from tests.orchestrator.sweeps.simulated import KilledError, MemoryStore, SimulatedTune, rows, run
@@ -126,27 +127,26 @@ def test_a_trial_ends_at_the_steps_of_the_sweep(make_sweep) -> None:
 def test_pbt_copies_good_trials_and_changes_their_values_within_bounds(make_sweep) -> None:
     simulated = SimulatedTune(make_sweep(**PBT), MemoryStore())
     table = simulated.run()
-    copies = [event for event in simulated.log.events if event["kind"] == "exploited"]
+    copies = [event for event in simulated.log.events if isinstance(event, Exploited)]
     assert len(copies) == sum(row.generation for row in table.trials) >= 3
     for event in copies:
-        assert event["number"] != event["origin"]
-        assert event["step"] % 20 == 0
-        assert 0.001 <= event["values"]["loss.spd_weight"] <= 0.1
-        assert 1e-4 <= event["values"]["train.learning_rate"] <= 1e-2
+        assert event.number != event.origin
+        assert event.step % 20 == 0
+        assert 0.001 <= event.values["loss.spd_weight"] <= 0.1
+        assert 1e-4 <= event.values["train.learning_rate"] <= 1e-2
     assert {row.step for row in table.trials} == {90}
     final = {row.number: row.values for row in table.trials}
-    newest = {event["number"]: event["values"] for event in copies}
+    newest = {event.number: event.values for event in copies}
     assert all(final[number] == values for number, values in newest.items())
 
 
 def test_a_copied_trial_shows_the_score_of_its_new_weights(make_sweep) -> None:
     simulated = SimulatedTune(make_sweep(**PBT), MemoryStore())
     simulated.run()
-    at = next(i for i, event in enumerate(simulated.log.events) if event["kind"] == "exploited")
-    event = simulated.log.events[at]
+    at, event = next((i, e) for i, e in enumerate(simulated.log.events) if isinstance(e, Exploited))
     table = table_of(simulated.log.events[: at + 1])
-    row, origin = table.trials[event["number"]], table.trials[event["origin"]]
-    assert (row.step, row.psnr) == (event["step"], origin.observed[event["step"]]["val/psnr"])
+    row, origin = table.trials[event.number], table.trials[event.origin]
+    assert (row.step, row.psnr) == (event.step, origin.observed[event.step]["val/psnr"])
 
 
 # --- the event log --------------------------------------------------------------------------------------------
@@ -154,15 +154,15 @@ def test_a_copied_trial_shows_the_score_of_its_new_weights(make_sweep) -> None:
 
 def test_two_drivers_of_one_sweep_do_not_mix_their_events(tmp_path: Path) -> None:
     one, other = EventLog(LocalStore(tmp_path)), EventLog(LocalStore(tmp_path))
-    one.add("exhausted", reason="a")
+    one.add(Exhausted("a"))
     with pytest.raises(SweepError, match="runs twice"):
-        other.add("exhausted", reason="a")
+        other.add(Exhausted("a"))
 
 
 def test_an_event_log_with_a_missing_event_is_refused(tmp_path: Path) -> None:
     log = EventLog(LocalStore(tmp_path))
     for reason in "abc":
-        log.add("exhausted", reason=reason)
+        log.add(Exhausted(reason))
     (tmp_path / "events" / "000001.json").unlink()
     with pytest.raises(SweepError, match="event 1 is missing"):
         EventLog(LocalStore(tmp_path))

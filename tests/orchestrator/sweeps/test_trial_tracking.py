@@ -25,7 +25,7 @@ def test_a_trial_has_mirrors_pictures_and_logged_models(
     parent = runs.start_run(store, "tests", "search", {}, {})
     tracking = TrialTracking(job, "search-1", parent, store, small_data, lambda line: None)
     row = TrialRow(0, {"loss.spd_weight": 0.01}, "", Costs(1, 1, 1, 1))
-    facts = tracking.start(row)
+    started = tracking.start(row)
     kept = {"000003-abc": {"val/average/psnr": 20.0}}
     sent = [
         Metrics(3, {"loss/total": 0.5}),
@@ -36,7 +36,7 @@ def test_a_trial_has_mirrors_pictures_and_logged_models(
     tracking.end(row, "finished", 2.0)
 
     client = connect(store)
-    run = client.get_run(facts["tracked"])
+    run = client.get_run(started.tracked)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["loss/total"] == 0.5
     assert run.data.metrics["sweep/wall_seconds"] == 2.0
@@ -45,4 +45,4 @@ def test_a_trial_has_mirrors_pictures_and_logged_models(
     found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     (model,) = found
     assert [(metric.key, metric.value) for metric in model.metrics] == [("average/psnr", 20.0)]
-    assert list((at_home / "runs" / facts["run"] / "tensorboard").glob("events.*"))
+    assert list((at_home / "runs" / started.run / "tensorboard").glob("events.*"))
