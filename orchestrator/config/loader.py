@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from orchestrator.config.job_types import DEFAULT_KIND, KINDS, AnyJob, JobKind
 from orchestrator.config.pipelines import step_schema
+from orchestrator.config.pydantic_messages import message_of
 from orchestrator.config.renamed import Key, with_current_names
 from orchestrator.config.schema import MIRAGE_KEYS, Training
 from orchestrator.config.yaml_text import MAX_BYTES, YamlError, read_yaml, write_yaml
@@ -374,11 +375,11 @@ def _problem(error: Any, kind: JobKind, place: _Place) -> Problem:
         return Problem(
             where, dotted, f"is {_shown(value)}: write a list, [..., ...].{f' {meaning}' if meaning else ''}"
         )
-    message = str(error["msg"])
+    message = message_of(error)
     choices = message.split("'")[1::2]  # pydantic quotes them
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    return Problem(where, dotted, f"is {_shown(value)}: {message[0].lower()}{message[1:]}.{hint}")
+    return Problem(where, dotted, f"is {_shown(value)}: {message.rstrip('.')}.{hint}")
 
 
 def _meaning(key: Key, kind: JobKind) -> str:

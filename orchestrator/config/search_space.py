@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from orchestrator.config import conflicts
+from orchestrator.config.pydantic_messages import message_of
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import NON_IDENTITY_KEYS, Job
 from orchestrator.config.sweep_schema import Domain, SweepJob, format_value
@@ -259,5 +260,4 @@ def _error_text(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key"
-    message = str(error["msg"])
-    return f"{key}: is {error.get('input')!r}: {message[0].lower()}{message[1:]}"
+    return f"{key}: is {error.get('input')!r}: {message_of(error)}"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.config.conflicts import Conflict, training_conflicts
 from orchestrator.config.constraints import parse
 from orchestrator.config.pipelines import pipeline_conflicts, pipelines_of
+from orchestrator.config.pydantic_messages import message_of
 from orchestrator.config.renamed import current_key
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import (
@@ -91,8 +92,7 @@ def _schema_problem(job: SweepJob, key: str, value: Any) -> str:
                 continue
             if one["type"] == "extra_forbidden":
                 return _unknown(key)
-            message = str(one["msg"])
-            return f"{value!r}: {message[0].lower()}{message[1:]}."
+            return f"{value!r}: {message_of(one)}."
         return ""
     if key.startswith("degradations."):
         return _pipeline_problem(job, made)

@@ -23,7 +23,7 @@ from shards.stream import MicroBatch, TrainStream
 
 _CHUNK = 4096
 _ID_CHARACTERS = 24
-_LINE_CHARACTERS, _MAX_LINES = 27, 7
+_LINE_CHARACTERS, _MAX_LINES = 32, 40
 """Size of the text that says what a pipeline drew."""
 
 

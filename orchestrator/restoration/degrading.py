@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -35,12 +36,7 @@ class DegradedPhoto:
     @property
     def steps(self) -> str:
         """Return the operators with their values in words."""
-        return ", ".join(
-            " ".join(
-                [each.operator.name, *(f"{name} {_short(value)}" for name, value in each.values.items())]
-            )
-            for each in self.drawn
-        )
+        return ", ".join(each.words() for each in self.drawn)
 
 
 def pipeline_named(name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
@@ -59,7 +55,7 @@ def pipeline_named(name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
 def degrade_photographs(
     inputs: Sequence[str], out: str, pipeline: Pipeline, seed: int, *, overwrite: bool = False
 ) -> Iterator[DegradedPhoto | str]:
-    """Write a degraded PNG for each photograph; yield each outcome, and each problem of an input as a sentence.
+    """Write a degraded PNG and a record of its draws for each photograph; yield outcomes, and problems as sentences.
 
     What a photograph gets depends on the pipeline, the seed and its path below the input without its suffix, not on the
     other photographs. Metadata, depth and alpha are kept as far as a PNG can; pixels have 8 bits. Raises PhotoError if
@@ -73,14 +69,17 @@ def degrade_photographs(
         raise PhotoError(f"-o {out}: results are PNG files. Name a .png file, or a folder.")
     for photo, target in zip(found.photos, targets, strict=True):
         try:
-            if target.store.exists(target.key):
-                if not overwrite:
-                    raise PhotoError(f"{target}: exists. Give --overwrite, or name another folder.")
-                target.store.delete(target.key)
+            record = ObjectLocation(target.folder, str(PurePosixPath(target.key).with_suffix(".json")))
+            for each in (target, record):
+                if each.store.exists(each.key):
+                    if not overwrite:
+                        raise PhotoError(f"{each}: exists. Give --overwrite, or name another folder.")
+                    each.store.delete(each.key)
             like = decode(photo.location.store.read(photo.location.key), str(photo.location))
             clean = np.rint(like.pixels.transpose(1, 2, 0) * np.float32(255)).astype(np.uint8)
             key = evaluation_key(seed, str(PurePosixPath(photo.name).with_suffix("")))
             degraded = pipeline.degrade(clean, key).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+            record.store.write(record.key, _record(photo.location, pipeline, seed, key))
             target.store.write(target.key, encode(degraded, like, "PNG"))
         except (PhotoError, StoreError, CorruptObjectError) as error:
             yield DegradedPhoto(photo.location, target, problem=str(error))
@@ -92,5 +91,14 @@ def _as_png(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(".png"))
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _record(photo: ObjectLocation, pipeline: Pipeline, seed: int, key: str) -> bytes:
+    """Return what was drawn for a photograph, as JSON."""
+    content = {
+        "photograph": str(photo),
+        "pipeline": pipeline.name,
+        "digest": pipeline.digest,
+        "seed": seed,
+        "key": key,
+        "operators": [each.record() for each in pipeline.draw(key)],
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()

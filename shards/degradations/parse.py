@@ -68,7 +68,8 @@ class _Parser:
         self._written, self._presets = written, presets
         self._sources = {**written, **presets, **written}  # the job's first
         self._read: dict[str, Pipeline | None] = {}
-        self._open: list[str] = []
+        self._open: dict[str, Key] = {}
+        """The pipelines that are being read, each with the key of the `use` in it that led to the next."""
         self._depth = 0
         self._problems: list[tuple[Key, str]] = []
 
@@ -94,10 +95,10 @@ class _Parser:
     def _pipeline(self, name: str) -> Pipeline | None:
         """Return a pipeline, None if it or one that it uses is wrong."""
         if name not in self._read:
-            self._open.append(name)
+            self._open[name] = (name,)
             known = len(self._problems)
             steps = self._steps(self._sources[name], (name,))
-            self._open.pop()
+            del self._open[name]
             if steps is not None and steps.depth > MAX_DEPTH:
                 self._problem((name,), _TOO_DEEP)
             if steps is not None and not steps.most:
@@ -117,7 +118,7 @@ class _Parser:
             self._problem(key, "has no steps.")
             return None
         if self._depth == MAX_DEPTH:  # before Python's own limit
-            self._problem((self._open[0],), _TOO_DEEP)
+            self._problem((next(iter(self._open)),), _TOO_DEEP)
             return None
         self._depth += 1
         steps = [self._step(each, (*key, str(number))) for number, each in enumerate(written)]
@@ -155,7 +156,13 @@ class _Parser:
             self._problem(
                 (*key, str(name)), f"is no parameter of {operator.name} ({listed}).{_near(name, known)}"
             )
-        read = {name: self._distribution(name, each, given, key) for name, each in known.items()}
+        meant = {near for name in unknown for near in difflib.get_close_matches(str(name), list(known), n=1)}
+        read = {
+            name: self._distribution(name, each, given, key)
+            for name, each in known.items()
+            if name in given
+            or name not in meant  # a misspelt parameter is one problem, not also a missing one
+        }
         parameters = {name: each for name, each in read.items() if each is not None}
         return OperatorStep(operator, parameters) if len(parameters) == len(known) and not unknown else None
 
@@ -229,12 +236,14 @@ class _Parser:
                 key, f"is {_shown(given)}, which is no pipeline ({listed}).{_near(given, self._sources)}"
             )
             return None
+        self._open[key[0]] = key
         if given in self._open:
-            circle = " → ".join([*self._open[self._open.index(given) :], given])
+            names = list(self._open)
+            circle = " → ".join([*names[names.index(given) :], given])
             preset = (
                 f" To use the preset {given}, name your pipeline otherwise." if given in self._presets else ""
             )
-            self._problem(key, f"refers to itself: {circle}.{preset}")
+            self._problem(self._open[given], f"refers to itself: {circle}.{preset}")
             return None
         pipeline = self._pipeline(given)
         return None if pipeline is None else Use(pipeline)

@@ -161,11 +161,14 @@ class AppliedOperator(NamedTuple):
     values: Mapping[str, Value]
 
     def words(self) -> str:
-        """Return the operator with its values that are no defaults, for people."""
+        """Return the operator with its parameters that are not at their default, for people."""
         known = self.operator.parameters
-        values = [value for name, value in self.values.items() if value != known[name].default]
-        shown = (v if isinstance(v, str) else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}" for v in values)
-        return " ".join((self.operator.name, *shown))
+        given = {name: value for name, value in self.values.items() if value != known[name].default}
+        return " ".join((self.operator.name, *(f"{name} {_shown(value)}" for name, value in given.items())))
+
+    def record(self) -> dict[str, Any]:
+        """Return the operator, its path and all its values, for a file."""
+        return {"operator": self.operator.name, "path": self.path, "values": dict(self.values)}
 
 
 class Step(Protocol):
@@ -447,6 +450,10 @@ class Use:
     def plain(self) -> Any:
         """Return the other pipeline by its name and digest."""
         return {"use": [self.pipeline.name, self.pipeline.digest]}
+
+
+def _shown(value: Value) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _weighted(weights: Sequence[float], number: float) -> int:

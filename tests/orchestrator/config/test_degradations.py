@@ -105,6 +105,25 @@ def test_a_problem_has_its_line(
     assert key in first.split()[1]
 
 
+def test_a_circle_is_told_at_the_line_where_it_begins(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB.replace("- tiny_noise: {sigma: 35}", "- use: phone-night"))
+    (told, _) = problems(path)
+    assert told.split()[:2] == [f"{path}:11", "degradations.noise35.0.use"]
+    assert "noise35 → phone-night → noise35" in told
+
+
+def test_a_misspelt_parameter_is_one_problem(tmp_path: Path) -> None:
+    (told, _) = problems(write(tmp_path, JOB.replace("{sigma: 35}", "{sigm: 35}")))
+    assert 'Did you mean "sigma"?' in told
+    missing = problems(write(tmp_path, JOB.replace("{sigma: 35}", "{xyz: 35}")))
+    assert len(missing) == 3  # the two and their number
+
+
+def test_a_name_that_is_none_is_told_without_the_words_of_a_library(tmp_path: Path) -> None:
+    (told, _) = problems(write(tmp_path, JOB.replace("{phone-night: 2", "{Phone-Night: 2")))
+    assert "is 'Phone-Night': neither a known degradation nor an own name; use 1 to 32 small letters" in told
+
+
 def test_set_changes_one_value_of_a_step_or_replaces_it(tmp_path: Path) -> None:
     path, at = write(tmp_path), "degradations.phone-night.0.shuffle"
     steps = load_job(
@@ -235,9 +254,12 @@ def test_the_schema_accepts_what_the_parser_accepts() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     step = {"$ref": "#/$defs/Step", "$defs": schema["$defs"]}
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    schema_of_step = kind(step)
     for steps in PIPELINES.values():
         for each in steps:
-            jsonschema.validate(each, step)
+            schema_of_step.validate(each)
     for wrong in (
         "tiny_noise",
         {"tiny_noise": {"sigma": 101}},
@@ -246,4 +268,4 @@ def test_the_schema_accepts_what_the_parser_accepts() -> None:
         {"use": "a", "tiny_gain": {}},
     ):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(wrong, step)
+            schema_of_step.validate(wrong)

@@ -70,7 +70,7 @@ def test_a_row_of_a_pipeline_says_what_it_drew(small_job, small_data: Dataset) -
         applied = pipeline.draw(key)
         assert draw.operators == tuple(each.words() for each in applied)
         (gain,) = (each for each in applied if each.path.endswith("repeat:0/0/shuffle:0/tiny_gain:0"))
-        assert gain.words().startswith(f"tiny_gain {gain.values['gain']:.3g}")
+        assert gain.words().startswith(f"tiny_gain gain {gain.values['gain']:.3g}")
         assert (draw.degraded == pipeline.degrade(draw.clean, key)).all()
     assert all(draw.operators == () for draw in draws["rain"])
     assert preview_sheet(draws).height > 2 * 16

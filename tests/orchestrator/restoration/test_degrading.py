@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from shards.degradations.operator import OPERATORS
+from shards.degradations.pipeline import generator
 from tests.claims import Finished, assert_one_clear_error, mirage, noise_image
 
 JOB = """
@@ -52,6 +55,17 @@ def test_each_photograph_gets_a_png_with_draws_that_depend_on_its_name_and_seed_
     assert Path("alone/a.png").read_bytes() == Path("out/a.png").read_bytes()
     assert degrade("in/a.png", "-p", "real_esrgan", "--seed", "1", "-o", "other").status == 0
     assert Path("other/a.png").read_bytes() != Path("out/a.png").read_bytes()
+
+
+def test_what_was_drawn_is_written_beside_each_result() -> None:
+    assert degrade("in", "-p", "dncnn_b", "--seed", "3", "-o", "out").status == 0
+    record = json.loads(Path("out/trip/a.json").read_text())
+    (noise,) = record["operators"]
+    assert (record["key"], noise["path"]) == ("test/3/trip/a", "dncnn_b/gaussian_noise:0")
+    clean = pixels("in/trip/a.png").astype(np.float32) / np.float32(255)
+    rng = generator(record["key"], noise["path"])
+    expected = np.rint(OPERATORS[noise["operator"]](clean, rng, noise["values"]) * np.float32(255))
+    assert (pixels("out/trip/a.png") == expected).all()
 
 
 def test_a_pipeline_of_a_job_is_found_by_its_name() -> None:

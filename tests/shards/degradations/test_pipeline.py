@@ -307,7 +307,7 @@ NOISE = {"tiny_noise": {"sigma": 5}}
             "number",
         ),
         ({"a": [{"use": "a"}]}, "a.0.use", "a → a"),
-        ({"a": [{"shuffle": [{"use": "b"}]}], "b": [{"use": "a"}]}, "b.0.use", "a → b → a"),
+        ({"a": [{"shuffle": [{"use": "b"}]}], "b": [{"use": "a"}]}, "a.0.shuffle.0.use", "a → b → a"),
         ({"a": [{"use": "c"}], "b1": [NOISE]}, "a.0.use", "no pipeline (a, b1, "),
         ({"a": [{"use": ["b"]}]}, "a.0.use", "no pipeline"),
         (
