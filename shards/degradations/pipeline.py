@@ -257,12 +257,11 @@ class Steps:
         return [step.plain() for step in self.items]
 
 
-@dataclass(frozen=True, slots=True)
-class Shuffle:
-    """Apply steps in a random order."""
+class _OneList:
+    """What steps have in common that arrange one list of steps."""
 
+    __slots__ = ()
     steps: Steps
-    name = "shuffle"
 
     @property
     def most(self) -> int:
@@ -273,6 +272,14 @@ class Shuffle:
     def depth(self) -> int:
         """Number of lists of steps that the step has within each other."""
         return self.steps.depth
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle(_OneList):
+    """Apply steps in a random order."""
+
+    steps: Steps
+    name = "shuffle"
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the steps in the order of a number that each draws."""
@@ -286,7 +293,7 @@ class Shuffle:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(_OneList):
     """Apply steps several times, each with its own draws."""
 
     times: Distribution
@@ -297,11 +304,6 @@ class Repeat:
     def most(self) -> int:
         """Largest number of operators that the step may apply."""
         return int(self.times.most) * self.steps.most
-
-    @property
-    def depth(self) -> int:
-        """Number of lists of steps that the step has within each other."""
-        return self.steps.depth
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of each round."""
@@ -343,22 +345,12 @@ class OneOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Maybe:
+class Maybe(_OneList):
     """Apply steps with a probability."""
 
     probability: float
     steps: Steps
     name = "maybe"
-
-    @property
-    def most(self) -> int:
-        """Largest number of operators that the step may apply."""
-        return self.steps.most
-
-    @property
-    def depth(self) -> int:
-        """Number of lists of steps that the step has within each other."""
-        return self.steps.depth
 
     def draw(self, key: str, path: str) -> Iterator[AppliedOperator]:
         """Yield the operators of the steps, or none."""

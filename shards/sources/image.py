@@ -233,11 +233,6 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn SciPy's exceptions into errors that name the file."""
     try:
         yield
-    except ImportError as error:
-        raise PackError(
-            f"{path}: MATLAB arrays are read with SciPy, which is not installed. "
-            "Install it: pip install 'mirage-orchestrator[matlab]'."
-        ) from error
     except NotImplementedError as error:  # SciPy raises it for MATLAB 7.3 files
         raise PackError(
             f"{path}: MATLAB 7.3 files are not read. Save it with -v7, or as PNG files."

@@ -10,19 +10,22 @@ from shards.degradations.linear_light import CODED_LIGHT, LIGHT, in_light
 from shards.degradations.operator import Image, Parameter, operator
 from shards.degrade import disc
 
-_SIGMA = Parameter(0.0, 25.0, unit="pixels", about="standard deviation; along `angle` if there is `sigma_y`")
-_SIGMA_Y = Parameter(
-    0.0, 25.0, unit="pixels", about="standard deviation across `angle`; 0: `sigma`", default=0.0
-)
 _ANGLE = Parameter(-180.0, 180.0, unit="degrees", about="direction, clockwise from the right", default=0.0)
+_WIDTHS = {
+    "sigma": Parameter(
+        0.0, 25.0, unit="pixels", about="standard deviation; along `angle` if there is `sigma_y`"
+    ),
+    "sigma_y": Parameter(
+        0.0, 25.0, unit="pixels", about="standard deviation across `angle`; 0: `sigma`", default=0.0
+    ),
+    "angle": _ANGLE,
+}
 _SIZE = Parameter(3, 101, unit="pixels", about="side of the kernel; even: one more", default=21, integer=True)
 
 
 @operator(
     2,
-    sigma=_SIGMA,
-    sigma_y=_SIGMA_Y,
-    angle=_ANGLE,
+    **_WIDTHS,
     size=Parameter(
         0, 101, unit="pixels", about="side of the kernel; 0: 3.7 standard deviations", default=0, integer=True
     ),
@@ -48,9 +51,7 @@ def gaussian_blur(
 
 @operator(
     2,
-    sigma=_SIGMA,
-    sigma_y=_SIGMA_Y,
-    angle=_ANGLE,
+    **_WIDTHS,
     beta=Parameter(0.3, 8.0, about="shape: 1 is the Gaussian, less has a peak and long tails, more is flat"),
     size=_SIZE,
     light=LIGHT,
@@ -76,9 +77,7 @@ def generalised_gaussian_blur(
 
 @operator(
     2,
-    sigma=_SIGMA,
-    sigma_y=_SIGMA_Y,
-    angle=_ANGLE,
+    **_WIDTHS,
     beta=Parameter(0.3, 8.0, about="shape: the larger, the steeper the edge of the plateau"),
     size=_SIZE,
     light=LIGHT,
