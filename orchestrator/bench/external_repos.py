@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.transforms import TRANSFORMS
 
-_STUBBED = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning")
+_STUBBED = ("timm", "fvcore", "torchvision", "thop", "huggingface_hub", "lightning", "cv2", "lmdb")
 
 
 class _Placeholder:

@@ -138,8 +138,8 @@ _MOCE_IR = {
 """Options of the larger published model."""
 
 
-_NAFNET = {"width": 32, "middle_blk_num": 12, "enc_blk_nums": [2, 2, 4, 8], "dec_blk_nums": [2, 2, 2, 2]}
-"""Options of the published model of 17 M parameters."""
+_NAFNET = {"width": 32, "middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 28], "dec_blk_nums": [1, 1, 1, 1]}
+"""Options of the published model of 17 M parameters, those of jobs/peers/nafnet.yaml."""
 
 
 def _build(name: str, path: Path) -> Any:

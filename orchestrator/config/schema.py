@@ -298,8 +298,9 @@ class LossConfig(Section):
         return weights | self.auxiliary_weights
 
     def describe(self) -> str:
-        """Return the weighted terms for people."""
-        return " + ".join(f"{weight:g} {_TITLES.get(name, name)}" for name, weight in self.terms().items())
+        """Return the terms that have a weight, for people."""
+        weights = self.terms().items()
+        return " + ".join(f"{weight:g} {_TITLES.get(name, name)}" for name, weight in weights if weight)
 
     def _weights(self) -> dict[str, float]:
         keys = (key for key in type(self).model_fields if key.endswith("_weight"))

@@ -10,6 +10,7 @@ A registered version carries this module too (see `registry.registration`), so i
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Protocol
 
@@ -170,13 +171,14 @@ def loads(data: bytes, device: str | torch.device = "cpu", *, trusted: Trusted) 
     return UserModelAdapter(inner, stride, tile, call, code).to(device).eval()
 
 
-def require_consent(code: NetworkCode, trusted: Trusted) -> None:
-    """Raise UntrustedCodeError unless the code may run."""
+def require_consent(code: NetworkCode, trusted: Trusted, name: str = "MODEL") -> None:
+    """Raise UntrustedCodeError unless the code of the model `name` may run."""
     if trusted != "all" and code.digest not in trusted:
         raise UntrustedCodeError(
             f"it brings Python code: {code.class_}, with the modules {', '.join(code.modules)}. Read it "
-            f"(`mirage network-code MODEL -o FOLDER`), and if you trust it, consent with --trust {code.digest}, or "
-            f"with `trust: [{code.digest}]` in a job."
+            f"(`mirage network-code {shlex.quote(name)} -o FOLDER`), and if you trust it, consent with "
+            f"--trust {code.digest}, or with `trust: [{code.digest}]` in a job. A consent to other code, such as that "
+            "of an earlier version, does not count."
         )
 
 

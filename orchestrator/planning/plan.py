@@ -99,6 +99,7 @@ class Plan:
             f"data       {', '.join(datasets.manifest_uris(job))}   (counts: {self.counts_source})",
         ]
         total = self.samples_per_epoch
+        negatives = f"; {micro - 1} SPD negatives per image" if job.model.class_ is None else ""
         width = max(9, *(len(entry.degradation) for entry in self.mixture.entries))
         for entry in self.mixture.entries:
             repeat = f"{entry.repeat:<3}" if entry.repeat % 1 == 0 else f"{float(entry.repeat):<3.2f}"
@@ -114,7 +115,7 @@ class Plan:
             f"{self.stages.position_at(self.total_steps):,} samples of {self._crops()}, {train.precision}",
             f"batch      {train.global_batch_size} images, {self._accumulation()}, over {workers} "
             f"worker{'' if workers == '1' else 's'} of {kind} each",
-            f"           batch-norm statistics over {self._statistics()}; {micro - 1} SPD negatives per image",
+            f"           batch-norm statistics over {self._statistics()}{negatives}",
             f"engine     {self._engine()}",
             f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}{self._schedule()}",
             f"evaluate   {', '.join(job.evaluate.degradations)}   protocol {job.evaluate.protocol}   "
@@ -144,7 +145,7 @@ class Plan:
         if not self.estimates:
             return [
                 self._network_memory(),
-                "time       unknown for a user-defined model; run a few steps to measure",
+                "time       unknown for a user-defined network; the lines of training say how much is left",
             ]
         job, few, many = self.job, self.estimates[0], self.estimates[-1]
         memory = few.memory

@@ -74,9 +74,13 @@ class ModelFile:
 
     def require_consent(self) -> None:
         """Raise UntrustedCodeError if the model brings code that may not run."""
-        if code := self.code():
+        if not self._is_release:
+            self._require_consent(self.data())
+
+    def _require_consent(self, data: bytes) -> None:
+        if code := network_file.code_of(data):
             try:
-                network_file.require_consent(code, self.trusted)
+                network_file.require_consent(code, self.trusted, self.name)
             except UntrustedCodeError as error:
                 raise UntrustedCodeError(f"{self.name}: {error}") from error
 
@@ -90,9 +94,8 @@ class ModelFile:
             return network_file.restoring(model), dumps(model)
         data = self.data()
         try:
+            self._require_consent(data)
             return network_file.loads(data, device, trusted=self.trusted), data
-        except UntrustedCodeError as error:
-            raise UntrustedCodeError(f"{self.name}: {error}") from error
         except WeightsError as error:
             raise WeightsError(f"{self.path}: {error}") from error
 

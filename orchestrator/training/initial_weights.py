@@ -7,12 +7,13 @@ run starts, and stores the bytes in the run's folder under their digest; workers
 from __future__ import annotations
 
 import hashlib
+import json
 
 from mirage import MIRAGE
-from mirage.weights import WeightsError, loads
+from mirage.weights import CONFIG_KEY, WeightsError, loads, read_metadata
 from orchestrator.config.schema import Job
 from orchestrator.errors import ModelError
-from orchestrator.models import network, user_model
+from orchestrator.models import network, network_file, user_model
 from orchestrator.models.network import Network
 from orchestrator.paths import absolute_if_file
 from orchestrator.registry.resolve import find_model
@@ -37,6 +38,7 @@ def store_weights(job: Job, store: Store, tracking_uri: str) -> str:
         named = find_model(absolute_if_file(job.init_from), tracking_uri)
         if job.model.class_ is None:
             try:
+                _require_mirage(named.data(), job.init_from)
                 data = named.weights()
             except WeightsError as error:
                 raise ModelError(f"init_from {job.init_from}: {error}") from error
@@ -58,8 +60,9 @@ def load_stored(job: Job, model: Network, store: Store) -> None:
 def load_bytes(model: Network, data: bytes, where: str) -> None:
     """Load weights into `model`. SPD heads of another shape keep their values. Raises ModelError."""
     if not isinstance(model, MIRAGE):
-        user_model.load_weights(model.inner, data, f"init_from {where}")
+        user_model.load_weights(model.inner, data, f"init_from {where}{_origin(data)}")
         return
+    _require_mirage(data, where)
     source = loads(data)
     own, given = model.state_dict(), source.state_dict()
     fitting = {name: t for name, t in given.items() if name in own and own[name].shape == t.shape}
@@ -75,3 +78,26 @@ def load_bytes(model: Network, data: bytes, where: str) -> None:
             "Set the section `model` to the values of the weights."
         )
     model.load_state_dict(fitting, strict=False)
+
+
+def _require_mirage(data: bytes, where: str) -> None:
+    """Raise ModelError if these are the weights of a user-defined network."""
+    if origin := _origin(data, mirage=""):
+        raise ModelError(
+            f"init_from {where}{origin}: this job trains a MIRAGE. Give it the same network in the section `model`, "
+            "with class, path and arguments."
+        )
+
+
+def _origin(data: bytes, mirage: str = ", weights of a MIRAGE") -> str:
+    """Return what the header says about the network of the weights, "" where it says nothing."""
+    try:
+        header = read_metadata(data)
+        code = network_file.code_of(data)
+    except (WeightsError, ModelError):  # a checkpoint of torch, or a damaged file: reading it says so
+        return ""
+    if code is not None:
+        return f", weights of {code.class_} with arguments {json.dumps(code.arguments)}"
+    if CONFIG_KEY in header:
+        return mirage
+    return f", weights of {header['class']}" if "class" in header else ""

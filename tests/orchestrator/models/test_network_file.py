@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +187,8 @@ def test_code_runs_only_with_consent_to_its_digest(folder: Path, tmp_path: Path)
     file = tmp_path / "weights.safetensors"
     file.write_bytes(data)
     for digests in ((), ("0" * 64,), (code.digest[:16],)):
-        with pytest.raises(UntrustedCodeError, match=f"--trust {code.digest}"):
+        asks = rf"mirage network-code {re.escape(str(file))} -o FOLDER.*--trust {code.digest}"
+        with pytest.raises(UntrustedCodeError, match=asks):
             find_model(str(file), trust_code=digests).load(torch.device("cpu"))
     find_model(str(file), trust_code=(code.digest,)).load(torch.device("cpu"))
     brought = tmp_path / "home" / "trusted-code" / code.digest  # may come with the weights

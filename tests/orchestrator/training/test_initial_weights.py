@@ -12,6 +12,7 @@ from mirage import MIRAGE, ModelConfig, save
 from mirage.weights import loads
 from orchestrator.config.loader import load_job
 from orchestrator.errors import ModelError, RegistryError
+from orchestrator.models import network
 from orchestrator.run_files import RESULT
 from orchestrator.runner import run_any
 from tests.shards.raw import lay_pairs
@@ -97,6 +98,34 @@ def test_weights_of_another_network_are_told_key_by_key(project: Path) -> None:
         run(*small("other.safetensors"))
     assert "blocks" not in str(told.value)
     assert {path.name for path in (project / "store/runs").glob("*/*")} == {"owner"}
+
+
+def test_weights_of_another_class_are_told_with_their_network_and_tensor_by_tensor(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(project / "another account"))
+    (project / "initial_plain.py").write_text(
+        "from torch import nn\n\nclass Plain(nn.Conv2d):\n    def __init__(self, side):\n"
+        "        super().__init__(3, 3, side, padding='same')\n"
+    )
+
+    def of(side: int) -> list[str]:
+        arguments = f'{{class: "initial_plain:Plain", path: {project}, arguments: {{side: {side}}}}}'
+        return small("plain.safetensors", f"model={arguments}")
+
+    job = load_job("jobs/finetune.yaml", of(1))
+    made = network.make(job.model)
+    (project / "plain.safetensors").write_bytes(network.dump(made, {}))
+    origin = r'init_from plain.safetensors, weights of initial_plain:Plain with arguments {"side": 1}: '
+    with pytest.raises(ModelError, match=f"{origin}this job trains a MIRAGE") as told:
+        run(*small("plain.safetensors"))
+    assert "trust" not in str(told.value)
+    with pytest.raises(ModelError, match=f"{origin}the tensors do not fit") as told:
+        run(*of(3))
+    assert "weight is 3 x 3 x 1 x 1 there and 3 x 3 x 3 x 3 here" in str(told.value)
+    save(start(), project / "plain.safetensors")
+    with pytest.raises(ModelError, match=r"init_from plain.safetensors, weights of a MIRAGE: the tensors"):
+        run(*of(3))
 
 
 def test_heads_of_another_form_stay_as_they_are(project: Path) -> None:
