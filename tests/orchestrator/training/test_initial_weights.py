@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from orchestrator.errors import ModelError, RegistryError
 from orchestrator.models import network
 from orchestrator.run_files import RESULT
 from orchestrator.runner import run_any
+from orchestrator.training.initial_weights import store_weights
+from shards.store import LocalStore
 from tests.shards.raw import lay_pairs
 
 TINY = ModelConfig(dim=6, blocks=(1, 1, 1, 1), refinement_blocks=0, heads=(1, 1, 1, 1))
@@ -109,23 +112,27 @@ def test_weights_of_another_class_are_told_with_their_network_and_tensor_by_tens
         "        super().__init__(3, 3, side, padding='same')\n"
     )
 
-    def of(side: int) -> list[str]:
-        arguments = f'{{class: "initial_plain:Plain", path: {project}, arguments: {{side: {side}}}}}'
-        return small("plain.safetensors", f"model={arguments}")
+    def store(*more: str) -> None:
+        job = load_job("jobs/finetune.yaml", small(str(project / "plain.safetensors"), *more))
+        store_weights(job, LocalStore(project / "kept"), "sqlite://")
 
-    job = load_job("jobs/finetune.yaml", of(1))
-    made = network.make(job.model)
+    def of(side: int) -> str:
+        return f'model={{class: "initial_plain:Plain", path: {project}, arguments: {{side: {side}}}}}'
+
+    made = network.make(load_job("jobs/finetune.yaml", [of(1)]).model)
     (project / "plain.safetensors").write_bytes(network.dump(made, {}))
-    origin = r'init_from plain.safetensors, weights of initial_plain:Plain with arguments {"side": 1}: '
+    origin = r'plain.safetensors, weights of initial_plain:Plain with arguments {"side": 1}: '
     with pytest.raises(ModelError, match=f"{origin}this job trains a MIRAGE") as told:
-        run(*small("plain.safetensors"))
+        store()
     assert "trust" not in str(told.value)
     with pytest.raises(ModelError, match=f"{origin}the tensors do not fit") as told:
-        run(*of(3))
+        store(of(3))
     assert "weight is 3 x 3 x 1 x 1 there and 3 x 3 x 3 x 3 here" in str(told.value)
+    store(of(1))
     save(start(), project / "plain.safetensors")
-    with pytest.raises(ModelError, match=r"init_from plain.safetensors, weights of a MIRAGE: the tensors"):
-        run(*of(3))
+    shutil.rmtree(project / "kept")
+    with pytest.raises(ModelError, match=r"plain.safetensors, weights of a MIRAGE: the tensors"):
+        store(of(1))
 
 
 def test_heads_of_another_form_stay_as_they_are(project: Path) -> None:
