@@ -13,14 +13,17 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.cluster.local.ports import free_port
 from orchestrator.errors import SweepError
 from orchestrator.events import LogMessage
+from orchestrator.registry.resolve import find_model
 from orchestrator.sweeps.event_log import read_events
 from orchestrator.sweeps.event_schema import Ended, Exploited, Observed, Started, SweepEvent
 from orchestrator.sweeps.trial_table import TrialTable, table_of
@@ -386,14 +389,45 @@ def test_a_population_trains_copies_weights_and_changes_values(cluster, home, tm
     assert int(stored[0].split("-")[0]) == last.step
 
 
-def test_a_trial_of_several_workers_is_a_run_of_ray_train(cluster, home, tmp_path) -> None:
-    space = {"loss.spd_weight": {"choice": [0.05, 0.01]}}
-    scheduler = {"name": "asha", "first_steps": 3}
-    content = {"space": space, "search": {"method": "grid"}, "trials": 2, "scheduler": scheduler}
-    sweep = Trained(cluster, home, tmp_path / "store", content, workers={"min": 2, "max": 2, "cpus": 1})
+def test_trials_of_several_workers_search_an_argument_of_a_users_network(
+    cluster, home, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "swept_network.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self, width):\n"
+        "        super().__init__(nn.Conv2d(3, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, 3, 3, padding=1))\n"
+    )
+    content = {
+        "space": {"model.arguments.width": {"choice": [8, 4]}},
+        "search": {"method": "grid"},
+        "trials": 2,
+        "scheduler": {"name": "asha", "first_steps": 3},
+        "winner": {"then": "continue"},
+    }
+    sweep = Trained(
+        cluster,
+        home,
+        tmp_path / "store",
+        content,
+        model={"class": "swept_network:Net", "path": str(tmp_path)},
+        workers={"min": 2, "max": 2, "cpus": 1},
+        track={**TRAINED["track"], "register_as": "swept-network"},
+    )
     text = sweep.finish()
     assert "2 workers train" in text
     table = sweep.table()
+    assert [row.values["model.arguments.width"] for row in table.trials] == [8, 4]
     assert [row.ended and row.status != "failed" for row in table.trials] == [True, True]
     assert (table.trials[0].status, table.trials[0].step) == ("finished", 9)
     assert table.trials[0].devices == 2
+
+    best = table.best()
+    assert best is not None
+    monkeypatch.setenv("MIRAGE_HOME", str(home))
+    found = find_model("models:/swept-network@candidate")
+    code = found.code()
+    assert code is not None
+    assert code.arguments == {"width": best.values["model.arguments.width"]}
+    degraded = torch.rand(3, 33, 21)
+    restored = replace(found, trusted=frozenset({code.digest})).load(torch.device("cpu")).restore(degraded)
+    assert restored.shape == degraded.shape
+    assert not torch.equal(restored, degraded)
