@@ -49,12 +49,13 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
     """Measure all operators and pipelines, print two tables, and return the figures."""
     crops = [np.ascontiguousarray(image[:CROP, :CROP]) for image in photographs(None)]
     crops = (crops * BATCH)[:BATCH]
+    operators = [name for name, each in OPERATORS.items() if not each.lacks_package]
     pipelines = [
-        parse_pipelines({"bench": steps})["bench"] for steps in (*PIPELINES.values(), *map(_alone, OPERATORS))
+        parse_pipelines({"bench": steps})["bench"] for steps in (*PIPELINES.values(), *map(_alone, operators))
     ]
     runs: dict[str, Callable[[], object]] = {
         name: _degrade(pipeline, crops)
-        for name, pipeline in zip((*PIPELINES, *OPERATORS), pipelines, strict=True)
+        for name, pipeline in zip((*PIPELINES, *operators), pipelines, strict=True)
     }
     peer = "BasicSR's functions"
     if options.peer:

@@ -10,6 +10,7 @@ A function with an argument `original` also gets the size, (height, width), that
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,11 +51,18 @@ class Operator:
     parameters: Mapping[str, Parameter]
     version: int = 1
     """Raise it when the pixels of equal values, or a default, change: digests of pipelines then change too."""
+    needs: tuple[str, str] | None = None
+    """A module that is not among the dependencies, and the extra that brings it."""
 
     @cached_property
     def needs_original(self) -> bool:
         """Whether the function takes the size that the image had before the pipeline."""
         return "original" in inspect.signature(self.function).parameters
+
+    @property
+    def lacks_package(self) -> bool:
+        """Whether the module that the operator needs is not installed here."""
+        return self.needs is not None and importlib.util.find_spec(self.needs[0]) is None
 
     @property
     def about(self) -> str:
@@ -86,14 +94,14 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def operator(
-    version: int = 1, /, **parameters: Parameter
+    version: int = 1, needs: tuple[str, str] | None = None, /, **parameters: Parameter
 ) -> Callable[[Callable[..., Image]], Callable[..., Image]]:
     """Register a function as the operator of its name."""
 
     def register(function: Callable[..., Image]) -> Callable[..., Image]:
         name = function.__name__
         assert name not in OPERATORS, f"two operators are named {name}"
-        OPERATORS[name] = Operator(name, function, parameters, version)
+        OPERATORS[name] = Operator(name, function, parameters, version, needs)
         return function
 
     return register

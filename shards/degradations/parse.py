@@ -149,6 +149,13 @@ class _Parser:
         if not isinstance(given, Mapping):
             self._problem(key, f"is {_shown(given)}: write its parameters, {{PARAMETER: VALUE}}.")
             return None
+        if operator.needs and operator.lacks_package:
+            module, extra = operator.needs
+            self._problem(
+                key,
+                f"needs the package {module}: pip install 'mirage-orchestrator[{extra}]', also on every node.",
+            )
+            return None
         known = operator.parameters
         unknown = [name for name in given if name not in known]
         for name in unknown:

@@ -6,10 +6,12 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.degradations.convolution import mirrored
 from shards.degradations.operator import Image, Parameter, operator
+from shards.degradations.video import from_yuv420, last_frame, to_yuv420
 from shards.errors import DegradeError
 
-LONGEST = {"jpeg": 65_535, "webp": 16_382, "av1": 32_768}
+LONGEST = {"jpeg": 65_535, "webp": 16_382, "av1": 32_768, "h264": 16_382}
 """Longest side of an image in pixels that each codec takes, WebP's the least."""
 _QUALITY = Parameter(1, 100, about="the encoder's quality", integer=True)
 _CHROMA = Parameter(
@@ -40,6 +42,40 @@ def av1(image: Image, rng: np.random.Generator, *, quality: int, chroma: str) ->
         _frame(image, "av1"), level=quality, speed=10, pixelformat=chroma[3:], numthreads=1
     )
     return _values(imagecodecs.avif_decode(encoded, numthreads=1))
+
+
+@operator(
+    1,
+    ("av", "video"),
+    quantiser=Parameter(1, 51, about="quantisation: 18 is hardly seen, 51 the coarsest", integer=True),
+    frames=Parameter(
+        1, 10, unit="frames", about="the last one is the result; 1: an intra frame", default=4, integer=True
+    ),
+    motion=Parameter(0.0, 16.0, unit="pixels per frame", about="motion of the scene", default=2.0),
+    angle=Parameter(
+        -180.0, 180.0, unit="degrees", about="direction of the motion, clockwise from the right", default=0.0
+    ),
+)
+def h264(
+    image: Image, rng: np.random.Generator, *, quantiser: int, frames: int, motion: float, angle: float
+) -> Image:
+    """Encode as the last frame of an H.264 video and decode, by x264 and FFmpeg (PyAV).
+
+    The frames show the image, moving by whole pixels and mirrored beyond its border, in BT.601 with colours at half the
+    resolution. The first is intra coded, the others are predicted from those before; the quantiser is constant.
+    """
+    height, width = image.shape[:2]
+    grey = _frame(image, "h264").astype(np.float32) / np.float32(255)
+    sides = height + height % 2, width + width % 2  # colours need even sides
+    turn = np.radians(angle)
+    shown = []
+    for left in range(frames - 1, -1, -1):
+        down, right = (int(np.rint(left * motion * part)) for part in (np.sin(turn), np.cos(turn)))
+        rows = mirrored(np.arange(sides[0]) + down, height)
+        columns = mirrored(np.arange(sides[1]) + right, width)
+        shown.append(to_yuv420(grey[rows[:, None], columns]))
+    decoded = from_yuv420(last_frame(shown, quantiser))
+    return np.clip(decoded[:height, :width], 0, 1)
 
 
 @operator(

@@ -24,7 +24,9 @@ from shards.degradations.linear_light import to_coded, to_linear
 from shards.degradations.normal import standard_normal
 from shards.degradations.operator import OPERATORS, Image, Value
 from shards.degradations.operators.noise import counted
+from shards.degradations.parse import parse_pipelines
 from shards.degradations.resampling import FILTERS, resampled
+from shards.errors import PipelineError
 
 STRONG: dict[str, Mapping[str, Value]] = {
     "gaussian_blur": {"sigma": 3.0, "sigma_y": 1.0},
@@ -44,6 +46,7 @@ STRONG: dict[str, Mapping[str, Value]] = {
     "jpeg": {"quality": 10},
     "webp": {"quality": 5},
     "av1": {"quality": 10},
+    "h264": {"quantiser": 40},
     "quantise": {"bits": 3},
     "haze": {"beta": 2.0},
     "rain": {"drops": 20.0},
@@ -532,6 +535,28 @@ def test_a_codec_loses_less_at_higher_quality(codec: str) -> None:
     losses = [float(np.abs(apply(codec, image, quality=quality) - image).mean()) for quality in (5, 50, 95)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.02
+
+
+def test_a_frame_of_a_video_is_coarser_with_its_quantiser_and_keeps_its_place() -> None:
+    image = photograph(47, 64)
+    losses = [
+        float(np.abs(apply("h264", image, quantiser=quantiser) - image).mean()) for quantiser in (5, 30, 51)
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] < 0.025  # colours at half the resolution, and 8 bits
+    shifted = np.abs(apply("h264", image, quantiser=5)[:, 4:] - image[:, :-4]).mean()
+    assert shifted > 2 * losses[0]
+    intra, inter = (apply("h264", image, quantiser=30, frames=frames) for frames in (1, 4))
+    assert (intra != inter).any()
+
+
+def test_an_operator_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PipelineError) as caught:
+        parse_pipelines({"a": [{"h264": {"quantiser": 30}}]})
+    ((key, message),) = caught.value.problems
+    assert key == ("a", "0", "h264")
+    assert "pip install 'mirage-orchestrator[video]'" in message
 
 
 @pytest.mark.parametrize("dither", ["none", "ordered", "noise"])
