@@ -35,6 +35,25 @@ class CropWindow(NamedTuple):
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+def widened(window: CropWindow, margin: int, height: int, width: int) -> CropWindow:
+    """Return a window with a margin on each side, as far as the image reaches."""
+    top, left = max(window.top - margin, 0), max(window.left - margin, 0)
+    bottom = min(window.top + window.height + margin, height)
+    right = min(window.left + window.width + margin, width)
+    return CropWindow(top, left, bottom - top, right - left)
+
+
+def place_within(window: CropWindow, outer: CropWindow, mode: int) -> CropWindow:
+    """Return where a window is in a larger one after an orientation."""
+    inside = np.zeros((outer.height, outer.width), np.uint8)
+    CropWindow(window.top - outer.top, window.left - outer.left, window.height, window.width).of(inside)[
+        :
+    ] = 1
+    turned = orient(inside, mode)
+    rows, columns = np.flatnonzero(turned.any(1)), np.flatnonzero(turned.any(0))
+    return CropWindow(int(rows[0]), int(columns[0]), len(rows), len(columns))
+
+
 def keyed_rng(seed: int, position: int) -> np.random.Generator:
     """Return a generator that depends on the seed and the position only (Philox, counter-based)."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))

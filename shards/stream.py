@@ -19,7 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.augment import Augmentation, Image, centre_window, draw_crop, draw_orientation, keyed_rng, orient
+from shards.augment import (
+    Augmentation,
+    CropWindow,
+    Image,
+    centre_window,
+    draw_crop,
+    draw_orientation,
+    keyed_rng,
+    orient,
+    place_within,
+    widened,
+)
 from shards.crop_schedule import CropSchedule
 from shards.dataset import Dataset, DatasetRows
 from shards.degradations.pipeline import Pipeline, training_key
@@ -115,7 +126,8 @@ class TrainStream:
     multiples of `multiple` pixels before a crop is drawn: 16 in the all-in-one benchmarks, 1 for whole images.
     `on_corrupt="skip"` replaces a damaged or missing sample by another one of the same degradation, the same for every
     worker. `pipelines` degrade clean photographs, those of the noise levels, under their names: the crop after it was
-    oriented, so that rain falls as in a whole photograph.
+    oriented, so that rain falls as in a whole photograph. They also get `margin` pixels around it, which are cut off
+    after them.
 
     Raises MixtureError for a mixture without samples, for images smaller than the crop, and for impossible batches.
     """
@@ -139,8 +151,9 @@ class TrainStream:
         readers: int = 0,
         reader_timeout_seconds: float = 150.0,
         pipelines: Mapping[str, Pipeline] | None = None,
+        margin: int = 0,
     ) -> None:
-        self.pipelines = dict(pipelines or {})
+        self.pipelines, self.margin = dict(pipelines or {}), margin
         self.dataset, self.seed, self.multiple = dataset, seed, multiple
         self.augmentation: Augmentation = augmentation
         self.on_corrupt = on_corrupt
@@ -226,11 +239,11 @@ class TrainStream:
             zip(where.tolist(), draw.entry.tolist(), draw.sample.tolist(), strict=True)
         ):
             degradation = self.order.mixture.entries[entry].degradation
-            row, (degraded_crop, clean_crop), lost = self._read(position, entry, sample, size)
-            clean[index] = clean_crop
+            row, (degraded_crop, clean_crop, inner), lost = self._read(position, entry, sample, size)
+            clean[index] = inner.of(clean_crop)
             if degradation in self.pipelines:
                 key = training_key(self.seed, position)
-                degraded[index] = self.pipelines[degradation].degrade(clean_crop, key)
+                degraded[index] = inner.of(self.pipelines[degradation].degrade(clean_crop, key))
             else:
                 degraded[index] = clean_crop if degraded_crop is None else degraded_crop
             degradations.append(degradation)
@@ -247,23 +260,31 @@ class TrainStream:
             skipped,
         )
 
-    def crop(self, position: int, row: ManifestRow, size: int) -> tuple[Image | None, Image]:
-        """Return the crop of a row at a position: degraded (None in a clean-only row) and clean, (size, size, 3)."""
+    def crop(
+        self, position: int, row: ManifestRow, size: int, margin: int = 0
+    ) -> tuple[Image | None, Image, CropWindow]:
+        """Return the crop of a row at a position, degraded (None in a clean-only row) and clean.
+
+        Both have a margin as far as the image reaches; the third value says where the `size` x `size` pixels are.
+        """
         rng = keyed_rng(self.seed, position)
         window = draw_crop(rng, centre_window(row.clean.height, row.clean.width, self.multiple), size)
         mode = draw_orientation(rng, self.augmentation)
-        degraded, clean = self.dataset.read(row, window)
-        return None if degraded is None else orient(degraded, mode), orient(clean, mode)
+        around = widened(window, margin, row.clean.height, row.clean.width)
+        degraded, clean = self.dataset.read(row, around)
+        inner = place_within(window, around, mode) if margin else CropWindow(0, 0, size, size)
+        return None if degraded is None else orient(degraded, mode), orient(clean, mode), inner
 
     def _read(
         self, position: int, entry: int, sample: int, size: int
-    ) -> tuple[ManifestRow, tuple[Image | None, Image], list[tuple[str, str]]]:
+    ) -> tuple[ManifestRow, tuple[Image | None, Image, CropWindow], list[tuple[str, str]]]:
         """Return row and crop at a position, and id and error of each row that could not be read there."""
+        margin = self.margin if self.order.mixture.entries[entry].degradation in self.pipelines else 0
         lost: list[tuple[str, str]] = []
         for attempt in range(_MAX_CONSECUTIVE_SKIPS):
             row = self._rows[entry][sample]
             try:
-                return row, self.crop(position, row, size), lost
+                return row, self.crop(position, row, size, margin), lost
             except (CorruptObjectError, MissingObjectError) as error:
                 if self.on_corrupt == "fail":
                     raise

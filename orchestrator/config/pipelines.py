@@ -27,6 +27,8 @@ def pipelines_of(job: Training | EvaluateJob) -> dict[str, Pipeline]:
 
 def pipeline_conflicts(job: Training | EvaluateJob) -> Iterator[tuple[str, str]]:
     """Yield the key and message of every problem of the pipelines."""
+    if isinstance(job, Training) and job.data.margin_pixels and not job.degradations:
+        yield "data.margin_pixels", "is for pipelines, and the job has no section degradations. Remove it."
     try:
         pipelines_of(job)
     except PipelineError as error:

@@ -405,6 +405,8 @@ class Data(Section):
     """Side of the square crops in pixels, or a list of stages for progressive training."""
     crop_multiple: Annotated[Literal[16, 1], BeforeValidator(TypeAdapter(Int).validate_python)] = 16
     """Images are centre-cropped to multiples of this before a crop is drawn. 1 is for CDD-11, as in its own loader."""
+    margin_pixels: Int = Field(default=0, ge=0, le=128)
+    """Pixels around a crop that pipelines see too, so that a blur meets the scene at the border and no mirror image."""
     noise: Literal["release", "float"] = "release"
     """Clip and truncate noisy images to 8 bits as the authors' release does, or keep floats."""
     augmentation: Literal["release", "paper", "none"] = "release"
@@ -726,7 +728,7 @@ NON_IDENTITY_KEYS = frozenset(
 )
 """Keys that change where and how fast a job runs, but not what it computes. They are not part of a run's identity."""
 LATER_KEYS = (
-    *("degradations", "model.adapter", "loss.auxiliary_weights"),
+    *("degradations", "data.margin_pixels", "model.adapter", "loss.auxiliary_weights"),
     *(f"loss.{name}_weight" for name in ("charbonnier", "mse", "psnr", "ssim", "edge", "perceptual")),
     *("loss.perceptual_network", "loss.perceptual_layers"),
     *("train.momentum", "train.nesterov", "train.minimum_rate", "train.cycles", "train.milestones"),

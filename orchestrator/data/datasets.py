@@ -311,6 +311,7 @@ def train_stream(dataset: Dataset, job: Training) -> TrainStream:
         # Half, so that readers are replaced before the other workers give up on this one.
         reader_timeout_seconds=job.workers.collective_timeout_seconds / 2,
         pipelines=pipelines_of(job),
+        margin=spec.margin_pixels,
     )
 
 

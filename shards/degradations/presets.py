@@ -156,6 +156,24 @@ def _quantiles(value: Any) -> Step:
     return {"choice": [round(value((number + 0.5) / 32), 4) for number in range(32)]}
 
 
+# GFPGAN (Wang et al., CVPR 2021): the first order of blur, downsampling, noise and JPEG, for faces.
+
+
+def _gfpgan() -> Steps:
+    width = {"sigma": _range(0.1, 10), "size": 41, "light": "coded"}
+    return [
+        _one_of(
+            (0.5, [{"gaussian_blur": width}]),
+            (0.5, [{"gaussian_blur": {**width, "sigma_y": _range(0.1, 10), "angle": _TURN}}]),
+        ),
+        {"resize": {"scale": _one_over(0.8, 8), "filter": "bilinear_aliased"}},
+        {"gaussian_noise": {"sigma": _range(0, 20)}},
+        {"jpeg": {"quality": _range(60, 100)}},
+        {"resize_back": {"filter": "bilinear_aliased"}},
+        _maybe(0.01, {"saturation": {"factor": 0}}),
+    ]
+
+
 # CDD-11 (Guo et al., OneRestore, ECCV 2024): low light, then rain or snow, then haze.
 
 _CDD11: dict[str, Steps] = {  # in the order of composition
@@ -208,6 +226,24 @@ PRESETS: dict[str, Steps] = {
     "bsrgan_x4": _bsrgan(4),
     # DnCNN-B (Zhang et al., TIP 2017): one network for all levels of Gaussian noise.
     "dncnn_b": [{"gaussian_noise": {"sigma": _range(0, 55)}}],
+    # FFDNet (Zhang et al., TIP 2018) and DRUNet (Zhang et al., TPAMI 2021): the levels of their public training code.
+    "ffdnet": [{"gaussian_noise": {"sigma": _range(0, 75)}}],
+    "drunet": [{"gaussian_noise": {"sigma": _range(0, 50)}}],
+    # FBCNN (Jiang et al., ICCV 2021): one network for all qualities of JPEG.
+    "fbcnn": [
+        _one_of(
+            (0.25, [{"jpeg": {"quality": _range(8, 96)}}]),
+            (0.75, [{"jpeg": {"quality": {"choice": list(range(10, 61, 10))}}}]),
+        )
+    ],
+    # SwinIR (Liang et al., ICCVW 2021): a network for each quality of JPEG.
+    **{f"swinir_jpeg{quality}": [{"jpeg": {"quality": quality}}] for quality in (10, 20, 30, 40)},
+    "gfpgan": _gfpgan(),
+    # IKC (Gu et al., CVPR 2019): isotropic Gaussians and bicubic downsampling.
+    "ikc_x4": [
+        {"gaussian_blur": {"sigma": _range(0.2, 4), "size": 21, "light": "coded"}},
+        {"resize": {"scale": 1 / 4}},
+    ],
     # Unprocessing (Brooks et al., CVPR 2019): shot and read noise of phones; 1 / photons is its shot noise.
     "unprocessing": [
         {

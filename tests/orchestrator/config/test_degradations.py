@@ -112,6 +112,15 @@ def test_a_circle_is_told_at_the_line_where_it_begins(tmp_path: Path) -> None:
     assert "noise35 → phone-night → noise35" in told
 
 
+def test_a_margin_without_pipelines_is_told_and_changes_the_identity_with_them(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    plain, same, wide = (load_job(path, [f"data.margin_pixels={n}"] if n else []) for n in (None, 0, 8))
+    assert run_id(plain, ["m"]) == run_id(same, ["m"]) != run_id(wide, ["m"])
+    without = JOB.partition("degradations:\n")[0].replace("phone-night", "rain").replace(", noise35", "")
+    told = problems(write(tmp_path, without), "data.margin_pixels=8")
+    assert any("data.margin_pixels" in line and "no section degradations" in line for line in told)
+
+
 def test_a_misspelt_parameter_is_one_problem(tmp_path: Path) -> None:
     (told, _) = problems(write(tmp_path, JOB.replace("{sigma: 35}", "{sigm: 35}")))
     assert 'Did you mean "sigma"?' in told

@@ -108,6 +108,7 @@ def test_what_is_possible_is_taken() -> None:
 def test_keys_at_their_default_leave_a_run_its_identity() -> None:
     """Each later key is left out of the hash at its default, and any other value makes another run."""
     other = {
+        "data.margin_pixels": 8,
         "loss.perceptual_network": "vgg.pth",
         "loss.perceptual_layers": {"conv1_1": 1.0},
         "loss.auxiliary_weights": {"balance": 1.0},

@@ -83,6 +83,26 @@ def test_a_pipeline_degrades_the_oriented_clean_crop_and_draws_no_noise_besides(
             assert (degraded, sigma) == (clean, 15.0)
 
 
+def test_a_margin_leaves_the_clean_crop_and_lets_pipelines_see_around_it(dataset: Dataset):
+    """The degraded crop is the middle of a larger one, in its orientation; packed pairs do not change."""
+    plain, wide = (run(stream_of(dataset, margin=margin), 1, 0, 8 * BATCH) for margin in (0, 5))
+    stream = stream_of(dataset)
+    changed = 0
+    for position, (name, id_, _, degraded, clean) in wide.items():
+        assert clean == plain[position][4]
+        if name not in PIPELINES:
+            assert degraded == plain[position][3]
+            continue
+        row = next(row for row in dataset.rows("train", "noise") if row.id == id_)
+        _, around, inner = stream.crop(position, row, 16, 5)
+        assert inner.of(around).transpose(2, 0, 1).tobytes() == clean
+        assert 16 <= around.shape[0] <= 26
+        expected = inner.of(stream.pipelines[name].degrade(around, training_key(5, position)))
+        assert expected.transpose(2, 0, 1).tobytes() == degraded
+        changed += around.shape != (16, 16, 3)
+    assert changed > 5
+
+
 def test_packed_pairs_and_noise_levels_stay_as_they_are_beside_pipelines(dataset: Dataset):
     """The same entries without pipelines give the same bits."""
     mixture = [("noise15", 1), ("noise25", 2), ("rain", 1), ("noise50", 1)]
