@@ -51,7 +51,7 @@ def init(
             metavar="NAME|@FILE",
         ),
     ] = None,
-    steps: Annotated[int, option("Number of training steps.", min=20)] = 800,
+    steps: Annotated[int, option("Number of training steps.", min=20)] = 500,
     gpu: Annotated[bool, option("Train a larger network on one GPU.", "--gpu")] = False,
     out: Annotated[Path | None, option("Job file to write.", "--out", "-o", default="jobs/NAME.yaml")] = None,
 ) -> None:

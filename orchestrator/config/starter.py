@@ -21,7 +21,7 @@ _REPEATS = 20
 
 A photograph is one sample of noise, and `pack.variants` samples of another synthetic degradation.
 """
-_CPU_MODEL = "{dim: 12, blocks: [1, 1, 1, 1], refinement_blocks: 0, heads: [1, 1, 2, 2], drop_path: 0.0}"
+_CPU_MODEL = "{dim: 24, blocks: [1, 1, 1, 1], refinement_blocks: 0, heads: [1, 1, 2, 2], drop_path: 0.0}"
 
 
 def submit_problem(path: Path) -> str:
