@@ -244,6 +244,12 @@ class Model(UserModel):
         own = set(UserModel.model_fields) | {"variant"}
         return self.model_dump(exclude=own, exclude_none=True)
 
+    @property
+    def label(self) -> str:
+        """Return the name of the network for people: `MIRAGE custom` where the job changes the size of its variant."""
+        size = "custom" if set(self.changes()) - {"shallow_tap"} else self.variant
+        return self.class_ or f"MIRAGE {size}"
+
 
 MIRAGE_KEYS = frozenset(Model.model_fields) - frozenset(UserModel.model_fields) - {"batch_norm"}
 """Keys of the section `model` that only a MIRAGE has. `batch_norm` is also about the layers of other networks."""

@@ -76,11 +76,10 @@ class Plan:
             else f"{job.workers.min} to {job.workers.max}"
         )
         kind = f"{job.workers.gpus:g} GPU" if job.workers.gpus else f"{job.workers.cpus:g} CPU"
-        size = "custom" if set(job.model.changes()) - {"shallow_tap"} else job.model.variant
         begins = [f"init       from {job.init_from}"] if job.init_from else []
         if job.model.class_ is None:
             model = (
-                f"MIRAGE {size}: {self.parameters:,} parameters ({self.parameters_at_inference:,} at inference), "
+                f"{job.model.label}: {self.parameters:,} parameters ({self.parameters_at_inference:,} at inference), "
                 f"{self.macs / 1e9:.2f} GMACs at {MACS_AT}² ({self.fast_macs / 1e9:.2f} as executed)"
             )
         else:
@@ -89,7 +88,7 @@ class Plan:
                 if self.macs
                 else f"MACs unknown ({self.macs_unknown})"
             )
-            model = f"{job.model.class_}: {self.parameters:,} parameters, {macs_text}"
+            model = f"{job.model.label}: {self.parameters:,} parameters, {macs_text}"
         lines = [
             f"job {job.name}   setting {job.setting}   recipe {job.recipe}   seed {job.seed}",
             "",

@@ -271,7 +271,7 @@ def evaluation_input(job: Job, dataset: Dataset) -> list[InputDataset]:
 def _description(job: Job, plan: Plan, location: RunLocation) -> str:
     """Return the description of the run on MLflow's page, in Markdown."""
     return (
-        f"{job.model.class_ or f'MIRAGE {job.model.variant}'} ({plan.parameters / 1e6:.2f} M parameters), "
+        f"{job.model.label} ({plan.parameters / 1e6:.2f} M parameters), "
         f"recipe `{job.recipe}`, {plan.total_steps} steps on {', '.join(job.data.mixture)}.\n\n"
         f"Checkpoints and result: `{without_password(location.uri)}`. To resume or report the run, submit `job.yaml` "
         "(see Artifacts) again."
