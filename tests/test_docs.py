@@ -146,7 +146,7 @@ def test_a_yaml_block_that_is_a_whole_job_is_a_valid_one(block: Block, tmp_path:
     content = yaml.safe_load(block.text)
     if isinstance(content, dict) and "name" in content:
         pack = {"source": "synthetic", "root": "photos", "degradations": ["rain"]}
-        mine = starter_job("mine", pack, ["rain"], path="mine.yaml", steps=800, gpu=False)
+        mine = starter_job("mine", pack, ["rain"], {}, path="mine.yaml", steps=800, gpu=False)
         (tmp_path / "mine.yaml").write_text(mine)  # what an example extends
         (tmp_path / "job.yaml").write_text(block.text)
         load_job(tmp_path / "job.yaml")
