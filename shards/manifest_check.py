@@ -15,6 +15,8 @@ from shards.errors import ManifestError
 from shards.sample import NOISE
 
 _HASHED = 512  # words of 8 bytes of an id that are hashed
+_FIRST_BYTES = np.array([(1 << 8 * number) - 1 for number in range(9)], np.uint64)
+"""Masks of the first bytes of a word, by their number."""
 
 
 def check(head: Mapping[str, Any], columns: Columns, where: str) -> None:
@@ -170,22 +172,27 @@ def _hashes(columns: Columns, weights: NDArray[np.uint64]) -> Iterator[tuple[int
     first = 0
     for block in blocks(columns.rows):
         text, lengths = id_text(columns, block)
-        starts = np.cumsum(lengths) - lengths
         padded = np.concatenate([text, np.zeros(8, np.uint8)])
         words: NDArray[np.uint64] = np.ndarray(len(text) + 1, "<u8", padded, strides=(1,))  # at each byte
         found = (block["kind"] + lengths.astype(np.uint64)) * weights[0] + block["kind"] * weights[1]
-        rows = np.arange(len(block))
-        for number in range(_HASHED):
-            rest = lengths[rows] - 8 * number
-            rows, rest = rows[rest > 0], rest[rest > 0]
-            if not len(rows):
+        # Of the ids that have another word: their rows, where it begins, and the bytes that are left.
+        rows: NDArray[np.int64] | slice = slice(None)
+        starts, rest = np.cumsum(lengths) - lengths, lengths
+        for weight in weights[3:]:
+            more = rest > 0
+            if not more.all():
+                rows = np.flatnonzero(more) if isinstance(rows, slice) else rows[more]
+                starts, rest = starts[more], rest[more]
+            if not len(rest):
                 break
-            word = words[starts[rows] + 8 * number]
-            word &= ~np.uint64(0) >> (8 * (8 - np.minimum(rest, 8))).astype(np.uint64)
+            word = words[starts]
+            if rest.min() < 8:
+                word &= _FIRST_BYTES[np.minimum(rest, 8)]
             word ^= word >> np.uint64(32)
             word *= weights[2]
             word ^= word >> np.uint64(29)
-            found[rows] += word * weights[number + 3]
+            found[rows] += word * weight
+            starts, rest = starts + 8, rest - 8
         yield first, found
         first += len(block)
 

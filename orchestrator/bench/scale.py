@@ -135,8 +135,10 @@ def _columns(size: int) -> Columns:
         images["shard"] = (start + np.arange(len(images))) // PER_SHARD
         images["shard"] = np.minimum(images["shard"], count - 1)
         images["offset"] = (start + np.arange(len(images))) % PER_SHARD * 200_000 + 512
-        images["size"], images["height"], images["width"] = 180_000, 256, 256
-        images["crc32"] = (start + np.arange(len(images), dtype=np.uint64)) * 2_654_435_761 % (1 << 32)
+        draw = np.random.default_rng(start)  # sizes and checksums are hardly compressed
+        images["size"] = draw.integers(100_000, 199_000, len(images))
+        images["crc32"] = draw.integers(0, 1 << 32, len(images))
+        images["height"], images["width"] = 256, 256
         writer.add_images(images, ["tiles-qoi"])
         writer.add_row_block(rows, kinds, ["synthetic"])
         first += len(images)
