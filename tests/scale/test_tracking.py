@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ def test_a_request_carries_hundreds_of_values(store: str, tmp_path: Path, calls:
         assert sync(store, run_id, tmp_path) == lines
         batches = -(-lines // (BATCH_VALUES // len(VALUES)))
         assert calls == {"get_run": 1, "log_batch": batches}
+
+
+def test_no_search_for_cycles_interrupts_a_request_to_a_local_store(store: str, tmp_path: Path):
+    """The objects of MLflow's store would start hundreds; afterwards they start again."""
+    run_id = new_run(store)
+    left_behind(tmp_path, run_id, range(400))
+
+    def searches() -> int:
+        return sum(generation["collections"] for generation in gc.get_stats())
+
+    assert gc.isenabled()
+    before = searches()
+    assert sync(store, run_id, tmp_path) == 400
+    assert searches() - before < 40
+    assert gc.isenabled()
 
 
 def test_a_resume_costs_the_same_however_long_the_run_has_been(
