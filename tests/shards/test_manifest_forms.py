@@ -414,7 +414,8 @@ def test_a_table_with_other_content_is_one_clear_error(
         lambda data: data[:-5],
         lambda data: data[: len(data) // 2],
         lambda data: b"<html>502</html>",
-        lambda data: data[:56] + bytes([data[56] ^ 255]) + data[57:],  # of a value, not of a page's statistics
+        # Of a value: what a damaged page says of its statistics is not read.
+        lambda data: data[:56] + bytes([data[56] ^ 255]) + data[57:],
         lambda data: data[4:],
     ],
 )
