@@ -66,7 +66,7 @@ def command(options: argparse.Namespace) -> str:
             continue
         if value is True:
             words.append(flag)
-        elif name == "peer":
+        elif name == "peer" and isinstance(value, list):
             words += [f"{flag} {peer.split('=')[0]}=PATH" for peer in value]
         elif isinstance(value, list):
             words.append(f"{flag} {' '.join(map(str, value))}")

@@ -3,7 +3,8 @@
 The release makes samples by `AnyIRTrainDataset.__getitem__` and torch's collation. Ours come from packed shards as
 readers deliver them (uint8), and in a second measurement with conversion to float and noise on the CPU, which a GPU
 does in training. Data with cut JPEG files is measured beside data that keeps them whole. Crops of ours and the release
-are compared bit for bit before anything is timed.
+are compared bit for bit before anything is timed. A second table has clean photographs that pipelines degrade as
+they are read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import torch
 from torch.utils.data import default_collate
 
 from orchestrator.bench import external_repos, timing
+from orchestrator.bench.degradations import PIPELINES
 from orchestrator.bench.environment import Echo, Environment
 from orchestrator.bench.errors import BenchError
 from orchestrator.bench.networks import RELEASE
@@ -41,9 +44,11 @@ from orchestrator.tables import aligned
 from shards.augment import centre_window, draw_crop, draw_orientation, keyed_rng
 from shards.cache import ShardCache
 from shards.dataset import Dataset
+from shards.degradations.parse import parse_pipelines
+from shards.degradations.pipeline import Pipeline
 from shards.mixture import Mixture, weighted_mixture
 from shards.pack import pack
-from shards.sample import SIGMA
+from shards.sample import NOISE, SIGMA
 from shards.store import Store, open_store
 from shards.stream import TrainStream
 
@@ -84,8 +89,30 @@ def run(options: argparse.Namespace, environment: Environment, echo: Echo) -> di
         with local_bucket(root / "s3") if options.s3 else nullcontext() as bucket:
             rows = [_dataset(root, raw, bucket, options, echo) for raw in (*DATASETS, *PHOTOGRAPHS_AS_JPEG)]
             rows += [_mixture(root, name, bucket, options, echo) for name in MIXTURES]
+            degraded = [
+                _degraded(root, raw, options)
+                for raw in (*DATASETS, *PHOTOGRAPHS_AS_JPEG)
+                if raw.degradation == NOISE
+            ]
     _print_table(rows, options, echo)
-    return {"photographs": len(images), "images_per_set": options.images, "rows": rows}
+    echo("\nuint8 samples per second of one core (CPU time), degraded by a pipeline while they are read")
+    head = tuple(degraded[0])
+    cells = [tuple(each[key] if key == "name" else f"{each[key]:.0f}" for key in head) for each in degraded]
+    echo("\n".join(aligned(("", *head[1:]), cells, "<" + ">" * (len(head) - 1))))
+    return {"photographs": len(images), "images_per_set": options.images, "rows": rows, "pipelines": degraded}
+
+
+def _degraded(root: Path, raw: RawDataset, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the samples per second of packed clean photographs: as they are, and degraded by each pipeline."""
+    store = open_store(str(root / f"packed-{raw.name}"))
+    pipelines = parse_pipelines({f"p{n}": steps for n, steps in enumerate(PIPELINES.values())})
+    names = {"no pipeline": "noise25", **dict(zip(PIPELINES, pipelines, strict=True))}
+    runs: dict[str, Callable[[], object]] = {}
+    for title, degradation in names.items():
+        stream = _stream(store, root / raw.name, {degradation: 1}, options.seed, pipelines=pipelines)
+        runs[title] = partial(next, stream.steps())
+    seconds = timing.interleaved(runs, options.repeats, timing.cpu_seconds)
+    return {"name": raw.name, **{title: BATCH / statistics.median(each) for title, each in seconds.items()}}
 
 
 def _dataset(
@@ -185,13 +212,20 @@ def _measure(
 
 
 def _stream(
-    store: Store, root: Path, shares: Mapping[str, int], seed: int, cache: str = "cache"
+    store: Store,
+    root: Path,
+    shares: Mapping[str, int],
+    seed: int,
+    cache: str = "cache",
+    pipelines: Mapping[str, Pipeline] | None = None,
 ) -> TrainStream:
     """Return our stream from a store; an epoch has as many samples as the data."""
     dataset = Dataset([store.uri], ShardCache(root.parent / cache, 1 << 40))
-    counts = {d: len(dataset.rows("train", d)) for d in shares}
+    counts = {d: len(dataset.rows("train", NOISE if d in (pipelines or {}) else d)) for d in shares}
     mixture: Mixture = weighted_mixture(counts, shares, max(BATCH, sum(counts.values())))
-    return TrainStream(dataset, mixture, seed=seed, crop_pixels=CROP, global_batch_size=BATCH)
+    return TrainStream(
+        dataset, mixture, seed=seed, crop_pixels=CROP, global_batch_size=BATCH, pipelines=pipelines
+    )
 
 
 def _epoch(

@@ -107,7 +107,8 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(
         str(file),
     ]
     assert main(["loader", "--release", str(release), *options]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    figures = json.loads(file.read_text())
+    rows = figures["rows"]
     assert [row["name"] for row in rows] == [
         *(s.name for s in (*DATASETS, PHOTOGRAPHS_AS_JPEG[0])),
         "3-degradation mixture",
@@ -118,6 +119,8 @@ def test_crops_are_proved_equal_and_every_set_and_mixture_is_measured(
         has_jpeg = row["name"] in ("BSD400", "OTS", "720p") or "mixture" in row["name"]
         assert ("cut_ratio" in row) == has_jpeg
         assert row["ours_per_second"] > 0 < row["ours_s3_cold_per_second"]
+    assert [each["name"] for each in figures["pipelines"]] == ["BSD400", "WED", "720p"]
+    assert all(each["no pipeline"] > each["Real-ESRGAN, second order"] > 0 for each in figures["pipelines"])
     assert str(tmp_path) not in file.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("mirage-bench")] == []
     assert "quartiles" in capsys.readouterr().out
