@@ -17,7 +17,7 @@ LONG := $(addprefix tests/orchestrator/,bench cluster evaluation maintenance mod
 .PHONY: demo test test-slow quick check docs setup clean help mutants
 
 help:
-	@echo "make demo       set up, then run the main job on real photographs (no GPU, under 10 minutes)"
+	@echo "make demo       set up, then run the main job on real photographs (no GPU, 3 to 6 minutes)"
 	@echo "make test       set up, then style, types, imports and the tests"
 	@echo "make test-slow  clusters, kills, servers, the main job (about 40 minutes)"
 	@echo "make quick      the tests of all that needs no server, no cluster and no training (about 3 minutes)"
