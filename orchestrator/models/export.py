@@ -100,7 +100,8 @@ def export(
             if on_progress:
                 on_progress(0, 1 + len(SHAPES), f"writing {out.name}")
             chosen.write(network, partial)
-            run = chosen.read(partial)
+            with _refusals_of(network, form):
+                run = chosen.read(partial)
 
             def checked(degraded: Tensor) -> Tensor:
                 with _refusals_of(network, form):
@@ -248,7 +249,8 @@ def _refusals_of(network: RestoringNetwork, form: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(network.module, MIRAGE) or isinstance(error, torch.onnx.OnnxExporterError):
+        packages_lack = isinstance(error, ExportError) or "not installed" in str(error)
+        if packages_lack or isinstance(network.module, MIRAGE):
             raise
         detail = (str(error).splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
         raise ExportError(

@@ -161,8 +161,12 @@ def _key(index: int) -> str:
     return f"{_FOLDER}/{index:0{_DIGITS}d}.json"
 
 
+_EVENT: Any = Annotated[SweepEvent, Field(discriminator="kind")]
+"""One object, because the adapter of a record is kept by the identity of its type."""
+
+
 def _parse(content: bytes) -> Any:
-    return read_record(Annotated[SweepEvent, Field(discriminator="kind")], content)  # type: ignore[arg-type]
+    return read_record(_EVENT, content)
 
 
 def newest_job(store: Store, events: Sequence[SweepEvent]) -> bytes:

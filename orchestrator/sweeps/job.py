@@ -82,7 +82,7 @@ def _run(job: SweepJob, print_events: Echo, echo: Echo, wait: bool) -> JobOutcom
         lease.check()
         done = sum(row.ended for row in log.table.trials)
         if not complete:
-            log.echo("the sweep is stopped; its trials have checkpoints. Submit it again to continue.")
+            log.echo("the sweep is stopped; its trials have checkpoints. Run it again to continue.")
             return JobOutcome("stopped", done, job.sweep.trials)
         return JobOutcome(_finish_winner(tracking, log.table, echo), done, done)
 

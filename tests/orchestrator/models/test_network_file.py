@@ -359,6 +359,28 @@ def test_networks_are_exported_with_the_same_numbers(folder: Path, tmp_path: Pat
         export(made(folder, "tuple"), tmp_path / "model.ckpt", "release")
 
 
+@pytest.mark.parametrize(
+    ("layers", "forward"),
+    [
+        ("nn.Conv2d(3, 3, 1)", "torch.special.i0e(self.layer(x))"),
+        ("nn.Conv2d(3, 3, 1).double()", "self.layer(x.double()).float()"),
+    ],
+    ids=["no such operator in the format", "no such type in its runtime"],
+)
+def test_what_onnx_cannot_express_is_one_error_that_says_what_works(
+    folder: Path, tmp_path: Path, layers: str, forward: str
+) -> None:
+    (folder / "odd.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        f"        super().__init__()\n        self.layer = {layers}\n\n"
+        f"    def forward(self, x):\n        return {forward}\n"
+    )
+    model = network.make(Model.model_validate({"class": "odd:Net", "path": str(folder)})).eval()
+    with pytest.raises(ExportError, match=r"onnx: not written: .*-f safetensors"):
+        export(model, tmp_path / "odd.onnx", "onnx")
+    assert not (tmp_path / "odd.onnx").exists()
+
+
 def test_a_network_that_draws_restores_an_image_in_the_same_way_each_time(folder: Path) -> None:
     model = made(folder, "draws in evaluation")
     degraded = torch.rand(3, 16, 16)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator import records
 from orchestrator.errors import SweepError
 from orchestrator.sweeps import event_log
 from orchestrator.sweeps.event_log import EventLog, read_events
@@ -107,3 +108,11 @@ def test_any_field_that_is_missing_or_of_another_type_is_read_or_told(tmp_path_f
 def test_an_object_that_is_no_event_is_named(tmp_path: Path, content: bytes):
     with pytest.raises(SweepError, match=r"000001\.json: the event log of the sweep is damaged"):
         read_events(write(tmp_path, [EVENTS[0], content]))
+
+
+def test_reading_many_events_keeps_one_reader_of_their_type(tmp_path: Path) -> None:
+    store = write(tmp_path, EVENTS)
+    read_events(store)
+    before = records._adapter.cache_info().currsize
+    read_events(store)
+    assert records._adapter.cache_info().currsize == before
