@@ -23,7 +23,7 @@ from shards.stream import MicroBatch, TrainStream
 
 _CHUNK = 4096
 _ID_CHARACTERS = 24
-_LINE_CHARACTERS, _MAX_LINES = 32, 40
+_LINE_CHARACTERS, _MAX_LINES = 28, 40
 """Size of the text that says what a pipeline drew."""
 
 
@@ -107,6 +107,7 @@ def _stacked(draw: Draw) -> NDArray[np.uint8]:
 def _caption(draw: Draw) -> str:
     name = draw.photograph
     short = name if len(name) <= _ID_CHARACTERS else f"…{name[1 - _ID_CHARACTERS :]}"
-    lines = textwrap.wrap(", ".join(draw.operators), _LINE_CHARACTERS, break_on_hyphens=False)
+    wrapped = (textwrap.wrap(each, _LINE_CHARACTERS, break_on_hyphens=False) for each in draw.operators)
+    lines = [line for several in wrapped for line in several]
     more = [*lines[: _MAX_LINES - 1], "..."] if len(lines) > _MAX_LINES else lines
     return "\n".join([short, f"position {draw.position:,}, {draw.psnr:.1f} dB", *more])

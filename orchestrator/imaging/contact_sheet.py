@@ -32,8 +32,11 @@ def image_grid(
     cell = cell if widest > cell else widest * (cell // widest)
     scaled = [[_to_width(picture, cell) for picture in row] for row in rows]
     label_width = 2 * GAP_PIXELS + max(int(font.getlength(label)) for label in row_labels)
-    lines = max((text.count("\n") + 1 for row in captions or () for text in row), default=0)
-    heights = [max(picture.height for picture in row) + lines * line for row in scaled]
+    lines = [max(text.count("\n") + 1 for text in row) for row in captions or [("",)] * len(rows)]
+    heights = [
+        max(picture.height for picture in row) + (count * line if captions else 0)
+        for row, count in zip(scaled, lines, strict=True)
+    ]
     width = label_width + len(titles) * (cell + GAP_PIXELS)
     page = Image.new("RGB", (width, line + GAP_PIXELS + sum(heights) + GAP_PIXELS * len(rows)), BACKGROUND)
     draw = ImageDraw.Draw(page)
