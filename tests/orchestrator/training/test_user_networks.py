@@ -239,6 +239,21 @@ def test_a_stopped_run_ends_with_the_same_bits(values, small_data, at_home, tmp_
         )
 
 
+def test_a_run_that_continues_on_another_number_of_workers_takes_the_same_steps(
+    values, small_data, at_home, tmp_path
+) -> None:
+    jobs = {trait: values(trait) for trait in ("never used", "used by input", "batch norm", "own loss term")}
+    shared(jobs, 2, at_home, tmp_path / "parts", stop=2)
+    for trait in jobs:
+        job, whole, again = made(values(trait)), Listener(), Listener()
+        run(job, small_data, tmp_path / "whole" / trait, whole)
+        run(job, small_data, tmp_path / "parts" / trait, again)
+        assert again.resumed_at() == [2]
+        later = {str(step): found for step, found in again.scalars.items() if step > 2}
+        whole.scalars = {step: found for step, found in whole.scalars.items() if step > 2}
+        assert_same_steps(whole, later, trait)
+
+
 def test_unused_parameters_are_named_once(values, small_data, tmp_path) -> None:
     driver = Listener()
     run(made(values("never used")), small_data, tmp_path / "never", driver)
