@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from mirage.cost import macs
 from orchestrator import tables
 from orchestrator.config import crop_stages
 from orchestrator.config.constraints import Costs, format_quantity
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import Values, format_params, grid, random_points
+from orchestrator.config.search_space import Values, candidate, format_params, grid, random_points
 from orchestrator.config.sweep_schema import Domain, SweepJob, rungs
 from orchestrator.planning.candidate_costs import examine
 from orchestrator.planning.plan import Plan, make_plan
@@ -62,7 +62,7 @@ def preview(job: SweepJob) -> Preview:
 
 def plan_sweep(job: SweepJob) -> str:
     """Return what the sweep will do and take, as text."""
-    base = make_plan(Job.model_validate(job.model_dump(mode="json", exclude={"sweep", "kind"})), strict=False)
+    base = make_plan(with_network(job, training_job(job)), strict=False)
     seen = preview(job)
     length = min(job.sweep.steps or base.total_steps, base.total_steps)
     width = max(len(parameter) for parameter in job.sweep.space)
@@ -80,6 +80,24 @@ def plan_sweep(job: SweepJob) -> str:
         f"winner     {_winner(job)}",
     ]
     return "\n".join([*lines, *(f"warning: {text}" for text in base.warnings)])
+
+
+def training_job(job: SweepJob) -> Job:
+    """Return the training job of the sweep, without values for its parameters."""
+    return Job.model_validate(job.model_dump(mode="json", exclude={"sweep", "kind"}))
+
+
+def with_network(job: SweepJob, base: Job) -> Job:
+    """Return `base` with the first network of the sweep, if it is user-defined.
+
+    An argument that its class requires may have values in the space alone, and then `base` cannot build it.
+    """
+    if base.model.class_ is None:
+        return base
+    points = islice(random_points(job.sweep.space, job.sweep.search.seed), MAX_CONSECUTIVE_REJECTIONS)
+    found = (candidate(job, values).job for values in points)
+    model = next((made.model for made in found if made is not None), base.model)
+    return base.model_copy(update={"model": model})
 
 
 def grid_points(job: SweepJob) -> tuple[int, bool]:

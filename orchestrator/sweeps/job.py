@@ -12,7 +12,6 @@ from pathlib import Path
 from orchestrator.config.identity import sweep_id
 from orchestrator.config.job_types import JobOutcome
 from orchestrator.config.loader import dump_job
-from orchestrator.config.schema import Job
 from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.console import Echo, console, message_echo
 from orchestrator.data import datasets
@@ -21,7 +20,7 @@ from orchestrator.errors import PlanError, SweepError
 from orchestrator.ownership import owned
 from orchestrator.paths import below, home
 from orchestrator.planning.plan import make_plan
-from orchestrator.planning.sweep_plan import plan_sweep
+from orchestrator.planning.sweep_plan import plan_sweep, training_job, with_network
 from orchestrator.signals import Stopped, on_stop, raise_on_stop
 from orchestrator.sweeps.best_trial import winning_job
 from orchestrator.sweeps.event_log import EventLog
@@ -92,11 +91,6 @@ def sweep_store(job: SweepJob, name: str) -> Store:
     return open_store(f"{below(job.storage, 'sweeps')}/{name}")
 
 
-def training_job(job: SweepJob) -> Job:
-    """Return the training job of the sweep, without values for its parameters."""
-    return Job.model_validate(job.model_dump(mode="json", exclude={"sweep", "kind"}))
-
-
 def report_folder(name: str) -> Path:
     """Return the folder of the sweep's report on this machine."""
     return home() / "sweeps" / name
@@ -127,7 +121,7 @@ def _run_trials(tracking: TrialTracking, log: EventLog, stop: threading.Event) -
     from orchestrator.sweeps.ray_tuner import run_trials
 
     job = tracking.job
-    total = make_plan(training_job(job), strict=True, dataset=tracking.dataset).total_steps
+    total = make_plan(with_network(job, training_job(job)), strict=True, dataset=tracking.dataset).total_steps
     with on_stop(stop.set):
         complete, _ = run_trials(
             job,

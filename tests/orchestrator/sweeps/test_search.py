@@ -217,3 +217,17 @@ def test_the_plan_shows_the_trials_that_will_run_and_the_rejected_ones(
     assert f"{len(seen.rejected)} rejected" in text
     assert "a full grid has 27 points" in text
     assert len(list(grid(job.sweep.space))) == 27
+
+
+def test_a_sweep_is_planned_where_the_class_requires_the_argument_that_is_searched(
+    make_sweep, tmp_path
+) -> None:
+    (tmp_path / "planned_network.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Conv2d):\n    def __init__(self, side):\n"
+        "        super().__init__(3, 3, side, padding='same')\n"
+    )
+    model = {"class": "planned_network:Net", "path": str(tmp_path)}
+    job = make_sweep({"model": model}, space={"model.arguments.side": {"choice": [1, 3]}})
+    text = plan_sweep(job)
+    assert "2 accepted" in text
+    assert all(f"side {side}" in text for side in (1, 3))
