@@ -41,7 +41,9 @@ def reading(
         parts.append(f"{needed:.1f} crops a second for each worker, from {readers}{each}")
     shares = {entry.degradation: entry.per_epoch / mixture.samples_per_epoch for entry in mixture.entries}
     pipelines = {name: each for name, each in pipelines_of(job).items() if name in shares}
-    used = {name: crop_seconds(each, job.seed, stages) for name, each in pipelines.items()}
+    used = {
+        name: crop_seconds(each, job.seed, stages, job.data.margin_pixels) for name, each in pipelines.items()
+    }
     if used:
         mean = sum(shares[name] * seconds for name, seconds in used.items())
         cores = f", {needed * mean:.2g} cores per worker" if needed else ""
@@ -55,9 +57,9 @@ def reading(
     return Reading("; ".join(parts), warning)
 
 
-def crop_seconds(pipeline: Pipeline, seed: int, stages: CropSchedule) -> float:
-    """Return the mean CPU time of a pipeline for a crop, over some draws."""
-    side = max(stage.pixels for stage in stages.stages)
+def crop_seconds(pipeline: Pipeline, seed: int, stages: CropSchedule, margin: int = 0) -> float:
+    """Return the mean CPU time of a pipeline for a crop with its margin, over some draws."""
+    side = max(stage.pixels for stage in stages.stages) + 2 * margin
     crop = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     pipeline.degrade(crop, training_key(seed, 0))  # the first call imports and allocates
     began = time.process_time()

@@ -16,7 +16,7 @@ from orchestrator.restoration.locations import InputPhoto, ObjectLocation, find_
 from shards.degradations.parse import parse_pipelines
 from shards.degradations.pipeline import AppliedOperator, Pipeline, evaluation_key
 from shards.degradations.presets import PRESETS
-from shards.errors import CorruptObjectError, StoreError
+from shards.errors import CorruptObjectError, DegradeError, StoreError
 
 
 class UnknownPipelineError(OrchestratorError):
@@ -69,7 +69,7 @@ def degrade_photographs(
         raise PhotoError(f"-o {out}: results are PNG files. Name a .png file, or a folder.")
     for photo, target in zip(found.photos, targets, strict=True):
         try:
-            record = ObjectLocation(target.folder, str(PurePosixPath(target.key).with_suffix(".json")))
+            record = ObjectLocation(target.folder, f"{target.key}.json")
             for each in (target, record):
                 if each.store.exists(each.key):
                     if not overwrite:
@@ -79,8 +79,10 @@ def degrade_photographs(
             clean = np.rint(like.pixels.transpose(1, 2, 0) * np.float32(255)).astype(np.uint8)
             key = evaluation_key(seed, str(PurePosixPath(photo.name).with_suffix("")))
             degraded = pipeline.degrade(clean, key).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-            record.store.write(record.key, _record(photo.location, pipeline, seed, key))
             target.store.write(target.key, encode(degraded, like, "PNG"))
+            record.store.write(record.key, _record(photo.location, pipeline, seed, key))
+        except DegradeError as error:
+            yield DegradedPhoto(photo.location, target, problem=f"{photo.location}: {error}")
         except (PhotoError, StoreError, CorruptObjectError) as error:
             yield DegradedPhoto(photo.location, target, problem=str(error))
         else:

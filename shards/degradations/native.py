@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCES = sorted(Path(__file__).with_name("c").glob("*.c"))
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fno-fast-math", "-shared", "-fPIC")
 _ARGUMENTS = {"convolve": (3, 5), "resize_rows": (4, 3), "resize_columns": (4, 4)}
 """Numbers of pointer arguments, and of integer arguments after them."""
 
@@ -56,7 +56,15 @@ def library() -> ctypes.CDLL | None:
                 stacklevel=2,
             )
             return None
-    loaded = ctypes.CDLL(str(target))
+    try:
+        loaded = ctypes.CDLL(str(target))
+    except OSError as error:  # damaged, or in a folder whose files must not run
+        warnings.warn(
+            f"The C code of shards.degradations cannot be loaded; NumPy is used instead: {error}. "
+            "Where the file is damaged, remove it: the next start builds it again.",
+            stacklevel=2,
+        )
+        return None
     for name, (pointers, numbers) in _ARGUMENTS.items():
         function = getattr(loaded, f"degradations_{name}")
         function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers

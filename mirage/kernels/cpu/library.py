@@ -148,7 +148,15 @@ def _load() -> ctypes.CDLL | None:
                 stacklevel=3,
             )
             return None
-    loaded = ctypes.CDLL(str(target))
+    try:
+        loaded = ctypes.CDLL(str(target))
+    except OSError as error:  # damaged, or in a folder whose files must not run
+        warnings.warn(
+            f"The C code of mirage.kernels cannot be loaded; plain PyTorch is used instead: {error}. "
+            "Where the file is damaged, remove it: the next start builds it again.",
+            stacklevel=3,
+        )
+        return None
     loaded.mirage_lanes.argtypes, loaded.mirage_lanes.restype = [], ctypes.c_long
     for name, (pointers, numbers) in FUNCTIONS.items():
         function = getattr(loaded, f"mirage_{name}")

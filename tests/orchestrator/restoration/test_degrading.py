@@ -59,7 +59,7 @@ def test_each_photograph_gets_a_png_with_draws_that_depend_on_its_name_and_seed_
 
 def test_what_was_drawn_is_written_beside_each_result() -> None:
     assert degrade("in", "-p", "dncnn_b", "--seed", "3", "-o", "out").status == 0
-    record = json.loads(Path("out/trip/a.json").read_text())
+    record = json.loads(Path("out/trip/a.png.json").read_text())
     (noise,) = record["operators"]
     assert (record["key"], noise["path"]) == ("test/3/trip/a", "dncnn_b/gaussian_noise:0")
     clean = pixels("in/trip/a.png").astype(np.float32) / np.float32(255)
@@ -104,7 +104,10 @@ def test_no_photograph_and_no_result_is_replaced() -> None:
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_degraded() -> None:
     Path("in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    done = degrade("in", "-p", "dncnn_b", "-o", "out")
+    Image.new("RGB", (17_000, 1)).save("in/wide.png")
+    Path("job.yaml").write_text(JOB.replace("jpeg", "webp"))
+    done = degrade("in", "-p", "phone", "--job", "job.yaml", "-o", "out")
     assert done.status == 1
     assert "broken.png" in done.text
+    assert "wide.png" in done.text
     assert Path("out/trip/a.png").exists()
