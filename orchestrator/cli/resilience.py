@@ -32,7 +32,7 @@ NOT_PROVEN = 1
 @command(
     PROOFS,
     "mirage prove-resume jobs/demo.yaml --kills 3",
-    "mirage prove-resume jobs/demo.yaml --workers 2 --workers-after 1 --workers-after 3 --in-process",
+    "mirage prove-resume jobs/demo.yaml --workers 1 --workers-after 2 --in-process",
 )
 def prove_resume(
     job_file: JobFile,
