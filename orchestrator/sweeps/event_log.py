@@ -16,7 +16,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
@@ -130,10 +130,7 @@ def _trial(event: SweepEvent) -> int | str:
 
 def read_events(store: Store) -> list[SweepEvent]:
     """Return the events in their order. Raises SweepError if one is missing or damaged."""
-    keys = sorted(
-        (key for key in store.list(f"{_FOLDER}/") if key.endswith(".json")),
-        key=lambda key: (len(key), key),  # the order of their numbers
-    )
+    keys = in_order(key for key in store.list(f"{_FOLDER}/") if key.endswith(".json"))
     with ThreadPoolExecutor(_READERS) as readers:
         reads = [readers.submit(read_checked, store, key, _parse, RecordError) for key in keys]
     table = TrialTable()
@@ -155,6 +152,11 @@ def read_events(store: Store) -> list[SweepEvent]:
                 "Give the sweep another name to start again."
             ) from error
     return events
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Return the keys of events in the order of their numbers, which have more than six digits from a million on."""
+    return sorted(keys, key=lambda key: (len(key), key))
 
 
 def _key(index: int) -> str:

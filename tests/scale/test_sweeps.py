@@ -10,7 +10,7 @@ import pytest
 from orchestrator.config.loader import load_job
 from orchestrator.config.schema import METRIC
 from orchestrator.config.sweep_schema import SweepJob
-from orchestrator.sweeps.event_log import EventLog
+from orchestrator.sweeps.event_log import EventLog, _key, in_order
 from orchestrator.sweeps.event_schema import Rejected
 from orchestrator.sweeps.ray_search import searcher_of
 from tests.orchestrator.sweeps.simulated import MemoryStore
@@ -30,6 +30,11 @@ def test_an_event_costs_the_same_after_any_number_of_events():
         return calls(lambda: log.add(Rejected({}, "no", count)))
 
     stays_flat(one_more, EVENTS)
+
+
+def test_the_event_after_the_millionth_comes_after_it():
+    keys = [_key(index) for index in (999_999, 1_000_000, 1_000_001)]
+    assert in_order(reversed(keys)) == keys
 
 
 @pytest.mark.filterwarnings("ignore:Define-by-run function")
