@@ -95,9 +95,9 @@ def _kept_by_block(config: ModelConfig, stage: Stage, pixels: int, mode: StepMod
         per_image = (_FP32 + mode.size) * attention**2 + mode.size * KERNEL_SIZE**2 * convolution
     else:
         per_image = _FP32 * (10 * attention**2 + 2 * KERNEL_SIZE**2 * convolution)
-    per_pixel = (
-        mode.size * _kept_per_pixel(config, stage, mode.backend) + _FP32 * 2
-    )  # mean and deviation of the first norm
+    per_pixel = mode.size * _kept_per_pixel(config, stage, mode.backend)
+    if mode.backend == "cpu":
+        per_pixel += _FP32 * 2  # mean and deviation of the first norm
     return pixels * per_pixel + per_image
 
 
@@ -115,6 +115,5 @@ def _kept_per_pixel(config: ModelConfig, stage: Stage, backend: Backend) -> int:
     kept += 2 * channels if projected else 0
     if backend == "cpu":
         return kept + attention
-    kept += 6 * attention  # q, k and v before and after their convolutions
-    kept += 3 * hidden_width(convolution)  # gate and values; their product
-    return kept + int(channels * config.ffn_expansion)  # the gated map; the hidden one is computed again
+    kept += 3 * attention  # q, k and v after their convolutions
+    return kept + 3 * hidden_width(convolution)  # gate and values; their product

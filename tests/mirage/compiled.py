@@ -95,8 +95,8 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     part, head = x[..., third : 2 * third], torch.ones(1)
     ones, many = torch.ones(c), torch.ones(third)
 
-    normed, *kept = norm_linear.layer_norm(x, ones, ones, 1e-5)
-    norm_linear.norm_gradient(normed, x, ones, ones, *kept)
+    normed = norm_linear.layer_norm(x, ones, ones, 1e-5)
+    norm_linear.norm_gradient(normed[None], x, ones, ones, 1e-5)
 
     matrix, filters = torch.zeros(3 * third, third), torch.zeros(3 * third, 3, 3)
     out, *kept = attention_branch.attention(part, matrix, filters, head)

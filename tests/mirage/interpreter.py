@@ -27,6 +27,7 @@ def interpret_triton() -> None:
             convolution,
             convolution_branch,
             gated,
+            linear_convolution,
             norm_linear,
             pointwise,
             reductions,

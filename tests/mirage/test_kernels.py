@@ -75,9 +75,10 @@ BRANCHES = ("layer_norm", "attention", "gated_convolution", "channel_mlp", "fusi
 def _small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shrink the part of a map that one interpreted program processes, so that small maps take several programs."""
     if HAS_TRITON and DEVICE == "cpu":
-        from mirage.kernels.triton import convolution, norm_linear, reductions
+        from mirage.kernels.triton import convolution, matrices, norm_linear, reductions
 
         monkeypatch.setattr(convolution, "STRIP", 4)
+        monkeypatch.setattr(matrices, "TILES", 2)
         monkeypatch.setattr(norm_linear, "CHUNK", 4)
         monkeypatch.setattr(reductions, "CHUNK", 32)
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.triton.convolution import convolve, gradients, prepared
+from mirage.kernels.triton.linear_convolution import fits, linear_convolution_gradient
 from mirage.kernels.triton.matrices import weight_gradient
 from mirage.kernels.triton.pointwise import linear
 from mirage.kernels.triton.reductions import gram_gradient, partial_gram
@@ -25,13 +26,12 @@ ROWS = 16
 def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
     """Apply attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,).
 
-    Return the result (b, h, w, a) and what the gradient needs: q, k and v before and after their convolution, the inner
-    products of q and k (b, a, a), their norms (b, 2a), the attention weights (b, a, a), and the prepared filters.
+    Return the result (b, h, w, a) and what the gradient needs: q, k and v after their convolution, the inner products
+    of q and k (b, a, a), their norms (b, 2a), the attention weights (b, a, a), and the prepared filters.
     """
     batch, height, width, _ = x.shape
-    qkv = linear(x, matrix)
     low_filters = prepared(filters, x.dtype)
-    convolved = convolve(qkv, low_filters)
+    convolved = convolve(linear(x, matrix), low_filters)
     values = matrix.shape[0] // 3
     partial = partial_gram(convolved[..., : 2 * values].flatten(1, 2))
     heads = temperature.shape[0]
@@ -54,7 +54,7 @@ def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -
         )
     v = convolved[..., 2 * values :].flatten(1, 2)
     out = torch.bmm(v, weights.mT).view(batch, height, width, values)
-    return out, qkv, convolved, dots, norms, weights, low_filters
+    return out, convolved, dots, norms, weights, low_filters
 
 
 def attention_gradient(
@@ -63,7 +63,6 @@ def attention_gradient(
     matrix: Tensor,
     filters: Tensor,
     temperature: Tensor,
-    qkv: Tensor,
     convolved: Tensor,
     dots: Tensor,
     norms: Tensor,
@@ -99,12 +98,16 @@ def attention_gradient(
     qk = slice(0, 2 * values)
     gram_gradient(symmetric, convolved[..., qk].flatten(1, 2), out=grad_convolved[..., qk].flatten(1, 2))
 
-    grad_qkv, grad_filters = gradients(grad_convolved, qkv, low_filters, gelu_first=False)
-    grad_x = linear(grad_qkv, matrix.mT)
-    grad_qkv = grad_qkv.flatten(0, 2)
+    if fits(x):
+        parts, grad_matrix, grad_filters = linear_convolution_gradient(grad_convolved, x, matrix, low_filters)
+        grad_x = parts[0] if len(parts) == 1 else parts.sum(0)
+    else:
+        grad_qkv, grad_filters = gradients(grad_convolved, linear(x, matrix), low_filters)
+        grad_x = linear(grad_qkv, matrix.mT)
+        grad_matrix = weight_gradient(grad_qkv.flatten(0, 2), x.flatten(0, 2), matrix.dtype)
     return (
         grad_x,
-        weight_gradient(grad_qkv, x.flatten(0, 2), matrix.dtype),
+        grad_matrix.to(matrix.dtype),
         grad_filters.to(filters.dtype),
         row_sums.view(batch, heads, -1).sum((0, 2)).to(temperature.dtype),
     )

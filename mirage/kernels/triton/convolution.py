@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.tiling import gelu, gelu_derivative, tile
+from mirage.kernels.triton.tiling import gelu_derivative, tile
 
 STRIP = 16
 """Rows that one program of the filter gradient adds up."""
@@ -33,11 +33,13 @@ def convolve(
     filters: Tensor,
     *,
     reverse: bool = False,
+    before_gelu: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Correlate x (b, h, w, c) with `prepared` filters (k, k, c) or (b, k, k, c), with zero padding.
 
     reverse: rotate the filters by 180 degrees, for the gradient of the map.
+    before_gelu: a map (b, h, w, c), by whose derivative of GELU the result is multiplied.
     out: the map to write to, or a slice of its channels; by default a new map.
     """
     batch, height, width, channels = x.shape
@@ -53,6 +55,7 @@ def convolve(
         _convolve[(batch * height * pieces, triton.cdiv(channels, block))](
             x,
             filters,
+            x if before_gelu is None else before_gelu,
             out,
             height,
             width,
@@ -63,17 +66,17 @@ def convolve(
             pieces,
             SIZE=size,
             REVERSE=reverse,
+            GELU=before_gelu is not None,
             PIXELS=pixels,
             CHANNELS=block,
         )
     return out
 
 
-def gradients(grad: Tensor, x: Tensor, filters: Tensor, *, gelu_first: bool) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a 3x3 convolution of x (b, h, w, c), or of its GELU: of x, and of the filters in fp32.
+def gradients(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a 3x3 convolution of x (b, h, w, c): of x, and of the filters (c, 3, 3) in fp32.
 
-    grad: of the result. filters: `prepared`; their gradient is (c, 3, 3). One kernel, which reads each map once: the
-    neighbours that the gradient of the map takes are those that the gradient of the filters takes.
+    grad: of the result. filters: `prepared`. One kernel, which reads each map once: what it reads again is in cache.
     """
     batch, height, width, channels = x.shape
     out = torch.empty_like(x)
@@ -94,7 +97,6 @@ def gradients(grad: Tensor, x: Tensor, filters: Tensor, *, gelu_first: bool) -> 
             channels,
             strips,
             pieces,
-            GELU=gelu_first,
             STRIP=rows,
             PIXELS=pixels,
             CHANNELS=block,
@@ -142,6 +144,7 @@ def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor, dtype: torch.dtype
 def _convolve(
     x,
     filters,
+    before,
     out,
     height,
     width,
@@ -152,6 +155,7 @@ def _convolve(
     pieces,
     SIZE: tl.constexpr,
     REVERSE: tl.constexpr,
+    GELU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -182,6 +186,9 @@ def _convolve(
 
     pixel = row.to(tl.int64) * width + column
     mask = (column < width)[:, None] & present[None, :]
+    if GELU:
+        value = tl.load(before + pixel[:, None] * channels + channel[None, :], mask=mask, other=0.0)
+        total *= gelu_derivative(value.to(tl.float32))
     tl.store(out + pixel[:, None] * out_stride + channel[None, :], total, mask=mask)
 
 
@@ -237,6 +244,62 @@ def _filter_gradient(
 
 
 @triton.jit
+def neighbours(x, row, y, dy, dx, height, width, column, channel, channels, stride):
+    """Read x, in fp32, (dy, dx) away from some pixels of row y; 0 outside the image. row: of all images."""
+    source_y, source_x = y + dy, column + dx
+    inside = (source_x >= 0) & (source_x < tl.where((source_y >= 0) & (source_y < height), width, 0))
+    start = x + (row + dy).to(tl.int64) * width * stride
+    value = tl.load(
+        start + source_x[:, None] * stride + channel[None, :],
+        mask=inside[:, None] & (channel < channels)[None, :],
+        other=0.0,
+    )
+    return value.to(tl.float32)
+
+
+@triton.jit
+def map_gradient(grad, filters, row, y, height, width, column, channel, channels):
+    """Return the gradient of the map before a 3x3 convolution at some pixels: that with reversed filters."""
+    total = tl.zeros([column.shape[0], channel.shape[0]], dtype=tl.float32)
+    for dy in range(3):
+        for dx in tl.static_range(3):
+            g = neighbours(grad, row, y, dy - 1, dx - 1, height, width, column, channel, channels, channels)
+            tap = tl.load(
+                filters + (8 - dy * 3 - dx) * channels + channel, mask=channel < channels, other=0.0
+            )
+            total += g * tap.to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
+def tap_shares(grad, x, row, y, height, width, column, channel, channels, stride):
+    """Return what some pixels add to the gradient of each tap of a 3x3 convolution of x: nine rows of (16, channels).
+
+    grad: of the result at these pixels, 0 outside the image.
+    """
+    number = tl.arange(0, 16)
+    shares = tl.zeros([16, channel.shape[0]], dtype=tl.float32)
+    for dy in range(3):
+        for dx in tl.static_range(3):
+            value = neighbours(x, row, y, dy - 1, dx - 1, height, width, column, channel, channels, stride)
+            share = tl.sum(grad * value, axis=0)
+            shares += tl.where((number == dy * 3 + dx)[:, None], share[None, :], 0.0)
+    return shares
+
+
+@triton.jit
+def store_taps(target, taps, channel, channels, REVERSE: tl.constexpr):
+    """Write sums of `tap_shares` as (channels, 9), or with the last tap first."""
+    number = tl.arange(0, 16)
+    place = 8 - number if REVERSE else number
+    tl.store(
+        target + channel[None, :] * 9 + place[:, None],
+        taps,
+        mask=(number < 9)[:, None] & (channel < channels)[None, :],
+    )
+
+
+@triton.jit
 def _gradients(
     grad,
     x,
@@ -248,77 +311,23 @@ def _gradients(
     channels,
     strips,
     pieces,
-    GELU: tl.constexpr,
     STRIP: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     piece = tl.program_id(0) % pieces
     strip = tl.program_id(0) // pieces % strips
-    image = (tl.program_id(0) // pieces // strips).to(tl.int64)
+    image = tl.program_id(0) // pieces // strips
     column = piece * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    present = channel < channels
-
-    # Sums for the nine taps of the filter
-    tap0 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap1 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap2 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap3 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap4 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap5 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap6 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap7 = tl.zeros([CHANNELS], dtype=tl.float32)
-    tap8 = tl.zeros([CHANNELS], dtype=tl.float32)
+    taps = tl.zeros([16, CHANNELS], dtype=tl.float32)
     for line in range(STRIP):
         y = strip * STRIP + line
-        here = ((image * height + y) * width + column)[:, None] * channels + channel[None, :]
-        mask = (column < tl.where(y < height, width, 0))[:, None] & present[None, :]
-        value = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
-        active = gelu(value) if GELU else value
-        total = tl.zeros([PIXELS, CHANNELS], dtype=tl.float32)
-        for dy in tl.static_range(3):
-            source_y = y + dy - 1
-            start = grad + (image * height + source_y) * width * channels
-            end = tl.where((source_y >= 0) & (source_y < height), width, 0)
-            for dx in tl.static_range(3):
-                source_x = column + dx - 1
-                inside = ((source_x >= 0) & (source_x < end))[:, None] & present[None, :]
-                g = tl.load(start + source_x[:, None] * channels + channel[None, :], mask=inside, other=0.0)
-                g = g.to(tl.float32)
-                # This pixel reached that neighbour through the tap opposite to (dy, dx).
-                tap = tl.load(filters + (8 - dy * 3 - dx) * channels + channel, mask=present, other=0.0)
-                total += g * tap.to(tl.float32)[None, :]
-                share = tl.sum(g * active, axis=0)
-                if dy * 3 + dx == 8:
-                    tap0 += share
-                elif dy * 3 + dx == 7:
-                    tap1 += share
-                elif dy * 3 + dx == 6:
-                    tap2 += share
-                elif dy * 3 + dx == 5:
-                    tap3 += share
-                elif dy * 3 + dx == 4:
-                    tap4 += share
-                elif dy * 3 + dx == 3:
-                    tap5 += share
-                elif dy * 3 + dx == 2:
-                    tap6 += share
-                elif dy * 3 + dx == 1:
-                    tap7 += share
-                else:
-                    tap8 += share
-        if GELU:
-            total *= gelu_derivative(value)
+        row = image * height + y
+        here = (row.to(tl.int64) * width + column)[:, None] * channels + channel[None, :]
+        mask = (column < tl.where(y < height, width, 0))[:, None] & (channel < channels)[None, :]
+        g = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
+        taps += tap_shares(g, x, row, y, height, width, column, channel, channels, channels)
+        total = map_gradient(grad, filters, row, y, height, width, column, channel, channels)
         tl.store(out + here, total, mask=mask)
-
-    sums = partial + (tl.program_id(0) * channels + channel) * 9
-    tl.store(sums, tap0, mask=present)
-    tl.store(sums + 1, tap1, mask=present)
-    tl.store(sums + 2, tap2, mask=present)
-    tl.store(sums + 3, tap3, mask=present)
-    tl.store(sums + 4, tap4, mask=present)
-    tl.store(sums + 5, tap5, mask=present)
-    tl.store(sums + 6, tap6, mask=present)
-    tl.store(sums + 7, tap7, mask=present)
-    tl.store(sums + 8, tap8, mask=present)
+    store_taps(partial + tl.program_id(0).to(tl.int64) * channels * 9, taps, channel, channels, REVERSE=False)

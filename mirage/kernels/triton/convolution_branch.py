@@ -20,7 +20,7 @@ from mirage.kernels.reference import BATCH_NORM_EPS
 from mirage.kernels.triton.convolution import convolve, filter_gradient, prepared
 from mirage.kernels.triton.gated import run_values
 from mirage.kernels.triton.matrices import matrix_precision, weight_gradient
-from mirage.kernels.triton.pointwise import linear
+from mirage.kernels.triton.pointwise import linear_gradient
 from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 IMAGES = 16
@@ -111,23 +111,18 @@ def gated_convolution_gradient(grad: Tensor, i: Inputs, kept: Kept) -> dict[str,
     """Return the gradients by the names of the inputs."""
     batch, height, width, _ = i.x.shape
     wide = kept.filters.shape[3]
-    grad = grad.flatten(0, 2)
-    found = {"project": weight_gradient(grad, kept.contracted.flatten(0, 2), i.project.dtype)}
-    grad_x = linear(grad.view(*i.x.shape[:3], -1), i.project.mT).flatten(
-        0, 2
-    )  # through the shortcut around the gated unit; more is added below
-    found["contract"] = weight_gradient(grad_x, kept.gated.flatten(0, 2), i.contract.dtype)
+    grad = grad.contiguous()
+    # The gradient of x through the shortcut around the gated unit; more is added below.
+    grad_x, grad_project, _ = linear_gradient(grad, kept.contracted, i.project)
+    found = {"project": grad_project.to(i.project.dtype)}
+    found["contract"] = weight_gradient(grad_x.flatten(0, 2), kept.gated.flatten(0, 2), i.contract.dtype)
 
     grad_hidden = torch.empty_like(kept.hidden)
     convolved = kept.hidden.new_empty(batch, height, width, wide)
     run_values(kept.hidden, kept.filters, grad_hidden, convolved, i.path_scale, grad_x, i.contract)
     convolve(convolved, kept.filters, reverse=True, out=grad_hidden[..., -wide:])
     rest = kept.hidden[..., -wide:]
-    grad_hidden = grad_hidden.flatten(0, 2)
-    grad_weight = weight_gradient(grad_hidden, i.x.flatten(0, 2), torch.float32)
-    grad_bias = grad_hidden.sum(0, dtype=torch.float32)
-    grad_x.addmm_(grad_hidden, kept.weight)
-    found["x"] = grad_x.view(i.x.shape)
+    found["x"], grad_weight, grad_bias = linear_gradient(grad_hidden, i.x, kept.weight, added=grad_x)
 
     if i.generator is None:
         found["filters"] = filter_gradient(convolved, rest, i.filters)

@@ -5,25 +5,24 @@ from __future__ import annotations
 from torch import Tensor
 
 from mirage.kernels.reference import NORM_EPS
-from mirage.kernels.triton.convolution import gradients, prepared
+from mirage.kernels.triton.convolution import convolve, prepared
 from mirage.kernels.triton.gated import gated_depthwise, gated_depthwise_gradient
+from mirage.kernels.triton.linear_convolution import fits, linear_convolution_gradient
 from mirage.kernels.triton.matrices import weight_gradient
 from mirage.kernels.triton.norm_linear import norm_gradient, norm_linear
-from mirage.kernels.triton.pointwise import linear
 
 
 def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor, shortcut: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Apply layer norm and the feed-forward network to x (b, h, w, c), and add x if `shortcut`.
 
-    Return the result and what the gradient needs: the gated map and the prepared filters. The hidden map is computed
-    again.
+    Return the result and the prepared filters. The gradient needs only these and the inputs: it computes the hidden
+    map again.
     """
-    active = norm_linear(x, scale, shift, expand, NORM_EPS).active
+    active, _ = norm_linear(x, scale, shift, expand, NORM_EPS)
     low_filters = prepared(filters, x.dtype)
-    gated = gated_depthwise(active, low_filters)
-    return linear(gated, contract, x if shortcut else None), gated, low_filters
+    return gated_depthwise(active, low_filters, contract, x.contiguous() if shortcut else None), low_filters
 
 
 def feed_forward_gradient(
@@ -34,24 +33,29 @@ def feed_forward_gradient(
     expand: Tensor,
     filters: Tensor,
     contract: Tensor,
-    gated: Tensor,
     low_filters: Tensor,
     shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients with respect to x, scale with shift (2, c), expand, filters and contract."""
-    grad_contract = weight_gradient(grad.flatten(0, 2), gated.flatten(0, 2), contract.dtype)
-    again = norm_linear(x, scale, shift, expand, NORM_EPS, with_hidden=True)
-    convolved = gated_depthwise_gradient(grad, contract, again.active, low_filters)
-    grad_hidden, grad_filters = gradients(convolved, again.hidden, low_filters, gelu_first=True)
-
+    narrow = fits(x)
+    active, hidden = norm_linear(x, scale, shift, expand, NORM_EPS, with_hidden=not narrow)
+    convolved, grad_contract, grad_filters = gated_depthwise_gradient(grad, contract, active, low_filters)
     around = grad if shortcut else None
-    grad_x, affine, normed = norm_gradient(
-        grad_hidden, x, scale, shift, again.mean, again.inverse, weight=expand, shortcut=around
-    )
+    if narrow:
+        parts, grad_expand, _ = linear_convolution_gradient(
+            convolved, x, expand, low_filters, norm=(scale, shift)
+        )
+        grad_x, affine, _ = norm_gradient(parts, x, scale, shift, NORM_EPS, shortcut=around)
+    else:
+        grad_hidden = convolve(convolved, low_filters, reverse=True, before_gelu=hidden)
+        grad_x, affine, normed = norm_gradient(
+            grad_hidden[None], x, scale, shift, NORM_EPS, weight=expand, shortcut=around
+        )
+        grad_expand = weight_gradient(grad_hidden.flatten(0, 2), normed, expand.dtype)
     return (
         grad_x,
         affine,
-        weight_gradient(grad_hidden.flatten(0, 2), normed, expand.dtype),
+        grad_expand.to(expand.dtype),
         grad_filters.to(filters.dtype),
-        grad_contract,
+        grad_contract.to(contract.dtype),
     )

@@ -17,7 +17,7 @@ def _low(x: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Normalise the channels of x (b, h, w, c)."""
-    out: Tensor = operators.layer_norm(_low(x), scale, shift, NORM_EPS)[0]
+    out: Tensor = operators.layer_norm(_low(x), scale, shift, NORM_EPS)
     return out
 
 

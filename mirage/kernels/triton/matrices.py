@@ -1,13 +1,40 @@
 """Gradients of matrices, and the precision of matrix products.
 
 Kernels cast weights as they read them. The gradients of weights are added up in fp32 by the matrix product itself, so
-that no launch converts them.
+that no launch converts them. Or the kernel that has both factors at hand adds it up, if it fits into the registers of a
+program: each program goes through a stretch of pixels, and the sums of the programs are added in order.
 """
 
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
+
+LARGEST = 4096
+"""Most numbers of a matrix whose gradient a program adds up while it does other work."""
+
+PROGRAMS = 256
+"""Most programs that add up a gradient, about two for each SM of an H200: each writes sums as large as the matrix."""
+
+TILES = 16
+"""Fewest tiles of pixels that such a program goes through, if there are as many."""
+
+
+def padded(size: int) -> int:
+    """Return the rows or columns of a matrix product that holds this many: a power of two, and at least 16."""
+    return max(int(triton.next_power_of_2(size)), 16)
+
+
+def fits(weight: Tensor) -> bool:
+    """Return whether a program can add up the gradient of this matrix."""
+    return padded(weight.shape[0]) * padded(weight.shape[1]) <= LARGEST
+
+
+def stretches(tiles: int) -> tuple[int, int]:
+    """Return the number of programs that share these tiles, and the tiles of each."""
+    each = max(min(TILES, tiles), triton.cdiv(tiles, PROGRAMS))
+    return triton.cdiv(tiles, each), each
 
 
 def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,14 +1,12 @@
 """Layer norm in Triton, by itself or with the linear layer and the GELU after it: the normalised map is not written.
 
-The gradient needs mean and deviation of each pixel, and computes the normalised map once more for the gradient of the
-weight.
+The gradient reads whole pixels, so it computes their mean and deviation again. For the gradient of the weight it writes
+the normalised map.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -23,43 +21,31 @@ CHUNK = 256
 """Pixels of one program of the gradient."""
 
 
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalised map (b, h, w, c), and the mean and 1 / deviation of each pixel, (b * h * w,) in fp32."""
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Normalise the channels of x (b, h, w, c)."""
     channels, pixels = x.shape[3], x.shape[:3].numel()
     x, stride = with_pixel_stride(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    mean, inverse = (torch.empty(pixels, dtype=torch.float32, device=x.device) for _ in range(2))
     across = triton.next_power_of_2(channels)
     rows = max(2048 // across, 1)
     with torch.cuda.device_of(x):
         _layer_norm[(triton.cdiv(pixels, rows),)](
-            x, scale, shift, out, mean, inverse, pixels, channels, stride, eps, ROWS=rows, ACROSS=across
+            x, scale, shift, out, pixels, channels, stride, eps, ROWS=rows, ACROSS=across
         )
-    return out, mean, inverse
-
-
-class Normed(NamedTuple):
-    """What `norm_linear` returns."""
-
-    active: Tensor
-    """(b, h, w, n), the GELU of the hidden map."""
-    hidden: Tensor
-    """(b, h, w, n), or `active` once more."""
-    mean: Tensor
-    """(b * h * w,), of each pixel."""
-    inverse: Tensor
-    """(b * h * w,), 1 / deviation of each pixel."""
+    return out
 
 
 def norm_linear(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float, with_hidden: bool = False
-) -> Normed:
-    """Apply layer norm, weight (n, c) and GELU to x (b, h, w, c). with_hidden: write what the GELU takes as well."""
+) -> tuple[Tensor, Tensor]:
+    """Apply layer norm, weight (n, c) and GELU to x (b, h, w, c).
+
+    Return the result, and with_hidden what the GELU takes, otherwise the result once more.
+    """
     channels, pixels, outputs = x.shape[3], x.shape[:3].numel(), weight.shape[0]
     x, stride = with_pixel_stride(x)
     active = x.new_empty(*x.shape[:3], outputs)
     hidden = torch.empty_like(active) if with_hidden else active
-    mean, inverse = (torch.empty(pixels, dtype=torch.float32, device=x.device) for _ in range(2))
     across = max(triton.next_power_of_2(channels), 16)
     rows = 64 if across <= 64 else 32 if across <= 256 else 16
     with torch.cuda.device_of(x):
@@ -70,8 +56,6 @@ def norm_linear(
             weight,
             hidden,
             active,
-            mean,
-            inverse,
             pixels,
             channels,
             outputs,
@@ -84,7 +68,7 @@ def norm_linear(
             OUTPUTS=32 if across <= 256 else 16,
             num_stages=2,
         )
-    return Normed(active, hidden, mean, inverse)
+    return active, hidden
 
 
 def norm_gradient(
@@ -92,15 +76,14 @@ def norm_gradient(
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
-    mean: Tensor,
-    inverse: Tensor,
+    eps: float,
     weight: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients with respect to x, and scale and shift (2, c), and the normalised map (pixels, c).
 
-    grad: of the normalised map, or of what weight (n, c) makes of it. Without weight the third is empty. shortcut: a
-    gradient that is added to that of x.
+    grad: of the normalised map, in parts (parts, b, h, w, c) that are added; or of what weight (n, c) makes of that
+    map, in one part. Without weight the third is empty. shortcut: a gradient that is added to that of x.
     """
     channels = x.shape[3]
     x, stride = with_pixel_stride(x)
@@ -123,8 +106,6 @@ def norm_gradient(
             x,
             scale,
             shift,
-            mean,
-            inverse,
             scale if weight is None else weight,
             around,
             out,
@@ -133,7 +114,9 @@ def norm_gradient(
             pixels,
             channels,
             0 if weight is None else weight.shape[0],
+            grad.shape[0],
             stride,
+            eps,
             LINEAR=weight is not None,
             SHORTCUT=shortcut is not None,
             PRECISION=matrix_precision(),
@@ -147,13 +130,28 @@ def norm_gradient(
 
 
 @triton.jit
+def standardised(value, mask, channels, eps):
+    """Return the channels of some pixels with mean 0 and deviation 1, and 1 / deviation of each pixel."""
+    mean = tl.sum(value, axis=1) / channels
+    centred = tl.where(mask, value - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit
+def through_norm(grad, standard, inverse, channels):
+    """Return the gradient of what `standardised` takes, for that of its result; both are 0 outside the channels."""
+    mean = tl.sum(grad, axis=1) / channels
+    projection = tl.sum(grad * standard, axis=1) / channels
+    return (grad - mean[:, None] - standard * projection[:, None]) * inverse[:, None]
+
+
+@triton.jit
 def _layer_norm(
     x,
     scale,
     shift,
     out,
-    means,
-    inverses,
     pixels,
     channels,
     stride,
@@ -167,14 +165,10 @@ def _layer_norm(
     present = channel < channels
     mask = valid[:, None] & present[None, :]
     value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(value, axis=1) / channels
-    centred = tl.where(present[None, :], value - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
-    tl.store(means + pixel, mean, mask=valid)
-    tl.store(inverses + pixel, inverse, mask=valid)
+    standard, _ = standardised(value, mask, channels, eps)
     norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
     norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
-    normed = centred * inverse[:, None] * norm_scale[None, :] + norm_shift[None, :]
+    normed = standard * norm_scale[None, :] + norm_shift[None, :]
     tl.store(out + pixel[:, None] * channels + channel[None, :], normed, mask=mask)
 
 
@@ -186,8 +180,6 @@ def _norm_linear(
     weight,
     out,
     active,
-    means,
-    inverses,
     pixels,
     channels,
     outputs,
@@ -205,15 +197,11 @@ def _norm_linear(
     present = channel < channels
     mask = valid[:, None] & present[None, :]
     value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(value, axis=1) / channels
-    centred = tl.where(present[None, :], value - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
-    tl.store(means + pixel, mean, mask=valid)
-    tl.store(inverses + pixel, inverse, mask=valid)
+    standard, _ = standardised(value, mask, channels, eps)
 
     norm_scale = tl.load(scale + channel, mask=present, other=0.0).to(tl.float32)
     norm_shift = tl.load(shift + channel, mask=present, other=0.0).to(tl.float32)
-    normed = centred * inverse[:, None] * norm_scale[None, :] + norm_shift[None, :]
+    normed = standard * norm_scale[None, :] + norm_shift[None, :]
     normed = normed.to(out.dtype.element_ty)
     for start in range(0, outputs, OUTPUTS):
         output = start + tl.arange(0, OUTPUTS)
@@ -236,8 +224,6 @@ def _norm_gradient(
     x,
     scale,
     shift,
-    means,
-    inverses,
     weight,
     shortcut,
     out,
@@ -246,7 +232,9 @@ def _norm_gradient(
     pixels,
     channels,
     outputs,
+    parts,
     stride,
+    eps,
     LINEAR: tl.constexpr,
     SHORTCUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -266,10 +254,9 @@ def _norm_gradient(
         valid = pixel < pixels
         mask = valid[:, None] & present[None, :]
         value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(means + pixel, mask=valid, other=0.0)
-        inverse = tl.load(inverses + pixel, mask=valid, other=0.0)
+        standard, inverse = standardised(value, mask, channels, eps)
+        g = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
         if LINEAR:
-            g = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
             for first in range(0, outputs, STEP):
                 output = first + tl.arange(0, STEP)
                 within = output < outputs
@@ -285,16 +272,14 @@ def _norm_gradient(
                 )
                 g += tl.dot(upstream, matrix.to(upstream.dtype), input_precision=PRECISION)
         else:
-            g = tl.load(grad + pixel[:, None] * channels + channel[None, :], mask=mask, other=0.0)
-            g = g.to(tl.float32)
-        standard = tl.where(mask, (value - mean[:, None]) * inverse[:, None], 0.0)
+            for part in range(parts):
+                place = (tl.cast(part, tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+                piece = tl.load(grad + place, mask=mask, other=0.0)
+                g += piece.to(tl.float32)
         grad_scale += tl.sum(g * standard, axis=0)
         grad_shift += tl.sum(g, axis=0)
 
-        scaled = g * norm_scale[None, :]
-        mean_grad = tl.sum(scaled, axis=1) / channels
-        projection = tl.sum(scaled * standard, axis=1) / channels
-        grad_x = (scaled - mean_grad[:, None] - standard * projection[:, None]) * inverse[:, None]
+        grad_x = through_norm(g * norm_scale[None, :], standard, inverse, channels)
         here = pixel[:, None] * channels + channel[None, :]
         if SHORTCUT:
             grad_x += tl.load(shortcut + here, mask=mask, other=0.0).to(tl.float32)

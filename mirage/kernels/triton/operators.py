@@ -52,7 +52,7 @@ def gram_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("mirage::triton_layer_norm", mutates_args=())
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """Normalise the channels of x (b, h, w, c); scale and shift (c,)."""
     from mirage.kernels.triton import norm_linear
 
@@ -61,19 +61,19 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Ten
 
 @torch.library.custom_op("mirage::triton_layer_norm_backward", mutates_args=())
 def layer_norm_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to x, and scale and shift (2, c)."""
     from mirage.kernels.triton import norm_linear
 
-    found = norm_linear.norm_gradient(grad, x, scale, shift, mean, inverse)
+    found = norm_linear.norm_gradient(grad[None], x, scale, shift, eps)
     return found[0], found[1]
 
 
 @torch.library.custom_op("mirage::triton_attention", mutates_args=())
 def attention(
     x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Apply channel attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,)."""
     from mirage.kernels.triton import attention_branch as kernels
 
@@ -222,7 +222,7 @@ def fusion_linear_backward(
 @torch.library.custom_op("mirage::triton_feed_forward", mutates_args=())
 def feed_forward(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor, shortcut: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Apply layer norm and the feed-forward network to x (b, h, w, c), and add x if `shortcut`."""
     from mirage.kernels.triton import feed_forward_branch as kernels
 
@@ -238,15 +238,14 @@ def feed_forward_backward(
     expand: Tensor,
     filters: Tensor,
     contract: Tensor,
-    kept: list[Tensor],
+    low_filters: Tensor,
     shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients with respect to x, scale and shift (2, c), expand, filters and contract."""
     from mirage.kernels.triton import feed_forward_branch as kernels
 
-    gated, low_filters = kept
     inputs = x, scale, shift, expand, filters, contract
-    return kernels.feed_forward_gradient(grad.contiguous(), *inputs, gated, low_filters, shortcut)
+    return kernels.feed_forward_gradient(grad.contiguous(), *inputs, low_filters, shortcut)
 
 
 # Shapes without data
@@ -273,24 +272,21 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
 
 
 @layer_norm.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    pixels = x.shape[0] * x.shape[1] * x.shape[2]
-    return x.new_empty(x.shape), _fp32(x, pixels), _fp32(x, pixels)
+def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @layer_norm_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), scale.new_empty(2, scale.shape[0])
 
 
 @attention.register_fake
 def _(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
     a, batch = matrix.shape[0] // 3, x.shape[0]
-    out, qkv, convolved = (x.new_empty(*x.shape[:3], n) for n in (a, 3 * a, 3 * a))
+    out, convolved = (x.new_empty(*x.shape[:3], n) for n in (a, 3 * a))
     algebra = _fp32(x, batch, a, a), _fp32(x, batch, 2 * a), x.new_empty(batch, a, a)
-    return out, qkv, convolved, *algebra, _prepared(x, filters)
+    return out, convolved, *algebra, _prepared(x, filters)
 
 
 @attention_backward.register_fake
@@ -367,8 +363,8 @@ def _(
 @feed_forward.register_fake
 def _(
     x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, filters: Tensor, contract: Tensor, shortcut: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(*x.shape[:3], contract.shape[1]), _prepared(x, filters)
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), _prepared(x, filters)
 
 
 @feed_forward_backward.register_fake
@@ -380,7 +376,7 @@ def _(
     expand: Tensor,
     filters: Tensor,
     contract: Tensor,
-    kept: list[Tensor],
+    low_filters: Tensor,
     shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, expand, filters, contract = _like(x, expand, filters, contract)
@@ -409,8 +405,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)), *output[1:])
 
 
-def _layer_norm_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_x, affine = layer_norm_backward(grad, *ctx.saved_tensors)
+def _save_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _layer_norm_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, affine = layer_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
     return grad_x, affine[0], affine[1], None
 
 
@@ -450,8 +451,7 @@ def _save_feed_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _feed_forward_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-    grad_x, affine, *rest = feed_forward_backward(grad, *inputs, list(kept), ctx.shortcut)
+    grad_x, affine, *rest = feed_forward_backward(grad, *ctx.saved_tensors, ctx.shortcut)
     return grad_x, affine[0], affine[1], *rest, None
 
 
@@ -459,7 +459,7 @@ depthwise.register_autograd(
     lambda ctx, grad: depthwise_backward(grad, *ctx.saved_tensors), setup_context=save_inputs
 )
 gram.register_autograd(lambda ctx, grad: gram_backward(grad, *ctx.saved_tensors), setup_context=save_inputs)
-layer_norm.register_autograd(_layer_norm_gradient, setup_context=_save)
+layer_norm.register_autograd(_layer_norm_gradient, setup_context=_save_layer_norm)
 attention.register_autograd(_attention_gradient, setup_context=_save)
 batch_sums.register_autograd(
     lambda ctx, grad_mean, grad_sums: batch_sums_backward(grad_mean, grad_sums, *ctx.saved_tensors),

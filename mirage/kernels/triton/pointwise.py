@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
-from mirage.kernels.triton.matrices import matrix_precision, weight_gradient
+from mirage.kernels.triton.matrices import fits, matrix_precision, padded, stretches, weight_gradient
 from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
 STEP = 32
@@ -51,6 +51,52 @@ def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
     return out
 
 
+def linear_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a linear layer with respect to x, and in fp32 to its weight (n, c) and bias (n,).
+
+    grad (b, h, w, n): of the result. x (b, h, w, c). added: a map (b, h, w, c) that is added to the first. One kernel
+    that reads each map once, if the weight `fits`; otherwise PyTorch's products.
+    """
+    if not fits(weight):
+        rows = grad.flatten(0, 2)
+        of_weight = weight_gradient(rows, x.flatten(0, 2), torch.float32)
+        return linear(grad, weight.mT, added), of_weight, rows.sum(0, dtype=torch.float32)
+    x, stride = with_pixel_stride(x)
+    pixels, channels, outputs = x.shape[:3].numel(), x.shape[3], weight.shape[0]
+    out = x.new_empty(x.shape)
+    tall, across = padded(outputs), padded(channels)
+    rows_each = max(2048 // tall, 16)
+    programs, each = stretches(triton.cdiv(pixels, rows_each))
+    of_weight, of_bias = (
+        torch.empty((programs, *shape), dtype=torch.float32, device=x.device)
+        for shape in ((outputs, channels), (outputs,))
+    )
+    with torch.cuda.device_of(x):
+        _linear_gradient[(programs,)](
+            grad,
+            x,
+            weight,
+            out if added is None else added,
+            out,
+            of_weight,
+            of_bias,
+            pixels,
+            channels,
+            outputs,
+            stride,
+            each,
+            ADDED=added is not None,
+            PRECISION=matrix_precision(),
+            ROWS=rows_each,
+            OUTPUTS=tall,
+            ACROSS=across,
+            num_warps=8,
+        )
+    return out, of_weight.sum(0), of_bias.sum(0)
+
+
 def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
     """Apply two linear layers with a GELU between them to x (b, h, w, c); expand (n, c), contract (o, n)."""
     x, stride = with_pixel_stride(x)
@@ -82,36 +128,45 @@ def channel_mlp_gradient(
     grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients with respect to x, expand and contract."""
-    grad, (rows, stride) = grad.contiguous(), with_pixel_stride(x)
-    pixels, channels, hidden = x.shape[:3].numel(), x.shape[3], expand.shape[0]
-    outputs = contract.shape[0]
-    active, grad_hidden = (x.new_empty(*x.shape[:3], hidden) for _ in range(2))
-    across, wide = (max(triton.next_power_of_2(n), 16) for n in (channels, outputs))
-    tall = _rows(max(across, wide))
+    grad, (x, stride) = grad.contiguous(), with_pixel_stride(x)
+    if not fits(expand):
+        hidden = linear(x, expand)
+        grad_active, grad_contract, _ = linear_gradient(grad, torch.nn.functional.gelu(hidden), contract)
+        grad_hidden = torch.ops.aten.gelu_backward(grad_active, hidden)
+        grad_x, grad_expand, _ = linear_gradient(grad_hidden, x, expand)
+        return grad_x, grad_expand.to(expand.dtype), grad_contract.to(contract.dtype)
+    pixels, channels, hidden, outputs = x.shape[:3].numel(), x.shape[3], expand.shape[0], contract.shape[0]
+    out = x.new_empty(x.shape)
+    tall, across, wide = padded(hidden), padded(channels), padded(outputs)
+    rows = max(2048 // tall, 16)
+    programs, each = stretches(triton.cdiv(pixels, rows))
+    of_expand, of_contract = (
+        torch.empty((programs, *weight.shape), dtype=torch.float32, device=x.device)
+        for weight in (expand, contract)
+    )
     with torch.cuda.device_of(x):
-        _channel_mlp_gradient[(triton.cdiv(pixels, tall),)](
+        _channel_mlp_gradient[(programs,)](
             grad,
-            rows,
+            x,
             expand,
             contract,
-            active,
-            grad_hidden,
+            out,
+            of_expand,
+            of_contract,
             pixels,
             channels,
             hidden,
             outputs,
             stride,
+            each,
             PRECISION=matrix_precision(),
-            ROWS=tall,
+            ROWS=rows,
             ACROSS=across,
             WIDE=wide,
-            STEP=STEP,
+            HIDDEN=tall,
+            num_warps=8,
         )
-    return (
-        linear(grad_hidden, expand.mT),
-        weight_gradient(grad_hidden.flatten(0, 2), x.flatten(0, 2), expand.dtype),
-        weight_gradient(grad.flatten(0, 2), active.flatten(0, 2), contract.dtype),
-    )
+    return out, of_expand.sum(0).to(expand.dtype), of_contract.sum(0).to(contract.dtype)
 
 
 def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -152,12 +207,18 @@ def fusion_linear_gradient(
     branches = [x.contiguous() for x in branches]
     first, count = branches[0], len(branches)
     pixels, channels = first.shape[:3].numel(), first.shape[3]
-    gated = first.new_empty(pixels, count * channels)
+    inside = fits(
+        weight
+    )  # then the kernel adds up the gradient of the weight, and does not write the gated branches
+    gated = first.new_empty(0 if inside else pixels, count * channels)
     grads = [torch.empty_like(x) for x in branches]
-    across = max(triton.next_power_of_2(channels), 16)
+    across, wide = padded(channels), padded(weight.shape[0])
     rows = _rows(across)
-    programs = triton.cdiv(pixels, rows)
-    partial = first.new_empty(programs, count, dtype=torch.float32)
+    programs, each = stretches(triton.cdiv(pixels, rows))
+    of_scales, of_weight = (
+        torch.empty((programs, *shape), dtype=torch.float32, device=first.device)
+        for shape in ((count,), weight.shape if inside else (0,))
+    )
     with torch.cuda.device_of(first):
         _fusion_gradient[(programs,)](
             *(*branches, first)[:3],
@@ -166,19 +227,23 @@ def fusion_linear_gradient(
             grad,
             gated,
             *(*grads, first)[:3],
-            partial,
+            of_scales,
+            of_weight,
             pixels,
             channels,
             weight.shape[0],
+            each,
             PRECISION=matrix_precision(),
             COUNT=count,
+            WEIGHT=inside,
             ROWS=rows,
             ACROSS=across,
-            STEP=STEP,
-            num_warps=4 if across <= 32 else 8,
+            STEP=wide if inside else STEP,
+            num_warps=8,
             num_stages=_stages(across),
         )
-    return grads, partial.sum(0).to(scales.dtype), weight_gradient(grad.flatten(0, 2), gated, weight.dtype)
+    of_matrix = of_weight.sum(0) if inside else weight_gradient(grad.flatten(0, 2), gated, weight.dtype)
+    return grads, of_scales.sum(0).to(scales.dtype), of_matrix.to(weight.dtype)
 
 
 def _rows(across: int) -> int:
@@ -231,6 +296,56 @@ def _linear(
         )
         total += tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION)
     tl.store(out + pixel[:, None] * outputs + output[None, :], total, mask=mask)
+
+
+@triton.jit
+def _linear_gradient(
+    grad,
+    x,
+    weight,
+    added,
+    out,
+    of_weight,
+    of_bias,
+    pixels,
+    channels,
+    outputs,
+    stride,
+    tiles,
+    ADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    channel, output = tl.arange(0, ACROSS), tl.arange(0, OUTPUTS)
+    present, wanted = channel < channels, output < outputs
+    matrix = tl.load(
+        weight + output[:, None] * channels + channel[None, :],
+        mask=wanted[:, None] & present[None, :],
+        other=0.0,
+    ).to(out.dtype.element_ty)
+    weight_sum = tl.zeros([OUTPUTS, ACROSS], dtype=tl.float32)
+    bias_sum = tl.zeros([OUTPUTS], dtype=tl.float32)
+    for index in range(tiles):
+        pixel = (tl.program_id(0).to(tl.int64) * tiles + index) * ROWS + tl.arange(0, ROWS)
+        valid = (pixel < pixels)[:, None]
+        mask = valid & present[None, :]
+        value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0)
+        upstream = tl.load(
+            grad + pixel[:, None] * outputs + output[None, :], mask=valid & wanted[None, :], other=0.0
+        )
+        weight_sum += tl.dot(tl.trans(upstream), value, input_precision=PRECISION)
+        bias_sum += tl.sum(upstream.to(tl.float32), axis=0)
+        g = tl.dot(upstream, matrix, input_precision=PRECISION)
+        here = pixel[:, None] * channels + channel[None, :]
+        if ADDED:
+            g += tl.load(added + here, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + here, g, mask=mask)
+    program = tl.program_id(0).to(tl.int64)
+    target = of_weight + (program * outputs + output[:, None]) * channels + channel[None, :]
+    tl.store(target, weight_sum, mask=wanted[:, None] & present[None, :])
+    tl.store(of_bias + program * outputs + output, bias_sum, mask=wanted)
 
 
 @triton.jit
@@ -287,51 +402,53 @@ def _channel_mlp_gradient(
     x,
     expand,
     contract,
-    active,
-    grad_hidden,
+    out,
+    of_expand,
+    of_contract,
     pixels,
     channels,
     hidden,
     outputs,
     stride,
+    tiles,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
     WIDE: tl.constexpr,
-    STEP: tl.constexpr,
+    HIDDEN: tl.constexpr,
 ):
-    """Write the hidden map after its GELU once more, and the gradient of the hidden map before it."""
-    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    valid = pixel < pixels
-    channel = tl.arange(0, ACROSS)
-    present = channel < channels
-    output = tl.arange(0, WIDE)
-    wanted = output < outputs
-    value = tl.load(
-        x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
-    )
-    upstream = tl.load(
-        grad + pixel[:, None] * outputs + output[None, :], mask=valid[:, None] & wanted[None, :], other=0.0
-    )
-    for start in range(0, hidden, STEP):
-        inner = start + tl.arange(0, STEP)
-        within = inner < hidden
-        matrix = tl.load(
-            expand + inner[None, :] * channels + channel[:, None],
-            mask=within[None, :] & present[:, None],
-            other=0.0,
+    """Compute the hidden map once more; write the gradient of x, and add up those of the weights."""
+    channel, output, inner = tl.arange(0, ACROSS), tl.arange(0, WIDE), tl.arange(0, HIDDEN)
+    present, wanted, within = channel < channels, output < outputs, inner < hidden
+    of_first = inner[:, None] * channels + channel[None, :]
+    of_second = output[:, None] * hidden + inner[None, :]
+    first = tl.load(expand + of_first, mask=within[:, None] & present[None, :], other=0.0)
+    first = first.to(out.dtype.element_ty)
+    second = tl.load(contract + of_second, mask=wanted[:, None] & within[None, :], other=0.0)
+    second = second.to(out.dtype.element_ty)
+    first_sum = tl.zeros([HIDDEN, ACROSS], dtype=tl.float32)
+    second_sum = tl.zeros([WIDE, HIDDEN], dtype=tl.float32)
+    for index in range(tiles):
+        pixel = (tl.program_id(0).to(tl.int64) * tiles + index) * ROWS + tl.arange(0, ROWS)
+        valid = (pixel < pixels)[:, None]
+        mask = valid & present[None, :]
+        value = tl.load(x + pixel[:, None] * stride + channel[None, :], mask=mask, other=0.0)
+        upstream = tl.load(
+            grad + pixel[:, None] * outputs + output[None, :], mask=valid & wanted[None, :], other=0.0
         )
-        before = tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION)
-        matrix = tl.load(
-            contract + output[:, None] * hidden + inner[None, :],
-            mask=within[None, :] & wanted[:, None],
-            other=0.0,
-        )
-        g = tl.dot(upstream, matrix.to(value.dtype), input_precision=PRECISION)
-        here = pixel[:, None] * hidden + inner[None, :]
-        mask = valid[:, None] & within[None, :]
-        tl.store(active + here, gelu(before), mask=mask)
-        tl.store(grad_hidden + here, g * gelu_derivative(before), mask=mask)
+        before = tl.dot(value, tl.trans(first), input_precision=PRECISION)
+        active = gelu(before).to(value.dtype)
+        second_sum += tl.dot(tl.trans(upstream), active, input_precision=PRECISION)
+        g = tl.dot(upstream, second, input_precision=PRECISION)
+        g = (g * gelu_derivative(before)).to(value.dtype)
+        first_sum += tl.dot(tl.trans(g), value, input_precision=PRECISION)
+        here = pixel[:, None] * channels + channel[None, :]
+        tl.store(out + here, tl.dot(g, first, input_precision=PRECISION), mask=mask)
+    program = tl.program_id(0).to(tl.int64)
+    target = of_expand + program * hidden * channels + of_first
+    tl.store(target, first_sum, mask=within[:, None] & present[None, :])
+    target = of_contract + program * outputs * hidden + of_second
+    tl.store(target, second_sum, mask=wanted[:, None] & within[None, :])
 
 
 @triton.jit
@@ -407,67 +524,108 @@ def _fusion_gradient(
     grad_first,
     grad_second,
     grad_third,
-    partial,
+    of_scales,
+    of_weight,
     pixels,
     channels,
     outputs,
+    tiles,
     PRECISION: tl.constexpr,
     COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Write the gradients of the branches, the gated branches once more, and shares of the gradients of the scales."""
-    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, ACROSS)
-    valid = pixel < pixels
-    mask = valid[:, None] & (channel < channels)[None, :]
-    here = pixel[:, None] * channels + channel[None, :]
-    wide = pixel[:, None] * COUNT * channels + channel[None, :]
-    a = tl.load(first + here, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(second + here, mask=mask, other=0.0).to(tl.float32)
-    c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    scale_a, scale_b = tl.load(scales).to(tl.float32), tl.load(scales + 1).to(tl.float32)
-    if COUNT == 3:
-        c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
+    """Write the gradients of the branches, and add up those of the scales.
 
-    gate_a, gate_b = tl.sigmoid(b + c), tl.sigmoid(a + c)
-    grad_a = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    grad_b = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    grad_c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    WEIGHT: that of the weight as well, in one step over its rows. Otherwise write the gated branches once more.
+    """
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
     row = COUNT * channels
-    for start in range(0, outputs, STEP):
-        output = start + tl.arange(0, STEP)
-        within = output < outputs
-        upstream = tl.load(
-            grad + pixel[:, None] * outputs + output[None, :],
-            mask=valid[:, None] & within[None, :],
-            other=0.0,
-        )
-        matrix = weight + output[:, None] * row + channel[None, :]
-        inside = within[:, None] & (channel < channels)[None, :]
-        of_a = tl.load(matrix, mask=inside, other=0.0).to(upstream.dtype)
-        grad_a += tl.dot(upstream, of_a, input_precision=PRECISION)
-        of_b = tl.load(matrix + channels, mask=inside, other=0.0).to(upstream.dtype)
-        grad_b += tl.dot(upstream, of_b, input_precision=PRECISION)
-        if COUNT == 3:
-            of_c = tl.load(matrix + 2 * channels, mask=inside, other=0.0).to(upstream.dtype)
-            grad_c += tl.dot(upstream, of_c, input_precision=PRECISION)
-    tl.store(gated + wide, a + scale_a * gate_a, mask=mask)
-    tl.store(gated + channels + wide, b + scale_b * gate_b, mask=mask)
-    shares = partial + tl.program_id(0) * COUNT
-    tl.store(shares, tl.sum(tl.sum(grad_a * gate_a, axis=1), axis=0))
-    tl.store(shares + 1, tl.sum(tl.sum(grad_b * gate_b, axis=1), axis=0))
-    through_a = scale_a * grad_a * gate_a * (1.0 - gate_a)
-    through_b = scale_b * grad_b * gate_b * (1.0 - gate_b)
+    scale_a, scale_b = tl.load(scales).to(tl.float32), tl.load(scales + 1).to(tl.float32)
+    scale_c = 0.0
     if COUNT == 3:
-        gate_c = tl.sigmoid(a + b)
         scale_c = tl.load(scales + 2).to(tl.float32)
-        tl.store(gated + 2 * channels + wide, c + scale_c * gate_c, mask=mask)
-        tl.store(shares + 2, tl.sum(tl.sum(grad_c * gate_c, axis=1), axis=0))
-        through_c = scale_c * grad_c * gate_c * (1.0 - gate_c)
-        tl.store(grad_third + here, grad_c + through_a + through_b, mask=mask)
-        grad_a += through_c
-        grad_b += through_c
-    tl.store(grad_first + here, grad_a + through_b, mask=mask)
-    tl.store(grad_second + here, grad_b + through_a, mask=mask)
+    share_a = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    share_b = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    share_c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    weight_a = tl.zeros([STEP, ACROSS], dtype=tl.float32)
+    weight_b = tl.zeros([STEP, ACROSS], dtype=tl.float32)
+    weight_c = tl.zeros([STEP, ACROSS], dtype=tl.float32)
+    for index in range(tiles):
+        pixel = (tl.program_id(0).to(tl.int64) * tiles + index) * ROWS + tl.arange(0, ROWS)
+        valid = pixel < pixels
+        mask = valid[:, None] & present[None, :]
+        here = pixel[:, None] * channels + channel[None, :]
+        a = tl.load(first + here, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(second + here, mask=mask, other=0.0).to(tl.float32)
+        c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+        if COUNT == 3:
+            c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
+        gate_a, gate_b, gate_c = tl.sigmoid(b + c), tl.sigmoid(a + c), tl.sigmoid(a + b)
+        dtype = grad_first.dtype.element_ty
+        gated_a, gated_b = (a + scale_a * gate_a).to(dtype), (b + scale_b * gate_b).to(dtype)
+        gated_c = (c + scale_c * gate_c).to(dtype)
+        if not WEIGHT:
+            wide = pixel[:, None] * row + channel[None, :]
+            tl.store(gated + wide, gated_a, mask=mask)
+            tl.store(gated + channels + wide, gated_b, mask=mask)
+            if COUNT == 3:
+                tl.store(gated + 2 * channels + wide, gated_c, mask=mask)
+
+        grad_a = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+        grad_b = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+        grad_c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+        for start in range(0, outputs, STEP):
+            output = start + tl.arange(0, STEP)
+            within = output < outputs
+            upstream = tl.load(
+                grad + pixel[:, None] * outputs + output[None, :],
+                mask=valid[:, None] & within[None, :],
+                other=0.0,
+            )
+            matrix = weight + output[:, None] * row + channel[None, :]
+            inside = within[:, None] & present[None, :]
+            of_a = tl.load(matrix, mask=inside, other=0.0).to(upstream.dtype)
+            grad_a += tl.dot(upstream, of_a, input_precision=PRECISION)
+            of_b = tl.load(matrix + channels, mask=inside, other=0.0).to(upstream.dtype)
+            grad_b += tl.dot(upstream, of_b, input_precision=PRECISION)
+            if COUNT == 3:
+                of_c = tl.load(matrix + 2 * channels, mask=inside, other=0.0).to(upstream.dtype)
+                grad_c += tl.dot(upstream, of_c, input_precision=PRECISION)
+            if WEIGHT:
+                across = tl.trans(upstream)
+                weight_a += tl.dot(across, gated_a, input_precision=PRECISION)
+                weight_b += tl.dot(across, gated_b, input_precision=PRECISION)
+                if COUNT == 3:
+                    weight_c += tl.dot(across, gated_c, input_precision=PRECISION)
+
+        share_a += grad_a * gate_a
+        share_b += grad_b * gate_b
+        through_a = scale_a * grad_a * gate_a * (1.0 - gate_a)
+        through_b = scale_b * grad_b * gate_b * (1.0 - gate_b)
+        if COUNT == 3:
+            share_c += grad_c * gate_c
+            through_c = scale_c * grad_c * gate_c * (1.0 - gate_c)
+            tl.store(grad_third + here, grad_c + through_a + through_b, mask=mask)
+            grad_a += through_c
+            grad_b += through_c
+        tl.store(grad_first + here, grad_a + through_b, mask=mask)
+        tl.store(grad_second + here, grad_b + through_a, mask=mask)
+
+    program = tl.program_id(0).to(tl.int64)
+    target = of_scales + program * COUNT
+    tl.store(target, tl.sum(tl.sum(share_a, axis=1), axis=0))
+    tl.store(target + 1, tl.sum(tl.sum(share_b, axis=1), axis=0))
+    if COUNT == 3:
+        tl.store(target + 2, tl.sum(tl.sum(share_c, axis=1), axis=0))
+    if WEIGHT:
+        output = tl.arange(0, STEP)
+        inside = (output < outputs)[:, None] & present[None, :]
+        target = of_weight + (program * outputs + output[:, None]) * row + channel[None, :]
+        tl.store(target, weight_a, mask=inside)
+        tl.store(target + channels, weight_b, mask=inside)
+        if COUNT == 3:
+            tl.store(target + 2 * channels, weight_c, mask=inside)
