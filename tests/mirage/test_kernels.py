@@ -78,7 +78,7 @@ def _small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         from mirage.kernels.triton import convolution, matrices, norm_linear, reductions
 
         monkeypatch.setattr(convolution, "STRIP", 4)
-        monkeypatch.setattr(matrices, "TILES", 2)
+        monkeypatch.setattr(matrices, "TILES", 1)
         monkeypatch.setattr(norm_linear, "CHUNK", 4)
         monkeypatch.setattr(reductions, "CHUNK", 32)
 

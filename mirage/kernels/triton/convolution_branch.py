@@ -122,7 +122,7 @@ def gated_convolution_gradient(grad: Tensor, i: Inputs, kept: Kept) -> dict[str,
     run_values(kept.hidden, kept.filters, grad_hidden, convolved, i.path_scale, grad_x, i.contract)
     convolve(convolved, kept.filters, reverse=True, out=grad_hidden[..., -wide:])
     rest = kept.hidden[..., -wide:]
-    found["x"], grad_weight, grad_bias = linear_gradient(grad_hidden, i.x, kept.weight, added=grad_x)
+    found["x"], grad_weight, grad_bias = linear_gradient(grad_hidden, i.x, kept.weight, grad_x, bias=True)
 
     if i.generator is None:
         found["filters"] = filter_gradient(convolved, rest, i.filters)

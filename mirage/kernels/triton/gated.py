@@ -47,7 +47,7 @@ def gated_depthwise(active: Tensor, filters: Tensor, contract: Tensor, shortcut:
             PIXELS=pixels,
             CHANNELS=32,
             ACROSS=across,
-            num_warps=4 if across <= 64 else 8,
+            num_warps=8,
         )
     return out
 
@@ -63,9 +63,9 @@ def gated_depthwise_gradient(
     channels, half = contract.shape
     out = torch.empty_like(active)
     across, pixels = padded(channels), 16
-    block = 32 if across <= 256 else 16
+    block = 32 if across <= 128 else 16
     pieces, blocks = triton.cdiv(width, pixels), triton.cdiv(half, block)
-    programs, each = stretches(batch * height * pieces)
+    programs, each = stretches(batch * height * pieces, contract, filters)
     of_contract, of_filters = (
         torch.empty((programs, *shape), dtype=torch.float32, device=active.device)
         for shape in ((channels, half), (2 * half, 3, 3))

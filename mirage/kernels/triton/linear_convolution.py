@@ -47,9 +47,9 @@ def linear_convolution_gradient(
     blocks = triton.cdiv(hidden, block)
     pixels = min(padded(width), max(1024 // block, 16))
     pieces = triton.cdiv(width, pixels)
-    programs, each = stretches(batch * height * pieces)
+    programs, each = stretches(batch * height * pieces, weight, *([filters] if norm is None else []))
     out = torch.empty((blocks, *x.shape), dtype=x.dtype, device=x.device)
-    shapes = (hidden, channels), (hidden, 3, 3)
+    shapes = (hidden, channels), (hidden, 3, 3) if norm is None else (0,)
     of_weight, of_filters = (
         torch.empty((programs, *shape), dtype=torch.float32, device=x.device) for shape in shapes
     )

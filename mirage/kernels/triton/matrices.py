@@ -14,10 +14,14 @@ from torch import Tensor
 LARGEST = 4096
 """Most numbers of a matrix whose gradient a program adds up while it does other work."""
 
-PROGRAMS = 256
-"""Most programs that add up a gradient, about two for each SM of an H200: each writes sums as large as the matrix."""
+SUMS = 3 * 2**17
+"""Most numbers that the programs of a kernel write as sums: 1.5 MiB. A map of 48 channels of 8 crops of 128 x 128 has
+12 MiB in bf16."""
 
-TILES = 16
+PROGRAMS = 512
+"""Most programs that add up a gradient, about four for each SM of an H200."""
+
+TILES = 4
 """Fewest tiles of pixels that such a program goes through, if there are as many."""
 
 
@@ -31,9 +35,11 @@ def fits(weight: Tensor) -> bool:
     return padded(weight.shape[0]) * padded(weight.shape[1]) <= LARGEST
 
 
-def stretches(tiles: int) -> tuple[int, int]:
-    """Return the number of programs that share these tiles, and the tiles of each."""
-    each = max(min(TILES, tiles), triton.cdiv(tiles, PROGRAMS))
+def stretches(tiles: int, *weights: Tensor) -> tuple[int, int]:
+    """Return how many programs share these tiles and add up the gradients of weights, and the tiles of each."""
+    numbers = sum(weight.numel() for weight in weights)
+    programs = max(min(triton.cdiv(tiles, TILES), PROGRAMS, SUMS // numbers), 1)
+    each = triton.cdiv(tiles, programs)
     return triton.cdiv(tiles, each), each
 
 

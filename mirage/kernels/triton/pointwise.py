@@ -52,9 +52,9 @@ def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
 
 
 def linear_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None = None
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None = None, bias: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a linear layer with respect to x, and in fp32 to its weight (n, c) and bias (n,).
+    """Return the gradients of a linear layer with respect to x, and in fp32 to its weight (n, c) and its `bias` (n,).
 
     grad (b, h, w, n): of the result. x (b, h, w, c). added: a map (b, h, w, c) that is added to the first. One kernel
     that reads each map once, if the weight `fits`; otherwise PyTorch's products.
@@ -62,13 +62,14 @@ def linear_gradient(
     if not fits(weight):
         rows = grad.flatten(0, 2)
         of_weight = weight_gradient(rows, x.flatten(0, 2), torch.float32)
-        return linear(grad, weight.mT, added), of_weight, rows.sum(0, dtype=torch.float32)
+        of_bias = rows.sum(0, dtype=torch.float32) if bias else rows.new_empty(0)
+        return linear(grad, weight.mT, added), of_weight, of_bias
     x, stride = with_pixel_stride(x)
     pixels, channels, outputs = x.shape[:3].numel(), x.shape[3], weight.shape[0]
     out = x.new_empty(x.shape)
     tall, across = padded(outputs), padded(channels)
-    rows_each = max(2048 // tall, 16)
-    programs, each = stretches(triton.cdiv(pixels, rows_each))
+    tile = _tile(x)
+    programs, each = stretches(triton.cdiv(pixels, tile), weight)
     of_weight, of_bias = (
         torch.empty((programs, *shape), dtype=torch.float32, device=x.device)
         for shape in ((outputs, channels), (outputs,))
@@ -89,7 +90,7 @@ def linear_gradient(
             each,
             ADDED=added is not None,
             PRECISION=matrix_precision(),
-            ROWS=rows_each,
+            ROWS=tile,
             OUTPUTS=tall,
             ACROSS=across,
             num_warps=8,
@@ -138,8 +139,8 @@ def channel_mlp_gradient(
     pixels, channels, hidden, outputs = x.shape[:3].numel(), x.shape[3], expand.shape[0], contract.shape[0]
     out = x.new_empty(x.shape)
     tall, across, wide = padded(hidden), padded(channels), padded(outputs)
-    rows = max(2048 // tall, 16)
-    programs, each = stretches(triton.cdiv(pixels, rows))
+    rows = _tile(x) if expand.numel() < 2048 else 16
+    programs, each = stretches(triton.cdiv(pixels, rows), expand, contract)
     of_expand, of_contract = (
         torch.empty((programs, *weight.shape), dtype=torch.float32, device=x.device)
         for weight in (expand, contract)
@@ -213,8 +214,8 @@ def fusion_linear_gradient(
     gated = first.new_empty(0 if inside else pixels, count * channels)
     grads = [torch.empty_like(x) for x in branches]
     across, wide = padded(channels), padded(weight.shape[0])
-    rows = _rows(across)
-    programs, each = stretches(triton.cdiv(pixels, rows))
+    rows = _rows(across) if first.element_size() == 2 else 32 if across <= 32 else 16
+    programs, each = stretches(triton.cdiv(pixels, rows), weight)
     of_scales, of_weight = (
         torch.empty((programs, *shape), dtype=torch.float32, device=first.device)
         for shape in ((count,), weight.shape if inside else (0,))
@@ -249,6 +250,11 @@ def fusion_linear_gradient(
 def _rows(across: int) -> int:
     """Return the pixels of one program that holds this many channels of each."""
     return 64 if across <= 64 else 32 if across <= 128 else 16
+
+
+def _tile(x: Tensor) -> int:
+    """Return the pixels whose shares of a weight's gradient a program adds up at a time: in fp32 more do not fit."""
+    return 16 if x.dtype == torch.float32 else 32
 
 
 def _stages(across: int) -> int:
@@ -548,9 +554,9 @@ def _fusion_gradient(
     scale_c = 0.0
     if COUNT == 3:
         scale_c = tl.load(scales + 2).to(tl.float32)
-    share_a = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    share_b = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
-    share_c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
+    share_a = 0.0
+    share_b = 0.0
+    share_c = 0.0
     weight_a = tl.zeros([STEP, ACROSS], dtype=tl.float32)
     weight_b = tl.zeros([STEP, ACROSS], dtype=tl.float32)
     weight_c = tl.zeros([STEP, ACROSS], dtype=tl.float32)
@@ -602,12 +608,12 @@ def _fusion_gradient(
                 if COUNT == 3:
                     weight_c += tl.dot(across, gated_c, input_precision=PRECISION)
 
-        share_a += grad_a * gate_a
-        share_b += grad_b * gate_b
+        share_a += tl.sum(tl.sum(grad_a * gate_a, axis=1), axis=0)
+        share_b += tl.sum(tl.sum(grad_b * gate_b, axis=1), axis=0)
         through_a = scale_a * grad_a * gate_a * (1.0 - gate_a)
         through_b = scale_b * grad_b * gate_b * (1.0 - gate_b)
         if COUNT == 3:
-            share_c += grad_c * gate_c
+            share_c += tl.sum(tl.sum(grad_c * gate_c, axis=1), axis=0)
             through_c = scale_c * grad_c * gate_c * (1.0 - gate_c)
             tl.store(grad_third + here, grad_c + through_a + through_b, mask=mask)
             grad_a += through_c
@@ -617,10 +623,10 @@ def _fusion_gradient(
 
     program = tl.program_id(0).to(tl.int64)
     target = of_scales + program * COUNT
-    tl.store(target, tl.sum(tl.sum(share_a, axis=1), axis=0))
-    tl.store(target + 1, tl.sum(tl.sum(share_b, axis=1), axis=0))
+    tl.store(target, share_a)
+    tl.store(target + 1, share_b)
     if COUNT == 3:
-        tl.store(target + 2, tl.sum(tl.sum(share_c, axis=1), axis=0))
+        tl.store(target + 2, share_c)
     if WEIGHT:
         output = tl.arange(0, STEP)
         inside = (output < outputs)[:, None] & present[None, :]
