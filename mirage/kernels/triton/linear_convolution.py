@@ -30,11 +30,11 @@ def fits(x: Tensor) -> bool:
 
 def linear_convolution_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, filters: Tensor, norm: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `convolution(weight x)`, or with a norm of `convolution(GELU(weight norm(x)))`.
 
     The first is that of x or of its norm, in parts (parts, b, h, w, c) that are to be added. The others are those of
-    the weight (n, c) and, without a norm, of the filters (n, 3, 3), in fp32; with a norm the gate's kernel has them.
+    the weight (n, c) and, without a norm, of the filters (n, 3, 3), in fp32; with a norm it is empty.
 
     grad (b, h, w, n): of the result. x (b, h, w, c), weight (n, c), `prepared` filters (3, 3, n). norm: scale and shift
     (c,) of a layer norm. Only for an x that `fits`.
@@ -81,7 +81,7 @@ def linear_convolution_gradient(
             num_warps=8,
             num_stages=1,
         )
-    return out, of_weight.sum(0), of_filters.sum(0) if norm is None else None
+    return out, of_weight.sum(0), of_filters.sum(0) if norm is None else of_filters
 
 
 @triton.jit

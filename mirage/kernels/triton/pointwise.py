@@ -131,9 +131,9 @@ def channel_mlp_gradient(
     """Return the gradients with respect to x, expand and contract."""
     grad, (x, stride) = grad.contiguous(), with_pixel_stride(x)
     if not fits(expand):
-        hidden = linear(x, expand)
-        grad_active, grad_contract, _ = linear_gradient(grad, torch.nn.functional.gelu(hidden), contract)
-        grad_hidden = torch.ops.aten.gelu_backward(grad_active, hidden)
+        before = linear(x, expand)
+        grad_active, grad_contract, _ = linear_gradient(grad, torch.nn.functional.gelu(before), contract)
+        grad_hidden = torch.ops.aten.gelu_backward(grad_active, before)
         grad_x, grad_expand, _ = linear_gradient(grad_hidden, x, expand)
         return grad_x, grad_expand.to(expand.dtype), grad_contract.to(contract.dtype)
     pixels, channels, hidden, outputs = x.shape[:3].numel(), x.shape[3], expand.shape[0], contract.shape[0]
