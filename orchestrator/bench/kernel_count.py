@@ -11,7 +11,9 @@ The rules, on which every number rests:
   operators between them count by the rules above.
 - A read of a device tensor by the host is a synchronisation; counting continues with the value 1.
 
-Caches, layout changes inside cuDNN, and split reductions of a library are not seen.
+Caches, layout changes inside cuDNN, and split reductions of a library are not seen. What programs of one
+Triton launch read again (neighbours of a filter, a gradient that each block of channels takes) counts once: it is taken
+to be in cache.
 """
 
 # mypy: disable-error-code="no-untyped-call"

@@ -140,6 +140,28 @@ def test_filters_of_many_channels_come_from_products_of_pytorch(
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    "name", ["attention", "channel_mlp", "feed_forward with shortcut", "fusion_linear", "gated_convolution"]
+)
+def test_matrices_that_do_not_fit_into_a_program_take_other_kernels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mirage.kernels.triton import attention_branch, feed_forward_branch, pointwise
+
+    for module in (attention_branch, feed_forward_branch, pointwise):
+        monkeypatch.setattr(module, "fits", lambda _: False)
+    for found, exact in pairs(triton, name, (2, 2, 2, 10), torch.float32, DEVICE):
+        assert largest_error(found, exact) < 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["attention", "feed_forward with shortcut"])
+def test_parts_of_a_gradient_from_more_than_64_hidden_channels_are_added(name: str) -> None:
+    for found, exact in pairs(triton, name, (1, 2, 2, 23), torch.float32, DEVICE):
+        assert largest_error(found, exact) < 1e-5
+
+
+@needs_triton
 @pytest.mark.parametrize("name", TRITON)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
 def test_triton_adds_up_half_precision_in_fp32(name: str, dtype: torch.dtype, bound: float) -> None:
