@@ -170,13 +170,17 @@ def _accepts_jobs(agent_port: int) -> bool:
 
 @contextlib.contextmanager
 def _job_client(dashboard_port: int, environment: Mapping[str, str]) -> Iterator[JobSubmissionClient]:
-    """Yield the client of this head; `environment` is that of the cluster."""
+    """Yield the client of this head; `environment` is that of the cluster. Raises RuntimeError if it refuses us."""
     url = f"http://127.0.0.1:{dashboard_port}"
     # Ray prefers this variable to the address that its client is given: without it, jobs of another cluster would stop.
     with processes.environment_variables({**environment, "RAY_API_SERVER_ADDRESS": url}):
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        yield JobSubmissionClient(url)
+        try:
+            yield JobSubmissionClient(url)
+        except AuthenticationError as error:  # another cluster, with a token, has the port of this one
+            raise RuntimeError(f"the head on port {dashboard_port} refuses this cluster's token") from error
 
 
 def _running(client: JobSubmissionClient) -> list[str]:

@@ -82,3 +82,10 @@ def test_a_dashboard_that_wants_a_token_answers(dashboard: Dashboard) -> None:
     dashboard.token_needed = True
     assert ray_head.dashboard_answers(dashboard.server_port)
     assert not ray_head.dashboard_answers(ports.free_port())
+
+
+def test_a_head_that_refuses_the_token_is_an_error_that_the_caller_expects(dashboard: Dashboard) -> None:
+    dashboard.token_needed = True
+    environment = {"RAY_AUTH_MODE": "disabled", "NO_PROXY": "127.0.0.1"}
+    with pytest.raises(RuntimeError, match=f"port {dashboard.server_port} refuses"):
+        ray_head.running_jobs(dashboard.server_port, environment)
