@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from shards.rows import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MAX_PER_BYTE = 1000
 """Most rows of a table for each byte of its file; a forged file can claim any number of equal ones."""
 MAX_GROUP_BYTES = 1 << 30
-"""Most bytes of a row group once it is decompressed."""
+"""Most bytes of a row group once it is decompressed; texts that are packed as differences may grow beyond it."""
 _FREED = 8 << 20
 TABLES: dict[str, Mapping[str, str]] = {
     "shards": {"key": "string", "bytes": "int64", "sha256": "string"},
@@ -137,7 +138,7 @@ def _batches(name: str, path: Path) -> Iterator[pa.RecordBatch]:
                 raise ValueError(f"row group {group} has {unpacked:,} bytes, more than {MAX_GROUP_BYTES:,}")
         if set(kinds) - set(file.schema_arrow.names):
             raise ValueError(f"it has the columns {file.schema_arrow.names} instead of {list(kinds)}")
-    with pq.ParquetFile(path, metadata=metadata, read_dictionary=labels) as file:
+    with pq.ParquetFile(path, metadata=metadata, read_dictionary=_as_dictionaries(metadata, labels)) as file:
         found = 0
         for batch in filter(len, file.iter_batches(BLOCK, columns=list(kinds), use_threads=False)):
             found += len(batch)
@@ -145,6 +146,16 @@ def _batches(name: str, path: Path) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(arrays, list(kinds))
         if found != rows:
             raise ValueError(f"{found:,} rows instead of {rows:,}")
+
+
+def _as_dictionaries(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+    """Return the columns that pyarrow can read as dictionaries; texts that are packed as differences it cannot."""
+    packed = set()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if any(encoding.startswith("DELTA") for encoding in column.encodings):
+                packed.add(column.path_in_schema)
+    return [column for column in columns if column not in packed]
 
 
 def _cast(values: Any, kind: str, is_label: bool) -> Any:

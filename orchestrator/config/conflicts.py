@@ -217,17 +217,20 @@ def _batch_conflicts(job: Training) -> Iterator[Conflict]:
         if batch % micro_batches:
             yield "train.micro_batches", f"{micro_batches} does not divide the global batch of {batch}."
     smallest = min(crop_stages.batches(job), default=job.train.global_batch_size) // micro_batches
+    raised = "train.global_batch_size"
+    if smallest < job.train.global_batch_size // micro_batches:
+        raised = "the smallest batch of data.crop_pixels"
     if job.workers.max > smallest:
         yield (
             "workers.max",
             f"{job.workers.max} workers cannot share a micro-batch of {smallest} images: each needs one. "
-            f"Set workers.max to at most {smallest}, or raise train.global_batch_size.",
+            f"Set workers.max to at most {smallest}, or raise {raised}.",
         )
     if job.loss.spd_weight and smallest < 2:
         yield (
             "loss.spd_weight",
             "the SPD term contrasts the images of a micro-batch and vanishes with one image. "
-            "Raise train.global_batch_size or set loss.spd_weight to 0.",
+            f"Raise {raised} or set loss.spd_weight to 0.",
         )
 
 

@@ -7,6 +7,7 @@ from orchestrator.config.constraints import Costs, violations
 from orchestrator.config.schema import Job
 from orchestrator.config.search_space import Values, candidate
 from orchestrator.config.sweep_schema import SweepJob
+from orchestrator.errors import ModelError
 from orchestrator.planning.estimate import memory
 
 
@@ -15,7 +16,10 @@ def examine(sweep: SweepJob, values: Values) -> tuple[Job, Costs] | str:
     made = candidate(sweep, values)
     if made.job is None:
         return made.impossible
-    costs = cost_of(made.job)
+    try:
+        costs = cost_of(made.job)
+    except ModelError as error:  # the class refuses these values
+        return str(error)
     return violations(costs, sweep.sweep.constraints) or (made.job, costs)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mirage.cost import fast_macs, macs, parameters
@@ -18,7 +20,7 @@ from orchestrator.planning.estimate import GIB, Estimate, checkpoint_bytes, egre
 from orchestrator.planning.pitfalls import pitfalls
 from orchestrator.planning.reading import reading
 from orchestrator.planning.throughput import Throughput
-from shards.crop_schedule import CropSchedule
+from shards.crop_schedule import CropSchedule, TrainingStage
 from shards.dataset import Dataset
 from shards.errors import ShardsError, UnreachableStoreError
 from shards.mixture import Mixture
@@ -66,10 +68,16 @@ class Plan:
     reading: str = ""
     """What readers must deliver, and what pipelines cost."""
 
+    @property
+    def epochs(self) -> float:
+        """Return how often the run reads its data; stages may change the batch on the way."""
+        used = self.steps_per_epoch * self.job.train.global_batch_size
+        return self.stages.position_at(self.total_steps) / used
+
     def render(self) -> str:
         """Return the plan as text for a terminal."""
         job, train = self.job, self.job.train
-        micro = train.global_batch_size // train.micro_batches
+        micro = self._micro_batches()
         workers = (
             f"{job.workers.min}"
             if job.workers.min == job.workers.max
@@ -98,7 +106,9 @@ class Plan:
             f"data       {', '.join(datasets.manifest_uris(job))}   (counts: {self.counts_source})",
         ]
         total = self.samples_per_epoch
-        negatives = f"; {micro - 1} SPD negatives per image" if job.model.class_ is None else ""
+        negatives = (
+            f"; {_then(n - 1 for n in micro)} SPD negatives per image" if job.model.class_ is None else ""
+        )
         width = max(9, *(len(entry.degradation) for entry in self.mixture.entries))
         for entry in self.mixture.entries:
             repeat = f"{entry.repeat:<3}" if entry.repeat % 1 == 0 else f"{float(entry.repeat):<3.2f}"
@@ -110,10 +120,10 @@ class Plan:
             f"epoch      {total:,} samples = {self.steps_per_epoch:,} steps of {train.global_batch_size} "
             f"(the last {total - self.steps_per_epoch * train.global_batch_size} "
             f"{'dropped' if job.data.tail == 'drop' else 'carried over'})",
-            f"training   {self.total_steps:,} steps = {self.total_steps / self.steps_per_epoch:,.2f} epochs, "
+            f"training   {self.total_steps:,} steps = {self.epochs:,.2f} epochs, "
             f"{self.stages.position_at(self.total_steps):,} samples of {self._crops()}, {train.precision}",
-            f"batch      {train.global_batch_size} images, {self._accumulation()}, over {workers} "
-            f"worker{'' if workers == '1' else 's'} of {kind} each",
+            f"batch      {_then(stage.batch for stage in self._stages())} images, {self._accumulation()}, "
+            f"over {workers} worker{'' if workers == '1' else 's'} of {kind} each",
             f"           batch-norm statistics over {self._statistics()}{negatives}",
             f"engine     {self._engine()}",
             f"rate       {train.optimizer} {train.learning_rate:g}, schedule {train.schedule}{self._schedule()}",
@@ -198,15 +208,14 @@ class Plan:
         )
         if self.packed_bytes is None:
             return f"unknown before the data is packed; {written}"
-        epochs = self.total_steps / self.steps_per_epoch
-        read = egress(job, self.packed_bytes, epochs, many) / GIB
+        read = egress(job, self.packed_bytes, self.epochs, many) / GIB
         price = job.prices.egress_gib
         cost = "" if price is None else f", {job.prices.currency} {read * price:,.2f}"
         return f"at most {read:,.2f} GiB of shards, for {count(many, 'worker')} on separate nodes{cost}; {written}"
 
     def _crops(self) -> str:
         """Return the crop sizes as text: `128² pixels`, or stage by stage."""
-        stages = self.stages.stages
+        stages = self._stages()
         if len(stages) == 1:
             return f"{stages[0].pixels}² pixels"
         texts = (f"{s.batch} x {s.pixels}² pixels from step {s.from_step:,}" for s in stages)
@@ -217,14 +226,30 @@ class Plan:
         return engine.name if engine.name == "ddp" else f"{engine.name}, ZeRO stage {engine.zero_stage}"
 
     def _accumulation(self) -> str:
-        parts, batch = self.job.train.micro_batches, self.job.train.global_batch_size
-        return "no gradient accumulation" if parts == 1 else f"{parts} micro-batches of {batch // parts}"
+        parts = self.job.train.micro_batches
+        return (
+            "no gradient accumulation"
+            if parts == 1
+            else f"{parts} micro-batches of {_then(self._micro_batches())}"
+        )
 
     def _statistics(self) -> str:
-        micro = self.job.train.global_batch_size // self.job.train.micro_batches
         if self.job.model.batch_norm == "local":
             return "each worker's share (batch_norm: local): the result depends on the number of workers"
-        return f"{micro} images, for any number of workers"
+        return f"{_then(self._micro_batches())} images, for any number of workers"
+
+    def _stages(self) -> Sequence[TrainingStage]:
+        """Return the stages of crops and batches that the run reaches."""
+        return [stage for stage in self.stages.stages if stage.from_step < max(1, self.total_steps)]
+
+    def _micro_batches(self) -> list[int]:
+        """Return the images of a micro-batch in each stage."""
+        return [stage.batch // self.job.train.micro_batches for stage in self._stages()]
+
+
+def _then(numbers: Iterable[int]) -> str:
+    """Return the numbers of successive stages as text, one for those that are equal: `8` or `8, then 2`."""
+    return ", then ".join(str(number) for number, _ in groupby(numbers))
 
 
 def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan:

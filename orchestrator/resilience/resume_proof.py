@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.config import crop_stages
 from orchestrator.config.identity import run_id
 from orchestrator.config.schedule import total_steps
 from orchestrator.config.schema import Job
@@ -179,7 +180,7 @@ def prove_resume(
 
 def check_worker_count(job: Job, config: ProofConfig) -> None:
     """Raise PlanError if there are more workers than images in a micro-batch."""
-    images = job.train.global_batch_size // job.train.micro_batches
+    images = min(crop_stages.batches(job)) // job.train.micro_batches
     workers = max((config.workers, *config.resume_workers))
     if workers > images:
         raise PlanError(f"{workers} workers cannot share a micro-batch of {images} images: each needs one.")

@@ -464,19 +464,29 @@ class _Sender:
         journal.remove(file)
 
 
+_pausing = threading.Lock()
+_pauses, _searched = 0, True
+
+
 @contextmanager
 def _without_cycle_search() -> Iterator[None]:
     """Pause Python's search for cycles of references, which the thousands of objects of one request start often.
 
     A third of the time of a request goes into it. What is in no cycle is freed as always.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
+    global _pauses, _searched
+    with _pausing:  # two threads may send at the same time
+        if not _pauses:
+            _searched = gc.isenabled()
+            gc.disable()
+        _pauses += 1
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        with _pausing:
+            _pauses -= 1
+            if _searched and not _pauses:
+                gc.enable()
 
 
 def _send_abandoned(uri: str, source: str, target: str, spool: Path, *, owned: bool = False) -> int:

@@ -62,7 +62,7 @@ def test_a_request_carries_hundreds_of_values(store: str, tmp_path: Path, calls:
 
 
 def test_no_search_for_cycles_interrupts_a_request_to_a_local_store(store: str, tmp_path: Path):
-    """The objects of MLflow's store would start hundreds; afterwards they start again."""
+    """The objects of MLflow's store would start about eighty; afterwards they start again."""
     run_id = new_run(store)
     left_behind(tmp_path, run_id, range(400))
 

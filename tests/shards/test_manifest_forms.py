@@ -231,6 +231,16 @@ def test_another_writer_of_parquet_gives_the_same_dataset(tmp_path: Path):
     assert {key: store.read(key) for key in store.list()} == before
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY", "PLAIN"])
+def test_texts_may_have_any_encoding(tmp_path: Path, encoding: str):
+    store = LocalStore(tmp_path)
+    publish(store, MANIFEST)
+    for table, columns in TABLES.items():
+        texts = {name: encoding for name, kind in columns.items() if kind == "string"}
+        rewrite(store, table, lambda read: read, use_dictionary=False, column_encoding=texts)
+    assert load_manifest(store).rows == MANIFEST.rows
+
+
 def test_tables_hold_no_list_of_values_that_are_hardly_repeated(tmp_path: Path):
     """It would double the bytes of a table, and the time to read it."""
     store = LocalStore(tmp_path)

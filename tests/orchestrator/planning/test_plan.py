@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -112,3 +114,19 @@ def test_a_plan_without_pipelines_says_what_readers_must_deliver(nowhere) -> Non
         "64.0 crops a second for each worker, from 8 readers, 8.0 each"
         in make_plan(job, strict=False).render()
     )
+
+
+def test_epochs_and_batches_are_those_of_the_stages_that_the_run_reaches() -> None:
+    stages = "data.crop_pixels=[{from_step: 0, pixels: 64}, {from_step: 20, pixels: 128, batch: 2}]"
+
+    def lines(steps: int) -> str:
+        job = load_job(Path("jobs/demo.yaml"), [stages, f"train.steps={steps}", "workers.max=2"])
+        plan = make_plan(job, strict=False)
+        used = plan.steps_per_epoch * 8
+        assert plan.epochs == pytest.approx((8 * min(steps, 20) + 2 * max(0, steps - 20)) / used)
+        return plan.render()
+
+    assert "batch      8, then 2 images" in lines(30)
+    assert "7, then 1 SPD negatives" in lines(30)
+    assert "batch      8 images" in lines(20)
+    assert "128²" not in lines(20)

@@ -123,7 +123,9 @@ def test_training_memory_grows_with_crop_batch_and_average_and_shrinks_with_work
     assert memory(train={**train, "micro_batches": 2}) < usual
     assert memory(train={**train, "activation_checkpointing": "all"}) < usual
     assert memory(workers={"min": 2, "max": 2}) < usual
-    assert memory(workers={"min": 1, "max": 1, "gpus": 1}) > 1.5 * usual
+    assert (
+        memory(workers={"min": 1, "max": 1, "gpus": 1}) > 1.3 * usual
+    )  # its kernels keep more than those of a CPU
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12), st.sampled_from(["<=", "<", ">=", ">"]))
