@@ -12,7 +12,7 @@ from orchestrator import tables
 from orchestrator.config import crop_stages
 from orchestrator.config.constraints import Costs, format_quantity
 from orchestrator.config.schema import Job
-from orchestrator.config.search_space import Values, candidate, format_params, grid, random_points
+from orchestrator.config.search_space import Values, format_params, grid, random_points
 from orchestrator.config.sweep_schema import Domain, SweepJob, rungs
 from orchestrator.planning.candidate_costs import examine
 from orchestrator.planning.plan import Plan, make_plan
@@ -88,15 +88,15 @@ def training_job(job: SweepJob) -> Job:
 
 
 def with_network(job: SweepJob, base: Job) -> Job:
-    """Return `base` with the first network of the sweep, if it is user-defined.
+    """Return `base` with the first network of the sweep that can be built, if it is user-defined.
 
     An argument that its class requires may have values in the space alone, and then `base` cannot build it.
     """
     if base.model.class_ is None:
         return base
     points = islice(random_points(job.sweep.space, job.sweep.search.seed), MAX_CONSECUTIVE_REJECTIONS)
-    found = (candidate(job, values).job for values in points)
-    model = next((made.model for made in found if made is not None), base.model)
+    found = (examine(job, values) for values in points)
+    model = next((made[0].model for made in found if not isinstance(made, str)), base.model)
     return base.model_copy(update={"model": model})
 
 

@@ -226,10 +226,12 @@ def test_a_sweep_is_planned_where_the_class_requires_the_argument_that_is_search
 ) -> None:
     (tmp_path / "planned_network.py").write_text(
         "from torch import nn\n\nclass Net(nn.Conv2d):\n    def __init__(self, side):\n"
+        "        if side % 2 == 0:\n            raise ValueError('an even side')\n"
         "        super().__init__(3, 3, side, padding='same')\n"
     )
     model = {"class": "planned_network:Net", "path": str(tmp_path)}
-    job = make_sweep({"model": model}, space={"model.arguments.side": {"choice": [1, 3]}})
+    job = make_sweep({"model": model}, space={"model.arguments.side": {"choice": [1, 2, 3]}})
     text = plan_sweep(job)
+    assert "an even side" in text
     assert "2 accepted" in text
     assert all(f"side {side}" in text for side in (1, 3))
