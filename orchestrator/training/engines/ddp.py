@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import warnings
 from contextlib import AbstractContextManager
 from datetime import timedelta
 
@@ -82,9 +83,12 @@ class DDPEngine(DistributedEngine):
             # An earlier one is in a reference cycle, and its hooks stay on the parameters until it is collected.
             self._wrapped = None
             gc.collect()
-        self._wrapped = DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # What is to replace it does not exist yet: torch says to keep it until then.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._wrapped = DistributedDataParallel(
+                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         return self._wrapped
 
     def backward(self, share: Tensor) -> None:
