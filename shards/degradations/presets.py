@@ -6,7 +6,7 @@ The figures are those of the papers and of their public code; docs/degradations.
 from __future__ import annotations
 
 from itertools import combinations
-from math import comb, pi, sqrt
+from math import comb, log2, pi, sqrt
 from typing import Any
 
 Step = dict[str, Any]
@@ -217,6 +217,27 @@ def _cdd11(folder: str) -> Steps:
     return [step for part, steps in _CDD11.items() if part in folder.split("_") for step in steps]
 
 
+# Low light by a gamma and a gain of the coded values, without the noise that `low_light` adds by default.
+
+
+def _darkened(gamma: float | Step, gain: float | Step = 0) -> Step:
+    """Return a step to a power, and darker by a number of stops."""
+    return {"low_light": {"stops": gain, "gamma": gamma, "photons": 0, "light": "coded"}}
+
+
+def _gain(low: float) -> Step:
+    """Return the stops of a factor that is uniform between a number and 1."""
+    return _quantiles(lambda share: -log2(low + share * (1 - low)))
+
+
+# CBDNet (Guo et al., CVPR 2019): noise of linear light that grows with it, and one that does not, then demosaicing.
+_CBDNET: Steps = [
+    {"speckle_noise": {"sigma": _range(0, 0.16 * 255), "light": "linear"}},
+    {"gaussian_noise": {"sigma": _range(0, 0.06 * 255), "light": "linear"}},
+    _one_of((0.8, [{"demosaicing": {"pattern": {"choice": ["gbrg", "grbg", "bggr", "rggb"]}}}]), (0.2, [])),
+]
+
+
 PRESETS: dict[str, Steps] = {
     "real_esrgan": _real_esrgan(1),
     "real_esrgan_x2plus": _real_esrgan(2),
@@ -254,6 +275,15 @@ PRESETS: dict[str, Steps] = {
                 "blue": _range(1.5, 1.9),
             }
         }
+    ],
+    "cbdnet": _CBDNET,
+    "cbdnet_jpeg": [*_CBDNET, {"jpeg": {"quality": _range(60, 100)}}],
+    # Lv et al. (IJCV 2021): beta (alpha I)^gamma.
+    "lv_low_light": [_darkened(1, _gain(0.9)), _darkened(_range(1.5, 5), _gain(0.5))],
+    # LLNet (Lore et al., Pattern Recognition 2017): a gamma, then noise of a uniform variance up to 25 squared.
+    "llnet": [
+        _darkened(_range(2, 5)),
+        {"gaussian_noise": {"sigma": _quantiles(lambda share: 25 * sqrt(share))}},
     ],
     **{f"cdd11_{name}": _cdd11(name) for name in _CDD11_FOLDERS},
 }

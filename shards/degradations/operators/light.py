@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.degradations.linear_light import gains, power, to_coded, to_linear
+from shards.degradations.linear_light import LIGHT, gains, in_light, power, to_coded, to_linear
 from shards.degradations.normal import standard_normal
 from shards.degradations.operator import Image, Parameter, operator
 from shards.degradations.operators.noise import counted
@@ -16,11 +16,12 @@ from shards.degrade import smooth
     stops=Parameter(
         0.0, 10.0, unit="stops", about="how much shorter the exposure is: each stop halves the light"
     ),
-    gamma=Parameter(0.5, 4.0, about="exponent of the light before; above 1, shadows lose more", default=1.0),
+    gamma=Parameter(0.5, 5.0, about="exponent of the light before; above 1, shadows lose more", default=1.0),
     red=Parameter(0.25, 4.0, about="gain of red: the cast of the lamps", default=1.0),
     blue=Parameter(0.25, 4.0, about="gain of blue", default=1.0),
     photons=Parameter(0.0, 1e6, unit="photons", about="photons that give white; 0: no noise", default=1000.0),
     read=Parameter(0.0, 100.0, unit="electrons", about="standard deviation of the read noise", default=2.0),
+    light=LIGHT,
 )
 def low_light(
     image: Image,
@@ -32,19 +33,24 @@ def low_light(
     blue: float,
     photons: float,
     read: float,
+    light: str,
 ) -> Image:
-    """Take the photograph with too little light: gamma, gain and cast of linear light, then shot and read noise.
+    """Take the photograph with too little light: gamma, gain and cast of the light, then shot and read noise.
 
     Lv et al. (2021) for gamma and gain, Foi et al. (2008) for the noise. Without noise, `stops` 0 changes nothing.
     """
     if stops == 0 and gamma == red == blue == 1 and photons == 0:
         return image
-    exposed = power(to_linear(image), gamma) * gains(red, blue) * np.float32(2.0**-stops)
-    if photons:
-        electrons = counted(exposed * np.float32(photons), rng)
-        electrons += standard_normal(rng, image.shape) * np.float32(read)
-        exposed = electrons / np.float32(photons)
-    return to_coded(exposed)
+
+    def expose(each: Image) -> Image:
+        exposed: Image = power(each, gamma) * gains(red, blue) * np.float32(2.0**-stops)
+        if photons:
+            electrons = counted(exposed * np.float32(photons), rng)
+            electrons += standard_normal(rng, image.shape) * np.float32(read)
+            exposed = electrons / np.float32(photons)
+        return exposed
+
+    return in_light(light, image, expose)
 
 
 @operator(

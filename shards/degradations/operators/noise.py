@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.degradations.bayer import demosaiced
-from shards.degradations.linear_light import gains, luma_of, to_coded, to_linear
+from shards.degradations.linear_light import CODED_LIGHT, gains, in_light, luma_of, to_coded, to_linear
 from shards.degradations.normal import standard_normal
 from shards.degradations.operator import Image, Parameter, operator
 
@@ -17,11 +17,17 @@ _PHOTONS = Parameter(16.0, 1e6, unit="photons", about="photons that give white")
 
 
 @operator(
-    2, sigma=Parameter(0.0, 255.0, unit="grey levels of 255", about="standard deviation"), channels=_CHANNELS
+    2,
+    sigma=Parameter(0.0, 255.0, unit="grey levels of 255", about="standard deviation"),
+    channels=_CHANNELS,
+    light=CODED_LIGHT,
 )
-def gaussian_noise(image: Image, rng: np.random.Generator, *, sigma: float, channels: str) -> Image:
-    """Add white Gaussian noise to the coded values. `sigma` 0 changes nothing."""
-    return image + _normal(image, rng, channels) * np.float32(sigma / 255)
+def gaussian_noise(
+    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str
+) -> Image:
+    """Add white Gaussian noise. `sigma` 0 changes nothing."""
+    noise = _normal(image, rng, channels) * np.float32(sigma / 255)
+    return in_light(light, image, lambda each: each + noise)
 
 
 @operator(
@@ -80,10 +86,14 @@ def sensor_noise(
     2,
     sigma=Parameter(0.0, 255.0, unit="grey levels of 255 at white", about="standard deviation"),
     channels=_CHANNELS,
+    light=CODED_LIGHT,
 )
-def speckle_noise(image: Image, rng: np.random.Generator, *, sigma: float, channels: str) -> Image:
+def speckle_noise(
+    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str
+) -> Image:
     """Multiply by 1 + Gaussian noise, as coherent light does. `sigma` 0 changes nothing."""
-    return image * (1 + _normal(image, rng, channels) * np.float32(sigma / 255))
+    factor = 1 + _normal(image, rng, channels) * np.float32(sigma / 255)
+    return in_light(light, image, lambda each: each * factor)
 
 
 @operator(

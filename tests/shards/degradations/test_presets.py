@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from shards.degradations.linear_light import to_coded, to_linear
 from shards.degradations.parse import parse_pipelines
 from shards.degradations.pipeline import Pipeline
 from shards.degradations.presets import PRESETS
@@ -147,3 +148,42 @@ def test_no_resize_of_a_preset_displaces_the_image(name: str) -> None:
                 result = each.operator(result, np.random.default_rng(0), each.values, (120, 120))
         moved = (resampled(result, 120, 120) - image)[50:70, 50:70].mean() * 119
         assert abs(moved) < 0.2, f"{moved:.2f} pixels"
+
+
+def test_lv_low_light_and_llnet_darken_by_the_gammas_and_gains_of_their_sources() -> None:
+    image = np.full((1, 1, 3), 0.8, np.float32)
+    gains, gammas = [], []
+    for number in range(300):
+        result, (first, second) = image, PIPELINES["lv_low_light"].draw(f"{number}")
+        for each in (first, second):
+            result = each.operator(result, np.random.default_rng(0), each.values)
+        alpha, beta = (2.0 ** -float(each.values["stops"]) for each in (first, second))
+        gamma = float(second.values["gamma"])
+        assert result[0, 0, 0] == pytest.approx(beta * (alpha * 0.8) ** gamma, rel=1e-4)
+        assert 0.9 <= alpha <= 1
+        gains.append(beta)
+        gammas.append(gamma)
+    assert 0.5 <= min(gains) < 0.55 < 0.95 < max(gains) <= 1
+    assert np.mean(gains) == pytest.approx(0.75, abs=0.03)
+    assert 1.5 <= min(gammas) < 1.7 < 4.8 < max(gammas) <= 5
+    llnet = [PIPELINES["llnet"].draw(f"{number}") for number in range(300)]
+    assert {each.operator.name for one in llnet for each in one} == {"low_light", "gaussian_noise"}
+    variances = [float(one[1].values["sigma"]) ** 2 for one in llnet]
+    assert np.mean(variances) == pytest.approx(25**2 / 2, rel=0.1)
+    assert 24 < max(variances) ** 0.5 <= 25
+
+
+@pytest.mark.parametrize("value", [0.2, 0.6])
+def test_cbdnets_noise_is_that_of_its_code_in_linear_light(value: float) -> None:
+    coded = to_coded(np.full((64, 64, 3), value, np.float32))
+    for number in range(3):
+        shot, read = PIPELINES["cbdnet"].draw(f"{number}")[:2]
+        noisy = coded
+        for place, each in enumerate((shot, read)):
+            noisy = each.operator(noisy, np.random.default_rng([number, place]), each.values)
+        spread = np.hypot(value * float(shot.values["sigma"]), float(read.values["sigma"])) / 255
+        assert (to_linear(noisy) - value).std() == pytest.approx(spread, rel=0.1)
+    mosaics = [
+        each.operator.name == "demosaicing" for n in range(DRAWS) for each in PIPELINES["cbdnet"].draw(f"{n}")
+    ]
+    assert sum(mosaics) / DRAWS == pytest.approx(0.8, abs=0.04)
