@@ -17,7 +17,7 @@ backward pass. The inputs are measured (`mirage bench scaling`) or assumed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 
 
@@ -170,21 +170,19 @@ def predict(
     small = 4 * (2 * cost.norm_channels + 1)
     norms = cost.micro_batches * 2 * cost.blocks * network.tree(small, workers)
     negatives = cost.micro_batches * 2 * 2 * network.all_reduce(4 * cost.embedding / 2 * micro_batch, workers)
-    point = ScalingPoint(
-        workers=workers,
-        global_batch=global_batch,
-        compute=compute,
-        straggling=compute * straggler_excess(workers, speed.spread),
-        data=speed.data_seconds,
-        gradients=network.all_reduce(4 * cost.parameters, workers),
-        norms=norms,
-        negatives=negatives,
-        useful=1.0,
-    )
+    seconds = {
+        "compute": compute,
+        "straggling": compute * straggler_excess(workers, speed.spread),
+        "data": speed.data_seconds,
+        "gradients": network.all_reduce(4 * cost.parameters, workers),
+        "norms": norms,
+        "negatives": negatives,
+    }
     rate = workers * speed.preemptions_per_hour / 3600
-    return replace(point, useful=useful_share(point.step, rate, policy or CheckpointPolicy()))
+    useful = useful_share(sum(seconds.values()), rate, policy or CheckpointPolicy())
+    return ScalingPoint(workers, global_batch, **seconds, useful=useful)
 
 
 def efficiency(point: ScalingPoint, one: ScalingPoint) -> float:
     """Return the throughput per worker at `point` relative to one worker alone, at `one`."""
-    return point.images_per_second / point.workers / (one.images_per_second / one.workers)
+    return point.images_per_second / point.workers / one.images_per_second

@@ -7,7 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shards.augment import CropWindow, centre_window, draw_crop, draw_orientation, keyed_rng, orient
+from shards.augment import (
+    CropWindow,
+    centre_window,
+    draw_crop,
+    draw_orientation,
+    keyed_rng,
+    orient,
+    place_within,
+    widened,
+)
 
 SQUARE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -58,3 +67,20 @@ def test_a_window_is_the_rectangle_at_its_place():
     image = np.arange(5 * 7 * 3).reshape(5, 7, 3)
     cut = CropWindow(top=1, left=2, height=3, width=4).of(image)
     np.testing.assert_array_equal(cut, image[1:4, 2:6])
+
+
+def test_a_margin_reaches_to_the_edges_of_the_image_only() -> None:
+    window = CropWindow(5, 6, 10, 12)
+    assert widened(window, 2, 100, 100) == CropWindow(3, 4, 14, 16)
+    assert widened(window, 50, 40, 30) == CropWindow(0, 0, 40, 30)
+    assert widened(window, 3, 16, 19) == CropWindow(2, 3, 14, 16)
+    assert widened(window, 0, 15, 18) == window
+
+
+@pytest.mark.parametrize("mode", range(8))
+def test_a_window_is_found_again_in_a_larger_one_that_is_turned(mode: int) -> None:
+    image = np.arange(20 * 30 * 3).reshape(20, 30, 3)
+    window, outer = CropWindow(7, 9, 4, 5), CropWindow(5, 8, 11, 13)
+    there = place_within(window, outer, mode)
+    np.testing.assert_array_equal(there.of(orient(outer.of(image), mode)), orient(window.of(image), mode))
+    assert place_within(outer, outer, mode)[:2] == (0, 0)

@@ -235,6 +235,8 @@ def test_a_cached_file_that_was_copied_back_is_verified_not_fetched(remote, publ
     path.write_bytes(path.read_bytes())
     monkeypatch.setattr(S3Store, "download", lambda *_: pytest.fail("fetched again"))
     assert cache.path(remote, shard) == path
+    monkeypatch.setattr("shards.cache.check_file", lambda *_: pytest.fail("verified twice"))
+    assert ShardCache(cache.folder, cache.max_bytes).path(remote, shard) == path
 
 
 def _thrash(folder: Path, uri: str, shards: tuple[Shard, ...], room: int) -> None:

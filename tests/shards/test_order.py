@@ -258,3 +258,14 @@ def test_the_order_of_before_is_the_order_of_now():
     ):
         draw = SampleOrder(FIVE, 11, 32, tail, sampling).draw(np.arange(162_000, 164_000))
         assert hashlib.sha256(np.stack(draw).astype("<i8").tobytes()).hexdigest()[:16] == expected
+
+
+def test_the_permutations_of_few_samples_stay_the_same() -> None:
+    assert [permutation(size, 1, 2).tolist() for size in range(1, 7)] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 3, 2],
+        [1, 3, 2, 4, 0],
+        [1, 5, 2, 4, 0, 3],
+    ]

@@ -133,3 +133,27 @@ def test_what_cannot_be_windowed_is_said():
             sampling="replacement",
             windows=ShardWindows([np.zeros(3)], 1),
         )
+
+
+def test_each_window_is_told_once_up_to_the_end_of_each_epoch() -> None:
+    mixture = Mixture((MixtureEntry("a", 7, 1),))
+    windows = ShardWindows([np.arange(7)], 1)  # one sample in each window
+    whole = SampleOrder(mixture, 0, 1, windows=windows)
+    assert [end for end, _ in islice(windows.ahead(whole, 0), 16)] == list(range(1, 17))
+    assert [end for end, _ in islice(windows.ahead(whole, 9), 3)] == [10, 11, 12]
+    without_tail = SampleOrder(mixture, 0, 3, windows=windows)  # six positions of an epoch
+    assert [end for end, _ in islice(windows.ahead(without_tail, 4), 4)] == [5, 6, 7, 8]
+    pairs = ShardWindows([np.arange(7)], 2)
+    ahead = pairs.ahead(SampleOrder(mixture, 0, 3, windows=pairs), 0)
+    assert [end for end, _ in islice(ahead, 6)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_orders_of_two_epochs_are_kept() -> None:
+    windows = ShardWindows([np.arange(7)], 1)
+    order = SampleOrder(Mixture((MixtureEntry("a", 7, 1),)), 0, 1, windows=windows)
+    first, second = windows.arrange(order, 0), windows.arrange(order, 1)
+    assert windows.arrange(order, 0) is first
+    assert windows.arrange(order, 1) is second
+    windows.arrange(order, 2)
+    assert windows.arrange(order, 1) is second
+    assert windows.arrange(order, 0) is not first

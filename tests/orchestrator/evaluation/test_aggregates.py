@@ -92,3 +92,20 @@ def test_extremes_are_the_worst_and_the_best_and_never_the_same_image_twice() ->
         ("best", "2"),
     ]
     assert [rank for rank, _ in extremes(images[:1], 1)] == ["worst"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "subsets"),
+    [
+        (("CBSD68",), {"CBSD68"}),
+        (("CBSD68", "Rain100L"), {"", "CBSD68", "Rain100L"}),
+        (("cat", "Rain100L"), {"", "Rain100L"}),
+        (("cat",), {""}),
+        (("cat", "coffee"), {""}),
+    ],
+)
+def test_only_one_published_benchmark_alone_has_no_score_of_the_whole_set(
+    sources: tuple[str, ...], subsets: set[str]
+) -> None:
+    images = [replace(ONE, source=source) for source in sources]
+    assert {score.source for score in aggregate(images, IDENTITY, "release")} == subsets

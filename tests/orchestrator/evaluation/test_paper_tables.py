@@ -236,3 +236,13 @@ def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
         list(report([], [tmp_path], tmp_path / "out", None))
     with pytest.raises(EvaluationError, match="one of 1, 2"):
         list(report(["8"], [], tmp_path / "out", None))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "row"),
+    [(6_100_001, "MIRAGE-T"), (6_299_999, "MIRAGE-T"), (6_100_000, "MIRAGE-S"), (6_300_000, "MIRAGE-S")],
+)
+def test_sizes_are_equal_that_differ_by_less_than_100_000_parameters(parameters: int, row: str) -> None:
+    (table,) = paper_tables.make_tables("1", [replace(WHOLE, parameters=parameters)])
+    (difference,) = lines(table, "difference")
+    assert row in difference.method

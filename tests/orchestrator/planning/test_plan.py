@@ -130,3 +130,37 @@ def test_epochs_and_batches_are_those_of_the_stages_that_the_run_reaches() -> No
     assert "7, then 1 SPD negatives" in lines(30)
     assert "batch      8 images" in lines(20)
     assert "128²" not in lines(20)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["train.schedule=cosine"], "schedule cosine\n"),
+        (["train.schedule=cosine", "train.minimum_rate=1e-6"], "schedule cosine to 1e-06\n"),
+        (
+            [
+                "train={schedule: multistep, epochs: null, steps: 3000, milestones: [100, 2000], rate_factor: 0.25}"
+            ],
+            "schedule multistep: x 0.25 at steps 100, 2,000\n",
+        ),
+        (
+            ["train={schedule: plateau, rate_factor: 0.25, patience: 4, warmup_steps: 0}"],
+            "schedule plateau: x 0.25 after 5 validations without a higher val/psnr\n",
+        ),
+        (
+            [
+                "train={schedule: restarts, epochs: null, steps: 3000, warmup_steps: 0, "
+                "cycles: [{steps: 1000}, {steps: 2000, weight: 0.5, minimum_rate: 1e-6}]}"
+            ],
+            "schedule restarts: 1,000 steps at 1 to 0, 2,000 steps at 0.5 to 1e-06\n",
+        ),
+        (["engine.name=ddp"], "engine     ddp\n"),
+        (["engine={name: deepspeed, zero_stage: 2}"], "engine     deepspeed, ZeRO stage 2\n"),
+        (["workers={min: 1, max: 1, gpus: 1}"], "over 1 worker of 1 GPU each"),
+        (["workers={min: 1, max: 2, gpus: 0, cpus: 3}"], "over 1 to 2 workers of 3 CPU each"),
+    ],
+)
+def test_a_plan_says_schedule_engine_and_workers_as_the_job_gives_them(
+    nowhere, overrides: list[str], says: str
+) -> None:
+    assert says in make_plan(load_job("jobs/5deg.yaml", [nowhere, *overrides]), strict=False).render()

@@ -136,3 +136,8 @@ def test_youngs_interval_is_the_best_of_those_near_it() -> None:
         return useful_share(1.0, 1e-3, CheckpointPolicy(n, 2.0, 60.0))
 
     assert share(steps) > max(share(steps // 2), share(2 * steps))
+
+
+def test_gradients_are_four_bytes_for_each_parameter() -> None:
+    point = predict(8, 32, LOAD, MACHINE, WIRE)
+    assert point.gradients == WIRE.all_reduce(4 * LOAD.parameters, 8)

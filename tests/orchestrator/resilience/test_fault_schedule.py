@@ -136,7 +136,7 @@ def test_a_killed_run_on_a_failing_store_loses_nothing_and_needs_no_disk_of_its_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--workers", "9"), "9 workers cannot share a micro-batch of 8 images"),
+        (("--workers", "9"), "9 workers cannot share a micro-batch of 2 images"),
         (("--faults", "30", "--steps", "20"), "30 faults need as many steps"),
         (("--only", "moon"), "--only moon: choose from worker"),
     ],

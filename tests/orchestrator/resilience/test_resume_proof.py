@@ -19,6 +19,7 @@ from orchestrator.errors import PlanError
 from orchestrator.events import Event, WorkerKilled, read_log, to_dict
 from orchestrator.maintenance.garbage_collection import find, remove
 from orchestrator.resilience.resume_proof import (
+    Proof,
     ProofConfig,
     RunSegment,
     instrument,
@@ -217,3 +218,31 @@ def test_a_proof_leaves_the_run_itself_and_earlier_proofs_alone(endless, small_d
     open_store(one[0]).write("x", b"")
     assert run_folders(endless, small_data, config) != one
     assert newest_step(open_store(one[0])) == 0
+
+
+def test_a_proof_lists_eight_steps_and_of_more_the_first_two_and_the_last() -> None:
+    def first_line(*steps: int) -> str:
+        return Proof(steps, {}, "", 24, 2, True).render().splitlines()[0]
+
+    assert first_line(*range(1, 9)).endswith("8, at step 1, 2, 3, 4, 5, 6, 7, 8")
+    assert first_line(*range(1, 10)).endswith("9, at step 1, 2, ... 9")
+    assert first_line().endswith("0, at step -")
+
+
+@pytest.mark.parametrize(
+    ("proof", "holds", "says"),
+    [
+        (Proof((2,), {}, "", 8, 1, True), True, "RESUMES EXACTLY"),
+        (Proof((), {}, "", 8, 1, True), False, "DOES NOT RESUME EXACTLY"),
+        (Proof((2,), {}, "twice", 8, 1, True), False, "DOES NOT RESUME EXACTLY"),
+        (Proof((2,), {2: ("EMA",)}, "", 8, 1, True), False, "DOES NOT RESUME EXACTLY"),
+        (Proof((2,), {2: ("EMA",)}, "", 8, 1, False), True, "THE SAME SAMPLES, EACH ONCE"),
+    ],
+)
+def test_a_proof_holds_for_equal_samples_and_for_equal_states_on_as_many_workers(
+    proof: Proof, holds: bool, says: str
+) -> None:
+    assert proof.holds is holds
+    *lines, last = proof.render().splitlines()
+    assert last == says
+    assert any("not required" in line for line in lines) is not proof.same_world_size

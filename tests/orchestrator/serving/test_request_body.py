@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import AsyncIterator
 
 import pytest
 
-from orchestrator.serving.request_body import BodyError, first_file, read_body
+from orchestrator.serving.request_body import BodyError, first_file, paced, read_body
 
 FORM = "multipart/form-data; boundary=frontier"
 
@@ -101,9 +102,115 @@ def test_an_endless_body_is_not_read_to_its_end() -> None:
 
     with pytest.raises(BodyError):
         asyncio.run(read_body(endless(), None, "image/png", 100))
-    assert 250 <= seen <= 400  # as much again is read, so that the client sees the response
+    assert seen == 300  # as much again is read, so that the client sees the response
 
 
 def test_an_empty_body_is_refused() -> None:
     with pytest.raises(BodyError, match="no image"):
         read(b"")
+
+
+@pytest.mark.parametrize(
+    ("declared", "content_type", "status"),
+    [("101", "image/png", 413), (None, "multipart/mixed; boundary=x", 400)],
+)
+@pytest.mark.parametrize(("waits", "read_bytes"), [(True, 0), (False, 120)])
+def test_of_a_body_that_is_refused_by_its_head_as_much_is_read_as_the_client_sends_anyway(
+    declared: str | None, content_type: str, status: int, waits: bool, read_bytes: int
+) -> None:
+    seen = 0
+
+    async def sent() -> AsyncIterator[bytes]:
+        nonlocal seen
+        while True:
+            seen += 20
+            yield b"x" * 20
+
+    with pytest.raises(BodyError) as error:
+        asyncio.run(read_body(sent(), declared, content_type, 100, waits=waits))
+    assert error.value.status == status
+    assert seen == read_bytes
+
+
+def test_a_form_may_have_16_kib_besides_its_file() -> None:
+    whole = form(('filename="a"', b"x" * 100))
+    limit = 100 + 16 * 1024
+    body = b"-" * (limit - len(whole) - 2) + b"\r\n" + whole
+    assert len(body) == limit
+    assert read(body, FORM, declared=str(limit)) == b"x" * 100
+    for declared in (None, str(limit + 1)):
+        with pytest.raises(BodyError, match=f"at least {limit + 1:,} bytes"):
+            read(b"-" + body, FORM, declared=declared)
+
+
+def test_a_form_of_more_than_100_parts_is_refused() -> None:
+    notes = [('name="note"', b"no")]
+    assert first_file(form(*99 * notes, ('filename="a"', b"image")), b"frontier") == b"image"
+    with pytest.raises(BodyError, match="more than 100 parts") as error:
+        first_file(form(*100 * notes, ('filename="a"', b"image")), b"frontier")
+    assert error.value.status == 400
+
+
+def test_a_head_of_16_kib_may_name_a_file_and_a_longer_one_does_not() -> None:
+    rest = len(b'Content-Disposition: form-data; ;filename="a"\r\nContent-Type: image/png')
+    for more, image in ((0, b"first"), (1, b"second")):
+        long = "x" * (16 * 1024 - rest + more) + ';filename="a"'
+        assert first_file(form((long, b"first"), ('filename="b"', b"second")), b"frontier") == image
+
+
+@pytest.mark.parametrize("empty", [b"", b"\r\n"])
+def test_an_image_without_bytes_has_status_400(empty: bytes) -> None:
+    with pytest.raises(BodyError) as error:
+        read(form(('filename=""', b"")) if empty else b"", FORM if empty else "image/png")
+    assert error.value.status == 400
+
+
+class JumpingClock(selectors.DefaultSelector):
+    """What an event loop waits with: instead of waiting, the clock jumps to the next timer."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+async def timed(*chunks: tuple[float, int]) -> AsyncIterator[bytes]:
+    """Yield chunks of so many bytes, each after so many seconds."""
+    for seconds, size in chunks:
+        await asyncio.sleep(seconds)
+        yield b"x" * size
+
+
+def arrived(chunks: AsyncIterator[bytes], seconds: float = 5.0) -> list[int]:
+    """Return the sizes of the chunks that arrive at 100 bytes a second, measured over 0.1 seconds."""
+    sizes: list[int] = []
+
+    async def collect() -> None:
+        async for chunk in paced(chunks, 100, 0.1, seconds):
+            sizes.append(len(chunk))
+
+    clock = JumpingClock()
+    loop = asyncio.SelectorEventLoop(clock)
+    loop.time = lambda: clock.now  # type: ignore[method-assign]
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(collect())
+    except BodyError as error:
+        raise BodyError(error.status, f"{error.status}: {error} After {sizes}") from None
+    return sizes
+
+
+def test_an_upload_is_refused_whose_window_does_not_bring_the_rate() -> None:
+    assert arrived(timed((0.06, 10), (0.06, 10), (0.06, 10))) == [10, 10, 10]
+    with pytest.raises(BodyError, match=r"408: .*less than 100 bytes per second.*After \[9\]"):
+        arrived(timed((0.06, 9), (0.06, 10)))
+    with pytest.raises(BodyError, match=r"408: .*less than 100 bytes per second.*After \[5, 5, 9\]"):
+        arrived(timed((0.0, 5), (0.06, 5), (0.06, 9), (0.06, 9)))
+
+
+def test_an_upload_is_refused_that_takes_too_long_in_all_at_any_rate() -> None:
+    with pytest.raises(BodyError, match=r"408: .*did not arrive within 0.15 s.*After \[50, 50\]"):
+        arrived(timed((0.06, 50), (0.06, 50), (0.06, 50)), seconds=0.15)
+    with pytest.raises(BodyError, match=r"408: .*did not arrive within 0.05 s"):
+        arrived(timed((0.2, 50)), seconds=0.05)

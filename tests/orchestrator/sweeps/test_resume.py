@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from orchestrator.config.sweep_schema import SweepJob
 from orchestrator.errors import SweepError
 from orchestrator.sweeps.event_log import EventLog, read_events
-from orchestrator.sweeps.event_schema import Exhausted, Exploited
+from orchestrator.sweeps.event_schema import Ended, Exhausted, Exploited, Observed
 from orchestrator.sweeps.trial_table import table_of
 from shards.store import LocalStore
 from tests.orchestrator.sweeps.simulated import KilledError, MemoryStore, SimulatedTune, rows, run
@@ -42,6 +46,13 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "hyperband": HYPERBAND,
     "pbt": PBT,
 }
+
+
+def finished_events(job: SweepJob, **options: Any) -> list[object]:
+    """Return the events of a whole sweep."""
+    simulated = SimulatedTune(job, MemoryStore(), **options)
+    simulated.run()
+    return list(simulated.log.events)
 
 
 @pytest.mark.parametrize("fails", [{}, {1: 40}], ids=["", "a trial fails"])
@@ -177,3 +188,34 @@ def test_a_log_that_cannot_be_repeated_says_so(make_sweep, tmp_path) -> None:
     path.write_text(json.dumps({**event, "kind": "ended", "status": "stopped", "reason": "by hand"}))
     with pytest.raises(SweepError, match=r"cannot be continued.*Give the sweep another name"):
         run(job, LocalStore(tmp_path))
+
+
+def test_the_seconds_of_a_trial_are_those_of_its_newest_validation(make_sweep) -> None:
+    ended = [e for e in finished_events(make_sweep(**GRID), fails={0: 10, 1: 40}) if isinstance(e, Ended)]
+    assert {e.number: e.seconds for e in ended} == {0: 0.0, 1: 30.0, 2: 90.0, 3: 90.0}
+
+
+def test_asha_tells_the_rank_among_all_that_reached_the_step(make_sweep) -> None:
+    events = finished_events(make_sweep(**RANDOM | ASHA))
+    scores: dict[int, list[float]] = defaultdict(list)
+    ranks = 0
+    for event in events:
+        if isinstance(event, Observed):
+            scores[event.step].append(event.metrics["val/psnr"])
+            newest = event
+        if isinstance(event, Ended) and event.status == "stopped":
+            found, own = scores[newest.step], newest.metrics["val/psnr"]
+            rank = 1 + sum(score > own for score in found)
+            assert event.reason == (
+                f"{own:.2f} dB at step {newest.step}, rank {rank} of {len(found)} so far: stopped by asha"
+            )
+            ranks += 1
+    assert ranks
+
+
+def test_choices_of_the_scheduler_leave_random_numbers_of_others_alone(make_sweep) -> None:
+    random.seed(5)
+    np.random.seed(5)
+    expected = random.Random(5).random(), np.random.RandomState(5).rand()
+    run(make_sweep(**PBT))
+    assert (random.random(), np.random.rand()) == expected

@@ -295,3 +295,48 @@ def test_a_write_that_takes_a_part_only_is_completed(tmp_path: Path) -> None:
     journal._write_whole(slow, b"0123456789\n")  # type: ignore[arg-type]
     assert file.read_bytes() == b"0123456789\n"
     slow.file.close()
+
+
+def test_what_waits_is_told_in_words_and_in_bytes(tmp_path: Path) -> None:
+    mine = Journal.create(tmp_path, "run", {"server": "x", "run": "y"})
+    assert (mine.waiting(), mine.waiting_bytes()) == ("", 0)
+    for step in (1, 2):
+        mine.add(step, {"loss/total": 1.0})
+    mine.add_image("sheet", b"x" * 500, 1)
+    mine.add_artifact("report.md", b"x" * 70)
+    mine.add_artifact("report.md", b"x" * 30)
+    mine.add_checkpoints({"checkpoints": []})
+    mine.end("FINISHED")
+    assert mine.waiting() == "2 steps, 1 image, 1 file, the list of checkpoints, the status of the run"
+    files = [path for path in mine.folder.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    line_bytes = mine.path.stat().st_size - len(b'{"server": "x", "run": "y"}\n')
+    assert mine.waiting_bytes() == line_bytes + sum(path.stat().st_size for path in files)
+    for file in files:
+        mine.remove(file)
+    assert (mine.waiting(), mine.waiting_bytes()) == ("2 steps", line_bytes)
+    assert take_all(mine) == [1, 2]
+    assert (mine.waiting(), mine.waiting_bytes()) == ("", 0)
+    mine.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_sent_up_to_a_number_of_values_but_at_least_one_step(tmp_path: Path) -> None:
+    mine = Journal.create(tmp_path, "run")
+    for step in range(4):
+        mine.add(step, {"a": 1.0, "b": 2.0})
+    assert [len(mine.pending(most)[0]) for most in (1, 2, 3, 4, 8, 100)] == [1, 1, 1, 2, 4, 4]
+    mine.close()
+
+
+def test_a_journal_takes_as_many_bytes_as_its_limit_and_not_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MAX_BYTES", 100)
+    mine = Journal.create(tmp_path, "run")
+    with pytest.raises(JournalFullError):
+        mine.add_artifact("a", b"x" * 101)
+    mine.add_artifact("a", b"x" * 100)
+    with pytest.raises(JournalFullError):
+        mine.add_artifact("b", b"x")
+    mine.close()

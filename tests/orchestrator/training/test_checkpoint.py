@@ -53,6 +53,9 @@ def test_what_is_younger_than_asked_stays_and_ages() -> None:
     now = 1000 + 3600 * 5
     assert Retention(1, 1, hours=2.5).kept(records, now) == {"000000003-x", "000000004-x"}
     assert Retention(1, 1, hours=2.5).kept(records, now + 7200) == {"000000004-x"}
+    assert Retention(1, 1, hours=2).kept(records, now) == {"000000004-x"}
+    assert Retention(1, 1, hours=0).kept(records, 1000) == {"000000004-x"}  # also those of this moment
+    assert Retention(1, 1, hours=1).kept(records, 1000) == set(records)  # a clock that was set back
 
 
 def test_of_equally_good_ones_the_earliest_is_the_best(tmp_path) -> None:
