@@ -23,10 +23,12 @@ from orchestrator.planning.estimate import (
     ASSUMED_NETWORK,
     GIB,
     ComputeRate,
+    checkpoint_bytes,
     egress,
     estimate,
     memory,
     rate_of,
+    step_seconds,
 )
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.throughput import StepTimer, Throughput
@@ -305,3 +307,22 @@ def test_planning_imports_neither_ray_nor_mlflow() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip().endswith("[]"), done.stderr
     assert "more expensive shapes" in done.stdout
+
+
+def test_zero_stage_3_sends_half_as_much_again_as_the_gradients(tmp_path: Path) -> None:
+    def times(engine: str) -> tuple[float, float]:
+        plan = planned(tmp_path, f"engine={engine}")
+        return step_seconds(plan.job, plan.stages.stages[0], 4, ComputeRate(1e12, "", True))
+
+    step, communication = times("{name: ddp}")
+    assert times("{name: deepspeed, zero_stage: 2}") == (step, communication)
+    gradients = ASSUMED_NETWORK.all_reduce(4 * 6_207_412, 4)
+    step_3, communication_3 = times("{name: deepspeed, zero_stage: 3}")
+    assert communication_3 - communication == pytest.approx(0.5 * gradients)
+    assert step_3 - step == pytest.approx(0.5 * gradients)
+
+
+def test_a_checkpoint_holds_weights_moments_and_ema_of_four_bytes(tmp_path: Path) -> None:
+    one = 4 * 6_207_412
+    assert checkpoint_bytes(planned(tmp_path, "train.ema_decay=0.999").job) == one * (1 + 2 + 1)
+    assert checkpoint_bytes(planned(tmp_path, "train.ema_decay=null").job) == one * (1 + 2)

@@ -17,6 +17,7 @@ from orchestrator.resilience.fault_schedule import (
     KILL_KINDS,
     ChaosReport,
     FaultOutcome,
+    ScheduledFault,
     newest_step,
     repeated_steps,
     schedule_faults,
@@ -145,3 +146,34 @@ def test_impossible_options_are_refused_before_anything_starts(
     options: tuple[str, ...], message: str
 ) -> None:
     assert_one_clear_error(mirage("chaos", "jobs/demo.yaml", *options), message)
+
+
+def test_faults_come_at_least_half_a_share_of_the_steps_apart_and_before_the_end() -> None:
+    for seed in range(20):
+        steps = [fault.step for fault in schedule_faults(9, seed, steps=1000)]
+        assert all(50 <= step - 100 * number <= 100 for number, step in enumerate(steps))
+    assert [fault.step for fault in schedule_faults(4, seed=0, steps=1)] == [1, 1, 1, 1]
+
+
+def test_steps_that_were_reported_before_the_new_workers_started_are_repeated_too() -> None:
+    after = [*progress(44), WorkersStarted(2), *progress(41)]
+    assert repeated_steps(after, at_step=40) == 4
+    assert repeated_steps([WorkersStarted(2), *progress(50)], at_step=40) == 0
+    assert newest_step([]) == 0
+
+
+def test_the_report_has_one_line_for_each_kind_with_all_its_faults() -> None:
+    first, second = (ScheduledFault("worker killed", step) for step in (10, 20))
+    store = ScheduledFault("store faulty", 30)
+    outcomes = [
+        FaultOutcome(first, 10, 12.4, 3),
+        FaultOutcome(second, 20, 9.0, 5),
+        FaultOutcome(store, 30, None),
+    ]
+    text = report(outcomes=outcomes, store_faults={}).render()
+    rows = [line.split() for line in text.splitlines() if line.startswith(FAULT_KINDS)]
+    assert sorted(rows) == [
+        ["store", "faulty", "1", "0", "never", "-"],
+        ["worker", "killed", "2", "2", "12", "s,", "9", "s", "3,", "5"],
+    ]
+    assert "failed requests to the store     none" in text

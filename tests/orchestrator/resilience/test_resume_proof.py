@@ -246,3 +246,19 @@ def test_a_proof_holds_for_equal_samples_and_for_equal_states_on_as_many_workers
     *lines, last = proof.render().splitlines()
     assert last == says
     assert any("not required" in line for line in lines) is not proof.same_world_size
+
+
+def test_a_proof_writes_a_ledger_and_four_checkpoints_and_keeps_them(endless, small_data) -> None:
+    config = ProofConfig(kills=1, seed=0, steps=20, workers=1)
+    seldom = endless.model_copy(
+        update={"checkpoint": endless.checkpoint.model_copy(update={"every_steps": 50})}
+    )
+    found, changed = instrument(seldom, small_data, config)
+    assert found == config
+    assert (changed.checkpoint.every_steps, changed.track.every_steps, changed.data.ledger) == (5, 1, True)
+    assert changed.checkpoint.keep >= 10**6
+    assert run_id(changed, small_data.digests) == run_id(endless, small_data.digests)
+    found, changed = instrument(seldom, small_data, replace(config, steps=1000))
+    assert (found.steps, changed.checkpoint.every_steps) == (100, 25)
+    assert instrument(seldom, small_data, replace(config, steps=3))[1].checkpoint.every_steps == 1
+    assert instrument(endless, small_data, replace(config, steps=1000))[1].checkpoint.every_steps <= 5

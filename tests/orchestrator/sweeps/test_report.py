@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.schema import METRIC
 from orchestrator.sweeps.event_log import EventLog, read_events
+from orchestrator.sweeps.event_schema import Costs, Ended, Exploited, Observed, Rejected, Started, Suggested
 from orchestrator.sweeps.importance import comparable, explained, importance, pareto_front
 from orchestrator.sweeps.report import compute_of, leaderboard, write_report
-from orchestrator.sweeps.trial_table import table_of
+from orchestrator.sweeps.trial_table import TrialTable, table_of
 from tests.orchestrator.sweeps.simulated import NAME, MemoryStore, run
 
 ASHA = {"name": "asha", "first_steps": 10, "reduction": 3}
@@ -162,3 +165,64 @@ def test_a_report_without_any_result_is_a_report(make_sweep, tmp_path) -> None:
     write_report(job, NAME, log.events, tmp_path / "report")
     assert "0 trials" in (tmp_path / "report" / "report.md").read_text()
     assert leaderboard(job, table_of(log.events))[0].startswith("trial")
+
+
+def trials(*specs: tuple[str, int, float, int]) -> TrialTable:
+    """Return a table of trials by status, step of their only validation, its PSNR, and parameters."""
+    table = TrialTable()
+    for number, (status, step, psnr, parameters) in enumerate(specs):
+        table.apply(Suggested(number, {}, "", Costs(parameters, parameters, 1, 1)))
+        if status == "waiting":
+            continue
+        table.apply(Started(number, 1, "run", "", 2.0, 90, True))
+        table.apply(Observed(number, 1, step, {METRIC: psnr}, 3.0))
+        if status != "running":
+            table.apply(Ended(number, status, "why", 4.0))
+    return table
+
+
+def test_finished_trials_are_ranked_by_psnr_then_stopped_ones_by_step_then_the_others() -> None:
+    table = trials(
+        ("failed", 90, 40.0, 1),
+        ("waiting", 0, 0.0, 1),
+        ("running", 10, 40.0, 1),
+        ("stopped", 20, 39.0, 1),
+        ("stopped", 30, 20.0, 1),
+        ("stopped", 30, 21.0, 1),
+        ("finished", 90, 30.0, 2),
+        ("finished", 80, 30.0, 1),
+        ("finished", 70, 31.0, 9),
+        ("finished", 90, math.nan, 1),
+        ("finished", 90, 30.0, 1),
+    )
+    assert [row.number for row in table.ranked()] == [8, 7, 10, 6, 9, 5, 4, 3, 2, 1, 0]
+    best = table.best()
+    assert best is not None
+    assert best.number == 8
+    assert trials(("stopped", 30, 21.0, 1), ("finished", 90, math.nan, 1)).best() is None
+
+
+def test_a_table_counts_candidates_and_the_time_of_devices() -> None:
+    table = trials(("finished", 90, 30.0, 1), ("running", 10, 30.0, 1), ("waiting", 0, 0.0, 1))
+    table.apply(Rejected({}, "too large", 3))
+    assert table.candidates == 4
+    assert table.device_seconds == (4.0 + 3.0) * 2.0
+    row = table.trials[0]
+    table.apply(Started(1, 2, "again", "", 2.0, 90, True))
+    table.apply(Observed(1, 2, 20, {METRIC: 31.0}, 5.0))
+    assert (table.trials[1].wall_seconds, table.trials[1].attempts) == (8.0, 2)
+    assert table.trials[1].curve == [(10, 30.0), (20, 31.0)]
+    table.apply(Ended(0, "failed", "later", 100.0))
+    assert (row.status, row.ending, row.wall_seconds) == ("finished", "why", 4.0)
+    with pytest.raises(LookupError):
+        table.apply(Suggested(7, {}, "", Costs(1, 1, 1, 1)))
+
+
+def test_a_copy_keeps_the_curve_before_its_step_and_has_the_score_of_its_origin() -> None:
+    table = trials(("running", 10, 20.0, 1), ("running", 20, 30.0, 1))
+    for step in (20, 30):
+        table.apply(Observed(0, 1, step, {METRIC: 21.0}, 3.0))
+    table.apply(Exploited(0, 1, 20, {"a": 1}))
+    row = table.trials[0]
+    assert (row.curve, row.step, row.psnr, row.generation) == ([(10, 20.0), (20, 30.0)], 20, 30.0, 1)
+    assert row.values == {"a": 1}
