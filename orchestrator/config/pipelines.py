@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config import crop_stages
 from orchestrator.config.job_schemas import EvaluateJob
 from orchestrator.config.schema import Training
 from shards.errors import PipelineError
@@ -30,10 +31,53 @@ def pipeline_conflicts(job: Training | EvaluateJob) -> Iterator[tuple[str, str]]
     if isinstance(job, Training) and job.data.margin_pixels and not job.degradations:
         yield "data.margin_pixels", "is for pipelines, and the job has no section degradations. Remove it."
     try:
-        pipelines_of(job)
+        pipelines = pipelines_of(job)
     except PipelineError as error:
         for key, message in error.problems:
             yield ".".join(("degradations", *key)), message
+        return
+    if isinstance(job, Training):
+        yield from _crop_conflicts(job, pipelines)
+
+
+def _crop_conflicts(job: Training, pipelines: Mapping[str, Pipeline]) -> Iterator[tuple[str, str]]:
+    """Yield the key and message of every kernel that is too large for the crops of training or of validation."""
+    for name in job.data.mixture:
+        if name in pipelines:
+            side, cure = smallest_crop(job), "Raise data.crop_pixels or data.margin_pixels"
+            yield from large_kernels(
+                pipelines[name], side, "the smallest training crop, with its margin,", cure
+            )
+    for name in job.evaluate.degradations:
+        if name in pipelines:
+            side, cure = job.validation.crop_pixels, "Raise validation.crop_pixels"
+            yield from large_kernels(pipelines[name], side, "a validation crop", cure)
+
+
+def smallest_crop(job: Training) -> int:
+    """Return the smallest side in pixels of the training crops that pipelines get, with their margin."""
+    return min(stage.pixels for stage in crop_stages.declared(job)) + 2 * job.data.margin_pixels
+
+
+def large_kernels(
+    pipeline: Pipeline, side: int, image: str, cure: str, *, resized: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield the key and message of the kernels whose radius is the side of an image or more.
+
+    They are those before any resize, or with `resized` those behind one, where the image may be smaller than `side`.
+    `image` says what has this side, `cure` how it becomes larger.
+    """
+    from shards.degradations.kernels import kernels
+
+    for each in kernels(pipeline.steps):
+        left = round(side * each.scale)
+        if each.resized == resized and each.radius >= left:
+            size = f"{side} pixels, {left} at the smallest scale before it" if resized else f"{side} pixels"
+            yield (
+                ".".join(("degradations", pipeline.name, *each.key)),
+                f"{each.operator} has a kernel of up to {each.radius} pixels on each side of its centre, but {image} "
+                f"has {size}: what is mirrored beyond its border repeats. {cure}, or make the kernel smaller.",
+            )
 
 
 def step_schema() -> dict[str, Any]:

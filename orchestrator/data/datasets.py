@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from pydantic import ValidationError
 
 from orchestrator.config import crop_stages
 from orchestrator.config.conflicts import source_conflicts
 from orchestrator.config.job_schemas import EvaluateJob, PackJob
-from orchestrator.config.pipelines import pipelines_of
+from orchestrator.config.pipelines import large_kernels, pipelines_of
 from orchestrator.config.schema import Data, Example, Job, Pack, Training
 from orchestrator.data.sources import file_records, source_of
 from orchestrator.errors import PlanError
@@ -212,6 +213,7 @@ def check_holds(dataset: Dataset, job: Job) -> None:
     if job.example is not None:
         example_id(dataset, job, job.example)
     check_names(dataset, job)
+    check_kernels(dataset, job, job.evaluate.degradations)
     if missing:
         held = {name for each in dataset.manifests for split in each.counts().values() for name in split}
         raise PlanError(
@@ -254,6 +256,21 @@ def check_names(dataset: Dataset, job: Training | EvaluateJob) -> None:
         raise PlanError(
             f"degradations.{twice[0]}: {', '.join(dataset.uris)} has pairs of this name. Give the pipeline another one."
         )
+
+
+def check_kernels(dataset: Dataset, job: Training | EvaluateJob, degradations: Iterable[str]) -> None:
+    """Raise PlanError if a kernel of an evaluated pipeline is too large for the smallest held-out photograph."""
+    pipelines = pipelines_of(job)
+    evaluated = [pipelines[name] for name in degradations if name in pipelines]
+    rows = dataset.rows("test", NOISE)
+    if not evaluated or not len(rows):
+        return
+    sides = np.concatenate([np.minimum(each["width"], each["height"]) for each in rows.clean_images()])
+    smallest = int(sides.argmin())
+    image, cure = f"the held-out photograph {rows[smallest].id}", "Take such photographs out of the data"
+    for pipeline in evaluated:
+        for key, message in large_kernels(pipeline, int(sides[smallest]), image, cure):
+            raise PlanError(f"{key}: {message}")
 
 
 def example_id(dataset: Dataset, job: Job, example: Example) -> str:

@@ -81,6 +81,7 @@ class Benchmarks:
             for number, dataset in enumerate(self.datasets):
                 degradations = _degradations(job, dataset)
                 if degradations:
+                    data.check_kernels(dataset, job, degradations)
                     self.sets[crop, number] = EvaluationSet(
                         *(dataset, degradations, job.seed, crop, job.evaluate.noise),
                         pipelines=pipelines,

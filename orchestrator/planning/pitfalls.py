@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from orchestrator.config.pipelines import large_kernels, pipelines_of, smallest_crop
 from orchestrator.config.schedule import RELEASE_WARMUP_EPOCHS
 from orchestrator.config.schema import Job, Train
 from orchestrator.planning.estimate import ComputeRate
@@ -53,5 +54,11 @@ def pitfalls(job: Job, mixture: Mixture, total_steps: int, rate: ComputeRate | N
             f"the training set has {samples:,} samples, fewer than train.global_batch_size "
             f"({train.global_batch_size}): a batch repeats samples. Add photographs or lower the batch size."
         )
+    pipelines = pipelines_of(job)
+    for name in job.data.mixture:
+        if name in pipelines:
+            crop, cure = "the smallest training crop", "Raise data.crop_pixels or data.margin_pixels"
+            found = large_kernels(pipelines[name], smallest_crop(job), crop, cure, resized=True)
+            yield from (f"{key}: {message}" for key, message in list(found)[:1])  # others have the same cure
     if rate is not None and rate.busy:
         yield "the speed was measured while the machine was busy with other work, so the time may be too long."

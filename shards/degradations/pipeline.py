@@ -72,6 +72,10 @@ class Distribution(Protocol):
     """From where a parameter takes its value."""
 
     @property
+    def least(self) -> Value:
+        """Smallest value."""
+
+    @property
     def most(self) -> Value:
         """Largest value."""
 
@@ -87,6 +91,11 @@ class Fixed:
     """Always the same value."""
 
     value: Value
+
+    @property
+    def least(self) -> Value:
+        """The value."""
+        return self.value
 
     @property
     def most(self) -> Value:
@@ -110,6 +119,11 @@ class Range:
     high: float
     log: bool = False
     integer: bool = False
+
+    @property
+    def least(self) -> Value:
+        """Lower end of the range."""
+        return self.low
 
     @property
     def most(self) -> Value:
@@ -138,6 +152,11 @@ class Choice:
 
     values: tuple[Value, ...]
     weights: tuple[float, ...]
+
+    @property
+    def least(self) -> Value:
+        """Smallest value."""
+        return min(self.values)
 
     @property
     def most(self) -> Value:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.degradations.convolution import Plane, convolved, path
 from shards.degradations.linear_light import CODED_LIGHT, LIGHT, in_light
-from shards.degradations.operator import Image, Parameter, operator
+from shards.degradations.operator import Image, Parameter, Value, operator
 from shards.degrade import disc
 
 _ANGLE = Parameter(-180.0, 180.0, unit="degrees", about="direction, clockwise from the right", default=0.0)
@@ -45,7 +47,7 @@ def gaussian_blur(
 
     exp(-d² / 2), where d is the distance in standard deviations. `sigma` 0 changes nothing.
     """
-    reach = size // 2 if size else int(np.ceil(3.7 * max(sigma, sigma_y)))
+    reach = _gaussian_reach(sigma, sigma_y, size)
     return _blurred(image, np.exp(-0.5 * _distance(sigma, sigma_y, angle, reach)), light)
 
 
@@ -154,6 +156,26 @@ def motion_blur(
 def defocus_blur(image: Image, rng: np.random.Generator, *, radius: float, light: str) -> Image:
     """Blur by a lens out of focus: each point becomes a disc (geometrical optics). `radius` 0 changes nothing."""
     return _blurred(image, disc(radius), light)
+
+
+def kernel_radius(name: str, values: Mapping[str, Value]) -> int:
+    """Return the pixels on each side of the centre of an operator's kernel; 0 without one, or if it is one pixel."""
+    number = {key: float(value) for key, value in values.items() if not isinstance(value, str)}
+    match name:
+        case "gaussian_blur" | "generalised_gaussian_blur" | "plateau_blur":
+            widths = number["sigma"], number["sigma_y"]
+            return _gaussian_reach(*widths, int(number["size"])) if any(widths) else 0
+        case "sinc_filter":
+            return int(number["size"]) // 2
+        case "motion_blur":
+            return int(np.ceil(number["length"] / 2))
+        case "defocus_blur":
+            return int(np.ceil(number["radius"]))
+    return 0
+
+
+def _gaussian_reach(sigma: float, sigma_y: float, size: int) -> int:
+    return size // 2 if size else int(np.ceil(3.7 * max(sigma, sigma_y)))
 
 
 def _distance(sigma: float, sigma_y: float, angle: float, reach: int) -> NDArray[np.float64]:

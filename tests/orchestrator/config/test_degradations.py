@@ -278,3 +278,46 @@ def test_the_schema_accepts_what_the_parser_accepts() -> None:
     ):
         with pytest.raises(jsonschema.ValidationError):
             schema_of_step.validate(wrong)
+
+
+BLURRED = """\
+name: blurred
+setting: own
+data: {manifests: photographs, crop_pixels: 64, mixture: {soft: 1}}
+evaluate: {degradations: [soft]}
+train: {steps: 10, schedule: cosine}
+track: {experiment: blurred}
+degradations:
+  soft:
+    - maybe:
+        probability: 0.5
+        steps:
+          - gaussian_blur: {sigma: {range: [0.1, 20]}}
+  unused:
+    - gaussian_blur: {sigma: 25}
+"""
+
+
+def test_a_kernel_too_large_for_a_crop_is_told_at_its_line_with_the_sizes_and_the_cure(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, BLURRED)
+    (told, _) = problems(path)
+    assert told.split()[:2] == [f"{path}:12", "degradations.soft.0.maybe.steps.0.gaussian_blur"]
+    assert "up to 74 pixels on each side" in told
+    assert "the smallest training crop, with its margin, has 64 pixels" in told
+    assert "Raise data.crop_pixels or data.margin_pixels, or make the kernel smaller." in told
+    assert load_job(path, ["data.margin_pixels=6"])  # 64 + 2 x 6 pixels
+    assert load_job(path, ["data.crop_pixels=80"])
+    assert load_job(path, ["degradations.soft.0.maybe.steps.0.gaussian_blur.sigma=17"])
+
+
+def test_a_kernel_too_large_for_a_validation_crop_is_told(tmp_path: Path) -> None:
+    (told, _) = problems(write(tmp_path, BLURRED), "data.crop_pixels=128", "validation.crop_pixels=64")
+    assert "a validation crop has 64 pixels" in told
+    assert "Raise validation.crop_pixels" in told
+
+
+def test_a_kernel_behind_a_resize_is_no_error(tmp_path: Path) -> None:
+    resized = BLURRED.replace("  soft:\n", "  soft:\n    - resize: {scale: {range: [0.1, 1]}}\n")
+    assert load_job(write(tmp_path, resized))

@@ -104,3 +104,22 @@ def test_a_preset_and_a_misspelt_pipeline_in_a_mixture_are_told_by_what_they_mea
         datasets.check_holds(datasets.open_dataset(job), job)
     assert "degradations: {my-real_esrgan: [use: real_esrgan]}" in str(raised.value)
     assert 'phone_night: did you mean "phone-night"?' in str(raised.value)
+
+
+def test_a_held_out_photograph_too_small_for_a_kernel_is_told_before_the_start(photos: Path) -> None:
+    data = {"manifests": "photos", "pack": job_on(photos).data.pack, "mixture": {"noise15": 1}}
+    job = job_on(
+        photos,
+        data=data,
+        degradations={"soft": [{"defocus_blur": {"radius": {"range": [1, 40]}}}]},
+        evaluate={"degradations": ["soft"]},
+    )
+    datasets.ensure_packed(job)
+    dataset = datasets.open_dataset(job)
+    with pytest.raises(PlanError) as raised:
+        datasets.check_holds(dataset, job)
+    told = str(raised.value)
+    assert told.startswith("degradations.soft.0.defocus_blur: defocus_blur has a kernel of up to 40 pixels")
+    assert f"the held-out photograph {dataset.rows('test', 'noise')[0].id} has 40 pixels" in told
+    smaller = {"soft": [{"defocus_blur": {"radius": {"range": [1, 39]}}}]}
+    datasets.check_holds(dataset, job.model_copy(update={"degradations": smaller}))

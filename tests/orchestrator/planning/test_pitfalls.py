@@ -101,3 +101,15 @@ def test_a_run_records_the_load_of_its_machine(monkeypatch: pytest.MonkeyPatch) 
     assert found is not None
     assert found.load_per_core == 3.0
     assert found.is_busy
+
+
+def test_a_kernel_behind_a_resize_to_less_than_its_radius_is_a_warning() -> None:
+    def told(crop: int) -> list[str]:
+        data = {"manifests": "x", "crop_pixels": crop, "mixture": {"mine": 1}}
+        pipelines = {"mine": [{"use": "real_esrgan"}]}
+        return warnings(job(data=data, degradations=pipelines, evaluate={"degradations": ["mine"]}))
+
+    (warning,) = told(64)
+    assert warning.startswith("degradations.mine.0.use: gaussian_blur has a kernel of up to 10 pixels")
+    assert "has 64 pixels, 10 at the smallest scale before it" in warning
+    assert told(128) == []
