@@ -62,7 +62,7 @@ def smallest_crop(job: Training) -> int:
 def large_kernels(
     pipeline: Pipeline, side: int, image: str, cure: str, *, resized: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yield the key and message of the kernels whose radius is the side of an image or more.
+    """Yield the key and message of the kernels whose radius is larger than the side of an image.
 
     They are those before any resize, or with `resized` those behind one, where the image may be smaller than `side`.
     `image` says what has this side, `cure` how it becomes larger.
@@ -71,7 +71,7 @@ def large_kernels(
 
     for each in kernels(pipeline.steps):
         left = round(side * each.scale)
-        if each.resized == resized and each.radius >= left:
+        if each.resized == resized and each.radius > left:
             size = f"{side} pixels, {left} at the smallest scale before it" if resized else f"{side} pixels"
             yield (
                 ".".join(("degradations", pipeline.name, *each.key)),

@@ -213,7 +213,6 @@ def check_holds(dataset: Dataset, job: Job) -> None:
     if job.example is not None:
         example_id(dataset, job, job.example)
     check_names(dataset, job)
-    check_kernels(dataset, job, job.evaluate.degradations)
     if missing:
         held = {name for each in dataset.manifests for split in each.counts().values() for name in split}
         raise PlanError(

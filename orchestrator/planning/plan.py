@@ -256,7 +256,7 @@ def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan
     """Return the plan of `job`.
 
     With `strict`, raises PlanError where data is missing. Otherwise missing data is a warning, and the published sample
-    counts of the setting are used.
+    counts of the setting are used. Raises PlanError if a held-out photograph is too small for a pipeline's kernel.
     """
     warnings: list[str] = []
     packed_bytes, reachable = None, True
@@ -279,6 +279,8 @@ def make_plan(job: Job, *, strict: bool, dataset: Dataset | None = None) -> Plan
             held = {d: published.get(d, 0) for d in job.data.mixture}
             counts_source = "published"
             warnings.append(f"the data cannot be used, so the counts are the published ones. {error}")
+    else:
+        datasets.check_kernels(dataset, job, job.evaluate.degradations)
     order = datasets.order(job, held)
     stages = crop_stages.stages(job, order.positions_per_epoch)
     steps = total_steps(job.train, order.steps_per_epoch)

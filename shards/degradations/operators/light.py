@@ -33,7 +33,7 @@ def low_light(
     blue: float,
     photons: float,
     read: float,
-    light: str,
+    light: str = "linear",
 ) -> Image:
     """Take the photograph with too little light: gamma, gain and cast of the light, then shot and read noise.
 

@@ -1,4 +1,7 @@
-"""Noise of sensors and of transmission."""
+"""Noise of sensors and of transmission.
+
+`light` has a default in functions that had none at first: values recorded before give the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _PHOTONS = Parameter(16.0, 1e6, unit="photons", about="photons that give white")
     light=CODED_LIGHT,
 )
 def gaussian_noise(
-    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str
+    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str = "coded"
 ) -> Image:
     """Add white Gaussian noise. `sigma` 0 changes nothing."""
     noise = _normal(image, rng, channels) * np.float32(sigma / 255)
@@ -89,7 +92,7 @@ def sensor_noise(
     light=CODED_LIGHT,
 )
 def speckle_noise(
-    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str
+    image: Image, rng: np.random.Generator, *, sigma: float, channels: str, light: str = "coded"
 ) -> Image:
     """Multiply by 1 + Gaussian noise, as coherent light does. `sigma` 0 changes nothing."""
     factor = 1 + _normal(image, rng, channels) * np.float32(sigma / 255)

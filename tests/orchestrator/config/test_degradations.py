@@ -307,7 +307,7 @@ def test_a_kernel_too_large_for_a_crop_is_told_at_its_line_with_the_sizes_and_th
     assert "up to 74 pixels on each side" in told
     assert "the smallest training crop, with its margin, has 64 pixels" in told
     assert "Raise data.crop_pixels or data.margin_pixels, or make the kernel smaller." in told
-    assert load_job(path, ["data.margin_pixels=6"])  # 64 + 2 x 6 pixels
+    assert load_job(path, ["data.margin_pixels=5"])  # 64 + 2 x 5 pixels
     assert load_job(path, ["data.crop_pixels=80"])
     assert load_job(path, ["degradations.soft.0.maybe.steps.0.gaussian_blur.sigma=17"])
 

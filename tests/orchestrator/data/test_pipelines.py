@@ -12,6 +12,7 @@ from orchestrator.config.loader import job_from_mapping
 from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.errors import PlanError
+from orchestrator.planning.plan import make_plan
 from shards.dataset import Dataset
 from tests.tiny_operators import PIPELINES
 
@@ -111,15 +112,15 @@ def test_a_held_out_photograph_too_small_for_a_kernel_is_told_before_the_start(p
     job = job_on(
         photos,
         data=data,
-        degradations={"soft": [{"defocus_blur": {"radius": {"range": [1, 40]}}}]},
+        degradations={"soft": [{"defocus_blur": {"radius": {"range": [1, 41]}}}]},
         evaluate={"degradations": ["soft"]},
     )
     datasets.ensure_packed(job)
     dataset = datasets.open_dataset(job)
     with pytest.raises(PlanError) as raised:
-        datasets.check_holds(dataset, job)
+        make_plan(job, strict=False)
     told = str(raised.value)
-    assert told.startswith("degradations.soft.0.defocus_blur: defocus_blur has a kernel of up to 40 pixels")
+    assert told.startswith("degradations.soft.0.defocus_blur: defocus_blur has a kernel of up to 41 pixels")
     assert f"the held-out photograph {dataset.rows('test', 'noise')[0].id} has 40 pixels" in told
-    smaller = {"soft": [{"defocus_blur": {"radius": {"range": [1, 39]}}}]}
-    datasets.check_holds(dataset, job.model_copy(update={"degradations": smaller}))
+    smaller = {"soft": [{"defocus_blur": {"radius": {"range": [1, 40]}}}]}
+    datasets.check_kernels(dataset, job.model_copy(update={"degradations": smaller}), ["soft"])

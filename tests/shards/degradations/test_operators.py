@@ -697,3 +697,13 @@ def test_moire_beats_at_the_difference_of_the_two_grids_and_keeps_the_mean() -> 
     assert result.mean() == pytest.approx(to_linear(image).mean(), rel=0.03)
     red = np.abs(np.fft.rfft(result[:, :, 0].mean(0)))
     assert int(red[1:20].argmax()) + 1 == 1
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "speckle_noise", "low_light"])
+def test_values_that_were_recorded_before_an_operator_had_a_light_give_the_same_pixels(name: str) -> None:
+    operator = OPERATORS[name]
+    values = {key: 2 if each.default is None else each.default for key, each in operator.parameters.items()}
+    before = {key: value for key, value in values.items() if key != "light"}
+    image = photograph(12, 10)
+    now, then = (operator(image, np.random.default_rng(0), each) for each in (values, before))
+    assert now.tobytes() == then.tobytes()
