@@ -46,9 +46,12 @@ class _Size:
 def _walk_all(steps: Steps, key: Key, size: _Size, found: list[Kernel]) -> _Size:
     """Add the kernels of some steps to `found` and return the size after them."""
     for number, step in enumerate(steps.items):
-        name = "use" if isinstance(step, Use) else step.name
-        size = _walk(step, (*key, str(number), name), size, found)
+        size = _walk(step, _key(key, number, step), size, found)
     return size
+
+
+def _key(above: Key, number: int, step: Step) -> Key:
+    return (*above, str(number), "use" if isinstance(step, Use) else step.name)
 
 
 def _walk(step: Step, key: Key, size: _Size, found: list[Kernel]) -> _Size:
@@ -60,8 +63,7 @@ def _walk(step: Step, key: Key, size: _Size, found: list[Kernel]) -> _Size:
             for number, each in enumerate(steps.items):
                 others = Steps((*steps.items[:number], *steps.items[number + 1 :]))
                 before = size.or_(_walk_all(others, key, size, []))
-                _walk_all(Steps((each,)), key, before, shuffled := [])
-                found += [replace(one, key=(*key, str(number), *one.key[len(key) + 1 :])) for one in shuffled]
+                _walk(each, _key(key, number, each), before, found)
             return size.or_(_walk_all(steps, key, size, []))
         case Repeat(times, steps):
             after = size
