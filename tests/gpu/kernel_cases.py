@@ -192,7 +192,7 @@ def check_triton_operator(name: str, device: str = "cpu") -> None:
     }.get(name, [])
     if name == "gated_convolution":
         tensors[3:3] = [torch.zeros(2, device=device), torch.ones(2, device=device)]
-        extra = [None]
+        extra = [None, True]
     check_operator(
         getattr(operators, "depthwise" if name == "dynamic_depthwise" else name), [*tensors, *extra]
     )

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage.kernels.triton.convolution import convolve, gradients, prepared
+from mirage.kernels.triton.convolution import convolve, gradients, unfilled
 from mirage.kernels.triton.linear_convolution import fits, linear_convolution_gradient
 from mirage.kernels.triton.matrices import weight_gradient
 from mirage.kernels.triton.pointwise import linear
@@ -30,8 +30,8 @@ def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -
     of q and k (b, a, a), their norms (b, 2a), the attention weights (b, a, a), and the prepared filters.
     """
     batch, height, width, _ = x.shape
-    low_filters = prepared(filters, x.dtype)
-    convolved = convolve(linear(x, matrix), low_filters)
+    low_filters = unfilled(filters, x.dtype)
+    convolved = convolve(linear(x, matrix, move=(filters.contiguous(), low_filters)), low_filters)
     values = matrix.shape[0] // 3
     partial = partial_gram(convolved[..., : 2 * values].flatten(1, 2))
     heads = temperature.shape[0]

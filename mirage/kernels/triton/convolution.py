@@ -24,8 +24,12 @@ STRIP = 16
 
 def prepared(filters: Tensor, dtype: torch.dtype) -> Tensor:
     """Return filters (c, k, k) or (b, c, k, k) in this dtype, with their channels last as in a map."""
-    moved = filters.movedim(-3, -1)
-    return torch.empty(moved.shape, dtype=dtype, device=filters.device).copy_(moved)
+    return unfilled(filters, dtype).copy_(filters.movedim(-3, -1))
+
+
+def unfilled(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the memory of `prepared` filters, for a kernel that runs before the convolution: see `move_filters`."""
+    return torch.empty(filters.movedim(-3, -1).shape, dtype=dtype, device=filters.device)
 
 
 def convolve(
@@ -138,6 +142,17 @@ def filter_gradient(grad: Tensor, x: Tensor, filters: Tensor, dtype: torch.dtype
         )
     total = partial.sum(1) if filters.dim() == 4 else partial.sum((0, 1))
     return total.to(dtype or filters.dtype)
+
+
+@triton.jit
+def move_filters(filters, target, count, SHARE: tl.constexpr):
+    """Write 3x3 filters (count, 3, 3) as `prepared` ones; the programs of a launch share them."""
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    for start in range(program * SHARE, 9 * count, tl.num_programs(0) * tl.num_programs(1) * SHARE):
+        place = start + tl.arange(0, SHARE)
+        within = place < 9 * count
+        tap = tl.load(filters + place % count * 9 + place // count, mask=within, other=0.0)
+        tl.store(target + place, tap, mask=within)
 
 
 @triton.jit

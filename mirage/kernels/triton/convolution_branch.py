@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the gradient needs besides the inputs."""
+    """What the gradient needs besides the inputs; empty if there will be none."""
 
     weight: Tensor
     """(2n, c), the expansion with everything folded into it."""
@@ -69,14 +69,20 @@ class Kept(NamedTuple):
     """(b, h, w, c), the input of the last layer."""
 
 
-def gated_convolution(i: Inputs) -> tuple[Tensor, Kept]:
-    """Apply the branch; see `reference.gated_convolution`."""
+def gated_convolution(i: Inputs, keep: bool = True) -> tuple[Tensor, Kept]:
+    """Apply the branch; see `reference.gated_convolution`. keep: return what the gradient needs."""
     batch, height, width, channels = i.x.shape
-    weight, bias = _folded(i)
-    filters, pooled, generated, active = _filters(i, weight, bias)
-    rows = i.x.flatten(0, 2)
-    hidden = torch.addmm(bias, rows, weight.mT).view(batch, height, width, -1)
-    gated = i.x.new_empty(batch, height, width, weight.shape[0] // 2)
+    if not keep and i.sums is None and (i.generator is None or channels <= MAX_CHANNELS):
+        # One launch less: the kernels apply the norm and the temperature to what they read.
+        weight = i.x.new_empty(0)
+        filters, pooled, generated, active = _filters(i, None)
+        hidden = _expanded(i)
+    else:
+        weight, bias = _folded(i)
+        filters, pooled, generated, active = _filters(i, (weight, bias))
+        hidden = torch.addmm(bias, i.x.flatten(0, 2), weight.mT).view(batch, height, width, -1)
+    half = i.expand.shape[0] // 2
+    gated = i.x.new_empty(batch, height, width, half)
     run_values(hidden, filters, gated, gated, i.path_scale)
 
     x, stride = with_pixel_stride(i.x)
@@ -95,7 +101,7 @@ def gated_convolution(i: Inputs) -> tuple[Tensor, Kept]:
             out,
             pixels,
             channels,
-            weight.shape[0] // 2,
+            half,
             i.project.shape[0],
             stride,
             PRECISION=matrix_precision(),
@@ -104,7 +110,8 @@ def gated_convolution(i: Inputs) -> tuple[Tensor, Kept]:
             STEP=32,
             num_warps=4 if across <= 64 else 8,
         )
-    return out, Kept(weight, filters, pooled, generated, active, hidden, gated, contracted)
+    kept = Kept(weight, filters, pooled, generated, active, hidden, gated, contracted)
+    return out, kept if keep else Kept(*(x.new_empty(0) for x in kept))
 
 
 def gated_convolution_gradient(grad: Tensor, i: Inputs, kept: Kept) -> dict[str, Tensor]:
@@ -161,8 +168,40 @@ def _folded(i: Inputs) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the filters of each image (b, k, k, c), and three maps of the generator (b, c)."""
+def _expanded(i: Inputs) -> Tensor:
+    """Return the expanded map (b, h, w, 2n) in eval mode, from weights with nothing folded into them."""
+    x, stride = with_pixel_stride(i.x)
+    pixels, channels, outputs = x.shape[:3].numel(), x.shape[3], i.expand.shape[0]
+    hidden = x.new_empty(*x.shape[:3], outputs)
+    block = min(max(triton.next_power_of_2(outputs), 16), 64)
+    with torch.cuda.device_of(x):
+        _expand[(triton.cdiv(pixels, 64), triton.cdiv(outputs, block))](
+            x,
+            i.running_mean,
+            i.running_var,
+            i.gain,
+            i.offset,
+            i.temperature,
+            i.expand,
+            hidden,
+            pixels,
+            channels,
+            outputs,
+            stride,
+            BATCH_NORM_EPS,
+            PRECISION=matrix_precision(),
+            ROWS=64,
+            STEP=32,
+            OUTPUTS=block,
+        )
+    return hidden
+
+
+def _filters(i: Inputs, folded: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the filters of each image (b, k, k, c), and three maps of the generator (b, c).
+
+    folded: the weight and bias of the expansion with everything folded into them; in eval mode the kernel needs none.
+    """
     batch, channels = i.image_mean.shape
     pooled, generated, active = (
         i.image_mean.new_empty(batch, channels, dtype=torch.float32) for _ in range(3)
@@ -173,6 +212,8 @@ def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
     taps = i.filters.shape[0] // channels
     size = round(taps**0.5)
     if channels > MAX_CHANNELS:
+        assert folded is not None
+        weight, bias = folded
         pooled = torch.addmm(bias[-channels:].float(), i.image_mean.float(), weight[-channels:].float().mT)
         generated = pooled @ i.generator.float().mT
         active = nn.functional.gelu(generated)
@@ -183,8 +224,10 @@ def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
     with torch.cuda.device_of(i.x):
         _generate[(triton.cdiv(batch, IMAGES), triton.cdiv(taps * channels, block))](
             i.image_mean,
-            weight,
-            bias,
+            *(folded or (i.expand, i.offset)),
+            i.running_mean,
+            i.running_var,
+            i.gain,
             i.generator,
             i.filters,
             pooled,
@@ -193,8 +236,10 @@ def _filters(i: Inputs, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
             filters,
             batch,
             channels,
-            weight.shape[0] - channels,
+            i.expand.shape[0] - channels,
             taps,
+            BATCH_NORM_EPS,
+            FOLDED=folded is not None,
             PRECISION=matrix_precision(),
             IMAGES=IMAGES,
             ACROSS=across,
@@ -322,10 +367,61 @@ def _fold(
 
 
 @triton.jit
+def _expand(
+    x,
+    running_mean,
+    running_var,
+    gain,
+    offset,
+    temperature,
+    expand,
+    out,
+    pixels,
+    channels,
+    outputs,
+    stride,
+    eps,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = pixel < pixels
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    gate = tl.where(output < outputs // 2, 1.0 / tl.load(temperature).to(tl.float32), 1.0)
+    total = tl.zeros([ROWS, OUTPUTS], dtype=tl.float32)
+    for start in range(0, channels, STEP):
+        channel = start + tl.arange(0, STEP)
+        present = channel < channels
+        _, _, scale, shift = _affine(
+            running_mean, running_var, gain, offset, channel, present, channels, eps, BATCH=False
+        )
+        value = tl.load(
+            x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
+        )
+        normed = (value.to(tl.float32) * scale[None, :] + shift[None, :]).to(value.dtype)
+        matrix = tl.load(
+            expand + output[None, :] * channels + channel[:, None],
+            mask=present[:, None] & (output < outputs)[None, :],
+            other=0.0,
+        )
+        total += tl.dot(normed, matrix.to(value.dtype), input_precision=PRECISION)
+    tl.store(
+        out + pixel[:, None] * outputs + output[None, :],
+        total * gate[None, :],
+        mask=valid[:, None] & (output < outputs)[None, :],
+    )
+
+
+@triton.jit
 def _generate(
     image_mean,
     weight,
     bias,
+    running_mean,
+    running_var,
+    gain,
     inner,
     outer,
     pooled_out,
@@ -336,6 +432,8 @@ def _generate(
     channels,
     first,
     taps,
+    eps,
+    FOLDED: tl.constexpr,
     PRECISION: tl.constexpr,
     IMAGES: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -350,9 +448,15 @@ def _generate(
     transposed = channel[None, :] * channels + channel[:, None]
 
     mean = tl.load(image_mean + here, mask=mask, other=0.0).to(tl.float32)
+    if not FOLDED:  # then bias is the offset of the norm
+        _, _, scale, shift = _affine(
+            running_mean, running_var, gain, bias, channel, present, channels, eps, BATCH=False
+        )
+        mean = mean * scale[None, :] + shift[None, :]
     last = tl.load(weight + first * channels + transposed, mask=square, other=0.0).to(tl.float32)
     pooled = tl.dot(mean, last, input_precision=PRECISION)
-    pooled += tl.load(bias + first + channel, mask=present, other=0.0).to(tl.float32)[None, :]
+    if FOLDED:
+        pooled += tl.load(bias + first + channel, mask=present, other=0.0).to(tl.float32)[None, :]
     matrix = tl.load(inner + transposed, mask=square, other=0.0).to(tl.float32)
     generated = tl.dot(pooled, matrix, input_precision=PRECISION)
     active = gelu(generated)

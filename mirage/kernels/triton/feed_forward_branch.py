@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mirage.kernels.reference import NORM_EPS
-from mirage.kernels.triton.convolution import convolve, prepared
+from mirage.kernels.triton.convolution import convolve, unfilled
 from mirage.kernels.triton.gated import gated_depthwise, gated_depthwise_gradient
 from mirage.kernels.triton.linear_convolution import fits, linear_convolution_gradient
 from mirage.kernels.triton.matrices import weight_gradient
@@ -20,8 +20,8 @@ def feed_forward(
     Return the result and the prepared filters. The gradient needs only these and the inputs: it computes the hidden
     map again.
     """
-    active, _ = norm_linear(x, scale, shift, expand, NORM_EPS)
-    low_filters = prepared(filters, x.dtype)
+    low_filters = unfilled(filters, x.dtype)
+    active, _ = norm_linear(x, scale, shift, expand, NORM_EPS, move=(filters.contiguous(), low_filters))
     return gated_depthwise(active, low_filters, contract, x.contiguous() if shortcut else None), low_filters
 
 

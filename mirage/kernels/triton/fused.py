@@ -47,7 +47,8 @@ def gated_convolution(
 ) -> Tensor:
     """Apply the gated convolution to x (b, h, w, c)."""
     weights = gain, offset, temperature, expand, generator, filters, contract, project
-    out: Tensor = operators.gated_convolution(_low(x), *statistics, *weights, path_scale)[0]
+    keep = torch.is_grad_enabled()
+    out: Tensor = operators.gated_convolution(_low(x), *statistics, *weights, path_scale, keep)[0]
     return out
 
 

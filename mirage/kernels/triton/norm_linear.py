@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.convolution import move_filters
 from mirage.kernels.triton.matrices import matrix_precision
 from mirage.kernels.triton.tiling import gelu
 
@@ -36,11 +37,18 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 
 
 def norm_linear(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, eps: float, with_hidden: bool = False
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    eps: float,
+    with_hidden: bool = False,
+    move: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply layer norm, weight (n, c) and GELU to x (b, h, w, c).
 
-    Return the result, and with_hidden what the GELU takes, otherwise the result once more.
+    Return the result, and with_hidden what the GELU takes, otherwise the result once more. move: 3x3 filters, and
+    where to write them `prepared`.
     """
     channels, pixels, outputs = x.shape[3], x.shape[:3].numel(), weight.shape[0]
     x, stride = with_pixel_stride(x)
@@ -56,12 +64,15 @@ def norm_linear(
             weight,
             hidden,
             active,
+            *(move or (active, active)),
             pixels,
             channels,
             outputs,
+            0 if move is None else move[0].shape[0],
             stride,
             eps,
             HIDDEN=with_hidden,
+            MOVE=move is not None,
             PRECISION=matrix_precision(),
             ROWS=rows,
             ACROSS=across,
@@ -180,17 +191,23 @@ def _norm_linear(
     weight,
     out,
     active,
+    filters,
+    moved,
     pixels,
     channels,
     outputs,
+    count,
     stride,
     eps,
     HIDDEN: tl.constexpr,
+    MOVE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
+    if MOVE:
+        move_filters(filters, moved, count, SHARE=128)
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = pixel < pixels
     channel = tl.arange(0, ACROSS)

@@ -134,12 +134,13 @@ def gated_convolution(
     contract: Tensor,
     project: Tensor,
     path_scale: Tensor | None,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Apply the gated convolution to x (b, h, w, c); see `reference.gated_convolution`."""
+    """Apply the gated convolution to x (b, h, w, c); see `reference.gated_convolution`. keep: for a gradient."""
     from mirage.kernels.triton import convolution_branch as kernels
 
     given = (x, image_mean, sums, running_mean, running_var, gain, offset, temperature, expand, generator)
-    out, kept = kernels.gated_convolution(kernels.Inputs(*given, filters, contract, project, path_scale))
+    out, kept = kernels.gated_convolution(kernels.Inputs(*given, filters, contract, project, path_scale), keep)
     return out, *kept
 
 
@@ -313,7 +314,7 @@ def _(sums: Tensor, running_mean: Tensor, running_var: Tensor, tracked: Tensor, 
 
 @gated_convolution.register_fake
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    given = dict(zip(_GATED_INPUTS[1:], rest, strict=True))
+    given = dict(zip((*_GATED_INPUTS[1:], "keep"), rest, strict=True))
     expand, generator, filters, project = (
         given[name] for name in ("expand", "generator", "filters", "project")
     )
@@ -322,8 +323,13 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         size, wide = filters.shape[-1], filters.shape[0]
     else:
         size, wide = round((filters.shape[0] // channels) ** 0.5), channels
+    out = x.new_empty(batch, height, width, project.shape[0])
+    if not given["keep"]:
+        return out, *(x.new_empty(0) for _ in range(2)), *(_fp32(x, 0) for _ in range(3)), *(
+            x.new_empty(0) for _ in range(3)
+        )
     return (
-        x.new_empty(batch, height, width, project.shape[0]),
+        out,
         x.new_empty(2 * half, channels),
         x.new_empty(batch, size, size, wide),
         *(_fp32(x, batch, channels) for _ in range(3)),
@@ -423,7 +429,7 @@ def _attention_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _save(ctx, inputs, output)
-    ctx.present = [x is not None for x in inputs]
+    ctx.present = [x is not None for x in inputs[:-1]]
 
 
 def _gated_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -431,7 +437,7 @@ def _gated_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...
     given = dict(zip(_GATED_INPUTS, (next(saved) if there else None for there in ctx.present), strict=True))
     gradients = gated_convolution_backward(grad, *given.values(), list(saved))
     found = dict(zip(_gated_gradients(given["sums"], given["generator"]), gradients, strict=True))
-    return tuple(found.get(name) for name in _GATED_INPUTS)
+    return *(found.get(name) for name in _GATED_INPUTS), None
 
 
 def _save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

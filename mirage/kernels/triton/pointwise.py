@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage.kernels.maps import with_pixel_stride
+from mirage.kernels.triton.convolution import move_filters
 from mirage.kernels.triton.matrices import fits, matrix_precision, padded, stretches, weight_gradient
 from mirage.kernels.triton.tiling import gelu, gelu_derivative
 
@@ -17,12 +18,17 @@ STEP = 32
 """Hidden values or outputs that a program computes at a time."""
 
 
-def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None = None, move: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Apply weight (n, c) to x (b, h, w, c), and add the shortcut (b, h, w, n).
 
-    torch's own product if the dtypes are equal; otherwise one kernel that casts the weight as it reads it.
+    torch's own product if the dtypes are equal; otherwise one kernel that casts the weight as it reads it. move: 3x3
+    filters, and where to write them `prepared`.
     """
     if weight.dtype == x.dtype:
+        if move is not None:
+            move[1].copy_(move[0].movedim(-3, -1))
         out = (x.flatten(0, 2) @ weight.mT).view(*x.shape[:3], weight.shape[0])
         return out if shortcut is None else out.add_(shortcut)
     x, stride = with_pixel_stride(x)
@@ -36,14 +42,17 @@ def linear(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
             weight,
             around,
             out,
+            *(move or (out, out)),
             pixels,
             channels,
             outputs,
+            0 if move is None else move[0].shape[0],
             stride,
             *weight.stride(),
             shortcut_stride,
             PRECISION=matrix_precision(),
             SHORTCUT=shortcut is not None,
+            MOVE=move is not None,
             ROWS=64,
             STEP=STEP,
             OUTPUTS=block,
@@ -268,19 +277,25 @@ def _linear(
     weight,
     shortcut,
     out,
+    filters,
+    moved,
     pixels,
     channels,
     outputs,
+    count,
     stride,
     row_stride,
     column_stride,
     shortcut_stride,
     PRECISION: tl.constexpr,
     SHORTCUT: tl.constexpr,
+    MOVE: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
+    if MOVE:
+        move_filters(filters, moved, count, SHARE=128)
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = pixel < pixels
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
