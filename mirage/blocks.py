@@ -218,11 +218,16 @@ class Mixer(nn.Module):
             branches.append(self.attention(next(parts), gram))
         if self.convolution is not None:
             branches.append(self.convolution(next(parts), path_scale, image_mean))
-        if self.mlp is not None:
+        fused = self.fusion is not None and self.fusion.without_projections
+        mlp = None
+        if self.mlp is not None and fused and not torch.is_grad_enabled():
+            branches.append(next(parts))
+            mlp = self.mlp.expand.weight, self.mlp.contract.weight  # one kernel instead of two
+        elif self.mlp is not None:
             branches.append(self.mlp(next(parts)))
-        if self.fusion is not None and self.fusion.without_projections:
-            scales = torch.cat(list(self.fusion.scales))
-            return kernels.fusion_linear(branches, scales, self.project.weight, shortcut)
+        if self.fusion is not None and fused:
+            scales = list(self.fusion.scales)
+            return kernels.fusion_linear(branches, scales, self.project.weight, shortcut, mlp)
         if self.fusion is not None:
             branches = self.fusion(branches)
         out: Tensor = self.project(torch.cat(branches, dim=3))

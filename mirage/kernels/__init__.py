@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mirage.kernels.backend import select
@@ -128,11 +130,16 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
 
 
 def fusion_linear(
-    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+    branches: list[Tensor],
+    scales: list[Tensor],
+    weight: Tensor,
+    shortcut: Tensor | None = None,
+    mlp: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Gate two or three equally wide branches (b, h, w, c) by each other, concatenate, project and add the shortcut.
 
-    Branch i becomes `z_i + s_i sigmoid(sum of z_j, j != i)`; scales s (branches,); weight (o, branches * c).
+    Branch i becomes `z_i + s_i sigmoid(sum of z_j, j != i)`; scales s (1,); weight (o, branches * c). mlp: both
+    matrices of a `channel_mlp`, which is first applied to the last branch.
     """
-    out: Tensor = select(branches[0]).fusion_linear(branches, scales, weight, shortcut)
+    out: Tensor = select(branches[0]).fusion_linear(branches, scales, weight, shortcut, mlp)
     return out

@@ -5,6 +5,7 @@ Channel counts that an operator takes as numbers are `int(...)`: a tracer would 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -256,9 +257,18 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
 
 
 def fusion_linear(
-    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+    branches: list[Tensor],
+    scales: list[Tensor],
+    weight: Tensor,
+    shortcut: Tensor | None = None,
+    mlp: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Add to each branch the scaled sigmoid of the sum of the others, concatenate, project and add the shortcut."""
+    """Add to each branch the scaled sigmoid of the sum of the others, concatenate, project and add the shortcut.
+
+    mlp: weights of a `channel_mlp`, which is first applied to the last branch.
+    """
+    if mlp is not None:
+        branches = [*branches[:-1], channel_mlp(branches[-1], *mlp)]
     gated = []
     for i, x in enumerate(branches):
         others = [y for j, y in enumerate(branches) if j != i]

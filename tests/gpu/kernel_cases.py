@@ -73,6 +73,9 @@ INPUTS: dict[str, Callable[[int, int, int, int], list[Any]]] = {
     "fusion_linear with shortcut": lambda b, h, w, c: [
         *(*_fusion_linear(b, h, w, c, count=3), sliced(b, h, w, c + 3)),
     ],
+    "fusion_linear with mlp": lambda b, h, w, c: [
+        *(*_fusion_linear(b, h, w, c, count=3), sliced(b, h, w, c + 3), [weight(2 * c, c), weight(c, 2 * c)]),
+    ],
 }
 INPUTS["feed_forward with shortcut"] = INPUTS["feed_forward"]
 
@@ -93,6 +96,8 @@ def find(backend: Any, name: str) -> Function:
     found: Function = getattr(backend, name.split()[0])
     if name == "feed_forward with shortcut":
         return lambda *tensors: found(*tensors, shortcut=True)
+    if name.startswith("fusion_linear"):
+        return lambda maps, scales, *rest: found(maps, list(scales.split(1)), *rest)
     if not name.startswith("gated_convolution"):
         return found
 
@@ -186,10 +191,13 @@ def check_triton_operator(name: str, device: str = "cpu") -> None:
     """Run torch's own checks on a Triton operator."""
     tensors = leaves(inputs(name, (1, 1, 2, 2)), device=device)
     extra: list[Any] = {
+        "attention": [True],
         "layer_norm": [reference.NORM_EPS],
         "feed_forward": [True],
         "fusion_linear": [None],
     }.get(name, [])
+    if name == "fusion_linear":
+        tensors[1] = [torch.ones(1, device=device, requires_grad=True) for _ in tensors[0]]
     if name == "gated_convolution":
         tensors[3:3] = [torch.zeros(2, device=device), torch.ones(2, device=device)]
         extra = [None, True]

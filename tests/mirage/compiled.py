@@ -101,6 +101,7 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
     matrix, filters = torch.zeros(3 * third, third), torch.zeros(3 * third, 3, 3)
     out, *kept = attention_branch.attention(part, matrix, filters, head)
     attention_branch.attention_gradient(out, part, matrix, filters, head, *kept)
+    attention_branch.attention(part, matrix, filters, head, keep=False)
 
     mean, sums = reductions.batch_sums(part)
     reductions.batch_sums_gradient(mean, sums, part)
@@ -113,12 +114,14 @@ def launches(dtype: torch.dtype, c: int, side: int) -> None:
         )
         out, again = convolution_branch.gated_convolution(given)
         convolution_branch.gated_convolution_gradient(out, given, again)
+    convolution_branch.gated_convolution(given, keep=False)
 
     mlp = torch.zeros(2 * third, third), torch.zeros(third, 2 * third)
     pointwise.channel_mlp_gradient(pointwise.channel_mlp(part, *mlp), part, *mlp)
-    scales, project = torch.ones(3), torch.zeros(c, c)
+    scales, project = [torch.ones(1)] * 3, torch.zeros(c, c)
     fused = pointwise.fusion_linear([out] * 3, scales, project, x)
     pointwise.fusion_linear_gradient(fused, [out] * 3, scales, project)
+    pointwise.fusion_linear([out, out, part], scales, project, x, mlp)
 
     ffn = ones, ones, torch.zeros(4 * c, c), torch.zeros(4 * c, 3, 3), torch.zeros(c, 2 * c)
     out, *kept = feed_forward_branch.feed_forward(x, *ffn, True)

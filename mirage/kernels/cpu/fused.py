@@ -6,7 +6,7 @@ checkpointing, which computes it again in the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -87,14 +87,20 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
 
 
 def fusion_linear(
-    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+    branches: list[Tensor],
+    scales: list[Tensor],
+    weight: Tensor,
+    shortcut: Tensor | None = None,
+    mlp: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Gate the branches (b, h, w, c) by each other, concatenate, project and add the shortcut → (b, h, w, o)."""
-    scales, weight, *branches = cast_for_autocast(branches[0], scales, weight, *branches)
-    if library.supports(*branches, scales, weight):
-        out = fused_c.fusion_linear(branches, scales, weight)
+    if mlp is not None:
+        branches = [*branches[:-1], channel_mlp(branches[-1], *mlp)]
+    factors, weight, *branches = cast_for_autocast(branches[0], torch.cat(scales), weight, *branches)
+    if library.supports(*branches, factors, weight):
+        out = fused_c.fusion_linear(branches, factors, weight)
     else:
-        out = _checkpointed(_fusion_linear, scales, weight, *branches)
+        out = _checkpointed(_fusion_linear, factors, weight, *branches)
     return out if shortcut is None else add_in_place(out, shortcut)
 
 
@@ -105,7 +111,7 @@ def _contiguous_attention_input(x: Tensor, matrix: Tensor, filters: Tensor) -> t
 
 
 def _fusion_linear(scales: Tensor, weight: Tensor, *branches: Tensor) -> Tensor:
-    return reference.fusion_linear(list(branches), scales, weight)
+    return reference.fusion_linear(list(branches), list(scales), weight)
 
 
 def _checkpointed(function: Callable[..., R], *inputs: Tensor) -> R:

@@ -13,27 +13,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage.kernels.triton.convolution import convolve, gradients, unfilled
+from mirage.kernels.triton import reductions
+from mirage.kernels.triton.convolution import convolve, gradients, neighbours, unfilled
 from mirage.kernels.triton.linear_convolution import fits, linear_convolution_gradient
-from mirage.kernels.triton.matrices import weight_gradient
+from mirage.kernels.triton.matrices import padded, weight_gradient
 from mirage.kernels.triton.pointwise import linear
 from mirage.kernels.triton.reductions import gram_gradient, partial_gram
+
+MAX_VALUES = 64
+"""Most channels of v for which one kernel convolves and adds up the Gram matrix, which it holds in registers."""
 
 ROWS = 16
 """Rows of the attention matrix that a program processes at a time."""
 
 
-def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+def attention(
+    x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor, keep: bool = True
+) -> tuple[Tensor, ...]:
     """Apply attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,).
 
-    Return the result (b, h, w, a) and what the gradient needs: q, k and v after their convolution, the inner products
-    of q and k (b, a, a), their norms (b, 2a), the attention weights (b, a, a), and the prepared filters.
+    Return the result (b, h, w, a) and with `keep` what the gradient needs, otherwise empty tensors: q, k and v after
+    their convolution, the inner products of q and k (b, a, a), their norms (b, 2a), the attention weights (b, a, a),
+    and the prepared filters.
     """
     batch, height, width, _ = x.shape
     low_filters = unfilled(filters, x.dtype)
-    convolved = convolve(linear(x, matrix, move=(filters.contiguous(), low_filters)), low_filters)
+    qkv = linear(x, matrix, move=(filters.contiguous(), low_filters))
     values = matrix.shape[0] // 3
-    partial = partial_gram(convolved[..., : 2 * values].flatten(1, 2))
+    if not keep and values <= MAX_VALUES:
+        convolved, partial = _convolve_gram(qkv, low_filters)
+    else:
+        convolved = convolve(qkv, low_filters)
+        partial = partial_gram(convolved[..., : 2 * values].flatten(1, 2))
     heads = temperature.shape[0]
 
     weights = x.new_empty(batch, values, values)
@@ -52,9 +63,43 @@ def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -
             ROWS=ROWS,
             ACROSS=triton.next_power_of_2(values),
         )
-    v = convolved[..., 2 * values :].flatten(1, 2)
+    v = convolved[..., -values:].flatten(1, 2)
     out = torch.bmm(v, weights.mT).view(batch, height, width, values)
-    return out, convolved, dots, norms, weights, low_filters
+    kept = convolved, dots, norms, weights, low_filters
+    return out, *(kept if keep else (tensor.new_empty(0) for tensor in kept))
+
+
+def _convolve_gram(qkv: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return v (b, h, w, a) after the 3x3 convolution of qkv, and inner products as `partial_gram` does.
+
+    Of q and k only sums over pixels are written. `filters`: prepared.
+    """
+    batch, height, width, both = qkv.shape
+    values = both // 3
+    across = padded(values)
+    pixels = min(padded(width), 32 if across <= 32 else 16)
+    pieces = triton.cdiv(width, pixels)
+    tiles = max(reductions.CHUNK // pixels, 1)
+    chunks = triton.cdiv(height * pieces, tiles)
+    v = qkv.new_empty(batch, height, width, values)
+    partial = qkv.new_empty(batch, chunks, 2 * values, 2 * values, dtype=torch.float32)
+    with torch.cuda.device_of(qkv):
+        _convolve_and_gram[(batch * chunks,)](
+            qkv,
+            filters,
+            v,
+            partial,
+            height,
+            width,
+            values,
+            pieces,
+            chunks,
+            tiles,
+            PIXELS=pixels,
+            ACROSS=across,
+            num_warps=4 if across <= 32 else 8,
+        )
+    return v, partial
 
 
 def attention_gradient(
@@ -111,6 +156,77 @@ def attention_gradient(
         grad_filters.to(filters.dtype),
         row_sums.view(batch, heads, -1).sum((0, 2)).to(temperature.dtype),
     )
+
+
+@triton.jit
+def _convolved(qkv, filters, row, y, height, width, column, channel, channels):
+    """Return one of q, k and v at some pixels of row y after the 3x3 convolution, in fp32. row: of all images."""
+    total = tl.zeros([column.shape[0], channel.shape[0]], dtype=tl.float32)
+    for dy in range(3):
+        for dx in tl.static_range(3):
+            tap = tl.load(
+                filters + (dy * 3 + dx) * 3 * channels + channel, mask=channel < channels, other=0.0
+            )
+            before = neighbours(
+                qkv, row, y, dy - 1, dx - 1, height, width, column, channel, channels, 3 * channels
+            )
+            total += before * tap.to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
+def _convolve_and_gram(
+    qkv,
+    filters,
+    out,
+    partial,
+    height,
+    width,
+    channels,
+    pieces,
+    chunks,
+    tiles,
+    PIXELS: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    image, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
+    channel = tl.arange(0, ACROSS)
+    present = channel < channels
+    dot = tl.zeros([ACROSS, ACROSS], dtype=tl.float32)
+    q_square = tl.zeros([ACROSS], dtype=tl.float32)
+    k_square = tl.zeros([ACROSS], dtype=tl.float32)
+    for index in range(tiles):
+        tile = chunk * tiles + index
+        line = tile // pieces
+        y = tl.where(line < height, line, 2 * height)  # past the last row no pixels are near
+        row = image * height + line
+        column = (tile % pieces) * PIXELS + tl.arange(0, PIXELS)
+        mask = (column < tl.where(line < height, width, 0))[:, None] & present[None, :]
+        # Rounded as the map that training writes; `partial_gram` multiplies it in fp32.
+        q = _convolved(qkv, filters, row, y, height, width, column, channel, channels)
+        q = tl.where(mask, q, 0.0).to(out.dtype.element_ty)
+        k = _convolved(qkv + channels, filters + channels, row, y, height, width, column, channel, channels)
+        k = tl.where(mask, k, 0.0).to(out.dtype.element_ty)
+        dot += tl.dot(tl.trans(q), k, input_precision="ieee")
+        q, k = q.to(tl.float32), k.to(tl.float32)
+        q_square += tl.sum(q * q, axis=0)
+        k_square += tl.sum(k * k, axis=0)
+        v = _convolved(
+            qkv + 2 * channels, filters + 2 * channels, row, y, height, width, column, channel, channels
+        )
+        pixel = row.to(tl.int64) * width + column
+        tl.store(out + pixel[:, None] * channels + channel[None, :], v, mask=mask)
+
+    # Of a Gram matrix of q and k only what `_attention_weights` reads: q'k, and the diagonal.
+    both = 2 * channels
+    target = partial + tl.program_id(0).to(tl.int64) * both * both
+    tl.store(
+        target + channel[:, None] * both + channels + channel[None, :],
+        dot,
+        mask=present[:, None] & present[None, :],
+    )
+    tl.store(target + channel * (both + 1), q_square, mask=present)
+    tl.store(target + (channels + channel) * (both + 1), k_square, mask=present)
 
 
 @triton.jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def attention(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> Tensor:
     """Apply channel attention: x (b, h, w, c), matrix (3a, c), filters (3a, 3, 3), temperature (heads,)."""
-    out: Tensor = operators.attention(_low(x), matrix, filters, temperature)[0]
+    out: Tensor = operators.attention(_low(x), matrix, filters, temperature, torch.is_grad_enabled())[0]
     return out
 
 
@@ -59,12 +61,22 @@ def channel_mlp(x: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
 
 
 def fusion_linear(
-    branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None = None
+    branches: list[Tensor],
+    scales: list[Tensor],
+    weight: Tensor,
+    shortcut: Tensor | None = None,
+    mlp: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Gate the branches (b, h, w, c) by each other, project them, and add the shortcut (b, h, w, o)."""
+    branches = [_low(x) for x in branches]
     around = None if shortcut is None else _low(shortcut)
-    out: Tensor = operators.fusion_linear([_low(x) for x in branches], scales, weight, around)
-    return out
+    if mlp is not None and len(branches) == 3 and not torch.is_grad_enabled():
+        out: Tensor = operators.mlp_fusion_linear(branches, scales, *mlp, weight, around)
+        return out
+    if mlp is not None:
+        branches = [*branches[:-1], operators.channel_mlp(branches[-1], *mlp)]
+    plain: Tensor = operators.fusion_linear(branches, scales, weight, around)
+    return plain
 
 
 def feed_forward(

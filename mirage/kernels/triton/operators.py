@@ -72,12 +72,15 @@ def layer_norm_backward(
 
 @torch.library.custom_op("mirage::triton_attention", mutates_args=())
 def attention(
-    x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor
+    x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Apply channel attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,)."""
+    """Apply channel attention to x (b, h, w, c); matrix (3a, c), filters (3a, 3, 3), temperature (heads,).
+
+    keep: what the gradient needs; otherwise the further outputs are empty.
+    """
     from mirage.kernels.triton import attention_branch as kernels
 
-    return kernels.attention(x, matrix, filters, temperature)  # type: ignore[return-value]
+    return kernels.attention(x, matrix, filters, temperature, keep)  # type: ignore[return-value]
 
 
 @torch.library.custom_op("mirage::triton_attention_backward", mutates_args=())
@@ -140,7 +143,9 @@ def gated_convolution(
     from mirage.kernels.triton import convolution_branch as kernels
 
     given = (x, image_mean, sums, running_mean, running_var, gain, offset, temperature, expand, generator)
-    out, kept = kernels.gated_convolution(kernels.Inputs(*given, filters, contract, project, path_scale), keep)
+    out, kept = kernels.gated_convolution(
+        kernels.Inputs(*given, filters, contract, project, path_scale), keep
+    )
     return out, *kept
 
 
@@ -203,18 +208,35 @@ def channel_mlp_backward(
 
 
 @torch.library.custom_op("mirage::triton_fusion_linear", mutates_args=())
-def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
+def fusion_linear(
+    branches: list[Tensor], scales: list[Tensor], weight: Tensor, shortcut: Tensor | None
+) -> Tensor:
     """Gate the branches (b, h, w, c) by each other, project them and add the shortcut."""
     from mirage.kernels.triton import pointwise
 
     return pointwise.fusion_linear(branches, scales, weight, shortcut)
 
 
+@torch.library.custom_op("mirage::triton_mlp_fusion_linear", mutates_args=())
+def mlp_fusion_linear(
+    branches: list[Tensor],
+    scales: list[Tensor],
+    expand: Tensor,
+    contract: Tensor,
+    weight: Tensor,
+    shortcut: Tensor | None,
+) -> Tensor:
+    """Apply `channel_mlp` to the last of three branches, then `fusion_linear`; without a gradient."""
+    from mirage.kernels.triton import pointwise
+
+    return pointwise.fusion_linear(branches, scales, weight, shortcut, (expand, contract))
+
+
 @torch.library.custom_op("mirage::triton_fusion_linear_backward", mutates_args=())
 def fusion_linear_backward(
-    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+    grad: Tensor, branches: list[Tensor], scales: list[Tensor], weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return the gradients with respect to the branches, scales and weight."""
+    """Return the gradients with respect to the branches, scales (branches,) and weight."""
     from mirage.kernels.triton import pointwise
 
     return pointwise.fusion_linear_gradient(grad.contiguous(), branches, scales, weight)
@@ -283,9 +305,11 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tupl
 
 
 @attention.register_fake
-def _(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+def _(x: Tensor, matrix: Tensor, filters: Tensor, temperature: Tensor, keep: bool) -> tuple[Tensor, ...]:
     a, batch = matrix.shape[0] // 3, x.shape[0]
     out, convolved = (x.new_empty(*x.shape[:3], n) for n in (a, 3 * a))
+    if not keep:
+        return out, x.new_empty(0), _fp32(x, 0), _fp32(x, 0), x.new_empty(0), x.new_empty(0)
     algebra = _fp32(x, batch, a, a), _fp32(x, batch, 2 * a), x.new_empty(batch, a, a)
     return out, convolved, *algebra, _prepared(x, filters)
 
@@ -325,8 +349,11 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         size, wide = round((filters.shape[0] // channels) ** 0.5), channels
     out = x.new_empty(batch, height, width, project.shape[0])
     if not given["keep"]:
-        return out, *(x.new_empty(0) for _ in range(2)), *(_fp32(x, 0) for _ in range(3)), *(
-            x.new_empty(0) for _ in range(3)
+        return (
+            out,
+            *(x.new_empty(0) for _ in range(2)),
+            *(_fp32(x, 0) for _ in range(3)),
+            *(x.new_empty(0) for _ in range(3)),
         )
     return (
         out,
@@ -355,15 +382,27 @@ def _(grad: Tensor, x: Tensor, expand: Tensor, contract: Tensor) -> tuple[Tensor
 
 
 @fusion_linear.register_fake
-def _(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
+def _(branches: list[Tensor], scales: list[Tensor], weight: Tensor, shortcut: Tensor | None) -> Tensor:
+    return branches[0].new_empty(*branches[0].shape[:3], weight.shape[0])
+
+
+@mlp_fusion_linear.register_fake
+def _(
+    branches: list[Tensor],
+    scales: list[Tensor],
+    expand: Tensor,
+    contract: Tensor,
+    weight: Tensor,
+    shortcut: Tensor | None,
+) -> Tensor:
     return branches[0].new_empty(*branches[0].shape[:3], weight.shape[0])
 
 
 @fusion_linear_backward.register_fake
 def _(
-    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+    grad: Tensor, branches: list[Tensor], scales: list[Tensor], weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    return list(_like(*branches)), *_like(scales, weight)  # type: ignore[return-value]
+    return list(_like(*branches)), scales[0].new_empty(len(scales)), weight.new_empty(weight.shape)
 
 
 @feed_forward.register_fake
@@ -421,10 +460,9 @@ def _layer_norm_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, affine[0], affine[1], None
 
 
-def _attention_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _attention_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     inputs, kept = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    found: tuple[Tensor, ...] = attention_backward(grad, *inputs, list(kept))
-    return found
+    return *attention_backward(grad, *inputs, list(kept)), None
 
 
 def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -443,12 +481,14 @@ def _gated_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...
 def _save_fusion(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     branches, scales, weight, shortcut = inputs
     ctx.shortcut = shortcut is not None
-    ctx.save_for_backward(scales, weight, *branches)
+    ctx.save_for_backward(weight, *scales, *branches)
 
 
 def _fusion_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    scales, weight, *branches = ctx.saved_tensors
-    return *fusion_linear_backward(grad, branches, scales, weight), grad if ctx.shortcut else None
+    weight, *rest = ctx.saved_tensors
+    scales, branches = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    of_branches, of_scales, of_weight = fusion_linear_backward(grad, branches, scales, weight)
+    return of_branches, list(of_scales.split(1)), of_weight, grad if ctx.shortcut else None
 
 
 def _save_feed_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

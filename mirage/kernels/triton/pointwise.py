@@ -179,28 +179,44 @@ def channel_mlp_gradient(
     return out, of_expand.sum(0).to(expand.dtype), of_contract.sum(0).to(contract.dtype)
 
 
-def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortcut: Tensor | None) -> Tensor:
-    """Gate two or three branches (b, h, w, c) by each other, project them (o, branches * c) and add the shortcut."""
-    branches = [x.contiguous() for x in branches]
-    first, count = branches[0], len(branches)
+def fusion_linear(
+    branches: list[Tensor],
+    scales: list[Tensor],
+    weight: Tensor,
+    shortcut: Tensor | None,
+    mlp: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Gate two or three branches (b, h, w, c) by each other, project them (o, branches * c) and add the shortcut.
+
+    mlp: the matrices (n, c) and (c, n) of a `channel_mlp`, which is first applied to the third branch.
+    """
+    count = len(branches)
+    assert mlp is None or count == 3, "only a third branch can have an MLP"
+    last, last_stride = with_pixel_stride(branches[-1])
+    branches = [*(x.contiguous() for x in branches[:-1]), branches[-1].contiguous() if mlp is None else last]
+    first = branches[0]
     pixels, channels, outputs = first.shape[:3].numel(), first.shape[3], weight.shape[0]
     out = first.new_empty(*first.shape[:3], outputs)
     around, stride = (out, 0) if shortcut is None else with_pixel_stride(shortcut)
     across = max(triton.next_power_of_2(channels), 16)
-    rows = _rows(across)
+    rows = _rows(across) if mlp is None else min(_rows(across), 2048 // across)
     with torch.cuda.device_of(first):
         _fusion_linear[(triton.cdiv(pixels, rows),)](
             *(*branches, first)[:3],
-            scales,
+            *(*scales, scales[0])[:3],
+            *(mlp or (weight, weight)),
             weight,
             around,
             out,
             pixels,
             channels,
             outputs,
+            0 if mlp is None else mlp[0].shape[0],
+            channels if mlp is None else last_stride,
             stride,
             PRECISION=matrix_precision(),
             COUNT=count,
+            MLP=mlp is not None,
             SHORTCUT=shortcut is not None,
             ROWS=rows,
             ACROSS=across,
@@ -211,9 +227,9 @@ def fusion_linear(branches: list[Tensor], scales: Tensor, weight: Tensor, shortc
 
 
 def fusion_linear_gradient(
-    grad: Tensor, branches: list[Tensor], scales: Tensor, weight: Tensor
+    grad: Tensor, branches: list[Tensor], scales: list[Tensor], weight: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return the gradients with respect to the branches, scales and weight; that of the shortcut is `grad`."""
+    """Return the gradients of the branches, scales (branches,) and weight; that of the shortcut is `grad`."""
     branches = [x.contiguous() for x in branches]
     first, count = branches[0], len(branches)
     pixels, channels = first.shape[:3].numel(), first.shape[3]
@@ -232,7 +248,7 @@ def fusion_linear_gradient(
     with torch.cuda.device_of(first):
         _fusion_gradient[(programs,)](
             *(*branches, first)[:3],
-            scales,
+            *(*scales, scales[0])[:3],
             weight,
             grad,
             gated,
@@ -253,7 +269,7 @@ def fusion_linear_gradient(
             num_stages=_stages(across),
         )
     of_matrix = of_weight.sum(0) if inside else weight_gradient(grad.flatten(0, 2), gated, weight.dtype)
-    return grads, of_scales.sum(0).to(scales.dtype), of_matrix.to(weight.dtype)
+    return grads, of_scales.sum(0).to(scales[0].dtype), of_matrix.to(weight.dtype)
 
 
 def _rows(across: int) -> int:
@@ -370,6 +386,41 @@ def _linear_gradient(
 
 
 @triton.jit
+def _two_layers(
+    value,
+    expand,
+    contract,
+    channels,
+    hidden,
+    outputs,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Return what two linear layers with a GELU between them make of some pixels, in fp32."""
+    channel, output = tl.arange(0, ACROSS), tl.arange(0, WIDE)
+    total = tl.zeros([ROWS, WIDE], dtype=tl.float32)
+    for start in range(0, hidden, STEP):
+        inner = start + tl.arange(0, STEP)
+        within = inner < hidden
+        matrix = tl.load(
+            expand + inner[None, :] * channels + channel[:, None],
+            mask=within[None, :] & (channel < channels)[:, None],
+            other=0.0,
+        )
+        active = gelu(tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION))
+        matrix = tl.load(
+            contract + output[None, :] * hidden + inner[:, None],
+            mask=within[:, None] & (output < outputs)[None, :],
+            other=0.0,
+        )
+        total += tl.dot(active.to(value.dtype), matrix.to(value.dtype), input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def _channel_mlp(
     x,
     expand,
@@ -394,22 +445,9 @@ def _channel_mlp(
     value = tl.load(
         x + pixel[:, None] * stride + channel[None, :], mask=valid[:, None] & present[None, :], other=0.0
     )
-    total = tl.zeros([ROWS, WIDE], dtype=tl.float32)
-    for start in range(0, hidden, STEP):
-        inner = start + tl.arange(0, STEP)
-        within = inner < hidden
-        matrix = tl.load(
-            expand + inner[None, :] * channels + channel[:, None],
-            mask=within[None, :] & present[:, None],
-            other=0.0,
-        )
-        active = gelu(tl.dot(value, matrix.to(value.dtype), input_precision=PRECISION))
-        matrix = tl.load(
-            contract + output[None, :] * hidden + inner[:, None],
-            mask=within[:, None] & (output < outputs)[None, :],
-            other=0.0,
-        )
-        total += tl.dot(active.to(value.dtype), matrix.to(value.dtype), input_precision=PRECISION)
+    total = _two_layers(
+        value, expand, contract, channels, hidden, outputs, PRECISION, ROWS, ACROSS, WIDE, STEP
+    )
     tl.store(
         out + pixel[:, None] * outputs + output[None, :],
         total,
@@ -488,16 +526,23 @@ def _fusion_linear(
     first,
     second,
     third,
-    scales,
+    scale_a,
+    scale_b,
+    scale_c,
+    expand,
+    contract,
     weight,
     shortcut,
     out,
     pixels,
     channels,
     outputs,
+    hidden,
+    third_stride,
     stride,
     PRECISION: tl.constexpr,
     COUNT: tl.constexpr,
+    MLP: tl.constexpr,
     SHORTCUT: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -513,16 +558,21 @@ def _fusion_linear(
     b = tl.load(second + here, mask=mask, other=0.0).to(tl.float32)
     c = tl.zeros([ROWS, ACROSS], dtype=tl.float32)
     if COUNT == 3:
-        c = tl.load(third + here, mask=mask, other=0.0).to(tl.float32)
-    gated_a = (a + tl.load(scales).to(tl.float32) * tl.sigmoid(b + c)).to(dtype)
-    gated_b = (b + tl.load(scales + 1).to(tl.float32) * tl.sigmoid(a + c)).to(dtype)
+        value = tl.load(third + pixel[:, None] * third_stride + channel[None, :], mask=mask, other=0.0)
+        if MLP:
+            value = _two_layers(
+                value, expand, contract, channels, hidden, channels, PRECISION, ROWS, ACROSS, ACROSS, STEP
+            ).to(dtype)
+        c = value.to(tl.float32)
+    gated_a = (a + tl.load(scale_a).to(tl.float32) * tl.sigmoid(b + c)).to(dtype)
+    gated_b = (b + tl.load(scale_b).to(tl.float32) * tl.sigmoid(a + c)).to(dtype)
     row = COUNT * channels
     for start in range(0, outputs, STEP):
         output = start + tl.arange(0, STEP)
         product = _projected(gated_a, weight, output, row, outputs, channels, PRECISION, ACROSS)
         product += _projected(gated_b, weight + channels, output, row, outputs, channels, PRECISION, ACROSS)
         if COUNT == 3:
-            gated_c = (c + tl.load(scales + 2).to(tl.float32) * tl.sigmoid(a + b)).to(dtype)
+            gated_c = (c + tl.load(scale_c).to(tl.float32) * tl.sigmoid(a + b)).to(dtype)
             product += _projected(
                 gated_c, weight + 2 * channels, output, row, outputs, channels, PRECISION, ACROSS
             )
@@ -538,7 +588,9 @@ def _fusion_gradient(
     first,
     second,
     third,
-    scales,
+    first_scale,
+    second_scale,
+    third_scale,
     weight,
     grad,
     gated,
@@ -565,10 +617,10 @@ def _fusion_gradient(
     channel = tl.arange(0, ACROSS)
     present = channel < channels
     row = COUNT * channels
-    scale_a, scale_b = tl.load(scales).to(tl.float32), tl.load(scales + 1).to(tl.float32)
+    scale_a, scale_b = tl.load(first_scale).to(tl.float32), tl.load(second_scale).to(tl.float32)
     scale_c = 0.0
     if COUNT == 3:
-        scale_c = tl.load(scales + 2).to(tl.float32)
+        scale_c = tl.load(third_scale).to(tl.float32)
     share_a = 0.0
     share_b = 0.0
     share_c = 0.0
