@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,11 +32,18 @@ def compile_blocks(model: nn.Module, block: type[nn.Module] = Block) -> bool:
         return False
     if device.type == "cpu":
         library()  # built now, or torch would trace the first call, which builds it
+    compile_each(model, block)
+    return True
+
+
+def compile_each(
+    model: nn.Module, block: type[nn.Module], backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Compile every module of type `block` with this backend of torch.compile, at its first call with a shape."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_PROGRAMS)
     for module in model.modules():
         if isinstance(module, block):
-            module.compile(dynamic=False)
-    return True
+            module.compile(dynamic=False, backend=backend)
 
 
 def force_eager() -> AbstractContextManager[None]:

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", choices=("tiny", "small", "base"), default="tiny")
     add("--blocks", type=_positive, help="blocks of each stage of ours; default: those of the size")
     add("--what", choices=("train", "infer"), default="train")
+    add("--compile", action="store_true", help="compile our blocks; the others stay eager")
     add("--crop", type=_multiple_of_8, default=128, help="side of the images [px]")
     add("--batch", type=_positive, default=8, help="images per step")
     add("--bandwidth", type=_number, default=4.3, help="memory bandwidth of the prediction [TB/s]")

@@ -9,6 +9,8 @@ The rules, on which every number rests:
   `TENSORS` tensors and `BLOCKS` chunks of `CHUNK` numbers.
 - Our own operators are opened: their Python code runs, each Triton launch counts as one kernel, and the PyTorch
   operators between them count by the rules above.
+- In compiled code each kernel of inductor's schedule counts as one launch with the bytes of inductor's own model, and
+  what the schedule calls counts by the rules above (`fake_inductor`). The host's own work in a call is not seen.
 - A read of a device tensor by the host is a synchronisation; counting continues with the value 1.
 
 Caches, layout changes inside cuDNN, and split reductions of a library are not seen. What programs of one
@@ -23,7 +25,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.autograd import _get_sequence_nr as get_sequence_nr  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
@@ -146,6 +149,7 @@ class Counter(TorchDispatchMode):
         self.count = Count()
         self._running = running
         self._opened = 0
+        self._paused = False
         self._module = ""
         self._owners: dict[int, str] = {}
         """The module of each node of the autograd graph, by the node's number."""
@@ -155,6 +159,8 @@ class Counter(TorchDispatchMode):
     ) -> Any:
         """Run an operator and count it."""
         kwargs = kwargs or {}
+        if self._paused:
+            return function(*args, **kwargs)
         if not self._opened:
             self._module = self._module_of()
         name, inputs = _name(function), _tensors((args, kwargs))
@@ -189,6 +195,30 @@ class Counter(TorchDispatchMode):
         for launches, traffic in _cost(name, args, inputs, outputs):
             self._add(str(function.overloadpacket), launches, traffic, function, args, kwargs, out)
         return out
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Return whether torch.compile works within this mode."""
+        return True
+
+    @staticmethod
+    def current() -> Counter | None:
+        """Return the innermost counter in force."""
+        found = [mode for mode in dispatch_modes() if isinstance(mode, Counter)]
+        return found[-1] if found else None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing within the block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def planned(self, name: str, traffic: int) -> None:
+        """Count one kernel that a compiler made."""
+        self.count.kernels.append(Kernels(name, self._module_of(), 1, traffic))
 
     def launched(self, name: str, arguments: Iterable[Any]) -> None:
         """Count one launch of a Triton kernel, which touches each of its tensors once."""
@@ -241,16 +271,19 @@ class Counter(TorchDispatchMode):
 
 
 @contextmanager
-def counting(model: torch.nn.Module) -> Iterator[Count]:
-    """Count what runs within the block, by the modules of `model`."""
+def counting(model: torch.nn.Module, compiled: bool = False) -> Iterator[Count]:
+    """Count what runs within the block, by the modules of `model` unless parts of it are compiled."""
     from triton.runtime import autotuner, jit
 
     classes = {type(model).__name__: type(model).__name__}
     for name, module in model.named_modules():
         classes[f"{type(model).__name__}.{name}"] = type(module).__name__
-    with ModuleTracker() as tracker:
+    # A tracker's hooks would split what torch.compile takes as one graph.
+    with nullcontext() if compiled else ModuleTracker() as tracker:
 
         def innermost() -> str:
+            if tracker is None:
+                return "compiled model"
             return classes.get(max(tracker.parents - {"Global"}, key=_depth, default=""), "no module")
 
         counter = Counter(innermost)

@@ -80,7 +80,7 @@ def _makers(options: argparse.Namespace) -> dict[str, Callable[[], BenchNetwork]
     made: dict[str, Callable[[], BenchNetwork]] = {}
     if options.release is not None:
         made[f"release {options.size}"] = lambda: networks.release(options.release, options.size)
-    made[f"ours {options.size}"] = lambda: _ours(options)
+    made[f"ours {options.size}{', compiled' if options.compile else ''}"] = lambda: _ours(options)
     for peer in options.peer:
         made[peer.partition("=")[0]] = partial(networks.peer, peer)
     return made
@@ -103,9 +103,14 @@ def _count(network: BenchNetwork, options: argparse.Namespace) -> Count:
         step = _our_step(network.model, options)
     else:
         step = _their_step(network, torch.rand(shape), torch.rand(shape), options.precision)
-    with counting(network.model):
+    compiled = options.compile and isinstance(network.model, MIRAGE)
+    if compiled:
+        from orchestrator.bench import fake_inductor
+
+        fake_inductor.compile_blocks(network.model)
+    with counting(network.model, compiled):
         step()  # makes the optimiser's state and fills caches
-    with counting(network.model) as count:
+    with counting(network.model, compiled) as count:
         step()
     return count
 

@@ -1,5 +1,6 @@
 """Launches, memory traffic and host synchronisations, counted in processes of their own (`fake_cuda.load`)."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -78,3 +79,50 @@ def test_the_formula_of_the_plan_gives_the_counts_that_it_was_fitted_to(precisio
     config = ModelConfig(blocks=(2, 2, 2, 2), refinement_blocks=2)
     assert formula.launches(config) == pytest.approx(counted["launches"])
     assert formula.traffic(config, 2, 128) == pytest.approx(2 * counted["bytes_per_image"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_formula_of_the_plan_gives_the_counts_of_t_within_two_percent(precision: str) -> None:
+    counted = RECORD["counts"][f"train {precision}, T"]
+    formula = gpu_speed.counts(half=precision == "bf16")
+    assert formula.launches(ModelConfig()) == pytest.approx(counted["launches"], rel=0.02)
+    assert formula.traffic(ModelConfig(), 8, 128) == pytest.approx(8 * counted["bytes_per_image"], rel=0.02)
+
+
+COMPILED = """
+from orchestrator.bench import fake_cuda
+fake_cuda.load()
+import torch
+from torch import nn
+fake_cuda.pretend()
+from orchestrator.bench import fake_inductor
+from orchestrator.bench.kernel_count import counting
+from orchestrator.bench.traffic import _Fake
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(32, 64))
+
+    def forward(self, x):
+        return torch.relu(x @ self.weight.T + 1) * 2
+
+with _Fake(), torch.device("cuda"):
+    model = Small()
+    fake_inductor.compile_blocks(model, Small)
+    for _ in range(2):  # the first compiles
+        with counting(model, compiled=True) as count, torch.no_grad():
+            model(torch.empty(128, 64))
+print([(k.name, k.launches, k.traffic) for k in count.kernels])
+"""
+
+
+def test_compiled_code_counts_as_its_products_and_one_kernel_for_what_is_fused() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", COMPILED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    product, fused = 4 * (128 * 64 + 64 * 32 + 128 * 32), 4 * 2 * 128 * 32
+    assert sorted(ast.literal_eval(done.stdout)) == [
+        ("aten.mm", 1, product),
+        ("inductor.pointwise", 1, fused),
+    ]
