@@ -24,7 +24,7 @@ class ElasticityPolicy:
         `free`: free resources of each node that stays.
         """
         missing = self._workers.max - workers
-        more = min(missing, fitting_workers(self._workers, free)) if workers and missing > 0 else 0
+        more = min(missing, fitting_workers(self._workers, free)) if workers else 0
         if more <= 0:
             self._capacity_since = None
             return None

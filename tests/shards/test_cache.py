@@ -277,3 +277,21 @@ def test_another_shard_under_the_same_key_is_another_file(remote, published, cac
     remote.delete(first.key)
     remote.write(first.key, content)
     assert cache.path(remote, replace(second, key=first.key)).name == f"{second.sha256}.tar"
+
+
+@pytest.mark.parametrize(("too_many", "evicted"), [(0, 0), (1, 3), (100, 3), (101, 4)])
+def test_with_the_shards_that_must_go_a_sixteenth_of_all_goes(
+    remote, published, tmp_path, too_many: int, evicted: int
+):
+    shard, folder = published.shards[0], tmp_path / "full"
+    folder.mkdir()
+    for number in range(32):  # the first was used longest ago
+        (folder / f"{number:02}.tar").write_bytes(b"x" * 100)
+        os.utime(folder / f"{number:02}.tar", (1000 + number, 1000))
+    cache = ShardCache(folder, shard.size + 3200 - too_many)
+    assert (cache.holds(remote, shard), cache.last_eviction()) == (False, 0)
+    cache.path(remote, shard)
+    assert cache.holds(remote, shard)
+    assert sorted(path.stem for path in folder.glob("??.tar")) == [f"{n:02}" for n in range(evicted, 32)]
+    assert (cache.last_eviction() > 0) is (evicted > 0)
+    assert int((folder / "locks" / "room").read_bytes()) == shard.size + 100 * (32 - evicted)
