@@ -219,3 +219,10 @@ def test_choices_of_the_scheduler_leave_random_numbers_of_others_alone(make_swee
     expected = random.Random(5).random(), np.random.RandomState(5).rand()
     run(make_sweep(**PBT))
     assert (random.random(), np.random.rand()) == expected
+
+
+def test_a_continued_sweep_draws_what_it_would_have_drawn_in_earlier_versions(make_sweep) -> None:
+    scheduler = SimulatedTune(make_sweep(**PBT), MemoryStore()).scheduler  # its seed is 1
+    with scheduler._seeded(20):
+        drawn = random.random(), np.random.rand()
+    assert drawn == (0.5015512015947864, 0.36727214271403497)
