@@ -50,7 +50,7 @@ def test_inference_is_counted_without_a_gpu_and_never_waits_for_the_device(tmp_p
     assert row["synchronisations"] == []
     assert row["launches"] == sum(launches for launches, _ in row["operators"].values())
     assert row["bytes_per_image"] == sum(size for _, size in row["modules"].values())
-    assert row["operators"]["triton._gram"][0] == 35
+    assert row["operators"]["triton._convolve_and_gram"][0] == 35
 
 
 @pytest.mark.parametrize(
