@@ -206,6 +206,8 @@ def test_a_table_counts_candidates_and_the_time_of_devices() -> None:
     table = trials(("finished", 90, 30.0, 1), ("running", 10, 30.0, 1), ("waiting", 0, 0.0, 1))
     table.apply(Rejected({}, "too large", 3))
     assert table.candidates == 4
+    new = table.trials[2]
+    assert (new.attempts, new.devices, new.length, new.step, new.generation) == (0, 0, 0, 0, 0)
     assert table.device_seconds == (4.0 + 3.0) * 2.0
     row = table.trials[0]
     table.apply(Started(1, 2, "again", "", 2.0, 90, True))
