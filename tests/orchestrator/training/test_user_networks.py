@@ -16,6 +16,7 @@ from orchestrator.config.schema import Job
 from orchestrator.data import datasets
 from orchestrator.errors import JobFileError, ModelError
 from orchestrator.models.batch_statistics import use_global_statistics
+from orchestrator.resilience.resume_proof import ProofConfig, prove_resume
 from orchestrator.training.engines.base import Engine
 from orchestrator.training.engines.factory import engine_for
 from orchestrator.training.loop import train
@@ -186,8 +187,9 @@ def assert_same_steps(alone: Listener, scalars: dict[str, dict[str, float]], cas
 def test_losses_and_gradients_do_not_depend_on_the_number_of_workers(
     values, small_data, at_home, tmp_path, world: int
 ) -> None:
-    shared({trait: values(trait) for trait in TRAITS}, world, at_home, tmp_path / "shared")
-    for trait in TRAITS:
+    traits = (*TRAITS, "multiple of 64")
+    shared({trait: values(trait) for trait in traits}, world, at_home, tmp_path / "shared")
+    for trait in traits:
         alone = Listener()
         run(made(values(trait)), small_data, tmp_path / "alone" / trait, alone)
         scalars, warnings = json.loads((tmp_path / "shared" / f"{trait}.json").read_text())
@@ -237,6 +239,14 @@ def test_a_stopped_run_ends_with_the_same_bits(values, small_data, at_home, tmp_
         assert_same_weights(
             final_weights(tmp_path / "parts on 2" / trait), final_weights(tmp_path / "whole on 2" / trait)
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trait", ["dropout", "used by input", "own loss term"])
+def test_a_killed_run_on_two_workers_is_bit_equal_at_every_checkpoint(values, at_home, trait: str) -> None:
+    job = made(values(trait, train={**SMALL["train"], "steps": 100}))  # type: ignore[dict-item]
+    proof = prove_resume(job, ProofConfig(kills=2, seed=0, steps=10, workers=2), print)
+    assert proof.holds, proof.render()
 
 
 def test_a_run_that_continues_on_another_number_of_workers_takes_the_same_steps(
