@@ -55,7 +55,7 @@ def starter_job(
     evaluated = ", ".join(map(_scalar, degradations))
     label = _scalar(name)
     pipelines = "".join(f"\n  {each}: [{{use: {preset}}}]" for each, preset in presets.items())
-    section = f"degradations:             # drawn anew for each crop{pipelines}\n" if presets else ""
+    section = f"degradations:             # drawn again for each crop{pipelines}\n" if presets else ""
     packing = "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in pack.items())
     model = "{variant: tiny}" if gpu else _CPU_MODEL
     crop, batch, precision = (128, 32, "bf16") if gpu else (64, 8, "fp32")
