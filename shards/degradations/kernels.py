@@ -26,10 +26,10 @@ class Kernel:
 
 
 def kernels(steps: Steps) -> list[Kernel]:
-    """Return the kernels of a pipeline's steps in their order."""
+    """Return the kernels of a pipeline's steps in their order; those that repeat are listed once."""
     found: list[Kernel] = []
     _walk_all(steps, (), _Size(), found)
-    return found
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)

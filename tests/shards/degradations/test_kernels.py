@@ -76,3 +76,7 @@ def test_every_arrangement_of_steps_is_followed() -> None:
     assert of(SHRINK, {"use": "soft"}, soft=[{"maybe": {"probability": 1, "steps": [BLUR]}}]) == [
         ("1.use", 4, 0.25, True)
     ]
+
+
+def test_a_blur_that_is_repeated_is_listed_once() -> None:
+    assert of({"repeat": {"times": 5, "steps": [BLUR]}}) == [("0.repeat.steps.0.gaussian_blur", 4, 1, False)]
